@@ -1,0 +1,1 @@
+"""Turns a Hugging Face vision-language checkpoint into an avl package."""

@@ -1,0 +1,142 @@
+"""avl-export: turn a checkpoint into an avl package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from avl_export.checkpoint import BUNDLED, HUB_IDS
+from avl_export.options import Options, OptionsError
+from avl_plugins.errors import AvlError
+
+NEEDED = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return _run(parsed)
+    except AvlError as error:
+        print(f"avl-export: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("avl-export: stopped, nothing was left behind", file=sys.stderr)
+        return 130
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.quantize != "none":
+        raise OptionsError(
+            f"--quantize: expected none, found {parsed.quantize}; this version of avl does not "
+            "quantize"
+        )
+    options = Options(
+        model=parsed.model,
+        out=parsed.out or Path(f"{Path(parsed.model).expanduser().name}.avl"),
+        policy=parsed.policy,
+        split=parsed.split,
+        dtype=parsed.dtype,
+        copy=parsed.copy,
+        check=parsed.check,
+    )
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise OptionsError(
+            f"expected the packages of the export extra, found no {', '.join(missing)}; "
+            "run: pip install 'avl[export]'"
+        )
+    from avl_export.plan import make_plan
+
+    plan = make_plan(options)
+    report: dict[str, Any] = plan.report()
+    if parsed.dry_run:
+        print(json.dumps(report) if parsed.json else _plan_text(report))
+        return 0
+    from avl_export.export import export
+
+    result = export(plan)
+    if parsed.json:
+        report["package_bytes"] = result.nbytes
+        report["largest_logit_difference"] = result.report.logits if result.report else None
+        print(json.dumps(report))
+        return 0
+    print(f"{result.folder}: {_size(result.nbytes)}, {report['dtype']} ({report['why_dtype']})")
+    if result.report:
+        print(result.report.line())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="avl-export", description="Turn a vision-language checkpoint into an avl package."
+    )
+    aliases = ", ".join((*BUNDLED, *HUB_IDS))
+    add = parser.add_argument
+    add("--model", default="avl-tiny", help=f"folder, hub id in the local cache, or {aliases}")
+    add("--out", type=Path, help="package folder (default: ./<name>.avl)")
+    add("--policy", default="dense", help="default policy of the package (default: dense)")
+    add("--split", type=_layers, default=(2,), help="layers to cut after (default: 2)")
+    add("--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
+    add("--quantize", choices=("none", "int8", "int4"), default="none")
+    add("--copy", action="store_true", help="copy the weights: a package that can be moved")
+    add("--dry-run", action="store_true", help="print the plan and write nothing")
+    add(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compare with transformers (default: up to 1 GiB of weights)",
+    )
+    add("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected layer numbers as 2 or 2,8,16, found {text!r}"
+        ) from None
+
+
+def _plan_text(report: dict[str, Any]) -> str:
+    lines = [
+        f"{report['model']} ({report['family']}, {report['layers']} layers, "
+        f"{report['tokens_per_image']} tokens an image) -> {report['out']}",
+        f"computes in {report['dtype']} ({report['why_dtype']}), default policy "
+        f"{report['default_policy']}, split after {report['split']}",
+        "",
+        f"{'component':<12} {'file':<34} {'tensors':>7} {'weights':>10}",
+    ]
+    lines += [
+        f"{c['name']:<12} {c['file']:<34} {c['tensors']:>7} {_size(c['bytes']):>10}"
+        for c in report["components"]
+    ]
+    lines += [
+        "",
+        f"weights: {_size(report['weight_bytes'])} read from {report['weights']}"
+        if not report["copied_bytes"]
+        else f"weights: {_size(report['copied_bytes'])} copied into the package",
+        f"would write: {', '.join(report['files'])}",
+        f"check against transformers: {'yes' if report['check'] else 'no'}",
+    ]
+    return "\n".join(lines)
+
+
+def _size(nbytes: int) -> str:
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Carry out a plan: write a package, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from avl_export.check import Report, check_package
+from avl_export.checkpoint import weights_root
+from avl_export.graph import finish
+from avl_export.plan import TOKENIZER, VISION, Plan
+from avl_export.progress import Progress
+from avl_export.trace import Traced, trace_segment, trace_vision
+from avl_export.weights import bind
+from avl_plugins.errors import AvlError
+from avl_runtime.package import (
+    FORMAT_VERSION,
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    Package,
+    Shard,
+    Vision,
+    Weights,
+    header_sha256,
+)
+
+CHUNK = 8 << 20  # bytes copied at a time
+SLACK = 64 << 20  # bytes left free beside copied weights, for graphs and everyone else
+
+
+class ExportError(AvlError):
+    """The package could not be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A written package; `report` is None where no check ran."""
+
+    folder: Path
+    nbytes: int
+    report: Report | None
+
+
+def export(plan: Plan) -> Result:
+    """Write the package that `plan` describes.
+
+    It is written beside its place and moved there when complete and checked: whatever fails, no
+    part of it is left behind, and a package already there stays as it was.
+
+    Raises:
+        ExportError: the place is taken, or the disk is full or not writable.
+        AvlError: the checkpoint is damaged, or the check failed.
+    """
+    out = plan.options.out
+    _check_place(plan)
+    progress = Progress(2 + plan.family.traits.dims.num_layers + 2 * int(plan.check))
+    try:
+        with _staged(out) as folder:
+            manifest = _write(plan, folder, progress)
+            report = None
+            if plan.check:
+                progress.step("checking against transformers", 2)
+                report = check_package(Package(folder, manifest), plan.family)
+            nbytes = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    except OSError as error:
+        raise ExportError(
+            f"{out}: expected to write the package there, found {error.strerror or error}; "
+            "free some space or choose another --out"
+        ) from None
+    finally:
+        progress.close()
+    return Result(out, nbytes, report)
+
+
+def _check_place(plan: Plan) -> None:
+    out = plan.options.out
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(
+            f"{out}: expected a free place or an avl package to replace, found something else; "
+            "choose another --out"
+        )
+    if any(path.is_relative_to(out.resolve()) for path in plan.checkpoint.shards.values()):
+        raise ExportError(
+            f"{out}: expected a place outside the checkpoint, found its weights inside; "
+            "choose another --out"
+        )
+    if plan.options.copy:
+        above = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+        free = shutil.disk_usage(above).free
+        if free < plan.copied_nbytes + SLACK:
+            raise ExportError(
+                f"{out}: expected {plan.copied_nbytes + SLACK} free bytes for --copy, "
+                f"found {free}; free some space, choose another --out or leave --copy out"
+            )
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place if the block succeeds, and is removed if not."""
+    place = out.absolute()
+    created = [p for p in place.parents if not p.exists()]
+    stage = place.with_name(f".{place.name}.partial-{os.getpid()}")
+    old = place.with_name(f".{place.name}.old-{os.getpid()}")
+    done = False
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+        if place.exists():
+            place.rename(old)
+        stage.rename(place)
+        done = True
+    finally:
+        if not done and old.exists() and not place.exists():
+            old.rename(place)
+        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if not done:
+            for parent in created:
+                if parent.is_dir() and not any(parent.iterdir()):
+                    parent.rmdir()
+
+
+def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
+    family, root = plan.family, weights_root(plan.checkpoint)
+    constants = family.constants()
+
+    def save(traced: Traced, name: str) -> None:
+        bind(traced, plan.weights, constants, root)
+        ir.save(finish(traced), folder / name)
+
+    progress.step("tracing vision tower", 0)
+    save(trace_vision(family), VISION)
+    progress.step("tracing vision tower", 2)
+    for segment in plan.segments:
+        first, last = segment.first_layer, segment.last_layer
+        progress.step(f"tracing layers {first} to {last - 1}", 0)
+        save(trace_segment(family, first, last), segment.file)
+        progress.step(f"tracing layers {first} to {last - 1}", last - first)
+    shutil.copyfile(plan.checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+    names = [VISION, *(segment.file for segment in plan.segments), TOKENIZER]
+    shards = _copy_shards(plan, folder) if plan.options.copy else _link_shards(plan)
+    traits = family.traits
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        producer=f"avl {_version()}",
+        family=family.name,
+        model=plan.checkpoint.name,
+        dtype=plan.dtype,
+        dims=traits.dims,
+        vision=Vision(VISION, traits.tokens_per_image, traits.grid),
+        segments=plan.segments,
+        embedding=plan.embedding,
+        tokens=traits.tokens,
+        chat_template=traits.chat_template,
+        image_processing=traits.image_processing,
+        default_policy=plan.options.policy,
+        weights=Weights(None if plan.options.copy else str(root), shards),
+        files=tuple(_entry(folder, name) for name in names),
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _link_shards(plan: Plan) -> tuple[Shard, ...]:
+    return tuple(
+        Shard(plan.locations[name], path.stat().st_size, header_sha256(path), None)
+        for name, path in plan.checkpoint.shards.items()
+    )
+
+
+def _copy_shards(plan: Plan, folder: Path) -> tuple[Shard, ...]:
+    shards = []
+    progress = Progress(plan.copied_nbytes)
+    for name, source in plan.checkpoint.shards.items():
+        target = folder / plan.locations[name]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with source.open("rb") as reader, target.open("xb") as writer:
+            while block := reader.read(CHUNK):
+                writer.write(block)
+                digest.update(block)
+                progress.step(f"copying {name}", len(block))
+        shards.append(
+            Shard(
+                plan.locations[name],
+                target.stat().st_size,
+                header_sha256(target),
+                digest.hexdigest(),
+            )
+        )
+    progress.close()
+    return tuple(shards)
+
+
+def _entry(folder: Path, name: str) -> FileEntry:
+    data = (folder / name).read_bytes()
+    return FileEntry(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _version() -> str:
+    try:
+        return version("avl")
+    except PackageNotFoundError:
+        return "source tree"

@@ -1,0 +1,1 @@
+"""Modality-aware attention ops, and the policies that decide which cache rows they read."""

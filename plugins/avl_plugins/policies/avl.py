@@ -1,0 +1,66 @@
+"""A-VL: adaptive attention by modality (arXiv 2409.14846, AAAI 2025).
+
+Image tokens are split per layer into core, secondary and minor; text after the image is kept local
+as in H2O (arXiv 2306.14048); an optional filter during prefill works as in FastV
+(arXiv 2403.06764).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from avl_plugins.errors import PolicyError
+from avl_plugins.policies.base import Policy, check_core, check_count, check_fraction
+from avl_plugins.policies.plan import Plan
+from avl_plugins.policies.prune import Prune
+from avl_plugins.policies.split import Split
+from avl_plugins.policies.text import TextBudget
+
+
+@dataclass(frozen=True, slots=True)
+class AVL(Policy):
+    """Keep `keep` of the image tokens, read `core` of them, re-rank every `refresh` steps.
+
+    `text` is the fraction of evictable text kept, at least `text_min` tokens, `heavy` of them by
+    accumulated attention; 1 evicts none. `prefill` below 1 drops image tokens for all layers from
+    `prefill_layer` on, during prefill.
+    """
+
+    keep: float = 0.5
+    core: float = 0.3
+    refresh: int = 3
+    text: float = 1.0
+    text_min: int = 20
+    heavy: float = 0.7
+    prefill: float = 1.0
+    prefill_layer: int = 2
+
+    name: ClassVar[str] = "avl"
+
+    def __post_init__(self) -> None:
+        for option in ("keep", "core", "text", "prefill"):
+            check_fraction(self.name, option, getattr(self, option))
+        check_core(self.name, self.core, self.keep)
+        check_count(self.name, "refresh", self.refresh, 1, "1 refreshes on every step")
+        check_count(self.name, "text_min", self.text_min, 1, "the newest token must stay")
+        check_count(
+            self.name, "prefill_layer", self.prefill_layer, 1, "ranking needs one layer's attention"
+        )
+        if not 0 <= self.heavy <= 1:
+            raise PolicyError(
+                f"avl: expected heavy from 0 to 1, found {self.heavy!r}; "
+                "0 keeps only the most recent text"
+            )
+        if self.prefill < self.keep:
+            raise PolicyError(
+                f"avl: expected prefill of at least keep = {self.keep}, found {self.prefill}; "
+                "A-VL cannot keep more tokens than prefill leaves"
+            )
+
+    def plan(self) -> Plan:
+        return Plan(
+            prune=Prune(self.prefill_layer, self.prefill, None) if self.prefill < 1 else None,
+            split=Split(self.keep, self.core, self.refresh, None),
+            text=TextBudget(self.text, self.text_min, self.heavy) if self.text < 1 else None,
+        )

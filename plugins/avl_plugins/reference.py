@@ -1,0 +1,151 @@
+"""What the two ops mean, in plain numpy: the oracle every other form is tested against.
+
+Nothing here is fast. Arithmetic is in float64, results are cast to the types of the schema.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avl_plugins.errors import OpError
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op, bind_dims
+
+Float = npt.NDArray[np.floating[Any]]  # the model's type T
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+
+def split_cache_attention(
+    q: Float,
+    k_new: Float,
+    v_new: Float,
+    k_active: Float,
+    v_active: Float,
+    active_len: Int64,
+    k_parked: Float,
+    v_parked: Float,
+    parked_len: Int64,
+    row_weights: Float32,
+    *,
+    scale: float,
+) -> tuple[Float, Float32, Float32, Float32]:
+    """Attention of new rows over active rows, parked rows and, causally, themselves.
+
+    Shapes and meaning: `schema.SPLIT_CACHE_ATTENTION`.
+
+    Returns:
+        out [B, H, S, D] in q's type, and the masses on active [B, Hkv, R, A], parked
+        [B, Hkv, R, P] and new rows [B, Hkv, R, S] in float32.
+
+    Raises:
+        OpError: shapes do not fit, or a length is negative or past its capacity.
+    """
+    active_inputs = (k_active, v_active, active_len)
+    parked_inputs = (k_parked, v_parked, parked_len)
+    inputs = (q, k_new, v_new, *active_inputs, *parked_inputs, row_weights)
+    dims = _bind(SPLIT_CACHE_ATTENTION, inputs)
+    active, parked, new = dims["A"], dims["P"], dims["S"]
+    _check_lengths("active_len", active_len, active)
+    _check_lengths("parked_len", parked_len, parked)
+    heads, kv_heads = dims["H"], dims["Hkv"]
+    group = heads // kv_heads
+
+    out = np.zeros(q.shape)
+    mass = np.zeros((dims["B"], kv_heads, dims["R"], active + parked + new))
+    for b in range(dims["B"]):
+        rows = np.arange(new)
+        visible = np.concatenate(
+            [
+                np.broadcast_to(np.arange(active) < active_len[b], (new, active)),
+                np.broadcast_to(np.arange(parked) < parked_len[b], (new, parked)),
+                rows[None, :] <= rows[:, None],
+            ],
+            axis=1,
+        )
+        for h in range(heads):
+            kv = h // group
+            keys = np.concatenate([k_active[b, kv], k_parked[b, kv], k_new[b, kv]])
+            values = np.concatenate([v_active[b, kv], v_parked[b, kv], v_new[b, kv]])
+            seen = visible.any(axis=0)  # garbage in the other rows must not reach a product
+            scores = np.full(visible.shape, -np.inf)
+            scores[:, seen] = q[b, h].astype(np.float64) @ keys[seen].astype(np.float64).T * scale
+            scores[~visible] = -np.inf
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            probabilities = weights / weights.sum(axis=1, keepdims=True)
+            out[b, h] = probabilities[:, seen] @ values[seen].astype(np.float64)
+            mass[b, kv] += row_weights[b].astype(np.float64) @ probabilities / group
+    on_active, on_parked, on_new = np.split(
+        mass.astype(np.float32), [active, active + parked], axis=3
+    )
+    return out.astype(q.dtype), on_active, on_parked, on_new
+
+
+def split_cache_update(
+    k_active: Float,
+    v_active: Float,
+    k_parked: Float,
+    v_parked: Float,
+    k_new: Float,
+    v_new: Float,
+    source: Int64,
+    destination: Int64,
+) -> tuple[Float, Float, Float, Float]:
+    """Rows moved from `source` to `destination` addresses, all reads before all writes.
+
+    Shapes and addresses: `schema.SPLIT_CACHE_UPDATE`. The inputs are left as they are.
+
+    Returns:
+        k_active, v_active, k_parked and v_parked after the moves.
+
+    Raises:
+        OpError: shapes do not fit, an address is out of range, or a destination occurs twice.
+    """
+    dims = _bind(
+        SPLIT_CACHE_UPDATE,
+        (k_active, v_active, k_parked, v_parked, k_new, v_new, source, destination),
+    )
+    cached = dims["A"] + dims["P"]
+    _check_addresses("source", source, 0, cached + dims["S"])
+    _check_addresses("destination", destination, -1, cached)
+
+    outputs: list[Float] = []
+    for active, parked, new in ((k_active, k_parked, k_new), (v_active, v_parked, v_new)):
+        before = np.concatenate([active, parked, new], axis=2)
+        after = before.copy()
+        for b in range(dims["B"]):
+            for h in range(dims["Hkv"]):
+                moved = destination[b, h] >= 0
+                targets = destination[b, h][moved]
+                if len(np.unique(targets)) != len(targets):
+                    raise OpError(
+                        f"SplitCacheUpdate: expected unique destinations, found {targets.tolist()} "
+                        f"for batch {b}, KV head {h}; write each row once"
+                    )
+                after[b, h, targets] = before[b, h, source[b, h][moved]]
+        outputs += [after[:, :, : dims["A"]].copy(), after[:, :, dims["A"] : cached].copy()]
+    k_active_out, k_parked_out, v_active_out, v_parked_out = outputs
+    return k_active_out, v_active_out, k_parked_out, v_parked_out
+
+
+def _bind(op: Op, arrays: tuple[npt.NDArray[Any], ...]) -> dict[str, int]:
+    names = (value.name for value in op.inputs)
+    return bind_dims(op, {n: a.shape for n, a in zip(names, arrays, strict=True)})
+
+
+def _check_lengths(name: str, lengths: Int64, capacity: int) -> None:
+    if lengths.min() < 0 or lengths.max() > capacity:
+        raise OpError(
+            f"SplitCacheAttention: expected {name} from 0 to {capacity}, found {lengths.tolist()}; "
+            "pass how many rows are in use"
+        )
+
+
+def _check_addresses(name: str, addresses: Int64, low: int, end: int) -> None:
+    if addresses.min() < low or addresses.max() >= end:
+        raise OpError(
+            f"SplitCacheUpdate: expected {name} from {low} to {end - 1}, found "
+            f"{addresses.min()} to {addresses.max()}; address active, parked, then new rows"
+        )

@@ -1,0 +1,166 @@
+"""The two ops of avl: names, inputs, outputs, attributes and shapes, said once.
+
+The reference, the ONNX schemas and function bodies, the kernels and the TensorRT plugins all read
+them from here. Shapes are named dimensions:
+
+    B batch    H query heads    Hkv KV heads, H = G * Hkv    D head_dim
+    S new rows    A capacity of the active rows    P capacity of the parked rows
+    R row weightings    M moves
+
+No dimension may be zero: an empty cache is one row of finite garbage with length 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from avl_plugins.errors import OpError
+
+DOMAIN = "avl"
+VERSION = 1
+
+DType = Literal["T", "int64", "float32"]  # T: the one floating type of the model
+FLOATS = ("float32", "float16", "bfloat16")  # what T may be
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One input or output."""
+
+    name: str
+    dtype: DType
+    shape: tuple[str, ...]
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One attribute of a node; all are required."""
+
+    name: str
+    kind: Literal["float", "int", "string"]
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One op; every input and output is mandatory, because plugins cannot omit any."""
+
+    name: str
+    doc: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    attributes: tuple[Attribute, ...] = ()
+    domain: str = DOMAIN
+    version: int = VERSION
+
+
+# What makes TensorRT take the plugin; every other runtime ignores it and takes the function body.
+PLUGIN_ATTRIBUTES: Mapping[str, str | int] = {
+    "plugin_namespace": DOMAIN,
+    "plugin_version": str(VERSION),
+    "aot": 1,
+}
+
+_NEW = ("B", "Hkv", "S", "D")
+_ACTIVE = ("B", "Hkv", "A", "D")
+_PARKED = ("B", "Hkv", "P", "D")
+
+SPLIT_CACHE_ATTENTION = Op(
+    name="SplitCacheAttention",
+    doc=(
+        "Attention of S new rows over active rows, parked rows and, causally, themselves. Query "
+        "head h reads KV head h // (H / Hkv). The softmax over all keys together is in float32. "
+        "mass[b, hkv, r, j] is the mean over the query heads of the group of "
+        "sum_s row_weights[b, r, s] * probability[b, h, s, j]; rows at or past a length have "
+        "probability and mass 0."
+    ),
+    inputs=(
+        Value("q", "T", ("B", "H", "S", "D"), "queries, rotated"),
+        Value("k_new", "T", _NEW, "keys of the new rows, rotated"),
+        Value("v_new", "T", _NEW, "values of the new rows"),
+        Value("k_active", "T", _ACTIVE, "cached keys read by every step"),
+        Value("v_active", "T", _ACTIVE, "cached values read by every step"),
+        Value("active_len", "int64", ("B",), "active rows in use, 0 to A"),
+        Value("k_parked", "T", _PARKED, "cached keys read by refresh steps"),
+        Value("v_parked", "T", _PARKED, "cached values read by refresh steps"),
+        Value("parked_len", "int64", ("B",), "parked rows in use, 0 to P"),
+        Value("row_weights", "float32", ("B", "R", "S"), "weight of each query row in a mass"),
+    ),
+    outputs=(
+        Value("out", "T", ("B", "H", "S", "D"), "attention output"),
+        Value("mass_active", "float32", ("B", "Hkv", "R", "A"), "attention on active rows"),
+        Value("mass_parked", "float32", ("B", "Hkv", "R", "P"), "attention on parked rows"),
+        Value("mass_new", "float32", ("B", "Hkv", "R", "S"), "attention on the new rows"),
+    ),
+    attributes=(Attribute("scale", "float", "factor on q . k, usually head_dim ** -0.5"),),
+)
+
+SPLIT_CACHE_UPDATE = Op(
+    name="SplitCacheUpdate",
+    doc=(
+        "Moves rows between places: appends, partitions, exchanges and evicts. Addresses are "
+        "0..A-1 active, A..A+P-1 parked, A+P..A+P+S-1 new. All reads happen before all writes."
+    ),
+    inputs=(
+        Value("k_active", "T", _ACTIVE, "active keys"),
+        Value("v_active", "T", _ACTIVE, "active values"),
+        Value("k_parked", "T", _PARKED, "parked keys"),
+        Value("v_parked", "T", _PARKED, "parked values"),
+        Value("k_new", "T", _NEW, "keys of the new rows"),
+        Value("v_new", "T", _NEW, "values of the new rows"),
+        Value("source", "int64", ("B", "Hkv", "M"), "addresses read"),
+        Value(
+            "destination",
+            "int64",
+            ("B", "Hkv", "M"),
+            "addresses written, 0 to A+P-1 and unique per batch and KV head, or -1 for no move",
+        ),
+    ),
+    outputs=(
+        Value("k_active_out", "T", _ACTIVE, "active keys after the moves"),
+        Value("v_active_out", "T", _ACTIVE, "active values after the moves"),
+        Value("k_parked_out", "T", _PARKED, "parked keys after the moves"),
+        Value("v_parked_out", "T", _PARKED, "parked values after the moves"),
+    ),
+)
+
+OPS = (SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE)
+
+
+def bind_dims(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of the named dimensions, given the shape of every input of `op`.
+
+    Raises:
+        OpError: an input is missing, or its shape does not fit the schema or the other inputs.
+    """
+    dims: dict[str, int] = {}
+    for value in op.inputs:
+        if value.name not in shapes:
+            raise OpError(f"{op.name}: expected the input {value.name}, found none; pass it")
+        shape = shapes[value.name]
+        pattern = f"[{', '.join(value.shape)}]"
+        if len(shape) != len(value.shape):
+            raise OpError(
+                f"{op.name}: expected {value.name} {pattern}, found {list(shape)}; "
+                f"pass {len(value.shape)} dimensions"
+            )
+        for name, size in zip(value.shape, shape, strict=True):
+            if size < 1:
+                raise OpError(
+                    f"{op.name}: expected {value.name} {pattern} without empty dimensions, "
+                    f"found {list(shape)}; pass one row and length 0 for an empty cache"
+                )
+            if dims.setdefault(name, size) != size:
+                raise OpError(
+                    f"{op.name}: expected {name} = {dims[name]} in {value.name} {pattern}, "
+                    f"found {list(shape)}; pass inputs that agree"
+                )
+    if "H" in dims and dims["H"] % dims["Hkv"]:
+        raise OpError(
+            f"{op.name}: expected query heads in whole groups, found {dims['H']} query heads for "
+            f"{dims['Hkv']} KV heads; pass a multiple"
+        )
+    return dims

@@ -1,0 +1,8 @@
+"""Runs exported vision-language models: prefill, decode and refresh without torch."""
+
+from avl_plugins import policies
+from avl_plugins.errors import AvlError
+from avl_runtime.model import LVLM
+
+__version__ = "0.1.0"
+__all__ = ["LVLM", "AvlError", "policies"]

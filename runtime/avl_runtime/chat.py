@@ -1,0 +1,116 @@
+"""A conversation of several turns over one KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from avl_plugins.policies import Policy
+from avl_runtime.engine import Engine, Request
+from avl_runtime.generate import Options
+from avl_runtime.images import ImageLike
+from avl_runtime.processor import Prompt, Turn
+from avl_runtime.results import Result
+
+
+class Chat:
+    """Turns share one cache: each prompt is read once, and images may come in any turn.
+
+    A turn that fails before its prompt is read changes nothing. A stream that is given up leaves
+    its reply as far as it went, and the next turn goes on from there.
+    """
+
+    def __init__(self, engine: Engine, policy: Policy) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._conversation = engine.conversation()
+        self._history: tuple[Turn, ...] = ()
+        self._pending: list[int] = []
+
+    def send(
+        self,
+        prompt: str,
+        images: Sequence[ImageLike] = (),
+        return_logits: bool = False,
+        return_placements: bool = False,
+        **options: Any,
+    ) -> Result:
+        """Say something and wait for the whole reply; options as for `LVLM.generate`.
+
+        Raises:
+            AvlError: the prompt, an image or an option cannot be used.
+        """
+        request, encoded = self._request(prompt, images, options, return_logits, return_placements)
+        for _ in self._steps(request, prompt, encoded):
+            pass
+        return request.result(0)
+
+    def stream(
+        self, prompt: str, images: Sequence[ImageLike] = (), **options: Any
+    ) -> Iterator[str]:
+        """Say something and yield the reply in pieces of whole characters.
+
+        Raises:
+            AvlError: as `send`.
+        """
+        request, encoded = self._request(prompt, images, options)
+        return self._steps(request, prompt, encoded)
+
+    def _request(
+        self,
+        prompt: str,
+        images: Sequence[ImageLike],
+        options: dict[str, Any],
+        return_logits: bool = False,
+        return_placements: bool = False,
+    ) -> tuple[Request, Prompt]:
+        processor = self._engine.processor
+        encoded = (
+            processor.continue_chat(self._history, prompt, images)
+            if self._history
+            else processor.encode(prompt, images)
+        )
+        if self._pending:
+            # The last token of a reply has no row yet: it is read with the next prompt.
+            text = np.zeros(len(self._pending), np.bool_)
+            encoded = Prompt(
+                np.concatenate([np.array(self._pending, np.int64), encoded.input_ids]),
+                np.concatenate([text, encoded.image_mask]),
+                encoded.pixel_values,
+                encoded.image_hashes,
+            )
+        request = Request(
+            self._engine,
+            [self._conversation],
+            [encoded],
+            self._policy,
+            Options(**options),
+            return_logits,
+            return_placements,
+        )
+        return request, encoded
+
+    def _steps(self, request: Request, prompt: str, encoded: Prompt) -> Iterator[str]:
+        start = self._conversation.length
+        try:
+            for pieces in request.steps():
+                if pieces[0]:
+                    yield pieces[0]
+        finally:
+            if self._conversation.length > start:
+                self._remember(request, prompt, encoded, start + len(encoded.input_ids))
+
+    def _remember(self, request: Request, prompt: str, encoded: Prompt, prompt_end: int) -> None:
+        reply = request.replies[0]
+        in_cache = self._conversation.length - prompt_end
+        self._pending = reply.token_ids[in_cache:]
+        self._history += (
+            Turn(
+                prompt=prompt,
+                images=len(encoded.image_hashes),
+                reply=self._engine.processor.decode(reply.token_ids),
+                reply_ended=reply.finish_reason == "eos",
+            ),
+        )

@@ -1,0 +1,115 @@
+"""What avl-run prints and writes besides the text."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from avl_plugins.errors import AvlError
+from avl_runtime.results import Result, Stats
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class OutputError(AvlError):
+    """A file cannot be written."""
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    stats = result.stats
+    return {
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "finish_reason": result.finish_reason,
+        "policy": stats.policy,
+        "backend": stats.backend,
+        "prompt_tokens": stats.prompt_tokens,
+        "visual_tokens": stats.visual_tokens,
+        "prefill_ms": stats.prefill_ms,
+        "decode_ms_per_token": stats.decode_ms_per_token,
+        "kv_bytes": stats.kv_bytes,
+        "kv_bytes_dense": stats.kv_bytes_dense,
+        "peak_rss_bytes": stats.peak_rss_bytes,
+    }
+
+
+def stats_lines(stats: Stats) -> str:
+    """Speed and memory of a generation, for people."""
+    lines = [
+        ("policy", f"{stats.policy} on {stats.backend}"),
+        (
+            "prefill",
+            f"{stats.prompt_tokens} tokens ({stats.visual_tokens} visual) in "
+            f"{stats.prefill_ms:.0f} ms{_rate(stats.prompt_tokens, stats.prefill_ms)}",
+        ),
+        (
+            "decode",
+            f"{stats.new_tokens} tokens, {stats.decode_ms_per_token:.2f} ms a token"
+            f"{_rate(1, stats.decode_ms_per_token)}",
+        ),
+        (
+            "KV cache",
+            f"{_size(stats.kv_bytes)} (dense: {_size(stats.kv_bytes_dense)}"
+            f"{_share(stats.kv_bytes, stats.kv_bytes_dense)})",
+        ),
+        ("peak RSS", _size(stats.peak_rss_bytes)),
+    ]
+    return "\n".join(f"{name + ':':10}{value}" for name, value in lines)
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture file that could not be written, before any work is done for it.
+
+    Raises:
+        OutputError: the ending is unknown, or the folder is missing or not writable.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise OutputError(f"{path}: expected a file name with {', '.join(PICTURES)}")
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: expected a file in a writable folder; make the folder first")
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    name = ""
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix, delete=False
+        ) as file:
+            name = file.name
+            image.save(file, Image.registered_extensions()[path.suffix.lower()])
+        # Temporary files are private; a picture gets the rights any new file gets.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        Path(name).replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: expected to write it, found: {error.strerror}") from None
+    finally:
+        if name:
+            Path(name).unlink(missing_ok=True)
+
+
+def _rate(count: int, milliseconds: float) -> str:
+    return f", {count * 1000 / milliseconds:.1f} tokens/s" if milliseconds > 0 else ""
+
+
+def _share(part: int, whole: int) -> str:
+    return f", {100 * part / whole:.0f} %" if whole else ""
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,174 @@
+"""avl-run: ask a package about pictures.
+
+The answer goes to stdout as it is generated, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from avl_plugins.errors import AvlError
+from avl_runtime.cli.output import check_picture
+from avl_runtime.cli.session import Extras, Session
+from avl_runtime.images import MAX_BYTES, ImageError, load_image
+from avl_runtime.model import LVLM
+from avl_runtime.processor import PromptError
+from avl_runtime.sampling import Sampler
+from avl_runtime.text import StopMatcher
+
+BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
+INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character shows a question mark.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        _run(_parser(), argv)
+        sys.stdout.flush()
+    except AvlError as error:
+        print(f"avl-run: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return 1
+    except OSError as error:
+        print(f"avl-run: expected to read and write, found: {error}", file=sys.stderr)
+        _drop_output()
+        return 1
+    return 0
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
+    arguments = parser.parse_args(argv)
+    sources: list[str] = arguments.image
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    talk = arguments.prompt is None and terminal
+    if sources.count("-") > 1 or ("-" in sources and arguments.prompt is None):
+        parser.error("--image - takes the one picture on stdin, so the prompt must be an argument")
+    if arguments.json and talk:
+        parser.error("--json needs a prompt, as an argument or on stdin")
+    if arguments.heatmap is not None and not sources and not talk:
+        parser.error("--heatmap needs an image, add --image PATH")
+    options = _options(arguments)
+    extras = Extras(arguments.stats, arguments.json, arguments.show, arguments.heatmap)
+    # Whatever can be refused is refused before the model is loaded.
+    if extras.heatmap is not None:
+        check_picture(extras.heatmap)
+    images = [_image(source) for source in sources]
+    prompt = arguments.prompt
+    if prompt is None and not talk:
+        prompt = _stdin_prompt()
+    model = LVLM.load(arguments.package, backend=arguments.backend, policy=arguments.policy)
+    session = Session(model, options, extras)
+    if prompt is None:
+        session.talk(images)
+    else:
+        session.ask(prompt, images)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="avl-run",
+        description="Ask a package made by avl-export about pictures.",
+        epilog="Without PROMPT it is read from stdin, or a conversation begins in a terminal.",
+    )
+    parser.add_argument("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the question")
+    parser.add_argument(
+        "--image",
+        metavar="PATH|URL|-",
+        action="append",
+        default=[],
+        help="a picture; repeat it for several, - reads one from stdin",
+    )
+    parser.add_argument(
+        "--policy",
+        help="dense, avl, fastv, avl+fastv or random, with options as avl:keep=0.5,core=0.3 "
+        "(default: the package's)",
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument("--max-new-tokens", metavar="N", type=_positive, default=256)
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)"
+    )
+    parser.add_argument("--top-p", metavar="P", type=float, default=1.0)
+    parser.add_argument("--top-k", metavar="K", type=int, default=0)
+    parser.add_argument("--repetition-penalty", metavar="R", type=float, default=1.0)
+    parser.add_argument("--seed", metavar="S", type=int, default=0)
+    parser.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="end the answer before this text; repeat it for several",
+    )
+    parser.add_argument("--stats", action="store_true", help="speed and memory at the end")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument(
+        "--show", action="store_true", help="print which image tokens were kept, as a grid"
+    )
+    parser.add_argument(
+        "--heatmap", metavar="FILE.png", type=Path, help="draw what was kept over the pictures"
+    )
+    return parser
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    rules = {
+        name: getattr(arguments, name)
+        for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    }
+    Sampler(**rules)
+    StopMatcher(arguments.stop)
+    return {**rules, "max_new_tokens": arguments.max_new_tokens, "stop": tuple(arguments.stop)}
+
+
+def _image(source: str) -> Image.Image:
+    if source != "-":
+        return load_image(source)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ImageError("stdin: expected an image, found none; pipe one in, as avl-run … < FILE")
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"stdin: expected at most {MAX_BYTES >> 20} MiB; scale the image down")
+    return load_image(data)
+
+
+def _stdin_prompt() -> str:
+    try:
+        return sys.stdin.read().strip() if sys.stdin is not None else ""
+    except UnicodeDecodeError:
+        raise PromptError(
+            "expected a prompt in UTF-8 on stdin, found other data; for a picture use --image -"
+        ) from None
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    return value
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere, or Python would complain at exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

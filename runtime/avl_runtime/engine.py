@@ -1,0 +1,170 @@
+"""A loaded package and the requests that run on it."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.errors import PolicyError
+from avl_plugins.policies import Policy
+from avl_runtime.backends import load_backend
+from avl_runtime.cache import dense_bytes
+from avl_runtime.conversation import Conversation
+from avl_runtime.decode import Decoder
+from avl_runtime.embedding import Embedding
+from avl_runtime.features import FeatureCache
+from avl_runtime.generate import Options, Reply, run
+from avl_runtime.package import Package
+from avl_runtime.processor import Processor, Prompt
+from avl_runtime.results import Result, Stats
+
+
+class Engine:
+    """Everything of a package that requests share.
+
+    Attributes:
+        package, processor, backend: what was loaded.
+        features: image features by content.
+        embedding: the token embedding matrix.
+    """
+
+    def __init__(self, package: Package, backend: str, threads: int | None) -> None:
+        self.package = package
+        self.processor = Processor.from_package(package)
+        self.backend = load_backend(backend, package, threads)
+        self.features = FeatureCache(self.backend)
+        self.embedding = Embedding(package)
+
+    def conversation(self) -> Conversation:
+        """A new conversation with nothing in its cache."""
+        return Conversation(self.backend, self.package.manifest)
+
+    def embed(self, prompt: Prompt) -> NDArray[Any]:
+        """[N, C] embeddings of a prompt, image features at the image tokens."""
+        hidden = self.embedding.lookup(prompt.input_ids)
+        if prompt.image_mask.any():
+            hidden[prompt.image_mask] = self.features.of(prompt)
+        return hidden
+
+    def check(self, policy: Policy) -> None:
+        """Refuse a policy this package cannot serve.
+
+        Raises:
+            PolicyError: it drops tokens after a layer at which the decoder is not split.
+        """
+        prune = policy.plan().prune
+        splits = self.package.manifest.splits()
+        if prune is not None and prune.layer not in splits:
+            found = ", ".join(map(str, splits)) or "no layer"
+            raise PolicyError(
+                f"{policy}: expected a package split after layer {prune.layer}, found splits "
+                f"after {found}; export with --split {prune.layer}"
+            )
+
+
+class Request:
+    """One generation over one or more conversations, from prompts to results.
+
+    Prompts are read when `steps` begins; results are there when it has ended.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        conversations: Sequence[Conversation],
+        prompts: Sequence[Prompt],
+        policy: Policy,
+        options: Options,
+        return_logits: bool = False,
+        return_placements: bool = False,
+    ) -> None:
+        engine.check(policy)
+        self._engine = engine
+        self._conversations = list(conversations)
+        self._prompts = prompts
+        self._policy = policy
+        self._options = options
+        self._trace = return_placements
+        tokens = engine.package.manifest.tokens
+        self.replies = [
+            Reply(engine.processor.tokenizer, tokens.eos, options, return_logits) for _ in prompts
+        ]
+        self._decoder: Decoder | None = None
+        self._prefill_ms = self._decode_ms = 0.0
+        self._tokens_read: list[int] = []
+
+    def steps(self) -> Iterator[list[str]]:
+        """Run; yields every reply's new text after each step."""
+        engine, plan = self._engine, self._policy.plan()
+        begun = time.perf_counter()
+        logits = [
+            conversation.prefill(prompt.input_ids, prompt.image_mask, engine.embed(prompt), plan)
+            for conversation, prompt in zip(self._conversations, self._prompts, strict=True)
+        ]
+        self._tokens_read = [conversation.length for conversation in self._conversations]
+        # A reply's last token needs no row of its own, hence one more than the context has room.
+        limits = [
+            min(self._options.max_new_tokens, conversation.room_left() + 1)
+            for conversation in self._conversations
+        ]
+        self._decoder = Decoder(
+            engine.backend,
+            engine.package.manifest,
+            engine.embedding,
+            self._conversations,
+            plan,
+            max(limits) - 1,
+        )
+        self._prefill_ms = (time.perf_counter() - begun) * 1e3
+        generation = run(
+            self._decoder, self._conversations, self.replies, np.stack(logits), limits, self._trace
+        )
+        begun = time.perf_counter()
+        for pieces in generation:
+            # The consumer's time between steps is not the model's.
+            self._decode_ms += (time.perf_counter() - begun) * 1e3
+            yield pieces
+            begun = time.perf_counter()
+
+    def result(self, row: int) -> Result:
+        """The finished reply of one conversation."""
+        reply, decoder = self.replies[row], self._decoder
+        if decoder is None or reply.finish_reason is None:
+            raise RuntimeError("a result is read after its steps have ended")
+        conversation, batch = self._conversations[row], len(self.replies)
+        steps = conversation.length - self._tokens_read[row]
+        dims = self._engine.package.manifest.dims
+        dense = dims.num_layers * dense_bytes(
+            self._tokens_read[row],
+            steps,
+            self._options.max_new_tokens - 1,
+            dims.num_kv_heads,
+            dims.head_dim,
+            self._engine.backend.dtype,
+        )
+        stats = Stats(
+            policy=str(self._policy),
+            backend=self._engine.backend.name,
+            prompt_tokens=len(self._prompts[row].input_ids),
+            visual_tokens=int(self._prompts[row].image_mask.sum()),
+            new_tokens=len(reply.token_ids),
+            prefill_ms=self._prefill_ms,
+            decode_ms_per_token=self._decode_ms / max(1, decoder.step),
+            kv_bytes=decoder.nbytes // batch,
+            kv_bytes_dense=dense,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+        logits = None if reply.logits is None else np.stack(reply.logits)
+        return Result(
+            reply.text,
+            tuple(reply.token_ids),
+            reply.finish_reason,
+            logits,
+            stats,
+            tuple(reply.placements),
+        )

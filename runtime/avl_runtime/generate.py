@@ -1,0 +1,142 @@
+"""The token loop: from first logits to finished replies, as a generator of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from avl_plugins.errors import AvlError
+from avl_runtime.conversation import Conversation
+from avl_runtime.decode import Decoder
+from avl_runtime.results import FinishReason, Placement
+from avl_runtime.sampling import Sampler
+from avl_runtime.text import StopMatcher, StreamDecoder
+
+
+class OptionError(AvlError):
+    """A generation option is out of range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to generate; temperature 0 is greedy.
+
+    Raises:
+        OptionError: `max_new_tokens` is below 1.
+        SamplingError: a sampling option is out of range (when the sampler is made).
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise OptionError(
+                f"max_new_tokens: expected at least 1, found {self.max_new_tokens}; "
+                "ask for one token or more"
+            )
+
+    def sampler(self) -> Sampler:
+        return Sampler(
+            self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed
+        )
+
+
+class Reply:
+    """One sequence's reply as it grows."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, eos: Sequence[int], options: Options, keep_logits: bool
+    ) -> None:
+        self.token_ids: list[int] = []
+        self.logits: list[NDArray[np.float32]] | None = [] if keep_logits else None
+        self.placements: list[Placement] = []
+        self.finish_reason: FinishReason | None = None
+        self.text = ""
+        self._sampler = options.sampler()
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = StopMatcher(options.stop)
+        self._eos = frozenset(eos)
+
+    def take(self, logits: NDArray[np.float32], history: Sequence[int], limit: int) -> str:
+        """Choose the next token from logits [V]; returns the text that became certain.
+
+        Args:
+            history: tokens before the reply's, for the repetition penalty.
+            limit: tokens the reply may have in all.
+        """
+        if self.logits is not None:
+            self.logits.append(logits.copy())
+        token = self._sampler(logits, history)
+        self.token_ids.append(token)
+        piece = ""
+        if token in self._eos:
+            self.finish_reason = "eos"
+        else:
+            piece = self._stops.push(self._decoder.push(token))
+            if self._stops.stopped:
+                self.finish_reason = "stop"
+            elif len(self.token_ids) >= limit:
+                self.finish_reason = "length"
+        if self.finish_reason in ("eos", "length"):
+            piece += self._stops.push(self._decoder.flush())
+            if self._stops.stopped:
+                self.finish_reason = "stop"
+            piece += self._stops.flush()
+        if not self.text:
+            piece = piece.lstrip()  # the space that joins a reply to its prompt
+        self.text += piece
+        return piece
+
+
+def run(
+    decoder: Decoder,
+    conversations: Sequence[Conversation],
+    replies: Sequence[Reply],
+    first_logits: NDArray[np.float32],
+    limits: Sequence[int],
+    trace: bool,
+) -> Iterator[list[str]]:
+    """Generate until every reply is finished; yields the new text of each after every step.
+
+    Args:
+        first_logits: [B, V], from prefill.
+        limits: tokens each reply may have in all.
+        trace: whether to note where image tokens are, after prefill and after every refresh.
+    """
+    logits = first_logits
+    if trace:
+        _note_placements(decoder, conversations, replies)
+    while True:
+        pieces = [""] * len(replies)
+        for row, reply in enumerate(replies):
+            if reply.finish_reason is None:
+                history = conversations[row].token_ids
+                pieces[row] = reply.take(logits[row], history, limits[row])
+        yield pieces
+        alive = np.array([reply.finish_reason is None for reply in replies])
+        if not alive.any():
+            return
+        logits = decoder.run(np.array([r.token_ids[-1] for r in replies], np.int64), alive)
+        if trace and decoder.refreshed:
+            _note_placements(decoder, conversations, replies)
+
+
+def _note_placements(
+    decoder: Decoder, conversations: Sequence[Conversation], replies: Sequence[Reply]
+) -> None:
+    for row, (conversation, reply) in enumerate(zip(conversations, replies, strict=True)):
+        if reply.finish_reason is None:
+            core, parked = decoder.placement(row, conversation.image_mask)
+            # A refresh at step g chooses the core that steps from g + 1 on read.
+            step = decoder.step + 1 if decoder.step else 0
+            reply.placements.append(Placement(step, core, parked))

@@ -1,0 +1,164 @@
+"""`LVLM`, the face of the runtime: load a package, ask about pictures, chat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from avl_plugins.policies import Policy, parse
+from avl_runtime.chat import Chat
+from avl_runtime.engine import Engine, Request
+from avl_runtime.generate import OptionError, Options
+from avl_runtime.images import ImageLike
+from avl_runtime.package import Package, load_package
+from avl_runtime.processor import Processor
+from avl_runtime.results import Result
+
+
+class LVLM:
+    """A vision-language model ready to generate.
+
+    Every generating method takes the fields of `generate.Options` as keywords: max_new_tokens,
+    temperature, top_k, top_p, repetition_penalty, seed, stop.
+    """
+
+    def __init__(self, engine: Engine, policy: Policy) -> None:
+        engine.check(policy)
+        self.engine = engine
+        self.policy = policy
+
+    @property
+    def package(self) -> Package:
+        """The package this model was loaded from."""
+        return self.engine.package
+
+    @property
+    def processor(self) -> Processor:
+        """Prompts and images to arrays, tokens to text."""
+        return self.engine.processor
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        backend: str = "auto",
+        policy: str | Policy | None = None,
+        threads: int | None = None,
+    ) -> LVLM:
+        """Load a package made by avl-export.
+
+        Args:
+            folder: the package.
+            backend: auto, ort-cpu, ort-cuda, tensorrt or tensorrt-rtx.
+            policy: what calls use that name none; the package's default if None. As text,
+                `dense` or `avl:keep=0.5,core=0.3`.
+            threads: CPU threads; all that this process may use by default.
+
+        Raises:
+            AvlError: the package, the backend or the policy cannot be used, with the reason.
+        """
+        package = load_package(folder)
+        package.check_shards()
+        chosen = _policy(package.manifest.default_policy if policy is None else policy)
+        return cls(Engine(package, backend, threads), chosen)
+
+    def stream(
+        self,
+        prompt: str,
+        images: Sequence[ImageLike] = (),
+        policy: str | Policy | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Generate a reply and yield its text in pieces of whole characters.
+
+        Raises:
+            AvlError: the prompt, an image, the policy or an option cannot be used.
+        """
+        request = self._request([prompt], [images], policy, options)
+        return (pieces[0] for pieces in request.steps() if pieces[0])
+
+    def generate(
+        self,
+        prompt: str,
+        images: Sequence[ImageLike] = (),
+        policy: str | Policy | None = None,
+        return_logits: bool = False,
+        return_placements: bool = False,
+        **options: Any,
+    ) -> Result:
+        """Generate a whole reply.
+
+        Args:
+            return_logits: keep [T, V] float32 logits, a row for each generated token.
+            return_placements: note which image tokens are core and parked over time.
+
+        Raises:
+            AvlError: as `stream`.
+        """
+        (result,) = self.generate_batch(
+            [prompt], [images], policy, return_logits, return_placements, **options
+        )
+        return result
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[ImageLike]],
+        policy: str | Policy | None = None,
+        return_logits: bool = False,
+        return_placements: bool = False,
+        **options: Any,
+    ) -> list[Result]:
+        """Generate replies to several prompts, each with its own images, as one batch.
+
+        Raises:
+            AvlError: as `stream`; also if there are not as many lists of images as prompts.
+        """
+        request = self._request(
+            prompts, images, policy, options, return_logits, return_placements
+        )
+        for _ in request.steps():
+            pass
+        return [request.result(row) for row in range(len(prompts))]
+
+    def chat(self, policy: str | Policy | None = None) -> Chat:
+        """A conversation that keeps its KV cache between turns and takes images in any turn.
+
+        Raises:
+            PolicyError: the policy cannot be used with this package.
+        """
+        chosen = self.policy if policy is None else _policy(policy)
+        self.engine.check(chosen)
+        return Chat(self.engine, chosen)
+
+    def _request(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[ImageLike]],
+        policy: str | Policy | None,
+        options: dict[str, Any],
+        return_logits: bool = False,
+        return_placements: bool = False,
+    ) -> Request:
+        if len(prompts) != len(images) or not prompts:
+            raise OptionError(
+                f"expected one list of images a prompt, found {len(prompts)} prompts and "
+                f"{len(images)} lists; pass an empty list for a prompt without images"
+            )
+        chosen = Options(**options)
+        encode = self.engine.processor.encode
+        encoded = [encode(p, i) for p, i in zip(prompts, images, strict=True)]
+        return Request(
+            self.engine,
+            [self.engine.conversation() for _ in encoded],
+            encoded,
+            self.policy if policy is None else _policy(policy),
+            chosen,
+            return_logits,
+            return_placements,
+        )
+
+
+def _policy(policy: str | Policy) -> Policy:
+    return parse(policy) if isinstance(policy, str) else policy

@@ -1,0 +1,340 @@
+"""The package manifest `avl.json`: what an export holds and how to trust it.
+
+A package is a folder. `avl.json` names every other file in it with size and SHA-256, and the
+safetensors shards its weights live in: inside the package, or in the checkpoint's own folder
+(pinned by size and header hash). Reading it never executes anything and never leaves the folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from avl_plugins.errors import AvlError
+
+FORMAT_VERSION = 1
+MANIFEST = "avl.json"
+MANIFEST_LIMIT = 16 << 20  # bytes; a real manifest has some kilobytes
+HEADER_LIMIT = 100 << 20  # bytes; what safetensors itself allows
+
+
+class PackageError(AvlError):
+    """A package is missing, damaged, foreign or from a newer version."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file inside the package; `path` is relative, with forward slashes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A safetensors file the graphs read weights from.
+
+    `header_sha256` hashes the 8 length bytes and the header; `sha256` the whole file, if asked for.
+    """
+
+    path: str
+    size: int
+    header_sha256: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where the shards lie: `folder` is absolute, or None for the package itself."""
+
+    folder: str | None
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """Sizes of the decoder."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Layers `first_layer` to `last_layer` - 1 as one graph; the last segment yields logits."""
+
+    file: str
+    first_layer: int
+    last_layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """Tower and projector: pixel_values [n, 3, H, W] -> image_features [n, tokens, hidden]."""
+
+    file: str
+    tokens_per_image: int
+    grid: tuple[int, int]  # rows and columns of patches behind those tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The token embedding matrix [vocab, hidden], read in place from a shard."""
+
+    file: str
+    offset: int
+    dtype: Literal["F32", "F16", "BF16"]
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Special token ids."""
+
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+    image: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageProcessing:
+    """Hugging Face image-processor steps, in their order: resize, crop, rescale, normalize.
+
+    `resize` is the length in pixels of the shorter edge, or [height, width]; None skips a step.
+    `resample` is Pillow's filter number.
+    """
+
+    convert_rgb: bool
+    resize: int | tuple[int, int] | None
+    resample: int
+    crop: tuple[int, int] | None
+    rescale: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The whole of `avl.json`."""
+
+    format_version: int
+    producer: str
+    family: str
+    model: str
+    dtype: Literal["fp32", "fp16", "bf16"]
+    dims: Dims
+    vision: Vision
+    segments: tuple[Segment, ...]
+    embedding: Embedding
+    tokens: Tokens
+    chat_template: str | None
+    image_processing: ImageProcessing
+    default_policy: str
+    weights: Weights
+    files: tuple[FileEntry, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    def splits(self) -> tuple[int, ...]:
+        """Layers after which hidden states can be dropped."""
+        return tuple(segment.first_layer for segment in self.segments[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A manifest whose paths have been checked, and the folder it was read from."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def weights_folder(self) -> Path:
+        recorded = self.manifest.weights.folder
+        return self.folder if recorded is None else Path(recorded)
+
+    def file(self, path: str) -> Path:
+        return self.folder / path
+
+    def read(self, path: str) -> bytes:
+        """Bytes of a packaged file, checked against the manifest.
+
+        Raises:
+            PackageError: the file is missing, or its size or SHA-256 is not the recorded one.
+        """
+        entry = next((f for f in self.manifest.files if f.path == path), None)
+        if entry is None:
+            raise PackageError(
+                f"{self.folder / MANIFEST}: expected an entry for {path}, found none; export again"
+            )
+        target = self.folder / path
+        if not target.is_file():
+            raise PackageError(f"{target}: expected a packaged file, found none; export again")
+        found = target.stat().st_size
+        if found != entry.size:
+            raise PackageError(
+                f"{target}: expected {entry.size} bytes, found {found}; "
+                "the file has changed since export, export again"
+            )
+        data = target.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != entry.sha256:
+            raise PackageError(
+                f"{target}: expected SHA-256 {entry.sha256[:12]}…, found {digest[:12]}…; "
+                "the file has changed since export, export again"
+            )
+        return data
+
+    def check_shards(self) -> None:
+        """Check that every shard is there with the recorded size and header.
+
+        Raises:
+            PackageError: a shard is missing or differs from the one exported.
+        """
+        for shard in self.manifest.weights.shards:
+            path = self.weights_folder / shard.path
+            if not path.is_file():
+                raise PackageError(
+                    f"{path}: expected the weights this package is linked to, found none; "
+                    "put the checkpoint back, or export with --copy to make a package movable"
+                )
+            found = path.stat().st_size
+            if found != shard.size:
+                raise PackageError(
+                    f"{path}: expected {shard.size} bytes, found {found}; "
+                    "the checkpoint has changed since export, export again"
+                )
+            if header_sha256(path) != shard.header_sha256:
+                raise PackageError(
+                    f"{path}: expected the safetensors header seen at export, found another; "
+                    "the checkpoint has changed since export, export again"
+                )
+
+
+def header_sha256(path: Path) -> str:
+    """SHA-256 of a safetensors file's length field and header."""
+    with path.open("rb") as file:
+        length_field = file.read(8)
+        length = int.from_bytes(length_field, "little")
+        if len(length_field) < 8 or length > min(HEADER_LIMIT, path.stat().st_size - 8):
+            raise PackageError(
+                f"{path}: expected a safetensors header, found a length of {length} bytes "
+                "that the file cannot hold; fetch the checkpoint again"
+            )
+        return hashlib.sha256(length_field + file.read(length)).hexdigest()
+
+
+def load_package(folder: str | Path) -> Package:
+    """Read and check the manifest in `folder`; the other files are checked when they are read.
+
+    Raises:
+        PackageError: no manifest, damaged JSON, a newer format, unknown or missing keys, or a
+            path that leaves the folder.
+    """
+    root = Path(folder)
+    path = root / MANIFEST
+    if not path.is_file():
+        raise PackageError(
+            f"{root}: expected a package folder with {MANIFEST}, found none; "
+            "make one with avl-export"
+        )
+    if path.stat().st_size > MANIFEST_LIMIT:
+        raise PackageError(f"{path}: expected at most {MANIFEST_LIMIT} bytes; export again")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"{path}: expected JSON, found {error}; export again") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise PackageError(f"{path}: expected a format_version, found none; export again")
+    if version != FORMAT_VERSION:
+        way_out = "update avl" if version > FORMAT_VERSION else "export again"
+        raise PackageError(
+            f"{path}: expected package format {FORMAT_VERSION}, found {version}; {way_out}"
+        )
+    manifest = _build(Manifest, raw, str(path))
+    _check_paths(manifest, path)
+    return Package(root, manifest)
+
+
+def _check_paths(manifest: Manifest, path: Path) -> None:
+    names = [entry.path for entry in manifest.files]
+    names += [shard.path for shard in manifest.weights.shards]
+    names += [manifest.vision.file, manifest.embedding.file]
+    names += [segment.file for segment in manifest.segments]
+    for name in names:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not name:
+            raise PackageError(
+                f"{path}: expected paths inside the package, found {name!r}; "
+                "do not use this package"
+            )
+    for name in (entry.path for entry in manifest.files):
+        if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
+            raise PackageError(
+                f"{path}: expected files inside the package, found {name!r} leading out of it; "
+                "do not use this package"
+            )
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Build the annotated type `kind` from parsed JSON, refusing anything that does not fit."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise _mismatch(where, "an object", value)
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise PackageError(f"{where}: expected known keys, found {key!r}; export again")
+        for key in hints:
+            if key not in value:
+                raise PackageError(f"{where}: expected the key {key!r}, found none; export again")
+        return kind(**{k: _build(hints[k], v, f"{where}: {k}") for k, v in value.items()})  # type: ignore[operator]
+    if origin is Literal:
+        if value not in args:
+            raise _mismatch(where, " or ".join(map(str, args)), value)
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _build(option, value, where)
+            except PackageError:
+                continue
+        raise _mismatch(where, str(kind), value)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _mismatch(where, "a list", value)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_build(args[0], item, where) for item in value)
+        if len(value) != len(args):
+            raise _mismatch(where, f"{len(args)} items", value)
+        return tuple(_build(arg, item, where) for arg, item in zip(args, value, strict=True))
+    if kind is type(None):
+        if value is not None:
+            raise _mismatch(where, "null", value)
+        return None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _mismatch(where, kind.__name__, value)
+    if kind is int and value < 0:
+        raise _mismatch(where, "a number of at least 0", value)
+    return value
+
+
+def _mismatch(where: str, expected: str, value: Any) -> PackageError:
+    return PackageError(f"{where}: expected {expected}, found {str(value)[:60]!r}; export again")

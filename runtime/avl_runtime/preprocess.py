@@ -1,0 +1,72 @@
+"""Pictures to pixel values, step by step as Hugging Face's image processors (PIL backend) do it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from avl_runtime.images import check_size
+from avl_runtime.package import ImageProcessing
+
+
+def fit(image: Image.Image, steps: ImageProcessing) -> NDArray[np.uint8]:
+    """Resize and crop an RGB picture: what the model sees of it, [H, W, 3].
+
+    Raises:
+        ImageError: the picture is so long and narrow that resizing it would take too many pixels.
+    """
+    if steps.resize is not None:
+        height, width = _target(image, steps.resize)
+        check_size((width, height), f"image of {image.width} x {image.height}, resized")
+        image = image.resize((width, height), Image.Resampling(steps.resample))
+    pixels = np.asarray(image, np.uint8)
+    return pixels if steps.crop is None else _center_crop(pixels, *steps.crop)
+
+
+def pixel_values(fitted: NDArray[np.uint8], steps: ImageProcessing) -> NDArray[np.float32]:
+    """Rescale and normalize [H, W, 3] to the vision graph's [3, H, W]."""
+    values: NDArray[np.float32] = fitted.astype(np.float32)
+    if steps.rescale is not None:
+        # Hugging Face multiplies in double precision and rounds once.
+        values = (fitted.astype(np.float64) * steps.rescale).astype(np.float32)
+    if steps.mean is not None and steps.std is not None:
+        mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
+        values = np.divide(values - mean, std, dtype=np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def image_hash(image: Image.Image) -> str:
+    """SHA-256 of size and RGB bytes: the same picture, whatever file it came in."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _target(image: Image.Image, resize: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) after resizing; an int is the length of the shorter edge."""
+    if not isinstance(resize, int):
+        return resize
+    short, long = sorted(image.size)
+    longer = int(resize * long / short)
+    return (longer, resize) if image.width <= image.height else (resize, longer)
+
+
+def _center_crop(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The middle [height, width, 3]; what a smaller picture lacks is black."""
+    found_height, found_width = pixels.shape[:2]
+    if found_height < height or found_width < width:
+        canvas = np.zeros((max(height, found_height), max(width, found_width), 3), np.uint8)
+        top = math.ceil((canvas.shape[0] - found_height) / 2)
+        left = math.ceil((canvas.shape[1] - found_width) / 2)
+        canvas[top : top + found_height, left : left + found_width] = pixels
+        # Rounding down both times puts the crop where Hugging Face's does for odd differences.
+        top += (found_height - height) // 2
+        left += (found_width - width) // 2
+        top, left = max(0, top), max(0, left)
+        return canvas[top : top + height, left : left + width]
+    top, left = (found_height - height) // 2, (found_width - width) // 2
+    return pixels[top : top + height, left : left + width]

@@ -1,0 +1,59 @@
+"""What a generation gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FinishReason = Literal["eos", "length", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Measured on the request itself; times are wall time in milliseconds.
+
+    `kv_bytes` are the bytes of the live KV arrays when the last token was made, and
+    `kv_bytes_dense` what dense attention would hold at the same point. In a batch both are the
+    sequence's equal share.
+    """
+
+    policy: str
+    backend: str
+    prompt_tokens: int
+    visual_tokens: int
+    new_tokens: int
+    prefill_ms: float
+    decode_ms_per_token: float
+    kv_bytes: int
+    kv_bytes_dense: int
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where image tokens are from decode step `step` on (0: since prefill), in prompt order.
+
+    core, parked: [layers, image tokens] bool. A token that is neither is dropped (minor).
+    """
+
+    step: int
+    core: NDArray[np.bool_]
+    parked: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished generation. `token_ids` holds the end-of-sequence token if one was generated.
+
+    `logits` is [new tokens, vocab] float32, before any sampling rule, if asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logits: NDArray[np.float32] | None
+    stats: Stats
+    placements: tuple[Placement, ...]

@@ -1,0 +1,141 @@
+"""Scenes of coloured shapes on a 3 x 3 grid, described (caption) and asked about (vqa)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+IMAGE_SIZE = 168  # pixels; 12 x 12 patches of 14
+CELL = IMAGE_SIZE // 3
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (230, 210, 40),
+    "purple": (150, 60, 190),
+    "orange": (240, 140, 30),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "center", "right")
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object of a scene; `cell` counts the 3 x 3 grid in reading order."""
+
+    color: str
+    shape: str
+    cell: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.shape}"
+
+    @property
+    def row(self) -> int:
+        return self.cell // 3
+
+    @property
+    def column(self) -> int:
+        return self.cell % 3
+
+    @property
+    def place(self) -> str:
+        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
+
+
+def background(rng: random.Random) -> Image.Image:
+    """A blank image in a light colour."""
+    red, green, blue = (rng.randint(225, 255) for _ in range(3))
+    return Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (red, green, blue))
+
+
+def draw_scene(rng: random.Random, counts: tuple[int, ...]) -> tuple[Image.Image, list[Thing]]:
+    """Draw one of `counts` objects, no two alike in both colour and shape; in reading order."""
+    image = background(rng)
+    draw = ImageDraw.Draw(image)
+    looks = [(color, shape) for color in COLORS for shape in SHAPES]
+    count = rng.choice(counts)
+    cells = sorted(rng.sample(range(9), count))
+    things = [
+        Thing(color, shape, cell)
+        for cell, (color, shape) in zip(cells, rng.sample(looks, count), strict=True)
+    ]
+    for thing in things:
+        x = thing.column * CELL + CELL // 2 + rng.randint(-4, 4)
+        y = thing.row * CELL + CELL // 2 + rng.randint(-4, 4)
+        _draw_shape(draw, thing, x, y, rng.randint(11, 14))
+    return image, things
+
+
+def _draw_shape(draw: ImageDraw.ImageDraw, thing: Thing, x: int, y: int, r: int) -> None:
+    color = COLORS[thing.color]
+    box = (x - r, y - r, x + r, y + r)
+    if thing.shape == "circle":
+        draw.ellipse(box, fill=color)
+    elif thing.shape == "square":
+        draw.rectangle(box, fill=color)
+    elif thing.shape == "triangle":
+        draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=color)
+    elif thing.shape == "cross":
+        arm = r // 3
+        draw.rectangle((x - r, y - arm, x + r, y + arm), fill=color)
+        draw.rectangle((x - arm, y - r, x + arm, y + r), fill=color)
+    else:
+        draw.ellipse(box, outline=color, width=max(4, r // 3))
+
+
+def caption(things: list[Thing]) -> str:
+    """Every object with colour, shape and place, in reading order."""
+    listed = ", ".join(f"{thing.name} at {thing.place}" for thing in things)
+    return f"there are {len(things)} objects: {listed}."
+
+
+def question(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
+    """One question on an attribute, a count or a relation, with its short answer."""
+    kind = rng.choice(("attribute", "count", "relation"))
+    if kind == "relation" and len(things) > 1:
+        return _relation(rng, things)
+    if kind == "count":
+        return _count(rng, things)
+    return _attribute(rng, things)
+
+
+def _attribute(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
+    thing = rng.choice(things)
+    asked = rng.choice(("color", "shape", "place"))
+    if asked == "place":
+        return f"Where is the {thing.name}?", thing.place
+    return f"What {asked} is the object at {thing.place}?", getattr(thing, asked)
+
+
+def _count(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
+    by = rng.choice(("all", "color", "shape"))
+    if by == "all":
+        return "How many objects are there?", str(len(things))
+    # Mostly ask about something present, so that "0" is no safe guess.
+    thing = rng.choice(things)
+    if by == "color":
+        color = thing.color if rng.random() < 0.75 else rng.choice(tuple(COLORS))
+        return f"How many {color} objects are there?", str(sum(t.color == color for t in things))
+    shape = thing.shape if rng.random() < 0.75 else rng.choice(SHAPES)
+    return f"How many {shape} objects are there?", str(sum(t.shape == shape for t in things))
+
+
+def _relation(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
+    """Yes-or-no on the order of two objects that differ in the axis asked about."""
+    first, second = rng.sample(things, 2)
+    vertical = first.column == second.column or (first.row != second.row and rng.random() < 0.5)
+    if vertical:
+        word, truth = rng.choice(
+            (("above", first.row < second.row), ("below", first.row > second.row))
+        )
+    else:
+        word, truth = rng.choice(
+            (("left of", first.column < second.column), ("right of", first.column > second.column))
+        )
+    return f"Is the {first.name} {word} the {second.name}?", "yes" if truth else "no"

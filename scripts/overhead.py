@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""Time a decode step spends outside the sessions: caches, policies, sampling, text.
+
+    .venv/bin/python scripts/overhead.py --json benchmarks/overhead.json
+
+Exports an 8-layer random-weight LLaVA, then decodes with every session call timed. Reports median
+and quartiles in milliseconds a token; policies are interleaved in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tiny.checkpoint import make_processor
+from tiny.tokens import build_tokenizer
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from avl_export.cli import main as export
+from avl_plugins.policies import parse
+from avl_runtime import LVLM
+from avl_runtime.engine import Request
+from avl_runtime.generate import Options
+
+LAYERS = 8
+POLICIES = ("dense", "avl", "avl:text=0.6", "fastv", "avl+fastv")
+
+
+class Timed:
+    """A session that adds up the time spent inside it."""
+
+    spent = 0.0
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        begun = time.perf_counter()
+        self._session.run_with_iobinding(binding)
+        Timed.spent += time.perf_counter() - begun
+
+
+def write_checkpoint(folder: Path) -> None:
+    """An 8-layer model of avl-tiny's shape."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=168,
+            patch_size=14,
+            projection_dim=64,
+        ),
+        text_config=LlamaConfig(
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            vocab_size=tokenizer.get_vocab_size(),
+            max_position_embeddings=2048,
+        ),
+        image_token_index=3,
+        vision_feature_layer=-1,
+        image_seq_length=144,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    make_processor(tokenizer).save_pretrained(folder)
+
+
+def step_overheads(model: LVLM, policy: str, tokens: int) -> list[float]:
+    """Milliseconds outside the sessions for each decode step of one generation."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (168, 168, 3), np.uint8))
+    prompt = model.processor.encode("Describe the image.", [image])
+    engine, options = model.engine, Options(max_new_tokens=tokens)
+    request = Request(engine, [engine.conversation()], [prompt], parse(policy), options)
+    steps = request.steps()
+    found = []
+    next(steps)  # prefill and the first token
+    before, begun = Timed.spent, time.perf_counter()
+    for _ in steps:
+        now = time.perf_counter()
+        found.append((now - begun - (Timed.spent - before)) * 1e3)
+        before, begun = Timed.spent, now
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, package = Path(folder, "checkpoint"), Path(folder, "package")
+        write_checkpoint(checkpoint)
+        export(["--model", str(checkpoint), "--out", str(package), "--no-check"])
+        model = LVLM.load(package)
+        backend: Any = model.engine.backend
+        backend._sessions = [Timed(session) for session in backend._sessions]
+        times: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+        for _ in range(args.repeats):
+            for policy in POLICIES:
+                times[policy] += step_overheads(model, policy, args.tokens)
+    report = {
+        "layers": LAYERS,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "date": time.strftime("%Y-%m-%d"),
+        "milliseconds_per_token_outside_sessions": {
+            policy: dict(
+                zip(
+                    ("quartile_1", "median", "quartile_3"),
+                    (round(x, 4) for x in statistics.quantiles(values, n=4)),
+                    strict=True,
+                )
+            )
+            for policy, values in times.items()
+        },
+    }
+    text = json.dumps(report, indent=2)
+    if args.json:
+        args.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Packages exported once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import avl_export
+import pytest
+from avl_export.cli import main as export
+from avl_runtime import LVLM
+
+Packages = Callable[[Path], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """The embedded model's Hugging Face folder."""
+    return Path(avl_export.__file__).parent / "models" / "avl-tiny"
+
+
+@pytest.fixture(scope="session")
+def package_of(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Maps a checkpoint folder to its exported package."""
+    made: dict[Path, Path] = {}
+
+    def package(checkpoint: Path) -> Path:
+        if checkpoint not in made:
+            out = tmp_path_factory.mktemp("package") / "model.avl"
+            assert export(["--model", str(checkpoint), "--out", str(out), "--no-check"]) == 0
+            made[checkpoint] = out
+        return made[checkpoint]
+
+    return package
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tiny_checkpoint: Path, package_of: Packages) -> Path:
+    """avl-tiny as a package."""
+    return package_of(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_package: Path) -> LVLM:
+    """avl-tiny, loaded."""
+    return LVLM.load(tiny_package)

@@ -1,0 +1,52 @@
+"""Fixtures of the export tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from export.checkpoints import make_config, write_random
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint; tests that change it take `checkpoint`."""
+    return write_random(tmp_path_factory.mktemp("master") / "model", make_config())
+
+
+@pytest.fixture
+def checkpoint(master: Path, tmp_path: Path) -> Path:
+    """A copy of `master` to damage."""
+    return shutil.copytree(master, tmp_path / "model")
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run avl-export, expect exit 1, one line and nothing written; returns that line."""
+    from avl_export.cli import main
+
+    def run(model: Path | str, *arguments: str) -> str:
+        before = {p.name for p in tmp_path.iterdir()}
+        status = main(["--model", str(model), "--out", str(tmp_path / "out"), *arguments])
+        lines = [
+            line
+            for line in capsys.readouterr().err.splitlines()
+            if not line.startswith(("avl-export: tracing", "avl-export: copying"))
+        ]
+        assert status == 1
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("avl-export: ")
+        assert {p.name for p in tmp_path.iterdir()} == before
+        return lines[0]
+
+    return run

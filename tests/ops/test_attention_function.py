@@ -1,0 +1,200 @@
+"""The function body of SplitCacheAttention on stock ONNX Runtime against the reference."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from avl_plugins.function import attention_node_attributes, split_cache_attention_function
+from avl_plugins.reference import split_cache_attention
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION
+from ops.op_models import Arrays, attention_inputs, op_model, run, session
+
+GROUPS = (1, 2, 4, 8)
+HEAD_DIMS = (32, 64, 80, 96, 128)
+
+
+def scale_of(head_dim: int) -> float:
+    return head_dim**-0.5
+
+
+def expected(arrays: Arrays) -> tuple[np.ndarray[Any, Any], ...]:
+    ordered = [arrays[value.name] for value in SPLIT_CACHE_ATTENTION.inputs]
+    return split_cache_attention(*ordered, scale=scale_of(arrays["q"].shape[3]))
+
+
+@functools.cache
+def attention_model(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    element: int = TensorProto.FLOAT,
+    constant_heads: bool = False,
+    layers: int = 1,
+) -> onnx.ModelProto:
+    return op_model(
+        SPLIT_CACHE_ATTENTION,
+        split_cache_attention_function(heads=(heads, kv_heads) if constant_heads else None),
+        {"H": heads, "Hkv": kv_heads, "D": head_dim},
+        attention_node_attributes(scale_of(head_dim)),
+        element=element,
+        layers=layers,
+        shared=("row_weights",) if layers > 1 else (),
+    )
+
+
+@functools.cache
+def attention_session(*key: Any) -> ort.InferenceSession:
+    return session(attention_model(*key))
+
+
+def key_of(arrays: Arrays) -> tuple[int, int, int]:
+    return arrays["q"].shape[1], arrays["k_new"].shape[1], arrays["q"].shape[3]
+
+
+def assert_masked_rows_have_no_mass(arrays: Arrays, outputs: list[np.ndarray[Any, Any]]) -> None:
+    for place, mass in zip(("active", "parked"), outputs[1:3], strict=True):
+        for b, used in enumerate(arrays[f"{place}_len"]):
+            assert not mass[b, :, :, used:].any()
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_agrees_with_the_reference(group: int, head_dim: int) -> None:
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None)
+    @given(arrays=attention_inputs(group, head_dim), constant_heads=st.booleans())
+    def check(arrays: Arrays, constant_heads: bool) -> None:
+        key = (*key_of(arrays), TensorProto.FLOAT, constant_heads)
+        outputs = run(attention_session(*key), arrays)
+        for found, wanted in zip(outputs, expected(arrays), strict=True):
+            assert found.shape == wanted.shape
+            assert found.dtype == wanted.dtype
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+        assert_masked_rows_have_no_mass(arrays, outputs)
+
+    check()
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(arrays=st.sampled_from(GROUPS).flatmap(lambda g: attention_inputs(g, 64, largest=400)))
+def test_agrees_on_long_caches(arrays: Arrays) -> None:
+    outputs = run(attention_session(*key_of(arrays)), arrays)
+    for found, wanted in zip(outputs, expected(arrays), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def half_tolerances(arrays: Arrays) -> tuple[float, float]:
+    """Bounds on the error of an output and of a mass when T is float16.
+
+    Rounded to u = 2**-11 relative: the scale, the scaled query, and each score. The first two move
+    a score by at most 2u * sum_d |q_d k_d| * scale, the third by u * |score|. A softmax whose
+    scores move by at most e changes each probability by at most a factor exp(2e). The output adds
+    three rounded products of rounded probabilities, each at most max |v|.
+    """
+    u = 2.0**-11
+    keys = [arrays[f"k_{place}"] for place in ("active", "parked")]
+    used = [arrays[f"{place}_len"] for place in ("active", "parked")]
+    seen = [np.ones_like(k, bool) for k in keys]
+    for mask, lengths in zip(seen, used, strict=True):
+        for b, length in enumerate(lengths):
+            mask[b, :, length:] = False
+    wide = [np.where(m, k, 0).astype(float) for m, k in zip(seen, keys, strict=True)]
+    rows = np.concatenate([*wide, arrays["k_new"].astype(float)], axis=2)
+    group = arrays["q"].shape[1] // rows.shape[1]
+    products = np.abs(arrays["q"].astype(float)) @ np.abs(np.repeat(rows, group, axis=1)).swapaxes(
+        2, 3
+    )
+    error = 3 * u * products.max() * scale_of(arrays["q"].shape[3])
+    factor = np.expm1(2 * error)
+    values = [
+        np.where(m, arrays[f"v_{place}"], 0)
+        for m, place in zip(seen, ("active", "parked"), strict=True)
+    ]
+    largest = max(float(np.abs(v).max()) for v in [*values, arrays["v_new"]])
+    return (factor + 6 * u) * largest, (factor + 1e-5) * arrays["row_weights"].sum(axis=2).max()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_half_precision_agrees_to_rounding(group: int) -> None:
+    @settings(max_examples=10, deadline=None, derandomize=True, database=None)
+    @given(
+        arrays=st.sampled_from(HEAD_DIMS).flatmap(
+            lambda d: attention_inputs(group, d, TensorProto.FLOAT16)
+        )
+    )
+    def check(arrays: Arrays) -> None:
+        outputs = run(attention_session(*key_of(arrays), TensorProto.FLOAT16), arrays)
+        wanted = expected(arrays)
+        on_output, on_mass = half_tolerances(arrays)
+        assert outputs[0].dtype == np.float16
+        np.testing.assert_allclose(
+            outputs[0].astype(float), wanted[0].astype(float), rtol=0, atol=on_output
+        )
+        for found, mass in zip(outputs[1:], wanted[1:], strict=True):
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, mass, rtol=0, atol=on_mass)
+        assert_masked_rows_have_no_mass(arrays, outputs)
+
+    check()
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@given(arrays=st.sampled_from(GROUPS).flatmap(lambda group: attention_inputs(group, 32)))
+def test_inlined_and_unoptimised_graphs_agree(arrays: Arrays) -> None:
+    model = attention_model(*key_of(arrays))
+    inlined = onnx.inliner.inline_local_functions(model)
+    assert not inlined.functions
+    assert {node.domain for node in inlined.graph.node} == {""}
+    off = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    wanted = run(attention_session(*key_of(arrays)), arrays)
+    for variant in (session(inlined), session(model, graph_optimization_level=off)):
+        for found, value in zip(run(variant, arrays), wanted, strict=True):
+            np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
+
+
+def test_masses_of_a_row_sum_to_its_weight() -> None:
+    rng = np.random.default_rng(0)
+    arrays: Arrays = {
+        "q": rng.standard_normal((2, 4, 3, 32)).astype(np.float32),
+        "row_weights": np.array([[[0, 0, 1], [1, 0, 1]]] * 2, np.float32),
+        "active_len": np.array([2, 5]),
+        "parked_len": np.array([4, 0]),
+    }
+    for name, rows in (("active", 5), ("parked", 4), ("new", 3)):
+        for cache in ("k", "v"):
+            arrays[f"{cache}_{name}"] = rng.standard_normal((2, 2, rows, 32)).astype(np.float32)
+    masses = run(attention_session(4, 2, 32), arrays)[1:]
+    totals = np.concatenate(masses, axis=3).sum(axis=3)
+    np.testing.assert_allclose(totals[:, :, 0], 1, rtol=1e-6)
+    np.testing.assert_allclose(totals[:, :, 1], 2, rtol=1e-6)
+
+
+def test_layers_share_what_depends_on_the_new_rows_only(tmp_path: Path) -> None:
+    layers = 6
+    model = attention_model(6, 3, 32, TensorProto.FLOAT, True, layers)
+    path = tmp_path / "optimised.onnx"
+    session(model, optimized_model_filepath=str(path))
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("LessOrEqual") == 1  # one causal mask
+    assert kinds.count("Gather") == 1  # one set of weights
+    assert "Transpose" not in kinds  # every transpose of K is fused into its product
+    assert "Cast" not in kinds  # float32 needs none
+    assert len(kinds) <= 31 * layers
+
+
+def test_a_model_may_have_a_later_opset() -> None:
+    function = split_cache_attention_function(24)
+    attributes = attention_node_attributes(0.25)
+    model = op_model(SPLIT_CACHE_ATTENTION, function, {}, attributes, opset=24)
+    assert model.functions[0].opset_import[0].version == 24
+    session(model)

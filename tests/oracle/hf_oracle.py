@@ -1,0 +1,418 @@
+"""What each policy must compute, from Hugging Face's own model and masks alone.
+
+Nothing is gathered, compacted or cached here. Every step runs the whole sequence again through
+the Hugging Face decoder, with a boolean table `visible[layer][kv_head, row, key]` that says which
+keys each row saw when it was first computed. A row's table entry never changes afterwards, so its
+hidden state, key and value come out as they did then. Dropping a token for good means that no
+later row sees it; the token itself stays in the sequence and does no harm.
+
+This file must not import avl_runtime or avl_plugins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AttentionInterface, LlavaForConditionalGeneration
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRule:
+    """FastV: after `layer` full layers only the fraction `keep` of the image tokens remains."""
+
+    layer: int
+    keep: float
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRule:
+    """A-VL: fractions of all image tokens that are secondary (`keep`) and core (`core`)."""
+
+    keep: float
+    core: float
+    refresh: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextRule:
+    """H2O on text behind the first image token: a budget, of which `heavy` are heavy hitters."""
+
+    ratio: float
+    minimum: int
+    heavy: float = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """A policy; all None is dense attention."""
+
+    prune: PruneRule | None = None
+    split: SplitRule | None = None
+    text: TextRule | None = None
+
+
+class ByAttention:
+    """Ranks image tokens by attention and remembers how close the closest decision was.
+
+    Scores are float32 [n]; results are ascending indices into them. `gap` is the smallest relative
+    difference between the last one taken and the first one left behind, over all decisions.
+    """
+
+    def __init__(self) -> None:
+        self.gap = float("inf")
+
+    def prune(self, scores: Tensor, total: int, count: int) -> list[int]:
+        return self.top(scores, count)
+
+    def partition(
+        self, scores: Tensor, total: int, secondary: int, core: int, layer: int
+    ) -> tuple[list[int], list[int]]:
+        """Indices of the core, and of the secondary tokens outside it."""
+        kept, first = self.top(scores, secondary), self.top(scores, core)
+        return first, [index for index in kept if index not in first]
+
+    def refresh(self, scores: Tensor, total: int, count: int, layer: int, step: int) -> list[int]:
+        return self.top(scores, count)
+
+    def top(self, scores: Tensor, count: int) -> list[int]:
+        """The `count` largest; among equals the lower index."""
+        values = scores.tolist()
+        order = sorted(range(len(values)), key=lambda index: (-values[index], index))
+        if 0 < count < len(values):
+            last, next_one = values[order[count - 1]], values[order[count]]
+            self.gap = min(self.gap, (last - next_one) / max(last, 1e-30))
+        return sorted(order[:count])
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the image tokens are from decode step `step` on; neither core nor parked: dropped.
+
+    core, parked: bool [layers, image tokens]. Without a split rule all that remain are core.
+    """
+
+    step: int
+    core: NDArray[np.bool_]
+    parked: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A greedy (or followed) run of `steps` tokens.
+
+    Attributes:
+        tokens: the argmax of every step's logits, whether it was followed or not.
+        logits: float32 [steps, vocab].
+        gap: smallest relative gap at any selection boundary; near 0 the choice is ambiguous.
+        places: one entry after prefill and one for every refresh.
+        rows: cache rows that hold a live token at the end, [layers, KV heads].
+        evictions: text rows evicted, summed over layers and KV heads.
+    """
+
+    tokens: tuple[int, ...]
+    logits: NDArray[np.float32]
+    gap: float
+    places: tuple[Places, ...]
+    rows: NDArray[np.int64]
+    evictions: int
+
+
+@dataclass(slots=True)
+class _Layer:
+    """What one layer knows. `alive` and `core` speak about the next row to be computed.
+
+    visible: bool [Hkv, S, S], for rows already computed; alive: bool [Hkv, S], tokens not dropped;
+    core: bool [S], the image tokens an ordinary decode step sees; acc: [Hkv, S], H2O's sums.
+    """
+
+    visible: Tensor
+    alive: Tensor
+    core: Tensor
+    acc: Tensor
+
+
+class Oracle:
+    """One conversation under `rules`, batch 1.
+
+    Args:
+        model: in evaluation mode; its dtype is the dtype of the run.
+        ranking: how image tokens are ranked; the tests of random policies bring their own.
+    """
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        rules: Rules,
+        ranking: ByAttention | None = None,
+    ) -> None:
+        self.model = model
+        self.rules = rules
+        self.ranking = ByAttention() if ranking is None else ranking
+        text = model.config.text_config
+        self.heads = text.num_attention_heads
+        self.kv_heads = text.num_key_value_heads
+        self.embeds = torch.zeros(0, text.hidden_size, dtype=model.dtype)  # [S, hidden]
+        self.is_image = torch.zeros(0, dtype=torch.bool)  # [S]
+        self.layers = [
+            _Layer(
+                visible=torch.zeros(self.kv_heads, 0, 0, dtype=torch.bool),
+                alive=torch.zeros(self.kv_heads, 0, dtype=torch.bool),
+                core=torch.zeros(0, dtype=torch.bool),
+                acc=torch.zeros(self.kv_heads, 0, dtype=torch.float32),
+            )
+            for _ in range(text.num_hidden_layers)
+        ]
+        self.step_of_turn = 0
+        self.places: list[Places] = []
+        self.evictions = 0
+
+    def turn(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
+        """Prefill of a turn: input_ids int64 [N], pixel_values [images, 3, H, W]; logits [V]."""
+        is_image = input_ids == self.model.config.image_token_index
+        embeds = self._embed(input_ids)
+        if pixel_values is not None and len(pixel_values):
+            features = self.model.model.get_image_features(pixel_values.to(embeds.dtype))
+            embeds[is_image] = torch.cat(list(features.pooler_output)).to(embeds.dtype)
+        before = len(self.is_image)
+        self._append(embeds, is_image)
+        new = slice(before, len(self.is_image))
+        causal = torch.ones(len(embeds), len(embeds), dtype=torch.bool).tril()
+        for layer in self.layers:
+            layer.visible[:, new, :before] = layer.alive[:, None, :before]
+            layer.visible[:, new, new] = causal
+        if self.rules.prune is not None:
+            self._prune(self.rules.prune, new)
+        logits, attention = self._forward()
+        self._accumulate(attention, new)
+        self.step_of_turn = 0
+        if self.rules.split is not None:
+            self._partition(self.rules.split, attention)
+        else:
+            for layer in self.layers:
+                layer.core = layer.alive[0] & self.is_image
+        self._record(step=0)
+        self._evict_text()
+        return logits
+
+    def step(self, token: int) -> Tensor:
+        """One decode step on `token`; logits [V]."""
+        self.step_of_turn += 1
+        self._append(self._embed(torch.tensor([token])), torch.tensor([False]))
+        split = self.rules.split
+        refresh = split is not None and self.step_of_turn % split.refresh == 0
+        for layer in self.layers:
+            seen = layer.alive if refresh else layer.alive & (layer.core | ~self.is_image)
+            layer.visible[:, -1, :] = seen
+        logits, attention = self._forward()
+        self._accumulate(attention, slice(-1, None))
+        if split is not None and refresh:
+            self._refresh(split, attention)
+        self._evict_text()
+        return logits
+
+    def live_rows(self) -> NDArray[np.int64]:
+        """Tokens not dropped, [layers, KV heads]."""
+        return np.stack([layer.alive.sum(1).numpy() for layer in self.layers])
+
+    # The model.
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids).detach().clone()
+
+    def _append(self, embeds: Tensor, is_image: Tensor) -> None:
+        """Add rows that are alive and that nobody has seen yet."""
+        count = len(embeds)
+        self.embeds = torch.cat([self.embeds, embeds])
+        self.is_image = torch.cat([self.is_image, is_image])
+        for layer in self.layers:
+            layer.visible = torch.nn.functional.pad(layer.visible, (0, count, 0, count))
+            layer.alive = torch.nn.functional.pad(layer.alive, (0, count), value=True)
+            layer.core = torch.nn.functional.pad(layer.core, (0, count))
+            layer.acc = torch.nn.functional.pad(layer.acc, (0, count))
+
+    def _forward(self) -> tuple[Tensor, list[Tensor]]:
+        """Logits [V] of the last row and each layer's attention [H, S, S] under `visible`."""
+        attention: list[Tensor] = []
+        group = self.heads // self.kv_heads
+        # A dropped token's own row would be empty: let every row see itself.
+        itself = torch.eye(len(self.embeds), dtype=torch.bool)
+        masks = [(layer.visible | itself).repeat_interleave(group, dim=0) for layer in self.layers]
+        with _masked_attention(self.model):
+            hidden = self.model.model.language_model(
+                inputs_embeds=self.embeds[None],
+                position_ids=torch.arange(len(self.embeds))[None],
+                use_cache=False,
+                oracle_masks=masks,
+                oracle_attention=attention,
+            ).last_hidden_state[0, -1]
+        return self.model.lm_head(hidden), attention
+
+    # The rules.
+
+    def _image_scores(self, attention: Tensor, tokens: Tensor) -> Tensor:
+        """Head-mean attention [n] of the newest row on `tokens` [n], from [H, S, S]."""
+        return attention[:, -1, :].float().mean(0)[tokens]
+
+    def _prune(self, rule: PruneRule, new: slice) -> None:
+        """Hide this turn's image tokens with the least attention in layer `rule.layer` - 1."""
+        in_turn = torch.zeros_like(self.is_image)
+        in_turn[new] = True
+        tokens = torch.nonzero(self.is_image & in_turn)[:, 0]
+        if not len(tokens):
+            return
+        # What layer K-1 does depends on layers before K only, which see everything.
+        _, attention = self._forward()
+        scores = self._image_scores(attention[rule.layer - 1], tokens)
+        count = max(1, round(rule.keep * len(tokens)))
+        kept = tokens[self.ranking.prune(scores, len(tokens), count)]
+        dropped = self.is_image & in_turn
+        dropped[kept] = False
+        for layer in self.layers[rule.layer :]:
+            layer.visible[:, :, dropped] = False
+            layer.alive[:, dropped] = False
+
+    def _partition(self, rule: SplitRule, attention: list[Tensor]) -> None:
+        total = int(self.is_image.sum())
+        for index, layer in enumerate(self.layers):
+            tokens = torch.nonzero(layer.alive[0] & self.is_image)[:, 0]
+            layer.core = torch.zeros_like(self.is_image)
+            if not len(tokens):
+                continue
+            secondary = min(max(1, int(rule.keep * total + 1e-9)), len(tokens))
+            core = min(max(1, int(rule.core * total + 1e-9)), secondary)
+            scores = self._image_scores(attention[index], tokens)
+            first, parked = self.ranking.partition(scores, total, secondary, core, index)
+            layer.alive[:, tokens] = False
+            layer.alive[:, tokens[first + parked]] = True
+            layer.core[tokens[first]] = True
+
+    def _refresh(self, rule: SplitRule, attention: list[Tensor]) -> None:
+        total = int(self.is_image.sum())
+        for index, layer in enumerate(self.layers):
+            tokens = torch.nonzero(layer.alive[0] & self.is_image)[:, 0]
+            layer.core = torch.zeros_like(self.is_image)
+            if not len(tokens):
+                continue
+            core = min(max(1, int(rule.core * total + 1e-9)), len(tokens))
+            scores = self._image_scores(attention[index], tokens)
+            chosen = self.ranking.refresh(scores, total, core, index, self.step_of_turn)
+            layer.core[tokens[chosen]] = True
+        self._record(step=self.step_of_turn + 1)
+
+    def _accumulate(self, attention: list[Tensor], rows: slice) -> None:
+        """Add the group-mean attention of the text rows among `rows` to H2O's sums."""
+        chosen = torch.zeros_like(self.is_image)
+        chosen[rows] = True
+        chosen &= ~self.is_image
+        group = self.heads // self.kv_heads
+        for layer, one in zip(self.layers, attention, strict=True):
+            by_kv_head = one.float().unflatten(0, (self.kv_heads, group)).mean(1)
+            layer.acc += by_kv_head[:, chosen].sum(1)
+
+    def _evict_text(self) -> None:
+        rule = self.rules.text
+        if rule is None or rule.ratio >= 1 or not self.is_image.any():
+            return
+        positions = torch.arange(len(self.is_image))
+        first_image = int(torch.nonzero(self.is_image)[0, 0])
+        evictable = ~self.is_image & (positions > first_image)
+        budget = max(round(rule.ratio * int(evictable.sum())), rule.minimum)
+        heavy = int(budget * rule.heavy)
+        for layer in self.layers:
+            for head in range(self.kv_heads):
+                tokens = torch.nonzero(layer.alive[head] & evictable)[:, 0]
+                if len(tokens) <= budget:
+                    continue
+                older = tokens[: len(tokens) - (budget - heavy)]
+                hitters = self.ranking.top(layer.acc[head][older], heavy)
+                gone = torch.ones_like(older, dtype=torch.bool)
+                gone[hitters] = False
+                layer.alive[head, older[gone]] = False
+                self.evictions += int(gone.sum())
+
+    def _record(self, step: int) -> None:
+        alive = torch.stack([layer.alive[0][self.is_image] for layer in self.layers])
+        core = torch.stack([layer.core[self.is_image] for layer in self.layers])
+        self.places.append(Places(step, (alive & core).numpy(), (alive & ~core).numpy()))
+
+
+def run(
+    model: LlavaForConditionalGeneration,
+    input_ids: Tensor,
+    pixel_values: Tensor | None,
+    rules: Rules,
+    steps: int,
+    *,
+    follow: Sequence[int] | None = None,
+    ranking: ByAttention | None = None,
+) -> Run:
+    """One prompt, then `steps` tokens: greedy, or those of `follow` where given.
+
+    Args:
+        input_ids: int64 [N], image tokens already repeated.
+        pixel_values: float [images, 3, H, W], or None.
+        follow: at least `steps` - 1 tokens to feed instead of the argmax, so that logits stay
+            comparable with another run's even where two tokens tie.
+    """
+    oracle = Oracle(model, rules, ranking)
+    logits: list[Tensor] = []
+    with torch.inference_mode():
+        for step in range(steps):
+            if step == 0:
+                logits.append(oracle.turn(input_ids, pixel_values))
+            else:
+                token = int(logits[-1].argmax()) if follow is None else follow[step - 1]
+                logits.append(oracle.step(token))
+    stacked = torch.stack(logits)
+    return Run(
+        tokens=tuple(stacked.argmax(1).tolist()),
+        logits=stacked.float().numpy(),
+        gap=oracle.ranking.gap,
+        places=tuple(oracle.places),
+        rows=oracle.live_rows(),
+        evictions=oracle.evictions,
+    )
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    *,
+    oracle_masks: list[Tensor],
+    oracle_attention: list[Tensor],
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Plain softmax attention, [1, H, S, D] in, under this layer's mask [H, S, S]."""
+    group = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(group, dim=1)
+    value = value.repeat_interleave(group, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    scores = scores.masked_fill(~oracle_masks[module.layer_idx], float("-inf"))
+    wide = torch.promote_types(query.dtype, torch.float32)
+    weights = scores.softmax(-1, dtype=wide).to(query.dtype)
+    oracle_attention.append(weights[0])
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("avl_test_oracle", _attention)
+
+
+@contextlib.contextmanager
+def _masked_attention(model: LlavaForConditionalGeneration) -> Iterator[None]:
+    config = model.model.language_model.config
+    before = config._attn_implementation
+    config._attn_implementation = "avl_test_oracle"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

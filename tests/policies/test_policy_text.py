@@ -1,0 +1,170 @@
+"""Policies as text, and the refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avl_plugins.errors import PolicyError
+from avl_plugins.policies import (
+    AVL,
+    Chain,
+    Dense,
+    FastV,
+    Plan,
+    Policy,
+    Prune,
+    Random,
+    Split,
+    TextBudget,
+    parse,
+)
+
+fractions = st.floats(0, 1, exclude_min=True, allow_nan=False)
+counts = st.integers(1, 40)
+pairs = st.tuples(fractions, fractions).map(sorted)  # core <= keep
+
+
+@st.composite
+def avls(draw: st.DrawFn, prefill: bool = True) -> AVL:
+    core, keep = draw(pairs)
+    filtered = draw(st.floats(keep, 1)) if prefill else 1.0
+    heavy = draw(st.floats(0, 1))
+    return AVL(
+        keep, core, draw(counts), draw(fractions), draw(counts), heavy, filtered, draw(counts)
+    )
+
+
+@st.composite
+def randoms(draw: st.DrawFn) -> Random:
+    core, keep = draw(pairs)
+    seed, of = draw(st.integers(0, 2**40)), draw(st.sampled_from(["fastv", "avl"]))
+    return Random(keep, draw(counts), core, draw(counts), seed, of)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> Chain:
+    first = draw(avls(prefill=False))
+    return Chain(first, FastV(draw(counts), draw(st.floats(first.keep, 1))))
+
+
+fastvs = st.builds(FastV, counts, fractions)
+policies = st.one_of(st.just(Dense()), avls(), fastvs, randoms(), chains())
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(policy=policies)
+def test_text_is_read_back(policy: Policy) -> None:
+    assert parse(str(policy)) == policy
+    assert str(parse(str(policy))) == str(policy)
+    assert "\n" not in str(policy)
+
+
+@pytest.mark.parametrize(
+    ("text", "policy", "canonical"),
+    [
+        ("dense", Dense(), "dense"),
+        ("avl", AVL(), "avl"),
+        ("avl:keep=0.50, core=.2", AVL(keep=0.5, core=0.2), "avl:core=0.2"),
+        (
+            "avl:text=0.6,refresh=4,core=1,keep=1",
+            AVL(1.0, 1.0, 4, 0.6),
+            "avl:keep=1.0,core=1.0,refresh=4,text=0.6",
+        ),
+        ("fastv:layer=3,keep=0.25", FastV(3, 0.25), "fastv:layer=3,keep=0.25"),
+        ("random:keep=0.25", Random(keep=0.25), "random:keep=0.25"),
+        ("random:of=avl,seed=7", Random(seed=7, of="avl"), "random:seed=7,of=avl"),
+        ("avl+fastv", Chain(AVL(), FastV()), "avl+fastv"),
+        (" fastv:keep=0.75 + avl ", Chain(AVL(), FastV(keep=0.75)), "avl+fastv:keep=0.75"),
+        ("avl+random", Chain(AVL(), Random()), "avl+random"),
+        ("random:of=avl+fastv", Chain(Random(of="avl"), FastV()), "random:of=avl+fastv"),
+    ],
+)
+def test_spellings(text: str, policy: Policy, canonical: str) -> None:
+    assert parse(text) == policy
+    assert str(parse(text)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "use dense, avl, fastv, random or avl"),
+        ("fastvee", "found 'fastvee'"),
+        ("avl:kept=0.5", "use keep, core, refresh, text, text_min, heavy, prefill, prefill_layer"),
+        ("dense:keep=0.5", "has none"),
+        ("avl:", "key=value"),
+        ("avl:keep", "key=value"),
+        ("avl:keep=", "key=value"),
+        ("avl:keep=half", "expected a number for keep, found 'half'"),
+        ("fastv:layer=2.5", "expected a whole number for layer, found '2.5'"),
+        ("fastv:keep=0.5,keep=0.6", "keep twice"),
+        ("avl:keep=0", "keep above 0 and at most 1, found 0.0"),
+        ("avl:keep=1.01", "keep above 0"),
+        ("avl:keep=nan", "keep above 0"),
+        ("avl:core=0", "core above 0"),
+        ("avl:text=0", "text above 0"),
+        ("avl:prefill=2", "prefill above 0"),
+        ("avl:heavy=1.5", "heavy from 0 to 1"),
+        ("avl:text_min=0", "text_min to be a whole number of at least 1"),
+        ("avl:keep=0.25", "core of at most keep = 0.25, found 0.3"),
+        ("avl:refresh=0", "refresh to be a whole number of at least 1"),
+        ("avl:prefill=0.4", "prefill of at least keep = 0.5, found 0.4"),
+        ("avl:prefill_layer=0", "prefill_layer to be"),
+        ("fastv:layer=0", "layer to be a whole number of at least 1, found 0"),
+        ("random:layer=0", "layer to be"),
+        ("random:of=dense", "of = fastv or avl"),
+        ("random:seed=-1", "seed to be"),
+        ("random:of=avl,keep=0.2", "core of at most keep"),
+        ("avl+avl", "another combination"),
+        ("dense+avl", "another combination"),
+        ("fastv+dense", "another combination"),
+        ("fastv+random", "another combination"),
+        ("avl+random:of=avl", "another combination"),
+        ("avl+fastv+random", "at most two"),
+        ("avl:prefill=0.7+fastv", "expected prefill = 1 in a chain"),
+        ("avl:keep=0.5+fastv:keep=0.4", "keep at least A-VL's keep = 0.5, found 0.4"),
+    ],
+)
+def test_refusals_are_one_line_that_says_which_and_why(text: str, words: str) -> None:
+    with pytest.raises(PolicyError) as refusal:
+        parse(text)
+    assert words in str(refusal.value)
+    assert "; " in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", ["0.5", None, True, float("nan"), float("inf")])
+def test_values_of_other_types_are_refused(value: object) -> None:
+    with pytest.raises(PolicyError):
+        AVL(keep=value)
+    with pytest.raises(PolicyError):
+        FastV(layer=value)
+
+
+def test_a_control_of_fastv_may_keep_less_than_the_unused_core() -> None:
+    assert Random(keep=0.25).plan() == Plan(prune=Prune(2, 0.25, 0))
+
+
+def test_plans() -> None:
+    assert Dense().plan() == Plan(None, None, None)
+    assert FastV(3, 0.4).plan() == Plan(prune=Prune(3, 0.4, None))
+    assert AVL().plan() == Plan(split=Split(0.5, 0.3, 3, None))
+    assert AVL(text=0.6, text_min=8, heavy=0.5, prefill=0.8, prefill_layer=4).plan() == Plan(
+        Prune(4, 0.8, None), Split(0.5, 0.3, 3, None), TextBudget(0.6, 8, 0.5)
+    )
+    assert Random(0.4, core=0.2, refresh=5, seed=9, of="avl").plan() == Plan(
+        split=Split(0.4, 0.2, 5, 9)
+    )
+    chain = Chain(FastV(2, 0.75), AVL(text=0.5))
+    assert chain.plan() == Plan(
+        Prune(2, 0.75, None), Split(0.5, 0.3, 3, None), TextBudget(0.5, 20, 0.7)
+    )
+
+
+def test_policies_are_values() -> None:
+    assert len({AVL(), AVL(), FastV(), Dense(), Dense()}) == 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        AVL().keep = 0.1

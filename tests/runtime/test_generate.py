@@ -1,0 +1,211 @@
+"""What every policy, option and way of calling must hold, on avl-tiny."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from avl_plugins.errors import AvlError
+from avl_runtime import LVLM
+from avl_runtime.cache import LayerCache
+from avl_runtime.engine import Request
+from avl_runtime.generate import Options
+from avl_runtime.tasks import sample, samples
+
+from avl_plugins import policies
+
+POLICIES = ("dense", "fastv", "avl", "avl:text=0.5,text_min=4", "avl+fastv", "random", "random:of=avl")
+
+
+def ask(model: LVLM, policy: str, task: str = "caption", index: int = 0, **options: object):
+    one = sample(task, "held-out", index)
+    options = {"max_new_tokens": 24, "return_logits": True, **options}
+    return model.generate(one.prompt, [one.image], policy=policy, **options)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["fastv:keep=1", "avl:keep=1,core=1", "random:keep=1", "avl:keep=1,core=1,refresh=1+fastv:keep=1"],
+)
+def test_keeping_everything_is_bit_identical_to_dense(tiny: LVLM, policy: str) -> None:
+    for task in ("caption", "vqa", "ocr"):
+        dense, kept = ask(tiny, "dense", task), ask(tiny, policy, task)
+        assert kept.token_ids == dense.token_ids
+        assert kept.logits.tobytes() == dense.logits.tobytes()
+        assert kept.stats.kv_bytes == dense.stats.kv_bytes
+
+
+@pytest.mark.parametrize("policy", ["avl", "avl:text=0.5,text_min=4", "random:of=avl"])
+def test_a_policy_on_the_cache_alone_leaves_the_first_token(tiny: LVLM, policy: str) -> None:
+    dense, other = ask(tiny, "dense"), ask(tiny, policy)
+    assert other.logits[0].tobytes() == dense.logits[0].tobytes()
+    assert not np.array_equal(other.logits[1], dense.logits[1])
+
+
+def test_the_same_request_gives_the_same_bits(tiny: LVLM) -> None:
+    for policy in POLICIES:
+        assert ask(tiny, policy).logits.tobytes() == ask(tiny, policy).logits.tobytes()
+
+
+def finished(model: LVLM, policy: str, steps: int = 30):
+    one = sample("caption", "held-out", 3)
+    prompt = model.processor.encode(one.prompt, [one.image])
+    conversation = model.engine.conversation()
+    options = Options(max_new_tokens=steps)
+    request = Request(model.engine, [conversation], [prompt], policies.parse(policy), options)
+    for _ in request.steps():
+        yield conversation, request
+    yield conversation, request
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_reported_bytes_are_those_of_the_live_arrays(tiny: LVLM, policy: str) -> None:
+    for conversation, request in finished(tiny, policy):
+        pass
+    gc.collect()
+    live = [c for c in gc.get_objects() if isinstance(c, LayerCache)]
+    mine = [c for c in live if any(c is own for own in conversation.caches)]
+    arrays = [a for c in mine for a in (c.k_active, c.v_active, c.k_parked, c.v_parked)]
+    assert len(arrays) == 4 * tiny.package.manifest.dims.num_layers
+    assert len({a.__array_interface__["data"][0] for a in arrays}) == len(arrays)
+    assert request.result(0).stats.kv_bytes == sum(a.nbytes for a in arrays)
+    # No array is a view into something larger that would stay in memory unseen.
+    assert all(a.base is None or a.base.nbytes == a.nbytes for a in arrays)
+
+
+def test_dense_bytes_are_those_of_a_dense_run(tiny: LVLM) -> None:
+    for tokens in (1, 2, 30):
+        stats = ask(tiny, "dense", max_new_tokens=tokens).stats
+        assert stats.kv_bytes == stats.kv_bytes_dense
+
+
+def test_avl_holds_half_of_the_image_rows_from_prefill_on(tiny: LVLM) -> None:
+    dims = tiny.package.manifest.dims
+    row = 2 * dims.num_kv_heads * dims.head_dim * 4
+    dense_images = 144 * row
+    totals = []
+    for conversation, _ in finished(tiny, "avl:keep=0.5"):
+        mask = conversation.image_mask
+        for cache in conversation.caches:
+            images = len(cache.image_positions(mask))
+            assert images * row <= 0.52 * dense_images
+            # The bytes behind those rows are gone too: what is left is text and room.
+            text = int((~mask).sum())
+            assert cache.nbytes <= 0.52 * dense_images + (text + 18) * row
+        totals.append(conversation.nbytes)
+    assert len(totals) > 20
+
+
+def test_a_text_budget_shrinks_the_total(tiny: LVLM) -> None:
+    with_text = ask(tiny, "avl", max_new_tokens=48).stats.kv_bytes
+    without = ask(tiny, "avl:text=0.6,text_min=4", max_new_tokens=48).stats.kv_bytes
+    assert without < with_text
+    for conversation, _ in finished(tiny, "avl:text=0.6,text_min=4", 48):
+        seen = conversation.text_after_image
+        before = int(conversation.image_mask.argmax())
+        for cache in conversation.caches:
+            text = int(cache.active_len[0]) - int(cache.image_rows[0]) - before
+            assert text == max(round(0.6 * seen), 4)
+
+
+def test_a_batch_of_different_prompts_equals_single_runs(tiny: LVLM) -> None:
+    asked = [sample("caption", "held-out", 5), sample("vqa", "held-out", 6), sample("ocr", "held-out", 7)]
+    prompts = [one.prompt for one in asked] + ["Describe the image."]
+    images = [[one.image] for one in asked] + [[asked[0].image, asked[1].image]]
+    for policy in POLICIES:
+        options = {"policy": policy, "max_new_tokens": 12, "return_logits": True}
+        batch = tiny.generate_batch(prompts, images, **options)
+        for prompt, pictures, result in zip(prompts, images, batch, strict=True):
+            single = tiny.generate(prompt, pictures, **options)
+            assert result.token_ids == single.token_ids
+            assert result.finish_reason == single.finish_reason
+            np.testing.assert_allclose(result.logits, single.logits, atol=2e-4)
+
+
+def test_streamed_pieces_are_the_text(tiny: LVLM) -> None:
+    one = sample("ocr", "held-out", 1)
+    pieces = list(tiny.stream(one.prompt, [one.image]))
+    assert len(pieces) > 5
+    assert "".join(pieces) == tiny.generate(one.prompt, [one.image]).text
+
+
+def test_a_stop_string_cuts_the_text(tiny: LVLM) -> None:
+    one = sample("caption", "held-out", 2)
+    whole = tiny.generate(one.prompt, [one.image]).text
+    stop = whole[10:16]
+    result = tiny.generate(one.prompt, [one.image], stop=[stop])
+    assert result.finish_reason == "stop"
+    assert result.text == whole[: whole.index(stop)]
+
+
+def test_sampling_follows_the_seed(tiny: LVLM) -> None:
+    one = sample("caption", "held-out", 4)
+    def draw(seed: int):
+        return tiny.generate(one.prompt, [one.image], temperature=3.0, seed=seed).token_ids
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+def test_a_picture_is_encoded_once(tiny: LVLM) -> None:
+    pictures = [one.image for one in samples("vqa", "held-out", 2, start=900)]
+    before = tiny.engine.features.encoded
+    tiny.generate("Describe the image.", [pictures[0], pictures[1], pictures[0]], max_new_tokens=1)
+    tiny.generate("Read the text.", [pictures[1]], max_new_tokens=1)
+    assert tiny.engine.features.encoded == before + 2
+
+
+def test_text_without_a_picture_runs_under_every_policy(tiny: LVLM) -> None:
+    dense = tiny.generate("How many objects are there?", max_new_tokens=4, return_logits=True)
+    assert dense.stats.visual_tokens == 0
+    for policy in POLICIES:
+        result = tiny.generate(
+            "How many objects are there?", policy=policy, max_new_tokens=4, return_logits=True
+        )
+        assert result.logits.tobytes() == dense.logits.tobytes()
+
+
+def test_placements_follow_the_policy(tiny: LVLM) -> None:
+    result = ask(tiny, "avl:keep=0.5,core=0.3,refresh=3", return_placements=True)
+    steps = [placement.step for placement in result.placements]
+    assert steps == [0] + list(range(4, 2 + len(result.token_ids), 3))[: len(steps) - 1]
+    secondary = result.placements[0].core | result.placements[0].parked
+    for placement in result.placements:
+        assert placement.core.shape == (6, 144)
+        assert (placement.core.sum(1) == 43).all()
+        assert (placement.parked.sum(1) == 29).all()
+        np.testing.assert_array_equal(placement.core | placement.parked, secondary)
+    fastv = ask(tiny, "fastv", return_placements=True).placements
+    assert len(fastv) == 1
+    assert fastv[0].core.sum(1).tolist() == [144, 144, 72, 72, 72, 72]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m: m.generate("", ["nowhere.png"]), "prompt"),
+        (lambda m: m.generate("What?", ["nowhere.png"]), "nowhere.png"),
+        (lambda m: m.generate("What?", max_new_tokens=0), "max_new_tokens"),
+        (lambda m: m.generate("What?", policy="fastv:layer=3"), "--split 3"),
+        (lambda m: m.generate("a " * 3000), "2048"),
+        (lambda m: m.generate("What?", temperature=-1), "temperature"),
+        (lambda m: m.generate_batch(["What?"], []), "list of images"),
+        (lambda m: LVLM.load(m.package.folder, backend="abacus"), "abacus"),
+        (lambda m: LVLM.load(m.package.folder, backend="tensorrt"), "ort-cpu"),
+        (lambda m: LVLM.load(m.package.folder, policy="avl:core=0.9"), "core"),
+    ],
+)
+def test_a_bad_call_gets_one_line(tiny: LVLM, call, says: str) -> None:
+    with pytest.raises(AvlError) as caught:
+        call(tiny)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_context_limit_ends_a_reply(tiny: LVLM) -> None:
+    limit = tiny.package.manifest.dims.max_positions
+    prompt = "a " * (limit - 20)
+    length = len(tiny.processor.encode(prompt, []).input_ids)
+    assert limit - 20 < length < limit
+    result = tiny.generate(prompt, max_new_tokens=400, stop=[])
+    assert len(result.token_ids) <= limit - length + 1
