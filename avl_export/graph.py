@@ -6,6 +6,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript.optimizer import _constant_folding
 
+from avl_export.flatten import flatten_rows
 from avl_export.trace import Traced
 from avl_plugins.function import attention_node_attributes, split_cache_attention_function
 from avl_plugins.schema import DOMAIN, VERSION
@@ -30,6 +31,8 @@ def finish(traced: Traced) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _share_constants(model.graph)
     _share_lead_shapes(model.graph)
+    if traced.hidden_rows:
+        flatten_rows(model.graph)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.NameFixPass()(model)

@@ -81,11 +81,12 @@ class Sessions:
                 keys.append(out[f"k_new.{i}"])
                 values.append(out[f"v_new.{i}"])
                 if f"layer_out.{i}" in out:
-                    layers[i] = out[f"layer_out.{i}"][0].astype(np.float32)
+                    layers[i] = out[f"layer_out.{i}"].astype(np.float32)
             if "logits" in out:
                 logits = out["logits"]
             else:
                 state = out["hidden_out"]
+                layers[segment.last_layer - 1] = state[0].astype(np.float32)
         return Pass(logits[0, 0].astype(np.float32), keys, values, layers)
 
     def _cache_feeds(self, layer: int, caches: Caches, parked: int) -> dict[str, Array]:

@@ -76,12 +76,10 @@ def table(rows: list[dict[str, object]]) -> str:
     ]
     for row in rows:
         cells = [
-            f"{row['scores'][task]:.3f} ({row['scores'][task] / dense[task]:.2f})"
-            for task in TASKS
+            f"{row['scores'][task]:.3f} ({row['scores'][task] / dense[task]:.2f})" for task in TASKS
         ]
         lines.append(
-            f"| `{row['policy']}` | {' | '.join(cells)} "
-            f"| {row['image_kv']:.0%} | {row['kv']:.0%} |"
+            f"| `{row['policy']}` | {' | '.join(cells)} | {row['image_kv']:.0%} | {row['kv']:.0%} |"
         )
     return "\n".join(lines)
 

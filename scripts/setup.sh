@@ -19,7 +19,7 @@ find_python() {
             return
         fi
     done
-    fail "expected Python 3.11 or newer, found $(python3 --version 2>&1 || true);" \
+    fail "expected Python 3.11 or newer, found ${PYTHON:-$(python3 --version 2>&1 || echo none)};" \
         "install it, or name it: PYTHON=/path/to/python3.11 $0"
 }
 

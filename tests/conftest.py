@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import avl_export
 import pytest
+
+import avl_export
 from avl_export.cli import main as export
 from avl_runtime import LVLM
 

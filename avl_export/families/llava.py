@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.utils import logging as transformers_logging
 
 from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError, Traits
@@ -81,13 +82,19 @@ class Llava:
         }
 
     def reference(self) -> nn.Module:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            self.folder,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            local_files_only=True,
-            use_safetensors=True,
-        )
+        bar = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            model = LlavaForConditionalGeneration.from_pretrained(
+                self.folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        finally:
+            if bar:
+                transformers_logging.enable_progress_bar()
         return cast(nn.Module, model.eval())
 
     def layers_of(self, model: nn.Module) -> Sequence[nn.Module]:
@@ -106,20 +113,17 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
     where = checkpoint.folder / "config.json"
     try:
         config = LlavaConfig.from_dict(dict(checkpoint.config))
+        _check_parts(config, str(where))
         with torch.device("meta"):
             model = LlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except FamilyError:
+        raise
+    except Exception as error:  # transformers refuses a configuration with any kind of error
         line = " ".join(str(error).split())[:200]
         raise FamilyError(
             f"{where}: expected a LLaVA configuration, found {line}; fix config.json"
         ) from None
     text, vision = config.text_config, config.vision_config
-    _check_text(text, str(where))
-    if vision.model_type != "clip_vision_model":
-        raise FamilyError(
-            f"{where}: expected a clip_vision_model tower, found {vision.model_type!r}; "
-            "this version of avl cannot export it"
-        )
     layers = _feature_layers(config, str(where))
     side = vision.image_size // vision.patch_size
     keep_class = config.vision_feature_select_strategy == "full"
@@ -146,7 +150,13 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
     return Llava("llava", checkpoint.folder, traits, model, layers, keep_class)
 
 
-def _check_text(text: Any, where: str) -> None:
+def _check_parts(config: Any, where: str) -> None:
+    text, vision = config.text_config, config.vision_config
+    if vision.model_type != "clip_vision_model":
+        raise FamilyError(
+            f"{where}: expected a clip_vision_model tower, found {vision.model_type!r}; "
+            "this version of avl cannot export it"
+        )
     if text.model_type not in TEXT_TYPES:
         raise FamilyError(
             f"{where}: expected a decoder of {', '.join(TEXT_TYPES)}, found "

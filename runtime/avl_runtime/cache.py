@@ -10,10 +10,12 @@ because graphs mask those rows but still multiply by them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -54,7 +56,7 @@ class LayerCache:
         "version",
     )
 
-    def __init__(self, batch: int, kv_heads: int, head_dim: int, dtype: np.dtype) -> None:
+    def __init__(self, batch: int, kv_heads: int, head_dim: int, dtype: np.dtype[Any]) -> None:
         """An empty cache: one masked row, as graphs take no empty dimension."""
         self.k_active: Array = np.zeros((batch, kv_heads, 1, head_dim), dtype)
         self.v_active: Array = np.zeros_like(self.k_active)
@@ -277,7 +279,7 @@ def stacked(caches: list[LayerCache], steps: int) -> LayerCache:
 
 
 def dense_bytes(
-    rows: int, steps: int, limit: int, kv_heads: int, head_dim: int, dtype: np.dtype
+    rows: int, steps: int, limit: int, kv_heads: int, head_dim: int, dtype: np.dtype[Any]
 ) -> int:
     """Bytes one dense layer would hold after `rows` of prompt and `steps` of at most `limit`.
 
@@ -291,11 +293,11 @@ def dense_bytes(
     return 2 * (capacity + 1) * kv_heads * head_dim * dtype.itemsize
 
 
-def _joined(array: NDArray, length: int, more: NDArray) -> NDArray:
+def _joined(array: NDArray[Any], length: int, more: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([array[:, :, :length], more], 2)
 
 
-def _padded(array: NDArray, length: int, missing: int) -> NDArray:
+def _padded(array: NDArray[Any], length: int, missing: int) -> NDArray[Any]:
     """`array` with `missing` zero rows appended along axis 2."""
     shape = (*array.shape[:2], length + missing, *array.shape[3:])
     grown = np.zeros(shape, array.dtype)

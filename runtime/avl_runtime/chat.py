@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 
+from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy
 from avl_runtime.engine import Engine, Request
 from avl_runtime.generate import Options
@@ -15,11 +16,16 @@ from avl_runtime.processor import Prompt, Turn
 from avl_runtime.results import Result
 
 
+class ChatError(AvlError):
+    """A chat cannot go on."""
+
+
 class Chat:
     """Turns share one cache: each prompt is read once, and images may come in any turn.
 
-    A turn that fails before its prompt is read changes nothing. A stream that is given up leaves
-    its reply as far as it went, and the next turn goes on from there.
+    A turn whose prompt cannot be read to its end changes nothing. A stream that is given up leaves
+    its reply as far as it went, and the next turn goes on from there. After an interruption inside
+    a decode step the cache is incomplete, and the chat refuses to go on.
     """
 
     def __init__(self, engine: Engine, policy: Policy) -> None:
@@ -28,6 +34,7 @@ class Chat:
         self._conversation = engine.conversation()
         self._history: tuple[Turn, ...] = ()
         self._pending: list[int] = []
+        self._interrupted = False
 
     def send(
         self,
@@ -48,14 +55,19 @@ class Chat:
         return request.result(0)
 
     def stream(
-        self, prompt: str, images: Sequence[ImageLike] = (), **options: Any
-    ) -> Iterator[str]:
+        self,
+        prompt: str,
+        images: Sequence[ImageLike] = (),
+        return_logits: bool = False,
+        return_placements: bool = False,
+        **options: Any,
+    ) -> Generator[str, None, Result]:
         """Say something and yield the reply in pieces of whole characters.
 
         Raises:
             AvlError: as `send`.
         """
-        request, encoded = self._request(prompt, images, options)
+        request, encoded = self._request(prompt, images, options, return_logits, return_placements)
         return self._steps(request, prompt, encoded)
 
     def _request(
@@ -66,6 +78,11 @@ class Chat:
         return_logits: bool = False,
         return_placements: bool = False,
     ) -> tuple[Request, Prompt]:
+        if self._interrupted:
+            raise ChatError(
+                "expected a chat between two turns, found one interrupted inside a decode step; "
+                "start a new chat"
+            )
         processor = self._engine.processor
         encoded = (
             processor.continue_chat(self._history, prompt, images)
@@ -92,15 +109,23 @@ class Chat:
         )
         return request, encoded
 
-    def _steps(self, request: Request, prompt: str, encoded: Prompt) -> Iterator[str]:
+    def _steps(
+        self, request: Request, prompt: str, encoded: Prompt
+    ) -> Generator[str, None, Result]:
         start = self._conversation.length
         try:
             for pieces in request.steps():
                 if pieces[0]:
                     yield pieces[0]
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._interrupted = self._conversation.length > start
+            raise
         finally:
             if self._conversation.length > start:
                 self._remember(request, prompt, encoded, start + len(encoded.input_ids))
+        return request.result(0)
 
     def _remember(self, request: Request, prompt: str, encoded: Prompt, prompt_end: int) -> None:
         reply = request.replies[0]

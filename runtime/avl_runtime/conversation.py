@@ -233,9 +233,7 @@ class Conversation:
             cache.partition(alive[core], alive[parked], self.image_mask)
 
 
-def evict_text(
-    cache: LayerCache, row: int, conversation: Conversation, budget: TextBudget
-) -> None:
+def evict_text(cache: LayerCache, row: int, conversation: Conversation, budget: TextBudget) -> None:
     """Bring one layer of one sequence down to its text budget (H2O, per KV head)."""
     length = int(cache.active_len[row])
     positions = cache.positions[row, :, :length]

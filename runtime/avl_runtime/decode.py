@@ -156,4 +156,3 @@ class Decoder:
         entering = np.flatnonzero(chosen[core:])
         if len(leaving):
             cache.exchange(row, leaving, entering)
-

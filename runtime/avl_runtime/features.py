@@ -38,7 +38,8 @@ class FeatureCache:
             self._features.move_to_end(key)
             return self._features[key]
         # One image at a time: the tower's activations are the largest of a run.
-        features = self._features[key] = self._backend.image_features(pixel_values)[0]
+        features: NDArray[Any] = self._backend.image_features(pixel_values)[0]
+        self._features[key] = features
         self.encoded += 1
         while len(self._features) > 1 and self._held() > self._limit:
             self._features.popitem(last=False)

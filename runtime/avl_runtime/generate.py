@@ -46,9 +46,7 @@ class Options:
             )
 
     def sampler(self) -> Sampler:
-        return Sampler(
-            self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed
-        )
+        return Sampler(self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed)
 
 
 class Reply:

@@ -115,9 +115,7 @@ class LVLM:
         Raises:
             AvlError: as `stream`; also if there are not as many lists of images as prompts.
         """
-        request = self._request(
-            prompts, images, policy, options, return_logits, return_placements
-        )
+        request = self._request(prompts, images, policy, options, return_logits, return_placements)
         for _ in request.steps():
             pass
         return [request.result(row) for row in range(len(prompts))]

@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 from avl_plugins.errors import AvlError
+from avl_runtime.strict import FormatError, build
 
 FORMAT_VERSION = 1
 MANIFEST = "avl.json"
@@ -265,7 +264,10 @@ def load_package(folder: str | Path) -> Package:
         raise PackageError(
             f"{path}: expected package format {FORMAT_VERSION}, found {version}; {way_out}"
         )
-    manifest = _build(Manifest, raw, str(path))
+    try:
+        manifest = build(Manifest, raw, str(path))
+    except FormatError as error:
+        raise PackageError(f"{error}; export again") from None
     _check_paths(manifest, path)
     return Package(root, manifest)
 
@@ -288,53 +290,3 @@ def _check_paths(manifest: Manifest, path: Path) -> None:
                 f"{path}: expected files inside the package, found {name!r} leading out of it; "
                 "do not use this package"
             )
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Build the annotated type `kind` from parsed JSON, refusing anything that does not fit."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise _mismatch(where, "an object", value)
-        hints = typing.get_type_hints(kind)
-        for key in value:
-            if key not in hints:
-                raise PackageError(f"{where}: expected known keys, found {key!r}; export again")
-        for key in hints:
-            if key not in value:
-                raise PackageError(f"{where}: expected the key {key!r}, found none; export again")
-        return kind(**{k: _build(hints[k], v, f"{where}: {k}") for k, v in value.items()})  # type: ignore[operator]
-    if origin is Literal:
-        if value not in args:
-            raise _mismatch(where, " or ".join(map(str, args)), value)
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for option in args:
-            try:
-                return _build(option, value, where)
-            except PackageError:
-                continue
-        raise _mismatch(where, str(kind), value)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise _mismatch(where, "a list", value)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_build(args[0], item, where) for item in value)
-        if len(value) != len(args):
-            raise _mismatch(where, f"{len(args)} items", value)
-        return tuple(_build(arg, item, where) for arg, item in zip(args, value, strict=True))
-    if kind is type(None):
-        if value is not None:
-            raise _mismatch(where, "null", value)
-        return None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise _mismatch(where, kind.__name__, value)
-    if kind is int and value < 0:
-        raise _mismatch(where, "a number of at least 0", value)
-    return value
-
-
-def _mismatch(where: str, expected: str, value: Any) -> PackageError:
-    return PackageError(f"{where}: expected {expected}, found {str(value)[:60]!r}; export again")

@@ -50,15 +50,11 @@ def _ink(pixels: np.ndarray) -> np.ndarray:
     return (patches > 0.01).reshape(-1)
 
 
-def _questions(
-    rng: random.Random, ease: float
-) -> tuple[Image.Image, list[tuple[str, str, float]]]:
+def _questions(rng: random.Random, ease: float) -> tuple[Image.Image, list[tuple[str, str, float]]]:
     """An image with prompts, answers and loss weights; `ease` shortens what is to be told."""
     easy = rng.random() < ease
     if rng.random() < 0.5:
-        image, lines = page.draw_page(
-            rng, held_out=False, lengths=(1, 2, 3) if easy else (5, 6)
-        )
+        image, lines = page.draw_page(rng, held_out=False, lengths=(1, 2, 3) if easy else (5, 6))
         row = rng.randrange(page.LINES)
         asked = [(OCR_PROMPT, "\n".join(lines), 1.0)]
         if rng.random() < 0.5:

@@ -6,9 +6,7 @@ import copy
 from pathlib import Path
 
 import torch
-from batches import GRID, MEAN, PATCH, STD
 from tokenizers import Tokenizer
-from tokens import CHAT_TEMPLATE
 from transformers import (
     CLIPImageProcessor,
     GenerationConfig,
@@ -18,6 +16,8 @@ from transformers import (
 )
 
 from avl_runtime.tasks.scene import IMAGE_SIZE
+from batches import GRID, MEAN, PATCH, STD
+from tokens import CHAT_TEMPLATE
 
 
 def make_processor(tokenizer: Tokenizer) -> LlavaProcessor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from batches import IMAGE_TOKENS, PATCH, Batch
 from transformers import (
     AttentionInterface,
     CLIPVisionConfig,
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from avl_runtime.tasks.scene import IMAGE_SIZE
+from batches import IMAGE_TOKENS, PATCH, Batch
 
 PREFIX = 3  # <s>, USER:, space
 IMAGE_END = PREFIX + IMAGE_TOKENS
@@ -88,9 +88,7 @@ def _attention(
 AttentionInterface.register("avl_tiny_training", _attention)
 
 
-def saliency_loss(
-    seen: list[torch.Tensor], ink: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
+def saliency_loss(seen: list[torch.Tensor], ink: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """How far inked patches fall short of outranking the background, in each layer.
 
     Large models look at objects rather than at empty background; a tiny one trained for an hour

@@ -50,6 +50,7 @@ def main() -> None:
 
     import torch
     import transformers
+
     from batches import batches
     from checkpoint import save
     from network import losses, make_model

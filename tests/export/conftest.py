@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from export.checkpoints import make_config, write_random
 
 
@@ -28,10 +29,26 @@ def checkpoint(master: Path, tmp_path: Path) -> Path:
     return shutil.copytree(master, tmp_path / "model")
 
 
+@pytest.fixture(scope="session")
+def master_package(master: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`master` exported; tests that change it take `package_folder`."""
+    from avl_export.export import export
+    from avl_export.options import Options
+    from avl_export.plan import make_plan
+
+    out = tmp_path_factory.mktemp("package") / "out"
+    export(make_plan(Options(str(master), out)))
+    return out
+
+
 @pytest.fixture
-def refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def package_folder(master_package: Path, tmp_path: Path) -> Path:
+    """A copy of `master_package` to damage."""
+    return shutil.copytree(master_package, tmp_path / "package")
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run avl-export, expect exit 1, one line and nothing written; returns that line."""
     from avl_export.cli import main
 

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export.checkpoints import make_config, write_random, write_sparse
 
 from avl_export.check import CheckError, check_package
 from avl_export.export import export
@@ -17,9 +16,9 @@ from avl_export.families import load_family
 from avl_export.options import Options
 from avl_export.plan import make_plan
 from avl_runtime.package import load_package
+from export.checkpoints import make_config, write_random, write_sparse
 
 VARIANTS: dict[str, Any] = {
-    "grouped": ({}, {}),
     "head_dim": ({"text": {"head_dim": 20, "num_attention_heads": 6}}, {}),
     "qwen2_bias_tied": (
         {"text_type": "qwen2", "text": {"tie_word_embeddings": True}},
@@ -74,9 +73,9 @@ def test_package_equals_transformers(name: str, tmp_path: Path) -> None:
         assert package.manifest.dims.max_positions == 64
 
 
-def test_graphs_have_the_contract_names(master: Path, tmp_path: Path) -> None:
-    export(make_plan(Options(str(master), tmp_path / "out", check=False)))
-    graph = onnx.load(tmp_path / "out" / "decoder.1.onnx", load_external_data=False).graph
+def test_graphs_have_the_contract_names(master_package: Path) -> None:
+    model = onnx.load(master_package / "decoder.1.onnx", load_external_data=False)
+    graph = model.graph
     assert [value.name for value in graph.input] == [
         "hidden",
         "position_ids",
@@ -101,7 +100,6 @@ def test_graphs_have_the_contract_names(master: Path, tmp_path: Path) -> None:
     assert attributes["plugin_namespace"] == b"avl"
     assert attributes["aot"] == 1
     assert attributes["scale"] == pytest.approx(12**-0.5)
-    model = onnx.load(tmp_path / "out" / "decoder.1.onnx", load_external_data=False)
     assert [function.name for function in model.functions] == ["SplitCacheAttention"]
     weights = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     assert len(weights) == 11
@@ -129,9 +127,8 @@ def test_sparse_checkpoint_of_real_width_is_not_read(tmp_path: Path) -> None:
     assert blocks * 512 < 1 << 20, "the sparse files were filled"
 
 
-def test_check_names_the_first_layer_that_differs(master: Path, tmp_path: Path) -> None:
-    export(make_plan(Options(str(master), tmp_path / "out", check=False)))
-    package = load_package(tmp_path / "out")
+def test_check_names_the_first_layer_that_differs(master: Path, package_folder: Path) -> None:
+    package = load_package(package_folder)
     family = load_family(_open(master), torch.float32)
     path = package.file("decoder.0.onnx")
     model = onnx.load(path, load_external_data=False)
@@ -144,9 +141,8 @@ def test_check_names_the_first_layer_that_differs(master: Path, tmp_path: Path) 
         check_package(package, family)
 
 
-def test_check_sees_a_wrong_vision_tower(master: Path, tmp_path: Path) -> None:
-    export(make_plan(Options(str(master), tmp_path / "out", check=False)))
-    package = load_package(tmp_path / "out")
+def test_check_sees_a_wrong_vision_tower(master: Path, package_folder: Path) -> None:
+    package = load_package(package_folder)
     path = package.file("vision.onnx")
     model = onnx.load(path, load_external_data=False)
     norm = next(n for n in model.graph.node if n.op_type == "LayerNormalization")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.inliner
@@ -17,7 +18,11 @@ from avl_plugins.schema import Op, Value
 POISON = 1e4  # large and finite: what a cache may hold past its length
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-NUMPY_TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
+NUMPY_TYPES = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.BFLOAT16: ml_dtypes.bfloat16,
+}
 
 
 def op_model(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from avl_plugins.policies import Prune, Split, TextBudget
 
-check = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+check = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 
 # Few different values, so that ties are common.
 scores = st.lists(st.integers(0, 5).map(lambda n: n / 4), max_size=24)
@@ -64,6 +64,12 @@ def test_split_counts(total: int, alive: int, keep: int, core: int) -> None:
     else:
         assert secondary == min(share(keep, total), alive)
         assert chosen == min(share(core, total), secondary)
+
+
+@pytest.mark.parametrize(("keep", "total", "count"), [(0.29, 100, 29), (0.57, 100, 57)])
+def test_split_counts_do_not_lose_a_token_to_rounding(keep: float, total: int, count: int) -> None:
+    assert math.floor(keep * total) == count - 1
+    assert Split(keep, keep, 3, None).counts(total, total) == (count, count)
 
 
 @check

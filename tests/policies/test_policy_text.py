@@ -55,7 +55,7 @@ fastvs = st.builds(FastV, counts, fractions)
 policies = st.one_of(st.just(Dense()), avls(), fastvs, randoms(), chains())
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(policy=policies)
 def test_text_is_read_back(policy: Policy) -> None:
     assert parse(str(policy)) == policy
@@ -103,13 +103,14 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
         ("fastv:keep=0.5,keep=0.6", "keep twice"),
         ("avl:keep=0", "keep above 0 and at most 1, found 0.0"),
         ("avl:keep=1.01", "keep above 0"),
-        ("avl:keep=nan", "keep above 0"),
+        ("avl:keep=nan", "a number for keep"),
         ("avl:core=0", "core above 0"),
         ("avl:text=0", "text above 0"),
         ("avl:prefill=2", "prefill above 0"),
         ("avl:heavy=1.5", "heavy from 0 to 1"),
         ("avl:text_min=0", "text_min to be a whole number of at least 1"),
-        ("avl:keep=0.25", "core of at most keep = 0.25, found 0.3"),
+        ("avl:keep=0.25,core=0.3", "core of at most keep = 0.25, found 0.3"),
+        ("avl:core=nan", "a number for core"),
         ("avl:refresh=0", "refresh to be a whole number of at least 1"),
         ("avl:prefill=0.4", "prefill of at least keep = 0.5, found 0.4"),
         ("avl:prefill_layer=0", "prefill_layer to be"),
@@ -117,7 +118,7 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
         ("random:layer=0", "layer to be"),
         ("random:of=dense", "of = fastv or avl"),
         ("random:seed=-1", "seed to be"),
-        ("random:of=avl,keep=0.2", "core of at most keep"),
+        ("random:of=avl,keep=0.2,core=0.3", "core of at most keep"),
         ("avl+avl", "another combination"),
         ("dense+avl", "another combination"),
         ("fastv+dense", "another combination"),
@@ -168,3 +169,10 @@ def test_policies_are_values() -> None:
     assert len({AVL(), AVL(), FastV(), Dense(), Dense()}) == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         AVL().keep = 0.1
+
+
+def test_the_core_is_all_that_is_kept_where_less_than_its_default_is_kept() -> None:
+    assert AVL().core == 0.3
+    assert AVL(keep=0.25).core == 0.25
+    assert str(AVL(keep=0.25)) == "avl:keep=0.25"
+    assert parse("random:of=avl,keep=0.1").plan().split == Split(0.1, 0.1, 3, 0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from avl_runtime.cache import LayerCache, dense_bytes, room, stacked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from avl_runtime.cache import LayerCache, dense_bytes, room, stacked
 
 HEADS, DIM = 2, 4
 FLOAT = np.dtype(np.float32)
@@ -46,9 +47,7 @@ def check(cache: LayerCache, naive: Naive, row: int = 0) -> None:
     )
 
 
-def fill(
-    cache: LayerCache, naive: Naive, rng: np.random.Generator, positions: np.ndarray
-) -> None:
+def fill(cache: LayerCache, naive: Naive, rng: np.random.Generator, positions: np.ndarray) -> None:
     k, v = (rng.normal(size=(1, HEADS, len(positions), DIM)).astype(FLOAT) for _ in range(2))
     mass = rng.random((HEADS, len(positions))).astype(FLOAT)
     cache.extend(k, v, positions, mass)

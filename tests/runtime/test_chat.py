@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
+from avl_runtime.cache import LayerCache
 from avl_runtime.processor import Turn
 from avl_runtime.tasks import sample
 
@@ -28,7 +31,12 @@ def test_dense_turns_equal_reading_the_whole_conversation_at_once(tiny: LVLM) ->
         masks += [encoded.image_mask, np.zeros(len(reply), np.bool_)]
         hidden += [engine.embed(encoded), engine.embedding.lookup(reply)]
         history += (
-            Turn(prompt, len(images), processor.decode(result.token_ids), result.finish_reason == "eos"),
+            Turn(
+                prompt,
+                len(images),
+                processor.decode(result.token_ids),
+                result.finish_reason == "eos",
+            ),
         )
     reply_length = len(third.token_ids)
     logits = conversation.prefill(
@@ -87,5 +95,24 @@ def test_a_prompt_that_fails_leaves_the_chat_as_it_was(tiny: LVLM, monkeypatch) 
         with pytest.raises(KeyboardInterrupt):
             chats[0].send("Where is the red ring?", [one.image])
     assert 1 in calls
-    again = [c.send("How many objects are there?", max_new_tokens=5, return_logits=True) for c in chats]
+    again = [
+        c.send("How many objects are there?", max_new_tokens=5, return_logits=True) for c in chats
+    ]
     assert again[0].logits.tobytes() == again[1].logits.tobytes()
+
+
+def test_an_interruption_inside_a_step_ends_the_chat(tiny: LVLM, monkeypatch) -> None:
+    one = sample("caption", "held-out", 26)
+    chat = tiny.chat("dense")
+    stream = chat.stream(one.prompt, [one.image])
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerCache, "append", interrupted_append)
+        with pytest.raises(KeyboardInterrupt):
+            list(stream)
+    with pytest.raises(AvlError, match="start a new chat"):
+        chat.send("How many objects are there?")
+
+
+def interrupted_append(*_: object) -> None:
+    raise KeyboardInterrupt

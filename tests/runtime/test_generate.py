@@ -6,6 +6,8 @@ import gc
 
 import numpy as np
 import pytest
+
+from avl_plugins import policies
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.cache import LayerCache
@@ -13,9 +15,15 @@ from avl_runtime.engine import Request
 from avl_runtime.generate import Options
 from avl_runtime.tasks import sample, samples
 
-from avl_plugins import policies
-
-POLICIES = ("dense", "fastv", "avl", "avl:text=0.5,text_min=4", "avl+fastv", "random", "random:of=avl")
+POLICIES = (
+    "dense",
+    "fastv",
+    "avl",
+    "avl:text=0.5,text_min=4",
+    "avl+fastv",
+    "random",
+    "random:of=avl",
+)
 
 
 def ask(model: LVLM, policy: str, task: str = "caption", index: int = 0, **options: object):
@@ -26,7 +34,12 @@ def ask(model: LVLM, policy: str, task: str = "caption", index: int = 0, **optio
 
 @pytest.mark.parametrize(
     "policy",
-    ["fastv:keep=1", "avl:keep=1,core=1", "random:keep=1", "avl:keep=1,core=1,refresh=1+fastv:keep=1"],
+    [
+        "fastv:keep=1",
+        "avl:keep=1,core=1",
+        "random:keep=1",
+        "avl:keep=1,core=1,refresh=1+fastv:keep=1",
+    ],
 )
 def test_keeping_everything_is_bit_identical_to_dense(tiny: LVLM, policy: str) -> None:
     for task in ("caption", "vqa", "ocr"):
@@ -61,8 +74,7 @@ def finished(model: LVLM, policy: str, steps: int = 30):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_reported_bytes_are_those_of_the_live_arrays(tiny: LVLM, policy: str) -> None:
-    for conversation, request in finished(tiny, policy):
-        pass
+    *_, (conversation, request) = finished(tiny, policy)
     gc.collect()
     live = [c for c in gc.get_objects() if isinstance(c, LayerCache)]
     mine = [c for c in live if any(c is own for own in conversation.caches)]
@@ -110,7 +122,7 @@ def test_a_text_budget_shrinks_the_total(tiny: LVLM) -> None:
 
 
 def test_a_batch_of_different_prompts_equals_single_runs(tiny: LVLM) -> None:
-    asked = [sample("caption", "held-out", 5), sample("vqa", "held-out", 6), sample("ocr", "held-out", 7)]
+    asked = [sample(task, "held-out", 5 + i) for i, task in enumerate(("caption", "vqa", "ocr"))]
     prompts = [one.prompt for one in asked] + ["Describe the image."]
     images = [[one.image] for one in asked] + [[asked[0].image, asked[1].image]]
     for policy in POLICIES:
@@ -141,8 +153,10 @@ def test_a_stop_string_cuts_the_text(tiny: LVLM) -> None:
 
 def test_sampling_follows_the_seed(tiny: LVLM) -> None:
     one = sample("caption", "held-out", 4)
+
     def draw(seed: int):
         return tiny.generate(one.prompt, [one.image], temperature=3.0, seed=seed).token_ids
+
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(4)}) > 1
 
@@ -168,7 +182,8 @@ def test_text_without_a_picture_runs_under_every_policy(tiny: LVLM) -> None:
 def test_placements_follow_the_policy(tiny: LVLM) -> None:
     result = ask(tiny, "avl:keep=0.5,core=0.3,refresh=3", return_placements=True)
     steps = [placement.step for placement in result.placements]
-    assert steps == [0] + list(range(4, 2 + len(result.token_ids), 3))[: len(steps) - 1]
+    # A refresh at steps 3, 6, ... holds from the next step on, while there is one.
+    assert steps == [0, *range(4, len(result.token_ids) + 1, 3)]
     secondary = result.placements[0].core | result.placements[0].parked
     for placement in result.placements:
         assert placement.core.shape == (6, 144)

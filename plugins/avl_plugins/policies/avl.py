@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from avl_plugins.errors import PolicyError
-from avl_plugins.policies.base import Policy, check_core, check_count, check_fraction
+from avl_plugins.policies.base import (
+    UNSET,
+    Policy,
+    check_core,
+    check_count,
+    check_fraction,
+    resolve_core,
+)
 from avl_plugins.policies.plan import Plan
 from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.split import Split
@@ -22,13 +29,15 @@ from avl_plugins.policies.text import TextBudget
 class AVL(Policy):
     """Keep `keep` of the image tokens, read `core` of them, re-rank every `refresh` steps.
 
+    `core` is 0.3 unless given, or `keep` where that is less.
+
     `text` is the fraction of evictable text kept, at least `text_min` tokens, `heavy` of them by
     accumulated attention; 1 evicts none. `prefill` below 1 drops image tokens for all layers from
     `prefill_layer` on, during prefill.
     """
 
     keep: float = 0.5
-    core: float = 0.3
+    core: float = UNSET
     refresh: int = 3
     text: float = 1.0
     text_min: int = 20
@@ -39,7 +48,9 @@ class AVL(Policy):
     name: ClassVar[str] = "avl"
 
     def __post_init__(self) -> None:
-        for option in ("keep", "core", "text", "prefill"):
+        check_fraction(self.name, "keep", self.keep)
+        object.__setattr__(self, "core", resolve_core(self.core, self.keep))
+        for option in ("core", "text", "prefill"):
             check_fraction(self.name, option, getattr(self, option))
         check_core(self.name, self.core, self.keep)
         check_count(self.name, "refresh", self.refresh, 1, "1 refreshes on every step")

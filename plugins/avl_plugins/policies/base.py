@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from typing import ClassVar
 
 from avl_plugins.errors import PolicyError
@@ -29,7 +30,8 @@ class Policy(abc.ABC):
         options = []
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every policy is one
             value = getattr(self, field.name)
-            if value != field.default:
+            default = default_core(self.keep) if field.name == "core" else field.default  # type: ignore[attr-defined]  # keep stands beside core
+            if value != default:
                 options.append(f"{field.name}={value}")
         return f"{self.name}:{','.join(options)}" if options else self.name
 
@@ -51,6 +53,19 @@ def check_count(policy: str, option: str, value: object, minimum: int, meaning: 
             f"{policy}: expected {option} to be a whole number of at least {minimum}, "
             f"found {value!r}; {meaning}"
         )
+
+
+UNSET = math.nan  # the default of a core that follows from keep
+
+
+def resolve_core(core: float, keep: float) -> float:
+    """`core`, or its default if it is UNSET."""
+    return default_core(keep) if isinstance(core, float) and math.isnan(core) else core
+
+
+def default_core(keep: float) -> float:
+    """A-VL's 0.3 of all image tokens, or all that are kept where that is less."""
+    return min(0.3, keep)
 
 
 def check_core(policy: str, core: float, keep: float) -> None:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from avl_plugins.errors import PolicyError
-from avl_plugins.policies.base import Policy, check_core, check_count, check_fraction
+from avl_plugins.policies.base import (
+    UNSET,
+    Policy,
+    check_core,
+    check_count,
+    check_fraction,
+    resolve_core,
+)
 from avl_plugins.policies.plan import Plan
 from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.split import Split
@@ -21,7 +28,7 @@ class Random(Policy):
 
     keep: float = 0.5
     layer: int = 2
-    core: float = 0.3
+    core: float = UNSET
     refresh: int = 3
     seed: int = 0
     of: Literal["fastv", "avl"] = "fastv"
@@ -35,6 +42,7 @@ class Random(Policy):
                 "name the policy to be the control of"
             )
         check_fraction(self.name, "keep", self.keep)
+        object.__setattr__(self, "core", resolve_core(self.core, self.keep))
         check_fraction(self.name, "core", self.core)
         check_count(self.name, "layer", self.layer, 1, "FastV drops after full layers")
         check_count(self.name, "refresh", self.refresh, 1, "1 refreshes on every step")

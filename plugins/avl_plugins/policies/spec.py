@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -64,7 +65,10 @@ def _parse_value(kind: type[Policy], key: str, value: str) -> Any:
     if wanted not in (int, float):
         return value
     try:
-        return wanted(value)
+        number = wanted(value)
+        if math.isnan(number):
+            raise ValueError
+        return number
     except ValueError:
         noun = "a whole number" if wanted is int else "a number"
         raise PolicyError(

@@ -19,7 +19,10 @@ from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cache import LayerCache
 from avl_runtime.package import Dims, Package, Segment
 
-DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+}
 
 
 class OrtBackend:

@@ -1,0 +1,84 @@
+"""Frozen dataclasses from parsed JSON, refusing anything that does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from avl_plugins.errors import AvlError
+
+
+class FormatError(AvlError):
+    """A value does not fit the type it is declared with."""
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """Build the annotated type `kind` from parsed JSON.
+
+    Args:
+        kind: a dataclass, tuple, union, Literal, str, int (at least 0), float, bool or None.
+        where: what is being read, for messages.
+
+    Raises:
+        FormatError: a wrong type, an unknown or a missing key.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_object(kind, value, where)
+    if origin is tuple:
+        return _build_tuple(args, value, where)
+    if origin in (typing.Union, types.UnionType):
+        return _build_union(args, value, where)
+    if origin is Literal:
+        if value not in args:
+            raise _mismatch(where, " or ".join(map(str, args)), value)
+        return value
+    return _build_scalar(kind, value, where)
+
+
+def _build_object(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _mismatch(where, "an object", value)
+    hints = typing.get_type_hints(kind)
+    unknown = next((key for key in value if key not in hints), None)
+    if unknown is not None:
+        raise FormatError(f"{where}: expected known keys, found {unknown!r}")
+    missing = next((key for key in hints if key not in value), None)
+    if missing is not None:
+        raise FormatError(f"{where}: expected the key {missing!r}, found none")
+    return kind(**{k: build(hints[k], v, f"{where}: {k}") for k, v in value.items()})
+
+
+def _build_tuple(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not isinstance(value, list):
+        raise _mismatch(where, "a list", value)
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(build(args[0], item, where) for item in value)
+    if len(value) != len(args):
+        raise _mismatch(where, f"{len(args)} items", value)
+    return tuple(build(arg, item, where) for arg, item in zip(args, value, strict=True))
+
+
+def _build_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    for option in args:
+        try:
+            return build(option, value, where)
+        except FormatError:
+            continue
+    raise _mismatch(where, " or ".join(str(option) for option in args), value)
+
+
+def _build_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _mismatch(where, "null" if kind is type(None) else kind.__name__, value)
+    if kind is int and value < 0:
+        raise _mismatch(where, "a number of at least 0", value)
+    return value
+
+
+def _mismatch(where: str, expected: str, value: Any) -> FormatError:
+    return FormatError(f"{where}: expected {expected}, found {str(value)[:60]!r}")

@@ -1,0 +1,72 @@
+"""What holds for the repository as a whole."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = (ROOT / "avl_export", ROOT / "runtime/avl_runtime", ROOT / "plugins/avl_plugins")
+LONGEST = 350  # lines
+LARGEST = 16 << 20  # bytes
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.mark.parametrize("script", PYPROJECT["project"]["scripts"])
+def test_console_scripts_point_to_functions(script: str) -> None:
+    module, function = PYPROJECT["project"]["scripts"][script].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_source_files_are_short() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for package in PACKAGES
+        for path in package.rglob("*.py")
+    }
+    assert lengths
+    assert {path: n for path, n in lengths.items() if n > LONGEST} == {}
+
+
+def test_packages_are_typed_and_nested() -> None:
+    assert all((package / "py.typed").is_file() for package in PACKAGES)
+    assert not (ROOT / "runtime/__init__.py").exists()
+    assert not (ROOT / "plugins/__init__.py").exists()
+
+
+def test_no_committed_file_is_large() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    sizes = {str(path): path.stat().st_size for path in paths if path.is_file()}
+    assert {path: size for path, size in sizes.items() if size > LARGEST} == {}
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    wanted = {
+        requirement.split(">=")[0].lower()
+        for requirement in [
+            *project["dependencies"],
+            *(one for extra in ("export", "eval", "dev") for one in extras[extra]),
+        ]
+        if not requirement.startswith("avl[")
+    }
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0] for line in lines if "==" in line and not line.startswith("#")}
+    assert wanted - pinned == set()
+
+
+@pytest.mark.parametrize("script", ["scripts/test.sh", "scripts/quickstart.sh", ".ci/run"])
+def test_scripts_can_be_run_and_parse(script: str) -> None:
+    path = ROOT / script
+    assert path.stat().st_mode & 0o111
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
