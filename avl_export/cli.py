@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +22,9 @@ NEEDED = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parsed = _parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        # A polite kill shall clean up as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(parsed)
     except AvlError as error:
@@ -28,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("avl-export: stopped, nothing was left behind", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our results has gone, as in `avl-export ... | head`
+        sys.stdout = None
+        return 1
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -38,7 +46,7 @@ def _run(parsed: argparse.Namespace) -> int:
         )
     options = Options(
         model=parsed.model,
-        out=parsed.out or Path(f"{Path(parsed.model).expanduser().name}.avl"),
+        out=parsed.out or Path(f"{Path(parsed.model).expanduser().resolve().name}.avl"),
         policy=parsed.policy,
         split=parsed.split,
         dtype=parsed.dtype,

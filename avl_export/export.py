@@ -106,7 +106,7 @@ def _check_place(plan: Plan) -> None:
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place if the block succeeds, and is removed if not."""
-    place = out.absolute()
+    place = out.resolve()
     created = [p for p in place.parents if not p.exists()]
     stage = place.with_name(f".{place.name}.partial-{os.getpid()}")
     old = place.with_name(f".{place.name}.old-{os.getpid()}")

@@ -31,7 +31,7 @@ def finish(traced: Traced) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _share_constants(model.graph)
     _share_lead_shapes(model.graph)
-    if traced.hidden_rows:
+    if traced.heads:
         flatten_rows(model.graph)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -39,7 +39,8 @@ def finish(traced: Traced) -> ir.Model:
     _strip(model)
     for _ in range(traced.taps):
         model.graph.outputs.pop()
-    _attach_function(model)
+    if traced.heads:
+        _attach_function(model, traced.heads)
     return model
 
 
@@ -97,17 +98,14 @@ def _strip(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def _attach_function(model: ir.Model) -> None:
+def _attach_function(model: ir.Model, heads: tuple[int, int]) -> None:
     """Give the attention nodes their plugin attributes, and the model the op's body."""
-    nodes = [node for node in model.graph if node.domain == DOMAIN]
-    if not nodes:
-        return
-    for node in nodes:
+    for node in [node for node in model.graph if node.domain == DOMAIN]:
         scale = node.attributes["scale"].as_float()
         for name, value in attention_node_attributes(scale).items():
             node.attributes[name] = ir.convenience.convert_attribute(name, value)
     # A runtime inlines the body only if its default opset is the model's.
-    proto = split_cache_attention_function(model.opset_imports[""])
+    proto = split_cache_attention_function(model.opset_imports[""], heads)
     body = ir.serde.deserialize_function(proto)
     model.functions[body.identifier()] = body
     model.opset_imports[DOMAIN] = VERSION

@@ -29,14 +29,14 @@ class Traced:
     """An ONNX model whose initializers named in `parameters` have no data yet.
 
     `parameters` maps an initializer's name to the parameter's name in the family's model. The
-    graph's last `taps` outputs are hidden states after single layers, for checks. `hidden_rows`
-    says that the first input is a decoder's hidden state.
+    graph's last `taps` outputs are hidden states after single layers, for checks. `heads` holds a
+    decoder segment's query and KV heads; its first input is a hidden state. None: a vision graph.
     """
 
     model: ir.Model
     parameters: Mapping[str, str]
     taps: int = 0
-    hidden_rows: bool = False
+    heads: tuple[int, int] | None = None
 
 
 class SegmentModule(nn.Module):
@@ -126,7 +126,8 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
         model = _to_onnx(module, example, dynamic, inputs, outputs)
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape(_segment_shape(str(value.name), family))
-    return Traced(model, _names(module, family.model), len(tapped), hidden_rows=True)
+    heads = (dims.num_heads, dims.num_kv_heads)
+    return Traced(model, _names(module, family.model), len(tapped), heads)
 
 
 def trace_vision(family: Family) -> Traced:

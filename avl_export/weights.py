@@ -112,7 +112,7 @@ def map_weights(
         if name in places:
             raise CheckpointError(
                 f"{checkpoint.folder / shard}: {key}: expected one key for {name}, found "
-                f"{places[name].key} too; {'remove one of them'}"
+                f"{places[name].key} too; remove one of them"
             )
         places[name] = Placed(key, locations[shard], record)
     for tied, source in dict(getattr(hf, "all_tied_weights_keys", None) or {}).items():

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh checkout to answers: installs, exports the embedded model, asks it about two
-# pictures under four policies, and draws which image tokens A-VL kept.
+# pictures under four policies, and shows which image tokens each of them kept.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -14,26 +14,23 @@ echo "== Exporting avl-tiny, the embedded vision-language model, to $PACKAGE"
 rm -rf "$PACKAGE"
 avl-export --model avl-tiny --out "$PACKAGE"
 
-# ask PICTURE PROMPT: the same question under every policy.
+# ask NAME PROMPT: the same question under every policy, and what each kept of the picture.
 ask() {
-    local picture="$1" prompt="$2" policy
+    local name="$1" prompt="$2" policy
     for policy in dense fastv avl avl+fastv; do
         echo
-        echo "== $picture: \"$prompt\" with policy $policy"
-        avl-run "$PACKAGE" "$prompt" --image "$picture" --policy "$policy" --stats
+        echo "== samples/$name.png: \"$prompt\" with policy $policy"
+        avl-run "$PACKAGE" "$prompt" --image "samples/$name.png" --policy "$policy" \
+            --stats --show --heatmap "build/$name-$policy.png"
     done
 }
 
-ask samples/page.png "Read the text."
-ask samples/scene.png "Describe the image."
-
-echo
-echo "== Drawing core, secondary and minor image tokens of A-VL to build/heatmap.png"
-avl-run "$PACKAGE" "Describe the image." --image samples/scene.png --policy avl \
-    --heatmap build/heatmap.png
+ask page "Read the text."
+ask scene "Describe the image."
 
 cat <<'DONE'
 
-Done. Ask more, without a prompt for a conversation:
+Done. build/page-avl.png and its neighbours show which image tokens each policy kept.
+Ask more, without a prompt for a conversation:
     .venv/bin/avl-run build/avl-tiny.avl "How many objects are there?" --image samples/scene.png
 DONE

@@ -77,12 +77,12 @@ def special_tokens(checkpoint: Checkpoint, config: Any) -> Tokens:
             f"{checkpoint.folder}: expected an eos_token_id in generation_config.json or "
             "config.json, found none; add it"
         )
-    return Tokens(
-        bos=find("bos_token_id"),
-        eos=tuple(eos) if isinstance(eos, list) else (eos,),
-        pad=find("pad_token_id"),
-        image=config.image_token_id,
-    )
+    ends = eos if isinstance(eos, list) else [eos]
+    bos, pad = find("bos_token_id"), find("pad_token_id")
+    for token in (*ends, bos, pad):
+        if token is not None and (not isinstance(token, int) or token < 0):
+            raise _unfit(str(checkpoint.folder), "bos, eos and pad ids", "token ids", token)
+    return Tokens(bos=bos, eos=tuple(ends), pad=pad, image=config.image_token_id)
 
 
 def chat_template(checkpoint: Checkpoint) -> str | None:

@@ -26,6 +26,7 @@ PATCH = 14
 GRID = scene.IMAGE_SIZE // PATCH
 IMAGE_TOKENS = GRID * GRID
 TEXT_TOKENS = 104
+QUESTION_WEIGHT = 8.0
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -40,6 +41,7 @@ class Batch:
     segment: torch.Tensor  # [B, T] int64; -1 marks padding
     weights: torch.Tensor  # [B, T] float32, loss weight of predicting each token; 0 outside answers
     ink: torch.Tensor  # [B, IMAGE_TOKENS] bool, patches that are not background
+    named: torch.Tensor  # [B, T, IMAGE_TOKENS] bool, patches of what a question's word names
     chat: bool  # segments are turns that see the ones before
 
 
@@ -50,20 +52,46 @@ def _ink(pixels: np.ndarray) -> np.ndarray:
     return (patches > 0.01).reshape(-1)
 
 
-def _questions(rng: random.Random, ease: float) -> tuple[Image.Image, list[tuple[str, str, float]]]:
-    """An image with prompts, answers and loss weights; `ease` shortens what is to be told."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt, its answer and the loss weight of the answer's tokens."""
+
+    prompt: str
+    answer: str
+    weight: float
+
+
+def _questions(
+    rng: random.Random, ease: float
+) -> tuple[Image.Image, list[scene.Thing], list[Asked]]:
+    """An image, its objects and what is asked; `ease` shortens what is to be told."""
     easy = rng.random() < ease
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         image, lines = page.draw_page(rng, held_out=False, lengths=(1, 2, 3) if easy else (5, 6))
         row = rng.randrange(page.LINES)
-        asked = [(OCR_PROMPT, "\n".join(lines), 1.0)]
+        asked = [Asked(OCR_PROMPT, "\n".join(lines), 1.0)]
         if rng.random() < 0.5:
-            asked.append((f"Read line {row + 1}.", lines[row], 1.0))
-        return image, asked
-    image, things = scene.draw_scene(rng, (1, 2, 3) if easy else (2, 3, 4, 5, 6))
-    asked = [(*scene.question(rng, things), 2.0) for _ in range(5)]
-    asked.insert(rng.randrange(3), (CAPTION_PROMPT, scene.caption(things), 1.0))
-    return image, asked
+            asked.append(Asked(f"Read line {row + 1}.", lines[row], 1.0))
+        return image, [], asked
+    image, things = scene.draw_scene(
+        rng, (1, 2, 3) if easy else (2, 3, 4, 5, 6), distinct_colors=rng.random() < 0.7
+    )
+    # A short answer holds one or two tokens that matter, a caption some thirty.
+    asked = [Asked(*scene.question(rng, things), QUESTION_WEIGHT) for _ in range(6)]
+    if rng.random() < 0.5:
+        asked.insert(rng.randrange(3), Asked(CAPTION_PROMPT, scene.caption(things), 1.0))
+    return image, things, asked
+
+
+def _named(things: list[scene.Thing], word: str) -> np.ndarray:
+    """[IMAGE_TOKENS] bool: the grid cells of the objects whose colour or shape is `word`."""
+    cells = np.zeros((GRID, GRID), np.bool_)
+    side = GRID // 3
+    for thing in things:
+        if word in (thing.color, thing.shape):
+            y, x = thing.row * side, thing.column * side
+            cells[y : y + side, x : x + side] = True
+    return cells.reshape(-1)
 
 
 def draw_batch(rng: random.Random, tokenizer: Tokenizer, size: int, ease: float) -> Batch:
@@ -74,25 +102,31 @@ def draw_batch(rng: random.Random, tokenizer: Tokenizer, size: int, ease: float)
     segment = np.full((size, TEXT_TOKENS), -1, np.int64)
     weights = np.zeros((size, TEXT_TOKENS), np.float32)
     ink = np.zeros((size, IMAGE_TOKENS), np.bool_)
+    named = np.zeros((size, TEXT_TOKENS, IMAGE_TOKENS), np.bool_)
     chat = rng.random() < 0.2
     for row in range(size):
-        image, asked = _questions(rng, ease)
+        image, things, asked = _questions(rng, ease)
         pixels[row] = np.asarray(image)
         ink[row] = _ink(pixels[row])
         if chat:
             rng.shuffle(asked)
         end = 0
-        for number, (prompt, answer, weight) in enumerate(asked):
+        for number, one in enumerate(asked):
             opening = "USER: " if chat and number else "\n"
-            ask = tokenizer.encode(f"{opening}{prompt} ASSISTANT:", add_special_tokens=False).ids
-            say = tokenizer.encode(f" {answer}</s>", add_special_tokens=False).ids
+            question = tokenizer.encode(
+                f"{opening}{one.prompt} ASSISTANT:", add_special_tokens=False
+            )
+            ask = question.ids
+            say = tokenizer.encode(f" {one.answer}</s>", add_special_tokens=False).ids
             start, begin, stop = end, end + len(ask), end + len(ask) + len(say)
             if stop > TEXT_TOKENS:
                 continue
             text_ids[row, start:stop] = ask + say
             positions[row, start:stop] = np.arange(stop - start) + (start if chat else 0)
             segment[row, start:stop] = number
-            weights[row, begin:stop] = weight
+            weights[row, begin:stop] = one.weight
+            for at, token in enumerate(question.tokens, start):
+                named[row, at] = _named(things, token.lstrip("Ġ")) & ink[row]
             end = stop
     values = (pixels.astype(np.float32) / 255 - MEAN) / STD
     return Batch(
@@ -102,6 +136,7 @@ def draw_batch(rng: random.Random, tokenizer: Tokenizer, size: int, ease: float)
         torch.from_numpy(segment),
         torch.from_numpy(weights),
         torch.from_numpy(ink),
+        torch.from_numpy(named),
         chat,
     )
 

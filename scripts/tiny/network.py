@@ -23,6 +23,7 @@ from batches import IMAGE_TOKENS, PATCH, Batch
 
 PREFIX = 3  # <s>, USER:, space
 IMAGE_END = PREFIX + IMAGE_TOKENS
+POINTING_LAYER = 2
 MARGIN = 1.0  # nats by which an inked patch should outrank the mean background patch
 
 
@@ -70,7 +71,11 @@ def _attention(
     seen: list[torch.Tensor] | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """[B, H, S, D] attention in two parts; appends [B, T, IMAGE_TOKENS] head means to `seen`."""
+    """[B, H, S, D] attention in two parts; appends to `seen`.
+
+    One entry a layer: attention of text rows on image patches [B, T, IMAGE_TOKENS], the mean over
+    all heads, and after layer POINTING_LAYER's a second one of its first KV head alone.
+    """
     end = IMAGE_END
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
@@ -81,6 +86,8 @@ def _attention(
     weights = scores.softmax(-1)
     if seen is not None:
         seen.append(weights[..., PREFIX:end].mean(1))
+        if module.layer_idx == POINTING_LAYER:
+            seen.append(weights[:, :group, :, PREFIX:end].mean(1))
     text = weights.to(value.dtype) @ value
     return torch.cat([image, text], 2).transpose(1, 2), None
 
@@ -110,10 +117,25 @@ def saliency_loss(seen: list[torch.Tensor], ink: torch.Tensor, rows: torch.Tenso
     return loss / len(seen)
 
 
+def pointing_loss(attention: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of looking at what a word of a question names.
+
+    A short answer is a weak signal for finding an object by its colour, which answers to most
+    questions hang on; this shows one KV head of one layer where to look.
+
+    Args:
+        attention: [B, T, IMAGE_TOKENS] of that head.
+        named: [B, T, IMAGE_TOKENS] bool; rows without a patch do not count.
+    """
+    mass = ((attention * named).sum(-1) + 1e-4).log()
+    rows = named.any(-1).float()
+    return -(mass * rows).sum() / rows.sum().clamp(min=1)
+
+
 def losses(
     model: LlavaForConditionalGeneration, batch: Batch, prefix_ids: list[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of the answers and the saliency loss of one batch.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cross entropy of the answers, saliency loss and pointing loss of one batch.
 
     Args:
         prefix_ids: the PREFIX tokens before the image.
@@ -141,7 +163,8 @@ def losses(
     ).view(size, text - 1)
     rows = (weights > 0).float()
     answer = (entropy * weights).sum() / weights.sum()
-    return answer, saliency_loss([one[:, :-1] for one in seen], batch.ink, rows)
+    pointing = pointing_loss(seen.pop(POINTING_LAYER + 1), batch.named)
+    return answer, saliency_loss([one[:, :-1] for one in seen], batch.ink, rows), pointing
 
 
 def text_bias(batch: Batch) -> torch.Tensor:

@@ -45,7 +45,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ease-steps", type=int, default=1500)
+    parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument("--saliency", type=float, default=0.1, help="weight of the saliency loss")
+    parser.add_argument("--pointing", type=float, default=0.2, help="weight of the pointing loss")
     args = parser.parse_args()
 
     import torch
@@ -54,13 +57,23 @@ def main() -> None:
     from batches import batches
     from checkpoint import save
     from network import losses, make_model
+    from tokenizers import Tokenizer
     from tokens import build_tokenizer
 
     transformers.logging.set_verbosity_error()
     torch.manual_seed(args.seed)
-    tokenizer = build_tokenizer()
+    tokenizer = (
+        Tokenizer.from_file(str(args.resume / "tokenizer.json"))
+        if args.resume
+        else build_tokenizer()
+    )
     prefix = tokenizer.encode("USER: ").ids
     model = make_model(tokenizer.get_vocab_size())
+    if args.resume:
+        trained = transformers.LlavaForConditionalGeneration.from_pretrained(
+            args.resume, dtype=torch.float32
+        )
+        model.load_state_dict(trained.state_dict())
     model.set_attn_implementation({"text_config": "avl_tiny_training", "vision_config": "eager"})
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     inner = {id(p) for p in matrices}
@@ -73,19 +86,19 @@ def main() -> None:
     drawn = batches(tokenizer, args.batch, args.seed, args.ease_steps)
     start, step, saved, recent = time.monotonic(), 0, 0.0, []
     while (elapsed := time.monotonic() - start) < args.minutes * 60:
-        factor = _rate(elapsed / (args.minutes * 60), step)
+        factor = args.rate * _rate(elapsed / (args.minutes * 60), step)
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            answer, saliency = losses(model, next(drawn), prefix)
-        (answer + args.saliency * saliency).backward()
+            answer, saliency, pointing = losses(model, next(drawn), prefix)
+        (answer + args.saliency * saliency + args.pointing * pointing).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         step += 1
-        recent.append((answer.item(), saliency.item()))
+        recent.append((answer.item(), saliency.item(), pointing.item()))
         if step % 50 == 0:
             means = [sum(column) / len(recent) for column in zip(*recent, strict=True)]
             record = {
@@ -93,6 +106,7 @@ def main() -> None:
                 "seconds": round(elapsed),
                 "loss": round(means[0], 4),
                 "saliency": round(means[1], 4),
+                "pointing": round(means[2], 4),
                 "images_per_second": round(step * args.batch / elapsed, 1),
             }
             print(json.dumps(record), file=sys.stderr, flush=True)

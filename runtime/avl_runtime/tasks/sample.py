@@ -47,7 +47,7 @@ def sample(task: Task, split: Split, index: int) -> Sample:
     if task == "caption":
         image, things = scene.draw_scene(rng, (4, 5, 6))
         return Sample(task, image, CAPTION_PROMPT, scene.caption(things))
-    image, things = scene.draw_scene(rng, (2, 3, 4, 5, 6))
+    image, things = scene.draw_scene(rng, (2, 3, 4, 5, 6), distinct_colors=True)
     return Sample(task, image, *scene.question(rng, things))
 
 

@@ -54,16 +54,23 @@ def background(rng: random.Random) -> Image.Image:
     return Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (red, green, blue))
 
 
-def draw_scene(rng: random.Random, counts: tuple[int, ...]) -> tuple[Image.Image, list[Thing]]:
-    """Draw one of `counts` objects, no two alike in both colour and shape; in reading order."""
+def draw_scene(
+    rng: random.Random, counts: tuple[int, ...], *, distinct_colors: bool = False
+) -> tuple[Image.Image, list[Thing]]:
+    """Draw one of `counts` objects, no two alike in both colour and shape; in reading order.
+
+    With `distinct_colors` no two have the same colour (at most six objects).
+    """
     image = background(rng)
     draw = ImageDraw.Draw(image)
     looks = [(color, shape) for color in COLORS for shape in SHAPES]
     count = rng.choice(counts)
     cells = sorted(rng.sample(range(9), count))
+    chosen = rng.sample(looks, count)
+    if distinct_colors:
+        chosen = [(color, rng.choice(SHAPES)) for color in rng.sample(list(COLORS), count)]
     things = [
-        Thing(color, shape, cell)
-        for cell, (color, shape) in zip(cells, rng.sample(looks, count), strict=True)
+        Thing(color, shape, cell) for cell, (color, shape) in zip(cells, chosen, strict=True)
     ]
     for thing in things:
         x = thing.column * CELL + CELL // 2 + rng.randint(-4, 4)
@@ -96,33 +103,28 @@ def caption(things: list[Thing]) -> str:
 
 
 def question(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
-    """One question on an attribute, a count or a relation, with its short answer."""
+    """One question on an attribute, a count or a relation, with its short answer.
+
+    Attributes and relations name objects by a colour that no other object of the scene has.
+    """
+    colors = [thing.color for thing in things]
+    unique = [thing for thing in things if colors.count(thing.color) == 1]
     kind = rng.choice(("attribute", "count", "relation"))
-    if kind == "relation" and len(things) > 1:
-        return _relation(rng, things)
-    if kind == "count":
-        return _count(rng, things)
-    return _attribute(rng, things)
-
-
-def _attribute(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
-    thing = rng.choice(things)
-    asked = rng.choice(("color", "shape", "place"))
-    if asked == "place":
-        return f"Where is the {thing.name}?", thing.place
-    return f"What {asked} is the object at {thing.place}?", getattr(thing, asked)
+    if kind == "relation" and len(unique) > 1:
+        return _relation(rng, unique)
+    if kind == "attribute" and unique:
+        thing = rng.choice(unique)
+        if rng.random() < 0.5:
+            return f"What shape is the {thing.color} object?", thing.shape
+        return f"Where is the {thing.color} object?", thing.place
+    return _count(rng, things)
 
 
 def _count(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
-    by = rng.choice(("all", "color", "shape"))
-    if by == "all":
+    if rng.random() < 0.5:
         return "How many objects are there?", str(len(things))
     # Mostly ask about something present, so that "0" is no safe guess.
-    thing = rng.choice(things)
-    if by == "color":
-        color = thing.color if rng.random() < 0.75 else rng.choice(tuple(COLORS))
-        return f"How many {color} objects are there?", str(sum(t.color == color for t in things))
-    shape = thing.shape if rng.random() < 0.75 else rng.choice(SHAPES)
+    shape = rng.choice(things).shape if rng.random() < 0.75 else rng.choice(SHAPES)
     return f"How many {shape} objects are there?", str(sum(t.shape == shape for t in things))
 
 
@@ -138,4 +140,5 @@ def _relation(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
         word, truth = rng.choice(
             (("left of", first.column < second.column), ("right of", first.column > second.column))
         )
-    return f"Is the {first.name} {word} the {second.name}?", "yes" if truth else "no"
+    asked = f"Is the {first.color} object {word} the {second.color} object?"
+    return asked, "yes" if truth else "no"

@@ -1,0 +1,200 @@
+"""Packages that are damaged, foreign or hostile get one line, and nothing else happens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avl_plugins.errors import AvlError
+from avl_runtime import LVLM
+from avl_runtime.cli.run import main as avl_run
+from avl_runtime.package import MANIFEST, PackageError, load_package
+
+
+@pytest.fixture
+def copy(tiny_package: Path, tmp_path: Path) -> Path:
+    """A copy of avl-tiny's package that a test may damage."""
+    return Path(shutil.copytree(tiny_package, tmp_path / "copy.avl"))
+
+
+def edit(package: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((package / MANIFEST).read_text())
+    change(manifest)
+    (package / MANIFEST).write_text(json.dumps(manifest))
+
+
+def refused(package: Path, *says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loading fails with one line that holds `says`; so does the command, with exit code 1."""
+    with pytest.raises(AvlError) as caught:
+        LVLM.load(package)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in says:
+        assert part in message
+    assert avl_run([str(package), "What?"]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.strip().splitlines() == [f"avl-run: {message}"]
+
+
+def test_no_package(tmp_path: Path, capsys) -> None:
+    refused(tmp_path / "nowhere", "avl-export", capsys=capsys)
+    refused(tmp_path, "avl-export", capsys=capsys)
+
+
+def test_a_newer_format(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m.update(format_version=99, unheard_of=1))
+    refused(copy, "format 1", "99", "update avl", capsys=capsys)
+
+
+def test_an_unknown_key(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m.update(trust_remote_code=True))
+    refused(copy, "trust_remote_code", capsys=capsys)
+
+
+def test_a_missing_key(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m["dims"].pop("head_dim"))
+    refused(copy, "head_dim", capsys=capsys)
+
+
+def test_a_wrong_type(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m["dims"].update(num_layers="six"))
+    refused(copy, "num_layers", "six", capsys=capsys)
+
+
+@pytest.mark.parametrize("path", ["../outside.onnx", "/etc/passwd", "a/../../b", "a\\b", ""])
+@pytest.mark.parametrize("place", ["files", "segments", "vision", "embedding", "shards"])
+def test_a_path_that_leaves_the_package(copy: Path, path: str, place: str, capsys) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        if place == "files":
+            manifest["files"][0]["path"] = path
+        elif place == "shards":
+            manifest["weights"]["shards"][0]["path"] = path
+        elif place == "segments":
+            manifest["segments"][1]["file"] = path
+        else:
+            manifest[place]["file"] = path
+
+    edit(copy, change)
+    refused(copy, "inside the package", capsys=capsys)
+
+
+def test_a_link_that_leaves_the_package(copy: Path, tmp_path: Path, capsys) -> None:
+    outside = tmp_path / "outside.onnx"
+    (copy / "vision.onnx").rename(outside)
+    (copy / "vision.onnx").symlink_to(outside)
+    refused(copy, "vision.onnx", "leading out", capsys=capsys)
+
+
+def test_a_changed_file(copy: Path, capsys) -> None:
+    graph = copy / "decoder.0.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    refused(copy, "decoder.0.onnx", "SHA-256", capsys=capsys)
+
+
+def test_a_truncated_file(copy: Path, capsys) -> None:
+    graph = copy / "decoder.1.onnx"
+    graph.write_bytes(graph.read_bytes()[:-10])
+    refused(copy, "decoder.1.onnx", "bytes", capsys=capsys)
+
+
+def test_a_missing_file(copy: Path, capsys) -> None:
+    (copy / "tokenizer.json").unlink()
+    refused(copy, "tokenizer.json", capsys=capsys)
+
+
+@pytest.fixture
+def movable(copy: Path, tiny_checkpoint: Path) -> Path:
+    """A package whose weights lie inside it, as --copy makes one."""
+    shutil.copyfile(tiny_checkpoint / "model.safetensors", copy / "model.safetensors")
+    edit(copy, lambda m: m["weights"].update(folder=None))
+    assert LVLM.load(copy).generate("What?", max_new_tokens=1).token_ids
+    return copy
+
+
+def test_missing_weights(movable: Path, capsys) -> None:
+    (movable / "model.safetensors").unlink()
+    refused(movable, "model.safetensors", "--copy", capsys=capsys)
+
+
+def test_truncated_weights(movable: Path, capsys) -> None:
+    weights = movable / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(movable, "model.safetensors", "bytes", capsys=capsys)
+
+
+def test_other_weights(movable: Path, capsys) -> None:
+    weights = movable / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[40] ^= 1
+    weights.write_bytes(data)
+    refused(movable, "model.safetensors", "header", capsys=capsys)
+
+
+def test_a_header_length_that_lies(movable: Path, capsys) -> None:
+    weights = movable / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[:8] = struct.pack("<Q", 1 << 62)
+    weights.write_bytes(data)
+    refused(movable, "model.safetensors", "header", capsys=capsys)
+
+
+def test_an_embedding_outside_its_file(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m["embedding"].update(offset=1 << 40))
+    refused(copy, "embedding", capsys=capsys)
+
+
+def test_a_dtype_the_cpu_does_not_have(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m.update(dtype="bf16"))
+    refused(copy, "bf16", "--dtype fp32", capsys=capsys)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_no_manifest_raises_anything_but_one_line(
+    tiny_package: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Any value anywhere in the manifest: it is taken, or refused as a PackageError."""
+    manifest = json.loads((tiny_package / MANIFEST).read_text())
+    place: Any = manifest
+    key: Any = data.draw(st.sampled_from(sorted(manifest)))
+    while isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
+        place = place[key]
+        keys = sorted(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(list(keys)))
+    place[key] = data.draw(JSON)
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    try:
+        load_package(folder)
+    except PackageError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.binary(max_size=300))
+def test_no_bytes_raise_anything_but_one_line(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / MANIFEST).write_bytes(data)
+    with pytest.raises(PackageError) as caught:
+        load_package(folder)
+    assert "\n" not in str(caught.value)
