@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tiny.checkpoint import make_processor
-from tiny.tokens import build_tokenizer
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from avl_export.cli import main as export
@@ -30,6 +28,8 @@ from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.engine import Request
 from avl_runtime.generate import Options
+from tiny.checkpoint import make_processor
+from tiny.tokens import build_tokenizer
 
 LAYERS = 8
 POLICIES = ("dense", "avl", "avl:text=0.6", "fastv", "avl+fastv")

@@ -16,12 +16,14 @@ import json
 import platform
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from avl_runtime import LVLM
+from avl_runtime.package import load_package
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score
 
@@ -40,11 +42,11 @@ POLICIES = (
 )
 
 
-def measure(model: LVLM, policy: str, count: int, *, blank: bool = False) -> dict[str, object]:
+def measure(package: Path, policy: str, count: int, blank: bool) -> dict[str, object]:
     """Scores of one policy on `count` held-out samples a task; `blank` hides the pictures."""
+    model = LVLM.load(package, threads=1)
     scores: dict[str, float] = {}
     shares, image_shares = [], []
-    begun = time.perf_counter()
     for task in TASKS:
         total = 0.0
         for sample in samples(task, "held-out", count):
@@ -63,7 +65,6 @@ def measure(model: LVLM, policy: str, count: int, *, blank: bool = False) -> dic
         "scores": scores,
         "kv": round(float(np.mean(shares)), 4),
         "image_kv": round(float(np.mean(image_shares)), 4),
-        "seconds": round(time.perf_counter() - begun, 1),
     }
 
 
@@ -89,15 +90,21 @@ def main() -> None:
     parser.add_argument("package", type=Path)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--policies", nargs="*", default=list(POLICIES))
+    parser.add_argument("--jobs", type=int, default=2, help="policies measured at once")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", action="store_true", help="print a Markdown table as well")
     args = parser.parse_args()
-    model = LVLM.load(args.package)
-    rows = [measure(model, policy, args.samples) for policy in args.policies]
+    runs = [(policy, False) for policy in args.policies]
     if "dense" in args.policies:
-        rows.append(measure(model, "dense", args.samples, blank=True))
+        runs.append(("dense", True))
+    with ProcessPoolExecutor(args.jobs) as pool:
+        started = [
+            pool.submit(measure, args.package, policy, args.samples, blank)
+            for policy, blank in runs
+        ]
+        rows = [run.result() for run in started]
     report = {
-        "model": model.package.manifest.model,
+        "model": load_package(args.package).manifest.model,
         "samples_per_task": args.samples,
         "machine": f"{platform.machine()}, {platform.system()}",
         "date": time.strftime("%Y-%m-%d"),

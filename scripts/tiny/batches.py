@@ -42,6 +42,7 @@ class Batch:
     weights: torch.Tensor  # [B, T] float32, loss weight of predicting each token; 0 outside answers
     ink: torch.Tensor  # [B, IMAGE_TOKENS] bool, patches that are not background
     named: torch.Tensor  # [B, T, IMAGE_TOKENS] bool, patches of what a question's word names
+    about: torch.Tensor  # [B, T, IMAGE_TOKENS] bool, patches an answer's token is about
     chat: bool  # segments are turns that see the ones before
 
 
@@ -54,11 +55,12 @@ def _ink(pixels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt, its answer and the loss weight of the answer's tokens."""
+    """A prompt, its answer, the loss weight of the answer's tokens, and what it is about."""
 
     prompt: str
     answer: str
     weight: float
+    about: scene.Thing | None = None
 
 
 def _questions(
@@ -77,7 +79,8 @@ def _questions(
         rng, (1, 2, 3) if easy else (2, 3, 4, 5, 6), distinct_colors=rng.random() < 0.7
     )
     # A short answer holds one or two tokens that matter, a caption some thirty.
-    asked = [Asked(*scene.question(rng, things), QUESTION_WEIGHT) for _ in range(6)]
+    questions = [scene.question(rng, things) for _ in range(6)]
+    asked = [Asked(q.prompt, q.answer, QUESTION_WEIGHT, q.about) for q in questions]
     if rng.random() < 0.5:
         asked.insert(rng.randrange(3), Asked(CAPTION_PROMPT, scene.caption(things), 1.0))
     return image, things, asked
@@ -103,6 +106,7 @@ def draw_batch(rng: random.Random, tokenizer: Tokenizer, size: int, ease: float)
     weights = np.zeros((size, TEXT_TOKENS), np.float32)
     ink = np.zeros((size, IMAGE_TOKENS), np.bool_)
     named = np.zeros((size, TEXT_TOKENS, IMAGE_TOKENS), np.bool_)
+    about = np.zeros_like(named)
     chat = rng.random() < 0.2
     for row in range(size):
         image, things, asked = _questions(rng, ease)
@@ -125,6 +129,9 @@ def draw_batch(rng: random.Random, tokenizer: Tokenizer, size: int, ease: float)
             positions[row, start:stop] = np.arange(stop - start) + (start if chat else 0)
             segment[row, start:stop] = number
             weights[row, begin:stop] = one.weight
+            if one.about is not None:
+                # The rows that predict the answer: from the last of the prompt on.
+                about[row, begin - 1 : stop - 2] = _named([one.about], one.about.color) & ink[row]
             for at, token in enumerate(question.tokens, start):
                 named[row, at] = _named(things, token.lstrip("Ġ")) & ink[row]
             end = stop
@@ -137,6 +144,7 @@ def draw_batch(rng: random.Random, tokenizer: Tokenizer, size: int, ease: float)
         torch.from_numpy(weights),
         torch.from_numpy(ink),
         torch.from_numpy(named),
+        torch.from_numpy(about),
         chat,
     )
 

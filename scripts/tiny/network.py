@@ -23,7 +23,7 @@ from batches import IMAGE_TOKENS, PATCH, Batch
 
 PREFIX = 3  # <s>, USER:, space
 IMAGE_END = PREFIX + IMAGE_TOKENS
-POINTING_LAYER = 2
+POINTING_LAYERS = (2, 3)  # for words of a question, and for its answer
 MARGIN = 1.0  # nats by which an inked patch should outrank the mean background patch
 
 
@@ -74,7 +74,7 @@ def _attention(
     """[B, H, S, D] attention in two parts; appends to `seen`.
 
     One entry a layer: attention of text rows on image patches [B, T, IMAGE_TOKENS], the mean over
-    all heads, and after layer POINTING_LAYER's a second one of its first KV head alone.
+    all heads; after those of POINTING_LAYERS a second one of their first KV head alone.
     """
     end = IMAGE_END
     group = query.shape[1] // key.shape[1]
@@ -86,7 +86,7 @@ def _attention(
     weights = scores.softmax(-1)
     if seen is not None:
         seen.append(weights[..., PREFIX:end].mean(1))
-        if module.layer_idx == POINTING_LAYER:
+        if module.layer_idx in POINTING_LAYERS:
             seen.append(weights[:, :group, :, PREFIX:end].mean(1))
     text = weights.to(value.dtype) @ value
     return torch.cat([image, text], 2).transpose(1, 2), None
@@ -121,7 +121,7 @@ def pointing_loss(attention: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
     """Cross entropy of looking at what a word of a question names.
 
     A short answer is a weak signal for finding an object by its colour, which answers to most
-    questions hang on; this shows one KV head of one layer where to look.
+    questions hang on; this shows one KV head of two layers where to look.
 
     Args:
         attention: [B, T, IMAGE_TOKENS] of that head.
@@ -163,7 +163,8 @@ def losses(
     ).view(size, text - 1)
     rows = (weights > 0).float()
     answer = (entropy * weights).sum() / weights.sum()
-    pointing = pointing_loss(seen.pop(POINTING_LAYER + 1), batch.named)
+    pointed = [seen.pop(layer + 1) for layer in POINTING_LAYERS]
+    pointing = pointing_loss(pointed[0], batch.named) + pointing_loss(pointed[1], batch.about)
     return answer, saliency_loss([one[:, :-1] for one in seen], batch.ink, rows), pointing
 
 

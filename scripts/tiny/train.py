@@ -38,7 +38,7 @@ def _rate(part: float, step: int) -> float:
     return min(1.0, (step + 1) / 100) * min(1.0, max(0.0, (1 - part) / 0.35))
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=100.0)
@@ -49,15 +49,19 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument("--saliency", type=float, default=0.1, help="weight of the saliency loss")
     parser.add_argument("--pointing", type=float, default=0.2, help="weight of the pointing loss")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = _arguments()
 
     import torch
     import transformers
+    from tokenizers import Tokenizer
 
     from batches import batches
     from checkpoint import save
     from network import losses, make_model
-    from tokenizers import Tokenizer
     from tokens import build_tokenizer
 
     transformers.logging.set_verbosity_error()

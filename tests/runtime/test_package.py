@@ -185,7 +185,7 @@ def test_no_manifest_raises_anything_but_one_line(
     try:
         load_package(folder)
     except PackageError as error:
-        assert "\n" not in str(error)  # noqa: PT017
+        assert "\n" not in str(error)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -6,6 +6,8 @@ Scores on 200 samples a task, and what each policy costs, are in benchmarks/qual
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from PIL import Image
 
@@ -16,6 +18,7 @@ from avl_runtime.tasks.metrics import score
 SAMPLES = 60
 
 
+@functools.cache
 def mean_score(model: LVLM, task: str, policy: str, *, blank: bool = False) -> float:
     total = 0.0
     for one in samples(task, "held-out", SAMPLES):

@@ -48,7 +48,8 @@ def sample(task: Task, split: Split, index: int) -> Sample:
         image, things = scene.draw_scene(rng, (4, 5, 6))
         return Sample(task, image, CAPTION_PROMPT, scene.caption(things))
     image, things = scene.draw_scene(rng, (2, 3, 4, 5, 6), distinct_colors=True)
-    return Sample(task, image, *scene.question(rng, things))
+    question = scene.question(rng, things)
+    return Sample(task, image, question.prompt, question.answer)
 
 
 def samples(task: Task, split: Split, count: int, start: int = 0) -> Iterator[Sample]:

@@ -69,9 +69,7 @@ def draw_scene(
     chosen = rng.sample(looks, count)
     if distinct_colors:
         chosen = [(color, rng.choice(SHAPES)) for color in rng.sample(list(COLORS), count)]
-    things = [
-        Thing(color, shape, cell) for cell, (color, shape) in zip(cells, chosen, strict=True)
-    ]
+    things = [Thing(color, shape, cell) for cell, (color, shape) in zip(cells, chosen, strict=True)]
     for thing in things:
         x = thing.column * CELL + CELL // 2 + rng.randint(-4, 4)
         y = thing.row * CELL + CELL // 2 + rng.randint(-4, 4)
@@ -102,8 +100,17 @@ def caption(things: list[Thing]) -> str:
     return f"there are {len(things)} objects: {listed}."
 
 
-def question(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
-    """One question on an attribute, a count or a relation, with its short answer.
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, its short answer and the one object it is about, if it is one."""
+
+    prompt: str
+    answer: str
+    about: Thing | None
+
+
+def question(rng: random.Random, things: list[Thing]) -> Question:
+    """One question on an attribute, a count or a relation.
 
     Attributes and relations name objects by a colour that no other object of the scene has.
     """
@@ -115,30 +122,20 @@ def question(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
     if kind == "attribute" and unique:
         thing = rng.choice(unique)
         if rng.random() < 0.5:
-            return f"What shape is the {thing.color} object?", thing.shape
-        return f"Where is the {thing.color} object?", thing.place
-    return _count(rng, things)
+            return Question(f"What shape is the {thing.color} object?", thing.shape, thing)
+        return Question(f"Where is the {thing.color} object?", thing.place, thing)
+    return Question("How many objects are there?", str(len(things)), None)
 
 
-def _count(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
-    if rng.random() < 0.5:
-        return "How many objects are there?", str(len(things))
-    # Mostly ask about something present, so that "0" is no safe guess.
-    shape = rng.choice(things).shape if rng.random() < 0.75 else rng.choice(SHAPES)
-    return f"How many {shape} objects are there?", str(sum(t.shape == shape for t in things))
-
-
-def _relation(rng: random.Random, things: list[Thing]) -> tuple[str, str]:
-    """Yes-or-no on the order of two objects that differ in the axis asked about."""
-    first, second = rng.sample(things, 2)
-    vertical = first.column == second.column or (first.row != second.row and rng.random() < 0.5)
+def _relation(rng: random.Random, things: list[Thing]) -> Question:
+    """Which of two objects comes first on an axis on which they differ."""
+    one, two = rng.sample(things, 2)
+    vertical = one.column == two.column or (one.row != two.row and rng.random() < 0.5)
     if vertical:
-        word, truth = rng.choice(
-            (("above", first.row < second.row), ("below", first.row > second.row))
-        )
+        word = rng.choice(("above", "below"))
+        first = (one.row < two.row) == (word == "above")
     else:
-        word, truth = rng.choice(
-            (("left of", first.column < second.column), ("right of", first.column > second.column))
-        )
-    asked = f"Is the {first.color} object {word} the {second.color} object?"
-    return asked, "yes" if truth else "no"
+        word = rng.choice(("left", "right"))
+        first = (one.column < two.column) == (word == "left")
+    asked = f"What object is {word}, the {one.color} or the {two.color}?"
+    return Question(asked, one.color if first else two.color, None)
