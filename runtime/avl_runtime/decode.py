@@ -115,11 +115,11 @@ class Decoder:
         if refresh:
             for row in np.flatnonzero(alive & (cache.parked_len > 0)):
                 self._refresh(bound, index, cache, layer, int(row))
-        lengths = cache.active_len.copy()
+        budget = self._plan.text
+        lengths = cache.active_len if budget is None else cache.active_len.copy()
         cache.append(
             bound.k_new[index], bound.v_new[index], self._positions[:, 0], alive, self._steps_left
         )
-        budget = self._plan.text
         if budget is None:
             return
         for row in np.flatnonzero(alive):
@@ -138,21 +138,23 @@ class Decoder:
         if split is None:
             return
         core, apart = int(cache.image_rows[row]), int(cache.parked_len[row])
+        # A sum over heads ranks as their mean does.
         scores = np.concatenate(
             [
-                bound.mass_active[index][row, :, 0, :core].mean(0),
-                bound.mass_parked[index][row, :, 0, :apart].mean(0),
-            ]
-        )
+                bound.mass_active[index][row, :, 0, :core],
+                bound.mass_parked[index][row, :, 0, :apart],
+            ],
+            1,
+        ).sum(0)
         positions = np.concatenate(
             [cache.positions[row, 0, :core], cache.parked_positions[row, :apart]]
         )
-        order = np.argsort(positions)  # ties go to the lower position
+        order = positions.argsort()  # ties go to the lower position
         total = int(self._conversations[row].image_mask.sum())
         ranked = split.rank_core(scores[order], total, layer, self.step)
         chosen = np.zeros(core + apart, np.bool_)
         chosen[order[ranked]] = True
-        leaving = np.flatnonzero(~chosen[:core])
-        entering = np.flatnonzero(chosen[core:])
+        leaving = (~chosen[:core]).nonzero()[0]
+        entering = chosen[core:].nonzero()[0]
         if len(leaving):
             cache.exchange(row, leaving, entering)
