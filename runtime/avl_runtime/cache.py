@@ -211,7 +211,7 @@ class LayerCache:
     def exchange(self, row: int, leaving: Ints, entering: Ints) -> None:
         """Swap active slots `leaving` with parked slots `entering` of one sequence, in place."""
         for active, parked in ((self.k_active, self.k_parked), (self.v_active, self.v_parked)):
-            # `take` costs a third of indexing with an array, and every layer of a refresh pays it.
+            # `take` is faster than indexing with an array; every layer of a refresh pays it.
             kept = active[row].take(leaving, 1)
             active[row][:, leaving] = parked[row].take(entering, 1)
             parked[row][:, entering] = kept

@@ -5,9 +5,8 @@
 
 The learning rate rises over 100 steps, stays, and falls to zero over the last 35 % of the time;
 easy images fade out over the first `--ease-steps` steps. A checkpoint is written every ten
-minutes. Two thirds of a CPU step are small bf16 matrix products: the environment that
-`_tune_process` sets (AVX-512 in MKL also on AMD, no memory returned to the system between steps)
-makes a step 2.5 times faster.
+minutes. A CPU step is mostly small matrix products: `_tune_process` sets an environment in which MKL
+uses AVX-512 also on AMD and no memory is returned to the system between steps.
 """
 
 from __future__ import annotations
