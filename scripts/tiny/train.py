@@ -5,8 +5,8 @@
 
 The learning rate rises over 100 steps, stays, and falls to zero over the last 35 % of the time;
 easy images fade out over the first `--ease-steps` steps. A checkpoint is written every ten
-minutes. A CPU step is mostly small matrix products: `_tune_process` sets an environment in which MKL
-uses AVX-512 also on AMD and no memory is returned to the system between steps.
+minutes. A CPU step is mostly small matrix products: `_tune_process` sets an environment in which
+MKL uses AVX-512 also on AMD and no memory is returned to the system between steps.
 """
 
 from __future__ import annotations
