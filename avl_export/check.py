@@ -1,7 +1,7 @@
 """Compare a package, run by ONNX Runtime, with transformers in fp32.
 
-The same random image and tokens go through both: the package in two prefill chunks and three
-decode steps, the last with half of its cache parked; transformers in one pass over all tokens.
+The same picture, prompt and random tokens go through both: the package in two prefill chunks and
+three decode steps, the last with half of its cache parked; transformers in one pass over all.
 Attention is causal, so each row must come out the same.
 """
 
@@ -19,12 +19,16 @@ from avl_export.families import Family
 from avl_export.session import Caches, Sessions, read_embedding
 from avl_plugins.errors import AvlError
 from avl_runtime.package import Package
+from avl_runtime.processor import Processor, Prompt
 
 # Rounding of fp32 sums of some thousand products over tens of layers stays below 1e-4 of the
 # largest value, a wrong weight or op moves results by their own size: 1e-3 separates the two.
 # For fp16 transformers itself differs from its fp32 results by about 1e-2.
 TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2}
-TEXT_BEFORE, TEXT_AFTER, DECODE = 5, 7, 3
+DECODE = 3
+QUESTION = "What is in the picture?"
+PICTURE = (97, 140)  # height and width: no multiples of anything
+FRAMES = 3
 WAY_OUT = "report it with the checkpoint's name, or pass --no-check to keep the package"
 
 Array = npt.NDArray[Any]
@@ -59,6 +63,20 @@ class _Expected:
     logits: Array  # [N, V]
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What the decoder reads: hidden [N, C], positions [axes, N], deepstack [K, N, C]."""
+
+    hidden: Array
+    positions: Array
+    deepstack: Array
+
+    def between(self, begin: int, end: int) -> tuple[Array, Array, Array]:
+        """The rows from `begin` to `end` - 1."""
+        rows = slice(begin, end)
+        return self.hidden[rows], self.positions[:, rows], self.deepstack[:, rows]
+
+
 def check_package(package: Package, family: Family) -> Report:
     """Run the comparison.
 
@@ -67,30 +85,31 @@ def check_package(package: Package, family: Family) -> Report:
     """
     manifest = package.manifest
     tolerance = TOLERANCE[manifest.dtype]
-    rng = np.random.default_rng(0)
-    pixels = rng.standard_normal((1, *family.traits.image_shape)).astype(np.float32)
-    text = rng.integers(0, manifest.dims.vocab_size, TEXT_BEFORE + TEXT_AFTER + DECODE)
-    text[text == manifest.tokens.image] = (manifest.tokens.image + 1) % manifest.dims.vocab_size
-    image = np.full(manifest.vision.tokens_per_image, manifest.tokens.image)
-    ids = np.concatenate([text[:TEXT_BEFORE], image, text[TEXT_BEFORE:]])
-    expected = _transformers(family, ids, pixels)
+    prompt = _prompt(package)
+    expected = _transformers(family, prompt)
 
     sessions = Sessions(package)
-    features = sessions.vision(pixels)[0]
+    encoded = [sessions.encode(media) for media in prompt.media]
+    features = np.concatenate([rows for rows, _ in encoded])
     feature_error = _difference(features, expected.features)
     if not feature_error <= tolerance * _scale(expected.features):
         raise CheckError(
             f"expected image features within {tolerance:.0e} of transformers', found a "
             f"difference of {feature_error:.1e}, so in the vision tower or projector; {WAY_OUT}"
         )
-    # Image tokens may lie outside the vocabulary; their rows are replaced anyway.
-    hidden = read_embedding(package, np.where(ids == manifest.tokens.image, 0, ids))
-    hidden[TEXT_BEFORE : TEXT_BEFORE + len(image)] = features
-    logits = _all_logits(sessions, hidden)
+    mask = prompt.image_mask
+    # Visual tokens may lie outside the vocabulary; their rows are replaced anyway.
+    hidden = read_embedding(package, np.where(mask, 0, prompt.input_ids))
+    hidden[mask] = features
+    stacked = np.concatenate([deepstack for _, deepstack in encoded], 1)
+    deepstack = np.zeros((len(stacked), *hidden.shape), np.float32)
+    deepstack[:, mask] = stacked
+    rows = _Rows(hidden, prompt.positions, deepstack)
+    logits = _all_logits(sessions, rows)
     error = max(_difference(found, expected.logits[row]) for row, found in logits.items())
     scale = _scale(expected.logits)
     if not error <= tolerance * scale:
-        where = _first_difference(package, hidden, expected.layers, tolerance)
+        where = _first_difference(package, rows, expected.layers, tolerance)
         raise CheckError(
             f"expected logits within {tolerance * scale:.1e} of transformers', found a difference "
             f"of {error:.1e}, first in {where}; {WAY_OUT}"
@@ -98,25 +117,37 @@ def check_package(package: Package, family: Family) -> Report:
     return Report(error, scale, feature_error)
 
 
-def _all_logits(sessions: Sessions, hidden: Array) -> dict[int, Array]:
+def _prompt(package: Package) -> Prompt:
+    """A question about a random picture and, where possible, video; random tokens of a reply."""
+    manifest = package.manifest
+    rng = np.random.default_rng(0)
+    picture, *film = rng.integers(0, 256, (1 + FRAMES, *PICTURE, 3), np.uint8)
+    videos = [] if manifest.video is None else [film]
+    asked = Processor.from_package(package).encode(QUESTION, [picture], videos)
+    visual = manifest.visual_tokens
+    words = [n for n in range(min(visual[0], manifest.dims.vocab_size)) if n not in visual]
+    ids = np.concatenate([asked.input_ids, rng.choice(words, DECODE)])
+    return Prompt.of(ids, visual, asked.media, manifest.dims.position_axes)
+
+
+def _all_logits(sessions: Sessions, rows: _Rows) -> dict[int, Array]:
     """Logits [V] by row, of the last row of every chunk and decode step."""
-    total = len(hidden)
+    total = len(rows.hidden)
     prompt = total - DECODE
     bounds = [0, prompt // 2, *range(prompt, total + 1)]
     caches: Caches = []
     logits = {}
     for begin, end in pairwise(bounds):
         parked = begin // 2 if end == total else 0
-        out = sessions.run(hidden[begin:end], begin, caches, parked)
+        out = sessions.run(*rows.between(begin, end), caches, parked)
         caches = out.append_to(caches)
         logits[end - 1] = out.logits
     return logits
 
 
-def _transformers(family: Family, ids: npt.NDArray[np.int64], pixels: Array) -> _Expected:
+def _transformers(family: Family, prompt: Prompt) -> _Expected:
     model: Any = family.reference()
     layers: list[Array] = []
-    features: list[Array] = []
 
     def keep(into: list[Array]) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
@@ -127,22 +158,22 @@ def _transformers(family: Family, ids: npt.NDArray[np.int64], pixels: Array) -> 
 
     for layer in family.layers_of(model):
         layer.register_forward_hook(keep(layers))
-    family.projector_of(model).register_forward_hook(keep(features))
+    inputs = family.reference_inputs(prompt)
     with torch.no_grad():
-        out = model(
-            input_ids=torch.from_numpy(ids)[None],
-            pixel_values=torch.from_numpy(pixels),
-            use_cache=False,
-        )
-    return _Expected(features[0], layers, out.logits[0].float().numpy())
+        features = family.reference_features(model, inputs)
+        out = model(**inputs, use_cache=False)
+    return _Expected(features.float().numpy(), layers, out.logits[0].float().numpy())
 
 
 def _first_difference(
-    package: Package, hidden: Array, expected: list[Array], tolerance: float
+    package: Package, rows: _Rows, expected: list[Array], tolerance: float
 ) -> str:
     """Where the decoder first departs from transformers, running all rows in one pass."""
-    found = Sessions(package, taps=True).run(hidden, 0, [], 0).layers
-    for layer, state in enumerate(expected):
+    deepstack = [layer for part in package.manifest.segments for layer in part.deepstack]
+    found = Sessions(package, taps=True).run(*rows.between(0, len(rows.hidden)), [], 0).layers
+    added = dict(zip(deepstack, rows.deepstack, strict=True))
+    for layer, output in enumerate(expected):
+        state = output + added[layer] if layer in added else output
         if layer in found and _difference(found[layer], state) > tolerance * _scale(state):
             return f"decoder layer {layer}"
     return "the final norm, the output matrix or the reading of caches"

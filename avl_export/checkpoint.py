@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from avl_export import hub
+from avl_export.aliases import BUNDLED, HUB_IDS, Files, known_files, names, stand_ins
 from avl_export.safetensors_header import (
     FETCH_AGAIN,
     CheckpointError,
@@ -17,11 +20,9 @@ from avl_export.safetensors_header import (
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-BUNDLED = {"avl-tiny": Path(__file__).parent / "models" / "avl-tiny"}
-HUB_IDS = {
-    "llava-7b": "llava-hf/llava-1.5-7b-hf",
-    "llava-13b": "llava-hf/llava-1.5-13b-hf",
-}
+TOKENIZER = "tokenizer.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+PICKLES = (".bin", ".pt", ".pth", ".bin.index.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,23 @@ class Checkpoint:
     """An opened checkpoint.
 
     `shards` maps the name a shard has in the checkpoint to its real file (the hub's cache holds
-    links); `tensors` maps a key to its shard's name and record.
+    links); `tensors` maps a key to its shard's name and record. Both are empty until
+    `open_weights`.
+
+    `hub_id` is set where missing files can be fetched from the hub. `missing` names the files
+    that an export needs and this machine lacked: only a dry run goes on without them, on
+    `stand_ins`, JSON files that avl knows of this checkpoint (`built_in`) or of a relative.
     """
 
     name: str
     folder: Path
     config: dict[str, Any]
-    shards: dict[str, Path]
-    tensors: dict[str, tuple[str, TensorRecord]]
+    shards: Mapping[str, Path] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[str, TensorRecord]] = field(default_factory=dict)
+    hub_id: str | None = None
+    built_in: bool = False
+    missing: tuple[str, ...] = ()
+    stand_ins: Files = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -50,36 +60,9 @@ class Checkpoint:
             CheckpointError: the file holds anything but a JSON object.
         """
         path = self.folder / name
-        return _read_json(path) if path.is_file() else {}
-
-
-def resolve(model: str) -> Path:
-    """The local folder that `model` (an alias, a folder or a hub id) stands for.
-
-    Nothing is downloaded: a hub id is looked up in huggingface_hub's cache only.
-
-    Raises:
-        CheckpointError: there is no such folder.
-    """
-    if model in BUNDLED:
-        folder = BUNDLED[model]
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(
-                f"{folder}: expected the bundled model {model}, found none; install avl again"
-            )
-        return folder
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    hub_id = HUB_IDS.get(model, model)
-    cached = _cached(hub_id) if hub_id.count("/") == 1 and not path.is_absolute() else None
-    if cached is None:
-        aliases = ", ".join((*BUNDLED, *HUB_IDS))
-        raise CheckpointError(
-            f"{model}: expected a checkpoint folder, an alias ({aliases}) or a hub id already in "
-            "the local cache, found none; download it (hf download ORG/NAME) and pass its folder"
-        )
-    return cached
+        if path.is_file() and not self.built_in:
+            return _read_json(path)
+        return dict(self.stand_ins.get(name, {}))
 
 
 def open_checkpoint(model: str) -> Checkpoint:
@@ -88,14 +71,71 @@ def open_checkpoint(model: str) -> Checkpoint:
     Raises:
         CheckpointError: config.json or safetensors files are missing, damaged or cut short.
     """
-    folder = resolve(model)
+    return open_weights(find_checkpoint(model))
+
+
+def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = False) -> Checkpoint:
+    """What `model` (an alias, a folder or a hub id) stands for, without its weights.
+
+    A hub id's small files are fetched unless they are in the hub's cache. A dry run goes on
+    where files are missing, and takes an alias that is not in the cache from what avl knows of
+    it, without a network.
+
+    Raises:
+        CheckpointError: there is none, or its config.json is damaged or of a quantized model.
+        HubError: it could not be fetched.
+    """
+    hub_id, folder = None, BUNDLED.get(model)
+    if folder is not None and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: expected the bundled model {model}, found none; install avl again"
+        )
+    if folder is None and Path(model).expanduser().is_dir():
+        folder = Path(model).expanduser()
+    if folder is not None and revision is not None:
+        raise CheckpointError(
+            f"{model}: expected a hub id with --revision, found a folder; leave --revision out"
+        )
+    if folder is None:
+        hub_id = HUB_IDS.get(model, model)
+        if not hub.is_hub_id(hub_id):
+            raise CheckpointError(
+                f"{model}: expected a checkpoint folder, an alias ({names()}) or a hub id "
+                "ORG/NAME, found none; check the name"
+            )
+        folder = hub.find(hub_id, revision)
+        if folder is None or _missing(folder):
+            if dry_run and folder is None and model in HUB_IDS:
+                return _built_in(model, hub_id)
+            folder = _fetch(hub_id, revision, folder, dry_run)
     config = _read_json(folder / "config.json")
     if "quantization_config" in config:
         raise CheckpointError(
             f"{folder}: expected fp32, fp16 or bf16 weights, found a quantized checkpoint; "
             "export the original one"
         )
-    shards = {name: (folder / name).resolve() for name in _shard_names(folder)}
+    missing = _missing(folder)
+    return Checkpoint(
+        name=model_name(model),
+        folder=folder,
+        config=config,
+        hub_id=hub_id,
+        missing=missing,
+        stand_ins=stand_ins(config, missing) if dry_run and missing else {},
+    )
+
+
+def open_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` with its shards and tensors, fetched first where the hub has them.
+
+    Raises:
+        CheckpointError: a shard is missing, damaged or cut short.
+        HubError: it could not be fetched.
+    """
+    folder = checkpoint.folder
+    if checkpoint.hub_id is not None and _missing_shards(folder):
+        hub.fetch_weights(checkpoint.hub_id, folder, _missing_shards(folder))
+    shards = {name: (folder / name).resolve() for name in _local_shard_names(folder)}
     tensors: dict[str, tuple[str, TensorRecord]] = {}
     for name, path in shards.items():
         if not path.is_file():
@@ -109,45 +149,89 @@ def open_checkpoint(model: str) -> Checkpoint:
                     f"{tensors[key][0]} too; {FETCH_AGAIN}"
                 )
             tensors[key] = (name, record)
-    return Checkpoint(_model_name(model, folder), folder, config, shards, tensors)
+    missing = tuple(name for name in checkpoint.missing if not name.endswith(".safetensors"))
+    return replace(checkpoint, shards=shards, tensors=tensors, missing=missing)
 
 
-def _model_name(model: str, folder: Path) -> str:
-    if model in BUNDLED or model in HUB_IDS:
-        return model
-    if Path(model).expanduser().is_dir():
-        return folder.resolve().name
-    return model.rsplit("/", 1)[-1]
+def weights_root(checkpoint: Checkpoint) -> Path:
+    """The nearest folder above every shard's real file."""
+    parents = [str(path.parent) for path in checkpoint.shards.values()]
+    return Path(os.path.commonpath(parents))
 
 
-def _cached(hub_id: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+def lacks_weights(checkpoint: Checkpoint) -> bool:
+    """Whether a dry run has to go by the config, as shards are missing."""
+    return any(name.endswith(".safetensors") for name in checkpoint.missing)
 
+
+def _built_in(alias: str, hub_id: str) -> Checkpoint:
+    files = known_files(alias)
+    processors = tuple(name for name in files if "processor_config" in name)
+    return Checkpoint(
+        name=alias,
+        folder=Path(hub_id),
+        config=dict(files["config.json"]),
+        hub_id=hub_id,
+        built_in=True,
+        missing=("config.json", "*.safetensors", TOKENIZER, *processors),
+        stand_ins=files,
+    )
+
+
+def _fetch(hub_id: str, revision: str | None, found: Path | None, dry_run: bool) -> Path:
+    """Complete what the cache holds; without a connection, whole weights are good enough."""
     try:
-        return Path(snapshot_download(hub_id, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        return None
+        folder = hub.fetch_small(hub_id, revision)
+    except hub.HubError:
+        if found is None or (_missing_shards(found) and not dry_run):
+            raise
+        return found
+    if dry_run and _missing_shards(folder):
+        hub.sizes(hub_id, folder, _missing_shards(folder))
+    return folder
+
+
+def _missing(folder: Path) -> tuple[str, ...]:
+    """Files that an export needs and `folder` lacks."""
+    missing = _missing_shards(folder)
+    if not (folder / TOKENIZER).is_file():
+        missing += (TOKENIZER,)
+    if not any((folder / name).is_file() for name in PROCESSORS):
+        missing += (PROCESSORS[0],)
+    return missing
+
+
+def _missing_shards(folder: Path) -> tuple[str, ...]:
+    found = _shard_names(folder)
+    if not found and not _pickles(folder):
+        return (SINGLE,)
+    return tuple(name for name in found if not (folder / name).is_file())
 
 
 def _shard_names(folder: Path) -> list[str]:
+    """Shards by the index, or the single file; [] if there is neither."""
     index = folder / INDEX
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index}: expected a weight_map; {FETCH_AGAIN}")
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            pure = PurePosixPath(name)
-            if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
-                raise CheckpointError(
-                    f"{index}: expected shards inside the folder, found {name!r}; "
-                    "do not use this checkpoint"
-                )
-        return names
-    if (folder / SINGLE).is_file():
-        return [SINGLE]
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth"})
+    if not index.is_file():
+        return [SINGLE] if (folder / SINGLE).is_file() else []
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: expected a weight_map; {FETCH_AGAIN}")
+    found = sorted({str(name) for name in weight_map.values()})
+    for name in found:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
+            raise CheckpointError(
+                f"{index}: expected shards inside the folder, found {name!r}; "
+                "do not use this checkpoint"
+            )
+    return found
+
+
+def _local_shard_names(folder: Path) -> list[str]:
+    found = _shard_names(folder)
+    if found:
+        return found
+    pickles = _pickles(folder)
     if pickles:
         raise CheckpointError(
             f"{folder}: expected .safetensors weights, found only {pickles[0]}, which can run "
@@ -155,6 +239,24 @@ def _shard_names(folder: Path) -> list[str]:
             "trust it"
         )
     raise CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, found neither; {FETCH_AGAIN}")
+
+
+def _pickles(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith(PICKLES))
+
+
+def model_name(model: str) -> str:
+    """What to call `model`: the alias, the hub's name for it, or the folder's own."""
+    path = Path(model).expanduser()
+    if model in BUNDLED or model in HUB_IDS:
+        return model
+    if not path.is_dir():
+        return model.rstrip("/").rsplit("/", 1)[-1]
+    place = path.resolve()
+    repository = place.parent.parent.name  # models--ORG--NAME/snapshots/REVISION in a hub cache
+    if place.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rsplit("--", 1)[-1]
+    return place.name
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -172,9 +274,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object; {FETCH_AGAIN}")
     return value
-
-
-def weights_root(checkpoint: Checkpoint) -> Path:
-    """The nearest folder above every shard's real file."""
-    parents = [str(path.parent) for path in checkpoint.shards.values()]
-    return Path(os.path.commonpath(parents))

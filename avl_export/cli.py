@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from avl_export.checkpoint import BUNDLED, HUB_IDS
+from avl_export import aliases
+from avl_export.checkpoint import model_name
 from avl_export.options import Options, OptionsError
 from avl_plugins.errors import AvlError
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"avl-export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("avl-export: stopped, nothing was left behind", file=sys.stderr)
+        print("avl-export: stopped, no package was left behind", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our results has gone, as in `avl-export ... | head`
         sys.stdout = None
@@ -46,12 +47,14 @@ def _run(parsed: argparse.Namespace) -> int:
         )
     options = Options(
         model=parsed.model,
-        out=parsed.out or Path(f"{Path(parsed.model).expanduser().resolve().name}.avl"),
+        out=parsed.out or _default_out(parsed.model),
         policy=parsed.policy,
         split=parsed.split,
         dtype=parsed.dtype,
         copy=parsed.copy,
         check=parsed.check,
+        revision=parsed.revision,
+        dry_run=parsed.dry_run,
     )
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -84,16 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="avl-export", description="Turn a vision-language checkpoint into an avl package."
     )
-    aliases = ", ".join((*BUNDLED, *HUB_IDS))
     add = parser.add_argument
-    add("--model", default="avl-tiny", help=f"folder, hub id in the local cache, or {aliases}")
+    add("--model", default="avl-tiny", help=f"folder, hub id, or {aliases.names()}")
+    add("--revision", help="branch, tag or commit of a hub id (default: main)")
     add("--out", type=Path, help="package folder (default: ./<name>.avl)")
     add("--policy", default="dense", help="default policy of the package (default: dense)")
     add("--split", type=_layers, default=(2,), help="layers to cut after (default: 2)")
     add("--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
     add("--quantize", choices=("none", "int8", "int4"), default="none")
     add("--copy", action="store_true", help="copy the weights: a package that can be moved")
-    add("--dry-run", action="store_true", help="print the plan and write nothing")
+    add("--dry-run", action="store_true", help="print the plan, fetch no weights, write nothing")
     add(
         "--check",
         action=argparse.BooleanOptionalAction,
@@ -113,10 +116,18 @@ def _layers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def _default_out(model: str) -> Path:
+    """A place in the working directory, or beside the checkpoint for one who works in it."""
+    out = Path(f"{model_name(model)}.avl")
+    folder = Path(model).expanduser().resolve()
+    inside = folder.is_dir() and Path.cwd().is_relative_to(folder)
+    return folder.parent / out if inside else out
+
+
 def _plan_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['model']} ({report['family']}, {report['layers']} layers, "
-        f"{report['tokens_per_image']} tokens an image) -> {report['out']}",
+        f"images {report['image']}, videos {report['video'] or 'none'}) -> {report['out']}",
         f"computes in {report['dtype']} ({report['why_dtype']}), default policy "
         f"{report['default_policy']}, split after {report['split']}",
         "",
@@ -134,7 +145,23 @@ def _plan_text(report: dict[str, Any]) -> str:
         f"would write: {', '.join(report['files'])}",
         f"check against transformers: {'yes' if report['check'] else 'no'}",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_missing_text(report)])
+
+
+def _missing_text(report: dict[str, Any]) -> list[str]:
+    lines = []
+    if report["config"] == "built-in":
+        lines.append(
+            f"config: the one avl knows of {report['checkpoint']}, which is not on this machine"
+        )
+    if report["missing"]:
+        lines.append(f"missing: {', '.join(report['missing'])}")
+    if report["download_bytes"]:
+        size = _size(report["download_bytes"])
+        lines.append(f"an export would first fetch {size} of weights (by the config) from the hub")
+    elif report["missing"]:
+        lines.append("an export needs the missing files in the checkpoint's folder")
+    return lines
 
 
 def _size(nbytes: int) -> str:

@@ -14,11 +14,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from avl_export.check import Report, check_package
-from avl_export.checkpoint import weights_root
+from avl_export.checkpoint import TOKENIZER, weights_root
 from avl_export.graph import finish
-from avl_export.plan import TOKENIZER, VISION, Plan
+from avl_export.plan import Plan
 from avl_export.progress import Progress
-from avl_export.trace import Traced, trace_segment, trace_vision
+from avl_export.trace import Traced, trace_encoder, trace_segment
 from avl_export.weights import bind
 from avl_plugins.errors import AvlError
 from avl_runtime.package import (
@@ -28,7 +28,6 @@ from avl_runtime.package import (
     Manifest,
     Package,
     Shard,
-    Vision,
     Weights,
     header_sha256,
 )
@@ -138,7 +137,9 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         ir.save(finish(traced), folder / name)
 
     progress.step("tracing vision tower", 0)
-    save(trace_vision(family), VISION)
+    encoders = family.encoders()
+    for encoder in encoders:
+        save(trace_encoder(family, encoder), encoder.file)
     progress.step("tracing vision tower", 2)
     for segment in plan.segments:
         first, last = segment.first_layer, segment.last_layer
@@ -146,7 +147,8 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         save(trace_segment(family, first, last), segment.file)
         progress.step(f"tracing layers {first} to {last - 1}", last - first)
     shutil.copyfile(plan.checkpoint.folder / TOKENIZER, folder / TOKENIZER)
-    names = [VISION, *(segment.file for segment in plan.segments), TOKENIZER]
+    names = [encoder.file for encoder in encoders]
+    names += [*(segment.file for segment in plan.segments), TOKENIZER]
     shards = _copy_shards(plan, folder) if plan.options.copy else _link_shards(plan)
     traits = family.traits
     manifest = Manifest(
@@ -156,12 +158,12 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         model=plan.checkpoint.name,
         dtype=plan.dtype,
         dims=traits.dims,
-        vision=Vision(VISION, traits.tokens_per_image, traits.grid),
+        image=traits.image,
+        video=traits.video,
         segments=plan.segments,
         embedding=plan.embedding,
         tokens=traits.tokens,
         chat_template=traits.chat_template,
-        image_processing=traits.image_processing,
         default_policy=plan.options.policy,
         weights=Weights(None if plan.options.copy else str(root), shards),
         files=tuple(_entry(folder, name) for name in names),

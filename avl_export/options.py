@@ -21,7 +21,8 @@ class Options:
     """What to export and how.
 
     `split` holds the layers after which the decoder is cut, ascending; `check` is None to check
-    small models only.
+    small models only. `revision` is the hub's branch, tag or commit. A `dry_run` is planned and
+    not exported.
     """
 
     model: str
@@ -31,6 +32,8 @@ class Options:
     dtype: DtypeOption = "auto"
     copy: bool = False
     check: bool | None = None
+    revision: str | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", str(parse(self.policy)))

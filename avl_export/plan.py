@@ -10,10 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from avl_export.checkpoint import Checkpoint, open_checkpoint, weights_root
+from avl_export.assumed import assume_weights
+from avl_export.checkpoint import (
+    TOKENIZER,
+    Checkpoint,
+    find_checkpoint,
+    lacks_weights,
+    open_weights,
+    weights_root,
+)
 from avl_export.families import Family, check_supported, load_family
 from avl_export.options import DtypeOption, Options, OptionsError
-from avl_export.trace import SegmentModule
+from avl_export.trace import SegmentModule, deepstack_layers
 from avl_export.weights import WeightMap, embedding, map_weights
 from avl_runtime.package import Embedding, Segment
 
@@ -28,8 +36,6 @@ OF_STORED: Mapping[str, Literal["fp32", "fp16", "bf16"]] = {
     "F16": "fp16",
     "BF16": "bf16",
 }
-TOKENIZER = "tokenizer.json"
-VISION = "vision.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +71,17 @@ class Plan:
         return {
             "model": self.checkpoint.name,
             "checkpoint": str(self.checkpoint.folder),
+            "config": "built-in" if self.checkpoint.built_in else "checkpoint",
+            "missing": list(self.checkpoint.missing),
+            "download_bytes": self.download_nbytes,
             "family": self.family.name,
             "out": str(self.options.out),
             "dtype": self.dtype,
             "why_dtype": self.why_dtype,
             "split": [segment.first_layer for segment in self.segments[1:]],
             "layers": dims.num_layers,
-            "tokens_per_image": self.family.traits.tokens_per_image,
+            "image": self.family.traits.image.layout.kind,
+            "video": video.layout.kind if (video := self.family.traits.video) else None,
             "default_policy": self.options.policy,
             "components": [
                 {"name": c.name, "file": c.file, "tensors": c.tensors, "bytes": c.nbytes}
@@ -90,24 +100,42 @@ class Plan:
         }
 
     @property
+    def download_nbytes(self) -> int:
+        """Bytes of weights, by the config, that the hub would have to send first."""
+        fetch = self.checkpoint.hub_id is not None and lacks_weights(self.checkpoint)
+        return self.checkpoint.nbytes if fetch else 0
+
+    @property
     def copied_nbytes(self) -> int:
         """Bytes that --copy adds to the package."""
         if not self.options.copy:
             return 0
+        if lacks_weights(self.checkpoint):
+            return self.checkpoint.nbytes
         return sum(path.stat().st_size for path in self.checkpoint.shards.values())
 
 
 def make_plan(options: Options) -> Plan:
-    """Open the checkpoint and decide how to export it; reads no weights and writes nothing.
+    """Open the checkpoint and decide how to export it; reads no weights and writes no package.
+
+    A hub id's files are fetched into the hub's cache unless they are there. A dry run fetches no
+    weights: it goes by the config where they are missing.
 
     Raises:
         AvlError: the checkpoint cannot be exported, or not with these options.
     """
-    checkpoint = open_checkpoint(options.model)
+    checkpoint = find_checkpoint(options.model, options.revision, options.dry_run)
     check_supported(checkpoint)
+    if lacks_weights(checkpoint):
+        # Before gigabytes are fetched, see whether this variant can be exported at all.
+        family = load_family(checkpoint, torch.float16)
+    if lacks_weights(checkpoint) and options.dry_run:
+        checkpoint = assume_weights(checkpoint, family.model)
+    else:
+        checkpoint = open_weights(checkpoint)
     dtype, why = _dtype(options.dtype, checkpoint)
     family = load_family(checkpoint, DTYPES[dtype])
-    if not (checkpoint.folder / TOKENIZER).is_file():
+    if TOKENIZER in checkpoint.missing and not options.dry_run:
         raise OptionsError(
             f"{checkpoint.folder}: expected {TOKENIZER}, found none; convert with transformers: "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
@@ -118,10 +146,13 @@ def make_plan(options: Options) -> Plan:
     else:
         locations = {n: p.relative_to(root).as_posix() for n, p in checkpoint.shards.items()}
     weights = map_weights(checkpoint, family.model, locations)
-    segments = _segments(options.split, family.traits.dims.num_layers)
+    segments = _segments(options.split, family)
     matrix = embedding(weights, family.model, family.text_model.get_submodule("embed_tokens"))
     names = {id(t): n for n, t in family.model.named_parameters()}
-    parts: list[tuple[str, str, nn.Module]] = [("vision", VISION, family.vision_module())]
+    parts: list[tuple[str, str, nn.Module]] = [
+        (encoder.file.removesuffix(".onnx"), encoder.file, encoder.module)
+        for encoder in family.encoders()
+    ]
     for number, segment in enumerate(segments):
         decoder = SegmentModule(family, segment.first_layer, segment.last_layer)
         parts.append((f"decoder {number}", segment.file, decoder))
@@ -168,7 +199,8 @@ def _dtype(
     return OF_STORED.get(max(held, key=lambda d: held[d]), "fp32"), "the checkpoint's own"
 
 
-def _segments(split: tuple[int, ...], layers: int) -> tuple[Segment, ...]:
+def _segments(split: tuple[int, ...], family: Family) -> tuple[Segment, ...]:
+    layers = family.traits.dims.num_layers
     if split and not all(1 <= after < layers for after in split):
         raise OptionsError(
             f"--split: expected layers from 1 to {layers - 1} for a model of {layers} layers, "
@@ -176,6 +208,6 @@ def _segments(split: tuple[int, ...], layers: int) -> tuple[Segment, ...]:
         )
     bounds = (0, *split, layers)
     return tuple(
-        Segment(f"decoder.{number}.onnx", first, last)
+        Segment(f"decoder.{number}.onnx", first, last, deepstack_layers(family, first, last))
         for number, (first, last) in enumerate(pairwise(bounds))
     )

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from avl_runtime.package import Package, Segment
+from avl_runtime.manifest import Segment
+from avl_runtime.package import Package
+from avl_runtime.vision import Media
 
 Array = npt.NDArray[Any]
 Caches = list[tuple[Array, Array]]  # per layer keys and values [1, Hkv, N, D]
@@ -47,25 +49,49 @@ class Sessions:
         manifest = package.manifest
         self.dims = manifest.dims
         self.dtype = np.float16 if manifest.dtype == "fp16" else np.float32
-        self._vision = _session(package, manifest.vision.file, ())
+        self._encoders = {"image": _session(package, manifest.image.file, ())}
+        if manifest.video is not None:
+            self._encoders["video"] = _session(package, manifest.video.file, ())
         self._segments: list[tuple[Segment, ort.InferenceSession]] = []
         for segment in manifest.segments:
             layers = range(segment.first_layer, segment.last_layer)
             tapped = tuple(f"layer_out.{i}" for i in layers) if taps else ()
             self._segments.append((segment, _session(package, segment.file, tapped)))
 
-    def vision(self, pixels: Array) -> Array:
-        """pixel_values [n, 3, H, W] -> image features [n, tokens, C] float32."""
-        out = self._vision.run(["image_features"], {"pixel_values": pixels.astype(self.dtype)})
-        return np.asarray(out[0]).astype(np.float32)
+    def encode(self, media: Media) -> tuple[Array, Array]:
+        """Features [tokens, C] of a picture or video and deepstack features [K, tokens, C]."""
+        parts = []
+        for inputs in media.runs():
+            given = {
+                name: array.astype(self.dtype) if array.dtype == np.float32 else array
+                for name, array in inputs.items()
+            }
+            found = self._encoders[media.kind].run(None, given)
+            rows, *deepstack = [np.asarray(array, np.float32) for array in found]
+            rows = rows.reshape(-1, rows.shape[-1])
+            nothing = np.zeros((0, *rows.shape), np.float32)
+            parts.append((rows, deepstack[0] if deepstack else nothing))
+        features, stacked = zip(*parts, strict=True)
+        return np.concatenate(features), np.concatenate(stacked, 1)
 
-    def run(self, hidden: Array, first_position: int, caches: Caches, parked: int) -> Pass:
-        """One pass over rows [S, C]; the first `parked` cached rows are given as parked ones."""
+    def run(
+        self, hidden: Array, positions: Array, deepstack: Array, caches: Caches, parked: int
+    ) -> Pass:
+        """One pass over rows; the first `parked` cached rows are given as parked ones.
+
+        Args:
+            hidden: [S, C].
+            positions: [axes, S].
+            deepstack: [K, S, C], added to what the K deepstack layers put out.
+        """
         rows = len(hidden)
         feeds: dict[str, Array] = {
-            "position_ids": np.arange(first_position, first_position + rows)[None],
+            "position_ids": positions[:, None] if len(positions) > 1 else positions,
             "row_weights": np.ones((1, 2, rows), np.float32),
         }
+        layers_with = [layer for part, _ in self._segments for layer in part.deepstack]
+        for layer, added in zip(layers_with, deepstack, strict=True):
+            feeds[f"deepstack.{layer}"] = added[None].astype(self.dtype)
         state = hidden[None].astype(self.dtype)
         keys, values, layers = [], [], {}
         logits = state

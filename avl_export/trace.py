@@ -17,7 +17,7 @@ from torch import nn
 from avl_export import attention
 from avl_export import compact as compacting
 from avl_export.attention import LayerCaches
-from avl_export.families import Family
+from avl_export.families import EncoderGraph, Family
 
 OPSET = 23
 CACHE = ("k_active", "v_active", "active_len", "k_parked", "v_parked", "parked_len")
@@ -39,6 +39,11 @@ class Traced:
     heads: tuple[int, int] | None = None
 
 
+def deepstack_layers(family: Family, first: int, last: int) -> tuple[int, ...]:
+    """Which of the layers `first` to `last` - 1 have a deepstack input."""
+    return tuple(layer for layer in family.traits.deepstack if first <= layer < last)
+
+
 class SegmentModule(nn.Module):
     """Layers `first` to `last` - 1 of a decoder; the last segment adds final norm and head."""
 
@@ -48,6 +53,7 @@ class SegmentModule(nn.Module):
         self.rotary_emb = text.rotary_emb
         self.layers = nn.ModuleList(text.layers[first:last])
         self.first = first
+        self.deepstack = deepstack_layers(family, first, last)
         is_last = last == family.traits.dims.num_layers
         self.norm = text.norm if is_last else None
         self.lm_head = family.lm_head if is_last else None
@@ -58,13 +64,15 @@ class SegmentModule(nn.Module):
         position_ids: torch.Tensor,
         row_weights: torch.Tensor,
         caches: list[tuple[torch.Tensor, ...]],
+        deepstack: list[torch.Tensor],
     ) -> tuple[Any, ...]:
         """[B, S, C] -> hidden [B, S, C] or logits [B, 1, V], results a layer, tapped states."""
+        added = dict(zip(self.deepstack, deepstack, strict=True))
         state = LayerCaches(self.first, row_weights, caches)
         cos, sin = self.rotary_emb(hidden, position_ids)
         half = cos.shape[-1] // 2
         taps = []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, self.first):
             hidden = layer(
                 hidden,
                 attention_mask=None,
@@ -74,6 +82,8 @@ class SegmentModule(nn.Module):
                 position_embeddings=(cos[..., :half], sin[..., :half]),
                 layer_caches=state,
             )
+            if number in added:
+                hidden = hidden + added[number]
             taps.append(hidden)
         if self.norm is None or self.lm_head is None:
             return taps.pop(), state.results, taps
@@ -103,14 +113,20 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
         "position_ids": meta(batch, seq, dtype=torch.int64),
         "row_weights": meta(batch, 2, seq, dtype=torch.float32),
         "caches": [cache() for _ in layers],
+        "deepstack": [meta(batch, seq, dims.hidden_size) for _ in module.deepstack],
     }
+    if dims.position_axes > 1:
+        example["position_ids"] = meta(dims.position_axes, batch, seq, dtype=torch.int64)
     b, s = torch.export.Dim("batch"), torch.export.Dim("seq")
     dynamic: dict[str, Any] = {
         "hidden": {0: b, 1: s},
         "position_ids": {0: b, 1: s},
         "row_weights": {0: b, 2: s},
         "caches": [],
+        "deepstack": [{0: b, 1: s} for _ in module.deepstack],
     }
+    if dims.position_axes > 1:
+        dynamic["position_ids"] = {1: b, 2: s}
     for i in layers:
         a = {0: b, 2: torch.export.Dim(f"active_{i}")}
         p = {0: b, 2: torch.export.Dim(f"parked_{i}")}
@@ -119,6 +135,7 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
     tapped = list(layers) if is_last else list(layers)[:-1]
     inputs = ["hidden", "position_ids", "row_weights"]
     inputs += [f"{name}.{i}" for i in layers for name in CACHE]
+    inputs += [f"deepstack.{i}" for i in module.deepstack]
     outputs = ["logits" if is_last else "hidden_out"]
     outputs += [f"{name}.{i}" for i in layers for name in RESULTS]
     outputs += [f"layer_out.{i}" for i in tapped]
@@ -130,19 +147,12 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
     return Traced(model, _names(module, family.model), len(tapped), heads)
 
 
-def trace_vision(family: Family) -> Traced:
-    """The graph pixel_values [images, 3, H, W] -> image_features [images, tokens, C]."""
-    module = family.vision_module().eval()
-    dtype = next(module.parameters()).dtype
-    pixels = torch.empty((2, *family.traits.image_shape), dtype=dtype, device="meta")
-    dynamic = {"pixel_values": {0: torch.export.Dim("images")}}
+def trace_encoder(family: Family, encoder: EncoderGraph) -> Traced:
+    """The graph of an encoder, with the package's input and output names."""
+    module = encoder.module.eval()
+    dynamic = {name: dict(axes) for name, axes in encoder.dynamic.items()}
     model = _to_onnx(
-        module, {"pixel_values": pixels}, dynamic, ["pixel_values"], ["image_features"]
-    )
-    traits = family.traits
-    model.graph.inputs[0].shape = ir.Shape(["images", *traits.image_shape])
-    model.graph.outputs[0].shape = ir.Shape(
-        ["images", traits.tokens_per_image, traits.dims.hidden_size]
+        module, dict(encoder.example), dynamic, list(encoder.example), list(encoder.outputs)
     )
     return Traced(model, _names(module, family.model))
 
@@ -156,8 +166,9 @@ def _segment_shape(name: str, family: Family) -> list[int | str]:
         return ["batch", dims.num_kv_heads, rows, dims.head_dim]
     if kind.startswith("mass_"):
         return ["batch", dims.num_kv_heads, 2, rows]
+    axes: list[int | str] = [] if dims.position_axes == 1 else [dims.position_axes]
     shapes: dict[str, list[int | str]] = {
-        "position_ids": ["batch", "seq"],
+        "position_ids": [*axes, "batch", "seq"],
         "row_weights": ["batch", 2, "seq"],
         "active_len": ["batch"],
         "parked_len": ["batch"],

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from avl_export.families.base import Family, FamilyError, Traits
+from avl_export.families.base import EncoderGraph, Family, FamilyError, Traits
 
 if TYPE_CHECKING:
     import torch
 
     from avl_export.checkpoint import Checkpoint
 
-SUPPORTED = ("llava",)
+MODULES = {  # model_type -> module in this folder
+    "llava": "llava",
+    "llava_next": "llava_next",
+    "video_llava": "video_llava",
+    "internvl": "internvl",
+}
+SUPPORTED = tuple(MODULES)
 
-__all__ = ["SUPPORTED", "Family", "FamilyError", "Traits", "check_supported", "load_family"]
+__all__ = [
+    "SUPPORTED",
+    "EncoderGraph",
+    "Family",
+    "FamilyError",
+    "Traits",
+    "check_supported",
+    "load_family",
+]
 
 
 def check_supported(checkpoint: Checkpoint) -> str:
@@ -37,7 +52,6 @@ def load_family(checkpoint: Checkpoint, dtype: torch.dtype) -> Family:
     Raises:
         FamilyError: unknown architecture, or a variant that the family does not support.
     """
-    check_supported(checkpoint)
-    from avl_export.families import llava
-
-    return llava.load(checkpoint, dtype)
+    module = import_module(f"avl_export.families.{MODULES[check_supported(checkpoint)]}")
+    family: Family = module.load(checkpoint, dtype)
+    return family

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from avl_plugins.errors import AvlError
-from avl_runtime.package import Dims, ImageProcessing, Tokens
+from avl_runtime.manifest import Dims, ImageEncoder, Tokens, VideoEncoder
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from avl_runtime.processor import Prompt
 
 
 class FamilyError(AvlError):
@@ -22,16 +24,36 @@ class FamilyError(AvlError):
 class Traits:
     """What the manifest says about a model beyond its graphs.
 
-    `image_shape` is (channels, height, width) of `pixel_values`.
+    `deepstack` names the decoder layers that add encoder features to what they put out.
     """
 
     dims: Dims
     tokens: Tokens
-    image_processing: ImageProcessing
     chat_template: str | None
-    tokens_per_image: int
-    grid: tuple[int, int]
-    image_shape: tuple[int, int, int]
+    image: ImageEncoder
+    video: VideoEncoder | None = None
+    deepstack: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncoderGraph:
+    """An encoder to be traced: what `layout.prepare` makes -> image_features [tokens, C].
+
+    Leading axes of the features may be split further (images, tiles or frames); the runtime joins
+    them. Holds only the submodules it needs.
+
+    Attributes:
+        file: as in the traits' encoders.
+        example: the inputs by name, on the meta device.
+        dynamic: axes of the inputs that may change, as torch.export takes them.
+        outputs: image_features and, for deepstack, deepstack_features [K, tokens, C].
+    """
+
+    file: str
+    module: nn.Module
+    example: Mapping[str, torch.Tensor]
+    dynamic: Mapping[str, Mapping[int, Any]]
+    outputs: tuple[str, ...] = ("image_features",)
 
 
 class Family(Protocol):
@@ -62,11 +84,8 @@ class Family(Protocol):
         """hidden [..., C] -> logits [..., vocab]."""
         ...
 
-    def vision_module(self) -> nn.Module:
-        """pixel_values [images, 3, H, W] -> image_features [images, tokens, C].
-
-        Holds only the submodules it needs.
-        """
+    def encoders(self) -> Sequence[EncoderGraph]:
+        """The graphs that read pictures and videos, each file once."""
         ...
 
     def constants(self) -> dict[str, torch.Tensor]:
@@ -81,6 +100,15 @@ class Family(Protocol):
         """The decoder layers of `reference()`."""
         ...
 
-    def projector_of(self, model: nn.Module) -> nn.Module:
-        """The module of `reference()` whose output are the image features."""
+    def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        """Keywords with which `reference()` reads a prompt, as a batch of one.
+
+        Positions are not among them: transformers works them out by itself.
+        """
+        ...
+
+    def reference_features(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Features [visual tokens, C] that `reference()` itself makes of `reference_inputs`."""
         ...

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError
-from avl_runtime.package import ImageProcessing, Tokens
+from avl_runtime.manifest import Tokens
+from avl_runtime.vision.steps import ImageProcessing
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = 3
 
 
-def image_processing(checkpoint: Checkpoint, image_size: int) -> ImageProcessing:
-    """The steps of preprocessor_config.json, or of processor_config.json's image_processor.
+def image_processor(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
+    """Parameters of the image processor, and the path of the file that holds them.
+
+    They are those of preprocessor_config.json, or of processor_config.json's image_processor.
 
     Raises:
-        FamilyError: neither is there, or a step is none that the runtime can do.
+        FamilyError: neither is there.
     """
     raw = checkpoint.read_json("processor_config.json").get("image_processor")
     where = "processor_config.json"
@@ -28,27 +32,102 @@ def image_processing(checkpoint: Checkpoint, image_size: int) -> ImageProcessing
             f"{checkpoint.folder}: expected preprocessor_config.json or processor_config.json "
             "with an image_processor, found neither; fetch them from the model's page"
         )
-    place = f"{checkpoint.folder / where}"
-    if raw.get("do_pad"):
+    return raw, str(checkpoint.folder / where)
+
+
+def image_processing(
+    checkpoint: Checkpoint, image_size: int, *, pads_batches: bool = False
+) -> ImageProcessing:
+    """The steps of a CLIP image processor.
+
+    Args:
+        pads_batches: whether do_pad only makes batches of pictures even, which changes nothing.
+
+    Raises:
+        FamilyError: there are no settings, or a step is none that the runtime can do.
+    """
+    raw, place = image_processor(checkpoint)
+    if pads_batches:
+        raw = {**raw, "do_pad": False}
+    return processing_of(raw, place, clip_defaults(image_size))
+
+
+def video_processor(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
+    """Parameters of the video processor, and the path of the file that holds them.
+
+    As in transformers, those of the image processor are taken where there are no others.
+
+    Raises:
+        FamilyError: there are none at all.
+    """
+    nested = checkpoint.read_json("processor_config.json").get("video_processor")
+    if isinstance(nested, dict):
+        return nested, f"{checkpoint.folder / 'processor_config.json'}"
+    raw = checkpoint.read_json("video_preprocessor_config.json")
+    if raw:
+        return raw, f"{checkpoint.folder / 'video_preprocessor_config.json'}"
+    return image_processor(checkpoint)
+
+
+def clip_defaults(image_size: int) -> dict[str, Any]:
+    """What a CLIP processor does unless its settings say otherwise."""
+    return {
+        **tile_defaults(image_size),
+        "size": {"shortest_edge": image_size},
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+    }
+
+
+def tile_defaults(side: int) -> dict[str, Any]:
+    """What a processor without cropping does unless its settings say otherwise."""
+    return {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": BICUBIC,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
+
+
+def processing_of(
+    raw: Mapping[str, Any], place: str, defaults: Mapping[str, Any]
+) -> ImageProcessing:
+    """The steps that settings ask for.
+
+    Args:
+        raw: a processor's settings; null stands for the default.
+        place: the file they come from.
+        defaults: what transformers takes where they say nothing.
+
+    Raises:
+        FamilyError: a step is none that the runtime can do.
+    """
+    settings = {**defaults, **{name: value for name, value in raw.items() if value is not None}}
+    if settings.get("do_pad"):
         raise FamilyError(
             f"{place}: expected resize, crop, rescale and normalize only, found do_pad; "
             "this version of avl cannot pad images"
         )
-    default = {"height": image_size, "width": image_size}
-    crop = raw.get("crop_size", default) if raw.get("do_center_crop", True) else None
-    resize = raw.get("size", {"shortest_edge": image_size}) if raw.get("do_resize", True) else None
-    normalize = raw.get("do_normalize", True)
-    resample = raw.get("resample", BICUBIC)
+    resample = settings["resample"]
     if isinstance(resample, bool) or resample not in range(6):
         raise _unfit(place, "resample", "a Pillow filter from 0 to 5", resample)
+    resize = settings["size"] if settings["do_resize"] else None
+    crop = settings.get("crop_size") if settings["do_center_crop"] else None
+    normalize = settings["do_normalize"]
     return ImageProcessing(
-        convert_rgb=bool(raw.get("do_convert_rgb", True)),
+        convert_rgb=bool(settings["do_convert_rgb"]),
         resize=None if resize is None else _resize(resize, place),
         resample=resample,
         crop=None if crop is None else _height_width(crop, place, "crop_size"),
-        rescale=float(raw.get("rescale_factor", 1 / 255)) if raw.get("do_rescale", True) else None,
-        mean=_channels(raw.get("image_mean", CLIP_MEAN), place) if normalize else None,
-        std=_channels(raw.get("image_std", CLIP_STD), place) if normalize else None,
+        rescale=float(settings["rescale_factor"]) if settings["do_rescale"] else None,
+        mean=_channels(settings["image_mean"], place) if normalize else None,
+        std=_channels(settings["image_std"], place) if normalize else None,
     )
 
 
@@ -82,7 +161,24 @@ def special_tokens(checkpoint: Checkpoint, config: Any) -> Tokens:
     for token in (*ends, bos, pad):
         if token is not None and (not isinstance(token, int) or token < 0):
             raise _unfit(str(checkpoint.folder), "bos, eos and pad ids", "token ids", token)
-    return Tokens(bos=bos, eos=tuple(ends), pad=pad, image=config.image_token_id)
+    return Tokens(bos=bos, eos=tuple(ends), pad=pad)
+
+
+def token_text(checkpoint: Checkpoint, token: int) -> str:
+    """The text of an added token, as tokenizer.json spells it.
+
+    Raises:
+        FamilyError: the tokenizer has no such added token.
+    """
+    added = checkpoint.read_json("tokenizer.json").get("added_tokens", [])
+    for entry in added if isinstance(added, list) else []:
+        if isinstance(entry, dict) and entry.get("id") == token:
+            return str(entry.get("content"))
+    raise FamilyError(
+        f"{checkpoint.folder / 'tokenizer.json'}: expected token {token} of config.json among "
+        "its added tokens, found none; fetch the checkpoint again, or convert its tokenizer with "
+        "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+    )
 
 
 def chat_template(checkpoint: Checkpoint) -> str | None:

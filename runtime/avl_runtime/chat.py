@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
-import numpy as np
-
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy
 from avl_runtime.engine import Engine, Request
@@ -14,6 +12,8 @@ from avl_runtime.generate import Options
 from avl_runtime.images import ImageLike
 from avl_runtime.processor import Prompt, Turn
 from avl_runtime.results import Result
+from avl_runtime.videos import VideoLike
+from avl_runtime.vision import Kind
 
 
 class ChatError(AvlError):
@@ -36,10 +36,16 @@ class Chat:
         self._pending: list[int] = []
         self._interrupted = False
 
+    @property
+    def media(self) -> tuple[Kind, ...]:
+        """What the conversation holds besides text, in the order of its tokens."""
+        return tuple(kind for turn in self._history for kind in turn.media)
+
     def send(
         self,
         prompt: str,
         images: Sequence[ImageLike] = (),
+        videos: Sequence[VideoLike] = (),
         return_logits: bool = False,
         return_placements: bool = False,
         **options: Any,
@@ -49,7 +55,9 @@ class Chat:
         Raises:
             AvlError: the prompt, an image or an option cannot be used.
         """
-        request, encoded = self._request(prompt, images, options, return_logits, return_placements)
+        request, encoded = self._request(
+            prompt, images, videos, options, return_logits, return_placements
+        )
         for _ in self._steps(request, prompt, encoded):
             pass
         return request.result(0)
@@ -58,6 +66,7 @@ class Chat:
         self,
         prompt: str,
         images: Sequence[ImageLike] = (),
+        videos: Sequence[VideoLike] = (),
         return_logits: bool = False,
         return_placements: bool = False,
         **options: Any,
@@ -67,13 +76,16 @@ class Chat:
         Raises:
             AvlError: as `send`.
         """
-        request, encoded = self._request(prompt, images, options, return_logits, return_placements)
+        request, encoded = self._request(
+            prompt, images, videos, options, return_logits, return_placements
+        )
         return self._steps(request, prompt, encoded)
 
     def _request(
         self,
         prompt: str,
         images: Sequence[ImageLike],
+        videos: Sequence[VideoLike],
         options: dict[str, Any],
         return_logits: bool = False,
         return_placements: bool = False,
@@ -85,19 +97,13 @@ class Chat:
             )
         processor = self._engine.processor
         encoded = (
-            processor.continue_chat(self._history, prompt, images)
+            processor.continue_chat(self._history, prompt, images, videos)
             if self._history
-            else processor.encode(prompt, images)
+            else processor.encode(prompt, images, videos)
         )
         if self._pending:
             # The last token of a reply has no row yet: it is read with the next prompt.
-            text = np.zeros(len(self._pending), np.bool_)
-            encoded = Prompt(
-                np.concatenate([np.array(self._pending, np.int64), encoded.input_ids]),
-                np.concatenate([text, encoded.image_mask]),
-                encoded.pixel_values,
-                encoded.image_hashes,
-            )
+            encoded = processor.after(self._pending, encoded)
         request = Request(
             self._engine,
             [self._conversation],
@@ -134,7 +140,7 @@ class Chat:
         self._history += (
             Turn(
                 prompt=prompt,
-                images=len(encoded.image_hashes),
+                media=tuple(part.kind for part in encoded.media),
                 reply=self._engine.processor.decode(reply.token_ids),
                 reply_ended=reply.finish_reason == "eos",
             ),

@@ -19,6 +19,7 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from avl_plugins.errors import AvlError
+from avl_runtime.vision import Kind
 
 PROBE = "avl-probe-6f1d"  # a text no user and no template writes
 
@@ -31,11 +32,12 @@ class TemplateError(AvlError):
 class Turn:
     """A finished exchange: what the user sent and what the model answered.
 
-    `reply` is the decoded answer; `reply_ended` tells whether its tokens end with an end token.
+    `media` are the kinds of what came with the prompt, in order; `reply` is the decoded answer;
+    `reply_ended` tells whether its tokens end with an end token.
     """
 
     prompt: str
-    images: int
+    media: tuple[Kind, ...]
     reply: str
     reply_ended: bool
 
@@ -46,15 +48,17 @@ class ChatTemplate:
     Args:
         source: Jinja source.
         tokens: `bos_token`, `eos_token` and so on, as the template may name them.
-        placeholder: the string that stands for an image.
+        placeholders: the strings that stand for an image and a video.
 
     Raises:
         TemplateError: the template cannot be compiled.
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, str], placeholder: str) -> None:
+    def __init__(
+        self, source: str, tokens: Mapping[str, str], placeholders: Mapping[Kind, str]
+    ) -> None:
         self._tokens = dict(tokens)
-        self._placeholder = placeholder
+        self._placeholders = dict(placeholders)
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -63,28 +67,29 @@ class ChatTemplate:
             ) from None
         self._parts = self._takes_parts()
 
-    def render(self, history: Sequence[Turn], prompt: str, images: int) -> str:
+    def render(self, history: Sequence[Turn], prompt: str, media: Sequence[Kind]) -> str:
         """The conversation up to where the answer to `prompt` begins.
 
         Raises:
-            TemplateError: the template refuses the conversation or loses an image.
+            TemplateError: the template refuses the conversation or loses an image or a video.
         """
         messages: list[dict[str, Any]] = []
         for turn in history:
-            messages.append(self._message("user", turn.prompt, turn.images))
-            messages.append(self._message("assistant", turn.reply, 0))
-        messages.append(self._message("user", prompt, images))
+            messages.append(self._message("user", turn.prompt, turn.media))
+            messages.append(self._message("assistant", turn.reply, ()))
+        messages.append(self._message("user", prompt, media))
         text = self._render(messages)
-        expected = images + sum(turn.images for turn in history)
-        found = text.count(self._placeholder)
-        if found != expected:
-            raise TemplateError(
-                f"expected {expected} image placeholders ({self._placeholder}) from the chat "
-                f"template, found {found}; this model does not take images that way"
-            )
+        sent = [kind for turn in history for kind in turn.media] + list(media)
+        for kind, placeholder in self._placeholders.items():
+            expected, found = sent.count(kind), text.count(placeholder)
+            if found != expected:
+                raise TemplateError(
+                    f"expected {expected} {kind} placeholders ({placeholder}) from the chat "
+                    f"template, found {found}; this model does not take {kind}s that way"
+                )
         return text
 
-    def render_next(self, history: Sequence[Turn], prompt: str, images: int) -> str:
+    def render_next(self, history: Sequence[Turn], prompt: str, media: Sequence[Kind]) -> str:
         """What comes between the last answer's text and the answer to `prompt`.
 
         Raises:
@@ -92,10 +97,10 @@ class ChatTemplate:
                 a new one follows.
         """
         last = history[-1]
-        marked = [*history[:-1], Turn(last.prompt, last.images, PROBE, last.reply_ended)]
-        before, *after = self.render(marked, prompt, images).split(PROBE)
+        marked = [*history[:-1], Turn(last.prompt, last.media, PROBE, last.reply_ended)]
+        before, *after = self.render(marked, prompt, media).split(PROBE)
         if len(after) != 1 or not before.startswith(
-            self.render(history[:-1], last.prompt, last.images).rstrip()
+            self.render(history[:-1], last.prompt, last.media).rstrip()
         ):
             raise TemplateError(
                 "expected a chat template that leaves earlier turns as they are, found one that "
@@ -111,11 +116,12 @@ class ChatTemplate:
             return False
         return PROBE in text and f"'{PROBE}'" not in text
 
-    def _message(self, role: str, text: str, images: int) -> dict[str, Any]:
+    def _message(self, role: str, text: str, media: Sequence[Kind]) -> dict[str, Any]:
         if not self._parts:
-            return {"role": role, "content": f"{self._placeholder}\n" * images + text}
-        pictures: list[dict[str, str]] = [{"type": "image"} for _ in range(images)]
-        return {"role": role, "content": [*pictures, {"type": "text", "text": text}]}
+            lines = "".join(f"{self._placeholders[kind]}\n" for kind in media)
+            return {"role": role, "content": lines + text}
+        parts: list[dict[str, str]] = [{"type": kind} for kind in media]
+        return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         try:

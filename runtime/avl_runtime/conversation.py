@@ -7,6 +7,7 @@ be dropped between segments (FastV, A-VL's prefill filter) and no graph holds mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from numpy.typing import NDArray
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Plan, Prune, TextBudget
 from avl_runtime.backends import Backend, BoundSegment
-from avl_runtime.cache import LayerCache
-from avl_runtime.package import Manifest
+from avl_runtime.cache import Ints, SegmentCache
+from avl_runtime.manifest import Manifest
+from avl_runtime.moves import evict, image_positions, partition
+from avl_runtime.rows import PromptRows
+from avl_runtime.vision import Cells
 
 CHUNK = 256  # rows; longer chunks are slower on a CPU and hold more scores at once
 
@@ -25,12 +29,38 @@ class PromptTooLongError(AvlError):
     """A conversation does not fit into the model's context."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chunk:
+    """Rows on their way through a segment.
+
+    hidden [n, C], positions [n] in the conversation, position_ids [axes, n] for RoPE, deepstack
+    [k, n, C] for the segment's k deepstack layers.
+    """
+
+    hidden: NDArray[Any]
+    positions: Ints
+    position_ids: Ints
+    deepstack: NDArray[Any]
+
+    def between(self, begin: int, end: int) -> _Chunk:
+        """The rows from `begin` to `end` - 1."""
+        part = slice(begin, end)
+        return _Chunk(
+            self.hidden[part],
+            self.positions[part],
+            self.position_ids[:, part],
+            self.deepstack[:, part],
+        )
+
+
 class Conversation:
-    """Tokens so far and one cache per layer, for a single sequence.
+    """Tokens so far and their cache, for a single sequence.
 
     Attributes:
-        caches: one LayerCache per decoder layer.
+        caches: one SegmentCache per decoder segment.
         token_ids: every token whose row has been computed, prompt and replies.
+        next_position: RoPE position of the next token, which M-RoPE moves apart from `length`.
+        visuals: what the tokens of each picture and video show, in order.
         text_after_image: text tokens behind the first image token, which a text budget counts.
     """
 
@@ -39,12 +69,21 @@ class Conversation:
         self._backend = backend
         self._manifest = manifest
         self._modality = np.zeros(256, np.bool_)
+        self._evictable = np.zeros(256, np.bool_)
         self._first_image: int | None = None
         self.text_after_image = 0
+        self.next_position = 0
+        self.visuals: list[Cells] = []
         self.token_ids: list[int] = []
         self.caches = [
-            LayerCache(1, dims.num_kv_heads, dims.head_dim, backend.dtype)
-            for _ in range(dims.num_layers)
+            SegmentCache(
+                segment.last_layer - segment.first_layer,
+                1,
+                dims.num_kv_heads,
+                dims.head_dim,
+                backend.dtype,
+            )
+            for segment in manifest.segments
         ]
 
     @property
@@ -62,21 +101,25 @@ class Conversation:
         """Bytes of the live K and V arrays."""
         return sum(cache.nbytes for cache in self.caches)
 
-    def evictable(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def evictable(self, positions: Ints) -> NDArray[np.bool_]:
         """Which of `positions` hold text behind the first image token."""
-        if self._first_image is None:
-            return np.zeros(positions.shape, np.bool_)
-        return ~self._modality[positions] & (positions > self._first_image)
+        return self._evictable.take(positions)
 
     def room_left(self) -> int:
         """Tokens the model's context can still take."""
         return self._manifest.dims.max_positions - self.length
 
-    def grow(self, token_ids: Sequence[int], image_mask: NDArray[np.bool_] | None = None) -> None:
+    def grow(
+        self,
+        token_ids: Sequence[int],
+        image_mask: NDArray[np.bool_] | None = None,
+        advance: int | None = None,
+    ) -> None:
         """Count tokens as part of the conversation; the caller adds their rows.
 
         Args:
             image_mask: [N]; None for text only.
+            advance: how far RoPE positions go on; None for one a token.
 
         Raises:
             PromptTooLongError: the model's context is too short for them.
@@ -89,125 +132,107 @@ class Conversation:
             )
         while start + added > len(self._modality):
             self._modality = np.concatenate([self._modality, np.zeros_like(self._modality)])
+            self._evictable = np.concatenate([self._evictable, np.zeros_like(self._evictable)])
         if image_mask is not None:
             self._modality[start : start + added] = image_mask
             if self._first_image is None and image_mask.any():
                 self._first_image = start + int(image_mask.argmax())
         if self._first_image is not None:
-            behind = self._modality[max(start, self._first_image) : start + added]
-            self.text_after_image += int(len(behind) - np.count_nonzero(behind))
+            begin = max(start, self._first_image)
+            text = True if image_mask is None else ~image_mask[begin - start :]
+            self._evictable[begin : start + added] = text
+            self.text_after_image += added if image_mask is None else int(np.count_nonzero(text))
+        self.next_position += added if advance is None else advance
         self.token_ids.extend(token_ids)
 
-    def prefill(
-        self,
-        token_ids: NDArray[np.int64],
-        image_mask: NDArray[np.bool_],
-        hidden: NDArray[Any],
-        plan: Plan,
-    ) -> NDArray[np.float32]:
+    def prefill(self, rows: PromptRows, plan: Plan) -> NDArray[np.float32]:
         """Read a prompt and place its rows under `plan`; returns the last row's logits [V].
-
-        Args:
-            token_ids, image_mask: [N]; what the prompt adds.
-            hidden: [N, C] embeddings with image features spliced in.
 
         Raises:
             PromptTooLongError: the model's context is too short.
         """
         start, before = self.length, self._snapshot()
-        self.grow([int(token) for token in token_ids], image_mask)
+        position_ids = rows.position_ids + self.next_position
+        self.grow(rows.token_ids.tolist(), rows.image_mask, rows.next_position)
         try:
-            return self._read(np.arange(start, self.length), hidden, plan)
+            return self._read(np.arange(start, self.length), position_ids, rows, plan)
         except BaseException:  # Ctrl-C too: half a prompt must not stay in the cache
             self._restore(before)
             raise
 
     def _read(
-        self, positions: NDArray[np.int64], hidden: NDArray[Any], plan: Plan
+        self, positions: Ints, position_ids: Ints, rows: PromptRows, plan: Plan
     ) -> NDArray[np.float32]:
         """Run all segments over a prompt's rows and place them; logits [V] of the last row."""
-        output: NDArray[Any] = hidden
-        masses: list[NDArray[np.float32]] = []
-        for index, segment in enumerate(self._manifest.segments):
+        hidden, deepstack = rows.hidden, rows.deepstack
+        mass = np.zeros((0, self.length), np.float32)
+        for index, (segment, cache) in enumerate(
+            zip(self._manifest.segments, self.caches, strict=True)
+        ):
             prune = plan.prune
             if prune is not None and prune.layer == segment.first_layer:
-                kept = self._pruned(positions, masses[-1], prune)
-                output, positions = output[kept], positions[kept]
-            caches = self.caches[segment.first_layer : segment.last_layer]
-            output, masses = self._run_chunks(index, caches, output, positions, plan)
-            self._split(caches, masses, segment.first_layer, plan)
+                kept = self._pruned(positions, mass[-1], prune)
+                hidden, positions = hidden[kept], positions[kept]
+                position_ids, deepstack = position_ids[:, kept], deepstack[:, kept]
+            added, deepstack = np.split(deepstack, [len(segment.deepstack)])
+            chunk = _Chunk(hidden, positions, position_ids, added)
+            hidden, mass = self._run_chunks(index, cache, chunk, plan)
+            self._split(cache, mass, segment.first_layer, plan)
         if plan.text is not None:
             for cache in self.caches:
                 evict_text(cache, 0, self, plan.text)
-        return np.asarray(output[0], np.float32)
+        return np.asarray(hidden[0], np.float32)
 
-    def _snapshot(self) -> tuple[int, int | None, int, list[LayerCache]]:
+    def _snapshot(self) -> tuple[int, int, int | None, int, list[SegmentCache]]:
         caches = [cache.copy() for cache in self.caches]
-        return self.length, self._first_image, self.text_after_image, caches
+        return self.length, self.next_position, self._first_image, self.text_after_image, caches
 
-    def _restore(self, before: tuple[int, int | None, int, list[LayerCache]]) -> None:
-        length, self._first_image, self.text_after_image, self.caches = before
+    def _restore(self, before: tuple[int, int, int | None, int, list[SegmentCache]]) -> None:
+        length, self.next_position, self._first_image, self.text_after_image, self.caches = before
         self._modality[length:] = False
+        self._evictable[length:] = False
         del self.token_ids[length:]
 
     def _run_chunks(
-        self,
-        index: int,
-        caches: list[LayerCache],
-        hidden: NDArray[Any],
-        positions: NDArray[np.int64],
-        plan: Plan,
-    ) -> tuple[NDArray[Any], list[NDArray[np.float32]]]:
-        """Run one segment over all rows, adding them to its caches.
+        self, index: int, cache: SegmentCache, rows: _Chunk, plan: Plan
+    ) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Run one segment over all rows, adding them to its cache.
 
-        Returns its output rows ([N, C], or [1, V] logits) and per layer the last row's head-mean
-        attention by position, [tokens so far].
+        Returns its output rows ([N, C], or [1, V] logits) and the last row's head-mean attention by
+        position, [L, tokens so far].
         """
         last = index == len(self._manifest.segments) - 1
         outputs = []
-        for begin in range(0, len(positions), CHUNK):
-            chunk = positions[begin : begin + CHUNK]
-            weights = np.zeros((1, 2, len(chunk)), np.float32)
-            weights[0, 0, -1] = 1
-            weights[0, 1] = ~self.image_mask[chunk]
-            rows = np.ascontiguousarray(hidden[None, begin : begin + CHUNK], self._backend.dtype)
-            bound = self._backend.bind(index, rows, chunk[None], weights)
-            bound.run(caches, parked=True)
-            final = begin + CHUNK >= len(positions)
-            masses = (
-                [self._by_position(cache, bound, i, chunk) for i, cache in enumerate(caches)]
-                if final
-                else []
-            )
-            for i, cache in enumerate(caches):
-                new_mass = None
-                if plan.text is not None:
-                    length = cache.active_len[0]
-                    cache.add_mass(0, bound.mass_active[i][0, :, 1, :length])
-                    new_mass = bound.mass_new[i][0, :, 1]
-                cache.extend(bound.k_new[i], bound.v_new[i], chunk, new_mass)
+        mass = np.zeros((0, self.length), np.float32)
+        for begin in range(0, len(rows.positions), CHUNK):
+            chunk = rows.between(begin, begin + CHUNK)
+            bound = self._bind(index, chunk)
+            bound.run(cache, parked=True)
+            bound.release()
+            if begin + CHUNK >= len(rows.positions):
+                mass = _by_position(cache, bound, chunk.positions, self.length)
+            new_mass = None
+            if plan.text is not None:
+                cache.add_mass(0, bound.mass_active[:, 0, :, 1, : cache.active_len[0]])
+                new_mass = bound.mass_new[:, :, :, 1]
+            cache.extend(bound.k_new, bound.v_new, chunk.positions, new_mass)
             outputs.append(bound.output[0])
-        return (outputs[-1] if last else np.concatenate(outputs)), masses
+        return (outputs[-1] if last else np.concatenate(outputs)), mass
 
-    def _by_position(
-        self, cache: LayerCache, bound: BoundSegment, index: int, chunk: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """The last query row's head-mean attention on every token so far; 0 where dropped."""
-        scores = np.zeros(self.length, np.float32)
-        heads = cache.positions.shape[1]
-        length, parked = cache.active_len[0], cache.parked_len[0]
-        active = bound.mass_active[index][0, :, 0, :length] / heads
-        np.add.at(scores, cache.positions[0, :, :length], active)
-        if parked:
-            scores[cache.parked_positions[0, :parked]] = bound.mass_parked[index][
-                0, :, 0, :parked
-            ].mean(0)
-        scores[chunk] = bound.mass_new[index][0, :, 0].mean(0)
-        return scores
+    def _bind(self, index: int, chunk: _Chunk) -> BoundSegment:
+        weights = np.zeros((1, 2, len(chunk.positions)), np.float32)
+        weights[0, 0, -1] = 1
+        weights[0, 1] = ~self.image_mask[chunk.positions]
+        dtype, ids = self._backend.dtype, np.ascontiguousarray(chunk.position_ids)
+        return self._backend.bind(
+            index,
+            np.ascontiguousarray(chunk.hidden[None], dtype),
+            ids if len(ids) == 1 else ids[:, None],
+            weights,
+            [np.ascontiguousarray(added[None], dtype) for added in chunk.deepstack],
+        )
 
-    def _pruned(
-        self, positions: NDArray[np.int64], scores: NDArray[np.float32], prune: Prune
-    ) -> NDArray[np.int64]:
+    def _pruned(self, positions: Ints, scores: NDArray[np.float32], prune: Prune) -> Ints:
         """Indices into `positions` that stay: all text, and the image tokens `prune` keeps."""
         image = self.image_mask[positions]
         where = np.flatnonzero(image)
@@ -217,36 +242,47 @@ class Conversation:
         return np.flatnonzero(stay)
 
     def _split(
-        self,
-        caches: list[LayerCache],
-        masses: list[NDArray[np.float32]],
-        first_layer: int,
-        plan: Plan,
+        self, cache: SegmentCache, mass: NDArray[np.float32], first_layer: int, plan: Plan
     ) -> None:
         """Divide each layer's image rows into core, parked and dropped."""
         total = int(self.image_mask.sum())
         if plan.split is None or not total:
             return
-        for layer, (cache, scores) in enumerate(zip(caches, masses, strict=True), first_layer):
-            alive = cache.image_positions(self.image_mask)
-            core, parked = plan.split.partition(scores[alive], total, layer)
-            cache.partition(alive[core], alive[parked], self.image_mask)
+        scores = np.take_along_axis(mass, image_positions(cache, self.image_mask), 1)
+        core, parked = plan.split.partition(scores, total, first_layer)
+        partition(cache, core, parked, self.image_mask)
 
 
-def evict_text(cache: LayerCache, row: int, conversation: Conversation, budget: TextBudget) -> None:
-    """Bring one layer of one sequence down to its text budget (H2O, per KV head)."""
-    length = int(cache.active_len[row])
-    positions = cache.positions[row, :, :length]
-    evictable = conversation.evictable(positions)
-    count = int(evictable[0].sum())
-    n_text = conversation.text_after_image
+def _by_position(
+    cache: SegmentCache, bound: BoundSegment, chunk: Ints, total: int
+) -> NDArray[np.float32]:
+    """The last query row's head-mean attention, [L, total tokens]; 0 on dropped ones."""
+    layers, _, heads, _ = cache.positions.shape
+    length, apart = cache.active_len[0], cache.parked_len[0]
+    mass = np.zeros((layers, total), np.float32)
+    # A head may have dropped a token that another still holds: each adds its share.
+    each = np.arange(layers)[:, None, None]
+    active = bound.mass_active[:, 0, :, 0, :length] / heads
+    np.add.at(mass, (each, cache.positions[:, 0, :, :length]), active)
+    parked = bound.mass_parked[:, 0, :, 0, :apart].mean(1)
+    np.put_along_axis(mass, cache.parked_positions[:, 0, :apart], parked, 1)
+    mass[:, chunk] = bound.mass_new[:, 0, :, 0].mean(1)
+    return mass
+
+
+def evict_text(
+    cache: SegmentCache, row: int, conversation: Conversation, budget: TextBudget
+) -> None:
+    """Bring one sequence down to its text budget (H2O, per layer and KV head)."""
+    length, n_text = int(cache.active_len[row]), conversation.text_after_image
+    positions = cache.positions[:, row, :, :length]
+    # Every head holds the same number of evictable rows, at slots of its own.
+    count = int(np.count_nonzero(conversation.evictable(positions[0, 0])))
     if count <= budget.budget(n_text):
         return
-    heads = len(positions)
-    # Every head holds the same number of evictable rows, at slots of its own.
-    slots = np.nonzero(evictable)[1].reshape(heads, count)
-    mass = np.take_along_axis(cache.mass[row, :, :length], slots, 1)
-    kept_text = budget.kept(mass, np.take_along_axis(positions, slots, 1), n_text)
-    kept = np.ones_like(evictable)
-    np.put_along_axis(kept, slots, kept_text, 1)
-    cache.evict(row, kept)
+    evictable = conversation.evictable(positions)
+    by_head = (*evictable.shape[:2], count)
+    mass = cache.mass[:, row, :, :length][evictable].reshape(by_head)
+    kept = ~evictable
+    kept[evictable] = budget.kept(mass, positions[evictable].reshape(by_head), n_text).ravel()
+    evict(cache, row, kept)

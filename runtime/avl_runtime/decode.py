@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.policies import Plan
+from avl_plugins.policies import Plan, Split
 from avl_runtime.backends import Backend, BoundSegment
-from avl_runtime.cache import LayerCache, stacked
+from avl_runtime.cache import SegmentCache, stacked
 from avl_runtime.conversation import Conversation, evict_text
 from avl_runtime.embedding import Embedding
-from avl_runtime.package import Manifest
+from avl_runtime.manifest import Manifest
+from avl_runtime.moves import exchange
 
 
 class Decoder:
@@ -38,21 +39,26 @@ class Decoder:
         self._steps_left = max_steps
         self.step = 0
         self.refreshed = False  # whether the last step read parked rows and chose a new core
+        self._image_tokens = [int(c.image_mask.sum()) for c in conversations]
         self.caches = [
-            stacked(list(layer), max_steps)
-            for layer in zip(*(c.caches for c in conversations), strict=True)
+            stacked(list(segment), max_steps)
+            for segment in zip(*(c.caches for c in conversations), strict=True)
         ]
         for conversation in conversations:
-            # The batch owns the rows from here on; single caches would hold them twice.
+            # The batch owns the rows from here on; single caches gave them up.
             conversation.caches = self.caches if batch == 1 else []
         self._hidden = np.zeros((batch, 1, dims.hidden_size), backend.dtype)
-        self._positions = np.zeros((batch, 1), np.int64)
+        self._positions = np.zeros(batch, np.int64)  # indices of the newest tokens
+        axes = () if dims.position_axes == 1 else (dims.position_axes,)
+        self._position_ids = np.zeros((*axes, batch, 1), np.int64)
+        text_only = np.zeros((batch, 1, dims.hidden_size), backend.dtype)
         weights = np.ones((batch, 2, 1), np.float32)
-        self._segments: list[tuple[BoundSegment, list[LayerCache]]] = []
+        self._segments: list[tuple[BoundSegment, SegmentCache, int]] = []
         rows: NDArray[Any] = self._hidden
-        for index, segment in enumerate(manifest.segments):
-            bound = backend.bind(index, rows, self._positions, weights)
-            self._segments.append((bound, self.caches[segment.first_layer : segment.last_layer]))
+        for index, (segment, cache) in enumerate(zip(manifest.segments, self.caches, strict=True)):
+            deepstack = [text_only] * len(segment.deepstack)
+            bound = backend.bind(index, rows, self._position_ids, weights, deepstack)
+            self._segments.append((bound, cache, segment.first_layer))
             rows = bound.output
         self._logits = rows
 
@@ -71,11 +77,13 @@ class Decoder:
         Returns:
             Two arrays [layers, image tokens], image tokens in prompt order.
         """
-        active = np.zeros((len(self.caches), len(image_mask)), np.bool_)
+        layers = sum(cache.layers for cache in self.caches)
+        active = np.zeros((layers, len(image_mask)), np.bool_)
         parked = np.zeros_like(active)
-        for layer, cache in enumerate(self.caches):
-            active[layer, cache.positions[row, 0, : cache.active_len[row]]] = True
-            parked[layer, cache.parked_positions[row, : cache.parked_len[row]]] = True
+        for _, cache, first in self._segments:
+            each = np.arange(first, first + cache.layers)[:, None]
+            active[each, cache.positions[:, row, 0, : cache.active_len[row]]] = True
+            parked[each, cache.parked_positions[:, row, : cache.parked_len[row]]] = True
         return active[:, image_mask], parked[:, image_mask]
 
     def run(self, tokens: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -86,75 +94,49 @@ class Decoder:
             alive: [B]; finished sequences add no rows.
         """
         self.step += 1
-        for row in np.flatnonzero(alive):
+        rows = [row for row, lives in enumerate(alive.tolist()) if lives]
+        for row in rows:
             conversation = self._conversations[row]
-            self._positions[row, 0] = conversation.length
+            self._positions[row] = conversation.length
+            self._position_ids[..., row, 0] = conversation.next_position
             conversation.grow([int(tokens[row])])
         self._hidden[:, 0] = self._embedding.lookup(tokens)
-        split = self._plan.split
-        refresh = split is not None and split.is_refresh(self.step)
-        self.refreshed = refresh
-        layer = 0
-        for bound, caches in self._segments:
-            bound.run(caches, parked=refresh)
-            for index, cache in enumerate(caches):
-                self._update(bound, index, cache, layer, refresh, alive)
-                layer += 1
+        split, text = self._plan.split, self._plan.text
+        self.refreshed = split is not None and split.is_refresh(self.step)
+        for bound, cache, first_layer in self._segments:
+            bound.run(cache, parked=self.refreshed)
+            if split is not None and self.refreshed:
+                for row in rows:
+                    self._refresh(bound, cache, row, split, first_layer)
+            new_mass = None
+            if text is not None:
+                new_mass = bound.mass_new[:, :, :, 1, 0]
+                for row in rows:
+                    length = cache.active_len[row]
+                    cache.add_mass(row, bound.mass_active[:, row, :, 1, :length])
+            cache.append(
+                bound.k_new, bound.v_new, self._positions, new_mass, alive, self._steps_left
+            )
+            if text is not None:
+                for row in rows:
+                    evict_text(cache, row, self._conversations[row], text)
         self._steps_left -= 1
         return np.asarray(self._logits[:, 0], np.float32)
 
-    def _update(
-        self,
-        bound: BoundSegment,
-        index: int,
-        cache: LayerCache,
-        layer: int,
-        refresh: bool,
-        alive: NDArray[np.bool_],
-    ) -> None:
-        if refresh:
-            for row in np.flatnonzero(alive & (cache.parked_len > 0)):
-                self._refresh(bound, index, cache, layer, int(row))
-        budget = self._plan.text
-        lengths = cache.active_len if budget is None else cache.active_len.copy()
-        cache.append(
-            bound.k_new[index], bound.v_new[index], self._positions[:, 0], alive, self._steps_left
-        )
-        if budget is None:
-            return
-        for row in np.flatnonzero(alive):
-            length = lengths[row]
-            mass = np.concatenate(
-                [bound.mass_active[index][row, :, 1, :length], bound.mass_new[index][row, :, 1]], 1
-            )
-            cache.add_mass(int(row), mass)
-            evict_text(cache, int(row), self._conversations[row], budget)
-
     def _refresh(
-        self, bound: BoundSegment, index: int, cache: LayerCache, layer: int, row: int
+        self, bound: BoundSegment, cache: SegmentCache, row: int, split: Split, first_layer: int
     ) -> None:
         """Rank the secondary rows by this step's attention and exchange what the core changes."""
-        split = self._plan.split
-        if split is None:
-            return
         core, apart = int(cache.image_rows[row]), int(cache.parked_len[row])
+        if not apart:
+            return
         # A sum over heads ranks as their mean does.
-        scores = np.concatenate(
-            [
-                bound.mass_active[index][row, :, 0, :core],
-                bound.mass_parked[index][row, :, 0, :apart],
-            ],
-            1,
-        ).sum(0)
+        active = bound.mass_active[:, row, :, 0, :core].sum(1)
+        parked = bound.mass_parked[:, row, :, 0, :apart].sum(1)
+        scores = np.concatenate([active, parked], 1)
         positions = np.concatenate(
-            [cache.positions[row, 0, :core], cache.parked_positions[row, :apart]]
+            [cache.positions[:, row, 0, :core], cache.parked_positions[:, row, :apart]], 1
         )
-        order = positions.argsort()  # ties go to the lower position
-        total = int(self._conversations[row].image_mask.sum())
-        ranked = split.rank_core(scores[order], total, layer, self.step)
-        chosen = np.zeros(core + apart, np.bool_)
-        chosen[order[ranked]] = True
-        leaving = (~chosen[:core]).nonzero()[0]
-        entering = chosen[core:].nonzero()[0]
-        if len(leaving):
-            cache.exchange(row, leaving, entering)
+        total = self._image_tokens[row]
+        chosen = split.new_core(scores, positions, total, first_layer, self.step)
+        exchange(cache, row, ~chosen[:, :core], chosen[:, core:])

@@ -35,12 +35,13 @@ class Embedding:
                 f"{path.stat().st_size} bytes; export again"
             )
         self._bfloat16 = entry.dtype == "BF16"
-        self._matrix = np.memmap(path, stored, "r", entry.offset, entry.shape)
+        # As a plain array: np.memmap's own indexing costs more than reading a row.
+        self._matrix = np.asarray(np.memmap(path, stored, "r", entry.offset, entry.shape))
 
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[Any]:
         """[N] token ids -> [N, C] float32."""
-        rows = np.asarray(self._matrix[ids])
+        rows = self._matrix.take(ids, 0)
         if self._bfloat16:
             # bfloat16 is the upper half of a float32.
             return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32)
+        return rows.astype(np.float32, copy=False)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import Policy
@@ -22,6 +20,7 @@ from avl_runtime.generate import Options, Reply, run
 from avl_runtime.package import Package
 from avl_runtime.processor import Processor, Prompt
 from avl_runtime.results import Result, Stats
+from avl_runtime.rows import PromptRows
 
 
 class Engine:
@@ -44,12 +43,19 @@ class Engine:
         """A new conversation with nothing in its cache."""
         return Conversation(self.backend, self.package.manifest)
 
-    def embed(self, prompt: Prompt) -> NDArray[Any]:
-        """[N, C] embeddings of a prompt, image features at the image tokens."""
-        hidden = self.embedding.lookup(prompt.input_ids)
-        if prompt.image_mask.any():
-            hidden[prompt.image_mask] = self.features.of(prompt)
-        return hidden
+    def embed(self, prompt: Prompt) -> PromptRows:
+        """What the decoder reads of a prompt; runs the encoders where features are not known."""
+        mask, layers = prompt.image_mask, self.package.manifest.deepstack_layers
+        # Ids of visual tokens may lie outside the embedding matrix; their rows are replaced.
+        hidden = self.embedding.lookup(np.where(mask, 0, prompt.input_ids))
+        deepstack = np.zeros((len(layers), *hidden.shape), hidden.dtype)
+        features = self.features.of(prompt)
+        if features:
+            hidden[mask] = np.concatenate([part.rows for part in features])
+            deepstack[:, mask] = np.concatenate([part.deepstack for part in features], 1)
+        return PromptRows(
+            prompt.input_ids, mask, hidden, deepstack, prompt.positions, prompt.next_position
+        )
 
     def check(self, policy: Policy) -> None:
         """Refuse a policy this package cannot serve.
@@ -103,9 +109,11 @@ class Request:
         engine, plan = self._engine, self._policy.plan()
         begun = time.perf_counter()
         logits = [
-            conversation.prefill(prompt.input_ids, prompt.image_mask, engine.embed(prompt), plan)
+            conversation.prefill(engine.embed(prompt), plan)
             for conversation, prompt in zip(self._conversations, self._prompts, strict=True)
         ]
+        for conversation, prompt in zip(self._conversations, self._prompts, strict=True):
+            conversation.visuals += [media.cells for media in prompt.media]
         self._tokens_read = [conversation.length for conversation in self._conversations]
         # A reply's last token needs no row of its own, hence one more than the context has room.
         limits = [
@@ -167,4 +175,5 @@ class Request:
             logits,
             stats,
             tuple(reply.placements),
+            tuple(conversation.visuals),
         )

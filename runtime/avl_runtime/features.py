@@ -1,8 +1,10 @@
-"""Image features by content hash, so that the same picture is encoded once."""
+"""Image and video features by content hash, so that the same picture is encoded once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,24 @@ from numpy.typing import NDArray
 
 from avl_runtime.backends import Backend
 from avl_runtime.processor import Prompt
+from avl_runtime.vision import Media
 
 LIMIT = 256 << 20  # bytes of features kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """What an encoder gives for one picture or video.
+
+    rows: [tokens, C]; deepstack: [K, tokens, C], for K decoder layers (0 in most families).
+    """
+
+    rows: NDArray[Any]
+    deepstack: NDArray[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + self.deepstack.nbytes
 
 
 class FeatureCache:
@@ -20,30 +38,39 @@ class FeatureCache:
     def __init__(self, backend: Backend, limit: int = LIMIT) -> None:
         self._backend = backend
         self._limit = limit
-        self._features: OrderedDict[str, NDArray[Any]] = OrderedDict()
-        self.encoded = 0  # images that went through the vision graph
+        self._features: OrderedDict[tuple[str, str], Features] = OrderedDict()
+        self.encoded = 0  # pictures and videos that went through a graph
 
-    def of(self, prompt: Prompt) -> NDArray[Any]:
-        """Features of a prompt's images in order, [image tokens, C]; [0, 0] without images."""
-        found: dict[str, NDArray[Any]] = {}
-        for index, key in enumerate(prompt.image_hashes):
+    def of(self, prompt: Prompt) -> list[Features]:
+        """Features of each picture and video of a prompt, in order."""
+        found: dict[tuple[str, str], Features] = {}
+        for media in prompt.media:
+            key = (media.kind, media.digest)
             if key not in found:
-                found[key] = self._one(key, prompt.pixel_values[index : index + 1])
-        if not found:
-            return np.zeros((0, 0), np.float32)
-        return np.concatenate([found[key] for key in prompt.image_hashes])
+                found[key] = self._one(key, media)
+        return [found[media.kind, media.digest] for media in prompt.media]
 
-    def _one(self, key: str, pixel_values: NDArray[np.float32]) -> NDArray[Any]:
+    def _one(self, key: tuple[str, str], media: Media) -> Features:
         if key in self._features:
             self._features.move_to_end(key)
             return self._features[key]
-        # One image at a time: the tower's activations are the largest of a run.
-        features: NDArray[Any] = self._backend.image_features(pixel_values)[0]
+        # One at a time: an encoder's activations are the largest of a run.
+        parts = [self._features_of(media, inputs) for inputs in media.runs()]
+        features = Features(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.deepstack for part in parts], 1),
+        )
         self._features[key] = features
         self.encoded += 1
         while len(self._features) > 1 and self._held() > self._limit:
             self._features.popitem(last=False)
         return features
+
+    def _features_of(self, media: Media, inputs: Mapping[str, NDArray[Any]]) -> Features:
+        rows, *deepstack = self._backend.encode(media.kind, inputs)
+        rows = rows.reshape(-1, rows.shape[-1])
+        nothing = np.zeros((0, *rows.shape), rows.dtype)
+        return Features(rows, deepstack[0] if deepstack else nothing)
 
     def _held(self) -> int:
         return sum(features.nbytes for features in self._features.values())

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from avl_plugins.errors import AvlError
 from avl_runtime.results import Placement
 from avl_runtime.spans import Span, spans
+from avl_runtime.vision import Cells
 
 CORE = (255, 138, 0)
 SECONDARY = (0, 132, 255)
@@ -31,7 +32,7 @@ class HeatmapError(AvlError):
 def draw(
     images: Sequence[Image.Image],
     placements: Sequence[Placement],
-    grid: tuple[int, int],
+    visuals: Sequence[Cells],
     steps: int,
     title: str = "",
 ) -> Image.Image:
@@ -41,24 +42,26 @@ def draw(
     darker, the more layers have dropped it.
 
     Args:
-        images: what the model sees of them (`Processor.view`), in prompt order.
-        placements: of a `Result`, for all those images.
-        grid: rows and columns of patches of an image.
+        images: what the model sees of the pictures and videos of the whole conversation
+            (`Processor.view`), in prompt order.
+        placements, visuals: of a `Result`.
         steps: decode steps in all (generated tokens less one).
         title: a line above, cut where it is too long.
 
     Raises:
-        HeatmapError: no image, no placement, or not as many image tokens as the images have.
+        HeatmapError: no image, no placement, or not as many images as the conversation has.
     """
-    expected = len(images) * grid[0] * grid[1]
+    expected = sum(len(cells.index) for cells in visuals)
     found = placements[0].core.shape[1] if placements else 0
-    if not expected or found != expected:
+    if not images or len(images) != len(visuals) or not expected or found != expected:
         raise HeatmapError(
-            f"expected {expected} image tokens for {len(images)} images, found {found}; "
-            "draw the images of the whole conversation, at least one"
+            f"expected {len(visuals)} images of {expected} image tokens in all, at least one, "
+            f"found {len(images)} images and {found} tokens; draw the images of the whole "
+            "conversation"
         )
     rows = [
-        _row(image, spans(placements, grid, number, steps)) for number, image in enumerate(images)
+        _row(image, spans(placements, visuals, number, steps))
+        for number, image in enumerate(images)
     ]
     head = GAP + (LINE + GAP // 2 if title else 0)
     width = max(max(row.width for row in rows) + 2 * GAP, 640)

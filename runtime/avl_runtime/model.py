@@ -14,6 +14,7 @@ from avl_runtime.images import ImageLike
 from avl_runtime.package import Package, load_package
 from avl_runtime.processor import Processor
 from avl_runtime.results import Result
+from avl_runtime.videos import VideoLike
 
 
 class LVLM:
@@ -67,6 +68,7 @@ class LVLM:
         self,
         prompt: str,
         images: Sequence[ImageLike] = (),
+        videos: Sequence[VideoLike] = (),
         policy: str | Policy | None = None,
         **options: Any,
     ) -> Iterator[str]:
@@ -75,13 +77,14 @@ class LVLM:
         Raises:
             AvlError: the prompt, an image, the policy or an option cannot be used.
         """
-        request = self._request([prompt], [images], policy, options)
+        request = self._request([prompt], [images], [videos], policy, options)
         return (pieces[0] for pieces in request.steps() if pieces[0])
 
     def generate(
         self,
         prompt: str,
         images: Sequence[ImageLike] = (),
+        videos: Sequence[VideoLike] = (),
         policy: str | Policy | None = None,
         return_logits: bool = False,
         return_placements: bool = False,
@@ -97,7 +100,7 @@ class LVLM:
             AvlError: as `stream`.
         """
         (result,) = self.generate_batch(
-            [prompt], [images], policy, return_logits, return_placements, **options
+            [prompt], [images], policy, return_logits, return_placements, [videos], **options
         )
         return result
 
@@ -108,14 +111,21 @@ class LVLM:
         policy: str | Policy | None = None,
         return_logits: bool = False,
         return_placements: bool = False,
+        videos: Sequence[Sequence[VideoLike]] | None = None,
         **options: Any,
     ) -> list[Result]:
         """Generate replies to several prompts, each with its own images, as one batch.
 
+        Args:
+            videos: a list for each prompt; None if there are none at all.
+
         Raises:
             AvlError: as `stream`; also if there are not as many lists of images as prompts.
         """
-        request = self._request(prompts, images, policy, options, return_logits, return_placements)
+        films: Sequence[Sequence[VideoLike]] = [()] * len(prompts) if videos is None else videos
+        request = self._request(
+            prompts, images, films, policy, options, return_logits, return_placements
+        )
         for _ in request.steps():
             pass
         return [request.result(row) for row in range(len(prompts))]
@@ -134,19 +144,21 @@ class LVLM:
         self,
         prompts: Sequence[str],
         images: Sequence[Sequence[ImageLike]],
+        videos: Sequence[Sequence[VideoLike]],
         policy: str | Policy | None,
         options: dict[str, Any],
         return_logits: bool = False,
         return_placements: bool = False,
     ) -> Request:
-        if len(prompts) != len(images) or not prompts:
+        if not len(prompts) == len(images) == len(videos) or not prompts:
             raise OptionError(
-                f"expected one list of images a prompt, found {len(prompts)} prompts and "
-                f"{len(images)} lists; pass an empty list for a prompt without images"
+                f"expected one list of images and of videos a prompt, found {len(prompts)} "
+                f"prompts, {len(images)} lists of images and {len(videos)} of videos; pass an "
+                "empty list for a prompt without any"
             )
         chosen = Options(**options)
         encode = self.engine.processor.encode
-        encoded = [encode(p, i) for p, i in zip(prompts, images, strict=True)]
+        encoded = [encode(*turn) for turn in zip(prompts, images, videos, strict=True)]
         return Request(
             self.engine,
             [self.engine.conversation() for _ in encoded],

@@ -7,17 +7,46 @@ safetensors shards its weights live in: inside the package, or in the checkpoint
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from avl_plugins.errors import AvlError
+from avl_runtime.manifest import (
+    FORMAT_VERSION,
+    Dims,
+    Embedding,
+    FileEntry,
+    ImageEncoder,
+    Manifest,
+    Segment,
+    Shard,
+    Tokens,
+    VideoEncoder,
+    Weights,
+)
 from avl_runtime.strict import FormatError, build
 
-FORMAT_VERSION = 1
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "Dims",
+    "Embedding",
+    "FileEntry",
+    "ImageEncoder",
+    "Manifest",
+    "Package",
+    "PackageError",
+    "Segment",
+    "Shard",
+    "Tokens",
+    "VideoEncoder",
+    "Weights",
+    "header_sha256",
+    "load_package",
+]
+
 MANIFEST = "avl.json"
 MANIFEST_LIMIT = 16 << 20  # bytes; a real manifest has some kilobytes
 HEADER_LIMIT = 100 << 20  # bytes; what safetensors itself allows
@@ -25,132 +54,6 @@ HEADER_LIMIT = 100 << 20  # bytes; what safetensors itself allows
 
 class PackageError(AvlError):
     """A package is missing, damaged, foreign or from a newer version."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """A file inside the package; `path` is relative, with forward slashes."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A safetensors file the graphs read weights from.
-
-    `header_sha256` hashes the 8 length bytes and the header; `sha256` the whole file, if asked for.
-    """
-
-    path: str
-    size: int
-    header_sha256: str
-    sha256: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Where the shards lie: `folder` is absolute, or None for the package itself."""
-
-    folder: str | None
-    shards: tuple[Shard, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Dims:
-    """Sizes of the decoder."""
-
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_positions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Layers `first_layer` to `last_layer` - 1 as one graph; the last segment yields logits."""
-
-    file: str
-    first_layer: int
-    last_layer: int
-
-
-@dataclass(frozen=True, slots=True)
-class Vision:
-    """Tower and projector: pixel_values [n, 3, H, W] -> image_features [n, tokens, hidden]."""
-
-    file: str
-    tokens_per_image: int
-    grid: tuple[int, int]  # rows and columns of patches behind those tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """The token embedding matrix [vocab, hidden], read in place from a shard."""
-
-    file: str
-    offset: int
-    dtype: Literal["F32", "F16", "BF16"]
-    shape: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Special token ids."""
-
-    bos: int | None
-    eos: tuple[int, ...]
-    pad: int | None
-    image: int
-
-
-@dataclass(frozen=True, slots=True)
-class ImageProcessing:
-    """Hugging Face image-processor steps, in their order: resize, crop, rescale, normalize.
-
-    `resize` is the length in pixels of the shorter edge, or [height, width]; None skips a step.
-    `resample` is Pillow's filter number.
-    """
-
-    convert_rgb: bool
-    resize: int | tuple[int, int] | None
-    resample: int
-    crop: tuple[int, int] | None
-    rescale: float | None
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The whole of `avl.json`."""
-
-    format_version: int
-    producer: str
-    family: str
-    model: str
-    dtype: Literal["fp32", "fp16", "bf16"]
-    dims: Dims
-    vision: Vision
-    segments: tuple[Segment, ...]
-    embedding: Embedding
-    tokens: Tokens
-    chat_template: str | None
-    image_processing: ImageProcessing
-    default_policy: str
-    weights: Weights
-    files: tuple[FileEntry, ...]
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    def splits(self) -> tuple[int, ...]:
-        """Layers after which hidden states can be dropped."""
-        return tuple(segment.first_layer for segment in self.segments[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +178,7 @@ def load_package(folder: str | Path) -> Package:
 def _check_paths(manifest: Manifest, path: Path) -> None:
     names = [entry.path for entry in manifest.files]
     names += [shard.path for shard in manifest.weights.shards]
-    names += [manifest.vision.file, manifest.embedding.file]
-    names += [segment.file for segment in manifest.segments]
+    names += [*manifest.graphs, manifest.embedding.file]
     for name in names:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not name:

@@ -1,7 +1,8 @@
-"""Prompts and pictures to the arrays that prefill takes, and ids back to text."""
+"""Prompts, pictures and videos to the arrays that prefill takes, and ids back to text."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from tokenizers import Tokenizer
 from avl_plugins.errors import AvlError
 from avl_runtime.chat_template import ChatTemplate, Turn
 from avl_runtime.images import ImageLike, load_image
-from avl_runtime.package import Manifest, Package
-from avl_runtime.preprocess import fit, image_hash, pixel_values
+from avl_runtime.manifest import Manifest, VideoEncoder
+from avl_runtime.package import Package
+from avl_runtime.videos import VideoLike, load_video
+from avl_runtime.vision import Kind, Media, prompt_positions
 
 __all__ = ["Processor", "Prompt", "PromptError", "Turn"]
 
@@ -26,26 +29,41 @@ class PromptError(AvlError):
     """A prompt is empty or holds text that only the chat template may write."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """What prefill takes.
 
-    `input_ids` [N] int64, `image_mask` [N] bool (True at image tokens), `pixel_values`
-    [images, 3, H, W] float32, `image_hashes` one SHA-256 a picture.
+    Attributes:
+        input_ids: [N] int64.
+        image_mask: [N] bool, True at tokens of pictures and videos.
+        media: pictures and videos in prompt order.
+        positions: [axes, N] int64, RoPE positions counted from where the prompt starts.
+        next_position: where the token behind the prompt goes.
     """
 
     input_ids: NDArray[np.int64]
     image_mask: NDArray[np.bool_]
-    pixel_values: NDArray[np.float32]
-    image_hashes: tuple[str, ...]
+    media: tuple[Media, ...]
+    positions: NDArray[np.int64]
+    next_position: int
+
+    @classmethod
+    def of(
+        cls, input_ids: NDArray[np.int64], visual: Sequence[int], media: Sequence[Media], axes: int
+    ) -> Prompt:
+        """Work out mask and positions; `visual` are the ids of visual tokens."""
+        mask = np.isin(input_ids, visual)
+        blocks = [block for part in media for block in part.blocks]
+        positions, following = prompt_positions(mask, blocks, axes)
+        return cls(input_ids, mask, tuple(media), positions, following)
 
 
 class Processor:
     """Tokenizer, chat template and image preprocessing of a package.
 
-    A user's turn is its pictures and then its text, put through the package's chat template. A
-    package without one is prompted raw: the prompt is taken as it stands, with a placeholder and
-    a line break a picture in front, unless the prompt places the pictures itself.
+    A user's turn is its pictures, its videos and then its text, put through the package's chat
+    template. A package without one is prompted raw: the prompt is taken as it stands, with a
+    placeholder and a line break for each in front, unless the prompt places them itself.
     """
 
     def __init__(self, manifest: Manifest, tokenizer: Tokenizer) -> None:
@@ -53,20 +71,26 @@ class Processor:
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.tokens = manifest.tokens
-        self.image_processing = manifest.image_processing
-        self._tokens_per_image = manifest.vision.tokens_per_image
-        self._image = _content(tokenizer, manifest.tokens.image)
+        self._manifest = manifest
+        self._placeholders: dict[Kind, str] = {"image": manifest.image.placeholder}
+        if manifest.video is not None:
+            self._placeholders["video"] = manifest.video.placeholder
+        self._image = _content(tokenizer, manifest.image.token)
+        self._video = "" if manifest.video is None else _content(tokenizer, manifest.video.token)
         self._bos = None
         if manifest.tokens.bos is not None:
             self._bos = _content(tokenizer, manifest.tokens.bos)
-        self._special = tuple(
+        special = [
             token.content
             for token in tokenizer.get_added_tokens_decoder().values()
             if token.special
-        )
+        ]
+        self._reserved = tuple(dict.fromkeys([*special, *self._placeholders.values()]))
         self._template: ChatTemplate | None = None
         if manifest.chat_template is not None:
-            self._template = ChatTemplate(manifest.chat_template, self._named_tokens(), self._image)
+            self._template = ChatTemplate(
+                manifest.chat_template, self._named_tokens(), self._placeholders
+            )
 
     @classmethod
     def from_package(cls, package: Package) -> Processor:
@@ -88,25 +112,37 @@ class Processor:
             ) from None
         return cls(package.manifest, tokenizer)
 
-    def encode(self, prompt: str, images: Sequence[ImageLike] = ()) -> Prompt:
+    def encode(
+        self,
+        prompt: str,
+        images: Sequence[ImageLike] = (),
+        videos: Sequence[VideoLike] = (),
+    ) -> Prompt:
         """One user turn, up to where the answer begins, with BOS as Hugging Face sets it.
 
         Raises:
-            PromptError: the prompt is empty or holds special tokens, or `images` is no list.
-            ImageError: a picture cannot be loaded.
+            PromptError: the prompt is empty or holds special tokens, `images` or `videos` is no
+                list, or the model takes no videos.
+            ImageError, VideoError: a picture or a video cannot be loaded.
             TemplateError: the chat template refuses the turn.
         """
-        _check_list(images)
+        media = self._media(images, videos)
+        kinds = [part.kind for part in media]
         if self._template is None:
-            text = self._raw(prompt, len(images))
+            text = self._raw(prompt, kinds)
         else:
             self._check(prompt)
-            text = self._template.render((), prompt, len(images))
+            text = self._template.render((), prompt, kinds)
         starts = self._bos is not None and text.startswith(self._bos)
-        return self._prompt(self._ids(text, with_bos=not starts), images)
+        filled, placed = self._filled(text, media)
+        return self._prompt(self._ids(filled, with_bos=not starts), placed)
 
     def continue_chat(
-        self, history: Sequence[Turn], prompt: str, images: Sequence[ImageLike] = ()
+        self,
+        history: Sequence[Turn],
+        prompt: str,
+        images: Sequence[ImageLike] = (),
+        videos: Sequence[VideoLike] = (),
     ) -> Prompt:
         """The tokens of a new turn after those of `history`.
 
@@ -115,20 +151,26 @@ class Processor:
 
         Raises:
             PromptError: as in `encode`, or the package has no chat template.
-            ImageError: a picture cannot be loaded.
+            ImageError, VideoError: a picture or a video cannot be loaded.
             TemplateError: the chat template rewrites earlier turns.
         """
         if not history:
-            return self.encode(prompt, images)
-        _check_list(images)
+            return self.encode(prompt, images, videos)
         if self._template is None:
             raise PromptError(
                 "expected a chat template for a second turn, found none in the package; "
                 "ask one question at a time"
             )
+        media = self._media(images, videos)
         self._check(prompt)
-        text = self._template.render_next(history, prompt, len(images))
-        return self._prompt(self._tail_ids(text, history[-1].reply_ended), images)
+        text = self._template.render_next(history, prompt, [part.kind for part in media])
+        filled, placed = self._filled(text, media)
+        return self._prompt(self._tail_ids(filled, history[-1].reply_ended), placed)
+
+    def after(self, tokens: Sequence[int], prompt: Prompt) -> Prompt:
+        """`prompt` behind text tokens that have no row yet."""
+        ids = np.concatenate([np.array(tokens, np.int64), prompt.input_ids])
+        return self._prompt([int(token) for token in ids], prompt.media)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -136,45 +178,89 @@ class Processor:
 
     def view(self, image: ImageLike) -> Image.Image:
         """The part of a picture that the model sees, resized as it sees it."""
-        return Image.fromarray(fit(load_image(image), self.image_processing))
+        return self._manifest.image.layout.view(load_image(image))
+
+    def view_video(self, video: VideoLike) -> Image.Image:
+        """One of the frames that the model sees of a video, resized as it sees it.
+
+        Raises:
+            PromptError: the model takes no videos.
+            ImageError, VideoError: the video cannot be loaded.
+        """
+        return self._video_encoder([video]).layout.view(load_video(video))
 
     def _named_tokens(self) -> dict[str, str]:
         ids = {
             "bos_token": self.tokens.bos,
             "eos_token": self.tokens.eos[0] if self.tokens.eos else None,
             "pad_token": self.tokens.pad,
-            "image_token": self.tokens.image,
         }
-        return {
+        named = {
             name: _content(self.tokenizer, token)
             for name, token in ids.items()
             if token is not None
         }
+        return named | {f"{kind}_token": text for kind, text in self._placeholders.items()}
 
     def _check(self, prompt: str) -> None:
         if not prompt.strip():
             raise PromptError("expected a prompt, found an empty one; ask something")
-        found = next((token for token in self._special if token in prompt), None)
+        found = next((token for token in self._reserved if token in prompt), None)
         if found is not None:
             raise PromptError(
                 f"expected a prompt of plain text, found the special token {found!r}; "
                 "leave it out, pictures and turns get their tokens by themselves"
             )
 
-    def _raw(self, prompt: str, images: int) -> str:
+    def _raw(self, prompt: str, kinds: Sequence[Kind]) -> str:
         if not prompt.strip():
             raise PromptError("expected a prompt, found an empty one; ask something")
-        placed = prompt.count(self._image)
-        if placed not in (0, images):
+        front = ""
+        for kind, placeholder in self._placeholders.items():
+            placed, sent = prompt.count(placeholder), kinds.count(kind)
+            if placed not in (0, sent):
+                raise PromptError(
+                    f"expected {sent} {kind} placeholders ({placeholder}) or none in the prompt, "
+                    f"found {placed}"
+                )
+            front += "" if placed else f"{placeholder}\n" * sent
+        return front + prompt
+
+    def _media(self, images: Sequence[ImageLike], videos: Sequence[VideoLike]) -> tuple[Media, ...]:
+        """Everything loaded and made ready, pictures first."""
+        _check_list(images, "images")
+        _check_list(videos, "videos")
+        image = self._manifest.image
+        media = [image.layout.prepare(load_image(source), self._image) for source in images]
+        if videos:
+            layout = self._video_encoder(videos).layout
+            media += [layout.prepare(load_video(source), self._video) for source in videos]
+        return tuple(media)
+
+    def _video_encoder(self, videos: Sequence[VideoLike]) -> VideoEncoder:
+        encoder = self._manifest.video
+        if encoder is None:
             raise PromptError(
-                f"expected {images} image placeholders ({self._image}) or none in the prompt, "
-                f"found {placed}"
+                f"expected images only, found {len(videos)} videos, which a model of the "
+                f"{self._manifest.family} family does not take; send single frames as images"
             )
-        return prompt if placed else f"{self._image}\n" * images + prompt
+        return encoder
+
+    def _filled(self, text: str, media: Sequence[Media]) -> tuple[str, tuple[Media, ...]]:
+        """`text` with all placeholders replaced, and `media` in the order of their places."""
+        waiting = {kind: [part for part in media if part.kind == kind] for kind in self._placeholders}
+        kinds = {placeholder: kind for kind, placeholder in self._placeholders.items()}
+        placed: list[Media] = []
+
+        def replacement(found: re.Match[str]) -> str:
+            placed.append(waiting[kinds[found[0]]].pop(0))
+            return placed[-1].replacement
+
+        filled = re.sub("|".join(map(re.escape, kinds)), replacement, text)
+        return filled, tuple(placed)
 
     def _ids(self, text: str, *, with_bos: bool) -> list[int]:
-        expanded = text.replace(self._image, self._image * self._tokens_per_image)
-        return list(self.tokenizer.encode(expanded, add_special_tokens=with_bos).ids)
+        return list(self.tokenizer.encode(text, add_special_tokens=with_bos).ids)
 
     def _tail_ids(self, text: str, reply_ended: bool) -> list[int]:
         """Ids of the text after a reply, as they come out behind one.
@@ -193,36 +279,25 @@ class Processor:
             return self._ids(text, with_bos=False)
         return ids[len(start) :]
 
-    def _prompt(self, ids: list[int], images: Sequence[ImageLike]) -> Prompt:
-        loaded = [load_image(image) for image in images]
-        values = [
-            pixel_values(fit(image, self.image_processing), self.image_processing)
-            for image in loaded
-        ]
-        shapes = {value.shape for value in values}
-        if len(shapes) > 1:
+    def _prompt(self, ids: list[int], media: Sequence[Media]) -> Prompt:
+        manifest = self._manifest
+        prompt = Prompt.of(
+            np.array(ids, np.int64), manifest.visual_tokens, media, manifest.dims.position_axes
+        )
+        expected, found = sum(part.tokens for part in media), int(prompt.image_mask.sum())
+        if found != expected:
             raise PromptError(
-                f"expected images of one size after preprocessing, found {sorted(shapes)}; "
-                "the package lacks a crop, export again"
-            )
-        height, width = self.image_processing.crop or (1, 1)
-        stacked = np.stack(values) if values else np.zeros((0, 3, height, width), np.float32)
-        input_ids = np.array(ids, np.int64)
-        mask = input_ids == self.tokens.image
-        expected = self._tokens_per_image * len(images)
-        if int(mask.sum()) != expected:
-            raise PromptError(
-                f"expected {expected} image tokens in the prompt, found {int(mask.sum())}; "
+                f"expected {expected} image tokens in the prompt, found {found}; "
                 "the tokenizer does not know the image placeholder, export again"
             )
-        return Prompt(input_ids, mask, stacked, tuple(image_hash(image) for image in loaded))
+        return prompt
 
 
-def _check_list(images: Sequence[ImageLike]) -> None:
+def _check_list(sources: Sequence[object], name: str) -> None:
     """A path or an array is a sequence too, and would be taken apart."""
-    if isinstance(images, (str, bytes, Path, Image.Image, np.ndarray)):
+    if isinstance(sources, (str, bytes, Path, Image.Image, np.ndarray)):
         raise PromptError(
-            f"expected a list of images, found {type(images).__name__}; write images=[…]"
+            f"expected a list of {name}, found {type(sources).__name__}; write {name}=[…]"
         )
 
 

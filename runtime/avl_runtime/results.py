@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_runtime.vision import Cells
+
 FinishReason = Literal["eos", "length", "stop"]
 
 
@@ -48,7 +50,9 @@ class Placement:
 class Result:
     """A finished generation. `token_ids` holds the end-of-sequence token if one was generated.
 
-    `logits` is [new tokens, vocab] float32, before any sampling rule, if asked for.
+    `logits` is [new tokens, vocab] float32, before any sampling rule, if asked for. `visuals` tells
+    what the image tokens of `placements` show, one entry for each picture and video of the
+    conversation.
     """
 
     text: str
@@ -57,3 +61,4 @@ class Result:
     logits: NDArray[np.float32] | None
     stats: Stats
     placements: tuple[Placement, ...]
+    visuals: tuple[Cells, ...]

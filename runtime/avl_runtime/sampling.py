@@ -64,8 +64,8 @@ class Sampler:
             # Without a penalty no copy is made: this is what most tokens come from.
             plain = self.repetition_penalty == 1
             scores = logits if plain else self._penalized(logits, seen_ids)
-            best = int(np.argmax(scores))
-            _check_finite(float(scores[best]))  # argmax finds a NaN if there is one
+            best = int(scores.argmax())
+            _check_finite(scores.item(best))  # argmax finds a NaN if there is one
             return best
         weights = self.probabilities(logits, seen_ids)
         alive = np.flatnonzero(weights)

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_runtime.results import Placement
+from avl_runtime.vision import Cells
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """Decode steps `first` to `last`; the first span also covers prefill.
 
-    core, secondary: [rows, columns] float64, the share of layers and steps in which a patch is in
+    core, secondary: [rows, columns] float64, the share of layers and steps in which a cell is in
     that place (secondary: parked); the rest is minor.
     """
 
@@ -35,22 +36,23 @@ class Span:
 
 def spans(
     placements: Sequence[Placement],
-    grid: tuple[int, int],
-    image: int,
+    visuals: Sequence[Cells],
+    number: int,
     steps: int,
     most: int = 6,
 ) -> list[Span]:
-    """Spans of one image, neighbours put together where there are more than `most`.
+    """Spans of one picture, neighbours put together where there are more than `most`.
 
     Args:
         placements: ascending in step, the first one from prefill.
-        grid: rows and columns of patches of an image.
-        image: which image of the conversation, from 0.
+        visuals: what the tokens of each picture and video of the conversation show.
+        number: which of them, from 0.
         steps: decode steps in all.
         most: how many spans at most.
     """
-    rows, columns = grid
-    tokens = slice(image * rows * columns, (image + 1) * rows * columns)
+    first = sum(len(cells.index) for cells in visuals[:number])
+    cells = visuals[number]
+    tokens = slice(first, first + len(cells.index))
     starts = [max(1, placement.step) for placement in placements]
     ends = [*(start - 1 for start in starts[1:]), steps]
     told = [i for i in range(len(placements)) if i == 0 or starts[i] <= ends[i]]
@@ -66,8 +68,16 @@ def spans(
                 starts[group[0]],
                 ends[group[-1]],
                 group[0] == 0,
-                np.average(core, axis=0, weights=weights).reshape(grid),
-                np.average(parked, axis=0, weights=weights).reshape(grid),
+                _by_cell(np.average(core, axis=0, weights=weights), cells),
+                _by_cell(np.average(parked, axis=0, weights=weights), cells),
             )
         )
     return result
+
+
+def _by_cell(shares: NDArray[np.float64], cells: Cells) -> NDArray[np.float64]:
+    """[tokens] to [rows, columns], the mean of the tokens that show a cell."""
+    shows = cells.index >= 0
+    index, size = cells.index[shows], cells.grid[0] * cells.grid[1]
+    summed = np.bincount(index, shares[shows], size)
+    return (summed / np.maximum(np.bincount(index, minlength=size), 1)).reshape(cells.grid)

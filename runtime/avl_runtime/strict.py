@@ -62,12 +62,25 @@ def _build_tuple(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _build_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    kinds = {name: option for option in args for name in _kinds(option)}
+    if kinds and isinstance(value, dict) and "kind" in value:
+        # Told apart by name: the message shall be about the one that is meant.
+        if value["kind"] not in kinds:
+            raise _mismatch(f"{where}: kind", " or ".join(kinds), value["kind"])
+        return build(kinds[value["kind"]], value, where)
     for option in args:
         try:
             return build(option, value, where)
         except FormatError:
             continue
     raise _mismatch(where, " or ".join(str(option) for option in args), value)
+
+
+def _kinds(option: Any) -> tuple[str, ...]:
+    """The values that the field `kind` of a dataclass may have, if it has one."""
+    if not dataclasses.is_dataclass(option):
+        return ()
+    return typing.get_args(typing.get_type_hints(option).get("kind"))
 
 
 def _build_scalar(kind: Any, value: Any, where: str) -> Any:

@@ -11,6 +11,8 @@ import torch
 
 from export.checkpoints import make_config, write_random
 
+PROGRESS = tuple(f"avl-export: {doing}" for doing in ("tracing", "copying", "fetching", "hashing"))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
@@ -56,9 +58,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         before = {p.name for p in tmp_path.iterdir()}
         status = main(["--model", str(model), "--out", str(tmp_path / "out"), *arguments])
         lines = [
-            line
-            for line in capsys.readouterr().err.splitlines()
-            if not line.startswith(("avl-export: tracing", "avl-export: copying"))
+            line for line in capsys.readouterr().err.splitlines() if not line.startswith(PROGRESS)
         ]
         assert status == 1
         assert len(lines) == 1, lines

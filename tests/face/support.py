@@ -9,18 +9,20 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
-from avl_runtime.package import (
+from avl_runtime.manifest import (
+    FORMAT_VERSION,
     Dims,
     Embedding,
     FileEntry,
-    ImageProcessing,
+    ImageEncoder,
     Manifest,
-    Package,
     Tokens,
-    Vision,
     Weights,
 )
+from avl_runtime.package import Package
 from avl_runtime.processor import Processor
+from avl_runtime.vision.fixed import FixedImage
+from avl_runtime.vision.steps import ImageProcessing
 
 MODEL = Path(__file__).parents[2] / "avl_export" / "models" / "avl-tiny"
 
@@ -61,22 +63,27 @@ def manifest(
     template: str | None = None,
     tokens: Tokens | None = None,
     tokenizer: bytes = b"",
-    tokens_per_image: int = 144,
+    image_token: int = 3,
 ) -> Manifest:
     """What the face reads of a manifest; the graphs it names do not exist."""
     return Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         producer="test",
         family="llava",
         model="avl-tiny",
         dtype="fp32",
-        dims=Dims(192, 6, 6, 3, 32, 386, 2048),
-        vision=Vision("vision.onnx", tokens_per_image, (12, 12)),
+        dims=Dims(192, 6, 6, 3, 32, 386, 2048, 1),
+        image=ImageEncoder(
+            "vision.onnx",
+            "<image>",
+            image_token,
+            FixedImage("fixed", image_processing(), (12, 12), 144),
+        ),
+        video=None,
         segments=(),
         embedding=Embedding("model.safetensors", 0, "F16", (386, 192)),
-        tokens=tokens or Tokens(1, (2,), 0, 3),
+        tokens=tokens or Tokens(1, (2,), 0),
         chat_template=template,
-        image_processing=image_processing(),
         default_policy="dense",
         weights=Weights(None, ()),
         files=(FileEntry("tokenizer.json", len(tokenizer), hashlib.sha256(tokenizer).hexdigest()),),

@@ -10,6 +10,9 @@ from avl_runtime.cli.show import grids
 from avl_runtime.heatmap import HeatmapError, draw
 from avl_runtime.results import Placement
 from avl_runtime.spans import spans
+from avl_runtime.vision import Cells
+
+GRID = Cells((2, 2), np.arange(4))
 
 
 def placement(step: int, core: list[int], parked: list[int], tokens: int = 4) -> Placement:
@@ -24,7 +27,7 @@ def placement(step: int, core: list[int], parked: list[int], tokens: int = 4) ->
 
 def test_spans_cover_every_step_once() -> None:
     placements = [placement(0, [0, 1], [2])] + [placement(3 * n + 1, [2], [0]) for n in range(1, 9)]
-    parts = spans(placements, (2, 2), 0, 26)
+    parts = spans(placements, [GRID, GRID], 0, 26)
     assert parts[0].caption == "prefill, steps 1-6" and parts[1].caption == "steps 7-12"
     bounds = [(part.first, part.last) for part in parts]
     assert bounds == [(1, 6), (7, 12), (13, 18), (19, 21), (22, 24), (25, 26)]
@@ -34,20 +37,32 @@ def test_spans_cover_every_step_once() -> None:
 
 def test_captions() -> None:
     one = [placement(0, [0], [1])]
-    assert [part.caption for part in spans(one, (2, 2), 0, 0)] == ["prefill"]
-    assert [part.caption for part in spans(one, (2, 2), 0, 1)] == ["prefill, step 1"]
+    assert [part.caption for part in spans(one, [GRID, GRID], 0, 0)] == ["prefill"]
+    assert [part.caption for part in spans(one, [GRID, GRID], 0, 1)] == ["prefill, step 1"]
     # A refresh at the very last step chooses a core that no step reads.
     two = [*one, placement(4, [1], [0])]
-    assert [part.caption for part in spans(two, (2, 2), 0, 3)] == ["prefill, steps 1-3"]
-    assert [part.caption for part in spans(two, (2, 2), 0, 4)] == ["prefill, steps 1-3", "step 4"]
+    assert [part.caption for part in spans(two, [GRID, GRID], 0, 3)] == ["prefill, steps 1-3"]
+    assert [part.caption for part in spans(two, [GRID, GRID], 0, 4)] == [
+        "prefill, steps 1-3",
+        "step 4",
+    ]
 
 
 def test_images_take_their_own_tokens() -> None:
     both = [placement(0, [0, 5], [6], tokens=8)]
-    assert spans(both, (2, 2), 0, 5)[0].core[0, 0] == 1
-    second = spans(both, (2, 2), 1, 5)[0]
+    assert spans(both, [GRID, GRID], 0, 5)[0].core[0, 0] == 1
+    second = spans(both, [GRID, GRID], 1, 5)[0]
     np.testing.assert_allclose(second.core, [[0, 0.5], [0, 0]])
     np.testing.assert_allclose(second.secondary, [[0, 0], [0.5, 0]])
+
+
+def test_tokens_that_share_a_cell_or_show_none() -> None:
+    seen = Cells((1, 2), np.array([-1, 1, 1, -1]))
+    (part,) = spans([placement(0, [1, 2], [])], [seen], 0, 0)
+    # Token 1 is core in the first of two layers, token 2 too; both show the right cell.
+    one = placement(0, [1, 2], [])
+    expected = one.core[:, 1:3].mean()
+    np.testing.assert_allclose(part.core, [[0, expected]])
 
 
 def test_colours_follow_the_places() -> None:
@@ -56,7 +71,7 @@ def test_colours_follow_the_places() -> None:
     core, parked = full.copy(), full.copy()
     core[:, [1, 2, 3]] = False
     parked[:, [0, 2, 3]] = False
-    sheet = draw([white], [Placement(0, core, parked)], (2, 2), 9, "avl")
+    sheet = draw([white], [Placement(0, core, parked)], [GRID], 9, "avl")
     pixels = np.asarray(sheet).astype(int)
     panel = pixels[-16 - 22 - 16 - 264 : -16 - 22 - 16, 16 + 264 + 16 :][:, :264]
     orange, blue = panel[66, 66], panel[66, 198]
@@ -68,8 +83,8 @@ def test_colours_follow_the_places() -> None:
 def test_a_row_an_image_and_at_most_six_panels() -> None:
     image = Image.new("RGB", (28, 28), "white")
     placements = [placement(3 * n + (n > 0), [0], [1], tokens=8) for n in range(20)]
-    sheet = draw([image, image], placements, (2, 2), 60)
-    one = draw([image], [placement(0, [0], [1])], (2, 2), 60)
+    sheet = draw([image, image], placements, [GRID, GRID], 60)
+    one = draw([image], [placement(0, [0], [1])], [GRID], 60)
     assert sheet.width == 16 + 7 * (264 + 16)
     assert sheet.height - one.height == 264 + 22 + 16
 
@@ -78,13 +93,13 @@ def test_images_that_do_not_fit_the_placements() -> None:
     image = Image.new("RGB", (28, 28))
     for images, placements in (([], [placement(0, [0], [1])]), ([image], [])):
         with pytest.raises(HeatmapError, match="image tokens"):
-            draw(images, placements, (2, 2), 5)
-    with pytest.raises(HeatmapError, match="expected 8 image tokens for 2 images, found 4"):
-        draw([image, image], [placement(0, [0], [1])], (2, 2), 5)
+            draw(images, placements, [GRID], 5)
+    with pytest.raises(HeatmapError, match="expected 1 images of 4 image tokens in all, at least one, found 2"):
+        draw([image, image], [placement(0, [0], [1])], [GRID], 5)
 
 
 def test_terminal_grid() -> None:
     placements = [placement(0, [0, 1], [2]), placement(4, [0, 2], [1])]
-    told = grids(placements, (2, 2), 1, 6, colour=False)
+    told = grids(placements, [GRID], 6, colour=False)
     assert told.splitlines()[:4] == ["image 1", "pref   step", "####   ##++", "++..   ##.."]
-    assert "\x1b" not in told and "\x1b[" in grids(placements, (2, 2), 1, 6, colour=True)
+    assert "\x1b" not in told and "\x1b[" in grids(placements, [GRID], 6, colour=True)

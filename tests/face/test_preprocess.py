@@ -8,8 +8,8 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from avl_runtime.images import ImageError, load_image
-from avl_runtime.package import ImageProcessing
-from avl_runtime.preprocess import fit, image_hash, pixel_values
+from avl_runtime.vision import image_hash
+from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 from face.support import image_processing
 
 SIZES = [(168, 168), (640, 480), (333, 500), (60, 100), (1000, 31), (169, 170), (1, 1)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +53,14 @@ def test_one_turn_equals_transformers(prompt: str, images: int) -> None:
     assert found.input_ids.dtype == np.int64 and found.input_ids.tolist() == wanted
     assert found.image_mask.sum() == 144 * images
     assert (found.input_ids[found.image_mask] == 3).all()
-    assert found.pixel_values.shape == (images, 3, 168, 168)
-    assert len(found.image_hashes) == images == len(set(found.image_hashes))
+    values = [media.inputs["pixel_values"] for media in found.media]
+    assert [value.shape for value in values] == [(1, 3, 168, 168)] * images
+    assert len({media.digest for media in found.media}) == images
     if images:
-        values = THEIRS.image_processor(pictures, return_tensors="np")["pixel_values"]
-        np.testing.assert_allclose(found.pixel_values, np.stack(list(values)), rtol=0, atol=1e-6)
+        theirs = THEIRS.image_processor(pictures, return_tensors="np")["pixel_values"]
+        np.testing.assert_allclose(
+            np.concatenate(values), np.stack(list(theirs)), rtol=0, atol=1e-6
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,7 +85,12 @@ def test_cached_and_new_tokens_are_the_whole_conversation(turns: int, ended: boo
         said = " a large red circle, top left" + ("</s>" if ended else "")
         cached += OURS.tokenizer.encode(said, add_special_tokens=False).ids
         history.append(
-            Turn(f"How many red squares? {number}", len(new), "a large red circle, top left", ended)
+            Turn(
+                f"How many red squares? {number}",
+                ("image",) * len(new),
+                "a large red circle, top left",
+                ended,
+            )
         )
         messages.append(message("user", f"How many red squares? {number}", len(new)))
         messages.append(message("assistant", "a large red circle, top left"))
@@ -92,22 +99,22 @@ def test_cached_and_new_tokens_are_the_whole_conversation(turns: int, ended: boo
     added = OURS.continue_chat(history, "And now?", late)
     messages.append(message("user", "And now?", 2))
     assert cached + added.input_ids.tolist() == their_ids(messages, [*pictures, *late])
-    assert added.image_mask.sum() == 288 and added.pixel_values.shape[0] == 2
+    assert added.image_mask.sum() == 288 and len(added.media) == 2
 
 
 def test_conversation_under_llavas_template_and_tokenizer() -> None:
     for legacy in (True, False):
         tokenizer = sentencepiece_tokenizer(legacy=legacy)
-        ours = Processor(manifest(LLAVA_TEMPLATE, Tokens(1, (2,), None, 3)), tokenizer)
+        ours = Processor(manifest(LLAVA_TEMPLATE, Tokens(1, (2,), None)), tokenizer)
         text = "USER: <image>\nthe one? ASSISTANT:".replace("<image>", "<image>" * 144)
         first = ours.encode("the one?", [picture((50, 50))])
         assert first.input_ids.tolist() == tokenizer.encode(text).ids
         # This template writes no end token; what follows a reply is encoded as behind it.
-        history = [Turn("the one?", 1, "a nose", False)]
+        history = [Turn("the one?", ("image",), "a nose", False)]
         whole = tokenizer.encode(text + " a nose USER: the other? ASSISTANT:").ids
         cached = tokenizer.encode(text + " a nose").ids
         assert cached + ours.continue_chat(history, "the other?").input_ids.tolist() == whole
-        history = [Turn("the one?", 1, "a nose", True)]
+        history = [Turn("the one?", ("image",), "a nose", True)]
         added = ours.continue_chat(history, "the other?").input_ids.tolist()
         behind = tokenizer.encode("</s> USER: the other? ASSISTANT:", add_special_tokens=False)
         assert added == behind.ids[1:]
@@ -116,14 +123,14 @@ def test_conversation_under_llavas_template_and_tokenizer() -> None:
 @pytest.mark.parametrize("template", [LLAVA_TEMPLATE, "tiny"])
 def test_rendering_equals_transformers(template: str) -> None:
     source = THEIRS.chat_template if template == "tiny" else template
-    ours = ChatTemplate(source, TOKENS, "<image>")
-    history = [Turn("one", 2, "first", True), Turn("two", 0, "second", False)]
+    ours = ChatTemplate(source, TOKENS, {"image": "<image>"})
+    history = [Turn("one", ("image", "image"), "first", True), Turn("two", (), "second", False)]
     messages = [message("user", "one", 2), message("assistant", "first"), message("user", "two")]
     messages += [message("assistant", "second"), message("user", "three", 1)]
     (wanted,), _ = render_jinja_template(
         [messages], chat_template=source, add_generation_prompt=True, **TOKENS
     )
-    assert ours.render(history, "three", 1) == wanted
+    assert ours.render(history, "three", ["image"]) == wanted
 
 
 def test_templates_of_plain_strings_and_their_own_bos() -> None:
@@ -132,7 +139,7 @@ def test_templates_of_plain_strings_and_their_own_bos() -> None:
     text = "<s><|im_start|>user\n" + "<image>" * 144 + "\nthe one?</s>\n<|im_start|>assistant\n"
     assert ids.tolist() == ours.tokenizer.encode(text, add_special_tokens=False).ids
     assert (ids == 1).sum() == 1
-    added = ours.continue_chat([Turn("the one?", 1, "it", True)], "why?").input_ids
+    added = ours.continue_chat([Turn("the one?", ("image",), "it", True)], "why?").input_ids
     tail = "\n<|im_start|>user\nwhy?</s>\n<|im_start|>assistant\n"
     assert added.tolist() == ours.tokenizer.encode(tail, add_special_tokens=False).ids
 
@@ -152,14 +159,14 @@ def test_without_a_template_the_prompt_is_raw() -> None:
     with pytest.raises(PromptError, match="expected 1 image placeholders"):
         ours.encode("<image><image>", [image])
     with pytest.raises(PromptError, match="chat template"):
-        ours.continue_chat([Turn("count", 1, "three", True)], "why?")
+        ours.continue_chat([Turn("count", ("image",), "three", True)], "why?")
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n", "what </s> is", "<image> what?", "<pad>"])
 def test_prompts_that_are_refused(prompt: str) -> None:
     for refused in (
         lambda: OURS.encode(prompt),
-        lambda: OURS.continue_chat([Turn("a", 0, "b", True)], prompt),
+        lambda: OURS.continue_chat([Turn("a", (), "b", True)], prompt),
     ):
         with pytest.raises(PromptError, match="expected a prompt") as caught:
             refused()
@@ -178,7 +185,7 @@ def test_templates_that_rewrite_earlier_turns_are_refused(template: str) -> None
     ours = tiny_processor(template)
     ours.encode("hello")
     with pytest.raises(TemplateError, match="rewrites") as caught:
-        ours.continue_chat([Turn("hello", 0, "yes", True)], "why?")
+        ours.continue_chat([Turn("hello", (), "yes", True)], "why?")
     assert "\n" not in str(caught.value)
 
 
@@ -212,7 +219,7 @@ def test_damaged_tokenizers(tmp_path: Path) -> None:
         Processor.from_package(Package(tmp_path, manifest(tokenizer=b"{} ")))
     with pytest.raises(PromptError, match="token 9999"):
         Processor(
-            dataclasses.replace(manifest(), tokens=Tokens(1, (2,), 0, 9999)),
+            manifest(image_token=9999),
             Tokenizer.from_file(str(MODEL / "tokenizer.json")),
         )
 

@@ -6,20 +6,26 @@ keys each row saw when it was first computed. A row's table entry never changes 
 hidden state, key and value come out as they did then. Dropping a token for good means that no
 later row sees it; the token itself stays in the sequence and does no harm.
 
+Any family will do: what its decoder reads (embeddings with features in them, positions, deepstack
+features) is taken from a call of the family's own forward pass, see `reading`.
+
 This file must not import avl_runtime or avl_plugins.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers import AttentionInterface, PreTrainedModel
+
+from oracle.reading import Shown, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +153,20 @@ class Oracle:
 
     def __init__(
         self,
-        model: LlavaForConditionalGeneration,
+        model: PreTrainedModel,
         rules: Rules,
         ranking: ByAttention | None = None,
     ) -> None:
         self.model = model
         self.rules = rules
         self.ranking = ByAttention() if ranking is None else ranking
-        text = model.config.text_config
+        text = model.model.language_model.config
         self.heads = text.num_attention_heads
         self.kv_heads = text.num_key_value_heads
         self.embeds = torch.zeros(0, text.hidden_size, dtype=model.dtype)  # [S, hidden]
         self.is_image = torch.zeros(0, dtype=torch.bool)  # [S]
+        self.positions = torch.zeros(1, 0, dtype=torch.int64)  # [axes, S]
+        self.deepstack = torch.zeros(0, 0, text.hidden_size, dtype=model.dtype)  # [K, visual, C]
         self.layers = [
             _Layer(
                 visible=torch.zeros(self.kv_heads, 0, 0, dtype=torch.bool),
@@ -172,17 +180,13 @@ class Oracle:
         self.places: list[Places] = []
         self.evictions = 0
 
-    def turn(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """Prefill of a turn: input_ids int64 [N], pixel_values [images, 3, H, W]; logits [V]."""
-        is_image = input_ids == self.model.config.image_token_index
-        embeds = self._embed(input_ids)
-        if pixel_values is not None and len(pixel_values):
-            features = self.model.model.get_image_features(pixel_values.to(embeds.dtype))
-            embeds[is_image] = torch.cat(list(features.pooler_output)).to(embeds.dtype)
-        before = len(self.is_image)
-        self._append(embeds, is_image)
-        new = slice(before, len(self.is_image))
-        causal = torch.ones(len(embeds), len(embeds), dtype=torch.bool).tril()
+    def turn(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Prefill of a turn: `inputs` as the model itself takes them, batch 1; logits [V]."""
+        shown = read(self.model, inputs)
+        before, count = len(self.is_image), len(shown.visual)
+        self._append(shown)
+        new = slice(before, before + count)
+        causal = torch.ones(count, count, dtype=torch.bool).tril()
         for layer in self.layers:
             layer.visible[:, new, :before] = layer.alive[:, None, :before]
             layer.visible[:, new, new] = causal
@@ -203,7 +207,7 @@ class Oracle:
     def step(self, token: int) -> Tensor:
         """One decode step on `token`; logits [V]."""
         self.step_of_turn += 1
-        self._append(self._embed(torch.tensor([token])), torch.tensor([False]))
+        self._append(read(self.model, {"input_ids": torch.tensor([[token]])}))
         split = self.rules.split
         refresh = split is not None and self.step_of_turn % split.refresh == 0
         for layer in self.layers:
@@ -222,14 +226,18 @@ class Oracle:
 
     # The model.
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(ids).detach().clone()
-
-    def _append(self, embeds: Tensor, is_image: Tensor) -> None:
+    def _append(self, shown: Shown) -> None:
         """Add rows that are alive and that nobody has seen yet."""
-        count = len(embeds)
-        self.embeds = torch.cat([self.embeds, embeds])
-        self.is_image = torch.cat([self.is_image, is_image])
+        count = len(shown.visual)
+        start = int(self.positions.max()) + 1 if len(self.is_image) else 0
+        axes = max(len(self.positions), len(shown.positions))
+        parts = [self.positions, start + shown.positions]
+        self.positions = torch.cat([part.expand(axes, -1) for part in parts], 1)
+        if len(shown.deepstack):
+            stacks = [self.deepstack, shown.deepstack] if len(self.deepstack) else [shown.deepstack]
+            self.deepstack = torch.cat(stacks, 1)
+        self.embeds = torch.cat([self.embeds, shown.embeds])
+        self.is_image = torch.cat([self.is_image, shown.visual])
         for layer in self.layers:
             layer.visible = torch.nn.functional.pad(layer.visible, (0, count, 0, count))
             layer.alive = torch.nn.functional.pad(layer.alive, (0, count), value=True)
@@ -243,13 +251,19 @@ class Oracle:
         # A dropped token's own row would be empty: let every row see itself.
         itself = torch.eye(len(self.embeds), dtype=torch.bool)
         masks = [(layer.visible | itself).repeat_interleave(group, dim=0) for layer in self.layers]
+        axes = len(self.positions)
+        more: dict[str, Any] = {}
+        if len(self.deepstack):
+            more["visual_pos_masks"] = self.is_image[None]
+            more["deepstack_visual_embeds"] = list(self.deepstack)
         with _masked_attention(self.model):
             hidden = self.model.model.language_model(
                 inputs_embeds=self.embeds[None],
-                position_ids=torch.arange(len(self.embeds))[None],
+                position_ids=self.positions if axes == 1 else self.positions[:, None],
                 use_cache=False,
                 oracle_masks=masks,
                 oracle_attention=attention,
+                **more,
             ).last_hidden_state[0, -1]
         return self.model.lm_head(hidden), attention
 
@@ -343,9 +357,8 @@ class Oracle:
 
 
 def run(
-    model: LlavaForConditionalGeneration,
-    input_ids: Tensor,
-    pixel_values: Tensor | None,
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
     rules: Rules,
     steps: int,
     *,
@@ -355,8 +368,7 @@ def run(
     """One prompt, then `steps` tokens: greedy, or those of `follow` where given.
 
     Args:
-        input_ids: int64 [N], image tokens already repeated.
-        pixel_values: float [images, 3, H, W], or None.
+        inputs: the prompt as the model itself takes it, batch 1.
         follow: at least `steps` - 1 tokens to feed instead of the argmax, so that logits stay
             comparable with another run's even where two tokens tie.
     """
@@ -365,7 +377,7 @@ def run(
     with torch.inference_mode():
         for step in range(steps):
             if step == 0:
-                logits.append(oracle.turn(input_ids, pixel_values))
+                logits.append(oracle.turn(inputs))
             else:
                 token = int(logits[-1].argmax()) if follow is None else follow[step - 1]
                 logits.append(oracle.step(token))
@@ -408,7 +420,7 @@ AttentionInterface.register("avl_test_oracle", _attention)
 
 
 @contextlib.contextmanager
-def _masked_attention(model: LlavaForConditionalGeneration) -> Iterator[None]:
+def _masked_attention(model: PreTrainedModel) -> Iterator[None]:
     config = model.model.language_model.config
     before = config._attn_implementation
     config._attn_implementation = "avl_test_oracle"

@@ -31,14 +31,13 @@ class Case:
 
     def __init__(self, folder, seed: int, images: int) -> None:
         self.model = load_reference(folder)
-        self.ids, self.pixels = encode(
-            folder, PROMPT, draw_images(seed, images, draw_shape(seed).image_size)
-        )
+        self.inputs = encode(folder, PROMPT, draw_images(seed, images, draw_shape(seed).image_size))
+        self.ids, self.pixels = self.inputs["input_ids"][0], self.inputs["pixel_values"]
         self.is_image = (self.ids == IMAGE).numpy()
         self.total = int(self.is_image.sum())
 
     def run(self, rules: Rules, steps: int = STEPS, **options) -> Run:
-        return run(self.model, self.ids, self.pixels, rules, steps, **options)
+        return run(self.model, self.inputs, rules, steps, **options)
 
 
 @pytest.fixture(scope="module", params=[(0, 1), (4, 2), (8, 3)], ids=["llama", "qwen2", "mistral"])
@@ -125,7 +124,7 @@ def test_fastv_is_a_shorter_prompt_in_the_upper_layers(case: Case) -> None:
     decoder = case.model.model.language_model
     oracle = Oracle(case.model, rules)
     with torch.no_grad():
-        oracle.turn(case.ids, case.pixels)
+        oracle.turn(case.inputs)
         hidden, positions = oracle.embeds[None], torch.arange(len(case.ids))[None]
         for index, layer in enumerate(decoder.layers):
             if index == 2:
@@ -192,7 +191,7 @@ def test_h2o_by_hand(case: Case) -> None:
     """Evict the text of one prompt with loops over Hugging Face's attention maps."""
     oracle = Oracle(case.model, Rules(text=TextRule(0.4, 3, heavy=0.5)))
     with torch.no_grad():
-        oracle.turn(case.ids, case.pixels)
+        oracle.turn(case.inputs)
         attentions = case.model(
             input_ids=case.ids[None], pixel_values=case.pixels, output_attentions=True
         ).attentions
@@ -222,9 +221,9 @@ def test_a_second_turn_of_dense_is_one_long_prompt(case: Case) -> None:
     tail = torch.tensor([40, 41, 42, 43])
     oracle = Oracle(case.model, Rules())
     with torch.no_grad():
-        oracle.turn(case.ids, case.pixels)
+        oracle.turn(case.inputs)
         oracle.step(50)
-        logits = oracle.turn(tail, None)
+        logits = oracle.turn({"input_ids": tail[None]})
         whole = torch.cat([case.ids, torch.tensor([50]), tail])
         full = case.model(input_ids=whole[None], pixel_values=case.pixels).logits[0, -1]
     np.testing.assert_allclose(logits.numpy(), full.numpy(), atol=1e-4)
@@ -233,10 +232,10 @@ def test_a_second_turn_of_dense_is_one_long_prompt(case: Case) -> None:
 def test_a_second_turn_counts_all_images_and_sees_parked_rows(case: Case) -> None:
     oracle = Oracle(case.model, Rules(split=SplitRule(0.5, 0.25, 2)))
     with torch.no_grad():
-        oracle.turn(case.ids, case.pixels)
+        oracle.turn(case.inputs)
         oracle.step(50)
         alive = [layer.alive.clone() for layer in oracle.layers]
-        oracle.turn(case.ids, case.pixels)
+        oracle.turn(case.inputs)
     new = slice(len(case.ids) + 1, None)
     for layer, before in zip(oracle.layers, alive, strict=True):
         assert (layer.visible[:, new, : before.shape[1]] == before[:, None]).all()

@@ -71,12 +71,10 @@ reference = cache(load_reference)
 def expected(
     checkpoint: Path, prompt: str, images: list[Image.Image], spec: str, got: Result
 ) -> Run:
-    ids, pixels = encode(checkpoint, prompt, images)
     policy = parse(spec)
     return run(
         reference(checkpoint),
-        ids,
-        pixels,
+        encode(checkpoint, prompt, images),
         rules_of(policy),
         len(got.token_ids),
         follow=got.token_ids,
@@ -153,8 +151,8 @@ def test_a_second_turn_with_another_image(spec, random_checkpoint, load, monkeyp
     appended = []
     continue_chat = Processor.continue_chat
 
-    def spy(self, history, prompt, images):
-        appended.append(continue_chat(self, history, prompt, images))
+    def spy(self, *turn):
+        appended.append(continue_chat(self, *turn))
         return appended[-1]
 
     monkeypatch.setattr(Processor, "continue_chat", spy)
@@ -167,12 +165,13 @@ def test_a_second_turn_with_another_image(spec, random_checkpoint, load, monkeyp
 
         oracle = Oracle(reference(checkpoint), rules_of(policy), ranking_of(policy))
         with torch.inference_mode():
-            oracle.turn(*encode(checkpoint, PROMPT, images[0]))
+            oracle.turn(encode(checkpoint, PROMPT, images[0]))
             for token in first.token_ids[:-1]:
                 oracle.step(token)
             # The last token of a reply has no row yet: it opens the next turn.
-            ids = torch.tensor([first.token_ids[-1], *appended[-1].input_ids.tolist()])
-            logits = [oracle.turn(ids, torch.from_numpy(appended[-1].pixel_values))]
+            ids = torch.tensor([[first.token_ids[-1], *appended[-1].input_ids.tolist()]])
+            pixels = encode(checkpoint, PROMPT, images[1])["pixel_values"]
+            logits = [oracle.turn({"input_ids": ids, "pixel_values": pixels})]
             logits += [oracle.step(token) for token in second.token_ids[:-1]]
         if oracle.ranking.gap > CLEAR:
             same_logits(second.logits, torch.stack(logits).numpy())

@@ -7,8 +7,9 @@ import pytest
 
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
-from avl_runtime.cache import LayerCache
-from avl_runtime.processor import Turn
+from avl_runtime.cache import SegmentCache
+from avl_runtime.processor import Prompt, Turn
+from avl_runtime.rows import PromptRows
 from avl_runtime.tasks import sample
 
 
@@ -23,28 +24,30 @@ def test_dense_turns_equal_reading_the_whole_conversation_at_once(tiny: LVLM) ->
     conversation = engine.conversation()
     plan = tiny.policy.plan()
     turns = [(one.prompt, [one.image], first), (two.prompt, [two.image], second)]
-    ids, masks, hidden, history = [], [], [], ()
+    rows, history = [], ()
     for prompt, images, result in [*turns, ("How many objects are there?", [], third)]:
         encoded = processor.continue_chat(history, prompt, images)
-        reply = np.array(result.token_ids, np.int64)
-        ids += [encoded.input_ids, reply]
-        masks += [encoded.image_mask, np.zeros(len(reply), np.bool_)]
-        hidden += [engine.embed(encoded), engine.embedding.lookup(reply)]
+        reply = Prompt.of(np.array(result.token_ids, np.int64), [3], (), 1)
+        rows += [engine.embed(encoded), engine.embed(reply)]
         history += (
             Turn(
                 prompt,
-                len(images),
+                ("image",) * len(images),
                 processor.decode(result.token_ids),
                 result.finish_reason == "eos",
             ),
         )
-    reply_length = len(third.token_ids)
-    logits = conversation.prefill(
-        np.concatenate(ids)[: -reply_length or None],
-        np.concatenate(masks)[: -reply_length or None],
-        np.concatenate(hidden)[: -reply_length or None],
-        plan,
+    read = rows[:-1]  # all but the last reply
+    hidden = np.concatenate([part.hidden for part in read])
+    whole = PromptRows(
+        np.concatenate([part.token_ids for part in read]),
+        np.concatenate([part.image_mask for part in read]),
+        hidden,
+        np.zeros((0, *hidden.shape), np.float32),
+        np.arange(len(hidden))[None],
+        len(hidden),
     )
+    logits = conversation.prefill(whole, plan)
     np.testing.assert_allclose(logits, third.logits[0], atol=1e-4)
 
 
@@ -107,7 +110,7 @@ def test_an_interruption_inside_a_step_ends_the_chat(tiny: LVLM, monkeypatch) ->
     stream = chat.stream(one.prompt, [one.image])
     next(stream)
     with monkeypatch.context() as patch:
-        patch.setattr(LayerCache, "append", interrupted_append)
+        patch.setattr(SegmentCache, "append", interrupted_append)
         with pytest.raises(KeyboardInterrupt):
             list(stream)
     with pytest.raises(AvlError, match="start a new chat"):

@@ -20,18 +20,16 @@ def test_dense_equals_transformers_generate(tiny: LVLM, tiny_checkpoint: Path, t
     reference = load_reference(tiny_checkpoint)
     largest = 0.0
     for one in samples(task, "held-out", SAMPLES, start=10_000):
-        input_ids, pixels = encode(tiny_checkpoint, one.prompt, [one.image])
+        inputs = encode(tiny_checkpoint, one.prompt, [one.image])
         with torch.inference_mode():
             expected = reference.generate(
-                input_ids=input_ids[None],
-                pixel_values=pixels,
-                attention_mask=torch.ones_like(input_ids[None]),
+                **inputs,
                 max_new_tokens=64,
                 do_sample=False,
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        tokens = expected.sequences[0, len(input_ids) :].tolist()
+        tokens = expected.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         logits = torch.cat(expected.logits).numpy()
         result = tiny.generate(
             one.prompt, [one.image], policy="dense", max_new_tokens=64, return_logits=True

@@ -18,12 +18,11 @@ def load_reference(folder: Path) -> LlavaForConditionalGeneration:
     ).eval()
 
 
-def encode(folder: Path, prompt: str, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-    """One user turn through the checkpoint's processor: ids int64 [N], pixels [n, 3, H, W]."""
+def encode(folder: Path, prompt: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+    """One user turn through the checkpoint's processor, as its model takes it."""
     processor = AutoProcessor.from_pretrained(folder)
     content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
-    inputs = processor(text=text, images=list(images), return_tensors="pt")
-    return inputs["input_ids"][0], inputs["pixel_values"]
+    return dict(processor(text=text, images=list(images), return_tensors="pt"))

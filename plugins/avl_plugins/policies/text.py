@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from avl_plugins.policies.ranking import Scores
+from avl_plugins.policies.ranking import Indices, Mask, Scores, highest
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +25,19 @@ class TextBudget:
         """How many of the `n_text` evictable text tokens seen so far may stay."""
         return max(round(self.ratio * n_text), self.minimum)
 
-    def kept(
-        self, acc: Scores, positions: npt.NDArray[np.int64], n_text: int
-    ) -> npt.NDArray[np.bool_]:
-        """Which alive rows stay, bool [Hkv, n], each KV head for itself.
+    def kept(self, acc: Scores, positions: Indices, n_text: int) -> Mask:
+        """Which alive rows stay, bool [..., n], each KV head of each layer for itself.
 
-        `acc` [Hkv, n] is the attention accumulated so far, `positions` [Hkv, n] the original
+        `acc` [..., n] is the attention accumulated so far, `positions` [..., n] the original
         positions, in any order of slots. Equal attention favours the lower position.
         """
-        heads, alive = acc.shape
+        alive = acc.shape[-1]
         budget = self.budget(n_text)
         if alive <= budget:
-            return np.ones((heads, alive), np.bool_)
+            return np.ones(acc.shape, np.bool_)
         recent = budget - int(budget * self.heavy)
         value = acc.astype(np.float64)
-        newest = np.argsort(positions, axis=1)[:, alive - recent :]
-        np.put_along_axis(value, newest, np.inf, axis=1)
-        best = np.lexsort((positions, -value), axis=1)[:, :budget]
-        keep = np.zeros((heads, alive), np.bool_)
-        np.put_along_axis(keep, best, True, axis=1)
-        return keep
+        if recent:
+            oldest = alive - recent
+            value[positions >= np.partition(positions, oldest)[..., oldest, None]] = np.inf
+        return highest(value, positions, budget)

@@ -8,7 +8,7 @@ are bound again only when the cache has replaced them.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from avl_runtime.backends.protocol import BackendError
-from avl_runtime.cache import LayerCache
-from avl_runtime.package import Dims, Package, Segment
+from avl_runtime.cache import SegmentCache
+from avl_runtime.manifest import Dims, Segment
+from avl_runtime.package import Package
+from avl_runtime.vision import Kind
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
@@ -43,18 +45,27 @@ class OrtBackend:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        # Each session has threads of its own. Spinning on after a run, which is the default, they
+        # take the cores from the next segment's threads and from the Python between two steps.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         # Without prepacking, fp32 weights stay mapped from the checkpoint instead of being copied.
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(package.weights_folder)
         )
-        self._vision = _session(package, manifest.vision.file, options)
+        encoders: dict[Kind, str] = {"image": manifest.image.file}
+        if manifest.video is not None:
+            encoders["video"] = manifest.video.file
+        opened = {file: _session(package, file, options) for file in set(encoders.values())}
+        self._encoders = {kind: opened[file] for kind, file in encoders.items()}
         self._sessions = [_session(package, part.file, options) for part in manifest.segments]
 
-    def image_features(self, pixel_values: NDArray[np.float32]) -> NDArray[Any]:
-        inputs = {"pixel_values": pixel_values.astype(self.dtype, copy=False)}
-        (features,) = self._vision.run(["image_features"], inputs)
-        return np.asarray(features)
+    def encode(self, kind: Kind, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        feeds = {
+            name: array.astype(self.dtype, copy=False) if array.dtype == np.float32 else array
+            for name, array in inputs.items()
+        }
+        return [np.asarray(array) for array in self._encoders[kind].run(None, feeds)]
 
     def bind(
         self,
@@ -62,13 +73,21 @@ class OrtBackend:
         hidden: NDArray[Any],
         position_ids: NDArray[np.int64],
         row_weights: NDArray[np.float32],
+        deepstack: Sequence[NDArray[Any]],
     ) -> OrtBoundSegment:
+        layers = self._segments[segment].deepstack
+        added = {f"deepstack.{i}": array for i, array in zip(layers, deepstack, strict=True)}
         return OrtBoundSegment(
             self._sessions[segment],
             self._segments[segment],
             self._dims,
             segment == len(self._segments) - 1,
-            (hidden, position_ids, row_weights),
+            {
+                "hidden": hidden,
+                "position_ids": position_ids,
+                "row_weights": row_weights,
+                **added,
+            },
         )
 
 
@@ -81,45 +100,50 @@ class OrtBoundSegment:
         segment: Segment,
         dims: Dims,
         last: bool,
-        inputs: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]],
+        inputs: dict[str, NDArray[Any]],
     ) -> None:
-        hidden, position_ids, row_weights = inputs
+        hidden = inputs["hidden"]
         batch, rows, _ = hidden.shape
         heads, dtype = dims.num_kv_heads, hidden.dtype
         count = segment.last_layer - segment.first_layer
         self.output = np.empty((batch, 1, dims.vocab_size) if last else hidden.shape, dtype)
-        new = (batch, heads, rows, dims.head_dim)
-        self.k_new = [np.empty(new, dtype) for _ in range(count)]
-        self.v_new = [np.empty(new, dtype) for _ in range(count)]
-        self.mass_new = [np.empty((batch, heads, 2, rows), np.float32) for _ in range(count)]
-        self.mass_active: list[NDArray[np.float32]] = [self.mass_new[0]] * count
-        self.mass_parked: list[NDArray[np.float32]] = [self.mass_new[0]] * count
+        self.k_new = np.empty((count, batch, heads, rows, dims.head_dim), dtype)
+        self.v_new = np.empty_like(self.k_new)
+        self.mass_new = np.empty((count, batch, heads, 2, rows), np.float32)
+        self.mass_active = self.mass_parked = self.mass_new[..., :0]
         self._session = session
         self._layers = range(segment.first_layer, segment.last_layer)
-        self._shared = {
-            "hidden": hidden,
-            "position_ids": position_ids,
-            "row_weights": row_weights,
-        }
+        self._inputs = inputs
         self._output_name = "logits" if last else "hidden_out"
         self._nothing = np.zeros((batch, heads, 1, dims.head_dim), dtype)
         self._no_length = np.zeros(batch, np.int64)
         self._bindings: dict[bool, _Binding] = {}
+        self._bound: tuple[SegmentCache, int] | None = None  # a cache, and the version bound
 
-    def run(self, caches: Sequence[LayerCache], parked: bool) -> None:
-        parked = parked and any(cache.parked_len.any() for cache in caches)
-        binding = self._bindings.get(parked)
-        if binding is None:
-            binding = self._bindings[parked] = self._make_binding(len(caches))
-        for index, cache in enumerate(caches):
-            if binding.versions[index] != (id(cache), cache.version):
-                self._bind_cache(binding, index, cache, parked)
-        self.mass_active, self.mass_parked = binding.mass_active, binding.mass_parked
+    def run(self, cache: SegmentCache, parked: bool) -> None:
+        parked = parked and bool(cache.parked_len.any())
+        if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.version:
+            # All bindings at once, so that none keeps arrays alive that the cache has replaced.
+            for reads_parked, binding in self._bindings.items():
+                self._bind_cache(binding, cache, reads_parked)
+            self._bound = (cache, cache.version)
+        if parked not in self._bindings:
+            self._bindings[parked] = self._make_binding()
+            self._bind_cache(self._bindings[parked], cache, parked)
+        binding = self._bindings[parked]
+        self.mass_active, self.mass_parked = (
+            binding.mass["mass_active"],
+            binding.mass["mass_parked"],
+        )
         self._session.run_with_iobinding(binding.io)
 
-    def _make_binding(self, count: int) -> _Binding:
-        binding = _Binding(self._session.io_binding(), count)
-        for name, array in self._shared.items():
+    def release(self) -> None:
+        self._bindings.clear()
+        self._bound = None
+
+    def _make_binding(self) -> _Binding:
+        binding = _Binding(self._session.io_binding())
+        for name, array in self._inputs.items():
             binding.bind_input(name, array)
         binding.bind_output(self._output_name, self.output)
         for index, layer in enumerate(self._layers):
@@ -128,49 +152,50 @@ class OrtBoundSegment:
             binding.bind_output(f"mass_new.{layer}", self.mass_new[index])
         return binding
 
-    def _bind_cache(self, binding: _Binding, index: int, cache: LayerCache, parked: bool) -> None:
-        layer = self._layers[index]
-        nothing, no_length = self._nothing, self._no_length
-        k_parked, v_parked, parked_len = (
-            (cache.k_parked, cache.v_parked, cache.parked_len)
-            if parked
-            else (nothing, nothing, no_length)
-        )
-        binding.bind_input(f"k_active.{layer}", cache.k_active)
-        binding.bind_input(f"v_active.{layer}", cache.v_active)
-        binding.bind_input(f"active_len.{layer}", cache.active_len)
-        binding.bind_input(f"k_parked.{layer}", k_parked)
-        binding.bind_input(f"v_parked.{layer}", v_parked)
-        binding.bind_input(f"parked_len.{layer}", parked_len)
-        for name, masses, keys in (
-            ("mass_active", binding.mass_active, cache.k_active),
-            ("mass_parked", binding.mass_parked, k_parked),
-        ):
-            masses[index] = np.empty((*keys.shape[:2], 2, keys.shape[2]), np.float32)
-            binding.bind_output(f"{name}.{layer}", masses[index])
-        binding.versions[index] = (id(cache), cache.version)
+    def _bind_cache(self, binding: _Binding, cache: SegmentCache, parked: bool) -> None:
+        absent = [self._nothing] * len(self._layers)
+        k_parked, v_parked = (cache.k_parked, cache.v_parked) if parked else (absent, absent)
+        parked_len = cache.parked_len if parked else self._no_length
+        for index, layer in enumerate(self._layers):
+            binding.bind_input(f"k_active.{layer}", cache.k_active[index])
+            binding.bind_input(f"v_active.{layer}", cache.v_active[index])
+            binding.bind_input(f"active_len.{layer}", cache.active_len)
+            binding.bind_input(f"k_parked.{layer}", k_parked[index])
+            binding.bind_input(f"v_parked.{layer}", v_parked[index])
+            binding.bind_input(f"parked_len.{layer}", parked_len)
+        self._bind_mass(binding, "mass_active", cache.k_active[0])
+        self._bind_mass(binding, "mass_parked", k_parked[0])
+
+    def _bind_mass(self, binding: _Binding, name: str, keys: NDArray[Any]) -> None:
+        """Bind a buffer [L, B, Hkv, 2, rows] for the attention `keys` [B, Hkv, rows, D] receive."""
+        batch, heads, rows, _ = keys.shape
+        shape = (len(self._layers), batch, heads, 2, rows)
+        if name in binding.mass and binding.mass[name].shape == shape:
+            return
+        mass = binding.mass[name] = np.empty(shape, np.float32)
+        for index, layer in enumerate(self._layers):
+            binding.bind_output(f"{name}.{layer}", mass[index])
 
 
 class _Binding:
-    """An IOBinding, what keeps its memory alive, and which cache versions it has seen."""
+    """An IOBinding and the arrays it points to, which it does not keep alive itself."""
 
-    __slots__ = ("io", "kept", "mass_active", "mass_parked", "versions")
+    __slots__ = ("arrays", "io", "mass")
 
-    def __init__(self, io: ort.IOBinding, count: int) -> None:
+    def __init__(self, io: ort.IOBinding) -> None:
         self.io = io
-        self.kept: dict[str, ort.OrtValue] = {}
-        self.versions: list[tuple[int, int]] = [(0, -1)] * count
-        empty = np.empty((0, 0, 2, 0), np.float32)
-        self.mass_active = [empty] * count
-        self.mass_parked = [empty] * count
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.mass: dict[str, NDArray[np.float32]] = {}
 
     def bind_input(self, name: str, array: NDArray[Any]) -> None:
-        value = self.kept[name] = ort.OrtValue.ortvalue_from_numpy(array)
-        self.io.bind_ortvalue_input(name, value)
+        # A growing cache replaces a third of its arrays, and binding costs more than looking.
+        if self.arrays.get(name) is not array:
+            self.arrays[name] = array
+            self.io.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
 
     def bind_output(self, name: str, array: NDArray[Any]) -> None:
-        value = self.kept[name] = ort.OrtValue.ortvalue_from_numpy(array)
-        self.io.bind_ortvalue_output(name, value)
+        self.arrays[name] = array
+        self.io.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
 
 
 def _session(package: Package, file: str, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
-from avl_runtime.cache import LayerCache
+from avl_runtime.cache import SegmentCache
 from avl_runtime.package import Package
+from avl_runtime.vision import Kind
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 
@@ -26,26 +27,30 @@ class BoundSegment(Protocol):
 
     Attributes:
         output: [B, S, C] hidden states, or [B, 1, V] logits of the last row.
-        k_new, v_new: L arrays [B, Hkv, S, D].
-        mass_active, mass_parked, mass_new: L arrays [B, Hkv, 2, rows] float32. Row 0 is the last
-            query row's attention, row 1 the sum over text query rows; `rows` may exceed the cache's
+        k_new, v_new: [L, B, Hkv, S, D].
+        mass_active, mass_parked, mass_new: [L, B, Hkv, 2, rows] float32. Row 0 is the last query
+            row's attention, row 1 the sum over text query rows; `rows` may exceed the cache's
             length.
     """
 
     output: NDArray[Any]
-    k_new: list[NDArray[Any]]
-    v_new: list[NDArray[Any]]
-    mass_active: list[NDArray[np.float32]]
-    mass_parked: list[NDArray[np.float32]]
-    mass_new: list[NDArray[np.float32]]
+    k_new: NDArray[Any]
+    v_new: NDArray[Any]
+    mass_active: NDArray[np.float32]
+    mass_parked: NDArray[np.float32]
+    mass_new: NDArray[np.float32]
 
-    def run(self, caches: Sequence[LayerCache], parked: bool) -> None:
-        """Run on the current contents of the input buffers and caches.
+    def run(self, cache: SegmentCache, parked: bool) -> None:
+        """Run on the current contents of the input buffers and the cache.
 
         Args:
-            caches: one per layer of the segment; read only.
+            cache: the segment's; read only.
             parked: whether parked rows are read (a refresh or a prompt) or left out.
         """
+        ...
+
+    def release(self) -> None:
+        """Let go of the cache's arrays, which are about to be replaced and can then be freed."""
         ...
 
 
@@ -55,8 +60,11 @@ class Backend(Protocol):
     name: str
     dtype: np.dtype[Any]
 
-    def image_features(self, pixel_values: NDArray[np.float32]) -> NDArray[Any]:
-        """[images, 3, H, W] -> [images, tokens, C]."""
+    def encode(self, kind: Kind, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run an encoder on one picture's or video's `Media.inputs`.
+
+        Returns its features [..., C] and, for a decoder with deepstack layers, [K, tokens, C].
+        """
         ...
 
     def bind(
@@ -65,8 +73,16 @@ class Backend(Protocol):
         hidden: NDArray[Any],
         position_ids: NDArray[np.int64],
         row_weights: NDArray[np.float32],
+        deepstack: Sequence[NDArray[Any]],
     ) -> BoundSegment:
-        """Bind segment number `segment` to buffers [B, S, C], [B, S] and [B, 2, S]."""
+        """Bind segment number `segment` to its input buffers.
+
+        Args:
+            hidden: [B, S, C].
+            position_ids: [B, S], or [3, B, S] for M-RoPE.
+            row_weights: [B, 2, S].
+            deepstack: [B, S, C] for each of the segment's deepstack layers.
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""avl-run: ask a package about pictures.
+"""avl-run: ask a package about pictures and videos.
 
 The answer goes to stdout as it is generated, everything else to stderr.
 """
@@ -17,12 +17,13 @@ from PIL import Image
 
 from avl_plugins.errors import AvlError
 from avl_runtime.cli.output import check_picture
-from avl_runtime.cli.session import Extras, Session
+from avl_runtime.cli.session import Extras, Session, Shown
 from avl_runtime.images import MAX_BYTES, ImageError, load_image
 from avl_runtime.model import LVLM
 from avl_runtime.processor import PromptError
 from avl_runtime.sampling import Sampler
 from avl_runtime.text import StopMatcher
+from avl_runtime.videos import load_video
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
@@ -61,29 +62,29 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
         parser.error("--image - takes the one picture on stdin, so the prompt must be an argument")
     if arguments.json and talk:
         parser.error("--json needs a prompt, as an argument or on stdin")
-    if arguments.heatmap is not None and not sources and not talk:
-        parser.error("--heatmap needs an image, add --image PATH")
+    if arguments.heatmap is not None and not sources and not arguments.video and not talk:
+        parser.error("--heatmap needs an image or a video, add --image PATH or --video PATH")
     options = _options(arguments)
     extras = Extras(arguments.stats, arguments.json, arguments.show, arguments.heatmap)
     # Whatever can be refused is refused before the model is loaded.
     if extras.heatmap is not None:
         check_picture(extras.heatmap)
-    images = [_image(source) for source in sources]
+    shown = Shown(tuple(map(_image, sources)), tuple(map(load_video, arguments.video)))
     prompt = arguments.prompt
     if prompt is None and not talk:
         prompt = _stdin_prompt()
     model = LVLM.load(arguments.package, backend=arguments.backend, policy=arguments.policy)
     session = Session(model, options, extras)
     if prompt is None:
-        session.talk(images)
+        session.talk(shown)
     else:
-        session.ask(prompt, images)
+        session.ask(prompt, shown)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="avl-run",
-        description="Ask a package made by avl-export about pictures.",
+        description="Ask a package made by avl-export about pictures and videos.",
         epilog="Without PROMPT it is read from stdin, or a conversation begins in a terminal.",
     )
     parser.add_argument("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
@@ -94,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a picture; repeat it for several, - reads one from stdin",
+    )
+    parser.add_argument(
+        "--video",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a video file; repeat it for several",
     )
     parser.add_argument(
         "--policy",

@@ -23,8 +23,20 @@ from avl_runtime.heatmap import draw
 from avl_runtime.images import ImageLike, load_image
 from avl_runtime.model import LVLM
 from avl_runtime.results import Result
+from avl_runtime.videos import Video, load_video
 
-HELP = "/image PATH or URL adds a picture to the next question, /quit or Ctrl-D leaves"
+HELP = (
+    "/image PATH or URL and /video PATH add a picture or a video to the next question, "
+    "/quit or Ctrl-D leaves"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Pictures and videos that go with a question."""
+
+    images: tuple[Image.Image, ...] = ()
+    videos: tuple[Video, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class Session:
         self._seen: list[Image.Image] = []  # every picture so far, as the model sees it
         self._interrupted = False
 
-    def ask(self, prompt: str, images: list[Image.Image]) -> None:
+    def ask(self, prompt: str, shown: Shown) -> None:
         """Put one question and print the answer and what else was asked for.
 
         Raises:
@@ -60,8 +72,10 @@ class Session:
         """
         extras = self._extras
         traced = extras.show or extras.heatmap is not None
-        sources: list[ImageLike] = list(images)
-        stream = self._chat.stream(prompt, sources, return_placements=traced, **self._options)
+        images: list[ImageLike] = list(shown.images)
+        stream = self._chat.stream(
+            prompt, images, shown.videos, return_placements=traced, **self._options
+        )
         result: Result | None = None
         self._interrupted = False
         while not self._interrupted:
@@ -75,19 +89,19 @@ class Session:
         stream.close()
         if not extras.json:
             print(flush=True)
-        self._seen += [self._model.processor.view(image) for image in images]
+        if traced:
+            self._look(shown)
         if result is not None:
             self._report(result, prompt)
 
-    def talk(self, images: list[Image.Image]) -> None:
-        """Answer questions typed in the terminal until its end; `images` go with the first.
+    def talk(self, shown: Shown) -> None:
+        """Answer questions typed in the terminal until its end; `shown` goes with the first.
 
         Ctrl-C ends an answer early, and leaves when there is none.
         """
         with suppress(ImportError):
             importlib.import_module("readline")  # where there is one, input() can edit lines
         print(HELP, file=sys.stderr)
-        images = list(images)
         while True:
             try:
                 line = input("> ").strip()
@@ -98,26 +112,36 @@ class Session:
                 return
             try:
                 if line.startswith("/"):
-                    images += _command(line)
+                    shown = _command(line, shown)
                 elif line:
-                    asked, images = images, []
+                    asked, shown = shown, Shown()
                     with self._interruptible():
                         self.ask(line, asked)
             except AvlError as error:
                 print(f"avl-run: {error}", file=sys.stderr)
 
+    def _look(self, shown: Shown) -> None:
+        """Note what the model sees of new pictures and videos, in the order of its tokens."""
+        processor = self._model.processor
+        views = {
+            "image": [processor.view(image) for image in shown.images],
+            "video": [processor.view_video(video) for video in shown.videos],
+        }
+        self._seen += [views[kind].pop(0) for kind in self._chat.media[len(self._seen) :]]
+
     def _report(self, result: Result, prompt: str) -> None:
-        extras, grid = self._extras, self._model.package.manifest.vision.grid
+        extras, visuals = self._extras, result.visuals
         steps = result.stats.new_tokens - 1
         if extras.json:
             print(json.dumps(as_json(result), ensure_ascii=False), flush=True)
         if extras.show and self._seen:
             colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-            told = grids(result.placements, grid, len(self._seen), steps, colour=colour)
+            told = grids(result.placements, visuals, steps, colour=colour)
             print(told, file=sys.stderr)
         if extras.heatmap is not None and self._seen:
             title = f"{result.stats.policy} · {prompt}"
-            save_picture(draw(self._seen, result.placements, grid, steps, title), extras.heatmap)
+            sheet = draw(self._seen, result.placements, visuals, steps, title)
+            save_picture(sheet, extras.heatmap)
         if extras.stats:
             print(stats_lines(result.stats), file=sys.stderr)
 
@@ -136,10 +160,13 @@ class Session:
             signal.signal(signal.SIGINT, before)
 
 
-def _command(line: str) -> list[Image.Image]:
-    """Pictures that a command adds."""
+def _command(line: str, shown: Shown) -> Shown:
+    """`shown` and what a command adds."""
     name, _, rest = line.partition(" ")
-    if name == "/image" and rest.strip():
-        return [load_image(rest.strip())]
+    source = rest.strip()
+    if name == "/image" and source:
+        return Shown((*shown.images, load_image(source)), shown.videos)
+    if name == "/video" and source:
+        return Shown(shown.images, (*shown.videos, load_video(source)))
     print(HELP, file=sys.stderr)
-    return []
+    return shown

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from avl_runtime.results import Placement
 from avl_runtime.spans import Span, spans
+from avl_runtime.vision import Cells
 
 MARKS = ("##", "++", "..")  # core, secondary, minor
 COLOURS = ("48;5;208", "48;5;32", "48;5;236")
@@ -16,8 +17,7 @@ COLOURS = ("48;5;208", "48;5;32", "48;5;236")
 
 def grids(
     placements: Sequence[Placement],
-    grid: tuple[int, int],
-    images: int,
+    visuals: Sequence[Cells],
     steps: int,
     *,
     colour: bool,
@@ -28,8 +28,8 @@ def grids(
     layers.
     """
     blocks = []
-    for image in range(images):
-        parts = spans(placements, grid, image, steps, most=len(placements))
+    for image in range(len(visuals)):
+        parts = spans(placements, visuals, image, steps, most=len(placements))
         shown = parts if len(parts) == 1 else [parts[0], parts[-1]]
         blocks.append("\n".join([f"image {image + 1}", *_side_by_side(shown, colour)]))
     names = zip(MARKS, COLOURS, ("core", "secondary", "minor (dropped)"), strict=True)

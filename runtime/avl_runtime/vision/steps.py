@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from avl_runtime.images import check_size
-from avl_runtime.package import ImageProcessing
+
+
+@dataclass(frozen=True, slots=True)
+class ImageProcessing:
+    """Hugging Face image-processor steps, in their order: resize, crop, rescale, normalize.
+
+    `resize` is the length in pixels of the shorter edge, or [height, width]; None skips a step.
+    `resample` is Pillow's filter number.
+    """
+
+    convert_rgb: bool
+    resize: int | tuple[int, int] | None
+    resample: int
+    crop: tuple[int, int] | None
+    rescale: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
 
 
 def fit(image: Image.Image, steps: ImageProcessing) -> NDArray[np.uint8]:
@@ -20,7 +36,7 @@ def fit(image: Image.Image, steps: ImageProcessing) -> NDArray[np.uint8]:
         ImageError: the picture is so long and narrow that resizing it would take too many pixels.
     """
     if steps.resize is not None:
-        height, width = _target(image, steps.resize)
+        height, width = target_size(image, steps.resize)
         check_size((width, height), f"image of {image.width} x {image.height}, resized")
         image = image.resize((width, height), Image.Resampling(steps.resample))
     pixels = np.asarray(image, np.uint8)
@@ -39,14 +55,7 @@ def pixel_values(fitted: NDArray[np.uint8], steps: ImageProcessing) -> NDArray[n
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def image_hash(image: Image.Image) -> str:
-    """SHA-256 of size and RGB bytes: the same picture, whatever file it came in."""
-    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
-    digest.update(image.tobytes())
-    return digest.hexdigest()
-
-
-def _target(image: Image.Image, resize: int | tuple[int, int]) -> tuple[int, int]:
+def target_size(image: Image.Image, resize: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) after resizing; an int is the length of the shorter edge."""
     if not isinstance(resize, int):
         return resize

@@ -1,0 +1,97 @@
+"""What families with a CLIP tower share: which of its states they read, and its graph."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from avl_export.families.base import EncoderGraph, FamilyError
+
+
+class ClipFeatures(nn.Module):
+    """A CLIP tower up to the layers that a LLaVA reads, and the projector.
+
+    Args:
+        tower: a CLIPVisionModel.
+        projector: [images, tokens, C * states] -> [images, tokens, hidden].
+        layers: for each state that is read, how many encoder layers come before it.
+        keep_class: whether the class token comes along, in front.
+    """
+
+    def __init__(
+        self, tower: nn.Module, projector: nn.Module, layers: tuple[int, ...], keep_class: bool
+    ) -> None:
+        super().__init__()
+        parts: Any = tower
+        self.embeddings = parts.embeddings
+        self.pre_norm = parts.pre_layrnorm
+        self.layers = nn.ModuleList(parts.encoder.layers[: max(layers)])
+        self.projector = projector
+        self.read = layers
+        self.first = 0 if keep_class else 1
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[images, 3, H, W] -> [images, tokens, hidden]."""
+        hidden = self.pre_norm(self.embeddings(pixel_values))
+        states = [hidden]
+        for layer in self.layers:
+            hidden = layer(hidden, None)
+            states.append(hidden)
+        picked = [states[index][:, self.first :] for index in self.read]
+        features = picked[0] if len(picked) == 1 else torch.cat(picked, dim=-1)
+        return cast(torch.Tensor, self.projector(features))
+
+
+def clip_graph(file: str, module: nn.Module, vision: Any, dtype: torch.dtype) -> EncoderGraph:
+    """`module`, which takes pixel_values [images, 3, H, W] alone, as a graph to be traced."""
+    return EncoderGraph(
+        file,
+        module,
+        {"pixel_values": clip_pixels(vision, dtype)},
+        {"pixel_values": {0: torch.export.Dim("images")}},
+    )
+
+
+def clip_pixels(vision: Any, dtype: torch.dtype, count: int = 2) -> torch.Tensor:
+    """An example of pixel_values [count, 3, H, W] on the meta device."""
+    shape = (count, vision.num_channels, vision.image_size, vision.image_size)
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def clip_constants(model: nn.Module, tower: str) -> dict[str, torch.Tensor]:
+    """The buffers of the tower at `tower` in `model`, which no checkpoint stores."""
+    name = f"{tower}.embeddings.position_ids"
+    return {name: torch.arange(model.get_buffer(name).shape[-1])[None]}
+
+
+def check_clip(vision: Any, where: str) -> None:
+    """Refuse a tower of another kind.
+
+    Raises:
+        FamilyError: `vision` configures anything but CLIP.
+    """
+    if vision.model_type != "clip_vision_model":
+        raise FamilyError(
+            f"{where}: expected a clip_vision_model tower, found {vision.model_type!r}; "
+            "this version of avl cannot export it"
+        )
+
+
+def feature_layers(config: Any, where: str) -> tuple[int, ...]:
+    """How many encoder layers come before each state read: -2 of 24 layers is 23.
+
+    Raises:
+        FamilyError: vision_feature_layer names a layer that the tower does not have.
+    """
+    total = config.vision_config.num_hidden_layers
+    asked = config.vision_feature_layer
+    asked = [asked] if isinstance(asked, int) else list(asked)
+    counts = tuple(n + total + 1 if n < 0 else n for n in asked)
+    if not counts or not all(0 <= n <= total for n in counts):
+        raise FamilyError(
+            f"{where}: expected vision_feature_layer within {-total - 1} to {total}, "
+            f"found {asked}; fix config.json"
+        )
+    return counts

@@ -1,0 +1,55 @@
+"""What families with a Llama-like decoder share: which ones fit, their sizes and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from avl_export.families.base import FamilyError
+from avl_runtime.manifest import Dims
+
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+FOREVER = 1 << 62
+
+
+def check_decoder(text: Any, types: Sequence[str], where: str) -> None:
+    """Refuse a decoder that no graph here can run.
+
+    Raises:
+        FamilyError: `text` configures none of `types`, or RoPE whose frequencies change.
+    """
+    if text.model_type not in types:
+        raise FamilyError(
+            f"{where}: expected a decoder of {', '.join(types)}, found "
+            f"{text.model_type!r}; this version of avl cannot export it"
+        )
+    rope = (text.rope_parameters or {}).get("rope_type", "default")
+    if rope not in STATIC_ROPE:
+        raise FamilyError(
+            f"{where}: expected a rope_type of {', '.join(STATIC_ROPE)}, found {rope!r}, whose "
+            "frequencies change with the length; this version of avl cannot export it"
+        )
+
+
+def decoder_dims(text: Any, position_axes: Literal[1, 3] = 1) -> Dims:
+    """Sizes of the decoder that `text` configures."""
+    # Within its window, windowed attention is full attention.
+    window = getattr(text, "sliding_window", None)
+    return Dims(
+        hidden_size=text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        num_kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocab_size=text.vocab_size,
+        max_positions=min(text.max_position_embeddings, window or FOREVER),
+        position_axes=position_axes,
+    )
+
+
+def decoder_constants(text_model: Any, name: str) -> dict[str, torch.Tensor]:
+    """The buffers of `text_model`, called `name` in its model, which no checkpoint stores."""
+    rotary = type(text_model.rotary_emb)(text_model.config)
+    return {f"{name}.rotary_emb.inv_freq": rotary.inv_freq}

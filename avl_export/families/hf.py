@@ -1,0 +1,99 @@
+"""What every family does in the same way with transformers' classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from avl_export.checkpoint import Checkpoint
+from avl_export.families.base import FamilyError, Traits
+
+
+@dataclass(frozen=True, slots=True)
+class HfFamily:
+    """The part of `families.base.Family` that does not depend on the family.
+
+    `model_class` is transformers' class, with a decoder at model.language_model.
+    """
+
+    model_class: ClassVar[Any]
+    name: str
+    folder: Path
+    traits: Traits
+    model: nn.Module
+
+    @property
+    def text_model(self) -> nn.Module:
+        return self.model.get_submodule("model.language_model")
+
+    @property
+    def lm_head(self) -> nn.Module:
+        return self.model.get_submodule("lm_head")
+
+    @property
+    def config(self) -> Any:
+        """The configuration of `model`."""
+        return cast(Any, self.model).config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What `model` computes in."""
+        return next(self.model.parameters()).dtype
+
+    def layers_of(self, model: nn.Module) -> Sequence[nn.Module]:
+        return list(model.get_submodule("model.language_model.layers").children())
+
+    def reference(self) -> nn.Module:
+        bar = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            model = self.model_class.from_pretrained(
+                self.folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        finally:
+            if bar:
+                transformers_logging.enable_progress_bar()
+        return cast(nn.Module, model.eval())
+
+
+def meta_model(
+    checkpoint: Checkpoint,
+    config_class: Any,
+    model_class: Any,
+    dtype: torch.dtype,
+    check: Callable[[Any, str], None],
+) -> tuple[Any, nn.Module]:
+    """Configuration and model of `checkpoint`, the model on the meta device.
+
+    Args:
+        check: raises FamilyError for a configuration that the family cannot export; it is given
+            the configuration and the path of config.json.
+
+    Raises:
+        FamilyError: as `check`, or the configuration is invalid.
+    """
+    where = str(checkpoint.folder / "config.json")
+    try:
+        config = config_class.from_dict(dict(checkpoint.config))
+        check(config, where)
+        with torch.device("meta"):
+            model = model_class._from_config(config, dtype=dtype).eval()
+    except FamilyError:
+        raise
+    except Exception as error:  # transformers refuses a configuration with any kind of error
+        line = " ".join(str(error).split())[:200]
+        raise FamilyError(
+            f"{where}: expected a {config_class.model_type} configuration, found {line}; "
+            "fix config.json"
+        ) from None
+    return config, model

@@ -1,0 +1,137 @@
+"""LLaVA-NeXT (LLaVA 1.6): pictures of any resolution as an overview and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+
+from avl_export.checkpoint import Checkpoint
+from avl_export.families.base import EncoderGraph, FamilyError, Traits
+from avl_export.families.clip import (
+    ClipFeatures,
+    check_clip,
+    clip_constants,
+    clip_pixels,
+    feature_layers,
+)
+from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
+from avl_export.families.hf import HfFamily, meta_model
+from avl_export.families.preprocessing import chat_template, special_tokens, token_text
+from avl_export.families.tiles import resolutions, tile_processing
+from avl_runtime.manifest import ImageEncoder
+from avl_runtime.processor import Prompt
+from avl_runtime.vision.anyres import AnyresImage
+
+TEXT_TYPES = ("llama", "mistral", "qwen2")
+
+
+class PackedFeatures(nn.Module):
+    """Features of an overview and tiles, in the order in which the decoder reads them."""
+
+    def __init__(self, tower: nn.Module, line_break: nn.Parameter) -> None:
+        super().__init__()
+        self.tower = tower
+        self.line_break = line_break
+
+    def forward(self, pixel_values: torch.Tensor, pack: torch.Tensor) -> torch.Tensor:
+        """[tiles, 3, H, W] and [tokens] int64 -> [tokens, C]."""
+        features = self.tower(pixel_values).flatten(0, 1)
+        return torch.cat([features, self.line_break[None]])[pack]
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaNext(HfFamily):
+    """A LLaVA-NeXT checkpoint; see `families.base.Family`."""
+
+    model_class: ClassVar[Any] = LlavaNextForConditionalGeneration
+    feature_layers: tuple[int, ...]
+
+    def encoders(self) -> Sequence[EncoderGraph]:
+        part = self.model.get_submodule
+        tower = ClipFeatures(
+            part("model.vision_tower"),
+            part("model.multi_modal_projector"),
+            self.feature_layers,
+            keep_class=False,
+        )
+        pixels = clip_pixels(self.config.vision_config, self.dtype, count=3)
+        pack = torch.empty(7, dtype=torch.int64, device="meta")
+        return [
+            EncoderGraph(
+                self.traits.image.file,
+                PackedFeatures(tower, self.model.get_parameter("model.image_newline")),
+                {"pixel_values": pixels, "pack": pack},
+                {
+                    "pixel_values": {0: torch.export.Dim("tiles")},
+                    "pack": {0: torch.export.Dim("tokens")},
+                },
+            )
+        ]
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        return {
+            **decoder_constants(self.text_model, "model.language_model"),
+            **clip_constants(self.model, "model.vision_tower"),
+        }
+
+    def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
+        if prompt.media:
+            tiles = np.concatenate([media.inputs["pixel_values"] for media in prompt.media])
+            inputs["pixel_values"] = torch.from_numpy(tiles)
+            inputs["image_sizes"] = torch.tensor([media.size for media in prompt.media])
+        return inputs
+
+    def reference_features(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        found = cast(Any, model).get_image_features(inputs["pixel_values"], inputs["image_sizes"])
+        return torch.cat(list(found.pooler_output))
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaNext:
+    """Build the model of `checkpoint` on the meta device.
+
+    Raises:
+        FamilyError: the config is invalid or asks for something no graph here can do.
+    """
+    config, model = meta_model(
+        checkpoint, LlavaNextConfig, LlavaNextForConditionalGeneration, dtype, _check_parts
+    )
+    vision = config.vision_config
+    traits = Traits(
+        dims=decoder_dims(config.text_config),
+        tokens=special_tokens(checkpoint, config),
+        chat_template=chat_template(checkpoint),
+        image=ImageEncoder(
+            file="vision.onnx",
+            placeholder=token_text(checkpoint, config.image_token_id),
+            token=config.image_token_id,
+            layout=AnyresImage(
+                kind="anyres",
+                processing=tile_processing(checkpoint, vision.image_size),
+                resolutions=resolutions(checkpoint, config),
+                tile=vision.image_size,
+                side=vision.image_size // vision.patch_size,
+            ),
+        ),
+    )
+    layers = feature_layers(config, str(checkpoint.folder / "config.json"))
+    return LlavaNext("llava_next", checkpoint.folder, traits, model, layers)
+
+
+def _check_parts(config: Any, where: str) -> None:
+    check_clip(config.vision_config, where)
+    check_decoder(config.text_config, TEXT_TYPES, where)
+    if config.vision_feature_select_strategy != "default":
+        raise FamilyError(
+            f"{where}: expected vision_feature_select_strategy 'default', found "
+            f"{config.vision_feature_select_strategy!r}, whose class token has no place in a grid "
+            "of tiles; this version of avl cannot export it"
+        )

@@ -1,0 +1,141 @@
+"""Video-LLaVA: a CLIP-like tower for pictures, another for videos, LLaVA's projector and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
+
+from avl_export.checkpoint import Checkpoint
+from avl_export.families.base import EncoderGraph, Traits
+from avl_export.families.clip import (
+    ClipFeatures,
+    check_clip,
+    clip_constants,
+    clip_graph,
+    feature_layers,
+)
+from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
+from avl_export.families.hf import HfFamily, meta_model
+from avl_export.families.preprocessing import (
+    chat_template,
+    clip_defaults,
+    image_processing,
+    special_tokens,
+    token_text,
+)
+from avl_export.families.videos import frame_count, frame_processing
+from avl_runtime.manifest import ImageEncoder, VideoEncoder
+from avl_runtime.processor import Prompt
+from avl_runtime.vision.fixed import FixedImage
+from avl_runtime.vision.frames import FixedVideo
+
+TEXT_TYPES = ("llama", "mistral", "qwen2")
+FRAMES = 8  # what the model was trained on
+
+
+@dataclass(frozen=True, slots=True)
+class VideoLlava(HfFamily):
+    """A Video-LLaVA checkpoint; see `families.base.Family`."""
+
+    model_class: ClassVar[Any] = VideoLlavaForConditionalGeneration
+    feature_layers: tuple[int, ...]
+
+    def encoders(self) -> Sequence[EncoderGraph]:
+        # Of a picture's tokens the class token may be left out, of a frame's it never is.
+        keep = self.config.vision_feature_select_strategy == "full"
+        return [
+            self._graph("vision.onnx", "model.image_tower", keep),
+            self._graph("video.onnx", "model.video_tower", True),
+        ]
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        return {
+            **decoder_constants(self.text_model, "model.language_model"),
+            **clip_constants(self.model, "model.image_tower"),
+            **clip_constants(self.model, "model.video_tower"),
+        }
+
+    def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
+        for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            pixels = [part.inputs["pixel_values"] for part in prompt.media if part.kind == kind]
+            if pixels:
+                joined = np.concatenate(pixels) if kind == "image" else np.stack(pixels)
+                inputs[name] = torch.from_numpy(joined)
+        return inputs
+
+    def reference_features(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        inner: Any = model.get_submodule("model")
+        ids = inputs["input_ids"][0]
+        config = self.config
+        found = torch.zeros(len(ids), self.traits.dims.hidden_size)
+        if "pixel_values" in inputs:
+            rows = inner.get_image_features(inputs["pixel_values"]).pooler_output
+            found[ids == config.image_token_id] = rows.flatten(0, 1)
+        if "pixel_values_videos" in inputs:
+            rows = inner.get_video_features(inputs["pixel_values_videos"]).pooler_output
+            found[ids == config.video_token_id] = rows.flatten(0, 1)
+        return found[torch.isin(ids, torch.tensor([config.image_token_id, config.video_token_id]))]
+
+    def _graph(self, file: str, tower: str, keep_class: bool) -> EncoderGraph:
+        part = self.model.get_submodule
+        projector = part("model.multi_modal_projector")
+        features = ClipFeatures(part(tower), projector, self.feature_layers, keep_class)
+        return clip_graph(file, features, self.config.vision_config, self.dtype)
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype) -> VideoLlava:
+    """Build the model of `checkpoint` on the meta device.
+
+    Raises:
+        FamilyError: the config is invalid or asks for something no graph here can do.
+    """
+    config, model = meta_model(
+        checkpoint, VideoLlavaConfig, VideoLlavaForConditionalGeneration, dtype, _check_parts
+    )
+    vision = config.vision_config
+    layers = feature_layers(config, str(checkpoint.folder / "config.json"))
+    side = vision.image_size // vision.patch_size
+    keep_class = config.vision_feature_select_strategy == "full"
+    traits = Traits(
+        dims=decoder_dims(config.text_config),
+        tokens=special_tokens(checkpoint, config),
+        chat_template=chat_template(checkpoint),
+        image=ImageEncoder(
+            file="vision.onnx",
+            placeholder=token_text(checkpoint, config.image_token_id),
+            token=config.image_token_id,
+            layout=FixedImage(
+                kind="fixed",
+                processing=image_processing(checkpoint, vision.image_size),
+                grid=(side, side),
+                tokens=side * side + int(keep_class),
+            ),
+        ),
+        video=VideoEncoder(
+            file="video.onnx",
+            placeholder=token_text(checkpoint, config.video_token_id),
+            token=config.video_token_id,
+            layout=FixedVideo(
+                kind="fixed_video",
+                processing=frame_processing(checkpoint, clip_defaults(vision.image_size)),
+                frames=frame_count(checkpoint, FRAMES),
+                grid=(side, side),
+                tokens=side * side + 1,
+            ),
+        ),
+    )
+    return VideoLlava("video_llava", checkpoint.folder, traits, model, layers)
+
+
+def _check_parts(config: Any, where: str) -> None:
+    check_clip(config.vision_config, where)
+    check_decoder(config.text_config, TEXT_TYPES, where)

@@ -1,0 +1,149 @@
+"""Rows of a cache change places: a prompt's images divided, a core exchanged, text evicted.
+
+Every function moves the rows of all layers of a segment and of one sequence.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_runtime.cache import Array, Ints, SegmentCache
+
+Mask = NDArray[np.bool_]
+
+
+def image_positions(cache: SegmentCache, image_mask: Mask) -> Ints:
+    """Positions [L, n] of all live image rows of a single sequence, ascending.
+
+    Args:
+        image_mask: [tokens so far].
+    """
+    # Every KV head holds the same image rows; text may differ.
+    active = cache.positions[:, 0, 0, : cache.active_len[0]]
+    images = active[image_mask[active]].reshape(cache.layers, -1)
+    parked = cache.parked_positions[:, 0, : cache.parked_len[0]]
+    return np.sort(np.concatenate([images, parked], 1), 1)
+
+
+def partition(cache: SegmentCache, core: Ints, parked: Ints, image_mask: Mask) -> None:
+    """Split a single sequence's image rows: `core` active, `parked` apart, all others freed.
+
+    Active rows end up as core image rows, then text by position.
+
+    Args:
+        core, parked: [L, c] and [L, p], ascending indices into `image_positions`.
+        image_mask: [tokens so far].
+    """
+    layers, _, heads, _ = cache.positions.shape
+    length, apart = int(cache.active_len[0]), int(cache.parked_len[0])
+    by_head = np.broadcast_to(cache.parked_positions[:, :, :apart], (layers, heads, apart))
+    positions = np.concatenate([cache.positions[:, 0, :, :length], by_head], 2)
+    order = positions.argsort(2)
+    is_image = image_mask[np.take_along_axis(positions, order, 2)]
+    images = order[is_image].reshape(layers, heads, -1)
+    if not parked.shape[1] and not apart and core.shape[1] == images.shape[2]:
+        return  # nothing moves: rows stay in the order dense attention reads them
+    text = order[~is_image].reshape(layers, heads, -1)
+    stay = np.concatenate([np.take_along_axis(images, core[:, None], 2), text], 2)
+    aside = np.take_along_axis(images, parked[:, None], 2)
+    # One of K and V of one layer at a time, so that no more than that is ever held twice.
+    for active_rows, parked_rows in (
+        (cache.k_active, cache.k_parked),
+        (cache.v_active, cache.v_parked),
+    ):
+        for layer in range(layers):
+            rows = active_rows[layer][0]
+            if apart:
+                rows = np.concatenate([rows[:, :length], parked_rows[layer][0, :, :apart]], 1)
+            active_rows[layer] = _rows_at(rows, stay[layer])
+            parked_rows[layer] = (
+                _rows_at(rows, aside[layer])
+                if parked.shape[1]
+                else np.zeros_like(rows[None, :, :1])
+            )
+    mass = np.zeros(positions.shape, np.float32)
+    mass[..., :length] = cache.mass[:, 0, :, :length]
+    cache.positions = np.take_along_axis(positions, stay, 2)[:, None]
+    cache.mass = np.take_along_axis(mass, stay, 2)[:, None]
+    cache.parked_positions = (
+        np.take_along_axis(positions[:, 0], aside[:, 0], 1)[:, None]
+        if parked.shape[1]
+        else np.zeros((layers, 1, 1), np.int64)
+    )
+    cache.active_len[0], cache.parked_len[0] = stay.shape[2], parked.shape[1]
+    cache.image_rows[0] = core.shape[1]
+    cache.version += 1
+
+
+def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> None:
+    """Swap core image rows with parked rows, in place; a layer swaps as many as it marks.
+
+    Args:
+        leaving: [L, n], which of the first n active slots leave.
+        entering: [L, m], which of the first m parked slots take their place; as many in each layer.
+    """
+    layers, out = leaving.nonzero()
+    if not len(out):
+        return
+    into = entering.nonzero()[1]
+    moved = cache.positions[layers, row, 0, out]
+    cache.positions[layers, row, :, out] = cache.parked_positions[layers, row, into, None]
+    cache.parked_positions[layers, row, into] = moved
+    for layer, part in _by_layer(layers, cache.layers):
+        slots, sources = out[part], into[part]
+        for active_rows, parked_rows in (
+            (cache.k_active, cache.k_parked),
+            (cache.v_active, cache.v_parked),
+        ):
+            active, parked = active_rows[layer][row], parked_rows[layer][row]
+            # `take` is faster than indexing with an array; every layer of a refresh pays it.
+            kept = active.take(slots, 1)
+            active[:, slots] = parked.take(sources, 1)
+            parked[:, sources] = kept
+
+
+def evict(cache: SegmentCache, row: int, kept: Mask) -> None:
+    """Drop the active rows where `kept` [L, Hkv, length] is False, as many for every head.
+
+    Holes are filled with rows from the end, so that nothing else moves and the row count shrinks in
+    place.
+    """
+    remaining, length = int(np.count_nonzero(kept[0, 0])), kept.shape[2]
+    heads, capacity = cache.positions.shape[2:]
+    # Layers and heads lie one after the other in both, and have as many holes as movers.
+    holes = np.flatnonzero(~kept[..., :remaining])
+    movers = np.flatnonzero(kept[..., remaining:])
+    if len(holes):
+        layer_heads, slots = np.divmod(holes, remaining)
+        shifts = remaining + movers % (length - remaining) - slots
+        layers, head = np.divmod(layer_heads, heads)
+        # Indices of whole rows, counted over sequences and heads: one `take` fetches them.
+        targets = (row * heads + head) * capacity + slots
+        for layer, part in _by_layer(layers, cache.layers):
+            to, origin = targets[part], targets[part] + shifts[part]
+            for array in (cache.k_active[layer], cache.v_active[layer]):
+                rows = array.reshape(-1, array.shape[3])
+                rows[to] = rows.take(origin, 0)
+        targets += layers * cache.positions[0].size
+        for numbers in (cache.positions.reshape(-1), cache.mass.reshape(-1)):
+            numbers[targets] = numbers.take(targets + shifts)
+    cache.active_len[row] = remaining
+
+
+def _rows_at(rows: Array, slots: Ints) -> Array:
+    """Rows [1, Hkv, m, D] of `rows` [Hkv, n, D] at `slots` [Hkv, m]."""
+    heads, count, dim = rows.shape
+    whole = slots + count * np.arange(heads)[:, None]
+    return rows.reshape(-1, dim).take(whole, 0)[None]
+
+
+def _by_layer(layers: Ints, count: int) -> list[tuple[int, slice[Any, Any, Any]]]:
+    """Each layer that ascending `layers` names, with the part of the array that does."""
+    bounds = layers.searchsorted(np.arange(count + 1)).tolist()
+    return [
+        (layer, slice(*ends)) for layer, ends in enumerate(pairwise(bounds)) if ends[0] < ends[1]
+    ]

@@ -1,0 +1,48 @@
+"""Pictures of one size: every picture becomes the same number of tokens (LLaVA 1.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from avl_runtime.vision.media import Cells, Media, image_hash
+from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
+
+
+@dataclass(frozen=True, slots=True)
+class FixedImage:
+    """Graph: pixel_values [1, 3, H, W] -> features [1, tokens, C].
+
+    `tokens` exceeds rows x columns of `grid` by one where the class token comes first.
+    """
+
+    kind: Literal["fixed"]
+    processing: ImageProcessing
+    grid: tuple[int, int]
+    tokens: int
+
+    def prepare(self, image: Image.Image, token: str) -> Media:
+        """Make an RGB picture ready; `token` is the text of an image token.
+
+        Raises:
+            ImageError: the picture is too long and narrow to be resized.
+        """
+        values = pixel_values(fit(image, self.processing), self.processing)
+        rows, columns = self.grid
+        cells = np.full(self.tokens, -1, np.int64)
+        cells[self.tokens - rows * columns :] = np.arange(rows * columns)
+        return Media(
+            kind="image",
+            inputs={"pixel_values": values[None]},
+            replacement=token * self.tokens,
+            tokens=self.tokens,
+            digest=image_hash(image),
+            cells=Cells(self.grid, cells),
+        )
+
+    def view(self, image: Image.Image) -> Image.Image:
+        """The part of a picture that the model sees, resized as it sees it."""
+        return Image.fromarray(fit(image, self.processing))

@@ -1,0 +1,233 @@
+"""Videos cut into patches, with the times of their frames (Qwen2.5-VL, Qwen3-VL)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from avl_runtime.images import check_size
+from avl_runtime.videos import Video, VideoError
+from avl_runtime.vision.frame_steps import frame_values
+from avl_runtime.vision.media import Media, image_hash
+from avl_runtime.vision.patches import MAX_PATCHES, Patches, check_ratio, smart_size
+from avl_runtime.vision.resample import resize
+from avl_runtime.vision.steps import ImageProcessing
+
+UNKNOWN_FPS: Final = 24.0  # what transformers takes where nobody says
+# Frames do not look at each other, so the encoder takes them in runs of about this many patches.
+PATCHES_PER_RUN: Final = 1 << 14
+MAX_VIDEO_PATCHES: Final = 1 << 18  # their pixel values take about 1.5 GB
+
+
+@dataclass(frozen=True, slots=True)
+class PatchVideo:
+    """Graph: `Patches.inputs` of the frames -> features [T, cells, C]; times are positions.
+
+    `fps` frames a second are taken, `min_frames` to `max_frames` in all; of a list of frames, all.
+    A frame is resized to `min_pixels` to `max_pixels`. A second is `tokens_per_second` positions.
+    """
+
+    kind: Literal["patch_video"]
+    processing: ImageProcessing
+    patches: Patches
+    min_pixels: int
+    max_pixels: int
+    fps: float
+    min_frames: int
+    max_frames: int
+    tokens_per_second: int
+
+    def prepare(self, video: Video, token: str) -> Media:
+        """Make a video ready; `token` is the text of a video token.
+
+        Raises:
+            VideoError: its frames differ in size, or there are too many.
+            ImageError: its frames are too long and narrow.
+        """
+        indices, frames = self._picked(video)
+        height, width = self._size(frames)
+        inputs, per_run = _inputs(frames, (height, width), self)
+        groups = len(inputs["pixel_values"])
+        rate = UNKNOWN_FPS
+        if video.fps is not None:
+            rate = len(indices) / video.count * video.fps
+        # fp32, as transformers multiplies.
+        step = np.float32(self.tokens_per_second) * np.float32(self.patches.temporal / rate)
+        times = (np.arange(groups).astype(np.float32) * step).astype(np.int64)
+        cells = self.patches.cells_of(height, width, groups)
+        tokens = len(cells.index)
+        return Media(
+            kind="video",
+            inputs=inputs,
+            replacement=token * tokens,
+            tokens=tokens,
+            digest=_digest(frames),
+            cells=cells,
+            blocks=(self.patches.block(height, width, times),),
+            frames_per_run=per_run,
+        )
+
+    def view(self, video: Video) -> Image.Image:
+        """The middle one of the frames that are taken, as the model sees it."""
+        _, frames = self._picked(video)
+        return _middle(frames, self._size(frames), self.processing.resample)
+
+    def _picked(self, video: Video) -> tuple[list[int], list[Image.Image]]:
+        indices = list(range(video.count))
+        if video.fps is not None and video.count >= self.patches.temporal:
+            indices = self._sample(video.count, video.fps)
+        return indices, video.pick(indices)
+
+    def _sample(self, total: int, fps: float) -> list[int]:
+        """As transformers' Qwen2VLVideoProcessor does for `do_sample_frames=True, fps=self.fps`."""
+        group = self.patches.temporal
+        most = min(self.max_frames, total) // group * group
+        wanted = min(max(total / fps * self.fps, self.min_frames), most, total)
+        count = max(math.floor(wanted / group), 1) * group
+        return [int(i) for i in (np.arange(count) * (total / count)).astype(np.float32)]
+
+    def _size(self, frames: Sequence[Image.Image]) -> tuple[int, int]:
+        width, height = _common_size(frames)
+        check_ratio(height, width, f"frame of {width} x {height}")
+        return smart_size(height, width, self.patches.cell, self.min_pixels, self.max_pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class TimedVideo:
+    """Graph: `Patches.inputs` of the frames -> features [T, cells, C]; times are in the text.
+
+    `fps` frames a second are taken, spread evenly, `min_frames` to `max_frames` in all; None takes
+    all. All frames together are resized to `min_pixels` to `max_pixels`. Each group of frames has
+    its time in front and stands between `opening` and `closing`.
+    """
+
+    kind: Literal["timed_video"]
+    processing: ImageProcessing
+    patches: Patches
+    min_pixels: int
+    max_pixels: int
+    fps: float | None
+    min_frames: int
+    max_frames: int
+    opening: str
+    closing: str
+
+    def prepare(self, video: Video, token: str) -> Media:
+        """Make a video ready; `token` is the text of a video token.
+
+        Raises:
+            VideoError: it has a single frame, its frames differ in size, or there are too many.
+            ImageError: its frames are too long and narrow.
+        """
+        indices, frames = self._picked(video)
+        height, width = self._size(frames)
+        inputs, per_run = _inputs(frames, (height, width), self)
+        groups = len(inputs["pixel_values"])
+        cells = self.patches.cells_of(height, width, groups)
+        tokens = len(cells.index)
+        seen = self.opening + token * (tokens // groups) + self.closing
+        times = self._times(indices, video.fps or UNKNOWN_FPS)
+        block = self.patches.block(height, width, np.zeros(1, np.int64))
+        return Media(
+            kind="video",
+            inputs=inputs,
+            replacement="".join(f"<{time:.1f} seconds>{seen}" for time in times),
+            tokens=tokens,
+            digest=_digest(frames),
+            cells=cells,
+            blocks=(block,) * groups,
+            frames_per_run=per_run,
+        )
+
+    def view(self, video: Video) -> Image.Image:
+        """The middle one of the frames that are taken, as the model sees it."""
+        _, frames = self._picked(video)
+        return _middle(frames, self._size(frames), self.processing.resample)
+
+    def _picked(self, video: Video) -> tuple[list[int], list[Image.Image]]:
+        if video.count < self.patches.temporal:
+            raise VideoError(
+                f"expected a video of at least {self.patches.temporal} frames, found "
+                f"{video.count}; send it as an image"
+            )
+        indices = list(range(video.count))
+        if self.fps is not None:
+            wanted = int(video.count / (video.fps or UNKNOWN_FPS) * self.fps)
+            count = min(max(wanted, self.min_frames), self.max_frames, video.count)
+            indices = [int(i) for i in np.linspace(0, video.count - 1, count).round()]
+        return indices, video.pick(indices)
+
+    def _times(self, indices: Sequence[int], fps: float) -> list[float]:
+        """Seconds at the middle of each group of frames."""
+        group = self.patches.temporal
+        padded = [*indices, *[indices[-1]] * (-len(indices) % group)]
+        ends = zip(padded[::group], padded[group - 1 :: group], strict=True)
+        return [(first / fps + last / fps) / 2 for first, last in ends]
+
+    def _size(self, frames: Sequence[Image.Image]) -> tuple[int, int]:
+        """Hugging Face's `smart_resize` for Qwen3-VL: limits are for all frames together."""
+        width, height = _common_size(frames)
+        cell, group = self.patches.cell, self.patches.temporal
+        name = f"frame of {width} x {height}"
+        if min(height, width) < cell:
+            grow = max(cell / height, cell / width)
+            height, width = int(height * grow), int(width * grow)
+        check_ratio(height, width, name)
+        count = len(frames)
+        rows, columns = round(height / cell), round(width / cell)
+        pixels = round(count / group) * group * rows * columns * cell**2
+        if pixels > self.max_pixels:
+            shrink = math.sqrt(count * height * width / self.max_pixels)
+            rows = max(1, math.floor(height / shrink / cell))
+            columns = max(1, math.floor(width / shrink / cell))
+        elif pixels < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (count * height * width))
+            rows, columns = math.ceil(height * grow / cell), math.ceil(width * grow / cell)
+        return rows * cell, columns * cell
+
+
+def _inputs(
+    frames: Sequence[Image.Image], size: tuple[int, int], layout: PatchVideo | TimedVideo
+) -> tuple[dict[str, NDArray[Any]], int]:
+    """The graph's inputs, and how many of their groups of frames one run takes."""
+    height, width = size
+    cut = layout.patches
+    groups, patches = -(-len(frames) // cut.temporal), cut.patches_of(height, width)
+    check_size((width, height), "frame, resized")
+    if patches > MAX_PATCHES or groups * patches > MAX_VIDEO_PATCHES:
+        raise VideoError(
+            f"expected a video of at most {MAX_VIDEO_PATCHES} patches, {MAX_PATCHES} a frame, "
+            f"found {groups * patches} in {len(frames)} frames of {width} x {height} as the model "
+            "sees them; shorten the video or scale it down"
+        )
+    steps = layout.processing
+    pixels = [resize(np.asarray(frame), height, width, steps.resample) for frame in frames]
+    values = np.stack([frame_values(frame, steps) for frame in pixels])
+    if missing := -len(frames) % cut.temporal:
+        values = np.concatenate([values, values[-1:].repeat(missing, 0)])
+    return cut.inputs(values), max(1, PATCHES_PER_RUN // patches)
+
+
+def _common_size(frames: Sequence[Image.Image]) -> tuple[int, int]:
+    """(width, height) of all frames."""
+    sizes = {frame.size for frame in frames}
+    if len(sizes) > 1:
+        found = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
+        raise VideoError(f"expected frames of one size, found {found}; resize them to one")
+    return sizes.pop()
+
+
+def _middle(frames: Sequence[Image.Image], size: tuple[int, int], resample: int) -> Image.Image:
+    return Image.fromarray(resize(np.asarray(frames[len(frames) // 2]), *size, resample))
+
+
+def _digest(frames: Sequence[Image.Image]) -> str:
+    hashes = "".join(image_hash(frame) for frame in frames)
+    return hashlib.sha256(hashes.encode()).hexdigest()

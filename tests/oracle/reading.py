@@ -1,0 +1,77 @@
+"""What any family's decoder reads, taken from a call of the family's own forward pass.
+
+This file must not import avl_runtime or avl_plugins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+VISUAL = ("image_token_id", "video_token_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a decoder reads of a turn of N tokens, V of them visual.
+
+    Attributes:
+        embeds: [N, C], features at visual tokens.
+        visual: bool [N].
+        positions: int64 [axes, N], counted from the turn's start.
+        deepstack: [K, V, C], added to what K layers put out; K is 0 in most families.
+    """
+
+    embeds: Tensor
+    visual: Tensor
+    positions: Tensor
+    deepstack: Tensor
+
+
+class _ReadError(Exception):
+    """Ends a forward pass once its decoder has been called."""
+
+
+def read(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Shown:
+    """What the decoder is called with when `model` reads `inputs`, a batch of one."""
+    call: dict[str, Any] = {}
+
+    def take(_module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call.update(kwargs)
+        raise _ReadError
+
+    hook = model.model.language_model.register_forward_pre_hook(take, with_kwargs=True)
+    if hasattr(model.model, "rope_deltas"):
+        # Qwen's model remembers the last prompt, and would go on from its positions.
+        model.model.rope_deltas = None
+    try:
+        with torch.no_grad(), contextlib.suppress(_ReadError):
+            model(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    ids = inputs["input_ids"][0]
+    visual = torch.isin(ids, torch.tensor(visual_tokens(model.config)))
+    embeds = call["inputs_embeds"][0].detach().clone()
+    positions = call.get("position_ids")
+    if positions is None:
+        positions = torch.arange(len(ids))[None]
+    deepstack = call.get("deepstack_visual_embeds")
+    if deepstack is None:
+        deepstack = embeds.new_zeros(0, int(visual.sum()), embeds.shape[-1])
+    # Four axes are the token's number, which only masks need, and M-RoPE's three.
+    axes = positions.reshape(-1, len(ids))[-3:]
+    return Shown(
+        embeds, visual, axes, torch.stack(list(deepstack)) if len(deepstack) else deepstack
+    )
+
+
+def visual_tokens(config: Any) -> list[int]:
+    """Ids of the tokens at whose places features go."""
+    found = [getattr(config, name, None) for name in VISUAL]
+    return [token for token in found if token is not None]
