@@ -50,6 +50,7 @@ class Dims:
     """
 
     hidden_size: int
+    intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -79,13 +80,19 @@ class ImageEncoder:
 
     `placeholder` is what the chat template writes for a picture, `token` the id of each of the
     tokens that take its place. A graph of a decoder with deepstack layers has a second output,
-    deepstack_features [layers, tokens, hidden].
+    deepstack_features [layers, tokens, hidden]. `several` is the layout of pictures that come
+    together in one turn, where it is another.
     """
 
     file: str
     placeholder: str
     token: int
     layout: ImageLayout
+    several: ImageLayout | None = None
+
+    def layout_among(self, count: int) -> ImageLayout:
+        """The layout of each of `count` pictures of a turn."""
+        return self.layout if count <= 1 or self.several is None else self.several
 
 
 @dataclass(frozen=True, slots=True)

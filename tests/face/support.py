@@ -72,7 +72,7 @@ def manifest(
         family="llava",
         model="avl-tiny",
         dtype="fp32",
-        dims=Dims(192, 6, 6, 3, 32, 386, 2048, 1),
+        dims=Dims(192, 512, 6, 6, 3, 32, 386, 2048, 1),
         image=ImageEncoder(
             "vision.onnx",
             "<image>",

@@ -52,7 +52,7 @@ def test_no_package(tmp_path: Path, capsys) -> None:
 
 def test_a_newer_format(copy: Path, capsys) -> None:
     edit(copy, lambda m: m.update(format_version=99, unheard_of=1))
-    refused(copy, "format 1", "99", "update avl", capsys=capsys)
+    refused(copy, "format 2", "99", "update avl", capsys=capsys)
 
 
 def test_an_unknown_key(copy: Path, capsys) -> None:
@@ -71,7 +71,7 @@ def test_a_wrong_type(copy: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("path", ["../outside.onnx", "/etc/passwd", "a/../../b", "a\\b", ""])
-@pytest.mark.parametrize("place", ["files", "segments", "vision", "embedding", "shards"])
+@pytest.mark.parametrize("place", ["files", "segments", "image", "embedding", "shards"])
 def test_a_path_that_leaves_the_package(copy: Path, path: str, place: str, capsys) -> None:
     def change(manifest: dict[str, Any]) -> None:
         if place == "files":

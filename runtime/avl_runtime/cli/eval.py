@@ -1,0 +1,133 @@
+"""avl-eval: what each policy costs in quality and saves in memory and arithmetic."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+
+from avl_plugins.errors import AvlError
+from avl_plugins.policies import parse
+from avl_runtime.cli.output import check_picture
+from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
+from avl_runtime.evaluate.report import plot, table
+from avl_runtime.model import LVLM
+from avl_runtime.package import load_package
+from avl_runtime.tasks import TASKS
+
+BUDGETS = (0.75, 0.5, 0.25, 0.1)
+SWEEP = (
+    "dense",
+    *(f"fastv:layer=2,keep={keep}" for keep in BUDGETS),
+    *(f"random:layer=2,keep={keep}" for keep in BUDGETS),
+    *(f"avl:keep={keep}" for keep in (1, *BUDGETS)),
+    *(f"random:of=avl,keep={keep}" for keep in BUDGETS),
+    *(f"avl:core={core}" for core in (0.2, 0.1)),
+    *(f"avl:refresh={refresh}" for refresh in (1, 8)),
+    *(f"avl:text={text}" for text in (0.8, 0.6)),
+    "avl+fastv",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status: 0, 1 (a failure) or 2 (usage)."""
+    try:
+        _run(_parser().parse_args(argv))
+    except AvlError as error:
+        print(f"avl-eval: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    policies = [str(parse(policy)) for policy in arguments.policies]
+    if arguments.plot is not None:
+        check_picture(arguments.plot)
+    model = load_package(arguments.package).manifest.model
+    jobs = [(arguments, [policy]) for policy in policies]
+    begun = time.perf_counter()
+    if arguments.jobs == 1:
+        found = _measure(arguments, policies)
+    else:
+        # One process a policy: ONNX Runtime's threads help a small model less than a second run.
+        with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+            found = list(chain.from_iterable(pool.map(_measure, *zip(*jobs, strict=True))))
+    rows = [measured.row() for measured in found]
+    report = {
+        "model": model,
+        "samples_per_task": arguments.samples if arguments.data is None else None,
+        "data": None if arguments.data is None else arguments.data.name,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "policies": rows,
+    }
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if arguments.plot is not None:
+        plot(rows, arguments.plot, f"{model}: quality against what each policy keeps")
+    print(table(rows))
+
+
+def _measure(arguments: argparse.Namespace, policies: list[str]) -> list[Measured]:
+    """Measure some policies in a process of their own."""
+    model = LVLM.load(arguments.package, threads=1 if arguments.jobs > 1 else None)
+    cases = (
+        chain.from_iterable(task_cases(task, arguments.samples) for task in arguments.tasks)
+        if arguments.data is None
+        else iter(read_cases(arguments.data))
+    )
+    found = measure(model, policies, cases)
+    print(f"avl-eval: {', '.join(policies)} done", file=sys.stderr)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="avl-eval", description="Measure quality, memory and arithmetic of policies."
+    )
+    add = parser.add_argument
+    add("package", type=Path)
+    add("--tasks", type=_names, default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    add("--data", type=Path, help="JSONL of images, prompt, answers and metric, instead of tasks")
+    add("--policies", type=_policies, default=list(SWEEP), help="as dense,fastv:keep=0.5,avl")
+    add("--samples", type=_count, default=50, help="held-out samples a task (default: 50)")
+    add("--jobs", type=_count, default=1, help="policies measured at once, a thread each")
+    add("--json", type=Path, help="write all figures there")
+    add("--plot", type=Path, help="draw quality against memory and arithmetic, a PNG")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _policies(text: str) -> list[str]:
+    """Policies separated by commas; options contain commas too, and an `=`."""
+    found: list[str] = []
+    for part in _names(text):
+        if found and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {text}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""One policy over many cases: scores, bytes, arithmetic, and how far it drifts from dense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.policies import Plan, parse
+from avl_runtime.decode import Decoder
+from avl_runtime.engine import Engine
+from avl_runtime.evaluate.cases import Case
+from avl_runtime.evaluate.cost import decode_flops, prefill_flops
+from avl_runtime.model import LVLM
+from avl_runtime.processor import Prompt
+from avl_runtime.results import Result
+
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(slots=True)
+class Measured:
+    """Sums over the cases seen; `mean` gives what is reported.
+
+    Attributes:
+        scores: by task, of each case.
+        kv, image_kv: shares of a dense cache's bytes, and of image rows at the end of prefill.
+        flops: share of what the same tokens cost under dense attention, prefill and decode.
+        first_token: 1 where the first token is dense attention's.
+        divergence: KL(dense || policy) in nats, a step, over dense attention's own reply from its
+            second token on.
+    """
+
+    policy: str
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    kv: list[float] = field(default_factory=list)
+    image_kv: list[float] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+    first_token: list[float] = field(default_factory=list)
+    divergence: list[float] = field(default_factory=list)
+
+    def row(self) -> dict[str, object]:
+        """Means, as a JSON object."""
+        means = {
+            name: round(float(np.mean(getattr(self, name))), 5) if getattr(self, name) else None
+            for name in ("kv", "image_kv", "flops", "first_token", "divergence")
+        }
+        scores = {task: round(float(np.mean(found)), 4) for task, found in self.scores.items()}
+        return {"policy": self.policy, "scores": scores, **means}
+
+
+def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list[Measured]:
+    """Run every case under every policy.
+
+    Raises:
+        AvlError: a policy or a picture cannot be used.
+    """
+    found = [Measured(str(parse(policy))) for policy in policies]
+    engine, dense = model.engine, parse("dense").plan()
+    for case in cases:
+        prompt = engine.processor.encode(case.prompt, case.images)
+        reply = model.generate(
+            case.prompt,
+            case.images,
+            policy="dense",
+            max_new_tokens=MAX_NEW_TOKENS,
+            return_logits=True,
+            return_placements=True,
+        )
+        for measured in found:
+            plan = parse(measured.policy).plan()
+            result, logits = reply, reply.logits
+            if plan != dense:
+                result = model.generate(
+                    case.prompt,
+                    case.images,
+                    policy=measured.policy,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    return_placements=True,
+                )
+                logits = forced_logits(engine, prompt, plan, reply.token_ids)
+            _note(measured, model, case, plan, result)
+            if reply.logits is not None and logits is not None:
+                same = reply.logits[0].argmax() == logits[0].argmax()
+                measured.first_token.append(float(same))
+                if len(logits) > 1:
+                    measured.divergence.append(_divergence(reply.logits[1:], logits[1:]))
+    return found
+
+
+def forced_logits(
+    engine: Engine, prompt: Prompt, plan: Plan, tokens: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Logits [T, V] of a reply that is given: what a policy would have said at each step."""
+    conversation = engine.conversation()
+    logits = [conversation.prefill(engine.embed(prompt), plan)]
+    manifest, steps = engine.package.manifest, len(tokens) - 1
+    decoder = Decoder(
+        engine.backend, manifest, engine.embedding, [conversation], plan, max(1, steps)
+    )
+    alive = np.array([True])
+    # The decoder writes every step's logits into the same buffer.
+    logits += [decoder.run(np.array([token]), alive)[0].copy() for token in tokens[:steps]]
+    return np.stack(logits)
+
+
+def _note(measured: Measured, model: LVLM, case: Case, plan: Plan, result: Result) -> None:
+    measured.scores.setdefault(case.task, []).append(case.score(result.text))
+    measured.kv.append(result.stats.kv_bytes / result.stats.kv_bytes_dense)
+    placed = result.placements[0]
+    if placed.core.size:
+        measured.image_kv.append(float((placed.core | placed.parked).mean()))
+    measured.flops.append(_flops_share(model, plan, result))
+
+
+def _flops_share(model: LVLM, plan: Plan, result: Result) -> float:
+    """Arithmetic of this request over that of dense attention for the same tokens."""
+    dims, stats = model.package.manifest.dims, result.stats
+    layers, steps = range(dims.num_layers), stats.new_tokens - 1
+    text = stats.prompt_tokens - stats.visual_tokens
+    rows = [stats.prompt_tokens] * dims.num_layers
+    if plan.prune is not None:
+        kept = text + plan.prune.count(stats.visual_tokens)
+        rows = [kept if layer >= plan.prune.layer else stats.prompt_tokens for layer in layers]
+    placed = result.placements[0]
+    core, parked = placed.core.sum(1), placed.parked.sum(1)
+    ours, dense = prefill_flops(dims, rows), prefill_flops(dims, [stats.prompt_tokens] * len(rows))
+    for step in range(1, steps + 1):
+        behind = text + step - 1
+        alive = behind if plan.text is None else min(behind, plan.text.budget(behind))
+        refresh = plan.split is not None and plan.split.is_refresh(step)
+        read = [alive + float(core[i]) + (float(parked[i]) if refresh else 0.0) for i in layers]
+        ours += decode_flops(dims, read)
+        dense += decode_flops(dims, [behind + stats.visual_tokens] * dims.num_layers)
+    return ours / dense
+
+
+def _divergence(dense: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Mean KL(dense || other) over rows of logits [T, V], in nats."""
+    p, q = _log_softmax(dense), _log_softmax(other)
+    kl = (np.exp(p) * (p - q)).sum(1)
+    mean = float(kl.mean())
+    return mean if math.isfinite(mean) else math.inf
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(1, keepdims=True)
+    shifted: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(1, keepdims=True))
+    return shifted

@@ -1,0 +1,84 @@
+"""Measurements as a Markdown table and as a plot of quality against what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from avl_plugins.errors import AvlError
+
+Row = dict[str, Any]
+
+FAMILIES = (("dense", "#30343a"), ("fastv", "#ff8a00"), ("avl", "#0084ff"), ("random", "#9aa3ad"))
+
+
+class PlotError(AvlError):
+    """The plot cannot be drawn."""
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line a policy, in the shape of the papers' tables; shares of dense in brackets."""
+    tasks = list(rows[0]["scores"])
+    base = next((row["scores"] for row in rows if row["policy"] == "dense"), None)
+    heads = ["policy", *tasks, "image KV", "total KV", "FLOPs", "first token", "KL to dense"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in rows:
+        cells = [f"`{row['policy']}`"]
+        for task in tasks:
+            score, dense = row["scores"][task], base[task] if base else 0.0
+            cells.append(f"{score:.3f}" + (f" ({score / dense:.2f})" if dense else ""))
+        cells += [_share(row[name]) for name in ("image_kv", "kv", "flops", "first_token")]
+        cells.append("-" if row["divergence"] is None else f"{row['divergence']:.4f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Draw mean quality against KV bytes and against FLOPs, both as shares of dense, as PNG.
+
+    Raises:
+        PlotError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PlotError(
+            "--plot: expected matplotlib, found none; run: pip install 'avl[eval]'"
+        ) from None
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    names = (("image_kv", "image KV rows, share of dense"), ("flops", "FLOPs, share of dense"))
+    for panel, (key, label) in zip(panels, names, strict=True):
+        for family, colour in FAMILIES:
+            points = sorted(
+                (row[key], _mean_score(row)) for row in rows if _family(row["policy"]) == family
+            )
+            if points:
+                x, y = zip(*points, strict=True)
+                panel.plot(x, y, "o" if family == "dense" else "o-", color=colour, label=family)
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("mean score over tasks")
+    panels[0].legend(frameon=False, loc="lower right")
+    figure.suptitle(title)
+    try:
+        figure.savefig(path, dpi=130)
+    except (OSError, ValueError) as error:
+        raise PlotError(f"{path}: expected a place for a PNG, found: {error}") from None
+
+
+def _family(policy: str) -> str:
+    """What a policy is drawn as; chains and text budgets are in the table only."""
+    name, _, options = policy.partition(":")
+    return "other" if "+" in policy or "text" in options else name
+
+
+def _mean_score(row: Row) -> float:
+    scores = list(row["scores"].values())
+    return float(sum(scores) / len(scores))
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
