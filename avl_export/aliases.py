@@ -65,6 +65,8 @@ def stand_ins(config: Mapping[str, Any], missing: Sequence[str]) -> Files:
             for name, token in _token_ids(config).items()
         ]
         found["tokenizer.json"] = {"added_tokens": added}
+        found |= {name: value for name, value in files.items() if name == "tokenizer_config.json"}
+        found["tokenizer_config.json"] = files.get("tokenizer_config.json", {})
     return found
 
 

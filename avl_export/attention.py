@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,13 +48,12 @@ def _shapes(
 class LayerCaches:
     """What one traced pass hands to the attention of each layer, and gets back.
 
-    `caches` holds per layer (k_active, v_active, active_len, k_parked, v_parked, parked_len);
+    `caches` holds by layer (k_active, v_active, active_len, k_parked, v_parked, parked_len);
     `results` collects (k_new, v_new, mass_active, mass_parked, mass_new).
     """
 
-    first_layer: int
     row_weights: torch.Tensor
-    caches: list[tuple[torch.Tensor, ...]]
+    caches: Mapping[int, tuple[torch.Tensor, ...]]
     results: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
 
 
@@ -71,7 +71,7 @@ def split_cache_attention(
 
     With no entry in AttentionMaskInterface transformers builds no mask for it.
     """
-    cache = layer_caches.caches[module.layer_idx - layer_caches.first_layer]
+    cache = layer_caches.caches[module.layer_idx]
     out, *masses = torch.ops.avl.split_cache_attention(
         query, key, value, *cache, layer_caches.row_weights, float(scaling)
     )

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from avl_export.families import Family
-from avl_export.session import Caches, Sessions, read_embedding
+from avl_export.session import Caches, Sessions
 from avl_plugins.errors import AvlError
+from avl_runtime.embedding import Embedding
 from avl_runtime.package import Package
 from avl_runtime.processor import Processor, Prompt
 
@@ -40,17 +42,26 @@ class CheckError(AvlError):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Largest absolute differences from transformers, and the largest logit to judge them by."""
+    """Largest absolute differences from transformers, and the largest logit to judge them by.
+
+    `quantization` is the largest logit difference that quantized weights make in transformers.
+    """
 
     logits: float
     logit_scale: float
     features: float
+    quantization: float | None = None
 
     def line(self) -> str:
         """The report for people."""
         return (
             f"check against transformers: largest logit difference {self.logits:.1e} "
             f"(largest logit {self.logit_scale:.1f}), image features {self.features:.1e}"
+            + (
+                f"; quantized weights themselves move logits by up to {self.quantization:.1e}"
+                if self.quantization is not None
+                else ""
+            )
         )
 
 
@@ -77,8 +88,11 @@ class _Rows:
         return self.hidden[rows], self.positions[:, rows], self.deepstack[:, rows]
 
 
-def check_package(package: Package, family: Family) -> Report:
+def check_package(package: Package, family: Family, model: nn.Module | None = None) -> Report:
     """Run the comparison.
+
+    Args:
+        model: what to compare with, the checkpoint's `reference()` if None.
 
     Raises:
         CheckError: a difference above TOLERANCE; names the first layer that differs.
@@ -86,7 +100,7 @@ def check_package(package: Package, family: Family) -> Report:
     manifest = package.manifest
     tolerance = TOLERANCE[manifest.dtype]
     prompt = _prompt(package)
-    expected = _transformers(family, prompt)
+    expected = _transformers(family, model or family.reference(), prompt)
 
     sessions = Sessions(package)
     encoded = [sessions.encode(media) for media in prompt.media]
@@ -99,7 +113,7 @@ def check_package(package: Package, family: Family) -> Report:
         )
     mask = prompt.image_mask
     # Visual tokens may lie outside the vocabulary; their rows are replaced anyway.
-    hidden = read_embedding(package, np.where(mask, 0, prompt.input_ids))
+    hidden = Embedding(package).lookup(np.where(mask, 0, prompt.input_ids))
     hidden[mask] = features
     stacked = np.concatenate([deepstack for _, deepstack in encoded], 1)
     deepstack = np.zeros((len(stacked), *hidden.shape), np.float32)
@@ -145,8 +159,12 @@ def _all_logits(sessions: Sessions, rows: _Rows) -> dict[int, Array]:
     return logits
 
 
-def _transformers(family: Family, prompt: Prompt) -> _Expected:
-    model: Any = family.reference()
+def reference_logits(package: Package, family: Family, model: nn.Module) -> Array:
+    """Logits [N, V] float32 of `model` for what a check reads."""
+    return _transformers(family, model, _prompt(package)).logits
+
+
+def _transformers(family: Family, model: Any, prompt: Prompt) -> _Expected:
     layers: list[Array] = []
 
     def keep(into: list[Array]) -> Any:
@@ -156,12 +174,15 @@ def _transformers(family: Family, prompt: Prompt) -> _Expected:
 
         return hook
 
-    for layer in family.layers_of(model):
-        layer.register_forward_hook(keep(layers))
+    hooks = [layer.register_forward_hook(keep(layers)) for layer in family.layers_of(model)]
     inputs = family.reference_inputs(prompt)
-    with torch.no_grad():
-        features = family.reference_features(model, inputs)
-        out = model(**inputs, use_cache=False)
+    try:
+        with torch.no_grad():
+            features = family.reference_features(model, inputs)
+            out = model(**inputs, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return _Expected(features.float().numpy(), layers, out.logits[0].float().numpy())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from avl_export import hub
 from avl_export.aliases import BUNDLED, HUB_IDS, Files, known_files, names, stand_ins
+from avl_export.quantize.packing_config import Packing, packing_of
 from avl_export.safetensors_header import (
     FETCH_AGAIN,
     CheckpointError,
@@ -36,6 +37,8 @@ class Checkpoint:
     `hub_id` is set where missing files can be fetched from the hub. `missing` names the files
     that an export needs and this machine lacked: only a dry run goes on without them, on
     `stand_ins`, JSON files that avl knows of this checkpoint (`built_in`) or of a relative.
+
+    `packing` is set where the linears already are INT4; `config` then is the one without it.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Checkpoint:
     built_in: bool = False
     missing: tuple[str, ...] = ()
     stand_ins: Files = field(default_factory=dict)
+    packing: Packing | None = None
 
     @property
     def nbytes(self) -> int:
@@ -82,7 +86,8 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
     it, without a network.
 
     Raises:
-        CheckpointError: there is none, or its config.json is damaged or of a quantized model.
+        CheckpointError: there is none, or its config.json is damaged, or of a model quantized
+            otherwise than with GPTQ or AWQ to 4 bits.
         HubError: it could not be fetched.
     """
     hub_id, folder = None, BUNDLED.get(model)
@@ -109,11 +114,10 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
                 return _built_in(model, hub_id)
             folder = _fetch(hub_id, revision, folder, dry_run)
     config = _read_json(folder / "config.json")
-    if "quantization_config" in config:
-        raise CheckpointError(
-            f"{folder}: expected fp32, fp16 or bf16 weights, found a quantized checkpoint; "
-            "export the original one"
-        )
+    packing = packing_of(config, folder)
+    if packing is not None:
+        # transformers would want the tools that made the codes, even for a model without weights.
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
     missing = _missing(folder)
     return Checkpoint(
         name=model_name(model),
@@ -122,6 +126,7 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
         hub_id=hub_id,
         missing=missing,
         stand_ins=stand_ins(config, missing) if dry_run and missing else {},
+        packing=packing,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from avl_export import aliases
 from avl_export.checkpoint import model_name
-from avl_export.options import Options, OptionsError
+from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
 from avl_plugins.errors import AvlError
 
 NEEDED = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
@@ -40,14 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    if parsed.quantize != "none":
-        raise OptionsError(
-            f"--quantize: expected none, found {parsed.quantize}; this version of avl does not "
-            "quantize"
-        )
     options = Options(
         model=parsed.model,
-        out=parsed.out or _default_out(parsed.model),
+        out=parsed.out or default_out(parsed.model),
         policy=parsed.policy,
         split=parsed.split,
         dtype=parsed.dtype,
@@ -55,6 +50,10 @@ def _run(parsed: argparse.Namespace) -> int:
         check=parsed.check,
         revision=parsed.revision,
         dry_run=parsed.dry_run,
+        quantize=parsed.quantize,
+        quantize_also=parsed.quantize_also,
+        quantize_method=parsed.quantize_method,
+        block_size=parsed.block_size,
     )
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -78,6 +77,8 @@ def _run(parsed: argparse.Namespace) -> int:
         print(json.dumps(report))
         return 0
     print(f"{result.folder}: {_size(result.nbytes)}, {report['dtype']} ({report['why_dtype']})")
+    for line in _quantization_text(report["quantization"]):
+        print(line)
     if result.report:
         print(result.report.line())
     return 0
@@ -94,7 +95,30 @@ def _parser() -> argparse.ArgumentParser:
     add("--policy", default="dense", help="default policy of the package (default: dense)")
     add("--split", type=_layers, default=(2,), help="layers to cut after (default: 2)")
     add("--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
-    add("--quantize", choices=("none", "int8", "int4"), default="none")
+    add(
+        "--quantize",
+        choices=("none", "int8", "int4"),
+        default="none",
+        help="store the linears of the decoder's layers as codes of 8 or 4 bits",
+    )
+    add(
+        "--quantize-also",
+        type=_names,
+        default=(),
+        metavar="PARTS",
+        help=f"other parts to quantize: {','.join(ALSO)}",
+    )
+    add(
+        "--block-size",
+        type=int,
+        choices=BLOCK_SIZES,
+        help="inputs that share a scale (default: 64 for int4, all of an output's for int8)",
+    )
+    add(
+        "--quantize-method",
+        choices=METHODS,
+        help="how scales are chosen (default: clip for int4, rtn for int8)",
+    )
     add("--copy", action="store_true", help="copy the weights: a package that can be moved")
     add("--dry-run", action="store_true", help="print the plan, fetch no weights, write nothing")
     add(
@@ -116,7 +140,11 @@ def _layers(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _default_out(model: str) -> Path:
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def default_out(model: str) -> Path:
     """A place in the working directory, or beside the checkpoint for one who works in it."""
     out = Path(f"{model_name(model)}.avl")
     folder = Path(model).expanduser().resolve()
@@ -142,10 +170,29 @@ def _plan_text(report: dict[str, Any]) -> str:
         f"weights: {_size(report['weight_bytes'])} read from {report['weights']}"
         if not report["copied_bytes"]
         else f"weights: {_size(report['copied_bytes'])} copied into the package",
+        *_quantization_text(report["quantization"]),
         f"would write: {', '.join(report['files'])}",
         f"check against transformers: {'yes' if report['check'] else 'no'}",
     ]
     return "\n".join([*lines, *_missing_text(report)])
+
+
+def _quantization_text(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    block, parts = found["block_size"], ", ".join(found["parts"])
+    lines = [
+        f"quantized: {found['tensors']} weights of {parts} to int{found['bits']} "
+        f"({found['method']}, {f'blocks of {block}' if block else 'one scale an output'}), "
+        f"{_size(found['bytes_before'])} -> {_size(found['bytes_after'])}"
+    ]
+    if found["zero_points"]:
+        lines.append("zero points: kept from the checkpoint; TensorRT does not take them")
+    reasons: dict[str, int] = {}
+    for why in found["kept"].values():
+        reasons[why] = reasons.get(why, 0) + 1
+    lines += [f"not quantized: {count} weights whose {why}" for why, count in reasons.items()]
+    return lines
 
 
 def _missing_text(report: dict[str, Any]) -> list[str]:

@@ -18,6 +18,8 @@ from avl_export.checkpoint import TOKENIZER, weights_root
 from avl_export.graph import finish
 from avl_export.plan import Plan
 from avl_export.progress import Progress
+from avl_export.quantize.check import check_quantized
+from avl_export.quantize.writer import write_store
 from avl_export.trace import Traced, trace_encoder, trace_segment
 from avl_export.weights import bind
 from avl_plugins.errors import AvlError
@@ -68,7 +70,11 @@ def export(plan: Plan) -> Result:
             report = None
             if plan.check:
                 progress.step("checking against transformers", 2)
-                report = check_package(Package(folder, manifest), plan.family)
+                package = Package(folder, manifest)
+                if plan.store is None:
+                    report = check_package(package, plan.family)
+                else:
+                    report = check_quantized(package, plan.family, plan.store)
             nbytes = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     except OSError as error:
         raise ExportError(
@@ -92,14 +98,19 @@ def _check_place(plan: Plan) -> None:
             f"{out}: expected a place outside the checkpoint, found its weights inside; "
             "choose another --out"
         )
-    if plan.options.copy:
+    if plan.self_contained:
         above = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
         free = shutil.disk_usage(above).free
         if free < plan.copied_nbytes + SLACK:
             raise ExportError(
-                f"{out}: expected {plan.copied_nbytes + SLACK} free bytes for --copy, "
-                f"found {free}; free some space, choose another --out or leave --copy out"
+                f"{out}: expected {plan.copied_nbytes + SLACK} free bytes for {_what(plan)}, "
+                f"found {free}; free some space, choose another --out"
+                + (" or leave --copy out" if plan.store is None else "")
             )
+
+
+def _what(plan: Plan) -> str:
+    return "--copy" if plan.store is None else "quantized weights"
 
 
 @contextmanager
@@ -149,7 +160,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
     shutil.copyfile(plan.checkpoint.folder / TOKENIZER, folder / TOKENIZER)
     names = [encoder.file for encoder in encoders]
     names += [*(segment.file for segment in plan.segments), TOKENIZER]
-    shards = _copy_shards(plan, folder) if plan.options.copy else _link_shards(plan)
+    shards = _shards(plan, folder)
     traits = family.traits
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -165,11 +176,22 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         tokens=traits.tokens,
         chat_template=traits.chat_template,
         default_policy=plan.options.policy,
-        weights=Weights(None if plan.options.copy else str(root), shards),
+        weights=Weights(None if plan.self_contained else str(root), shards),
         files=tuple(_entry(folder, name) for name in names),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _shards(plan: Plan, folder: Path) -> tuple[Shard, ...]:
+    """Write the weights that the package holds, or name those that it links to."""
+    if plan.store is not None:
+        progress = Progress(plan.store.nbytes)
+        try:
+            return write_store(plan.store, folder, progress.step)
+        finally:
+            progress.close()
+    return _copy_shards(plan, folder) if plan.options.copy else _link_shards(plan)
 
 
 def _link_shards(plan: Plan) -> tuple[Shard, ...]:

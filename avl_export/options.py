@@ -10,6 +10,10 @@ from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
 
 DtypeOption = Literal["auto", "fp32", "fp16", "bf16"]
+QuantizeOption = Literal["none", "int8", "int4"]
+BLOCK_SIZES = (32, 64, 128)
+ALSO = ("embedding", "lm_head", "vision")
+METHODS = ("rtn", "clip", "hqq")
 
 
 class OptionsError(AvlError):
@@ -23,6 +27,10 @@ class Options:
     `split` holds the layers after which the decoder is cut, ascending; `check` is None to check
     small models only. `revision` is the hub's branch, tag or commit. A `dry_run` is planned and
     not exported.
+
+    `quantize` turns the linears of the decoder's layers into codes of 4 or 8 bits, and what
+    `quantize_also` names. `block_size` inputs share a scale; None is 64 for int4 and one scale an
+    output for int8. `quantize_method` None is the one that measured best.
     """
 
     model: str
@@ -34,6 +42,10 @@ class Options:
     check: bool | None = None
     revision: str | None = None
     dry_run: bool = False
+    quantize: QuantizeOption = "none"
+    quantize_also: tuple[str, ...] = ()
+    quantize_method: str | None = None
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", str(parse(self.policy)))
@@ -42,3 +54,30 @@ class Options:
                 f"--split: expected layers in ascending order, each once, "
                 f"found {','.join(map(str, self.split))}; sort them"
             )
+        unknown = [part for part in self.quantize_also if part not in ALSO]
+        if unknown:
+            raise OptionsError(
+                f"--quantize-also: expected {', '.join(ALSO)}, found {unknown[0]!r}; the linears "
+                "of the decoder's layers are always quantized"
+            )
+        for option, value, allowed in (
+            ("--block-size", self.block_size, BLOCK_SIZES),
+            ("--quantize-method", self.quantize_method, METHODS),
+        ):
+            if value is not None and value not in allowed:
+                raise OptionsError(
+                    f"{option}: expected {', '.join(map(str, allowed))}, found {value}; choose "
+                    "one of them"
+                )
+        if self.quantize == "none":
+            given = {
+                "--quantize-also": self.quantize_also,
+                "--quantize-method": self.quantize_method,
+                "--block-size": self.block_size,
+            }
+            for option, value in given.items():
+                if value:
+                    raise OptionsError(
+                        f"{option}: expected --quantize int4 or int8 with it, found none; add "
+                        f"one or leave {option} out"
+                    )

@@ -20,7 +20,10 @@ from avl_export.checkpoint import (
     weights_root,
 )
 from avl_export.families import Family, check_supported, load_family
-from avl_export.options import DtypeOption, Options, OptionsError
+from avl_export.options import Options, OptionsError
+from avl_export.quantize.planning import plan_quantization, stored_weights
+from avl_export.quantize.report import quantization_report
+from avl_export.quantize.store import Store
 from avl_export.trace import SegmentModule, deepstack_layers
 from avl_export.weights import WeightMap, embedding, map_weights
 from avl_runtime.package import Embedding, Segment
@@ -50,11 +53,16 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything decided before anything is written."""
+    """Everything decided before anything is written.
+
+    `weights` is where graphs shall find their weights; `store` is set where the package holds
+    quantized ones, which then holds all others too.
+    """
 
     checkpoint: Checkpoint
     family: Family
     weights: WeightMap
+    store: Store | None
     options: Options
     dtype: Literal["fp32", "fp16", "bf16"]
     why_dtype: str
@@ -88,16 +96,22 @@ class Plan:
                 for c in self.components
             ],
             "weight_bytes": self.weight_nbytes,
-            "weights": "copied" if self.options.copy else str(weights_root(self.checkpoint)),
+            "weights": "copied" if self.self_contained else str(weights_root(self.checkpoint)),
             "copied_bytes": self.copied_nbytes,
+            "quantization": quantization_report(self.store) if self.store else None,
             "check": self.check,
             "files": [
                 *sorted({c.file for c in self.components if c.file.endswith(".onnx")}),
                 TOKENIZER,
                 "avl.json",
-                *(sorted(self.locations.values()) if self.options.copy else ()),
+                *(sorted(self.locations.values()) if self.self_contained else ()),
             ],
         }
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether the package holds its own weights."""
+        return self.options.copy or self.store is not None
 
     @property
     def download_nbytes(self) -> int:
@@ -107,7 +121,9 @@ class Plan:
 
     @property
     def copied_nbytes(self) -> int:
-        """Bytes that --copy adds to the package."""
+        """Bytes of weights that the package holds."""
+        if self.store is not None:
+            return self.store.nbytes
         if not self.options.copy:
             return 0
         if lacks_weights(self.checkpoint):
@@ -130,10 +146,15 @@ def make_plan(options: Options) -> Plan:
         # Before gigabytes are fetched, see whether this variant can be exported at all.
         family = load_family(checkpoint, torch.float16)
     if lacks_weights(checkpoint) and options.dry_run:
+        if checkpoint.packing is not None:
+            raise OptionsError(
+                f"--dry-run: expected the weights of a {checkpoint.packing.method} checkpoint on "
+                f"this machine, found none in {checkpoint.folder}; fetch them first"
+            )
         checkpoint = assume_weights(checkpoint, family.model)
     else:
         checkpoint = open_weights(checkpoint)
-    dtype, why = _dtype(options.dtype, checkpoint)
+    dtype, why = _dtype(options, checkpoint)
     family = load_family(checkpoint, DTYPES[dtype])
     if TOKENIZER in checkpoint.missing and not options.dry_run:
         raise OptionsError(
@@ -147,23 +168,19 @@ def make_plan(options: Options) -> Plan:
         locations = {n: p.relative_to(root).as_posix() for n, p in checkpoint.shards.items()}
     weights = map_weights(checkpoint, family.model, locations)
     segments = _segments(options.split, family)
+    graphs = _graphs(family, segments)
+    modules = [module for _, _, module in graphs]
+    store = plan_quantization(options, checkpoint, family, weights, modules, dtype)
+    if store is not None:
+        weights = stored_weights(store, weights)
+        locations = {file.name: file.name for file in store.files}
     matrix = embedding(weights, family.model, family.text_model.get_submodule("embed_tokens"))
-    names = {id(t): n for n, t in family.model.named_parameters()}
-    parts: list[tuple[str, str, nn.Module]] = [
-        (encoder.file.removesuffix(".onnx"), encoder.file, encoder.module)
-        for encoder in family.encoders()
-    ]
-    for number, segment in enumerate(segments):
-        decoder = SegmentModule(family, segment.first_layer, segment.last_layer)
-        parts.append((f"decoder {number}", segment.file, decoder))
-    parts.append(("embedding", matrix.file, family.text_model.get_submodule("embed_tokens")))
-    components, seen = [], {}
-    for name, file, module in parts:
-        placed = [weights.place(names[id(p)], tuple(p.shape)) for p in module.parameters()]
-        seen.update({p.key: p.record.nbytes for p in placed})
-        components.append(Component(name, file, len(placed), sum(p.record.nbytes for p in placed)))
-    nbytes = sum(seen.values())
-    check = nbytes <= SMALL and dtype != "bf16" if options.check is None else options.check
+    components, nbytes = _components(family, weights, graphs, matrix)
+    check = options.check
+    if check is None:
+        # Of quantized weights a check reads the floating-point ones that they stand for.
+        halves = 2 * sum(p.numel() for p in family.model.parameters())
+        check = (halves if store is not None else nbytes) <= SMALL and dtype != "bf16"
     if check and dtype == "bf16":
         raise OptionsError(
             "--check: expected fp32 or fp16, found bf16, which ONNX Runtime's CPU cannot run; "
@@ -173,24 +190,58 @@ def make_plan(options: Options) -> Plan:
         checkpoint=checkpoint,
         family=family,
         weights=weights,
+        store=store,
         options=options,
         dtype=dtype,
         why_dtype=why,
         segments=segments,
         embedding=matrix,
         locations=locations,
-        components=tuple(components),
+        components=components,
         weight_nbytes=nbytes,
         check=check,
     )
 
 
-def _dtype(
-    asked: DtypeOption, checkpoint: Checkpoint
-) -> tuple[Literal["fp32", "fp16", "bf16"], str]:
+def _graphs(family: Family, segments: tuple[Segment, ...]) -> list[tuple[str, str, nn.Module]]:
+    """Name, file and module of each graph."""
+    graphs: list[tuple[str, str, nn.Module]] = [
+        (encoder.file.removesuffix(".onnx"), encoder.file, encoder.module)
+        for encoder in family.encoders()
+    ]
+    for number, segment in enumerate(segments):
+        decoder = SegmentModule(family, segment.first_layer, segment.last_layer)
+        graphs.append((f"decoder {number}", segment.file, decoder))
+    return graphs
+
+
+def _components(
+    family: Family,
+    weights: WeightMap,
+    graphs: list[tuple[str, str, nn.Module]],
+    matrix: Embedding,
+) -> tuple[tuple[Component, ...], int]:
+    """The graphs and the embedding, and the bytes of all weights, each counted once."""
+    names = {id(t): n for n, t in family.model.named_parameters()}
+    table = family.text_model.get_submodule("embed_tokens").get_parameter("weight")
+    components, seen = [], {}
+    for name, file, module in graphs:
+        own = {names[id(p)]: tuple(p.shape) for p in module.parameters()}
+        sizes = {weights.key(n): weights.nbytes(n, shape) for n, shape in own.items()}
+        seen.update(sizes)
+        components.append(Component(name, file, len(own), sum(sizes.values())))
+    key, nbytes = weights.table(names[id(table)], tuple(table.shape))
+    seen[key] = nbytes
+    components.append(Component("embedding", matrix.file, 1, nbytes))
+    return tuple(components), sum(seen.values())
+
+
+def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "fp16", "bf16"], str]:
     """The dtype that graphs compute in, and why."""
-    if asked != "auto":
-        return asked, "as asked"
+    if options.dtype != "auto":
+        return options.dtype, "as asked"
+    if options.quantize != "none" or checkpoint.packing is not None:
+        return "fp32", "for ONNX Runtime's CPU; TensorRT takes --dtype fp16 or bf16"
     if checkpoint.nbytes <= SMALL:
         return "fp32", "at most 1 GiB of weights"
     held: dict[str, int] = {}

@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
-from avl_export import attention
+from avl_export import attention, frame_attention, replicate
 from avl_export import compact as compacting
 from avl_export.attention import LayerCaches
 from avl_export.families import EncoderGraph, Family
+from avl_export.holes import fill
 
 OPSET = 23
 CACHE = ("k_active", "v_active", "active_len", "k_parked", "v_parked", "parked_len")
@@ -45,7 +46,10 @@ def deepstack_layers(family: Family, first: int, last: int) -> tuple[int, ...]:
 
 
 class SegmentModule(nn.Module):
-    """Layers `first` to `last` - 1 of a decoder; the last segment adds final norm and head."""
+    """Layers `first` to `last` - 1 of a decoder; the last segment adds final norm and head.
+
+    `traced` names the first of each kind of equal layers: the only ones that are traced.
+    """
 
     def __init__(self, family: Family, first: int, last: int) -> None:
         super().__init__()
@@ -53,6 +57,8 @@ class SegmentModule(nn.Module):
         self.rotary_emb = text.rotary_emb
         self.layers = nn.ModuleList(text.layers[first:last])
         self.first = first
+        firsts = replicate.firsts(list(self.layers))
+        self.traced = tuple(first + index for index in sorted(set(firsts)))
         self.deepstack = deepstack_layers(family, first, last)
         is_last = last == family.traits.dims.num_layers
         self.norm = text.norm if is_last else None
@@ -66,28 +72,42 @@ class SegmentModule(nn.Module):
         caches: list[tuple[torch.Tensor, ...]],
         deepstack: list[torch.Tensor],
     ) -> tuple[Any, ...]:
-        """[B, S, C] -> hidden [B, S, C] or logits [B, 1, V], results a layer, tapped states."""
+        """[B, S, C] -> hidden [B, S, C] or logits [B, 1, V], results a layer, tapped states.
+
+        Caches are those of the `traced` layers, and so are the results.
+        """
         added = dict(zip(self.deepstack, deepstack, strict=True))
-        state = LayerCaches(self.first, row_weights, caches)
+        state = LayerCaches(row_weights, dict(zip(self.traced, caches, strict=True)))
         cos, sin = self.rotary_emb(hidden, position_ids)
         half = cos.shape[-1] // 2
+        turns = (cos[..., :half], sin[..., :half])
         taps = []
         for number, layer in enumerate(self.layers, self.first):
-            hidden = layer(
-                hidden,
-                attention_mask=None,
-                position_ids=None,
-                past_key_values=None,
-                use_cache=False,
-                position_embeddings=(cos[..., :half], sin[..., :half]),
-                layer_caches=state,
-            )
+            hidden = replicate.repeat(_run_layer, layer, hidden, turns, state)
             if number in added:
                 hidden = hidden + added[number]
             taps.append(hidden)
         if self.norm is None or self.lm_head is None:
             return taps.pop(), state.results, taps
         return self.lm_head(self.norm(hidden[:, -1:])), state.results, taps
+
+
+def _run_layer(
+    layer: nn.Module,
+    hidden: torch.Tensor,
+    turns: tuple[torch.Tensor, torch.Tensor],
+    state: LayerCaches,
+) -> torch.Tensor:
+    out = layer(
+        hidden,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        use_cache=False,
+        position_embeddings=turns,
+        layer_caches=state,
+    )
+    return cast(torch.Tensor, out)
 
 
 def trace_segment(family: Family, first: int, last: int) -> Traced:
@@ -112,7 +132,7 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
         "hidden": meta(batch, seq, dims.hidden_size),
         "position_ids": meta(batch, seq, dtype=torch.int64),
         "row_weights": meta(batch, 2, seq, dtype=torch.float32),
-        "caches": [cache() for _ in layers],
+        "caches": [cache() for _ in module.traced],
         "deepstack": [meta(batch, seq, dims.hidden_size) for _ in module.deepstack],
     }
     if dims.position_axes > 1:
@@ -127,20 +147,30 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
     }
     if dims.position_axes > 1:
         dynamic["position_ids"] = {1: b, 2: s}
-    for i in layers:
+    for i in module.traced:
         a = {0: b, 2: torch.export.Dim(f"active_{i}")}
         p = {0: b, 2: torch.export.Dim(f"parked_{i}")}
         dynamic["caches"].append((a, a, {0: b}, p, p, {0: b}))
     is_last = last == dims.num_layers
     tapped = list(layers) if is_last else list(layers)[:-1]
-    inputs = ["hidden", "position_ids", "row_weights"]
-    inputs += [f"{name}.{i}" for i in layers for name in CACHE]
-    inputs += [f"deepstack.{i}" for i in module.deepstack]
-    outputs = ["logits" if is_last else "hidden_out"]
-    outputs += [f"{name}.{i}" for i in layers for name in RESULTS]
-    outputs += [f"layer_out.{i}" for i in tapped]
+
+    def names(which: Sequence[int]) -> tuple[list[str], list[str]]:
+        inputs = ["hidden", "position_ids", "row_weights"]
+        inputs += [f"{name}.{i}" for i in which for name in CACHE]
+        inputs += [f"deepstack.{i}" for i in module.deepstack]
+        outputs = ["logits" if is_last else "hidden_out"]
+        outputs += [f"{name}.{i}" for i in which for name in RESULTS]
+        outputs += [f"layer_out.{i}" for i in tapped]
+        return inputs, outputs
+
     with _implementation(family), compacting.compact(list(module.layers), module):
-        model = _to_onnx(module, example, dynamic, inputs, outputs)
+        own = {id(layer): f".{i}" for i, layer in zip(layers, module.layers, strict=True)}
+        model = _to_onnx(module, example, dynamic, *names(module.traced), own)
+    for values, ordered in zip(
+        (model.graph.inputs, model.graph.outputs), names(layers), strict=True
+    ):
+        named = {value.name: value for value in values}
+        values[:] = [named[name] for name in ordered]
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape(_segment_shape(str(value.name), family))
     heads = (dims.num_heads, dims.num_kv_heads)
@@ -202,9 +232,16 @@ def _to_onnx(
     dynamic: dict[str, Any],
     inputs: list[str],
     outputs: list[str],
+    own: Mapping[int, str] | None = None,
 ) -> ir.Model:
-    table = {**compacting.translation(), **attention.translation()}
-    with _quiet(), torch.no_grad():
+    """The graph of `module`; `own` as `holes.fill` takes it."""
+    table = {
+        **compacting.translation(),
+        **attention.translation(),
+        **frame_attention.translation(),
+        **replicate.translation(),
+    }
+    with _quiet(), torch.no_grad(), replicate.tracing() as calls:
         program = torch.export.export(module, (), example, dynamic_shapes=dynamic, strict=False)
         exported = torch.onnx.export(
             program,
@@ -218,6 +255,7 @@ def _to_onnx(
         )
     if exported is None:
         raise RuntimeError("torch.onnx.export returned no program")
+    fill(exported.model, calls, module, own or {})
     return exported.model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,6 +13,10 @@ import torch
 from torch import nn
 
 from avl_export.checkpoint import Checkpoint
+from avl_export.quantize.nodes import bind_quantized
+from avl_export.quantize.packing_config import SUFFIXES
+from avl_export.quantize.places import QuantizedPlace
+from avl_export.quantize.source import Source
 from avl_export.safetensors_header import CheckpointError, TensorRecord
 from avl_export.trace import Traced
 from avl_runtime.package import Embedding
@@ -37,10 +41,46 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class WeightMap:
-    """Where each parameter of a model lies, by the parameter's name in the model."""
+    """Where each parameter of a model lies, by the parameter's name in the model.
+
+    `packed` holds linears that a GPTQ or AWQ checkpoint stores as several tensors, by name and
+    suffix (qweight and so on); `linears` those that a package stores as codes, and `rows` the
+    token embedding if it is.
+    """
 
     folder: Path
     places: Mapping[str, Placed]
+    packed: Mapping[str, Mapping[str, Placed]] = field(default_factory=dict)
+    linears: Mapping[str, QuantizedPlace] = field(default_factory=dict)
+    rows: QuantizedPlace | None = None
+
+    def key(self, name: str) -> str:
+        """What tells stored tensors apart: two parameters may be one tensor."""
+        placed = self.places.get(name)
+        return name if placed is None or name in self.linears else placed.key
+
+    def table(self, name: str, shape: tuple[int, ...]) -> tuple[str, int]:
+        """Key and bytes of the token embedding `name`.
+
+        Raises:
+            CheckpointError: as `place`.
+        """
+        if self.rows is not None:
+            return f"{name}.rows", self.rows.nbytes
+        placed = self.place(name, shape)
+        return placed.key, placed.record.nbytes
+
+    def nbytes(self, name: str, shape: tuple[int, ...]) -> int:
+        """Bytes that the parameter `name` of `shape` takes.
+
+        Raises:
+            CheckpointError: as `place`.
+        """
+        if name in self.linears:
+            return self.linears[name].nbytes
+        if name in self.packed:
+            return sum(placed.record.nbytes for placed in self.packed[name].values())
+        return self.place(name, shape).record.nbytes
 
     def place(self, name: str, shape: tuple[int, ...]) -> Placed:
         """Where the parameter `name` of `shape` lies.
@@ -94,10 +134,16 @@ def map_weights(
     state = hf.state_dict()
     ignored = "|".join((COMPUTED, *(hf._keys_to_ignore_on_load_unexpected or ())))
     places: dict[str, Placed] = {}
+    packed: dict[str, dict[str, Placed]] = {}
     for key, (shard, record) in checkpoint.tensors.items():
-        name, converter = rename_source_key(key, renamings, converters, hf.base_model_prefix, state)
+        stem, _, suffix = key.rpartition(".")
+        is_packed = checkpoint.packing is not None and suffix in SUFFIXES
+        named = f"{stem}.weight" if is_packed else key
+        name, converter = rename_source_key(
+            named, renamings, converters, hf.base_model_prefix, state
+        )
         if name not in state:
-            if re.search(ignored, key):
+            if re.search(ignored, key) or _is_empty_bias(checkpoint, key):
                 continue
             raise CheckpointError(
                 f"{checkpoint.folder / shard}: {key}: expected a weight of {type(hf).__name__}, "
@@ -109,17 +155,32 @@ def map_weights(
                 f"{checkpoint.folder / shard}: {key}: expected a tensor used as stored, found one "
                 "in an older layout; load it with transformers and save it with save_pretrained"
             )
-        if name in places:
+        found = packed.setdefault(name, {}) if is_packed else places
+        own = suffix if is_packed else name
+        if own in found or (name in places and is_packed):
             raise CheckpointError(
                 f"{checkpoint.folder / shard}: {key}: expected one key for {name}, found "
-                f"{places[name].key} too; remove one of them"
+                f"{(found.get(own) or places[name]).key} too; remove one of them"
             )
-        places[name] = Placed(key, locations[shard], record)
+        found[own] = Placed(key, locations[shard], record)
     for tied, source in dict(getattr(hf, "all_tied_weights_keys", None) or {}).items():
         for here, there in ((tied, source), (source, tied)):
             if here not in places and there in places:
                 places[here] = places[there]
-    return WeightMap(checkpoint.folder, places)
+    return WeightMap(checkpoint.folder, places, packed)
+
+
+def _is_empty_bias(checkpoint: Checkpoint, key: str) -> bool:
+    """Whether `key` is the bias of zeros that some GPTQ tools add to layers without one."""
+    stem, _, suffix = key.rpartition(".")
+    if (
+        suffix != "bias"
+        or checkpoint.packing is None
+        or f"{stem}.qweight" not in checkpoint.tensors
+    ):
+        return False
+    shard, record = checkpoint.tensors[key]
+    return not Source(key, checkpoint.shards[shard], record).read(0, record.shape[0]).any()
 
 
 def embedding(weights: WeightMap, model: nn.Module, embed_tokens: nn.Module) -> Embedding:
@@ -127,6 +188,13 @@ def embedding(weights: WeightMap, model: nn.Module, embed_tokens: nn.Module) -> 
     weight = embed_tokens.get_parameter("weight")
     name = next(n for n, p in model.named_parameters() if p is weight)
     rows, columns = weight.shape
+    if weights.rows is not None:
+        return Embedding(
+            file=weights.rows.location,
+            offset=weights.rows.codes.offset,
+            dtype="I4" if weights.rows.bits == 4 else "I8",
+            shape=(rows, columns),
+        )
     placed = weights.place(name, (rows, columns))
     return Embedding(
         file=placed.location,
@@ -163,6 +231,10 @@ def bind(
         if name in constants:
             value.const_value = ir.tensor(constants[name].numpy(), name=name)
             graph.initializers[name] = value
+            continue
+        if name in weights.linears:
+            bind_quantized(graph, value, name, weights.linears[name], base)
+            value.const_value = None
             continue
         shape = tuple(n for n in value.shape or () if isinstance(n, int))
         placed = weights.place(name, shape)

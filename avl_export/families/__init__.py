@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 MODULES = {  # model_type -> module in this folder
     "llava": "llava",
     "llava_next": "llava_next",
+    "llava_onevision": "llava_onevision",
     "video_llava": "video_llava",
     "internvl": "internvl",
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
 }
 SUPPORTED = tuple(MODULES)
 

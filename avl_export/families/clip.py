@@ -1,4 +1,7 @@
-"""What families with a CLIP tower share: which of its states they read, and its graph."""
+"""What families with a CLIP tower share: which of its states they read, and its graph.
+
+SigLIP's tower is CLIP's without a class token and without a norm in front of the layers.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,17 @@ import torch
 from torch import nn
 
 from avl_export.families.base import EncoderGraph, FamilyError
+from avl_export.replicate import repeat
 
 
 class ClipFeatures(nn.Module):
-    """A CLIP tower up to the layers that a LLaVA reads, and the projector.
+    """A CLIP or SigLIP tower up to the layers that a LLaVA reads, and the projector.
 
     Args:
-        tower: a CLIPVisionModel.
+        tower: a CLIPVisionModel or SiglipVisionModel.
         projector: [images, tokens, C * states] -> [images, tokens, hidden].
         layers: for each state that is read, how many encoder layers come before it.
-        keep_class: whether the class token comes along, in front.
+        keep_class: whether the first token, CLIP's class token, comes along.
     """
 
     def __init__(
@@ -26,7 +30,7 @@ class ClipFeatures(nn.Module):
         super().__init__()
         parts: Any = tower
         self.embeddings = parts.embeddings
-        self.pre_norm = parts.pre_layrnorm
+        self.pre_norm = getattr(parts, "pre_layrnorm", nn.Identity())
         self.layers = nn.ModuleList(parts.encoder.layers[: max(layers)])
         self.projector = projector
         self.read = layers
@@ -37,11 +41,15 @@ class ClipFeatures(nn.Module):
         hidden = self.pre_norm(self.embeddings(pixel_values))
         states = [hidden]
         for layer in self.layers:
-            hidden = layer(hidden, None)
+            hidden = repeat(_encode, layer, hidden)
             states.append(hidden)
         picked = [states[index][:, self.first :] for index in self.read]
         features = picked[0] if len(picked) == 1 else torch.cat(picked, dim=-1)
         return cast(torch.Tensor, self.projector(features))
+
+
+def _encode(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    return cast(torch.Tensor, layer(hidden, None))
 
 
 def clip_graph(file: str, module: nn.Module, vision: Any, dtype: torch.dtype) -> EncoderGraph:
@@ -66,15 +74,15 @@ def clip_constants(model: nn.Module, tower: str) -> dict[str, torch.Tensor]:
     return {name: torch.arange(model.get_buffer(name).shape[-1])[None]}
 
 
-def check_clip(vision: Any, where: str) -> None:
+def check_clip(vision: Any, where: str, kind: str = "clip_vision_model") -> None:
     """Refuse a tower of another kind.
 
     Raises:
-        FamilyError: `vision` configures anything but CLIP.
+        FamilyError: `vision` configures anything but `kind`.
     """
-    if vision.model_type != "clip_vision_model":
+    if vision.model_type != kind:
         raise FamilyError(
-            f"{where}: expected a clip_vision_model tower, found {vision.model_type!r}; "
+            f"{where}: expected a {kind} tower, found {vision.model_type!r}; "
             "this version of avl cannot export it"
         )
 

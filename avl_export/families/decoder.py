@@ -10,7 +10,7 @@ import torch
 from avl_export.families.base import FamilyError
 from avl_runtime.manifest import Dims
 
-STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic")
 FOREVER = 1 << 62
 
 
@@ -33,12 +33,23 @@ def check_decoder(text: Any, types: Sequence[str], where: str) -> None:
         )
 
 
+def fix_rope(text_model: Any) -> None:
+    """Keep a dynamic RoPE from looking at positions, which a graph cannot branch on.
+
+    It stretches its frequencies behind max_position_embeddings, which is as far as `decoder_dims`
+    lets a package go; up to there it is the default RoPE.
+    """
+    if text_model.rotary_emb.rope_type == "dynamic":
+        text_model.rotary_emb.rope_type = "default"
+
+
 def decoder_dims(text: Any, position_axes: Literal[1, 3] = 1) -> Dims:
     """Sizes of the decoder that `text` configures."""
     # Within its window, windowed attention is full attention.
     window = getattr(text, "sliding_window", None)
     return Dims(
         hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
         num_layers=text.num_hidden_layers,
         num_heads=text.num_attention_heads,
         num_kv_heads=text.num_key_value_heads,

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError, Traits
+from avl_export.families.decoder import fix_rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ def meta_model(
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()
+        fix_rope(model.get_submodule("model.language_model"))
     except FamilyError:
         raise
     except Exception as error:  # transformers refuses a configuration with any kind of error

@@ -1,4 +1,4 @@
-"""InternVL 2.5, 3 and 3.5 in transformers' layout: InternViT, pixel shuffle, a Llama-like decoder."""
+"""InternVL in transformers' layout: InternViT, pixel shuffle, projector, Llama-like decoder."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ from avl_export.families.decoder import check_decoder, decoder_constants, decode
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import (
     chat_template,
+    check_side,
     image_processor,
     processing_of,
     special_tokens,
     tile_defaults,
     token_text,
-    video_processor,
 )
 from avl_export.families.videos import frame_count, frame_processing
+from avl_export.replicate import repeat
 from avl_runtime.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.processor import Prompt
-from avl_runtime.vision.steps import ImageProcessing
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 
 TEXT_TYPES = ("llama", "qwen2", "qwen3")
 FRAMES = 8  # what the model's authors show
 TILES = (1, 12)  # transformers' defaults
-AROUND = {"start_image_token": "<img>", "end_image_token": "</img>"}
-VIDEO = "<video>"
 
 
 class TileFeatures(nn.Module):
@@ -59,7 +57,7 @@ class TileFeatures(nn.Module):
         """[tiles, 3, H, W] -> [tiles, tokens, hidden]."""
         hidden = self.embeddings(pixel_values)
         for layer in self.layers:
-            hidden = layer(hidden)
+            hidden = repeat(_encode, layer, hidden)
         patches = self.norm(hidden)[:, 1:]  # without the class token
         return cast(torch.Tensor, self.projector(self._shuffled(patches)))
 
@@ -68,7 +66,167 @@ class TileFeatures(nn.Module):
         tiles, count, channels = patches.shape
         side, small = int(count**0.5), int(count**0.5 * self.ratio)
         step = side // small
-        # Each small cell takes the channels of step x step patches, column by column of the grid
-        # transformers shuffles twice, which puts a row's patches innermost.
         split = patches.reshape(tiles, small, step, small, step, channels)
         return split.permute(0, 1, 3, 2, 4, 5).reshape(tiles, small * small, -1)
+
+
+def _encode(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    return cast(torch.Tensor, layer(hidden))
+
+
+@dataclass(frozen=True, slots=True)
+class InternVL(HfFamily):
+    """An InternVL checkpoint; see `families.base.Family`."""
+
+    model_class: ClassVar[Any] = InternVLForConditionalGeneration
+
+    def encoders(self) -> Sequence[EncoderGraph]:
+        config = self.config
+        total, asked = config.vision_config.num_hidden_layers, config.vision_feature_layer
+        features = TileFeatures(
+            self.model.get_submodule("model"),
+            layers=asked if asked >= 0 else total + 1 + asked,
+            normed=asked == -1,
+            ratio=config.downsample_ratio,
+        )
+        vision = config.vision_config
+        pixels = torch.empty(
+            (2, vision.num_channels, *vision.image_size), dtype=self.dtype, device="meta"
+        )
+        dynamic = {"pixel_values": {0: torch.export.Dim("tiles")}}
+        return [EncoderGraph("vision.onnx", features, {"pixel_values": pixels}, dynamic)]
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        return decoder_constants(self.text_model, "model.language_model")
+
+    def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
+        if prompt.media:
+            pixels = np.concatenate([media.inputs["pixel_values"] for media in prompt.media])
+            inputs["pixel_values"] = torch.from_numpy(pixels)
+        return inputs
+
+    def reference_features(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        inner: Any = model.get_submodule("model")
+        features = inner.get_image_features(
+            inputs["pixel_values"],
+            vision_feature_layer=self.config.vision_feature_layer,
+            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+        )
+        return cast(torch.Tensor, features.pooler_output.flatten(0, 1))
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype) -> InternVL:
+    """Build the model of `checkpoint` on the meta device.
+
+    Raises:
+        FamilyError: the config is invalid or asks for something no graph here can do.
+    """
+    config, model = meta_model(
+        checkpoint, InternVLConfig, InternVLForConditionalGeneration, dtype, _check_parts
+    )
+    vision = config.vision_config
+    tile = vision.image_size[0]
+    side = int(tile // vision.patch_size[0] * config.downsample_ratio)
+    around = (_named(checkpoint, "start_image_token"), _named(checkpoint, "end_image_token"))
+    traits = Traits(
+        dims=decoder_dims(config.text_config),
+        tokens=special_tokens(checkpoint, config),
+        chat_template=chat_template(checkpoint),
+        image=ImageEncoder(
+            file="vision.onnx",
+            placeholder=token_text(checkpoint, config.image_token_id),
+            token=config.image_token_id,
+            layout=_tiles(checkpoint, tile, (side, side), around),
+        ),
+        video=VideoEncoder(
+            file="vision.onnx",
+            placeholder=_named(checkpoint, "video_token"),
+            token=config.image_token_id,
+            layout=FrameLines(
+                kind="frame_lines",
+                processing=frame_processing(checkpoint, tile_defaults(tile), tile),
+                frames=frame_count(checkpoint, FRAMES),
+                grid=(side, side),
+                around=around,
+            ),
+        ),
+    )
+    return InternVL("internvl", checkpoint.folder, traits, model)
+
+
+def _tiles(
+    checkpoint: Checkpoint, tile: int, grid: tuple[int, int], around: tuple[str, str]
+) -> TiledImage:
+    raw, place = image_processor(checkpoint)
+    steps = processing_of(raw, place, tile_defaults(tile))
+    # Tiles are never cropped, whatever the settings say; resizing is up to the layout.
+    check_side(replace(steps, crop=None), tile, place)
+    least, most = (
+        default if (found := raw.get(name)) is None else found
+        for name, default in zip(("min_patches", "max_patches"), TILES, strict=True)
+    )
+    if not all(isinstance(n, int) for n in (least, most)) or not 1 <= least <= most:
+        raise FamilyError(
+            f"{place}: expected min_patches of at least 1 and max_patches not below it, found "
+            f"{str(least)[:20]} and {str(most)[:20]}; fix the file"
+        )
+    return TiledImage(
+        kind="tiles",
+        processing=replace(steps, resize=None, crop=None),
+        tile=(tile, tile),
+        tiles=(least, most),
+        grid=grid,
+        around=around,
+    )
+
+
+def _named(checkpoint: Checkpoint, name: str) -> str:
+    """A token that transformers' tokenizer knows by name."""
+    settings = checkpoint.read_json("tokenizer_config.json")
+    extra = settings.get("extra_special_tokens")
+    found = settings.get(name) or (extra.get(name) if isinstance(extra, dict) else None)
+    if isinstance(found, dict):
+        found = found.get("content")
+    if not isinstance(found, str):
+        raise FamilyError(
+            f"{checkpoint.folder / 'tokenizer_config.json'}: expected {name}, as transformers' "
+            "InternVLProcessor does, found none; fetch the checkpoint again"
+        )
+    return found
+
+
+def _check_parts(config: Any, where: str) -> None:
+    vision = config.vision_config
+    if vision.model_type != "internvl_vision":
+        raise FamilyError(
+            f"{where}: expected an internvl_vision tower, found {vision.model_type!r}; "
+            "this version of avl cannot export it"
+        )
+    check_decoder(config.text_config, TEXT_TYPES, where)
+    asked, total = config.vision_feature_layer, vision.num_hidden_layers
+    if not isinstance(asked, int) or not -total - 1 <= asked <= total:
+        raise FamilyError(
+            f"{where}: expected a vision_feature_layer from {-total - 1} to {total}, found "
+            f"{str(asked)[:60]}; fix config.json"
+        )
+    if config.vision_feature_select_strategy != "default":
+        raise FamilyError(
+            f"{where}: expected vision_feature_select_strategy default, found "
+            f"{config.vision_feature_select_strategy!r}; this version of avl cannot export it"
+        )
+    (height, width), (down, across) = vision.image_size, vision.patch_size
+    step = round(1 / config.downsample_ratio)
+    if (height, down) != (width, across) or step * config.downsample_ratio != 1:
+        raise FamilyError(
+            f"{where}: expected square tiles and patches and a downsample_ratio of 1 by a whole "
+            f"number, found tiles of {height} x {width}, patches of {down} x {across} and "
+            f"{config.downsample_ratio}; this version of avl cannot export it"
+        )
+    if height % (down * step):
+        raise FamilyError(
+            f"{where}: expected an image_size that is a multiple of {step} patches of {down} "
+            f"pixels, found {height}; fix config.json"
+        )

@@ -42,7 +42,7 @@ class PackedFeatures(nn.Module):
     def forward(self, pixel_values: torch.Tensor, pack: torch.Tensor) -> torch.Tensor:
         """[tiles, 3, H, W] and [tokens] int64 -> [tokens, C]."""
         features = self.tower(pixel_values).flatten(0, 1)
-        return torch.cat([features, self.line_break[None]])[pack]
+        return torch.cat([features, self.line_break[None]]).index_select(0, pack)
 
 
 @dataclass(frozen=True, slots=True)

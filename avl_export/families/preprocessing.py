@@ -131,6 +131,24 @@ def processing_of(
     )
 
 
+def check_side(steps: ImageProcessing, side: int, place: str) -> None:
+    """Refuse steps that make pictures of another size than a tower has learned positions for.
+
+    Args:
+        side: of the square pictures that the tower reads, in pixels.
+        place: the file that the steps come from.
+
+    Raises:
+        FamilyError: they make others.
+    """
+    made = steps.resize if steps.crop is None else steps.crop
+    if made != (side, side):
+        raise FamilyError(
+            f"{place}: expected pictures of {side} x {side}, the image_size of config.json, found "
+            f"size {steps.resize} and crop_size {steps.crop}; fetch both files again"
+        )
+
+
 def special_tokens(checkpoint: Checkpoint, config: Any) -> Tokens:
     """Token ids as `generate` would use them: generation_config.json first, then config.json."""
     generation = checkpoint.read_json("generation_config.json")

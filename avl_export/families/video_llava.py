@@ -1,10 +1,10 @@
-"""Video-LLaVA: a CLIP-like tower for pictures, another for videos, LLaVA's projector and decoder."""
+"""Video-LLaVA: CLIP-like towers for pictures and for videos, one projector, LLaVA's decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from avl_export.families.decoder import check_decoder, decoder_constants, decode
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import (
     chat_template,
+    check_side,
     clip_defaults,
     image_processing,
+    image_processor,
     special_tokens,
     token_text,
 )
@@ -104,6 +106,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> VideoLlava:
     vision = config.vision_config
     layers = feature_layers(config, str(checkpoint.folder / "config.json"))
     side = vision.image_size // vision.patch_size
+    processing = image_processing(checkpoint, vision.image_size)
+    check_side(processing, vision.image_size, image_processor(checkpoint)[1])
     keep_class = config.vision_feature_select_strategy == "full"
     traits = Traits(
         dims=decoder_dims(config.text_config),
@@ -115,7 +119,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> VideoLlava:
             token=config.image_token_id,
             layout=FixedImage(
                 kind="fixed",
-                processing=image_processing(checkpoint, vision.image_size),
+                processing=processing,
                 grid=(side, side),
                 tokens=side * side + int(keep_class),
             ),
@@ -126,7 +130,9 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> VideoLlava:
             token=config.video_token_id,
             layout=FixedVideo(
                 kind="fixed_video",
-                processing=frame_processing(checkpoint, clip_defaults(vision.image_size)),
+                processing=frame_processing(
+                    checkpoint, clip_defaults(vision.image_size), vision.image_size
+                ),
                 frames=frame_count(checkpoint, FRAMES),
                 grid=(side, side),
                 tokens=side * side + 1,

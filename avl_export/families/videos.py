@@ -7,22 +7,26 @@ from typing import Any
 
 from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError
-from avl_export.families.preprocessing import processing_of, video_processor
+from avl_export.families.preprocessing import check_side, processing_of, video_processor
 from avl_runtime.vision.resample import BICUBIC, BILINEAR
 from avl_runtime.vision.steps import ImageProcessing
 
 
-def frame_processing(checkpoint: Checkpoint, defaults: Mapping[str, Any]) -> ImageProcessing:
+def frame_processing(
+    checkpoint: Checkpoint, defaults: Mapping[str, Any], side: int
+) -> ImageProcessing:
     """The steps that a frame goes through.
 
     Args:
         defaults: what the video processor does where its settings say nothing.
+        side: of the square frames that the tower reads, in pixels.
 
     Raises:
-        FamilyError: a step is none that the runtime can do.
+        FamilyError: a step is none that the runtime can do, or frames get another size.
     """
     raw, place = video_processor(checkpoint)
     steps = processing_of(raw, place, defaults)
+    check_side(steps, side, place)
     if steps.resize is not None and steps.resample not in (BILINEAR, BICUBIC):
         raise FamilyError(
             f"{place}: expected resample to be {BILINEAR} or {BICUBIC} (bilinear, bicubic) for "

@@ -142,14 +142,14 @@ def split_cache_attention_function(
     `heads` (H, Hkv) writes the head counts into the body. The result is the same, but ONNX Runtime
     then merges the nodes that all layers share: about a quarter fewer nodes a layer.
     """
-    query, key = _HEADS if heads is None else (_constant(heads[0]), _constant(heads[1]))
+    query, key = _HEADS if heads is None else (constant_ints(heads[0]), constant_ints(heads[1]))
     body = _ATTENTION.replace("{heads}", query).replace("{kv_heads}", key)
-    return _function(SPLIT_CACHE_ATTENTION, body, opset)
+    return function_proto(SPLIT_CACHE_ATTENTION, body, opset)
 
 
 def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
     """`avl::SplitCacheUpdate` as a function; a model needs the same default `opset`."""
-    return _function(SPLIT_CACHE_UPDATE, _UPDATE, opset)
+    return function_proto(SPLIT_CACHE_UPDATE, _UPDATE, opset)
 
 
 def attention_node_attributes(scale: float) -> dict[str, float | int | str]:
@@ -157,11 +157,13 @@ def attention_node_attributes(scale: float) -> dict[str, float | int | str]:
     return {"scale": float(scale), **PLUGIN_ATTRIBUTES}
 
 
-def _constant(value: int) -> str:
+def constant_ints(value: int) -> str:
+    """A node whose output is [value], in the parser's language."""
     return f"Constant <value_ints = [{value}]> ()"
 
 
-def _function(op: Op, body: str, opset: int) -> onnx.FunctionProto:
+def function_proto(op: Op, body: str, opset: int) -> onnx.FunctionProto:
+    """`body` in the parser's language as a function with the signature of `op`."""
     attributes = ", ".join(attribute.name for attribute in op.attributes)
     signature = (
         f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'

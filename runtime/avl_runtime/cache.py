@@ -94,6 +94,11 @@ class SegmentCache:
         return int(self.active_len[0] if len(self.active_len) == 1 else self.active_len.max())
 
     @property
+    def is_full(self) -> bool:
+        """Whether the next `append` replaces K and V, for lack of room."""
+        return self.top == self.positions.shape[3]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the live K and V arrays, room included."""
         kinds = (self.k_active, self.v_active, self.k_parked, self.v_parked)
@@ -151,7 +156,7 @@ class SegmentCache:
             steps: how many more rows may come, a bound on the room to allocate.
         """
         top = self.top
-        if top == self.positions.shape[3]:
+        if self.is_full:
             self._resize(top, top + room(top, steps))
         fresh = 0 if mass is None else mass
         if len(alive) == 1:
@@ -160,7 +165,7 @@ class SegmentCache:
                     array[:, :, top] = row
             self.positions[..., top] = positions[0]
             self.mass[..., top] = fresh
-            self.active_len += alive
+            self.active_len[0] += int(alive[0])
             return
         rows = np.flatnonzero(alive)
         slots = self.active_len[rows]

@@ -274,15 +274,16 @@ def evict_text(
     cache: SegmentCache, row: int, conversation: Conversation, budget: TextBudget
 ) -> None:
     """Bring one sequence down to its text budget (H2O, per layer and KV head)."""
-    length, n_text = int(cache.active_len[row]), conversation.text_after_image
-    positions = cache.positions[:, row, :, :length]
+    # Core image rows, where a partition has put them first, are not looked at again.
+    begin, length = int(cache.image_rows[row]), int(cache.active_len[row])
+    positions, n_text = cache.positions[:, row, :, begin:length], conversation.text_after_image
     # Every head holds the same number of evictable rows, at slots of its own.
     count = int(np.count_nonzero(conversation.evictable(positions[0, 0])))
     if count <= budget.budget(n_text):
         return
     evictable = conversation.evictable(positions)
     by_head = (*evictable.shape[:2], count)
-    mass = cache.mass[:, row, :, :length][evictable].reshape(by_head)
-    kept = ~evictable
-    kept[evictable] = budget.kept(mass, positions[evictable].reshape(by_head), n_text).ravel()
-    evict(cache, row, kept)
+    mass = cache.mass[:, row, :, begin:length][evictable].reshape(by_head)
+    kept = budget.kept(mass, positions[evictable].reshape(by_head), n_text)
+    slots = begin + np.flatnonzero(evictable).reshape(by_head) % (length - begin)
+    evict(cache, row, slots[~kept].reshape(*by_head[:2], -1))

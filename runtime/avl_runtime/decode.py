@@ -103,8 +103,11 @@ class Decoder:
         self._hidden[:, 0] = self._embedding.lookup(tokens)
         split, text = self._plan.split, self._plan.text
         self.refreshed = split is not None and split.is_refresh(self.step)
-        for bound, cache, first_layer in self._segments:
+        for bound, cache, _ in self._segments:
             bound.run(cache, parked=self.refreshed)
+        # A run leaves nothing else in the processor's caches, neither code nor data. Rows move after
+        # the last one, so that a step fetches what moves them once and not once a segment.
+        for bound, cache, first_layer in self._segments:
             if split is not None and self.refreshed:
                 for row in rows:
                     self._refresh(bound, cache, row, split, first_layer)
@@ -114,6 +117,8 @@ class Decoder:
                 for row in rows:
                     length = cache.active_len[row]
                     cache.add_mass(row, bound.mass_active[:, row, :, 1, :length])
+            if cache.is_full:
+                bound.release()
             cache.append(
                 bound.k_new, bound.v_new, self._positions, new_mass, alive, self._steps_left
             )

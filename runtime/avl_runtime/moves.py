@@ -106,32 +106,33 @@ def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> No
             parked[:, sources] = kept
 
 
-def evict(cache: SegmentCache, row: int, kept: Mask) -> None:
-    """Drop the active rows where `kept` [L, Hkv, length] is False, as many for every head.
+def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:
+    """Drop active slots `dropped` [L, Hkv, n], ascending, and shrink by n rows in place.
 
-    Holes are filled with rows from the end, so that nothing else moves and the row count shrinks in
-    place.
+    Rows from the end fill the holes that are left before it, so that nothing else moves.
     """
-    remaining, length = int(np.count_nonzero(kept[0, 0])), kept.shape[2]
-    heads, capacity = cache.positions.shape[2:]
-    # Layers and heads lie one after the other in both, and have as many holes as movers.
-    holes = np.flatnonzero(~kept[..., :remaining])
-    movers = np.flatnonzero(kept[..., remaining:])
-    if len(holes):
-        layer_heads, slots = np.divmod(holes, remaining)
-        shifts = remaining + movers % (length - remaining) - slots
-        layers, head = np.divmod(layer_heads, heads)
-        # Indices of whole rows, counted over sequences and heads: one `take` fetches them.
-        targets = (row * heads + head) * capacity + slots
-        for layer, part in _by_layer(layers, cache.layers):
-            to, origin = targets[part], targets[part] + shifts[part]
-            for array in (cache.k_active[layer], cache.v_active[layer]):
-                rows = array.reshape(-1, array.shape[3])
-                rows[to] = rows.take(origin, 0)
-        targets += layers * cache.positions[0].size
-        for numbers in (cache.positions.reshape(-1), cache.mass.reshape(-1)):
-            numbers[targets] = numbers.take(targets + shifts)
+    layers, _, heads, capacity = cache.positions.shape
+    count = dropped.shape[2]
+    remaining = int(cache.active_len[row]) - count
     cache.active_len[row] = remaining
+    at_end = dropped >= remaining
+    stays = np.ones((layers * heads, count), np.bool_)
+    stays[at_end.nonzero()[0] * heads + at_end.nonzero()[1], dropped[at_end] - remaining] = False
+    # Head by head there are as many holes as rows to fill them, in the same order in both.
+    head, offset = stays.nonzero()
+    slots = dropped[~at_end]
+    shifts = remaining + offset - slots
+    layer, head = np.divmod(head, heads)
+    # Indices of whole rows, counted over sequences and heads: one `take` fetches them.
+    targets = (row * heads + head) * capacity + slots
+    for index, part in _by_layer(layer, layers):
+        to, origin = targets[part], targets[part] + shifts[part]
+        for array in (cache.k_active[index], cache.v_active[index]):
+            rows = array.reshape(-1, array.shape[3])
+            rows[to] = rows.take(origin, 0)
+    targets += layer * cache.positions[0].size
+    for numbers in (cache.positions, cache.mass):
+        numbers.put(targets, numbers.take(targets + shifts))
 
 
 def _rows_at(rows: Array, slots: Ints) -> Array:

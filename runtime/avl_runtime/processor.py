@@ -176,9 +176,13 @@ class Processor:
         """Text of `ids` without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def view(self, image: ImageLike) -> Image.Image:
-        """The part of a picture that the model sees, resized as it sees it."""
-        return self._manifest.image.layout.view(load_image(image))
+    def view(self, image: ImageLike, among: int = 1) -> Image.Image:
+        """The part of a picture that the model sees, resized as it sees it.
+
+        Args:
+            among: how many pictures the turn comes with.
+        """
+        return self._manifest.image.layout_among(among).view(load_image(image))
 
     def view_video(self, video: VideoLike) -> Image.Image:
         """One of the frames that the model sees of a video, resized as it sees it.
@@ -230,8 +234,8 @@ class Processor:
         """Everything loaded and made ready, pictures first."""
         _check_list(images, "images")
         _check_list(videos, "videos")
-        image = self._manifest.image
-        media = [image.layout.prepare(load_image(source), self._image) for source in images]
+        seen_as = self._manifest.image.layout_among(len(images))
+        media = [seen_as.prepare(load_image(source), self._image) for source in images]
         if videos:
             layout = self._video_encoder(videos).layout
             media += [layout.prepare(load_video(source), self._video) for source in videos]
@@ -248,8 +252,8 @@ class Processor:
 
     def _filled(self, text: str, media: Sequence[Media]) -> tuple[str, tuple[Media, ...]]:
         """`text` with all placeholders replaced, and `media` in the order of their places."""
-        waiting = {kind: [part for part in media if part.kind == kind] for kind in self._placeholders}
         kinds = {placeholder: kind for kind, placeholder in self._placeholders.items()}
+        waiting = {kind: [part for part in media if part.kind == kind] for kind in kinds.values()}
         placed: list[Media] = []
 
         def replacement(found: re.Match[str]) -> str:

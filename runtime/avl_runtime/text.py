@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 
 from avl_plugins.errors import AvlError
 
-WINDOW: Final = 8  # ids; what has been told of a window need not be decoded again
 REPLACEMENT: Final = "\ufffd"  # what decoders put in place of bytes that are no whole character
 
 
@@ -22,34 +21,30 @@ class StreamDecoder:
 
     The pieces put together equal the tokenizer's decoding of all ids. Some tokenizers decode a
     token differently after another than alone (a leading space, a character in several bytes), so
-    every piece is what one more id adds to the decoding of a short window of ids. The window moves
-    on at whole characters only.
+    every piece is the difference of two decodings of a short window of ids. The window moves on at
+    whole characters only.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
         self._told = 0  # ids at the start of the window whose text has been handed out
-        self._text = ""  # that text
 
     def push(self, token: int) -> str:
         """The text that became certain with `token`: empty inside a character."""
         self._window.append(token)
-        now = self._decode(self._window)
-        if now.endswith(REPLACEMENT) or len(now) <= len(self._text):
+        before, now = self._decode(self._window[: self._told]), self._decode(self._window)
+        if now.endswith(REPLACEMENT) or len(now) <= len(before):
             return ""
-        piece = now[len(self._text) :]
-        if len(self._window) > WINDOW:
-            del self._window[: self._told]
-            now = self._decode(self._window)
-        self._told, self._text = len(self._window), now
-        return piece
+        self._window = self._window[self._told :]
+        self._told = len(self._window)
+        return now[len(before) :]
 
     def flush(self) -> str:
         """What is left at the end, where an unfinished character becomes U+FFFD."""
-        rest = self._decode(self._window)[len(self._text) :]
-        self._window, self._told, self._text = [], 0, ""
-        return rest
+        before, now = self._decode(self._window[: self._told]), self._decode(self._window)
+        self._window, self._told = [], 0
+        return now[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

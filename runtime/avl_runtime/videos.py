@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_plugins.errors import AvlError
 from avl_runtime.images import ImageLike, load_image
 from avl_runtime.video_files import FileFrames, VideoError, open_file
 

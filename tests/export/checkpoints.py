@@ -50,9 +50,12 @@ def make_config(text_type: str = "llama", text: dict[str, Any] | None = None, **
     )
 
 
-def write_extras(folder: Path, image_size: int = 56) -> None:
+def write_extras(folder: Path, image_size: int = 56, image_token: int = 98) -> None:
     """The files beside the weights: tokenizer.json, preprocessor_config.json."""
-    Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    words = {f"w{number}": number for number in range(image_token)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w3"))
+    tokenizer.add_special_tokens(["<image>"])  # takes the next number
+    tokenizer.save(str(folder / "tokenizer.json"))
     side = {"height": image_size, "width": image_size}
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"size": {"shortest_edge": image_size}, "crop_size": side})
@@ -96,7 +99,7 @@ def write_sparse(folder: Path, config: Any, dtype: str = "F16", shard_size: int 
         names |= dict.fromkeys(header, file)
         write_file(folder / file, header, max(e["data_offsets"][1] for e in header.values()))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    write_extras(folder, config.vision_config.image_size)
+    write_extras(folder, config.vision_config.image_size, config.image_token_id)
     return folder
 
 

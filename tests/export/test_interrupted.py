@@ -14,18 +14,6 @@ from avl_export import cli, export, progress
 from avl_runtime.package import load_package
 
 
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch, master_package: Path) -> None:
-    """Take graphs from `master_package` instead of tracing: these tests are about files."""
-
-    def save(_model: Any, path: Path) -> None:
-        path.write_bytes((master_package / path.name).read_bytes())
-
-    for name in ("trace_vision", "trace_segment", "bind", "finish"):
-        monkeypatch.setattr(export, name, lambda *_: None)
-    monkeypatch.setattr(export.ir, "save", save)
-
-
 def run(model: Path, out: Path, *arguments: str) -> int:
     return cli.main(["--model", str(model), "--out", str(out), "--no-check", *arguments])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from export.checkpoints import join_file, split_file
 
@@ -31,7 +32,8 @@ def first(header: dict[str, Any], part: str) -> str:
     return next(key for key in header if part in key)
 
 
-def test_no_folder(refused: Refused) -> None:
+def test_no_folder(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "hf download" in refused("no/such")
     assert "expected a checkpoint folder" in refused("/no/such/folder")
 
@@ -138,12 +140,15 @@ def test_quantized(checkpoint: Path, refused: Refused) -> None:
     assert "quantized" in refused(checkpoint)
 
 
-def test_dynamic_rope(checkpoint: Path, refused: Refused) -> None:
+def test_rope_that_changes_with_the_length(checkpoint: Path, refused: Refused) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     config["text_config"]["rope_parameters"] = {
-        "rope_type": "dynamic",
+        "rope_type": "longrope",
         "rope_theta": 1e4,
         "factor": 2.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+        "original_max_position_embeddings": 128,
     }
     edit_json(checkpoint / "config.json", **config)
     assert "rope_type" in refused(checkpoint)

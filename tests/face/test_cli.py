@@ -22,6 +22,7 @@ from PIL import Image
 from avl_plugins.errors import AvlError
 from avl_runtime.cli import run
 from avl_runtime.results import Placement, Result, Stats
+from avl_runtime.vision import Cells
 from face.support import tiny_processor
 
 KEYS = [
@@ -49,9 +50,9 @@ class FakeModel:
     raises: BaseException | None = None
     loaded: dict[str, Any] = field(default_factory=dict)
     asked: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
+    films: list[int] = field(default_factory=list)
 
     processor = tiny_processor()
-    package = SimpleNamespace(manifest=SimpleNamespace(vision=SimpleNamespace(grid=(12, 12))))
 
     def load(self, folder: Path, **options: Any) -> FakeModel:
         self.loaded = {"folder": folder, **options}
@@ -63,10 +64,15 @@ class FakeModel:
         return self
 
     def stream(
-        self, prompt: str, images: list[Any], **options: Any
+        self, prompt: str, images: list[Any], videos: list[Any], **options: Any
     ) -> Generator[str, None, Result]:
         self.asked.append((prompt, len(images), options))
-        return self._pieces(sum(count for _, count, _ in self.asked))
+        self.films.append(len(videos))
+        return self._pieces(len(self.media))
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        return ("image",) * sum(count for _, count, _ in self.asked)
 
     def _pieces(self, images: int) -> Generator[str, None, Result]:
         yield PIECES[0]
@@ -76,7 +82,8 @@ class FakeModel:
         core = np.ones((2, 144 * images), np.bool_)
         stats = Stats("dense", "ort-cpu", 150, 144, 4, 20.0, 2.5, 1000, 4_000_000, 5_000_000)
         places = (Placement(0, core, ~core),)
-        return Result("".join(PIECES), (5, 6, 7, 2), "eos", None, stats, places)
+        visuals = (Cells((12, 12), np.arange(144)),) * images
+        return Result("".join(PIECES), (5, 6, 7, 2), "eos", None, stats, places, visuals)
 
 
 @pytest.fixture
@@ -240,6 +247,23 @@ def test_conversation(
     out, err = capsys.readouterr()
     assert out == "a red circle é日\n" * 2
     assert "avl-run: missing.png: expected" in err and err.count("/quit") == 3
+
+
+def test_videos(
+    model: FakeModel, terminal: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = tmp_path / "film.gif"
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(film, save_all=True, append_images=frames[1:], duration=100)
+    assert run.main(["pkg", "What?", "--video", str(film), "--video", str(film)]) == 0
+    terminal += [f"/video {film}", "/video", "/video missing.mp4", "What?", "And?", "/quit"]
+    assert run.main(["pkg"]) == 0
+    assert model.films == [2, 1, 0]
+    err = capsys.readouterr().err
+    assert "avl-run: missing.mp4: expected" in err and err.count("/video PATH") == 2
+    model.loaded = {}
+    assert run.main(["pkg", "What?", "--video", "missing.mp4"]) == 1
+    assert model.loaded == {} and capsys.readouterr().err.count("\n") == 1
 
 
 def test_conversation_goes_on_after_a_failure(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -13,9 +15,12 @@ import torch
 from PIL import Image
 
 from avl_export.cli import main as avl_export
+from avl_export.options import Options
+from avl_export.plan import make_plan
 from avl_plugins.policies import parse
 from avl_runtime.cli.run import main as avl_run
 from avl_runtime.processor import Processor
+from export.checkpoints import join_file, split_file
 from families.support import Case, Made, clip, picture
 from oracle.hf_oracle import Oracle, run
 from oracle.reading import read
@@ -30,6 +35,15 @@ ROOM = 5 << 20  # bytes that a package may have beside its weights
 
 Size = tuple[int, int]
 Film = tuple[int, Size]  # frames and their size
+Renames = tuple[tuple[str, str], ...]
+
+# Where transformers saves language_model.model.*, vision_tower.* and image_newline.
+NEW_LAYOUT: Renames = (
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^(vision_tower|image_tower|video_tower|multi_modal_projector|image_newline)", r"model.\1"),
+)
+HUB_LAYOUT: Renames = ((r"^(vision_tower|image_tower|video_tower)\.", r"\1.vision_model."),)
 
 
 class FamilyTests:
@@ -79,7 +93,7 @@ class FamilyTests:
             np.testing.assert_array_equal(got.positions, shown.positions.expand(axes, -1))
             assert got.next_position == int(shown.positions.max()) + 1
 
-    def test_each_token_shows_a_cell_once_or_none(self, made: Made) -> None:
+    def test_tokens_show_every_cell_of_a_picture(self, made: Made) -> None:
         processor = made.model.processor
         for images, videos in self._shown():
             for media in processor.encode(PROMPT, images, videos).media:
@@ -212,12 +226,13 @@ class FamilyTests:
     # Helpers.
 
     def _shown(self) -> list[tuple[list[Image.Image], list[list[Image.Image]]]]:
-        """Pictures and videos of every turn."""
+        """Pictures and videos of every turn; where there are videos, both together too."""
         turns = [(self._pictures(sizes, 0), []) for sizes in self.turns]
         films = [
             ([], [clip(*film, seed) for seed, film in enumerate(films)]) for films in self.films
         ]
-        return [*turns, *films]
+        both = [(self._pictures(self.asked, 0), films[0][1])] if films else []
+        return [*turns, *films, *both]
 
     def _draws(self) -> list[list[Image.Image]]:
         return [self._pictures(self.asked, draw) for draw in range(DRAWS)]
@@ -235,6 +250,39 @@ class FamilyTests:
     def _close(found: np.ndarray, expected: np.ndarray) -> None:
         scale = max(1.0, float(np.abs(expected).max()))
         np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=0)
+
+
+class KeyLayoutTests:
+    """Checkpoints on the hub and new ones spell the keys of their weights in their own ways.
+
+    Attributes:
+        layouts: each as regular expressions and what they become, from how transformers saves.
+    """
+
+    layouts: ClassVar[tuple[Renames, ...]] = (HUB_LAYOUT, NEW_LAYOUT)
+
+    def test_other_key_layouts_are_understood(self, made: Made, tmp_path: Path) -> None:
+        usual = make_plan(Options(str(made.folder), tmp_path / "x.avl")).weights.places
+        for number, renames in enumerate(self.layouts):
+            folder = tmp_path / str(number)
+            shutil.copytree(made.folder, folder)
+            header, data = split_file(folder / "model.safetensors")
+            join_file(
+                folder / "model.safetensors",
+                {renamed(key, renames): entry for key, entry in header.items()},
+                data,
+            )
+            found = make_plan(Options(str(folder), tmp_path / "x.avl")).weights.places
+            expected = {name: renamed(placed.key, renames) for name, placed in usual.items()}
+            assert {name: placed.key for name, placed in found.items()} == expected
+            assert set(expected.values()) & set(header) != set(header), "nothing was renamed"
+
+
+def renamed(key: str, renames: Renames) -> str:
+    """A key of a checkpoint in another layout."""
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def _with_ids(

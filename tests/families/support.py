@@ -1,8 +1,7 @@
 """Small random checkpoints of any family, with transformers' own model and processor beside them.
 
 A family's test file describes its variants as `Case`s and inherits its tests from
-`shared.FamilyTests`. Weights are scaled so that attention is peaked and logits have a spread of
-some units: rankings then have clear gaps, and a token kept or dropped wrongly shows in the logits.
+`shared.FamilyTests`.
 """
 
 from __future__ import annotations
@@ -20,20 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from avl_export.cli import main as avl_export
 from avl_runtime import LVLM
+from support.random_parts import byte_level_tokenizer, randomize
 
 CORPUS = (
     "USER: ASSISTANT: user assistant system [INST] [/INST] What is in the picture? Describe the "
     "image. Read the text. How many objects are there? You are a helpful assistant. Naïve façade."
 )
-SCORE_SPREAD = 1.3  # standard deviation of attention scores before softmax, about its square
-LOGIT_SPREAD = 2.0
 
 Images = list[Image.Image]
 
@@ -174,35 +170,6 @@ def write_checkpoint(case: Case, folder: Path) -> None:
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def randomize(model: Any, special: int) -> None:
-    """Draw every weight; the logits of the first `special` tokens become 0, never the largest."""
-    tied = model.lm_head.weight is model.get_input_embeddings().weight
-    width = model.lm_head.weight.shape[1]
-    gains = {
-        "q_proj": SCORE_SPREAD,
-        "k_proj": SCORE_SPREAD,
-        "qkv": SCORE_SPREAD,
-        "position_embedding": 0.7,
-        "class_embedding": 1.0,
-        "newline": 1.0,
-        "embed_tokens": LOGIT_SPREAD / width**0.5 if tied else 1.0,
-        "lm_head": LOGIT_SPREAD,
-    }
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            gain = next((g for part, g in gains.items() if part in name), None)
-            noise = torch.randn_like(weight)
-            if weight.dim() == 1 and name.endswith("weight"):
-                weight.copy_(1 + 0.3 * noise)  # a norm
-            elif weight.dim() == 1:
-                weight.copy_((gain or 0.2) * noise if "proj" not in name else 0.2 * noise)
-            elif "embed" in name and "patch" not in name:
-                weight.copy_((gain or 1.0) * noise)
-            else:
-                weight.copy_((gain or 1.0) * noise / weight[0].numel() ** 0.5)
-        model.lm_head.weight[:special] = 0
-
-
 def make_tokenizer(case: Case) -> PreTrainedTokenizerFast:
     """Byte-level BPE with the case's special tokens, its vocabulary filled with words."""
     named = {"image_token_id": "image_token", "video_token_id": "video_token"}
@@ -212,7 +179,9 @@ def make_tokenizer(case: Case) -> PreTrainedTokenizerFast:
         if (token := getattr(case.config, key, None)) is not None
     }
     return PreTrainedTokenizerFast(
-        tokenizer_object=_backend(case.special, case.bos, case.config.get_text_config().vocab_size),
+        tokenizer_object=byte_level_tokenizer(
+            CORPUS, case.special, case.bos, case.config.get_text_config().vocab_size
+        ),
         bos_token=case.bos,
         eos_token=case.eos,
         pad_token=case.pad,
@@ -221,29 +190,6 @@ def make_tokenizer(case: Case) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         chat_template=case.template,
     )
-
-
-@functools.cache
-def _backend(special: tuple[str, ...], bos: str | None, vocabulary: int) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(special),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([CORPUS] * 4, trainer)
-    missing = vocabulary - tokenizer.get_vocab_size()
-    tokenizer.add_tokens([AddedToken(f"word{i}", normalized=False) for i in range(missing)])
-    if bos is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A",
-            pair=f"{bos} $A $B",
-            special_tokens=[(bos, special.index(bos))],
-        )
-    return tokenizer
 
 
 def without_checks(processor_class: Any) -> Any:

@@ -26,7 +26,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 from avl_runtime.vision.anyres import AnyresImage, best_resolution, cut_up
 from avl_runtime.vision.steps import ImageProcessing
-from families.shared import FamilyTests
+from families.shared import FamilyTests, KeyLayoutTests
 from families.support import Case, Made, picture, refused
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
@@ -94,7 +94,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 2048,
 }
@@ -125,7 +125,7 @@ CASES = (
 )
 
 
-class TestLlavaNext(FamilyTests):
+class TestLlavaNext(KeyLayoutTests, FamilyTests):
     cases = CASES
     # Wide, tall and square; so narrow that no line of tiles is left; one pixel.
     turns = ((), ((97, 61),), ((40, 130), (64, 64)), ((500, 9), (1, 1), (9, 500)))
@@ -158,7 +158,9 @@ def test_packing_is_that_of_transformers(
     pinpoints = tuple((tile * down, tile * across) for down, across in resolutions)
     steps = ImageProcessing(True, (tile, tile), 3, None, None, None, None)
     layout = AnyresImage("anyres", steps, pinpoints, tile, side)
-    got = layout.prepare(picture((width, height)), "x")
+    image = picture((width, height))
+    got = layout.prepare(image, "x")
+    assert min(layout.view(image).size) >= 1
 
     count = theirs.image_size_to_num_patches((height, width), [*map(list, pinpoints)], tile)
     numbers = torch.arange(count * side**2, dtype=torch.float64).reshape(count, side**2, 1)

@@ -17,21 +17,17 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from avl_plugins.function import attention_node_attributes, split_cache_attention_function
-from avl_plugins.reference import split_cache_attention
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
+from ops.agreement import (
+    assert_agrees_to_rounding,
+    assert_masked_rows_have_no_mass,
+    expected,
+    scale_of,
+)
 from ops.op_models import Arrays, attention_inputs, op_model, run, session
 
 GROUPS = (1, 2, 4, 8)
 HEAD_DIMS = (32, 64, 80, 96, 128)
-
-
-def scale_of(head_dim: int) -> float:
-    return head_dim**-0.5
-
-
-def expected(arrays: Arrays) -> tuple[np.ndarray[Any, Any], ...]:
-    ordered = [arrays[value.name] for value in SPLIT_CACHE_ATTENTION.inputs]
-    return split_cache_attention(*ordered, scale=scale_of(arrays["q"].shape[3]))
 
 
 @functools.cache
@@ -63,12 +59,6 @@ def key_of(arrays: Arrays) -> tuple[int, int, int]:
     return arrays["q"].shape[1], arrays["k_new"].shape[1], arrays["q"].shape[3]
 
 
-def assert_masked_rows_have_no_mass(arrays: Arrays, outputs: list[np.ndarray[Any, Any]]) -> None:
-    for place, mass in zip(("active", "parked"), outputs[1:3], strict=True):
-        for b, used in enumerate(arrays[f"{place}_len"]):
-            assert not mass[b, :, :, used:].any()
-
-
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("group", GROUPS)
 def test_agrees_with_the_reference(group: int, head_dim: int) -> None:
@@ -92,31 +82,6 @@ def test_agrees_on_long_caches(arrays: Arrays) -> None:
     outputs = run(attention_session(*key_of(arrays)), arrays)
     for found, wanted in zip(outputs, expected(arrays), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-def assert_agrees_to_rounding(
-    arrays: Arrays, outputs: list[np.ndarray[Any, Any]], u: float
-) -> None:
-    """T rounds to `u` relative; softmax and masses are in float32 whatever T is.
-
-    An output sums three rounded products of rounded probabilities and is rounded itself: some 6u of
-    the largest value. Roundings of scores are independent and cancel where probabilities are summed
-    or average values, which leaves less than that again.
-    """
-    wanted = expected(arrays)
-    largest = max(
-        float(np.abs(arrays[f"v_{place}"][b, :, :used]).max(initial=0))
-        for place in ("active", "parked", "new")
-        for b, used in enumerate(arrays.get(f"{place}_len", [None] * len(arrays["q"])))
-    )
-    np.testing.assert_allclose(
-        outputs[0].astype(float), wanted[0].astype(float), rtol=0, atol=6 * u * largest
-    )
-    weight = float(arrays["row_weights"].sum(axis=2).max())
-    for found, mass in zip(outputs[1:], wanted[1:], strict=True):
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, mass, rtol=0, atol=3 * u * weight)
-    assert_masked_rows_have_no_mass(arrays, outputs)
 
 
 @pytest.mark.parametrize("group", GROUPS)

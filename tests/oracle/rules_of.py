@@ -5,6 +5,7 @@ Only random rankings are taken from the policy itself, as they cannot be derived
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from avl_plugins.policies import AVL, Chain, Dense, FastV, Plan, Policy, Random
@@ -66,6 +67,8 @@ class FromPlan(ByAttention):
 
     def refresh(self, scores: Tensor, total: int, count: int, layer: int, step: int) -> list[int]:
         assert self.plan.split is not None
-        chosen = self.plan.split.rank_core(scores.numpy(), total, layer, step).tolist()
+        places = np.arange(len(scores))[None]
+        (core,) = self.plan.split.new_core(scores.numpy()[None], places, total, layer, step)
+        chosen = np.flatnonzero(core).tolist()
         assert len(chosen) == count
         return chosen

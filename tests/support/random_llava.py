@@ -1,12 +1,7 @@
-"""Small LLaVA checkpoints with random weights, written as Hugging Face folders.
-
-The weights are scaled so that attention is peaked and logits have a spread of some units: then
-rankings by attention have clear gaps, and a token kept or dropped wrongly shows in the logits.
-"""
+"""Small LLaVA checkpoints with random weights, written as Hugging Face folders."""
 
 from __future__ import annotations
 
-import functools
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Tokenizer
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -29,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from support.random_parts import byte_level_tokenizer, randomize
 
 PAD, BOS, EOS, IMAGE = range(4)
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
@@ -49,9 +45,6 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
 """
-
-SCORE_SPREAD = 1.3  # standard deviation of attention scores before softmax, about its square
-LOGIT_SPREAD = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +118,7 @@ def write_checkpoint(folder: Path, seed: int) -> Shape:
     shape = draw_shape(seed)
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(make_config(shape)).eval()
-    _scale_weights(model, shape)
+    randomize(model, len(SPECIAL))
     if shape.stored_half:
         model = model.half()
         for config in (model.config, model.config.text_config, model.config.vision_config):
@@ -178,50 +171,9 @@ def make_config(shape: Shape) -> LlavaConfig:
     )
 
 
-def _scale_weights(model: LlavaForConditionalGeneration, shape: Shape) -> None:
-    gains = {
-        "q_proj": SCORE_SPREAD,
-        "k_proj": SCORE_SPREAD,
-        "position_embedding": 0.7,
-        "class_embedding": 1.0,
-        "embed_tokens": LOGIT_SPREAD / shape.hidden**0.5 if shape.tied else 1.0,
-        "lm_head": LOGIT_SPREAD,
-    }
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            gain = next((g for part, g in gains.items() if part in name), 1.0)
-            noise = torch.randn_like(weight)
-            if weight.dim() == 1 and name.endswith("weight"):
-                weight.copy_(1 + 0.3 * noise)  # a norm
-            elif weight.dim() == 1:
-                weight.copy_(0.2 * gain * noise)  # a bias, or CLIP's class embedding
-            elif "embed" in name and "patch" not in name:
-                weight.copy_(gain * noise)
-            else:
-                weight.copy_(gain * noise / weight[0].numel() ** 0.5)
-        model.lm_head.weight[: len(SPECIAL)] = 0  # a logit of 0 never is the largest of 320
-
-
-@functools.cache
 def build_tokenizer() -> Tokenizer:
-    """Byte-level BPE with few merges, so that generated text often splits UTF-8 characters."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([CORPUS] * 4, trainer)
-    # Fill the vocabulary, so that every id the model can produce decodes.
-    missing = VOCABULARY - tokenizer.get_vocab_size()
-    tokenizer.add_tokens([AddedToken(f"word{i}", normalized=False) for i in range(missing)])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
-    )
-    return tokenizer
+    """A byte-level tokenizer for every shape."""
+    return byte_level_tokenizer(CORPUS, SPECIAL, "<s>", VOCABULARY)
 
 
 def make_processor(shape: Shape) -> LlavaProcessor:

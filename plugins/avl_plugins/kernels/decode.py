@@ -25,7 +25,7 @@ from avl_plugins.kernels.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "A", "P", "R", "G", "scale_bits", "splits"])
 def decode(
     q_ptr,  # [B, Hkv * G, S, D], S * G <= BM
     k_new_ptr, v_new_ptr,  # [B, Hkv, S, D]
@@ -109,7 +109,7 @@ def decode(
         tl.store(counter_ptr + pair, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "A", "P", "R", "G"])
 def decode_mass(
     row_weights_ptr,  # [B, R, S] float32
     scores_ptr,  # [B, Hkv, BM, A + P + S] float32, from `decode`

@@ -26,7 +26,7 @@ from avl_plugins.kernels.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "A", "P", "R", "G", "scale_bits", "owners"])
 def fused(
     q_ptr,  # [B, Hkv * G, S, D]
     k_new_ptr, v_new_ptr,  # [B, Hkv, S, D]

@@ -57,3 +57,76 @@ def attention(
             place[b, kv, :, :n] += np.outer(row_weights[b, :, s].astype(np.float64), share)
             begin += n
     return out, mass[0], mass[1], mass[2]
+
+
+def move_rows(
+    k_active: Array,
+    v_active: Array,
+    k_parked: Array,
+    v_parked: Array,
+    k_new: Array,
+    v_new: Array,
+    source: Int64,
+    destination: Int64,
+) -> None:
+    """`avl::SplitCacheUpdate` in place, one row after another from a copy of all.
+
+    Shapes: `schema.SPLIT_CACHE_UPDATE`, in any type.
+    """
+    active, parked = k_active.shape[2], k_parked.shape[2]
+    for a, p, n in ((k_active, k_parked, k_new), (v_active, v_parked, v_new)):
+        before = np.concatenate([a, p, n], axis=2)
+        for b, h, m in np.ndindex(source.shape):
+            to = int(destination[b, h, m])
+            if 0 <= to < active:
+                a[b, h, to] = before[b, h, source[b, h, m]]
+            elif to >= active:
+                if to >= active + parked:
+                    raise IndexError(f"destination {to} is past the {active + parked} cached rows")
+                p[b, h, to - active] = before[b, h, source[b, h, m]]
+
+
+def exchange(
+    mass_active: Array, mass_parked: Array, positions: Int64, parked_positions: Int64, capacity: int
+) -> list[tuple[int, int]]:
+    """The moves of a refresh of one layer and sequence, each a source and a destination address.
+
+    Args:
+        mass_active, mass_parked: [Hkv, core] and [Hkv, parked], the last row's attention.
+        positions, parked_positions: [core] and [parked], which break ties.
+        capacity: A, the address of the first parked row.
+    """
+    core = mass_active.shape[1]
+    scores = np.zeros(core + mass_parked.shape[1], np.float32)
+    for head in np.concatenate([mass_active, mass_parked], axis=1):
+        scores += head
+    order = [*positions, *parked_positions]
+    ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], order[i]))
+    leaving = sorted(set(range(core)) - set(ranked[:core]))
+    entering = sorted(set(ranked[:core]) - set(range(core)))
+    moves: list[tuple[int, int]] = []
+    for slot, row in zip(leaving, entering, strict=True):
+        moves += [(capacity + row - core, slot), (slot, capacity + row - core)]
+    return moves
+
+
+def eviction(
+    gathered: Array, positions: Int64, evictable: npt.NDArray[np.bool_], budget: int, recent: int
+) -> list[tuple[int, int]]:
+    """The moves that bring one head's text down to `budget` rows, `recent` of them the newest.
+
+    Args:
+        gathered, positions, evictable: [active rows], attention so far, token and whether the row
+            may go.
+    """
+    text = [int(slot) for slot in np.flatnonzero(evictable)]
+    if len(text) <= budget:
+        return []
+    by_age = sorted(text, key=lambda slot: -positions[slot])
+    newest, rest = by_age[:recent], by_age[recent:]
+    heavy = sorted(rest, key=lambda slot: (-gathered[slot], positions[slot]))[: budget - recent]
+    dropped = set(text) - set(newest) - set(heavy)
+    remaining = len(positions) - len(dropped)
+    holes = sorted(slot for slot in dropped if slot < remaining)
+    movers = [slot for slot in range(remaining, len(positions)) if slot not in dropped]
+    return list(zip(movers, holes, strict=True))

@@ -23,7 +23,7 @@ from avl_plugins.kernels.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "A", "P", "G", "scale_bits"])
 def prefill(
     q_ptr,  # [B, Hkv * G, S, D]
     k_new_ptr, v_new_ptr,  # [B, Hkv, S, D]
@@ -56,7 +56,7 @@ def prefill(
     tl.store(lse_ptr + pair * S * G + packed, m + tl.log2(l), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "A", "P", "R", "G", "scale_bits"])
 def prefill_mass(
     q_ptr,  # [B, Hkv * G, S, D]
     k_new_ptr,  # [B, Hkv, S, D]

@@ -46,16 +46,16 @@ def _rank(flag):
     return tl.cumsum(flag.to(tl.int32), 0) - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "Hkv", "M"])
 def select_core(
     table_ptr,  # [L, 8] int64: addresses of mass_active [B, Hkv, R, A] and mass_parked
     #             [B, Hkv, R, P] float32, positions [B, Hkv, A], parked_positions [B, P],
     #             core rows [B] and parked rows [B] int64; then A and P
-    R, H, M,
+    R, Hkv, M,
     source_ptr, destination_ptr,  # [L, B, Hkv, M] int64, M at least twice the rows exchanged
     NP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B, L), H KV heads; core and parked rows together are at most NP.
+    """Grid (B, L); core and parked rows together are at most NP.
 
     Active image rows are the first core rows, in the same slots for every KV head. Exchange i of a
     list is moves 2 i (parked to active) and 2 i + 1; moves that are not needed are to nowhere.
@@ -74,11 +74,11 @@ def select_core(
     active = n < core
     apart = (n >= core) & (n < core + parked)
     score = tl.zeros([NP], tl.float32)
-    for h in range(H):
-        row = (b * H + h).to(tl.int64) * R
+    for h in range(Hkv):
+        row = (b * Hkv + h).to(tl.int64) * R
         score += tl.load(mass_active + row * A + n, mask=active, other=0.0)
         score += tl.load(mass_parked + row * P + n - core, mask=apart, other=0.0)
-    position = tl.load(positions + b.to(tl.int64) * H * A + n, mask=active, other=0)
+    position = tl.load(positions + b.to(tl.int64) * Hkv * A + n, mask=active, other=0)
     position += tl.load(parked_positions + b.to(tl.int64) * P + n - core, mask=apart, other=0)
     position = position.to(tl.int32)
     chosen = _best(score, position, active | apart, core)
@@ -88,8 +88,8 @@ def select_core(
     leave_rank, enter_rank = _rank(leaving), _rank(entering)
     exchanged = tl.sum(leaving.to(tl.int32), 0)
     slot, place = n.to(tl.int64), (n - core + A).to(tl.int64)
-    for h in range(H):
-        to = (layer * tl.num_programs(0) + b).to(tl.int64) * H * M + h * M
+    for h in range(Hkv):
+        to = (layer * tl.num_programs(0) + b).to(tl.int64) * Hkv * M + h * M
         tl.store(destination_ptr + to + 2 * leave_rank, slot, mask=leaving)
         tl.store(source_ptr + to + 2 * leave_rank + 1, slot, mask=leaving)
         tl.store(source_ptr + to + 2 * enter_rank, place, mask=entering)
@@ -100,24 +100,24 @@ def select_core(
             tl.store(destination_ptr + to + nowhere, tl.full([NP], -1, tl.int64), mask=nowhere < M)
     # The lists are read back to pair rows up, by other threads than wrote them.
     tl.debug_barrier()
-    to = (layer * tl.num_programs(0) + b).to(tl.int64) * H * M
+    to = (layer * tl.num_programs(0) + b).to(tl.int64) * Hkv * M
     pair = n < exchanged
     slot = tl.load(destination_ptr + to + 2 * n, mask=pair, other=0)
     place = tl.load(source_ptr + to + 2 * n, mask=pair, other=0) - A
-    to_parked = tl.load(positions + b.to(tl.int64) * H * A + slot, mask=pair, other=0)
+    to_parked = tl.load(positions + b.to(tl.int64) * Hkv * A + slot, mask=pair, other=0)
     to_active = tl.load(parked_positions + b.to(tl.int64) * P + place, mask=pair, other=0)
     tl.debug_barrier()
     tl.store(parked_positions + b.to(tl.int64) * P + place, to_parked, mask=pair)
-    for h in range(H):
-        tl.store(positions + (b * H + h).to(tl.int64) * A + slot, to_active, mask=pair)
+    for h in range(Hkv):
+        tl.store(positions + (b * Hkv + h).to(tl.int64) * A + slot, to_active, mask=pair)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "S", "M", "T"])
 def select_text(
     table_ptr,  # [L, 8] int64: addresses of mass_active [B, Hkv, R, A_step] and mass_new
     #             [B, Hkv, R, S] float32 of the step, positions [B, Hkv, A] int64, gathered
     #             [B, Hkv, A] float32 and active_len [B] int64, new rows included; then A, A_step
-    image_mask_ptr,  # [B, T] int8, 1 where a token is an image's
+    image_mask_ptr,  # [B, T] int8, 1 where a token is an image"s
     first_image_ptr,  # [B] int32, position of the first image token; text before it stays
     budget_ptr,  # [B, 2] int32: text rows that may stay, and how many of them for being recent
     R, S, M, T,

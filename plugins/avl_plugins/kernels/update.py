@@ -24,10 +24,10 @@ def _row_pointers(rows, pair, A, P, S, D, active, parked, new):
     return place + (first + rows) * D
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "M", "D"])
 def update(
     table_ptr,  # [L, 8] int64: addresses of k_active, v_active, k_parked, v_parked, k_new, v_new,
-    #             then the layer's A and P; new rows are [B, Hkv, S, D]
+    #             then the layer"s A and P; new rows are [B, Hkv, S, D]
     source_ptr, destination_ptr,  # [L, B, Hkv, M] int64, M <= MP
     S, M, D,
     MP: tl.constexpr, W: tl.constexpr,
@@ -56,7 +56,7 @@ def update(
     tl.store(tl.multiple_of(rows, (1, 16)), words, mask=moved)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["A", "P", "S", "M", "D"])
 def update_copy(
     k_active_ptr, v_active_ptr, k_parked_ptr, v_parked_ptr,  # [B, Hkv, A | P, D]
     k_new_ptr, v_new_ptr,  # [B, Hkv, S, D]

@@ -138,8 +138,10 @@ class OrtBoundSegment:
         self._session.run_with_iobinding(binding.io)
 
     def release(self) -> None:
-        self._bindings.clear()
         self._bound = None
+        for binding in self._bindings.values():
+            for layer in self._layers:
+                del binding.arrays[f"k_active.{layer}"], binding.arrays[f"v_active.{layer}"]
 
     def _make_binding(self) -> _Binding:
         binding = _Binding(self._session.io_binding())
@@ -178,7 +180,7 @@ class OrtBoundSegment:
 
 
 class _Binding:
-    """An IOBinding and the arrays it points to, which it does not keep alive itself."""
+    """An IOBinding, and what it points to but does not keep alive: inputs and buffers for mass."""
 
     __slots__ = ("arrays", "io", "mass")
 
@@ -194,7 +196,6 @@ class _Binding:
             self.io.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
 
     def bind_output(self, name: str, array: NDArray[Any]) -> None:
-        self.arrays[name] = array
         self.io.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
 
 

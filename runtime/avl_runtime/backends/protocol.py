@@ -50,7 +50,7 @@ class BoundSegment(Protocol):
         ...
 
     def release(self) -> None:
-        """Let go of the cache's arrays, which are about to be replaced and can then be freed."""
+        """Let go of the cache's active rows, so that they are freed as they are replaced."""
         ...
 
 

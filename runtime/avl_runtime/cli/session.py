@@ -124,7 +124,7 @@ class Session:
         """Note what the model sees of new pictures and videos, in the order of its tokens."""
         processor = self._model.processor
         views = {
-            "image": [processor.view(image) for image in shown.images],
+            "image": [processor.view(image, len(shown.images)) for image in shown.images],
             "video": [processor.view_video(video) for video in shown.videos],
         }
         self._seen += [views[kind].pop(0) for kind in self._chat.media[len(self._seen) :]]

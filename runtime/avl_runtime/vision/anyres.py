@@ -85,11 +85,11 @@ def cut_up(
     down, across = height // tile, width // tile
     tiles = canvas.reshape(down, tile, across, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
     overview = fit(image, steps)
-    features = np.arange(side**2, (1 + down * across) * side**2)
-    grid = features.reshape(down, across, side, side).swapaxes(1, 2)
-    grid = grid.reshape(down * side, across * side)
-    top, left = _padding((image.height, image.width), grid.shape)
-    lines, columns = grid.shape
+    features = np.arange(side**2, (1 + down * across) * side**2, dtype=np.int64)
+    lines, columns = down * side, across * side
+    blocks = features.reshape(down, across, side, side).swapaxes(1, 2)
+    grid = blocks.reshape(lines, columns)
+    top, left = _padding((image.height, image.width), (lines, columns))
     rows = grid[top : lines - top, left : columns - left]
     # Where a tile is no whole number of features' pixels, a cell's edges fall between pixels.
     above, beside = top * height // lines, left * width // columns
@@ -146,11 +146,12 @@ def _canvas(
         fitted = (min(math.ceil(image.width * by_height), width), height)
     left, top = (width - fitted[0]) // 2, (height - fitted[1]) // 2
     canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[top : top + fitted[1], left : left + fitted[0]] = image.resize(fitted, resample)
+    pixels = np.asarray(image.resize(fitted, resample))
+    canvas[top : top + fitted[1], left : left + fitted[0]] = pixels
     return canvas
 
 
-def _padding(size: tuple[int, int], grid: tuple[int, ...]) -> tuple[int, int]:
+def _padding(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
     """Lines above (and below), columns left (and right) of a picture in a grid that it fits.
 
     Not quite where the canvas has them: this is the model's arithmetic, of whole features.

@@ -51,7 +51,7 @@ def spread(count: int, frames: int) -> list[int]:
 
 
 def middles(count: int, frames: int) -> list[int]:
-    """At most `frames` of `count` frames: the middle ones of equal parts of the video (InternVL)."""
+    """At most `frames` of `count` frames: the middle ones of equal parts of a video (InternVL)."""
     if count <= frames:
         return list(range(count))
     part = count / frames
@@ -60,7 +60,7 @@ def middles(count: int, frames: int) -> list[int]:
 
 def _center_crop(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """The middle [height, width, 3]; what a smaller frame lacks is black."""
-    down, across = (max(0, want - have) for want, have in zip((height, width), pixels.shape[:2]))
+    down, across = max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])
     if down or across:
         sides = ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0))
         pixels = np.pad(pixels, sides)

@@ -38,7 +38,8 @@ class FixedVideo:
             ImageError: a frame is too long and narrow to be resized.
         """
         picked = video.pick(spread(video.count, self.frames))
-        values = [frame_values(fit_frame(frame, self.processing), self.processing) for frame in picked]
+        steps = self.processing
+        values = [frame_values(fit_frame(frame, steps), steps) for frame in picked]
         rows, columns = self.grid
         cells = np.full((len(picked), self.tokens), -1, np.int64)
         cells[:, self.tokens - rows * columns :] = np.arange(rows * columns)

@@ -99,7 +99,8 @@ class FrameLines:
             VideoError: a file is damaged, or its frames are too large together.
         """
         picked = video.pick(middles(video.count, self.frames))
-        values = [frame_values(fit_frame(frame, self.processing), self.processing) for frame in picked]
+        steps = self.processing
+        values = [frame_values(fit_frame(frame, steps), steps) for frame in picked]
         cells = self.grid[0] * self.grid[1]
         before, behind = self.around
         lines = [

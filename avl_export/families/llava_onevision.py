@@ -1,0 +1,188 @@
+"""LLaVA-OneVision: SigLIP tower, tiles with blended features, videos, Qwen2 decoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+from avl_export.checkpoint import Checkpoint
+from avl_export.families.base import EncoderGraph, FamilyError, Traits
+from avl_export.families.clip import (
+    ClipFeatures,
+    check_clip,
+    clip_constants,
+    clip_pixels,
+    feature_layers,
+)
+from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
+from avl_export.families.hf import HfFamily, meta_model
+from avl_export.families.preprocessing import (
+    chat_template,
+    special_tokens,
+    tile_defaults,
+    token_text,
+)
+from avl_export.families.tiles import resolutions, tile_processing
+from avl_export.families.videos import frame_count, frame_processing
+from avl_runtime.manifest import ImageEncoder, VideoEncoder
+from avl_runtime.processor import Prompt
+from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
+
+TEXT_TYPES = ("qwen2", "llama", "mistral")
+FRAMES = 32  # the most that the model was trained on
+GRAPH = "vision.onnx"
+
+
+class BlendedFeatures(nn.Module):
+    """Features of tiles, four of which are blended into each that the decoder reads."""
+
+    def __init__(self, tower: nn.Module, line_break: nn.Parameter) -> None:
+        super().__init__()
+        self.tower = tower
+        self.line_break = line_break
+
+    def forward(
+        self, pixel_values: torch.Tensor, pack: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """[tiles, 3, H, W], [tokens, 4] int64 and [tokens, 4] -> [tokens, C]."""
+        features = torch.cat([self.tower(pixel_values).flatten(0, 1), self.line_break[None]])
+        # One after the other: all at once would take four times the memory.
+        blended = features.index_select(0, pack[:, 0]) * weights[:, :1]
+        for corner in range(1, 4):
+            part = features.index_select(0, pack[:, corner])
+            blended = blended + part * weights[:, corner : corner + 1]
+        return blended
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaOnevision(HfFamily):
+    """A LLaVA-OneVision checkpoint; see `families.base.Family`."""
+
+    model_class: ClassVar[Any] = LlavaOnevisionForConditionalGeneration
+    feature_layers: tuple[int, ...]
+
+    def encoders(self) -> Sequence[EncoderGraph]:
+        part = self.model.get_submodule
+        tower = ClipFeatures(
+            part("model.vision_tower"),
+            part("model.multi_modal_projector"),
+            self.feature_layers,
+            keep_class=True,  # SigLIP has none, so nothing is cut off
+        )
+        example = {
+            "pixel_values": clip_pixels(self.config.vision_config, self.dtype, count=3),
+            "pack": torch.empty((7, 4), dtype=torch.int64, device="meta"),
+            "weights": torch.empty((7, 4), dtype=self.dtype, device="meta"),
+        }
+        tiles, tokens = torch.export.Dim("tiles"), torch.export.Dim("tokens")
+        dynamic = {"pixel_values": {0: tiles}, "pack": {0: tokens}, "weights": {0: tokens}}
+        line_break = self.model.get_parameter("model.image_newline")
+        return [EncoderGraph(GRAPH, BlendedFeatures(tower, line_break), example, dynamic)]
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        return {
+            **decoder_constants(self.text_model, "model.language_model"),
+            **clip_constants(self.model, "model.vision_tower"),
+        }
+
+    def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
+        images = [media for media in prompt.media if media.kind == "image"]
+        if images:
+            tiles = np.concatenate([media.inputs["pixel_values"] for media in images])
+            inputs["pixel_values"] = torch.from_numpy(tiles)
+            inputs["image_sizes"] = torch.tensor([media.size for media in images])
+            inputs["batch_num_images"] = torch.tensor([len(images)])
+        frames = [m.inputs["pixel_values"] for m in prompt.media if m.kind == "video"]
+        if frames:
+            inputs["pixel_values_videos"] = torch.from_numpy(np.stack(frames))
+        return inputs
+
+    def reference_features(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        names = ("pixel_values", "image_sizes", "batch_num_images")
+        given = {name: inputs[name] for name in names if name in inputs}
+        found: list[torch.Tensor] = []
+        if given:
+            found += cast(Any, model).get_image_features(**given).pooler_output
+        if "pixel_values_videos" in inputs:
+            found += (
+                cast(Any, model).get_video_features(inputs["pixel_values_videos"]).pooler_output
+            )
+        return torch.cat(found)
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaOnevision:
+    """Build the model of `checkpoint` on the meta device.
+
+    Raises:
+        FamilyError: the config is invalid or asks for something no graph here can do.
+    """
+    config, model = meta_model(
+        checkpoint, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, dtype, _check
+    )
+    tile = config.vision_config.image_size
+    side = tile // config.vision_config.patch_size
+    processing = tile_processing(checkpoint, tile)
+    mean = processing.mean or (0.0, 0.0, 0.0)
+    traits = Traits(
+        dims=decoder_dims(config.text_config),
+        tokens=special_tokens(checkpoint, config),
+        chat_template=chat_template(checkpoint),
+        image=ImageEncoder(
+            file=GRAPH,
+            placeholder=token_text(checkpoint, config.image_token_id),
+            token=config.image_token_id,
+            layout=BlendedImage(
+                kind="blended",
+                processing=processing,
+                resolutions=resolutions(checkpoint, config),
+                tile=tile,
+                side=side,
+                most=int(config.vision_aspect_ratio.removeprefix("anyres_max_")),
+            ),
+            several=SquareImage(
+                kind="square",
+                processing=processing,
+                background=(int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255)),
+                side=side,
+            ),
+        ),
+        video=VideoEncoder(
+            file=GRAPH,
+            placeholder=token_text(checkpoint, config.video_token_id),
+            token=config.video_token_id,
+            layout=BlendedVideo(
+                kind="blended_video",
+                processing=frame_processing(checkpoint, tile_defaults(tile), tile),
+                frames=frame_count(checkpoint, FRAMES),
+                side=side,
+            ),
+        ),
+    )
+    layers = feature_layers(config, str(checkpoint.folder / "config.json"))
+    return LlavaOnevision("llava_onevision", checkpoint.folder, traits, model, layers)
+
+
+def _check(config: Any, where: str) -> None:
+    check_clip(config.vision_config, where, "siglip_vision_model")
+    check_decoder(config.text_config, TEXT_TYPES, where)
+    if config.vision_feature_select_strategy != "full":
+        raise FamilyError(
+            f"{where}: expected vision_feature_select_strategy 'full', found "
+            f"{config.vision_feature_select_strategy!r}, which takes a feature from each tile; "
+            "this version of avl cannot export it"
+        )
+    if not re.fullmatch(r"anyres_max_[1-9]\d*", config.vision_aspect_ratio):
+        raise FamilyError(
+            f"{where}: expected vision_aspect_ratio anyres_max_N, found "
+            f"{config.vision_aspect_ratio!r}; this version of avl cannot export it"
+        )

@@ -1,0 +1,82 @@
+"""Building blocks of encoders that read frames as patches (Qwen2.5-VL, Qwen3-VL).
+
+Hidden states are [T, P, C]: T frames, which never look at each other, of P patches. Grid-dependent
+index arrays are inputs, made by `avl_runtime.vision.patches.Patches`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from avl_export.frame_attention import frame_attention
+
+Turns = tuple[torch.Tensor, torch.Tensor]  # cos and sin
+
+
+def embed_patches(projection: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """[T, P, D] -> [T, P, C]: a convolution whose kernel is as large as a patch."""
+    weight = projection.weight
+    return F.linear(pixel_values, weight.reshape(weight.shape[0], -1), projection.bias)
+
+
+class PatchRotary(nn.Module):
+    """RoPE by row and column; `rotary` is transformers' module."""
+
+    def __init__(self, rotary: Any) -> None:
+        super().__init__()
+        self.inv_freq = rotary.inv_freq
+        self.scaling = float(rotary.attention_scaling)
+
+    def forward(self, position_ids: torch.Tensor, hidden: torch.Tensor) -> Turns:
+        """cos and sin [T, P, head_dim / 2] for positions [P, 2], like `hidden` [T, P, C]."""
+        angles = (position_ids.float()[..., None] * self.inv_freq.float()).flatten(1)
+        shape = (hidden.shape[0], -1, -1)
+        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
+        return (
+            cos.to(hidden.dtype)[None].expand(shape),
+            sin.to(hidden.dtype)[None].expand(shape),
+        )
+
+
+def attend_frames(
+    attention: Any,
+    hidden: torch.Tensor,
+    turns: Turns,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Every patch attends to its whole frame; `mask` [P] is added to the scores of keys."""
+    query, key, value = _projected(attention, hidden, turns)
+    seen = frame_attention(query, key, value, mask, attention.num_heads, attention.scaling)
+    return cast(torch.Tensor, attention.proj(seen))
+
+
+def attend_windows(
+    attention: Any,
+    hidden: torch.Tensor,
+    turns: Turns,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Every patch attends to its window: P = W * S, `mask` [W, S] is added to scores of keys."""
+    windows, size = mask.shape
+    shape = (hidden.shape[0], windows, size, attention.num_heads, attention.head_dim)
+    query, key, value = (
+        x.reshape(shape).transpose(2, 3) for x in _projected(attention, hidden, turns)
+    )
+    scores = (query * attention.scaling) @ key.transpose(-1, -2) + mask[:, None, None]
+    seen = (scores.softmax(-1) @ value).transpose(2, 3)
+    return cast(torch.Tensor, attention.proj(seen.reshape(hidden.shape)))
+
+
+def _projected(
+    attention: Any, hidden: torch.Tensor, turns: Turns
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value [T, P, C] of an attention module of transformers."""
+    heads, width = attention.num_heads, attention.num_heads * attention.head_dim
+    qkv = attention.qkv(hidden)
+    turned = torch.onnx.ops.rotary_embedding(qkv[..., : 2 * width], *turns, num_heads=2 * heads)
+    query, key = turned.chunk(2, dim=-1)
+    return query, key, qkv[..., 2 * width :]

@@ -1,0 +1,172 @@
+"""Settings of the processors that cut pictures and videos into patches, as layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from avl_export.checkpoint import Checkpoint
+from avl_export.families.base import FamilyError
+from avl_export.families.preprocessing import (
+    image_processor,
+    processing_of,
+    tile_defaults,
+    token_text,
+    video_processor,
+)
+from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
+from avl_runtime.vision.patches import Patches, PatchImage
+from avl_runtime.vision.resample import KERNELS
+from avl_runtime.vision.steps import ImageProcessing
+
+HALF = (0.5, 0.5, 0.5)
+# What transformers' classes do where the settings say nothing.
+IMAGE_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+PATCH_VIDEO_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
+TIMED_VIDEO_SIZE = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
+MIN_FRAMES, MAX_FRAMES = 4, 768
+FPS = 2.0  # Qwen's own tools sample so, and transformers for Qwen3-VL
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """A processor's settings and the file they are from; null stands for the default."""
+
+    raw: Mapping[str, Any]
+    place: str
+
+    def get(self, name: str, default: Any) -> Any:
+        found = self.raw.get(name)
+        return default if found is None else found
+
+    def number(self, name: str, default: float) -> float:
+        """A number above 0.
+
+        Raises:
+            FamilyError: something else is there.
+        """
+        found = self.get(name, default)
+        if isinstance(found, bool) or not isinstance(found, int | float) or found <= 0:
+            raise self.unfit(f"{name} to be a number above 0", found)
+        return found
+
+    def pixels(self, default: Mapping[str, int], *, old_names: bool) -> tuple[int, int]:
+        """Fewest and most pixels; older files call them min_pixels and max_pixels."""
+        size = self.get("size", default)
+        old = self.raw if old_names else {}
+        least, most = (
+            old.get(name) or (size.get(key) if isinstance(size, Mapping) else None)
+            for name, key in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+        )
+        if not isinstance(least, int) or not isinstance(most, int) or not 0 < least <= most:
+            raise self.unfit("size to have a shortest_edge and a larger longest_edge", size)
+        return least, most
+
+    def steps(self, defaults: Mapping[str, Any]) -> ImageProcessing:
+        """What is done besides resizing.
+
+        Raises:
+            FamilyError: pictures or frames are not resized, or a step cannot be done.
+        """
+        if not self.get("do_resize", True):
+            raise self.unfit("do_resize to be true", False)
+        both = {**tile_defaults(0), **defaults}
+        return processing_of({**self.raw, "do_resize": False}, self.place, both)
+
+    def check_patches(self, patches: Patches, default_size: int) -> None:
+        """Refuse to cut in another way than the encoder expects.
+
+        Raises:
+            FamilyError: patch_size, temporal_patch_size or merge_size is not config.json's.
+        """
+        wanted = {
+            "patch_size": (patches.size, default_size),
+            "temporal_patch_size": (patches.temporal, 2),
+            "merge_size": (patches.merge, 2),
+        }
+        for name, (expected, default) in wanted.items():
+            found = self.get(name, default)
+            if found != expected:
+                raise self.unfit(f"{name} to be {expected} as in config.json", found)
+
+    def unfit(self, expected: str, found: Any) -> FamilyError:
+        return FamilyError(
+            f"{self.place}: expected {expected}, found {str(found)[:60]}; fix the file"
+        )
+
+
+def patch_image(checkpoint: Checkpoint, patches: Patches) -> PatchImage:
+    """The layout that a Qwen2VLImageProcessor's settings describe.
+
+    Raises:
+        FamilyError: there are none, or they ask for something the runtime cannot do.
+    """
+    settings = _Settings(*image_processor(checkpoint))
+    settings.check_patches(patches, 14)
+    least, most = settings.pixels(IMAGE_SIZE, old_names=True)
+    return PatchImage("patches", settings.steps({}), patches, least, most)
+
+
+def patch_video(checkpoint: Checkpoint, patches: Patches, tokens_per_second: int) -> PatchVideo:
+    """The layout that a Qwen2VLVideoProcessor's settings describe.
+
+    Raises:
+        FamilyError: as `patch_image`.
+    """
+    settings = _video_settings(checkpoint, patches, 14)
+    least, most = settings.pixels(PATCH_VIDEO_SIZE, old_names=True)
+    return PatchVideo(
+        kind="patch_video",
+        processing=_frame_steps(settings, {}),
+        patches=patches,
+        min_pixels=least,
+        max_pixels=most,
+        fps=float(settings.number("fps", FPS)),
+        min_frames=int(settings.number("min_frames", MIN_FRAMES)),
+        max_frames=int(settings.number("max_frames", MAX_FRAMES)),
+        tokens_per_second=tokens_per_second,
+    )
+
+
+def timed_video(checkpoint: Checkpoint, patches: Patches, config: Any) -> TimedVideo:
+    """The layout that a Qwen3VLVideoProcessor's settings describe.
+
+    Raises:
+        FamilyError: as `patch_image`.
+    """
+    settings = _video_settings(checkpoint, patches, 16)
+    least, most = settings.pixels(TIMED_VIDEO_SIZE, old_names=False)
+    sampled = settings.get("do_sample_frames", True)
+    return TimedVideo(
+        kind="timed_video",
+        processing=_frame_steps(settings, {"image_mean": HALF, "image_std": HALF}),
+        patches=patches,
+        min_pixels=least,
+        max_pixels=most,
+        fps=float(settings.number("fps", FPS)) if sampled else None,
+        min_frames=int(settings.number("min_frames", MIN_FRAMES)),
+        max_frames=int(settings.number("max_frames", MAX_FRAMES)),
+        opening=token_text(checkpoint, config.vision_start_token_id),
+        closing=token_text(checkpoint, config.vision_end_token_id),
+    )
+
+
+def _video_settings(checkpoint: Checkpoint, patches: Patches, default_size: int) -> _Settings:
+    settings = _Settings(*video_processor(checkpoint))
+    settings.check_patches(patches, default_size)
+    for name in ("num_frames", "cap_pixels_per_frame"):
+        if settings.get(name, None):
+            raise FamilyError(
+                f"{settings.place}: expected no {name}, found {settings.raw[name]}; this version "
+                "of avl samples videos by fps and resizes each alike, remove it"
+            )
+    return settings
+
+
+def _frame_steps(settings: _Settings, defaults: Mapping[str, Any]) -> ImageProcessing:
+    steps = settings.steps(defaults)
+    if steps.resample not in KERNELS:
+        known = " or ".join(map(str, KERNELS))
+        raise settings.unfit(f"resample to be {known} for videos", steps.resample)
+    return steps

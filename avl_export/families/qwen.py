@@ -1,0 +1,159 @@
+"""What Qwen2.5-VL and Qwen3-VL share: patches, M-RoPE, and how transformers is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from avl_export.checkpoint import Checkpoint
+from avl_export.families.base import FamilyError, Traits
+from avl_export.families.decoder import check_decoder, decoder_dims
+from avl_export.families.hf import HfFamily
+from avl_export.families.mrope import AxisRotary, check_sections, mrope_constants
+from avl_export.families.preprocessing import chat_template, special_tokens, token_text
+from avl_runtime.manifest import ImageEncoder, VideoEncoder
+from avl_runtime.processor import Prompt
+from avl_runtime.vision import ImageLayout, Media, VideoLayout
+from avl_runtime.vision.patches import Patches
+
+VISION = "vision.onnx"
+ROTARY = "model.language_model.rotary_emb"
+VISION_ROTARY = "model.visual.rotary_pos_emb"
+NAMES = {  # kind of media -> what transformers calls its pixel values and grids
+    "image": ("pixel_values", "image_grid_thw"),
+    "video": ("pixel_values_videos", "video_grid_thw"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class QwenFamily(HfFamily):
+    """A checkpoint of a Qwen-VL; see `families.base.Family`.
+
+    `rotary_class` is transformers' class of the decoder's RoPE, which `AxisRotary` has replaced.
+    """
+
+    rotary_class: Any
+
+    @property
+    def visual(self) -> nn.Module:
+        """The encoder."""
+        return self.model.get_submodule("model.visual")
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        rotary = self.model.get_submodule(VISION_ROTARY)
+        vision = type(rotary)(self.config.vision_config)
+        return {
+            **mrope_constants(self.config.text_config, self.rotary_class, ROTARY),
+            f"{VISION_ROTARY}.inv_freq": cast(Any, vision).inv_freq,
+        }
+
+    def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        ids = torch.from_numpy(prompt.input_ids)[None]
+        config = self.config
+        types = torch.zeros_like(ids, dtype=torch.int32)
+        types[ids == config.image_token_id] = 1
+        types[ids == config.video_token_id] = 2
+        inputs = {"input_ids": ids, "mm_token_type_ids": types}
+        for kind, (pixels, grids) in NAMES.items():
+            media = [part for part in prompt.media if part.kind == kind]
+            if media:
+                inputs[pixels] = torch.from_numpy(np.concatenate([_pixels(m) for m in media]))
+                inputs[grids] = torch.tensor([_grid(part) for part in media])
+        return inputs
+
+    def reference_features(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        inner = cast(Any, model)
+        readers = {"image": inner.get_image_features, "video": inner.get_video_features}
+        found = [
+            part
+            for kind, (pixels, grids) in NAMES.items()
+            if pixels in inputs
+            for part in readers[kind](inputs[pixels], inputs[grids]).pooler_output
+        ]
+        return torch.cat(found)
+
+
+def qwen_traits(
+    checkpoint: Checkpoint,
+    config: Any,
+    image: ImageLayout,
+    video: VideoLayout,
+    deepstack: tuple[int, ...] = (),
+) -> Traits:
+    """What the manifest says; one graph reads pictures and videos."""
+    image_token, video_token = config.image_token_id, config.video_token_id
+    return Traits(
+        dims=decoder_dims(config.text_config, position_axes=3),
+        tokens=special_tokens(checkpoint, config),
+        chat_template=chat_template(checkpoint),
+        image=ImageEncoder(VISION, token_text(checkpoint, image_token), image_token, image),
+        video=VideoEncoder(VISION, token_text(checkpoint, video_token), video_token, video),
+        deepstack=deepstack,
+    )
+
+
+def replace_rotary(model: nn.Module) -> Any:
+    """Put an `AxisRotary` into the decoder; returns transformers' class of what was there."""
+    decoder: Any = model.get_submodule("model.language_model")
+    before = decoder.rotary_emb
+    decoder.rotary_emb = AxisRotary(before)
+    return type(before)
+
+
+def check_text(text: Any, model_type: str, where: str) -> None:
+    """Refuse a decoder that no graph here can run.
+
+    Raises:
+        FamilyError: as `check_decoder`, or M-RoPE's sections do not fit.
+    """
+    check_decoder(text, (model_type,), where)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    check_sections(text, head_dim, where)
+
+
+def check_cut(vision: Any, where: str) -> None:
+    """Refuse patches that are no squares of several frames.
+
+    Raises:
+        FamilyError: patch_size or temporal_patch_size is not one number.
+    """
+    for name in ("patch_size", "temporal_patch_size"):
+        if not isinstance(getattr(vision, name), int):
+            raise FamilyError(
+                f"{where}: expected {name} to be one number, found {getattr(vision, name)}; "
+                "this version of avl cannot export it"
+            )
+
+
+def example_patches(
+    patches: Patches, shape: tuple[int, ...], vision: Any, dtype: torch.dtype
+) -> torch.Tensor:
+    """pixel_values [*shape, D] on the meta device."""
+    width = vision.in_channels * patches.temporal * patches.size**2
+    return torch.empty((*shape, width), dtype=dtype, device="meta")
+
+
+def _pixels(media: Media) -> NDArray[np.float32]:
+    """Pixel values [T * P, D] as transformers orders them: cell by cell, nothing in between."""
+    values = media.inputs["pixel_values"]
+    width = values.shape[-1]
+    order = media.inputs.get("order")
+    if order is not None:
+        frames, rows, columns = _grid(media)
+        merged = rows * columns // len(order)
+        values = values.reshape(frames, -1, merged, width)[:, order]
+    return values.reshape(-1, width)
+
+
+def _grid(media: Media) -> tuple[int, int, int]:
+    """Groups of frames, and rows and columns of patches."""
+    rows, columns = media.inputs["position_ids"].reshape(-1, 2).max(0).tolist()
+    return len(media.inputs["pixel_values"]), rows + 1, columns + 1

@@ -1,0 +1,172 @@
+"""Qwen2.5-VL: pictures of any size, attention in windows, times of frames as positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from avl_export.checkpoint import Checkpoint
+from avl_export.families.base import EncoderGraph, FamilyError
+from avl_export.families.hf import meta_model
+from avl_export.families.patch_encoder import (
+    PatchRotary,
+    Turns,
+    attend_frames,
+    attend_windows,
+    embed_patches,
+)
+from avl_export.families.patch_processing import patch_image, patch_video
+from avl_export.families.qwen import (
+    VISION,
+    QwenFamily,
+    check_cut,
+    check_text,
+    example_patches,
+    qwen_traits,
+    replace_rotary,
+)
+from avl_export.replicate import repeat
+from avl_runtime.processor import Prompt
+from avl_runtime.vision import Media
+from avl_runtime.vision.patches import Patches
+
+
+class WindowEncoder(nn.Module):
+    """The encoder on frames whose patches lie window by window, some places empty."""
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.patch_embed = visual.patch_embed
+        self.rotary = PatchRotary(visual.rotary_pos_emb)
+        self.blocks = visual.blocks
+        self.merger = visual.merger
+        self.full = frozenset(visual.fullatt_block_indexes)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        position_ids: torch.Tensor,
+        mask: torch.Tensor,
+        order: torch.Tensor,
+    ) -> torch.Tensor:
+        """[T, W, S, D], [W, S, 2], [W, S] and [cells], see `Patches.inputs` -> [T, cells, C]."""
+        hidden = embed_patches(self.patch_embed.proj, pixel_values.flatten(1, 2))
+        turns = self.rotary(position_ids.flatten(0, 1), hidden)
+        everywhere = mask.flatten()
+        for number, block in enumerate(self.blocks):
+            if number in self.full:
+                hidden = repeat(_run_block, block, hidden, attend_frames, turns, everywhere)
+            else:
+                hidden = repeat(_run_block, block, hidden, attend_windows, turns, mask)
+        normed = _rms_norm(self.merger.ln_q, hidden)
+        cells = normed.reshape(hidden.shape[0], -1, self.merger.hidden_size)
+        return cast(torch.Tensor, self.merger.mlp(cells.index_select(1, order)))
+
+
+def _run_block(
+    block: Any,
+    hidden: torch.Tensor,
+    attend: Callable[..., torch.Tensor],
+    turns: Turns,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    hidden = hidden + attend(block.attn, _rms_norm(block.norm1, hidden), turns, mask)
+    return hidden + cast(torch.Tensor, block.mlp(_rms_norm(block.norm2, hidden)))
+
+
+@dataclass(frozen=True, slots=True)
+class Qwen25VL(QwenFamily):
+    """A Qwen2.5-VL checkpoint; see `families.base.Family`."""
+
+    model_class: ClassVar[Any] = Qwen2_5_VLForConditionalGeneration
+    patches: Patches
+
+    def encoders(self) -> Sequence[EncoderGraph]:
+        side = cast(int, self.patches.window) * self.patches.merge
+        windows, size = 3, side * side
+        frame, window, cell = (torch.export.Dim(name) for name in ("frames", "windows", "cells"))
+        vision = self.config.vision_config
+        example = {
+            "pixel_values": example_patches(self.patches, (2, windows, size), vision, self.dtype),
+            "position_ids": torch.empty((windows, size, 2), dtype=torch.int64, device="meta"),
+            "mask": torch.empty((windows, size), dtype=self.dtype, device="meta"),
+            "order": torch.empty(5, dtype=torch.int64, device="meta"),
+        }
+        dynamic = {
+            "pixel_values": {0: frame, 1: window},
+            "position_ids": {0: window},
+            "mask": {0: window},
+            "order": {0: cell},
+        }
+        return [EncoderGraph(VISION, WindowEncoder(self.visual), example, dynamic)]
+
+    def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        # Zero-argument super() knows no class here: slots make the decorator build a new one.
+        inputs = QwenFamily.reference_inputs(self, prompt)
+        per_second = self.config.vision_config.tokens_per_second
+        steps = [_step(media) for media in prompt.media if media.kind == "video"]
+        if steps:
+            inputs["second_per_grid_ts"] = torch.tensor(steps) / per_second
+        return inputs
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen25VL:
+    """Build the model of `checkpoint` on the meta device.
+
+    Raises:
+        FamilyError: the config is invalid or asks for something no graph here can do.
+    """
+    config, model = meta_model(
+        checkpoint, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, dtype, _check_parts
+    )
+    vision = config.vision_config
+    patches = Patches(
+        size=vision.patch_size,
+        temporal=vision.temporal_patch_size,
+        merge=vision.spatial_merge_size,
+        window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
+        table=None,
+    )
+    traits = qwen_traits(
+        checkpoint,
+        config,
+        patch_image(checkpoint, patches),
+        patch_video(checkpoint, patches, vision.tokens_per_second),
+    )
+    rotary = replace_rotary(model)
+    return Qwen25VL("qwen2_5_vl", checkpoint.folder, traits, model, rotary, patches)
+
+
+def _check_parts(config: Any, where: str) -> None:
+    vision = config.vision_config
+    check_text(config.text_config, "qwen2_5_vl_text", where)
+    check_cut(vision, where)
+    if vision.window_size < vision.patch_size * vision.spatial_merge_size:
+        raise FamilyError(
+            f"{where}: expected a window_size of at least {vision.spatial_merge_size} patches of "
+            f"{vision.patch_size} pixels, found {vision.window_size}; fix config.json"
+        )
+
+
+def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+def _step(media: Media) -> float:
+    """A distance in time by which transformers would place a video's groups of frames as we did.
+
+    Positions are whole numbers, so a range of distances gives the same ones: its middle.
+    """
+    rows, columns = media.cells.grid
+    times = media.blocks[0].positions[0, :: rows * columns][1:]
+    count = np.arange(1, len(times) + 1)
+    lowest = (times / count).max(initial=0.0)
+    highest = ((times + 1) / count).min(initial=lowest + 1)
+    return float((lowest + highest) / 2)

@@ -1,0 +1,5 @@
+"""Weights as INT4 or INT8 codes with scales, in the form of ONNX's blocked DequantizeLinear.
+
+ONNX Runtime fuses DequantizeLinear and Gemm into MatMulNBits when it loads a graph; TensorRT takes
+the same nodes as weight-only quantization.
+"""

@@ -1,0 +1,45 @@
+"""What a planned quantization says of itself: to people, and to the manifest."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from avl_export.quantize.store import Store
+from avl_runtime.quantization import Quantization, RowScales
+
+
+def quantization_report(store: Store) -> dict[str, Any]:
+    """The plan as a JSON object: what, how, bytes before and after, what stays as it is."""
+    spec, quantized = store.spec, store.quantized
+    return {
+        "method": spec.method,
+        "bits": spec.bits,
+        "block_size": spec.block,
+        "parts": list(spec.parts),
+        "zero_points": store.has_zeros,
+        "tensors": len(quantized),
+        "bytes_before": sum(store.sources[name].nbytes for name in dict(quantized)),
+        "bytes_after": sum(place.nbytes for _, place in quantized),
+        "kept": dict(store.kept),
+        "files": {file.name: file.nbytes for file in store.files},
+    }
+
+
+def manifest_entry(store: Store) -> Quantization:
+    """The manifest's entry."""
+    spec, rows = store.spec, store.rows
+    scales = None
+    if rows is not None:
+        scales = RowScales(
+            offset=rows.scales.offset,
+            dtype=cast(Literal["F32", "F16", "BF16"], rows.scales.dtype),
+            block_size=rows.block or rows.shape[1],
+        )
+    return Quantization(
+        method=spec.method,
+        bits=spec.bits,
+        block_size=spec.block,
+        parts=spec.parts,
+        zero_points=store.has_zeros,
+        embedding=scales,
+    )

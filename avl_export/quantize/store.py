@@ -1,0 +1,203 @@
+"""What a package with quantized weights holds: every tensor, its bytes and where they come from.
+
+ONNX Runtime reads external data from one folder only, so such a package is self-contained: what
+is not quantized is copied, in the dtype that graphs compute in, which keeps it mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from avl_export.quantize.layout import File, FileLayout
+from avl_export.quantize.packed import PackedSource
+from avl_export.quantize.places import QuantizedPlace
+from avl_export.quantize.selection import Selection
+from avl_export.quantize.source import Source
+from avl_export.quantize.spec import Spec
+from avl_export.safetensors_header import TensorRecord
+
+PLAIN = "weights.safetensors"
+OF_DTYPE = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+CODES_ARE = {
+    4: "signed 4-bit codes, two a byte, the even column in the low half",
+    8: "signed 8-bit codes",
+}
+SCALES_ARE = "a weight is scale * (code - zero_point), zero_point 0 where there is none"
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A tensor that is copied, and its place in `PLAIN`."""
+
+    source: Source
+    record: TensorRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The weights of a package, planned.
+
+    Attributes:
+        files: codes and scales, and what is not quantized; tensors in the order of their bytes.
+        linears: places of quantized weights, by the parameter's name in the model.
+        plain: the other weights, by name.
+        sources: the tensors behind `linears` and `embedding`, by name.
+        embedding: the token embedding's name; `rows` its place if it is quantized.
+        kept: why weights that were asked for are not quantized, by name.
+    """
+
+    spec: Spec
+    files: tuple[File, ...]
+    linears: Mapping[str, QuantizedPlace]
+    plain: Mapping[str, Plain]
+    sources: Mapping[str, Source | PackedSource]
+    embedding: str
+    rows: QuantizedPlace | None
+    kept: Mapping[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def quantized(self) -> list[tuple[str, QuantizedPlace]]:
+        """Every quantized tensor and the name of its parameter."""
+        rows = [(self.embedding, self.rows)] if self.rows is not None else []
+        return [*self.linears.items(), *rows]
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether some codes of 0 are not 0, which TensorRT does not take."""
+        return any(place.zeros is not None for place in self.linears.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a store is made of.
+
+    Attributes:
+        shapes: of the parameters that graphs read, by name, each once.
+        sources: the stored tensors by name, packed ones where the checkpoint is quantized.
+        embedding: the token embedding's name.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    sources: Mapping[str, Source | PackedSource]
+    embedding: str
+
+
+def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
+    """Lay the files out.
+
+    Raises:
+        CheckpointError: packed codes cannot be taken over.
+    """
+    quantized = FileLayout(
+        f"weights.int{spec.bits}.safetensors",
+        {"format": "avl", "codes": CODES_ARE[spec.bits], "scales": SCALES_ARE},
+    )
+    plain = FileLayout(PLAIN, {"format": "pt"})
+    drafts: dict[str, _Draft] = {}
+    for name, shape in wanted.shapes.items():
+        if name in selection.linears:
+            drafts[name] = _Draft.linear(name, selection.linears[name], spec, wanted.sources[name])
+            drafts[name].add_to(quantized)
+        else:
+            plain.add(name, OF_DTYPE[spec.scale_dtype], shape)
+    table = _plain_source(wanted.sources[wanted.embedding])
+    rows = None
+    if selection.embedding:
+        rows = _Draft.rows(wanted.embedding, table.record.shape, spec)
+        rows.add_to(quantized)
+    elif wanted.embedding not in plain.wanted:
+        # Rows are looked up one by one, so they may stay in the checkpoint's own dtype.
+        plain.add(wanted.embedding, table.record.dtype, table.record.shape)
+    files = tuple(layout.finish() for layout in (quantized, plain))
+    return Store(
+        spec=spec,
+        files=files,
+        linears={name: draft.place(files[0]) for name, draft in drafts.items()},
+        plain={
+            name: Plain(_plain_source(wanted.sources[name]), record)
+            for name, record in files[1].tensors.items()
+        },
+        sources={name: wanted.sources[name] for name in (*drafts, wanted.embedding)},
+        embedding=wanted.embedding,
+        rows=None if rows is None else rows.place(files[0]),
+        kept=selection.kept,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A quantized tensor before its file is laid out; names and shapes of what it is stored as."""
+
+    name: str
+    shape: tuple[int, int]
+    spec: Spec
+    block: int | None
+    codes_shape: tuple[int, int]
+    scales_shape: tuple[int, ...]
+    zeros: bool
+    by_rows: bool
+
+    @classmethod
+    def linear(
+        cls, name: str, shape: tuple[int, int], spec: Spec, source: Source | PackedSource
+    ) -> _Draft:
+        outputs, inputs = shape
+        block, zeros = spec.block, False
+        if isinstance(source, PackedSource):
+            source.check()
+            block, zeros = source.block, bool(np.any(source.read_zeros()))
+        scales = (outputs,) if block is None else (inputs // block, outputs)
+        codes = (inputs, outputs * spec.bits // 8)
+        return cls(name, shape, spec, block, codes, scales, zeros, False)
+
+    @classmethod
+    def rows(cls, name: str, shape: tuple[int, ...], spec: Spec) -> _Draft:
+        count, columns = shape
+        scales = (count, 1 if spec.block is None else columns // spec.block)
+        codes = (count, columns * spec.bits // 8)
+        # A tied matrix may be there as a linear's weight already.
+        return cls(f"{name}.rows", (count, columns), spec, spec.block, codes, scales, False, True)
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Codes, scales and zeros."""
+        return (
+            f"{self.name}.int{self.spec.bits}",
+            f"{self.name}.scale",
+            f"{self.name}.zero_point",
+        )
+
+    def add_to(self, file: FileLayout) -> None:
+        codes, scales, zeros = self.names
+        kind = "U8" if self.spec.bits == 4 else "I8"
+        file.add(scales, OF_DTYPE[self.spec.scale_dtype], self.scales_shape)
+        if self.zeros:
+            file.add(zeros, kind, (self.scales_shape[0], self.codes_shape[1]))
+        file.add(codes, kind, self.codes_shape)
+
+    def place(self, file: File) -> QuantizedPlace:
+        codes, scales, zeros = self.names
+        return QuantizedPlace(
+            location=file.name,
+            shape=self.shape,
+            bits=self.spec.bits,
+            block=self.block,
+            codes=file.tensors[codes],
+            scales=file.tensors[scales],
+            zeros=file.tensors[zeros] if self.zeros else None,
+            by_rows=self.by_rows,
+        )
+
+
+def _plain_source(source: Source | PackedSource) -> Source:
+    if isinstance(source, PackedSource):
+        raise RuntimeError(f"{source.codes.key}: packed, and read as it is")
+    return source

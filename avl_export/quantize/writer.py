@@ -1,0 +1,150 @@
+"""Write a planned store: tensor after tensor, never a whole one in floating point."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avl_export.quantize.blocks import Codes, Floats, Method, quantize
+from avl_export.quantize.layout import File
+from avl_export.quantize.packed import PackedSource
+from avl_export.quantize.packing import pack_int4
+from avl_export.quantize.places import QuantizedPlace
+from avl_export.quantize.source import PIECE, Source, pieces, stored_bytes
+from avl_export.quantize.store import Store
+from avl_export.safetensors_header import CheckpointError
+from avl_runtime.package import Shard, header_sha256
+
+Step = Callable[[str, int], None]
+
+
+def write_store(store: Store, folder: Path, step: Step) -> tuple[Shard, ...]:
+    """Write the files of `store` into `folder`.
+
+    Args:
+        step: called with what is being done and how many bytes have been written.
+
+    Raises:
+        CheckpointError: a weight is not finite, or a tensor has changed since it was planned.
+        OSError: the disk is full.
+    """
+    quantized, plain = store.files
+    verb = "taking over" if _is_packed(store) else "quantizing"
+    return (
+        _write(quantized, folder, _quantized(store), f"{verb} weights", step),
+        _write(plain, folder, _plain(store), "copying other weights", step),
+    )
+
+
+def _is_packed(store: Store) -> bool:
+    return any(isinstance(source, PackedSource) for source in store.sources.values())
+
+
+def _write(file: File, folder: Path, data: Iterator[bytes], label: str, step: Step) -> Shard:
+    target = folder / file.name
+    digest = hashlib.sha256(file.header)
+    with target.open("xb") as writer:
+        writer.write(file.header)
+        for piece in data:
+            writer.write(piece)
+            digest.update(piece)
+            step(label, len(piece))
+    size = target.stat().st_size
+    if size != file.nbytes:
+        raise RuntimeError(f"{file.name}: planned {file.nbytes} bytes, wrote {size}")
+    return Shard(file.name, size, header_sha256(target), digest.hexdigest())
+
+
+def _plain(store: Store) -> Iterator[bytes]:
+    for plain in store.plain.values():
+        yield from pieces(plain.source, plain.record.dtype)
+
+
+def _quantized(store: Store) -> Iterator[bytes]:
+    """Scales, zeros and codes of every quantized tensor, in the order of the file."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for name, place in store.quantized:
+            source = store.sources[name]
+            if isinstance(source, PackedSource):
+                yield stored_bytes(source.read_scales(), place.scales.dtype)
+                if place.zeros is not None:
+                    yield pack_int4(source.read_zeros()).tobytes()
+                yield from source.pieces()
+            else:
+                codes, scales = _quantize(source, place, store, pool)
+                yield stored_bytes(scales, place.scales.dtype)
+                yield from _slices(codes)
+
+
+def _quantize(
+    source: Source, place: QuantizedPlace, store: Store, pool: ThreadPoolExecutor
+) -> tuple[npt.NDArray[Any], Floats]:
+    """Codes and scales of a whole tensor, as they are stored.
+
+    Rows are independent of each other, so that threads take some each: NumPy lets go of Python's
+    lock while it computes.
+    """
+    outputs, inputs = place.shape
+    block = place.block or inputs
+    method: Method = _method(store)
+    codes = np.empty(place.codes.shape, np.uint8 if place.bits == 4 else np.int8)
+    scales = np.empty(place.scales.shape, np.float32)
+
+    def rows(first: int) -> None:
+        last = min(first + step, outputs)
+        weights = source.read_floats(first, last)
+        with np.errstate(all="ignore"):  # what is not finite is found below
+            part, part_scales = quantize(weights, place.bits, block, method, store.spec.scale_dtype)
+        if not np.isfinite(part_scales).all():
+            raise CheckpointError(
+                f"{source.path}: {source.key}: expected finite weights within the range of "
+                f"{store.spec.scale_dtype}, found others; fetch the checkpoint again or pass "
+                "--dtype fp32"
+            )
+        _place_rows(place, first, last, part, part_scales, codes, scales)
+
+    # An even number of rows: two outputs share a byte.
+    step = max(1, PIECE // 16 // (2 * inputs)) * 2
+    for _ in pool.map(rows, range(0, outputs, step)):
+        pass
+    return codes, scales
+
+
+def _place_rows(
+    place: QuantizedPlace,
+    first: int,
+    last: int,
+    part: Codes,
+    part_scales: Floats,
+    codes: npt.NDArray[Any],
+    scales: Floats,
+) -> None:
+    """Store the rows `first` to `last` - 1, quantized, in the tensor's arrays."""
+    if place.by_rows:
+        codes[first:last] = pack_int4(part) if place.bits == 4 else part
+        scales[first:last] = part_scales
+        return
+    turned = part.T
+    if place.bits == 4:
+        codes[:, first // 2 : last // 2] = pack_int4(turned)
+    else:
+        codes[:, first:last] = turned
+    scales[..., first:last] = part_scales.T if place.block is not None else part_scales[:, 0]
+
+
+def _method(store: Store) -> Method:
+    methods: dict[str, Method] = {"rtn": "rtn", "clip": "clip", "hqq": "hqq"}
+    return methods[store.spec.method]
+
+
+def _slices(codes: npt.NDArray[Any]) -> Iterator[bytes]:
+    step = max(1, PIECE // codes.shape[1])
+    for first in range(0, len(codes), step):
+        yield codes[first : first + step].tobytes()

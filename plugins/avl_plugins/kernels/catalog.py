@@ -1,0 +1,198 @@
+"""Every kernel that is packaged: how it is compiled, what it is given and how it is launched.
+
+Said once for the compiler, the launches through the CUDA driver, the TensorRT plugins and the
+tests. Nothing here needs Triton.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+HEAD_DIMS = (64, 80, 96, 128)
+DTYPES = ("float16", "bfloat16")
+DECODE_ROWS = 16  # packed query rows, new rows times group, that `decode` takes
+MOVES = (64, 1024, 4096)  # longest lists of the variants of `update`
+ROWS = (1024, 4096)  # most rows the variants of the selections rank
+
+# Compute capabilities PTX is made for. Generic PTX serves every later one: the driver assembles it.
+CAPABILITIES = (80, 86, 87, 89, 90, 100, 110, 120)
+
+_POINTERS = {
+    "T": "q k_new v_new k_active v_active k_parked v_parked out "
+    "k_active_out v_active_out k_parked_out v_parked_out",
+    "i64": "active_len parked_len table source destination remaining",
+    "fp32": "row_weights mass_active mass_parked mass_new scores lse partial softmax",
+    "i32": "counter first_image budget",
+    "i8": "image_mask",
+}
+_POINTER_TYPES = {name: kind for kind, names in _POINTERS.items() for name in names.split()}
+_ELEMENTS = {"float16": "fp16", "bfloat16": "bf16", None: "i16"}
+
+# Grids as expressions of dimensions, scalar arguments and constants.
+GRIDS: Mapping[str, tuple[str, str, str]] = {
+    "decode": ("splits", "Hkv", "B"),
+    "decode_mass": ("cdiv(A, BJ) + cdiv(P, BJ) + cdiv(S, BJ)", "Hkv", "B * cdiv(R, 2)"),
+    "prefill": ("cdiv(S * G, BM)", "Hkv", "B"),
+    "prefill_mass": ("cdiv(A, BN) + cdiv(P, BN) + cdiv(S, BN)", "Hkv", "B * cdiv(R, 2)"),
+    "fused": ("owners * cdiv(R, 2) + cdiv(S * G, BM) * (DP // W)", "Hkv", "B"),
+    "update": ("D // W * 2", "B * Hkv", "L"),
+    "update_copy": ("cdiv(A, BN) + cdiv(P, BN)", "Hkv", "B"),
+    "select_core": ("B", "L", "1"),
+    "select_text": ("Hkv", "B", "L"),
+}
+MODULES = {
+    "decode_mass": "decode",
+    "prefill_mass": "prefill",
+    "update_copy": "update",
+    "select_core": "select",
+    "select_text": "select",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One kernel with its compile-time choices.
+
+    Attributes:
+        kernel: name of the function; its module is `MODULES` of it, or of the same name.
+        dtype: what T is, or None where elements are only moved.
+        targets: compute capabilities it is compiled for. 80 is generic and serves all others;
+            90 is for sm_90a alone, whose matrix instructions generic PTX cannot name.
+    """
+
+    name: str
+    kernel: str
+    dtype: str | None
+    head_dim: int | None
+    constants: Mapping[str, int]
+    warps: int
+    stages: int
+    targets: tuple[int, ...] = (80,)
+
+    @property
+    def module(self) -> str:
+        return f"avl_plugins.kernels.{MODULES.get(self.kernel, self.kernel)}"
+
+    def argument_type(self, argument: str) -> str:
+        """Triton's type of a kernel argument, such as "*fp16"; scalars are "i32"."""
+        if not argument.endswith("_ptr"):
+            return "i32"
+        kind = _POINTER_TYPES[argument.removesuffix("_ptr")]
+        return f"*{_ELEMENTS[self.dtype] if kind == 'T' else kind}"
+
+    def grid(self, values: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """The grid for `values`, the dimensions and scalars that its expressions name.
+
+        They may be integers or anything else with +, * and //, such as TensorRT's symbolic sizes.
+        """
+        known = {**self.constants, **values}
+        x, y, z = (evaluate(expression, known) for expression in GRIDS[self.kernel])
+        return x, y, z
+
+
+def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
+    """The value of an expression of names, whole numbers, +, *, // and cdiv(a, b).
+
+    Raises:
+        KeyError: a name without a value.
+        ValueError: any other construct.
+    """
+    return _value(ast.parse(expression, mode="eval").body, values)
+
+
+def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.Constant(int(number)):
+            return number
+        case ast.Name(name):
+            return values[name]
+        case ast.BinOp(left, operator, right):
+            a, b = _value(left, values), _value(right, values)
+            match operator:
+                case ast.Add():
+                    return a + b
+                case ast.Mult():
+                    return a * b
+                case ast.FloorDiv():
+                    return a // b
+        case ast.Call(ast.Name("cdiv"), [left, right], []):
+            a, b = _value(left, values), _value(right, values)
+            return (a + (b - 1)) // b
+    raise ValueError(f"expected names, numbers, +, *, // and cdiv, found {ast.unparse(node)}")
+
+
+def scale_bits(scale: float) -> int:
+    """The factor on q . k as kernels take it: float32(scale * log2(e)), its bits as an int32.
+
+    TensorRT hands integers to kernels, and no floats.
+    """
+    return int(struct.unpack("<i", struct.pack("<f", scale * math.log2(math.e)))[0])
+
+
+def splits(pairs: int, rows: int, multiprocessors: int) -> int:
+    """How many programs share one KV head's keys in decode.
+
+    Two programs a multiprocessor hide each other's latency; a program of less than 64 keys costs
+    more to combine than it saves.
+
+    Args:
+        pairs: batch times KV heads.
+        rows: cached rows of the longest sequence.
+    """
+    return max(1, min(-(-2 * multiprocessors // pairs), rows // 64, 64))
+
+
+def _variants() -> tuple[Variant, ...]:
+    made = [Variant("decode_mass", "decode_mass", None, None, {"BM": 16, "BJ": 128}, 4, 1)]
+    for dtype in DTYPES:
+        for head_dim in HEAD_DIMS:
+            made += _attention(dtype, head_dim)
+    for moves, warps in zip(MOVES, (4, 8, 16), strict=True):
+        made.append(
+            Variant(f"update-{moves}", "update", None, None, {"MP": moves, "W": 16}, warps, 1)
+        )
+    constants = {"BN": 64, "BJ": 64, "W": 16}
+    made.append(Variant("update_copy", "update_copy", None, None, constants, 4, 1))
+    for rows, warps in zip(ROWS, (4, 8), strict=True):
+        for kernel in ("select_core", "select_text"):
+            made.append(Variant(f"{kernel}-{rows}", kernel, None, None, {"NP": rows}, warps, 1))
+    return tuple(made)
+
+
+def _attention(dtype: str, head_dim: int) -> list[Variant]:
+    padded = 1 << (head_dim - 1).bit_length()
+    width = {"D": head_dim, "DP": padded}
+    # 16 KB of keys and values in flight a program, and at most 48 KB of shared memory.
+    few = {**width, "BM": 16, "BN": 64 if padded == 64 else 32}
+    many = {**width, "BM": 64, "BN": 64 if padded == 64 else 32}
+
+    def variant(name: str, kernel: str, constants: Mapping[str, int], stages: int) -> Variant:
+        targets = (80, 90) if constants["BM"] == 64 and kernel != "prefill_mass" else (80,)
+        full = f"{name}-{_ELEMENTS[dtype]}-d{head_dim}"
+        return Variant(full, kernel, dtype, head_dim, constants, 4, stages, targets)
+
+    return [
+        variant("decode", "decode", few, 3),
+        variant("prefill", "prefill", many, 2),
+        variant("prefill_mass", "prefill_mass", {**many, "BN": 32}, 2),
+        variant("fused_decode", "fused", {**few, "W": padded}, 3),
+        variant("fused_decode_sliced", "fused", {**few, "W": 32}, 3),
+        variant("fused_prefill", "fused", {**many, "W": padded}, 2),
+    ]
+
+
+VARIANTS: Mapping[str, Variant] = {variant.name: variant for variant in _variants()}
+
+
+def variant_of(kernel: str, dtype: str, head_dim: int) -> Variant:
+    """The variant called `kernel` for a type and a head_dim.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return VARIANTS[f"{kernel}-{_ELEMENTS[dtype]}-d{head_dim}"]

@@ -1,0 +1,49 @@
+"""How ONNX Runtime's CPU shall load a graph: what its weights ask for."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from avl_runtime.quantization import Quantization
+
+# glibc's parameter number, and the bytes from which on it maps an allocation by itself.
+_M_MMAP_THRESHOLD = -3
+_WHILE_LOADING, _AFTERWARDS = 1 << 20, 32 << 20
+
+
+def session_config(quantization: Quantization | None, encoder: bool) -> dict[str, str]:
+    """Entries of the session configuration for an encoder's or a decoder segment's graph.
+
+    Floating-point weights stay mapped from their file only without prepacking. Codes are fused
+    into MatMulNBits, which is fast only with it, and for 8 bits only with activations rounded to
+    8 bits as well (accuracy level 4): otherwise it dequantizes the whole matrix on every run.
+    """
+    if quantization is None or (encoder and "vision" not in quantization.parts):
+        return {"session.disable_prepacking": "1"}
+    return {
+        "session.qdq_matmulnbits_accuracy_level": "4",
+        # For one scale an output, which MatMulNBits does not know: blocks that repeat it.
+        "session.qdq_matmulnbits_block_size": "128",
+    }
+
+
+@contextmanager
+def tight_memory() -> Iterator[None]:
+    """Give freed memory back at once while graphs are loaded in the block.
+
+    Fusing and prepacking free as many bytes as they keep. glibc would hold on to them for good,
+    which makes a quantized package take twice its memory; afterwards it has its usual limit.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    tune = getattr(libc, "mallopt", None)
+    if tune is None:  # another allocator than glibc's
+        yield
+        return
+    tune(_M_MMAP_THRESHOLD, _WHILE_LOADING)
+    try:
+        yield
+    finally:
+        tune(_M_MMAP_THRESHOLD, _AFTERWARDS)

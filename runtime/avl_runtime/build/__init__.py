@@ -1,0 +1,1 @@
+"""Builds TensorRT and TensorRT-RTX engines of a package's graphs."""

@@ -1,0 +1,118 @@
+"""Between which sizes the inputs of encoder graphs lie, by how a family prepares its media."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from avl_runtime.build.profiles import Range
+from avl_runtime.manifest import Manifest
+from avl_runtime.vision.anyres import AnyresImage, Resolutions
+from avl_runtime.vision.blended import SLACK, BlendedImage, BlendedVideo, SquareImage
+from avl_runtime.vision.fixed import FixedImage
+from avl_runtime.vision.frames import FixedVideo
+from avl_runtime.vision.layouts import ImageLayout, VideoLayout
+from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
+from avl_runtime.vision.patches import MAX_PATCHES, PatchImage, Patches
+from avl_runtime.vision.tiles import FrameLines, TiledImage
+
+FRAMES_PER_RUN = 4  # of a video in patches: frames do not look at each other
+TYPICAL_CELLS = 1024
+
+Ranges = dict[str, dict[int, Range]]
+
+
+def encoder_ranges(manifest: Manifest, graph: str, cache_rows: int) -> Ranges:
+    """Sizes of the axes that may change, by input, for all media that go through `graph`.
+
+    Args:
+        cache_rows: media of more tokens than this fit no cache, and are not provided for.
+    """
+    image, video = manifest.image, manifest.video
+    layouts: list[ImageLayout | VideoLayout] = []
+    if image.file == graph:
+        layouts += [image.layout, *([image.several] if image.several is not None else [])]
+    if video is not None and video.file == graph:
+        layouts.append(video.layout)
+    found: Ranges = {}
+    for layout in layouts:
+        for name, axes in _ranges(layout, cache_rows).items():
+            for axis, size in axes.items():
+                known = found.setdefault(name, {}).get(axis, size)
+                found[name][axis] = Range(
+                    min(known.least, size.least), known.best, max(known.most, size.most)
+                )
+    return found
+
+
+def _ranges(layout: ImageLayout | VideoLayout, cache_rows: int) -> Ranges:
+    match layout:
+        case FixedImage():
+            return {"pixel_values": {0: Range(1, 1, 1)}}
+        case FixedVideo() | FrameLines():
+            return {"pixel_values": {0: _up_to(layout.frames)}}
+        case TiledImage():
+            return {"pixel_values": {0: _up_to(layout.tiles[1] + 1)}}
+        case AnyresImage():
+            tokens = max(
+                (h // layout.tile * layout.side) * (w // layout.tile * layout.side + 1)
+                for h, w in layout.resolutions
+            )
+            tiles = 1 + _most_tiles(layout.resolutions, layout.tile)
+            return _packed(tiles, layout.side**2 + tokens)
+        case BlendedImage():
+            lines = max(h // layout.tile * layout.side for h, _ in layout.resolutions)
+            cells = round(layout.most * (layout.side * SLACK) ** 2)
+            tiles = 1 + _most_tiles(layout.resolutions, layout.tile)
+            return _packed(tiles, layout.side**2 + cells + lines)
+        case SquareImage():
+            return _packed(1, layout.side**2 + 1)
+        case BlendedVideo():
+            return _packed(layout.frames, layout.frames * ((layout.side + 1) // 2) ** 2 + 1)
+        case PatchImage():
+            return _patches(layout.patches, layout.max_pixels, 1, cache_rows)
+        case PatchVideo() | TimedVideo():
+            return _patches(layout.patches, layout.max_pixels, FRAMES_PER_RUN, cache_rows)
+        case _:
+            assert_never(layout)
+
+
+def _packed(tiles: int, tokens: int) -> Ranges:
+    packed = {0: _up_to(tokens)}
+    return {"pixel_values": {0: _up_to(tiles)}, "pack": packed, "weights": dict(packed)}
+
+
+def _patches(patches: Patches, max_pixels: int, frames: int, cache_rows: int) -> Ranges:
+    """See `Patches.inputs`."""
+    places = patches.merge**2
+    most = min(max_pixels // patches.cell**2, MAX_PATCHES // places, cache_rows)
+    cells = Range(1, min(most, TYPICAL_CELLS), most)
+    runs = Range(1, 1, frames)
+    if patches.window is not None:
+        windows = _windows(cells, patches.window)
+        return {
+            "pixel_values": {0: runs, 1: windows},
+            **{name: {0: windows} for name in ("position_ids", "places", "shares", "mask")},
+            "order": {0: cells},
+        }
+    count = Range(places, cells.best * places, cells.most * places)
+    return {
+        "pixel_values": {0: runs, 1: count},
+        **{name: {0: count} for name in ("position_ids", "places", "shares")},
+    }
+
+
+def _windows(cells: Range, side: int) -> Range:
+    """Windows of `side` x `side` cells that cover a picture; a thin one takes most."""
+    best = -(-cells.best // side**2)
+    most = max(
+        -(-rows // side) * -(-(cells.most // rows) // side) for rows in range(1, cells.most + 1)
+    )
+    return Range(1, min(best, most), most)
+
+
+def _most_tiles(resolutions: Resolutions, tile: int) -> int:
+    return max((height // tile) * (width // tile) for height, width in resolutions)
+
+
+def _up_to(most: int) -> Range:
+    return Range(1, most, most)

@@ -1,0 +1,51 @@
+"""How a package's weights are quantized: its entry in the manifest, and its packing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class RowScales:
+    """Scales of a quantized token embedding, in the file that holds its codes.
+
+    A row's codes stand for code * scale. `offset` is where scales [vocab, hidden / block_size]
+    begin; `block_size` columns share one.
+    """
+
+    offset: int
+    dtype: Literal["F32", "F16", "BF16"]
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Weights as codes of `bits` bits, which graphs read through DequantizeLinear.
+
+    Attributes:
+        method: rtn, clip or hqq; gptq or awq for codes that the checkpoint already held.
+        block_size: inputs of a linear that share a scale, None for one scale an output.
+        parts: what is quantized: decoder (its layers' linears), lm_head, vision, embedding.
+        zero_points: whether some codes that stand for 0 are not 0, which TensorRT refuses.
+        embedding: set where the token embedding is quantized; its dtype then is I4 or I8.
+    """
+
+    method: str
+    bits: Literal[4, 8]
+    block_size: int | None
+    parts: tuple[str, ...]
+    zero_points: bool
+    embedding: RowScales | None
+
+
+def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """[.., n] bytes -> [.., 2 n] signed codes, the even one from the low half of each byte."""
+    codes = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.int8)
+    # Shifted to the top and back, a half's highest bit becomes its sign.
+    codes[..., 0::2] = (packed << 4).view(np.int8) >> 4
+    codes[..., 1::2] = packed.view(np.int8) >> 4
+    return codes

@@ -1,0 +1,182 @@
+#!/usr/bin/env python
+"""What an export of a full-size checkpoint costs: time, memory and bytes written.
+
+    .venv/bin/python scripts/export_size.py --json benchmarks/export-size.json
+
+Makes checkpoints of real shape from the configurations that avl knows, as sparse files: all of
+their size is holes, so a 7B model takes kilobytes of disk. Exports each in a process of its own
+and reports the median and the extremes of all runs. Anything after `--` goes to avl-export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from avl_export.aliases import HUB_IDS, known_files
+
+SHARD = 5 << 30  # bytes; transformers' own bound
+KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+LAYERS = "num_hidden_layers"
+MEASURES = ("wall_s", "user_s", "system_s", "peak_rss_bytes", "package_bytes", "graph_bytes")
+
+
+def write_sparse(
+    folder: Path,
+    alias: str,
+    layers: int | None = None,
+    vision: Mapping[str, Any] | None = None,
+) -> int:
+    """A checkpoint as `alias` has it, without data; returns its weights' bytes.
+
+    Args:
+        layers: decoder layers, if not all.
+        vision: changes to the vision tower's configuration.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    files: dict[str, Any] = json.loads(json.dumps(known_files(alias)))
+    config = files["config.json"]
+    text = config if LAYERS in config else config["text_config"]
+    text[LAYERS] = layers or text[LAYERS]
+    config["vision_config"] |= vision or {}
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    write_tokenizer(folder / "tokenizer.json", files["tokenizer.json"]["added_tokens"])
+    with torch.device("meta"):
+        built = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        model = AutoModelForImageTextToText.from_config(built)
+    kind, width = KINDS[config["dtype"]]
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    shapes = {k: list(t.shape) for k, t in model.state_dict().items() if k not in tied}
+    shards: list[dict[str, Any]] = [{}]
+    end = total = 0
+    for key, shape in shapes.items():
+        nbytes = width * int(torch.Size(shape).numel())
+        if end + nbytes > SHARD and shards[-1]:
+            shards.append({})
+            end = 0
+        shards[-1][key] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + nbytes]}
+        end, total = end + nbytes, total + nbytes
+    weight_map = {}
+    for number, header in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(header, name)
+        text_header = json.dumps(header).encode()
+        with (folder / name).open("wb") as file:
+            file.write(struct.pack("<Q", len(text_header)) + text_header)
+            data = max(entry["data_offsets"][1] for entry in header.values())
+            file.truncate(8 + len(text_header) + data)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return total
+
+
+def write_tokenizer(path: Path, added: list[dict[str, Any]]) -> None:
+    """A tokenizer of one word a token that knows the model's special ones."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = {token["content"]: token["id"] for token in added}
+    tokenizer = Tokenizer(WordLevel({"unknown": 3, **words}, unk_token="unknown"))
+    tokenizer.add_special_tokens(list(words))
+    tokenizer.save(str(path))
+
+
+def measure(checkpoint: Path, out: Path, arguments: list[str]) -> dict[str, float]:
+    """One export in a process of its own."""
+    command = [sys.executable, "-m", "avl_export.cli", "--model", str(checkpoint)]
+    begun = time.perf_counter()
+    process = subprocess.Popen([*command, "--out", str(out), *arguments], stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    _, status, used = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - begun
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(said)
+    sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    return {
+        "wall_s": wall,
+        "user_s": used.ru_utime,
+        "system_s": used.ru_stime,
+        "peak_rss_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "package_bytes": sum(sizes.values()),
+        "graph_bytes": sum(size for path, size in sizes.items() if path.suffix == ".onnx"),
+    }
+
+
+def run(alias: str, layers: int | None, repeats: int, arguments: list[str]) -> dict[str, Any]:
+    """All runs of one model, with their median and extremes."""
+    with tempfile.TemporaryDirectory() as place:
+        checkpoint = Path(place) / "checkpoint"
+        nbytes = write_sparse(checkpoint, alias, layers)
+        runs = [
+            measure(checkpoint, Path(place) / f"package-{number}", arguments)
+            for number in range(repeats)
+        ]
+        disk = sum(path.stat().st_blocks * 512 for path in checkpoint.iterdir())
+    summary = {
+        name: {
+            "median": statistics.median(r[name] for r in runs),
+            "min": min(r[name] for r in runs),
+            "max": max(r[name] for r in runs),
+        }
+        for name in MEASURES
+    }
+    return {"checkpoint_bytes": nbytes, "checkpoint_disk_bytes": disk, **summary, "runs": runs}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print a line a model, and return what --json writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="llava-7b,llava-13b", help=", ".join(HUB_IDS))
+    parser.add_argument("--layers", type=int, help="decoder layers (default: all)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    given = sys.argv[1:] if arguments is None else arguments
+    cut = given.index("--") if "--" in given else len(given)
+    parsed, rest = parser.parse_args(given[:cut]), given[cut + 1 :]
+    report: dict[str, Any] = {
+        "machine": {
+            "cpus": os.cpu_count(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "load_average_before": os.getloadavg()[0],
+            **{name: version(name) for name in ("torch", "transformers", "onnxscript")},
+        },
+        "arguments": rest,
+        "layers": parsed.layers,
+        "models": {},
+    }
+    for alias in parsed.models.split(","):
+        found = run(alias, parsed.layers, parsed.repeats, rest)
+        report["models"][alias] = found
+        print(
+            f"{alias}: {found['checkpoint_bytes'] / 1e9:.1f} GB of weights, "
+            f"{found['wall_s']['median']:.1f} s ({found['wall_s']['min']:.1f} to "
+            f"{found['wall_s']['max']:.1f}), {found['user_s']['median']:.1f} s of CPU, peak "
+            f"{found['peak_rss_bytes']['median'] / 1e9:.2f} GB, wrote "
+            f"{found['package_bytes']['median'] / 1e6:.2f} MB"
+        )
+    if parsed.json:
+        parsed.json.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tests that every model family passes, on small random checkpoints."""

@@ -1,0 +1,135 @@
+"""Qwen3-VL: learned positions stretched, deepstack, interleaved M-RoPE, times as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from families.qwen import SPECIAL, TEXT, TOKENS, PatchTests, video_processor
+from families.support import Case, without_checks
+
+PATCH = 4
+SIZE = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
+VIDEO_SIZE = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 100}
+HALF = [0.5, 0.5, 0.5]
+
+# Of Qwen/Qwen3-VL-8B-Instruct's, without tools.
+TEMPLATE = """\
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].content is string %}
+        {{- messages[0].content }}
+    {%- else %}
+        {%- for content in messages[0].content %}
+            {%- if 'text' in content %}
+                {{- content.text }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- set image_count = namespace(value=0) %}
+{%- set video_count = namespace(value=0) %}
+{%- for message in messages %}
+    {%- if message.role == "user" %}
+        {{- '<|im_start|>' + message.role + '\\n' }}
+        {%- if message.content is string %}
+            {{- message.content }}
+        {%- else %}
+            {%- for content in message.content %}
+                {%- if content.type == 'image' or 'image' in content or 'image_url' in content %}
+                    {%- set image_count.value = image_count.value + 1 %}
+                    {%- if add_vision_id %}Picture {{ image_count.value }}: {% endif -%}
+                    <|vision_start|><|image_pad|><|vision_end|>
+                {%- elif content.type == 'video' or 'video' in content %}
+                    {%- set video_count.value = video_count.value + 1 %}
+                    {%- if add_vision_id %}Video {{ video_count.value }}: {% endif -%}
+                    <|vision_start|><|video_pad|><|vision_end|>
+                {%- elif 'text' in content %}
+                    {{- content.text }}
+                {%- endif %}
+            {%- endfor %}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role + '\\n' }}
+        {%- if message.content is string %}
+            {{- message.content }}
+        {%- else %}
+            {%- for content_item in message.content %}
+                {%- if 'text' in content_item %}
+                    {{- content_item.text }}
+                {%- endif %}
+            {%- endfor %}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+
+def config(**changes: Any) -> Qwen3VLConfig:
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [6, 5, 5],
+        "mrope_interleaved": True,
+    }
+    return Qwen3VLConfig(
+        text_config={**TEXT, "head_dim": 32, "rope_parameters": rope},
+        vision_config={
+            "depth": 4,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": PATCH,
+            "num_position_embeddings": 25,
+            "deepstack_visual_indexes": [0, 2],
+        },
+        **(TOKENS | changes),
+    )
+
+
+def processor(tokenizer: Any) -> Any:
+    steps = {"patch_size": PATCH, "image_mean": HALF, "image_std": HALF}
+    return without_checks(Qwen3VLProcessor)(
+        Qwen2VLImageProcessorPil(size=SIZE, **steps),
+        tokenizer,
+        video_processor("qwen3_vl", size=VIDEO_SIZE, **steps),
+        chat_template=tokenizer.chat_template,
+    )
+
+
+CASES = (
+    Case(
+        name="qwen3_vl",
+        model=Qwen3VLForConditionalGeneration,
+        config=config(),
+        special=SPECIAL,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        template=TEMPLATE,
+        processor=processor,
+        files={
+            "video_preprocessor_config.json": {
+                "size": VIDEO_SIZE,
+                "patch_size": PATCH,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                "image_mean": HALF,
+                "image_std": HALF,
+                "video_processor_type": "Qwen3VLVideoProcessor",
+            }
+        },
+    ),
+)
+
+
+class TestQwen3VL(PatchTests):
+    cases = CASES
