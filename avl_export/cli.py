@@ -50,6 +50,7 @@ def _run(parsed: argparse.Namespace) -> int:
         check=parsed.check,
         revision=parsed.revision,
         dry_run=parsed.dry_run,
+        hash_weights=parsed.hash_weights,
         quantize=parsed.quantize,
         quantize_also=parsed.quantize_also,
         quantize_method=parsed.quantize_method,
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how scales are chosen (default: clip for int4, rtn for int8)",
     )
     add("--copy", action="store_true", help="copy the weights: a package that can be moved")
+    add("--hash-weights", action="store_true", help="record SHA-256 of all linked weights")
     add("--dry-run", action="store_true", help="print the plan, fetch no weights, write nothing")
     add(
         "--check",

@@ -20,6 +20,7 @@ from avl_export.plan import Plan
 from avl_export.progress import Progress
 from avl_export.quantize.check import check_quantized
 from avl_export.quantize.writer import write_store
+from avl_export.shards import copy_shards, link_shards
 from avl_export.trace import Traced, trace_encoder, trace_segment
 from avl_export.weights import bind
 from avl_plugins.errors import AvlError
@@ -31,10 +32,8 @@ from avl_runtime.package import (
     Package,
     Shard,
     Weights,
-    header_sha256,
 )
 
-CHUNK = 8 << 20  # bytes copied at a time
 SLACK = 64 << 20  # bytes left free beside copied weights, for graphs and everyone else
 
 
@@ -178,6 +177,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         default_policy=plan.options.policy,
         weights=Weights(None if plan.self_contained else str(root), shards),
         files=tuple(_entry(folder, name) for name in names),
+        engines=(),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -191,38 +191,10 @@ def _shards(plan: Plan, folder: Path) -> tuple[Shard, ...]:
             return write_store(plan.store, folder, progress.step)
         finally:
             progress.close()
-    return _copy_shards(plan, folder) if plan.options.copy else _link_shards(plan)
-
-
-def _link_shards(plan: Plan) -> tuple[Shard, ...]:
-    return tuple(
-        Shard(plan.locations[name], path.stat().st_size, header_sha256(path), None)
-        for name, path in plan.checkpoint.shards.items()
-    )
-
-
-def _copy_shards(plan: Plan, folder: Path) -> tuple[Shard, ...]:
-    shards = []
-    progress = Progress(plan.copied_nbytes)
-    for name, source in plan.checkpoint.shards.items():
-        target = folder / plan.locations[name]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with source.open("rb") as reader, target.open("xb") as writer:
-            while block := reader.read(CHUNK):
-                writer.write(block)
-                digest.update(block)
-                progress.step(f"copying {name}", len(block))
-        shards.append(
-            Shard(
-                plan.locations[name],
-                target.stat().st_size,
-                header_sha256(target),
-                digest.hexdigest(),
-            )
-        )
-    progress.close()
-    return tuple(shards)
+    files = {plan.locations[name]: path for name, path in plan.checkpoint.shards.items()}
+    if plan.options.copy:
+        return copy_shards(files, folder)
+    return link_shards(files, plan.options.hash_weights)
 
 
 def _entry(folder: Path, name: str) -> FileEntry:

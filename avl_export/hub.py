@@ -116,7 +116,7 @@ def _no_safetensors(hub_id: str, name: str, listed: Mapping[str, int]) -> HubErr
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Keep the client's bars away while some small files are fetched."""
-    from huggingface_hub.utils import (
+    from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,

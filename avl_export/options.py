@@ -26,7 +26,7 @@ class Options:
 
     `split` holds the layers after which the decoder is cut, ascending; `check` is None to check
     small models only. `revision` is the hub's branch, tag or commit. A `dry_run` is planned and
-    not exported.
+    not exported. `hash_weights` records a hash of all bytes of linked weights.
 
     `quantize` turns the linears of the decoder's layers into codes of 4 or 8 bits, and what
     `quantize_also` names. `block_size` inputs share a scale; None is 64 for int4 and one scale an
@@ -42,6 +42,7 @@ class Options:
     check: bool | None = None
     revision: str | None = None
     dry_run: bool = False
+    hash_weights: bool = False
     quantize: QuantizeOption = "none"
     quantize_also: tuple[str, ...] = ()
     quantize_method: str | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,6 +138,8 @@ def _setting(value: Any) -> Any:
         return value
     if isinstance(value, tuple | list):
         return tuple(map(_setting, value))
+    if isinstance(value, partial):
+        return id(value.func), _setting(value.args), _setting(sorted(value.keywords.items()))
     return id(getattr(value, "__func__", value))
 
 

@@ -62,8 +62,9 @@ def build(name: str, target: int) -> Built:
     made = aot.compile_variant(variant, target)
     assembled = {}
     for capability in served(variant, target):
-        result = aot.assemble(made.ptx, architecture(capability, made.target))
-        aot.check(variant, made, result)
+        sm = architecture(capability, made.target)
+        result = aot.assemble(made.ptx, sm)
+        aot.check(variant, made, sm, result)
         assembled[capability] = (result.registers, result.spilled)
     common = {
         "kernel": variant.kernel,
@@ -91,11 +92,16 @@ def build_all(names: list[str], jobs: int) -> list[Built]:
     with tempfile.TemporaryDirectory() as cache:
         with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (cache,)) as pool:
             tasks = [pool.submit(build, *one) for one in work]
-            done = []
+            done, failed = [], []
             for task, (name, target) in zip(tasks, work, strict=True):
-                done.append(task.result())
+                try:
+                    done.append(task.result())
+                except AvlError as error:
+                    failed.append(str(error))
                 print(f"{len(done)}/{len(work)} {name} for {target}", file=sys.stderr)
-            return done
+    if failed:
+        sys.exit("\n".join(f"error: {one}" for one in failed))
+    return done
 
 
 def _prepare(cache: str) -> None:
@@ -153,10 +159,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.only and not args.check:
         parser.error("--only goes with --check: a set is written whole")
-    try:
-        built = build_all(args.only or list(VARIANTS), args.jobs)
-    except AvlError as error:
-        sys.exit(f"error: {error}")
+    built = build_all(args.only or list(VARIANTS), args.jobs)
     if not args.check:
         write(built, FOLDER)
         return

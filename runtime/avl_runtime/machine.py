@@ -1,4 +1,4 @@
-"""What this machine has for engines to run on; asks the driver itself, so nothing else is needed."""
+"""What this machine has for engines to run on, as the driver itself says: no library is needed."""
 
 from __future__ import annotations
 
@@ -63,15 +63,16 @@ def probe(load: Load = ctypes.CDLL) -> Machine:
     cuda.cuDriverGetVersion(ctypes.byref(number))
     version = (number.value // 1000, number.value % 1000 // 10)
     status = cuda.cuInit(0)
-    if status:
-        trouble = (
-            "the driver finds no GPU" if status == _NO_DEVICE else f"the driver fails: {status}"
-        )
+    if status not in (0, _NO_DEVICE):
+        trouble = f"the driver refuses CUDA with error {status}"
         return Machine(this_platform(), (), _driver(load), version, trouble)
-    cuda.cuDeviceGetCount(ctypes.byref(number))
-    gpus = tuple(_gpu(cuda, ordinal) for ordinal in range(number.value))
-    trouble = None if gpus else "the driver finds no GPU"
-    return Machine(this_platform(), gpus, _driver(load), version, trouble)
+    gpus: tuple[Gpu, ...] = ()
+    if status == 0:
+        cuda.cuDeviceGetCount(ctypes.byref(number))
+        gpus = tuple(_gpu(cuda, ordinal) for ordinal in range(number.value))
+    return Machine(
+        this_platform(), gpus, _driver(load), version, None if gpus else "the driver finds no GPU"
+    )
 
 
 def _gpu(cuda: Any, ordinal: int) -> Gpu:

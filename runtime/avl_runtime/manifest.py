@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from avl_runtime.engine_sets import EngineSet
 from avl_runtime.vision import ImageLayout, VideoLayout
 
 FORMAT_VERSION = 2
@@ -143,6 +144,7 @@ class Manifest:
     default_policy: str
     weights: Weights
     files: tuple[FileEntry, ...]
+    engines: tuple[EngineSet, ...]
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

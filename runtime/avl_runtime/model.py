@@ -46,6 +46,7 @@ class LVLM:
         backend: str = "auto",
         policy: str | Policy | None = None,
         threads: int | None = None,
+        verify: bool = False,
     ) -> LVLM:
         """Load a package made by avl-export.
 
@@ -55,12 +56,13 @@ class LVLM:
             policy: what calls use that name none; the package's default if None. As text,
                 `dense` or `avl:keep=0.5,core=0.3`.
             threads: CPU threads; all that this process may use by default.
+            verify: read all weights first and compare their hashes with those recorded.
 
         Raises:
             AvlError: the package, the backend or the policy cannot be used, with the reason.
         """
         package = load_package(folder)
-        package.check_shards()
+        package.check_shards(whole=verify)
         chosen = _policy(package.manifest.default_policy if policy is None else policy)
         return cls(Engine(package, backend, threads), chosen)
 

@@ -87,23 +87,23 @@ def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> No
         entering: [L, m], which of the first m parked slots take their place; as many in each layer.
     """
     layers, out = leaving.nonzero()
-    if not len(out):
-        return
     into = entering.nonzero()[1]
     moved = cache.positions[layers, row, 0, out]
     cache.positions[layers, row, :, out] = cache.parked_positions[layers, row, into, None]
     cache.parked_positions[layers, row, into] = moved
+    heads, capacity = cache.positions.shape[2:]
+    by_head = np.arange(row * heads, (row + 1) * heads)
+    active_slots = by_head * capacity + out[:, None]
+    parked_slots = by_head * cache.parked_positions.shape[2] + into[:, None]
     for layer, part in _by_layer(layers, cache.layers):
-        slots, sources = out[part], into[part]
-        for active_rows, parked_rows in (
-            (cache.k_active, cache.k_parked),
-            (cache.v_active, cache.v_parked),
+        to, origin = active_slots[part], parked_slots[part]
+        for active, parked in (
+            (_elements(cache.k_active[layer]), _elements(cache.k_parked[layer])),
+            (_elements(cache.v_active[layer]), _elements(cache.v_parked[layer])),
         ):
-            active, parked = active_rows[layer][row], parked_rows[layer][row]
-            # `take` is faster than indexing with an array; every layer of a refresh pays it.
-            kept = active.take(slots, 1)
-            active[:, slots] = parked.take(sources, 1)
-            parked[:, sources] = kept
+            kept = active.take(to)
+            active.put(to, parked.take(origin))
+            parked.put(origin, kept)
 
 
 def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:
@@ -123,13 +123,11 @@ def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:
     slots = dropped[~at_end]
     shifts = remaining + offset - slots
     layer, head = np.divmod(head, heads)
-    # Indices of whole rows, counted over sequences and heads: one `take` fetches them.
     targets = (row * heads + head) * capacity + slots
     for index, part in _by_layer(layer, layers):
         to, origin = targets[part], targets[part] + shifts[part]
-        for array in (cache.k_active[index], cache.v_active[index]):
-            rows = array.reshape(-1, array.shape[3])
-            rows[to] = rows.take(origin, 0)
+        for rows in (_elements(cache.k_active[index]), _elements(cache.v_active[index])):
+            rows.put(to, rows.take(origin))
     targets += layer * cache.positions[0].size
     for numbers in (cache.positions, cache.mass):
         numbers.put(targets, numbers.take(targets + shifts))
@@ -137,9 +135,17 @@ def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:
 
 def _rows_at(rows: Array, slots: Ints) -> Array:
     """Rows [1, Hkv, m, D] of `rows` [Hkv, n, D] at `slots` [Hkv, m]."""
-    heads, count, dim = rows.shape
+    heads, count, _ = rows.shape
     whole = slots + count * np.arange(heads)[:, None]
-    return rows.reshape(-1, dim).take(whole, 0)[None]
+    return _elements(rows).take(whole)[None, ..., None].view(rows.dtype)
+
+
+def _elements(rows: Array) -> Array:
+    """`rows` [..., D] as one opaque element a row, which `take` and `put` count through all axes.
+
+    NumPy moves them several times as fast as it indexes rows of numbers.
+    """
+    return rows.view(f"V{rows.shape[-1] * rows.itemsize}")
 
 
 def _by_layer(layers: Ints, count: int) -> list[tuple[int, slice[Any, Any, Any]]]:

@@ -100,11 +100,16 @@ class Package:
             )
         return data
 
-    def check_shards(self) -> None:
+    def check_shards(self, whole: bool = False) -> None:
         """Check that every shard is there with the recorded size and header.
 
+        Args:
+            whole: read all bytes too and compare their SHA-256, which packages with weights of
+                their own and those exported with --hash-weights record.
+
         Raises:
-            PackageError: a shard is missing or differs from the one exported.
+            PackageError: a shard is missing or differs from the one exported; or there is no
+                hash to compare with.
         """
         for shard in self.manifest.weights.shards:
             path = self.weights_folder / shard.path
@@ -124,6 +129,22 @@ class Package:
                     f"{path}: expected the safetensors header seen at export, found another; "
                     "the checkpoint has changed since export, export again"
                 )
+            if whole:
+                _check_content(path, shard.sha256)
+
+
+def _check_content(path: Path, expected: str | None) -> None:
+    if expected is None:
+        raise PackageError(
+            f"{path}: expected its SHA-256 in {MANIFEST}, found none; export with --hash-weights"
+        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise PackageError(
+            f"{path}: expected SHA-256 {expected[:12]}…, found {found[:12]}…; "
+            "the weights have changed since export, fetch them again or export again"
+        )
 
 
 def header_sha256(path: Path) -> str:
@@ -178,6 +199,7 @@ def load_package(folder: str | Path) -> Package:
 def _check_paths(manifest: Manifest, path: Path) -> None:
     names = [entry.path for entry in manifest.files]
     names += [shard.path for shard in manifest.weights.shards]
+    names += [file.path for engines in manifest.engines for file in engines.files]
     names += [*manifest.graphs, manifest.embedding.file]
     for name in names:
         pure = PurePosixPath(name)

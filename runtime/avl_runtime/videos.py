@@ -1,6 +1,6 @@
 """Videos from files, lists of pictures and arrays, with limits that hostile ones run into.
 
-Frames of a file are decoded when they are picked, and only those that are needed to get at them.
+Frames are loaded when they are picked; of a file, only those that are needed are decoded.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MAX_PICKED: Final = 1 << 30  # pixels of all the frames that are picked together
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Video:
-    """Frames in order, RGB, upright.
+    """Frames in order, each as `load_image` takes it, or those of a file.
 
     `fps` is the number of frames a second, None where nobody knows (a list of pictures).
     """
 
-    frames: Sequence[Image.Image] | FileFrames
+    frames: Sequence[ImageLike] | FileFrames
     fps: float | None
 
     @property
@@ -38,21 +38,23 @@ class Video:
         return len(self.frames)
 
     def pick(self, indices: Sequence[int]) -> list[Image.Image]:
-        """The frames at `indices`, each from 0 to `count` - 1, in that order.
+        """The frames at `indices`, each from 0 to `count` - 1, in that order; RGB, upright.
 
         Raises:
-            VideoError: a file is damaged or has been removed, or the frames together are too large.
+            VideoError: a file is damaged or has gone, or the frames together are too large.
+            ImageError: a picture of a list cannot be loaded.
         """
-        if not isinstance(self.frames, FileFrames):
-            return [self.frames[index] for index in indices]
-        width, height = self.frames.size
-        if width * height * len(set(indices)) > MAX_PICKED:
-            raise VideoError(
-                f"{self.frames.path}: expected at most {MAX_PICKED // 1_000_000} megapixels in "
-                f"all frames read, found {len(set(indices))} frames of {width} x {height}; scale "
-                "the video down first"
-            )
-        return self.frames.pick(indices)
+        wanted = sorted(set(indices))
+        if isinstance(self.frames, FileFrames):
+            _check_picked(len(wanted) * self.frames.size[0] * self.frames.size[1])
+            return self.frames.pick(indices)
+        loaded: dict[int, Image.Image] = {}
+        pixels = 0
+        for index in wanted:
+            loaded[index] = load_image(self.frames[index])
+            pixels += loaded[index].width * loaded[index].height
+            _check_picked(pixels)
+        return [loaded[index] for index in indices]
 
 
 VideoLike = str | Path | Video | Sequence[ImageLike] | NDArray[np.uint8]
@@ -66,7 +68,6 @@ def load_video(source: VideoLike) -> Video:
             array [frames, height, width, 3] of uint8. A `Video` is taken as it is.
 
     Raises:
-        ImageError: a frame of a list cannot be read.
         VideoError: there are no frames, or a file cannot be read as a video within the limits.
     """
     if isinstance(source, Video):
@@ -76,21 +77,28 @@ def load_video(source: VideoLike) -> Video:
         return Video(frames, fps)
     if isinstance(source, np.ndarray):
         return Video(_from_array(source), None)
-    if isinstance(source, (bytes, Image.Image)) or not isinstance(source, Sequence):
+    if isinstance(source, (bytes, bytearray)) or not isinstance(source, Sequence):
         raise VideoError(
             "expected a video as path, list of pictures or uint8 array, "
             f"found {type(source).__name__}"
         )
-    pictures = tuple(load_image(frame) for frame in source)
-    if not pictures:
+    if not source:
         raise VideoError("expected a video of at least one frame, found none")
-    return Video(pictures, None)
+    return Video(tuple(source), None)
 
 
-def _from_array(array: NDArray[Any]) -> tuple[Image.Image, ...]:
+def _check_picked(pixels: int) -> None:
+    if pixels > MAX_PICKED:
+        raise VideoError(
+            f"expected at most {MAX_PICKED // 1_000_000} megapixels in all the frames of a video "
+            f"that are read, found {pixels / 1e6:.0f}; scale the video down first"
+        )
+
+
+def _from_array(array: NDArray[Any]) -> tuple[NDArray[np.uint8], ...]:
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not len(array):
         raise VideoError(
             "expected a video array [frames, height, width, 3] of uint8, "
             f"found {list(array.shape)} of {array.dtype}"
         )
-    return tuple(load_image(frame) for frame in array)
+    return tuple(array)

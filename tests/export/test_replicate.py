@@ -21,13 +21,13 @@ from avl_export.options import Options
 from avl_export.plan import Plan, make_plan
 from avl_export.weights import bind
 
-LAYERS = 4
+LAYERS = 3
 # Of each kind of encoder and decoder one; towers cut down to a few layers of each sort.
 MODELS: dict[str, dict[str, Any]] = {
-    "llava-7b": {"num_hidden_layers": 4},
+    "llava-7b": {"num_hidden_layers": 3},
     "internvl3-8b": {"num_hidden_layers": 3},
-    "qwen2.5-vl-7b": {"depth": 5, "fullatt_block_indexes": [1, 3]},
-    "qwen3-vl-8b": {"depth": 4, "deepstack_visual_indexes": [0, 2]},
+    "qwen2.5-vl-7b": {"depth": 4, "fullatt_block_indexes": [1, 3]},
+    "qwen3-vl-8b": {"depth": 3, "deepstack_visual_indexes": [0, 2]},
 }
 
 
@@ -92,7 +92,7 @@ def test_copies_equal_a_full_trace(plan: Plan, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(replicate, "tracing", watched)
     copied = [identities(plan, traced) for traced in graphs(plan)]
-    assert holes() >= 4
+    assert holes() >= 2
     seen.clear()
     monkeypatch.setattr(replicate, "alike", lambda one, other: False)
     whole = [identities(plan, traced) for traced in graphs(plan)]

@@ -87,6 +87,7 @@ def manifest(
         default_policy="dense",
         weights=Weights(None, ()),
         files=(FileEntry("tokenizer.json", len(tokenizer), hashlib.sha256(tokenizer).hexdigest()),),
+        engines=(),
     )
 
 

@@ -126,8 +126,10 @@ def test_what_holds_no_frames_is_refused(source: Any) -> None:
     refused(source)
 
 
-def test_a_frame_that_is_no_picture_is_refused() -> None:
-    refused([Image.new("RGB", (4, 4)), "missing.png"], ImageError)
+def test_pictures_of_a_list_are_loaded_when_they_are_picked() -> None:
+    frames = [Image.new("RGB", (4, 4)), "missing.png", Image.new("RGB", (4, 4), "red")]
+    same(load_video(frames).pick([2]), [np.full((4, 4, 3), (255, 0, 0), np.uint8)])
+    assert "missing.png" in refused(frames, ImageError)
 
 
 # Files.
@@ -208,15 +210,15 @@ def test_limits_hold_before_anything_is_decoded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = folder / "a.mp4"
-    video = load_video(path)
 
     def fail(*_: object) -> None:
         raise AssertionError("a frame was decoded")
 
     monkeypatch.setattr(video_files.FileFrames, "_picture", fail)
     monkeypatch.setattr(videos, "MAX_PICKED", 3 * SIZE[0] * SIZE[1])
-    with pytest.raises(VideoError, match="megapixels in all"):
-        video.pick([0, 1, 2, 3])
+    for source in (path, [drawn(number) for number in range(4)]):
+        with pytest.raises(VideoError, match="megapixels in all"):
+            load_video(source).pick([0, 1, 2, 3])
     for name, value, said in (
         ("MAX_BYTES", 100, "GiB"),
         ("MAX_FRAMES", COUNT - 1, "frames"),

@@ -24,12 +24,15 @@ from transformers import (
 from avl_export.check import CheckError, check_package
 from avl_export.checkpoint import open_checkpoint
 from avl_export.families import load_family
+from avl_plugins.policies import parse
 from avl_runtime.cli.run import main as avl_run
 from avl_runtime.package import Package
 from avl_runtime.processor import Processor
-from families.shared import PROMPT, FamilyTests
+from families.shared import CLEAR, DRAWS, PROMPT, TOLERANCE, FamilyTests
 from families.support import Case, Made, call_processor, clip, picture, refused, without_checks
 from families.torch_videos import TorchVideos
+from oracle.hf_oracle import run
+from oracle.rules_of import ranking_of, rules_of
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<video>")
 SIDE, PATCH = 32, 8
@@ -127,6 +130,27 @@ CASES = (
 class TestVideoLlava(FamilyTests):
     cases = CASES
     films = (((8, (60, 40)),), ((3, (33, 90)), (3, (41, 41))))
+
+    @pytest.mark.parametrize("spec", FamilyTests.policies)
+    def test_policies_rank_the_tokens_of_videos(self, made: Made, spec: str) -> None:
+        policy = parse(spec)
+        for draw in range(DRAWS):
+            shown = [picture((40, 40), draw)], [clip(2, (50, 40), draw)]
+            got = made.model.generate(
+                PROMPT, *shown, policy=spec, max_new_tokens=8, return_logits=True
+            )
+            want = run(
+                made.reference,
+                made.encode(PROMPT, *shown),
+                rules_of(policy),
+                8,
+                follow=got.token_ids,
+                ranking=ranking_of(policy),
+            )
+            if want.gap > CLEAR:
+                np.testing.assert_allclose(got.logits, want.logits, atol=TOLERANCE, rtol=0)
+                return
+        pytest.fail(f"no draw with clear rankings among {DRAWS}")
 
     def test_eight_frames_of_a_longer_video_are_taken(self, made: Made) -> None:
         film = clip(29, (45, 40))

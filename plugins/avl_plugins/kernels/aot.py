@@ -77,7 +77,7 @@ def compile_variant(variant: Variant, capability: int) -> Artifact:
         "num_stages": variant.stages,
         "ptx_version": PTX_VERSION,
         "enable_fp_fusion": True,
-        **({"maxnreg": int(__import__("os").environ["MAXN"])} if "MAXN" in __import__("os").environ else {}),
+        "maxnreg": variant.registers,
     }
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True  # paths of this machine
@@ -183,8 +183,8 @@ def instructions(ptx: str) -> dict[str, int]:
     return {name: len(re.findall(pattern, ptx)) for name, pattern in INSTRUCTIONS.items()}
 
 
-def check(variant: Variant, artifact: Artifact, assembled: Assembled) -> None:
-    """Every gate of a compiled kernel.
+def check(variant: Variant, artifact: Artifact, architecture: str, assembled: Assembled) -> None:
+    """Every gate of a compiled kernel, as assembled for an architecture.
 
     Raises:
         GateError: the first that fails.
@@ -206,7 +206,7 @@ def check(variant: Variant, artifact: Artifact, assembled: Assembled) -> None:
     for gate, passed in wanted.items():
         if not passed:
             raise GateError(
-                f"{variant.name} for {artifact.target}: expected {gate}, found {found}, "
+                f"{variant.name} for {architecture}: expected {gate}, found {found}, "
                 f"{artifact.shared} bytes shared, {assembled.spilled} spilled; check alignment "
                 "hints and tile sizes"
             )

@@ -39,7 +39,7 @@ GRIDS: Mapping[str, tuple[str, str, str]] = {
     "decode_mass": ("cdiv(A, BJ) + cdiv(P, BJ) + cdiv(S, BJ)", "Hkv", "B * cdiv(R, 2)"),
     "prefill": ("cdiv(S * G, BM)", "Hkv", "B"),
     "prefill_mass": ("cdiv(A, BN) + cdiv(P, BN) + cdiv(S, BN)", "Hkv", "B * cdiv(R, 2)"),
-    "fused": ("owners * cdiv(R, 2) + cdiv(S * G, BM) * (DP // W)", "Hkv", "B"),
+    "fused": ("cdiv(R, 2) * owners + cdiv(S * G, BM) * (DP // W)", "Hkv", "B"),
     "update": ("D // W * 2", "B * Hkv", "L"),
     "update_copy": ("cdiv(A, BN) + cdiv(P, BN)", "Hkv", "B"),
     "select_core": ("B", "L", "1"),
@@ -61,6 +61,8 @@ class Variant:
     Attributes:
         kernel: name of the function; its module is `MODULES` of it, or of the same name.
         dtype: what T is, or None where elements are only moved.
+        registers: most a thread may have, or None. Left alone, ptxas spills a little to fit more
+            programs on a multiprocessor, on some architectures.
         targets: compute capabilities it is compiled for. 80 is generic and serves all others;
             90 is for sm_90a alone, whose matrix instructions generic PTX cannot name.
     """
@@ -72,6 +74,7 @@ class Variant:
     constants: Mapping[str, int]
     warps: int
     stages: int
+    registers: int | None = None
     targets: tuple[int, ...] = (80,)
 
     @property
@@ -156,11 +159,13 @@ def _variants() -> tuple[Variant, ...]:
         made.append(
             Variant(f"update-{moves}", "update", None, None, {"MP": moves, "W": 16}, warps, 1)
         )
-    constants = {"BN": 64, "BJ": 64, "W": 16}
-    made.append(Variant("update_copy", "update_copy", None, None, constants, 4, 1))
+    tiles = {"BN": 64, "BJ": 64, "W": 16}
+    made.append(Variant("update_copy", "update_copy", None, None, tiles, 4, 1))
     for rows, warps in zip(ROWS, (4, 8), strict=True):
         for kernel in ("select_core", "select_text"):
-            made.append(Variant(f"{kernel}-{rows}", kernel, None, None, {"NP": rows}, warps, 1))
+            constants, limit = {"NP": rows}, 96 if rows == 1024 else 255
+            name = f"{kernel}-{rows}"
+            made.append(Variant(name, kernel, None, None, constants, warps, 1, limit))
     return tuple(made)
 
 
@@ -173,8 +178,9 @@ def _attention(dtype: str, head_dim: int) -> list[Variant]:
 
     def variant(name: str, kernel: str, constants: Mapping[str, int], stages: int) -> Variant:
         targets = (80, 90) if constants["BM"] == 64 and kernel != "prefill_mass" else (80,)
+        limit = 255 if constants["BM"] == 64 or (kernel == "fused" and padded == 64) else None
         full = f"{name}-{_ELEMENTS[dtype]}-d{head_dim}"
-        return Variant(full, kernel, dtype, head_dim, constants, 4, stages, targets)
+        return Variant(full, kernel, dtype, head_dim, constants, 4, stages, limit, targets)
 
     return [
         variant("decode", "decode", few, 3),

@@ -12,7 +12,7 @@ from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
 from avl_runtime.vision.layouts import ImageLayout, VideoLayout
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
-from avl_runtime.vision.patches import MAX_PATCHES, PatchImage, Patches
+from avl_runtime.vision.patches import MAX_PATCHES, Patches, PatchImage
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 
 FRAMES_PER_RUN = 4  # of a video in patches: frames do not look at each other
@@ -47,33 +47,34 @@ def encoder_ranges(manifest: Manifest, graph: str, cache_rows: int) -> Ranges:
 def _ranges(layout: ImageLayout | VideoLayout, cache_rows: int) -> Ranges:
     match layout:
         case FixedImage():
-            return {"pixel_values": {0: Range(1, 1, 1)}}
+            found: Ranges = {"pixel_values": {0: Range(1, 1, 1)}}
         case FixedVideo() | FrameLines():
-            return {"pixel_values": {0: _up_to(layout.frames)}}
+            found = {"pixel_values": {0: _up_to(layout.frames)}}
         case TiledImage():
-            return {"pixel_values": {0: _up_to(layout.tiles[1] + 1)}}
+            found = {"pixel_values": {0: _up_to(layout.tiles[1] + 1)}}
         case AnyresImage():
             tokens = max(
                 (h // layout.tile * layout.side) * (w // layout.tile * layout.side + 1)
                 for h, w in layout.resolutions
             )
             tiles = 1 + _most_tiles(layout.resolutions, layout.tile)
-            return _packed(tiles, layout.side**2 + tokens)
+            found = _packed(tiles, layout.side**2 + tokens)
         case BlendedImage():
             lines = max(h // layout.tile * layout.side for h, _ in layout.resolutions)
             cells = round(layout.most * (layout.side * SLACK) ** 2)
             tiles = 1 + _most_tiles(layout.resolutions, layout.tile)
-            return _packed(tiles, layout.side**2 + cells + lines)
+            found = _packed(tiles, layout.side**2 + cells + lines)
         case SquareImage():
-            return _packed(1, layout.side**2 + 1)
+            found = _packed(1, layout.side**2 + 1)
         case BlendedVideo():
-            return _packed(layout.frames, layout.frames * ((layout.side + 1) // 2) ** 2 + 1)
+            found = _packed(layout.frames, layout.frames * ((layout.side + 1) // 2) ** 2 + 1)
         case PatchImage():
-            return _patches(layout.patches, layout.max_pixels, 1, cache_rows)
+            found = _patches(layout.patches, layout.max_pixels, 1, cache_rows)
         case PatchVideo() | TimedVideo():
-            return _patches(layout.patches, layout.max_pixels, FRAMES_PER_RUN, cache_rows)
+            found = _patches(layout.patches, layout.max_pixels, FRAMES_PER_RUN, cache_rows)
         case _:
             assert_never(layout)
+    return found
 
 
 def _packed(tiles: int, tokens: int) -> Ranges:

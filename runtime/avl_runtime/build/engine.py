@@ -91,7 +91,9 @@ class _Writer:
 def _build_streamed(toolkit: Toolkit, parsed: Parsed, config: Any, writer: _Writer) -> None:
     """Without a second copy of the engine in memory; Polygraphy has no loader for this."""
 
-    class Stream(toolkit.trt.IStreamWriter):  # type: ignore[misc]
+    base: Any = toolkit.trt.IStreamWriter
+
+    class Stream(base):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
 

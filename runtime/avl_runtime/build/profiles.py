@@ -96,7 +96,9 @@ def _profile(name: str, inputs: Shapes, sizes: Mapping[str, Range]) -> Profile:
 
 
 def _three(dims: list[Range | int | str]) -> tuple[Shape, Shape, Shape]:
-    ranges = [dim if isinstance(dim, Range) else Range(int(dim), int(dim), int(dim)) for dim in dims]
+    ranges = [
+        dim if isinstance(dim, Range) else Range(int(dim), int(dim), int(dim)) for dim in dims
+    ]
     return (
         tuple(one.least for one in ranges),
         tuple(one.best for one in ranges),

@@ -7,20 +7,22 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avl_runtime.build.estimate import Estimate, estimate
 from avl_runtime.build.jobs import Job, Outcome, read_outcome
-from avl_runtime.build.options import BuildError, Options
+from avl_runtime.build.options import BuildError
 from avl_runtime.build.plan import Plan
 from avl_runtime.build.worker import REFUSED
 from avl_runtime.engine_sets import EngineFile, EngineSet
+from avl_runtime.manifest import Manifest
 from avl_runtime.package import MANIFEST, Package, load_package
 
-MODULE = "avl_runtime.build.worker"
+WORKER = "avl_runtime.build.worker"
+PARTIAL = ".partial-"  # and the number of the process that builds there
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +32,162 @@ class Built:
     graph: str
     outcome: Outcome
     estimate: Estimate
+
+
+def examine(plan: Plan) -> tuple[Built, ...]:
+    """Parse and check every graph, and build none.
+
+    Raises:
+        AvlError: a graph is damaged, or parsed into something else than it says.
+    """
+    return tuple(_work(plan, graph, None) for graph in plan.package.manifest.graphs)
+
+
+def build(plan: Plan) -> tuple[EngineSet, tuple[Built, ...]]:
+    """Build every graph and enter the engines in the manifest.
+
+    Engines are built beside their place and moved there when all are complete: whatever fails, no
+    part of them is left behind, and engines already there stay as they were.
+
+    Raises:
+        AvlError: a graph cannot be built, or there is no room for its engine.
+    """
+    package = plan.package
+    place = package.folder / plan.engine_set(()).folder
+    built, files = [], []
+    try:
+        with _staged(place) as stage:
+            for graph in package.manifest.graphs:
+                path = stage / Path(graph).with_suffix(".engine").name
+                one = _work(plan, graph, path)
+                built.append(one)
+                name = f"{place.relative_to(package.folder).as_posix()}/{path.name}"
+                files.append(EngineFile(graph, name, one.outcome.size, one.outcome.sha256))
+            made = plan.engine_set(files)
+            _move(stage, place, package.folder / MANIFEST, _entered(package, made))
+    except OSError as error:
+        raise BuildError(
+            f"{place}: expected to write engines there, found {error.strerror or error}; "
+            "free some space, or make the package writable"
+        ) from None
+    return made, tuple(built)
+
+
+def _entered(package: Package, made: EngineSet) -> Manifest:
+    """The manifest as it is by now, with the new engines.
+
+    Raises:
+        BuildError: the package was exported anew in the meantime.
+    """
+    now = load_package(package.folder).manifest
+    if replace(now, engines=()) != replace(package.manifest, engines=()):
+        raise BuildError(
+            f"{package.folder}: expected the package that the build began with, found another; "
+            "build again"
+        )
+    others = [one for one in now.engines if one.folder != made.folder]
+    return replace(now, engines=(*others, made))
+
+
+def _work(plan: Plan, graph: str, out: Path | None) -> Built:
+    """Have one graph looked at or built by a process of its own."""
+    options = plan.options
+    job = Job(
+        package=str(plan.package.folder.resolve()),
+        graph=graph,
+        backend=options.backend,
+        targets=plan.targets,
+        plugins=plan.plugins,
+        limits=plan.limits,
+        out=None if out is None else str(out.resolve()),
+        timing_cache=None if plan.timing_cache is None else str(plan.timing_cache),
+    )
+    # Not from the working directory, which may hold modules of any name.
+    command = [sys.executable, "-P", "-m", WORKER]
+    with subprocess.Popen(  # noqa: S603 - our own module in our own Python
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            answer, _ = process.communicate(job.to_json().encode())
+        except BaseException:
+            process.kill()
+            raise
+    text = answer.decode(errors="replace")
+    if process.returncode == REFUSED:
+        raise BuildError(text)
+    if process.returncode:
+        raise BuildError(_death(graph, process.returncode, plan, text))
+    outcome = read_outcome(text)
+    expected = estimate(plan.package.manifest, graph, outcome.weight_bytes, plan.limits)
+    return Built(graph, outcome, expected)
+
+
+def _death(graph: str, status: int, plan: Plan, text: str) -> str:
+    """What to say of a builder that ended without an answer."""
+    if status == -signal.SIGKILL:
+        return (
+            f"{graph}: expected the builder to finish, found it killed, most likely for want of "
+            "memory; close other programs, or export with more segments (--split) for smaller "
+            "engines"
+        )
+    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    library = plan.library.version if plan.library is not None else "none"
+    return (
+        f"{graph}: expected the builder to finish, found that {plan.options.backend} {library} "
+        f"ended with {how} {text[:200]}; build with another version of it, and report this"
+    )
+
+
+@contextmanager
+def _staged(place: Path) -> Iterator[Path]:
+    """An empty folder beside `place`, which is removed again with all that is left in it."""
+    parent = place.parent
+    fresh = not parent.exists()
+    stage = place.with_name(f".{place.name}{PARTIAL}{os.getpid()}")
+    _sweep(parent)
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if fresh and parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what builds left that were killed, and could not do it themselves."""
+    for stage in folder.glob(f".*{PARTIAL}*"):
+        number = stage.name.rpartition("-")[2]
+        if number.isdigit() and not _runs(int(number)):
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is someone else's
+        return True
+    return True
+
+
+def _move(stage: Path, place: Path, path: Path, manifest: Manifest) -> None:
+    """Put engines and manifest in their places, both or neither."""
+    old = place.with_name(f".{place.name}.old-{os.getpid()}")
+    draft = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    done = False
+    try:
+        draft.write_text(manifest.to_json(), encoding="utf-8")
+        if place.exists():
+            place.rename(old)
+        stage.rename(place)
+        draft.replace(path)
+        done = True
+    finally:
+        draft.unlink(missing_ok=True)
+        if not done and not stage.exists() and place.exists():
+            place.rename(stage)
+        if not done and old.exists():
+            old.rename(place)
+        shutil.rmtree(old, ignore_errors=True)

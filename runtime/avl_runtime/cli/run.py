@@ -73,7 +73,12 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
     prompt = arguments.prompt
     if prompt is None and not talk:
         prompt = _stdin_prompt()
-    model = LVLM.load(arguments.package, backend=arguments.backend, policy=arguments.policy)
+    model = LVLM.load(
+        arguments.package,
+        backend=arguments.backend,
+        policy=arguments.policy,
+        verify=arguments.verify,
+    )
     session = Session(model, options, extras)
     if prompt is None:
         session.talk(shown)
@@ -109,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         "(default: the package's)",
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare all weights with their recorded hashes"
+    )
     parser.add_argument("--max-new-tokens", metavar="N", type=_positive, default=256)
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)"

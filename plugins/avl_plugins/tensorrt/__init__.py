@@ -1,0 +1,53 @@
+"""The two ops as TensorRT plugins, compiled ahead of time: engines need neither Python nor avl.
+
+`register()` before parsing an ONNX file makes TensorRT take the packaged kernels for nodes of the
+ops; without it TensorRT runs the function bodies that the nodes carry.
+"""
+
+from __future__ import annotations
+
+from avl_plugins.errors import AvlError
+
+OLDEST = (10, 9)  # the first TensorRT with plugins compiled ahead of time
+
+
+class TensorRTError(AvlError):
+    """TensorRT is missing, too old for these plugins, or asked for what they cannot do."""
+
+
+def register(capability: int | None = None) -> None:
+    """Register both ops with TensorRT's plugin registry; calling it again is harmless.
+
+    Args:
+        capability: compute capability, such as 90, of the GPU that engines are built for. None asks
+            the CUDA driver, or takes PTX for any GPU from 8.0 on where cuda-python is missing.
+
+    Raises:
+        TensorRTError: TensorRT is missing or older than 10.9.
+    """
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise TensorRTError(
+            "expected TensorRT for its plugins, found none; pip install 'avl[tensorrt]', or build "
+            "for tensorrt-rtx, which needs no plugins"
+        ) from error
+    version = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
+    if version < OLDEST or not hasattr(tensorrt, "QuickPluginCreationRequest"):
+        raise TensorRTError(
+            f"expected TensorRT 10.9 or later, found {tensorrt.__version__}; update it (JetPack 7), "
+            "or build without plugins"
+        )
+    from avl_plugins.tensorrt import plugins
+
+    plugins.built_for(_present() if capability is None else capability)
+
+
+def _present() -> int:
+    """The compute capability of the first GPU, or 80 for any."""
+    from avl_plugins.cuda import CudaError, Device
+
+    try:
+        return Device().capability
+    except CudaError:
+        return 80

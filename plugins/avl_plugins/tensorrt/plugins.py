@@ -1,0 +1,220 @@
+"""Both plugins, in the form that TensorRT's Python framework reads: by signature and annotation.
+
+Importing this registers them. TensorRT asks for shapes, for the tactics that an optimisation
+profile may use, and for one kernel a tactic; what a kernel gets is in the order inputs, scalars,
+outputs. There is no workspace, and scalars are 32-bit integers only.
+"""
+
+# No postponed annotations: the framework compares the classes themselves.
+from collections.abc import Mapping
+from typing import Any, List, Tuple, Union  # noqa: UP035  # the framework knows these forms alone
+
+import tensorrt as trt
+import tensorrt.plugin as trtp
+
+from avl_plugins.kernels.catalog import (
+    DECODE_ROWS,
+    HEAD_DIMS,
+    Variant,
+    scale_bits,
+    variant_of,
+)
+from avl_plugins.packaged import kernel
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
+from avl_plugins.tensorrt import TensorRTError
+
+ATTENTION = f"{SPLIT_CACHE_ATTENTION.domain}::{SPLIT_CACHE_ATTENTION.name}"
+UPDATE = f"{SPLIT_CACHE_UPDATE.domain}::{SPLIT_CACHE_UPDATE.name}"
+
+# Any of them is right for any number of new rows; TensorRT times those a profile may use. Sliced
+# decode spreads one KV head over several programs, for small batches on large GPUs.
+TACTICS = {1: "fused_decode", 2: "fused_decode_sliced", 3: "fused_prefill"}
+_FEW, _MANY = [1, 2], [3]
+
+_DTYPES = {trt.DataType.HALF: "float16", trt.DataType.BF16: "bfloat16"}
+_TRT_NAMES = {"T": "FP16|BF16", "int64": "INT64", "float32": "FP32"}
+
+_capability = 80
+
+Kernel = Tuple[Union[str, bytes], Union[str, bytes], trtp.KernelLaunchParams, trtp.SymExprs]  # noqa: UP006, UP007
+
+
+def built_for(capability: int) -> None:
+    """Choose PTX for engines of a compute capability such as 90."""
+    global _capability  # noqa: PLW0603  # TensorRT calls the functions below without state of ours
+    _capability = capability
+
+
+@trtp.register(ATTENTION)
+def attention(
+    q: trtp.TensorDesc,
+    k_new: trtp.TensorDesc,
+    v_new: trtp.TensorDesc,
+    k_active: trtp.TensorDesc,
+    v_active: trtp.TensorDesc,
+    active_len: trtp.TensorDesc,
+    k_parked: trtp.TensorDesc,
+    v_parked: trtp.TensorDesc,
+    parked_len: trtp.TensorDesc,
+    row_weights: trtp.TensorDesc,
+    scale: float,
+) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:  # noqa: UP006
+    batch, kv_heads, new = (k_new.shape_expr[i] for i in range(3))
+    weightings = row_weights.shape_expr[1]
+    mass_active, mass_parked, mass_new = (
+        trtp.from_shape_expr((batch, kv_heads, weightings, rows), trt.float32)
+        for rows in (k_active.shape_expr[2], k_parked.shape_expr[2], new)
+    )
+    return q.like(), mass_active, mass_parked, mass_new
+
+
+@trtp.autotune(ATTENTION)
+def attention_tactics(
+    q: trtp.TensorDesc,
+    k_new: trtp.TensorDesc,
+    v_new: trtp.TensorDesc,
+    k_active: trtp.TensorDesc,
+    v_active: trtp.TensorDesc,
+    active_len: trtp.TensorDesc,
+    k_parked: trtp.TensorDesc,
+    v_parked: trtp.TensorDesc,
+    parked_len: trtp.TensorDesc,
+    row_weights: trtp.TensorDesc,
+    scale: float,
+    outputs: Tuple[trtp.TensorDesc],  # noqa: UP006
+) -> List[trtp.AutoTuneCombination]:  # noqa: UP006
+    shape = q.shape
+    least, most = (shape.min[2], shape.max[2]) if shape.is_dynamic else (shape[2], shape[2])
+    group = q.shape[1] // k_new.shape[1]
+    tactics = (_FEW if least * group <= DECODE_ROWS else []) + (
+        _MANY if most * group > DECODE_ROWS else []
+    )
+    return [trtp.AutoTuneCombination(_types(SPLIT_CACHE_ATTENTION), "LINEAR", tactics)]
+
+
+@trtp.aot_impl(ATTENTION)
+def attention_kernel(
+    q: trtp.TensorDesc,
+    k_new: trtp.TensorDesc,
+    v_new: trtp.TensorDesc,
+    k_active: trtp.TensorDesc,
+    v_active: trtp.TensorDesc,
+    active_len: trtp.TensorDesc,
+    k_parked: trtp.TensorDesc,
+    v_parked: trtp.TensorDesc,
+    parked_len: trtp.TensorDesc,
+    row_weights: trtp.TensorDesc,
+    scale: float,
+    outputs: Tuple[trtp.TensorDesc],  # noqa: UP006
+    tactic: int,
+) -> Kernel:
+    batch, heads, new, head_dim = q.shape_expr
+    group, width = _constant(heads, "H") // _constant(k_new.shape_expr[1], "Hkv"), head_dim
+    values = {
+        "B": batch,
+        "Hkv": k_new.shape_expr[1],
+        "S": new,
+        "A": k_active.shape_expr[2],
+        "P": k_parked.shape_expr[2],
+        "R": row_weights.shape_expr[1],
+        "G": trtp.SymInt32(group),
+        "scale_bits": trtp.SymInt32(scale_bits(scale)),
+        "owners": trtp.SymInt32(1),
+    }
+    return _kernel(_attention_variant(TACTICS[tactic], q.dtype, _constant(width, "D")), values)
+
+
+@trtp.register(UPDATE)
+def update(
+    k_active: trtp.TensorDesc,
+    v_active: trtp.TensorDesc,
+    k_parked: trtp.TensorDesc,
+    v_parked: trtp.TensorDesc,
+    k_new: trtp.TensorDesc,
+    v_new: trtp.TensorDesc,
+    source: trtp.TensorDesc,
+    destination: trtp.TensorDesc,
+) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:  # noqa: UP006
+    # New arrays and no aliases: a declared alias makes TensorRT copy caches of its own accord.
+    return k_active.like(), v_active.like(), k_parked.like(), v_parked.like()
+
+
+@trtp.autotune(UPDATE)
+def update_tactics(
+    k_active: trtp.TensorDesc,
+    v_active: trtp.TensorDesc,
+    k_parked: trtp.TensorDesc,
+    v_parked: trtp.TensorDesc,
+    k_new: trtp.TensorDesc,
+    v_new: trtp.TensorDesc,
+    source: trtp.TensorDesc,
+    destination: trtp.TensorDesc,
+    outputs: Tuple[trtp.TensorDesc],  # noqa: UP006
+) -> List[trtp.AutoTuneCombination]:  # noqa: UP006
+    return [trtp.AutoTuneCombination(_types(SPLIT_CACHE_UPDATE), "LINEAR", [1])]
+
+
+@trtp.aot_impl(UPDATE)
+def update_kernel(
+    k_active: trtp.TensorDesc,
+    v_active: trtp.TensorDesc,
+    k_parked: trtp.TensorDesc,
+    v_parked: trtp.TensorDesc,
+    k_new: trtp.TensorDesc,
+    v_new: trtp.TensorDesc,
+    source: trtp.TensorDesc,
+    destination: trtp.TensorDesc,
+    outputs: Tuple[trtp.TensorDesc],  # noqa: UP006
+    tactic: int,
+) -> Kernel:
+    batch, kv_heads, active, head_dim = k_active.shape_expr
+    width = _constant(head_dim, "D")
+    if width % 16:
+        raise TensorRTError(
+            f"{UPDATE}: expected a head_dim in whole 16s, found {width}; build without plugins"
+        )
+    values = {
+        "B": batch,
+        "Hkv": kv_heads,
+        "A": active,
+        "P": k_parked.shape_expr[2],
+        "S": k_new.shape_expr[2],
+        "M": source.shape_expr[2],
+        "D": head_dim,
+    }
+    return _kernel("update_copy", values)
+
+
+def _types(op: Op) -> str:
+    """Types of an op's inputs and outputs in the framework's notation."""
+    return ", ".join(_TRT_NAMES[value.dtype] for value in op.inputs + op.outputs)
+
+
+def _attention_variant(kernel_name: str, dtype: Any, head_dim: int) -> str:
+    if dtype not in _DTYPES or head_dim not in HEAD_DIMS:
+        raise TensorRTError(
+            f"{ATTENTION}: expected float16 or bfloat16 and a head_dim of {HEAD_DIMS}, found "
+            f"{dtype} and {head_dim}; export with --dtype fp16, or build without plugins"
+        )
+    variant: Variant = variant_of(kernel_name, _DTYPES[dtype], head_dim)
+    return variant.name
+
+
+def _constant(size: Any, name: str) -> int:
+    if not size.is_constant:
+        raise TensorRTError(f"{ATTENTION}: expected a fixed {name}, found a dynamic one; fix it")
+    return int(size.constant_value())
+
+
+def _kernel(name: str, values: Mapping[str, Any]) -> Kernel:
+    """A packaged kernel and its launch for symbolic sizes."""
+    packaged = kernel(name, _capability)
+    launch = trtp.KernelLaunchParams()
+    launch.grid_x, launch.grid_y, launch.grid_z = packaged.variant.grid(values)
+    launch.block_x = packaged.threads
+    launch.shared_mem = packaged.shared
+    scalars = [argument for argument, kind in packaged.arguments if kind == "i32"]
+    extra = trtp.SymIntExprs(len(scalars))
+    for i, scalar in enumerate(scalars):
+        extra[i] = trtp.SymInt32(values[scalar])
+    return packaged.entry, packaged.ptx(), launch, extra

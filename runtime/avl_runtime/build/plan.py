@@ -1,0 +1,144 @@
+"""What a build will do, decided before anything is built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from avl_plugins.compiled_function import ROW_BLOCK
+from avl_runtime.build.options import BuildError, Options
+from avl_runtime.engine_sets import EngineFile, EngineSet, Limits, dotted, target_name
+from avl_runtime.libraries import Library, installed
+from avl_runtime.machine import Machine
+from avl_runtime.package import Package, load_package
+
+PLUGINS_SINCE = (10, 9)  # TensorRT; ahead-of-time plugins
+TURING = 75
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything decided.
+
+    Attributes:
+        library: the builder's, None if it is missing, which only a dry run allows.
+        plugins: whether the attention becomes a plugin; `why` says it for people.
+        timing_cache: see `engine.write_engine`.
+    """
+
+    package: Package
+    options: Options
+    library: Library | None
+    platform: str
+    targets: tuple[int, ...]
+    plugins: bool
+    why: str
+    limits: Limits
+    timing_cache: Path | None
+
+    @property
+    def row_block(self) -> int:
+        """As in the manifest."""
+        return 1 if self.plugins else ROW_BLOCK
+
+    def engine_set(self, files: Sequence[EngineFile]) -> EngineSet:
+        """What the manifest will say."""
+        return EngineSet(
+            backend=self.options.backend,
+            version=self.library.version if self.library is not None else "missing",
+            targets=self.targets,
+            cuda=self.library.cuda if self.library is not None else None,
+            platform=self.platform,
+            plugins=self.plugins,
+            row_block=self.row_block,
+            limits=self.limits,
+            files=tuple(files),
+        )
+
+
+def make_plan(options: Options, machine: Machine) -> Plan:
+    """Open the package and decide how to build it.
+
+    Raises:
+        AvlError: the package is damaged, or cannot be built like this on this machine.
+    """
+    package = load_package(options.package)
+    package.check_shards()
+    library = installed(options.backend)
+    if library is None and not options.dry_run:
+        raise BuildError(
+            f"expected {options.backend}, found none; run: pip install 'avl[{options.backend}]'"
+        )
+    targets = options.targets
+    if options.backend == "tensorrt":
+        targets = _own_target(options, machine)
+    _check_weights(package, targets)
+    plugins, why = _plugins(options, library)
+    return Plan(
+        package=package,
+        options=options,
+        library=library,
+        platform=machine.platform,
+        targets=targets,
+        plugins=plugins,
+        why=why,
+        limits=options.limits(package.manifest.dims, 1 if plugins else ROW_BLOCK),
+        timing_cache=_timing_cache(library, targets) if options.backend == "tensorrt" else None,
+    )
+
+
+def _own_target(options: Options, machine: Machine) -> tuple[int, ...]:
+    """TensorRT times kernels on the GPU that an engine is for."""
+    if not machine.gpus:
+        if options.dry_run:
+            return options.targets
+        raise BuildError(
+            "expected an NVIDIA GPU, on which TensorRT builds for its own kind, found none "
+            f"({machine.trouble}); build there, or use --backend tensorrt-rtx, which builds "
+            "anywhere"
+        )
+    own = (machine.gpus[0].capability,)
+    if options.targets not in ((), own):
+        raise BuildError(
+            f"--compute-capability: expected {own[0]}, the GPU of this machine, as TensorRT "
+            f"builds for no other, found {', '.join(map(str, options.targets))}; leave it out, or "
+            "use --backend tensorrt-rtx"
+        )
+    return own
+
+
+def _check_weights(package: Package, targets: Sequence[int]) -> None:
+    manifest = package.manifest
+    if TURING in targets and manifest.dtype != "fp16":
+        raise BuildError(
+            f"{package.folder}: expected an fp16 package for compute capability {dotted(TURING)}, "
+            f"found {manifest.dtype}; export with --dtype fp16"
+        )
+    quantization = getattr(manifest, "quantization", None)
+    if quantization is not None and quantization.zero_points:
+        raise BuildError(
+            f"{package.folder}: expected weights without zero points, found some, which TensorRT "
+            "cannot take; export with --quantize from a checkpoint that is not quantized"
+        )
+
+
+def _plugins(options: Options, library: Library | None) -> tuple[bool, str]:
+    if options.backend == "tensorrt-rtx":
+        return False, "TensorRT-RTX has no plugins: attention is its function body"
+    if not options.plugins:
+        return False, "as asked, attention is its function body"
+    if library is not None and library.release < PLUGINS_SINCE:
+        return False, (
+            f"TensorRT {library.version} has no ahead-of-time plugins, 10.9 has: attention is its "
+            "function body"
+        )
+    return True, "attention is the plugin"
+
+
+def _timing_cache(library: Library | None, targets: Sequence[int]) -> Path | None:
+    if library is None:
+        return None
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "avl" / f"tensorrt-{library.version}-{target_name(targets)}.timing"

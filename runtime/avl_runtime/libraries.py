@@ -1,0 +1,45 @@
+"""Which versions of optional libraries are installed; imports none of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+# A library's names on the package index; those with a suffix say which CUDA they were made for.
+NAMES = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "cuda-python": ("cuda-python", "cuda-bindings"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """An installed library; `cuda` is the major version of CUDA that it was made for, if known."""
+
+    version: str
+    cuda: int | None
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The version's numbers, to compare: (10, 9, 0)."""
+        parts = self.version.split("+")[0].split(".")
+        return tuple(int(part) for part in parts if part.isdigit())
+
+
+def installed(name: str) -> Library | None:
+    """The library called `name` on the package index, None if it is not there."""
+    found = {one: _version(one) for one in NAMES.get(name, (name,))}
+    first = next((one for one in found.values() if one is not None), None)
+    if first is None:
+        return None
+    numbers = [int(one[-2:]) for one, known in found.items() if known and one[-4:-2] == "cu"]
+    return Library(first, max(numbers, default=None))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
