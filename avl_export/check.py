@@ -99,8 +99,8 @@ def check_package(package: Package, family: Family, model: nn.Module | None = No
     """
     manifest = package.manifest
     tolerance = TOLERANCE[manifest.dtype]
-    prompt = _prompt(package)
-    expected = _transformers(family, model or family.reference(), prompt)
+    prompt = check_prompt(package)
+    expected = _transformers(family, model or reference_model(family), prompt)
 
     sessions = Sessions(package)
     encoded = [sessions.encode(media) for media in prompt.media]
@@ -131,7 +131,23 @@ def check_package(package: Package, family: Family, model: nn.Module | None = No
     return Report(error, scale, feature_error)
 
 
-def _prompt(package: Package) -> Prompt:
+def reference_model(family: Family) -> nn.Module:
+    """transformers' model with its weights.
+
+    Raises:
+        CheckError: transformers cannot read the checkpoint.
+    """
+    try:
+        return family.reference()
+    except Exception as error:  # transformers refuses a checkpoint with any kind of error
+        line = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise CheckError(
+            f"expected transformers to load the checkpoint, found {line}; fix the checkpoint, or "
+            "pass --no-check to export without a comparison"
+        ) from None
+
+
+def check_prompt(package: Package) -> Prompt:
     """A question about a random picture and, where possible, video; random tokens of a reply."""
     manifest = package.manifest
     rng = np.random.default_rng(0)
@@ -161,7 +177,7 @@ def _all_logits(sessions: Sessions, rows: _Rows) -> dict[int, Array]:
 
 def reference_logits(package: Package, family: Family, model: nn.Module) -> Array:
     """Logits [N, V] float32 of `model` for what a check reads."""
-    return _transformers(family, model, _prompt(package)).logits
+    return _transformers(family, model, check_prompt(package)).logits
 
 
 def _transformers(family: Family, model: Any, prompt: Prompt) -> _Expected:

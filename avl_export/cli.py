@@ -7,13 +7,15 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from avl_export import aliases
 from avl_export.checkpoint import model_name
+from avl_export.layer_table import HEADER, Row
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
 from avl_plugins.errors import AvlError
 
@@ -22,7 +24,9 @@ NEEDED = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    _check_usage(parser, parsed)
     if threading.current_thread() is threading.main_thread():
         # A polite kill shall clean up as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -40,14 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    if parsed.package is not None:
+        return _recheck(parsed)
+    model = parsed.model or "avl-tiny"
     options = Options(
-        model=parsed.model,
-        out=parsed.out or default_out(parsed.model),
+        model=model,
+        out=parsed.out or default_out(model),
         policy=parsed.policy,
         split=parsed.split,
         dtype=parsed.dtype,
         copy=parsed.copy,
         check=parsed.check,
+        layers=parsed.layers,
         revision=parsed.revision,
         dry_run=parsed.dry_run,
         hash_weights=parsed.hash_weights,
@@ -56,12 +64,7 @@ def _run(parsed: argparse.Namespace) -> int:
         quantize_method=parsed.quantize_method,
         block_size=parsed.block_size,
     )
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise OptionsError(
-            f"expected the packages of the export extra, found no {', '.join(missing)}; "
-            "run: pip install 'avl[export]'"
-        )
+    _check_extra()
     from avl_export.plan import make_plan
 
     plan = make_plan(options)
@@ -71,10 +74,11 @@ def _run(parsed: argparse.Namespace) -> int:
         return 0
     from avl_export.export import export
 
-    result = export(plan)
+    result = export(plan, _teller(parsed.json))
     if parsed.json:
         report["package_bytes"] = result.nbytes
         report["largest_logit_difference"] = result.report.logits if result.report else None
+        report["layer_check"] = [asdict(row) for row in result.layers]
         print(json.dumps(report))
         return 0
     print(f"{result.folder}: {_size(result.nbytes)}, {report['dtype']} ({report['why_dtype']})")
@@ -85,12 +89,61 @@ def _run(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _recheck(parsed: argparse.Namespace) -> int:
+    _check_extra()
+    from avl_export.recheck import recheck
+
+    rows = recheck(parsed.package, parsed.model, _teller(parsed.json))
+    if parsed.json:
+        print(json.dumps({"package": str(parsed.package), "layer_check": list(map(asdict, rows))}))
+    return 0
+
+
+def _teller(quiet: bool) -> Callable[[Row], None]:
+    """Prints the rows of a check by layers as they come, below their header."""
+    begun = False
+
+    def tell(row: Row) -> None:
+        nonlocal begun
+        if quiet:
+            return
+        if not begun:
+            print(HEADER)
+        begun = True
+        print(row.line(), flush=True)
+
+    return tell
+
+
+def _check_extra() -> None:
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise OptionsError(
+            f"expected the packages of the export extra, found no {', '.join(missing)}; "
+            "run: pip install 'avl[export]'"
+        )
+
+
+def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Refuse options that a check of a package would not look at."""
+    if parsed.package is None:
+        return
+    read = {"package", "layers", "check", "model", "json"}
+    for name, value in vars(parsed).items():
+        if name not in read and value != parser.get_default(name):
+            parser.error(
+                f"--package checks what is there, --{name.replace('_', '-')} is for exports"
+            )
+    if not parsed.layers or parsed.check is False:
+        parser.error("--package needs --layers: a package is checked layer by layer")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="avl-export", description="Turn a vision-language checkpoint into an avl package."
     )
     add = parser.add_argument
-    add("--model", default="avl-tiny", help=f"folder, hub id, or {aliases.names()}")
+    add("--model", help=f"folder, hub id, or {aliases.names()} (default: avl-tiny)")
     add("--revision", help="branch, tag or commit of a hub id (default: main)")
     add("--out", type=Path, help="package folder (default: ./<name>.avl)")
     add("--policy", default="dense", help="default policy of the package (default: dense)")
@@ -129,6 +182,8 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="compare with transformers (default: up to 1 GiB of weights)",
     )
+    add("--layers", action="store_true", help="check layer by layer, in little memory")
+    add("--package", type=Path, metavar="DIR", help="check this package, with --layers")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,11 +16,14 @@ import onnx_ir as ir
 from avl_export.check import Report, check_package
 from avl_export.checkpoint import TOKENIZER, weights_root
 from avl_export.graph import finish
+from avl_export.layer_check import check_layers
+from avl_export.layer_table import Row
 from avl_export.plan import Plan
 from avl_export.progress import Progress
 from avl_export.quantize.check import check_quantized
 from avl_export.quantize.writer import write_store
 from avl_export.shards import copy_shards, link_shards
+from avl_export.streamed import Load, checkpoint_loader, quantized_loader
 from avl_export.trace import Traced, trace_encoder, trace_segment
 from avl_export.weights import bind
 from avl_plugins.errors import AvlError
@@ -43,18 +46,22 @@ class ExportError(AvlError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A written package; `report` is None where no check ran."""
+    """A written package; `report` is None and `layers` empty where no such check ran."""
 
     folder: Path
     nbytes: int
     report: Report | None
+    layers: tuple[Row, ...] = ()
 
 
-def export(plan: Plan) -> Result:
+def export(plan: Plan, tell: Callable[[Row], None] = lambda _: None) -> Result:
     """Write the package that `plan` describes.
 
     It is written beside its place and moved there when complete and checked: whatever fails, no
     part of it is left behind, and a package already there stays as it was.
+
+    Args:
+        tell: hears of each row of a check by layers.
 
     Raises:
         ExportError: the place is taken, or the disk is full or not writable.
@@ -66,7 +73,7 @@ def export(plan: Plan) -> Result:
     try:
         with _staged(out) as folder:
             manifest = _write(plan, folder, progress)
-            report = None
+            report, layers = None, []
             if plan.check:
                 progress.step("checking against transformers", 2)
                 package = Package(folder, manifest)
@@ -74,6 +81,11 @@ def export(plan: Plan) -> Result:
                     report = check_package(package, plan.family)
                 else:
                     report = check_quantized(package, plan.family, plan.store)
+            if plan.options.layers:
+                progress.close()
+                layers = check_layers(
+                    Package(folder, manifest), plan.family, _loader(plan, folder), tell
+                )
             nbytes = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     except OSError as error:
         raise ExportError(
@@ -82,7 +94,13 @@ def export(plan: Plan) -> Result:
         ) from None
     finally:
         progress.close()
-    return Result(out, nbytes, report)
+    return Result(out, nbytes, report, tuple(layers))
+
+
+def _loader(plan: Plan, folder: Path) -> Load:
+    """What transformers shall compute with: the checkpoint's weights, or what codes stand for."""
+    load = checkpoint_loader(plan.checkpoint, plan.family.model)
+    return load if plan.store is None else quantized_loader(plan.store, folder, plan.family, load)
 
 
 def _check_place(plan: Plan) -> None:

@@ -1,12 +1,13 @@
 """Attention over whole frames, as torch.export sees it, and its translation to ONNX nodes.
 
-One head at a time: the scores of all heads together would be by far an encoder's largest array, and
-a CPU takes several times longer to fill it. Traced op by op, that many heads would take longer than
-all else of an export.
+Scores are computed one head and one part of the queries at a time: all together would be by far an
+encoder's largest array (64 GiB for a picture of 12 megapixels), and a CPU fills it several times
+more slowly. Traced op by op, so many small products would take longer than all else of an export.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,8 @@ op: Any = opset23  # its annotations want concrete tensor types, a translation h
 
 torch.library.define(
     "avl::frame_attention",
-    "(Tensor query, Tensor key, Tensor value, Tensor? mask, int heads, float scale) -> Tensor",
+    "(Tensor query, Tensor key, Tensor value, Tensor? mask, int heads, int parts, float scale) "
+    "-> Tensor",
 )
 
 
@@ -26,13 +28,18 @@ def frame_attention(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     heads: int,
+    parts: int,
     scale: float,
 ) -> torch.Tensor:
     """Every row of a frame attends to all of its rows: [T, P, C] each -> [T, P, C].
 
-    `mask` [P] is added to the scores of keys. Only for tracing: it computes nothing.
+    Only for tracing: it computes nothing.
+
+    Args:
+        mask: [P], added to the scores of keys.
+        parts: into how many the queries of a frame are divided; P is a multiple.
     """
-    out = torch.ops.avl.frame_attention(query, key, value, mask, heads, scale)
+    out = torch.ops.avl.frame_attention(query, key, value, mask, heads, parts, scale)
     return cast(torch.Tensor, out)
 
 
@@ -40,16 +47,23 @@ def _shape(query: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(query)
 
 
-def _nodes(query: Any, key: Any, value: Any, mask: Any, heads: int, scale: float) -> Any:
-    factor = op.CastLike(op.Constant(value_float=scale), query)
-    columns = op.Transpose(key, perm=[0, 2, 1])
-    if heads == 1:
-        return _head(op.Mul(query, factor), columns, value, mask)
-    queries = op.Split(op.Mul(query, factor), axis=-1, num_outputs=heads)
-    keys = op.Split(columns, axis=1, num_outputs=heads)
-    values = op.Split(value, axis=-1, num_outputs=heads)
-    parts = [_head(q, k, v, mask) for q, k, v in zip(queries, keys, values, strict=True)]
-    return op.Concat(*parts, axis=-1)
+def _nodes(
+    query: Any, key: Any, value: Any, mask: Any, heads: int, parts: int, scale: float
+) -> Any:
+    scaled = op.Mul(query, op.CastLike(op.Constant(value_float=scale), query))
+    shape = op.Constant(value_ints=[0, parts, -1, query.shape[-1]])
+    columns = _split(op.Transpose(key, perm=[0, 2, 1]), 1, heads)
+    values = _split(value, -1, heads)
+    done = []
+    for part in _split(op.Reshape(scaled, shape), 1, parts):
+        queries = _split(op.Squeeze(part, op.Constant(value_ints=[1])), -1, heads)
+        seen = [_head(q, k, v, mask) for q, k, v in zip(queries, columns, values, strict=True)]
+        done.append(op.Concat(*seen, axis=-1))
+    return op.Concat(*done, axis=1)
+
+
+def _split(x: Any, axis: int, count: int) -> Sequence[Any]:
+    return [x] if count == 1 else op.Split(x, axis=axis, num_outputs=count)
 
 
 def _head(query: Any, columns: Any, value: Any, mask: Any) -> Any:

@@ -25,8 +25,9 @@ class Options:
     """What to export and how.
 
     `split` holds the layers after which the decoder is cut, ascending; `check` is None to check
-    small models only. `revision` is the hub's branch, tag or commit. A `dry_run` is planned and
-    not exported. `hash_weights` records a hash of all bytes of linked weights.
+    small models only, and `layers` compares layer by layer. `revision` is the hub's branch, tag or
+    commit. A `dry_run` is planned and not exported. `hash_weights` records a hash of all bytes of
+    linked weights.
 
     `quantize` turns the linears of the decoder's layers into codes of 4 or 8 bits, and what
     `quantize_also` names. `block_size` inputs share a scale; None is 64 for int4 and one scale an
@@ -40,6 +41,7 @@ class Options:
     dtype: DtypeOption = "auto"
     copy: bool = False
     check: bool | None = None
+    layers: bool = False
     revision: str | None = None
     dry_run: bool = False
     hash_weights: bool = False
@@ -55,6 +57,8 @@ class Options:
                 f"--split: expected layers in ascending order, each once, "
                 f"found {','.join(map(str, self.split))}; sort them"
             )
+        if self.layers and self.check is False:
+            raise OptionsError("--layers: expected a check, found --no-check; leave one out")
         unknown = [part for part in self.quantize_also if part not in ALSO]
         if unknown:
             raise OptionsError(

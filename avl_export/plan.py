@@ -176,15 +176,16 @@ def make_plan(options: Options) -> Plan:
         locations = {file.name: file.name for file in store.files}
     matrix = embedding(weights, family.model, family.text_model.get_submodule("embed_tokens"))
     components, nbytes = _components(family, weights, graphs, matrix)
-    check = options.check
+    # Layer by layer a check fits in any memory; the whole model still is one for small ones.
+    check = None if options.layers else options.check
     if check is None:
         # Of quantized weights a check reads the floating-point ones that they stand for.
         halves = 2 * sum(p.numel() for p in family.model.parameters())
         check = (halves if store is not None else nbytes) <= SMALL and dtype != "bf16"
-    if check and dtype == "bf16":
+    if (check or options.layers) and dtype == "bf16":
         raise OptionsError(
             "--check: expected fp32 or fp16, found bf16, which ONNX Runtime's CPU cannot run; "
-            "pass --no-check"
+            "pass --no-check, or --dtype fp32"
         )
     return Plan(
         checkpoint=checkpoint,

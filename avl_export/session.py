@@ -127,7 +127,8 @@ class Sessions:
         return feeds
 
 
-def _session(package: Package, file: str, taps: tuple[str, ...]) -> ort.InferenceSession:
+def session_options(package: Package) -> ort.SessionOptions:
+    """Options under which graphs of `package` find their weights."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # Quantized linears with float activations: what is checked is the graph, not a fast kernel.
@@ -135,6 +136,10 @@ def _session(package: Package, file: str, taps: tuple[str, ...]) -> ort.Inferenc
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(package.weights_folder)
     )
+    return options
+
+
+def _session(package: Package, file: str, taps: tuple[str, ...]) -> ort.InferenceSession:
     model = onnx.load(package.file(file), load_external_data=False)
     present = {name for node in model.graph.node for name in node.output}
     kind = model.graph.output[0].type.tensor_type.elem_type
@@ -142,5 +147,5 @@ def _session(package: Package, file: str, taps: tuple[str, ...]) -> ort.Inferenc
         onnx.helper.make_tensor_value_info(name, kind, None) for name in taps if name in present
     )
     return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), session_options(package), providers=["CPUExecutionProvider"]
     )

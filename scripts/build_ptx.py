@@ -89,16 +89,18 @@ def build(name: str, target: int) -> Built:
 def build_all(names: list[str], jobs: int) -> list[Built]:
     """Every variant and target, in the order of the catalog."""
     work = [(name, target) for name in names for target in VARIANTS[name].targets]
-    with tempfile.TemporaryDirectory() as cache:
-        with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (cache,)) as pool:
-            tasks = [pool.submit(build, *one) for one in work]
-            done, failed = [], []
-            for task, (name, target) in zip(tasks, work, strict=True):
-                try:
-                    done.append(task.result())
-                except AvlError as error:
-                    failed.append(str(error))
-                print(f"{len(done)}/{len(work)} {name} for {target}", file=sys.stderr)
+    context, done, failed = get_context("spawn"), [], []
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        ProcessPoolExecutor(jobs, context, _prepare, (cache,)) as pool,
+    ):
+        tasks = [pool.submit(build, *one) for one in work]
+        for task, (name, target) in zip(tasks, work, strict=True):
+            try:
+                done.append(task.result())
+            except AvlError as error:
+                failed.append(str(error))
+            print(f"{len(done)}/{len(work)} {name} for {target}", file=sys.stderr)
     if failed:
         sys.exit("\n".join(f"error: {one}" for one in failed))
     return done
@@ -140,7 +142,9 @@ def packaged_text(path: Path) -> str | None:
 
 def differences(built: list[Built], folder: Path) -> list[str]:
     """What in `folder` is not what was just built."""
-    found = [one.file["file"] for one in built if packaged_text(folder / one.file["file"]) != one.ptx]
+    found = [
+        one.file["file"] for one in built if packaged_text(folder / one.file["file"]) != one.ptx
+    ]
     index = json.loads((folder / "index.json").read_text())
     made = index_of(built)
     found += [

@@ -125,7 +125,9 @@ class Errors:
     mass: float
 
 
-def attend(case: Attention, launch: Launch, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def attend(
+    case: Attention, launch: Launch, inputs: Mapping[str, torch.Tensor]
+) -> list[torch.Tensor]:
     """out and the three masses of a case; outputs and workspaces start as NaN."""
     device = inputs["q"].device
     rows = {"active": case.active, "parked": case.parked, "new": case.new}

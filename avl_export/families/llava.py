@@ -24,7 +24,9 @@ from avl_export.families.decoder import check_decoder, decoder_constants, decode
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import (
     chat_template,
+    check_side,
     image_processing,
+    image_processor,
     special_tokens,
     token_text,
 )
@@ -86,6 +88,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
     layers = feature_layers(config, str(checkpoint.folder / "config.json"))
     side = vision.image_size // vision.patch_size
     keep_class = config.vision_feature_select_strategy == "full"
+    processing = image_processing(checkpoint, vision.image_size)
+    check_side(processing, vision.image_size, image_processor(checkpoint)[1])
     traits = Traits(
         dims=decoder_dims(config.text_config),
         tokens=special_tokens(checkpoint, config),
@@ -96,7 +100,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
             token=config.image_token_id,
             layout=FixedImage(
                 kind="fixed",
-                processing=image_processing(checkpoint, vision.image_size),
+                processing=processing,
                 grid=(side, side),
                 tokens=side * side + int(keep_class),
             ),

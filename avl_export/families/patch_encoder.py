@@ -46,12 +46,21 @@ def attend_frames(
     attention: Any,
     hidden: torch.Tensor,
     turns: Turns,
-    mask: torch.Tensor | None = None,
+    mask: torch.Tensor | None,
+    parts: int,
 ) -> torch.Tensor:
-    """Every patch attends to its whole frame; `mask` [P] is added to the scores of keys."""
+    """Every patch attends to its whole frame.
+
+    Args:
+        mask: [P], added to the scores of keys.
+        parts: P is a multiple of it; the more, the less memory.
+    """
     query, key, value = _projected(attention, hidden, turns)
-    seen = frame_attention(query, key, value, mask, attention.num_heads, attention.scaling)
-    return cast(torch.Tensor, attention.proj(seen))
+    heads, scale = attention.num_heads, attention.scaling
+    return cast(
+        torch.Tensor,
+        attention.proj(frame_attention(query, key, value, mask, heads, parts, scale)),
+    )
 
 
 def attend_windows(

@@ -17,7 +17,6 @@ from avl_export.families.base import EncoderGraph, FamilyError
 from avl_export.families.hf import meta_model
 from avl_export.families.patch_encoder import (
     PatchRotary,
-    Turns,
     attend_frames,
     attend_windows,
     embed_patches,
@@ -37,17 +36,23 @@ from avl_runtime.processor import Prompt
 from avl_runtime.vision import Media
 from avl_runtime.vision.patches import Patches
 
+MOST_PARTS = 16  # of a frame's queries; with them the largest picture takes 1 GiB of scores
+
 
 class WindowEncoder(nn.Module):
-    """The encoder on frames whose patches lie window by window, some places empty."""
+    """The encoder on frames whose patches lie window by window, some places empty.
 
-    def __init__(self, visual: Any) -> None:
+    `size` is the number of places in a window.
+    """
+
+    def __init__(self, visual: Any, size: int) -> None:
         super().__init__()
         self.patch_embed = visual.patch_embed
         self.rotary = PatchRotary(visual.rotary_pos_emb)
         self.blocks = visual.blocks
         self.merger = visual.merger
         self.full = frozenset(visual.fullatt_block_indexes)
+        self.parts = max(n for n in range(1, MOST_PARTS + 1) if size % n == 0)
 
     def forward(
         self,
@@ -62,7 +67,8 @@ class WindowEncoder(nn.Module):
         everywhere = mask.flatten()
         for number, block in enumerate(self.blocks):
             if number in self.full:
-                hidden = repeat(_run_block, block, hidden, attend_frames, turns, everywhere)
+                whole = (attend_frames, turns, everywhere, self.parts)
+                hidden = repeat(_run_block, block, hidden, *whole)
             else:
                 hidden = repeat(_run_block, block, hidden, attend_windows, turns, mask)
         normed = _rms_norm(self.merger.ln_q, hidden)
@@ -71,13 +77,9 @@ class WindowEncoder(nn.Module):
 
 
 def _run_block(
-    block: Any,
-    hidden: torch.Tensor,
-    attend: Callable[..., torch.Tensor],
-    turns: Turns,
-    mask: torch.Tensor,
+    block: Any, hidden: torch.Tensor, attend: Callable[..., torch.Tensor], *how: Any
 ) -> torch.Tensor:
-    hidden = hidden + attend(block.attn, _rms_norm(block.norm1, hidden), turns, mask)
+    hidden = hidden + attend(block.attn, _rms_norm(block.norm1, hidden), *how)
     return hidden + cast(torch.Tensor, block.mlp(_rms_norm(block.norm2, hidden)))
 
 
@@ -105,7 +107,7 @@ class Qwen25VL(QwenFamily):
             "mask": {0: window},
             "order": {0: cell},
         }
-        return [EncoderGraph(VISION, WindowEncoder(self.visual), example, dynamic)]
+        return [EncoderGraph(VISION, WindowEncoder(self.visual, size), example, dynamic)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         # Zero-argument super() knows no class here: slots make the decorator build a new one.

@@ -41,6 +41,7 @@ class DeepstackEncoder(nn.Module):
         self.merger = visual.merger
         self.mergers = visual.deepstack_merger_list
         self.tapped = tuple(visual.deepstack_visual_indexes)
+        self.parts = visual.spatial_merge_size**2  # a frame has whole cells, no more is known
 
     def forward(
         self,
@@ -60,7 +61,7 @@ class DeepstackEncoder(nn.Module):
         turns = self.rotary(position_ids, hidden)
         tapped: list[torch.Tensor] = []
         for number, block in enumerate(self.blocks):
-            hidden = repeat(_run_block, block, hidden, turns)
+            hidden = repeat(_run_block, block, hidden, turns, self.parts)
             if number in self.tapped:
                 tapped.append(self.mergers[len(tapped)](hidden))
         features = self.merger(hidden).reshape(
@@ -71,8 +72,8 @@ class DeepstackEncoder(nn.Module):
         return features, torch.stack(tapped)
 
 
-def _run_block(block: Any, hidden: torch.Tensor, turns: Turns) -> torch.Tensor:
-    hidden = hidden + attend_frames(block.attn, block.norm1(hidden), turns)
+def _run_block(block: Any, hidden: torch.Tensor, turns: Turns, parts: int) -> torch.Tensor:
+    hidden = hidden + attend_frames(block.attn, block.norm1(hidden), turns, None, parts)
     return cast(torch.Tensor, hidden + block.mlp(block.norm2(hidden)))
 
 

@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from avl_export.check import CheckError, Report, check_package, reference_logits
+from avl_export.check import (
+    CheckError,
+    Report,
+    check_package,
+    reference_logits,
+    reference_model,
+)
 from avl_export.families import Family
 from avl_export.quantize.packed import PackedSource
 from avl_export.quantize.reading import read_weight
@@ -35,7 +41,7 @@ def check_quantized(package: Package, family: Family, store: Store) -> Report:
     """
     if any(isinstance(source, PackedSource) for source in store.sources.values()):
         return check_package(package, family, _from_package(package, family, store))
-    model = family.reference()
+    model = reference_model(family)
     before = reference_logits(package, family, model)
     parameters, table = _untied(model)
     with torch.no_grad():

@@ -114,8 +114,17 @@ class PackedSource:
         return np.repeat(zeros.astype(np.int8), self.group // self.block, 0)
 
     def read_scales(self) -> Floats:
-        """[inputs / block, outputs] float32."""
+        """[inputs / block, outputs] float32.
+
+        Raises:
+            CheckpointError: a scale is not finite.
+        """
         scales = self.scales.read_floats(0, self.scales.record.shape[0])
+        if not np.isfinite(scales).all():
+            raise CheckpointError(
+                f"{self.scales.path}: {self.scales.key}: expected finite scales, found others; "
+                "fetch the checkpoint again"
+            )
         return np.repeat(scales, self.group // self.block, 0)
 
     def pieces(self) -> Iterator[bytes]:

@@ -46,8 +46,8 @@ def packing_of(config: dict[str, Any], folder: Path) -> Packing | None:
     method, bits = found.get("quant_method"), found.get("bits")
     if method not in ("gptq", "awq") or bits != 4:
         raise CheckpointError(
-            f"{where}: expected weights in fp32, fp16, bf16, or of gptq or awq with 4 bits, "
-            f"found {method} with {bits} bits; {WAY_OUT}"
+            f"{where}: expected weights in fp32, fp16 or bf16, or quantized with gptq or awq to "
+            f"4 bits, found them quantized with {method} to {bits} bits; {WAY_OUT}"
         )
     layout = str(found.get("version", "gemm") if method == "awq" else _gptq_format(found)).lower()
     if layout not in ("gemm", "gptq", "gptq_v2"):

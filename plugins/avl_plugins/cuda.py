@@ -49,7 +49,8 @@ def load_driver() -> ModuleType:
             f"expected a GPU that CUDA can use, found {status.name}; "
             "check nvidia-smi, or use --backend ort-cpu"
         )
-    return driver
+    found: ModuleType = driver
+    return found
 
 
 class Device:

@@ -159,7 +159,7 @@ class SegmentCache:
         if self.is_full:
             self._resize(top, top + room(top, steps))
         fresh = 0 if mass is None else mass
-        if len(alive) == 1:
+        if len(alive) == 1:  # at the slot of all: several times as fast as at slots of their own
             for arrays, new in ((self.k_active, k_new), (self.v_active, v_new)):
                 for array, row in zip(arrays, new[:, :, :, 0], strict=True):
                     array[:, :, top] = row

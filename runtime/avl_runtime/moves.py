@@ -112,18 +112,18 @@ def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:
     Rows from the end fill the holes that are left before it, so that nothing else moves.
     """
     layers, _, heads, capacity = cache.positions.shape
-    count = dropped.shape[2]
-    remaining = int(cache.active_len[row]) - count
+    by_head = dropped.reshape(layers * heads, -1)
+    remaining = int(cache.active_len[row]) - by_head.shape[1]
     cache.active_len[row] = remaining
-    at_end = dropped >= remaining
-    stays = np.ones((layers * heads, count), np.bool_)
-    stays[at_end.nonzero()[0] * heads + at_end.nonzero()[1], dropped[at_end] - remaining] = False
-    # Head by head there are as many holes as rows to fill them, in the same order in both.
-    head, offset = stays.nonzero()
-    slots = dropped[~at_end]
-    shifts = remaining + offset - slots
-    layer, head = np.divmod(head, heads)
-    targets = (row * heads + head) * capacity + slots
+    at_end = by_head >= remaining
+    stays = np.ones(by_head.shape, np.bool_)
+    stays[at_end.nonzero()[0], by_head[at_end] - remaining] = False
+    # Every head has as many holes as rows to fill them, and both come in the order of heads.
+    holes = by_head[~at_end]
+    each, fillers = stays.nonzero()
+    shifts = remaining + fillers - holes
+    layer, head = np.divmod(each, heads)
+    targets = (row * heads + head) * capacity + holes
     for index, part in _by_layer(layer, layers):
         to, origin = targets[part], targets[part] + shifts[part]
         for rows in (_elements(cache.k_active[index]), _elements(cache.v_active[index])):

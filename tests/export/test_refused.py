@@ -183,7 +183,7 @@ def test_missing_shard(checkpoint: Path, refused: Refused) -> None:
         (("--split", "2,1"), "ascending"),
         (("--policy", "avl:keep=2"), "keep"),
         (("--policy", "magic"), "magic"),
-        (("--quantize", "int4"), "int4"),
+        (("--quantize", "int4"), "48 inputs are no multiple of 64; pass --quantize int8"),
         (("--dtype", "bf16", "--check"), "--no-check"),
     ],
     ids=str,

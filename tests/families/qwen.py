@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import sys
 import types
 from collections.abc import Sequence
@@ -11,11 +12,21 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
-from transformers import image_processing_backends
+from transformers import image_processing_backends, video_processing_utils
 
-from families.shared import FamilyTests
+from avl_export.aliases import known_files
+from avl_export.checkpoint import open_checkpoint
+from avl_export.families import load_family
+from avl_export.families.mrope import AxisRotary, mrope_constants
+from avl_runtime.features import FeatureCache
+from avl_runtime.videos import Video
+from avl_runtime.vision import patch_video
+from families.shared import PROMPT, STEPS, TOLERANCE, FamilyTests
+from families.support import Made, call_processor, clip
+from oracle.reading import read
 
 SPECIAL = (
     "<|endoftext|>",
@@ -49,13 +60,94 @@ MODES = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 
 
 class PatchTests(FamilyTests):
-    """`FamilyTests` for encoders that take one run of patches a picture, in an order of their own."""
+    """`FamilyTests` for encoders that read a picture as one run of patches, in their own order."""
 
     films = (((4, (40, 30)),), ((5, (33, 70)), (2, (8, 8))))
 
     @staticmethod
     def _same_pixels(inputs: list[dict[str, np.ndarray]], want: np.ndarray) -> None:
         np.testing.assert_allclose(as_theirs(inputs), want, atol=1e-6, rtol=0)
+
+    def test_videos_whose_rate_is_known(self, made: Made) -> None:
+        """Slow enough for the times of Qwen2.5-VL to pass the positions of the text behind."""
+        film = clip(13, (40, 30))
+        video = Video(film, 1.1)
+        metadata = [{"total_num_frames": 13, "fps": 1.1}]
+        content = [{"type": "video"}, {"type": "text", "text": PROMPT}]
+        text = made.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        options = {"do_sample_frames": True, "fps": 2, "video_metadata": metadata}
+        want = dict(call_processor(made.processor, text, [], [film], **options))
+        got = made.model.processor.encode(PROMPT, videos=[video])
+        assert got.input_ids.tolist() == want["input_ids"][0].tolist()
+        self._same_pixels([got.media[0].inputs], want["pixel_values_videos"].numpy())
+        shown = read(made.reference, want)
+        np.testing.assert_array_equal(got.positions, shown.positions)
+        tokens, logits = made.generate(want, STEPS)
+        answer = made.model.generate(
+            PROMPT, videos=[video], max_new_tokens=STEPS, return_logits=True
+        )
+        assert list(answer.token_ids) == tokens
+        np.testing.assert_allclose(answer.logits, logits, atol=TOLERANCE, rtol=0)
+
+    def test_an_encoder_may_take_frames_in_turns(
+        self, made: Made, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        film = clip(5, (40, 30))
+        engine = made.model.engine
+        whole = engine.processor.encode(PROMPT, videos=[film])
+        monkeypatch.setattr(patch_video, "PATCHES_PER_RUN", 1)
+        parts = engine.processor.encode(PROMPT, videos=[film])
+        assert len([*whole.media[0].runs()]) == 1 < len([*parts.media[0].runs()])
+        expected, found = (FeatureCache(engine.backend).of(one)[0] for one in (whole, parts))
+        self._close(found.rows, expected.rows)
+        np.testing.assert_allclose(found.deepstack, expected.deepstack, atol=1e-4, rtol=0)
+
+    def test_transformers_reads_our_prompts(self, made: Made) -> None:
+        """What --check and tools give transformers is what its own processor makes."""
+        checkpoint = open_checkpoint(str(made.folder))
+        family = load_family(checkpoint, torch.float32)
+        for images, videos in self._shown():
+            prompt = made.model.processor.encode(PROMPT, images, videos)
+            ours, theirs = family.reference_inputs(prompt), made.encode(PROMPT, images, videos)
+            for name, tensor in ours.items():
+                if name != "second_per_grid_ts":
+                    np.testing.assert_allclose(tensor, theirs[name], atol=1e-6, rtol=0)
+            mine, other = (read(made.reference, inputs) for inputs in (ours, theirs))
+            np.testing.assert_array_equal(mine.positions, other.positions)
+            if prompt.media:
+                features = family.reference_features(made.reference, ours)
+                self._close(features.detach().numpy(), other.embeds[other.visual].numpy())
+
+
+def turns_as_theirs(alias: str, config_class: Any, rotary_class: Any) -> None:
+    """Assert that our M-RoPE turns as transformers' does, for the checkpoint called `alias`."""
+    text = config_class.from_dict(dict(known_files(alias)["config.json"])).text_config
+    theirs = rotary_class(text)
+    with torch.device("meta"):
+        ours = AxisRotary(rotary_class(text))
+    constants = mrope_constants(text, rotary_class, "rotary")
+    ours.inv_freq, ours.axes = constants["rotary.inv_freq"], constants["rotary.axes"]
+    positions = torch.randint(0, 30_000, (3, 2, 50), generator=torch.Generator().manual_seed(0))
+    hidden = torch.zeros(2, 50, text.hidden_size)
+    for found, expected in zip(ours(hidden, positions), theirs(hidden, positions), strict=True):
+        assert torch.equal(found, expected)
+
+
+def merged(made: Made, changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Parts of a case's config.json with some of their keys changed, as deep as they go."""
+    parts = json.loads((made.folder / "config.json").read_text(encoding="utf-8"))
+    return {name: _merge(parts[name], values) for name, values in changes.items()}
+
+
+def _merge(before: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    nested = {
+        name: _merge(before[name], value)
+        for name, value in values.items()
+        if isinstance(value, dict) and isinstance(before.get(name), dict)
+    }
+    return before | values | nested
 
 
 def as_theirs(inputs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
@@ -82,32 +174,45 @@ def video_processor(family: str, **settings: Any) -> Any:
 
 
 @functools.cache
-def _video_class(family: str) -> Any:
-    functional = types.ModuleType("torchvision.transforms.v2.functional")
-    functional.resize = _resize  # type: ignore[attr-defined]
-    functional.normalize = _normalize  # type: ignore[attr-defined]
-    functional.grayscale_to_rgb = lambda video: video  # type: ignore[attr-defined]
-    functional.InterpolationMode = types.SimpleNamespace(LANCZOS="lanczos")  # type: ignore[attr-defined]
-    parents = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2")
-    modules = {name: types.ModuleType(name) for name in parents}
+def video_module(family: str) -> Any:
+    """The module of transformers with the video processor of `family`."""
+    functional = _functional()
+    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2")
+    modules = {name: types.ModuleType(name) for name in names}
+    vars(modules[names[-1]])["functional"] = functional
     modules[functional.__name__] = functional
-    modules["torchvision.transforms.v2"].functional = functional  # type: ignore[attr-defined]
-    name = f"transformers.models.{family}.video_processing_{family}"
     with patch.dict(sys.modules, modules):
-        module = importlib.import_module(name)
-        base = importlib.import_module("transformers.video_processing_utils")
+        return importlib.import_module(f"transformers.models.{family}.video_processing_{family}")
+
+
+@functools.cache
+def _functional() -> types.ModuleType:
+    module = types.ModuleType("torchvision.transforms.v2.functional")
+    vars(module).update(
+        resize=_resize,
+        normalize=_normalize,
+        grayscale_to_rgb=lambda video: video,
+        InterpolationMode=types.SimpleNamespace(LANCZOS="lanczos"),
+    )
+    return module
+
+
+@functools.cache
+def _video_class(family: str) -> Any:
+    module = video_module(family)
     theirs = next(
         value
         for name, value in vars(module).items()
         if name.endswith("VLVideoProcessor") and value.__module__ == module.__name__
     )
-    names = {"tvF": functional, "pil_torch_interpolation_mapping": MODES}
+    functional = _functional()
 
     class OnTorch(theirs):  # type: ignore[misc,valid-type]
         def preprocess(self, videos: Any, **kwargs: Any) -> Any:
+            names = {"tvF": functional, "pil_torch_interpolation_mapping": MODES}
             with (
                 patch.multiple(image_processing_backends, create=True, **names),
-                patch.object(base, "tvF", functional, create=True),
+                patch.object(video_processing_utils, "tvF", functional, create=True),
             ):
                 return super().preprocess(videos, **kwargs)
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
-from families.qwen import SPECIAL, TEXT, TOKENS, PatchTests, video_processor
-from families.support import Case, without_checks
+from avl_runtime.videos import Video
+from families.qwen import (
+    SPECIAL,
+    TEXT,
+    TOKENS,
+    PatchTests,
+    merged,
+    turns_as_theirs,
+    video_processor,
+)
+from families.support import Case, Made, clip, refused, without_checks
 
 PATCH = 4
 SIZE = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
@@ -133,3 +147,53 @@ CASES = (
 
 class TestQwen3VL(PatchTests):
     cases = CASES
+
+    def test_layers_with_deepstack_are_named(self, made: Made) -> None:
+        manifest = made.model.package.manifest
+        assert [segment.deepstack for segment in manifest.segments] == [(0, 1), ()]
+
+
+def test_turns_are_those_of_transformers() -> None:
+    turns_as_theirs("qwen3-vl-8b", Qwen3VLConfig, Qwen3VLTextRotaryEmbedding)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"vision_config": {"deepstack_visual_indexes": [2, 0]}}, "deepstack_visual_indexes"),
+        ({"vision_config": {"deepstack_visual_indexes": [0, 4]}}, "to rise below 4"),
+        ({"text_config": {"num_hidden_layers": 1}}, "at most 1 decoder layers"),
+        ({"text_config": {"rope_parameters": {"mrope_section": None}}}, "with the sum 16"),
+        ({"vision_config": {"temporal_patch_size": [2]}}, "temporal_patch_size to be one number"),
+    ],
+)
+def test_variants_that_are_refused(
+    make: Any, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    made = make(CASES[0])
+    assert expected in refused(made, tmp_path, {"config.json": merged(made, changes)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"patch_size": None}, "patch_size to be 4 as in config.json, found 16"),
+        ({"resample": 0}, "resample to be 2 or 3 for videos"),
+        ({"num_frames": 8}, "expected no num_frames, found 8"),
+        ({"size": {"longest_edge": 5}}, "a shortest_edge and a larger longest_edge"),
+    ],
+)
+def test_video_processors_that_are_refused(
+    make: Any, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    name = "video_preprocessor_config.json"
+    assert expected in refused(make(CASES[0]), tmp_path, {name: changes})
+
+
+def test_without_sampling_all_frames_are_taken(make: Any) -> None:
+    layout = make(CASES[0]).model.package.manifest.video.layout
+    film = Video(clip(30, (8, 8)), 4.0)
+    everything = replace(layout, fps=None).prepare(film, "x")
+    assert layout.prepare(film, "x").tokens < everything.tokens
+    times = re.findall(r"<([0-9.]+) seconds>", everything.replacement)
+    assert times == [f"{0.5 * n + 0.125:.1f}" for n in range(15)]

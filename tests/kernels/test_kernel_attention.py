@@ -25,9 +25,7 @@ DECODE = [
     Attention("decode", "bfloat16", 96, 1, 16, 1, 40, 50, (39,), (50,), 1, splits=1),
     Attention("decode", "bfloat16", 64, 2, 4, 3, 150, 64, (65, 128), (64, 1), splits=5),
     Attention("decode", "float16", 64, 1, 4, 1, 10, 5, (0, 3), (0, 5), splits=7),
-    Attention(
-        "decode", "float16", 64, 1, 2, 1, 70, 9, (70,), (8,), splits=2, constants={"BN": 16}
-    ),
+    Attention("decode", "float16", 64, 1, 2, 1, 70, 9, (70,), (8,), splits=2, constants={"BN": 16}),
     Attention("decode", "float16", 96, 1, 2, 1, 70, 9, (70,), (8,), weighted=(), splits=2),
     Attention(
         "decode", "bfloat16", 64, 1, 1, 1, 40, 3, tuple(range(0, 40, 5)), (3, 0) * 4, splits=2

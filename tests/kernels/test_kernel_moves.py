@@ -13,30 +13,40 @@ from avl_plugins.kernels import naive
 from avl_plugins.policies.split import Split
 from avl_plugins.policies.text import TextBudget
 from avl_plugins.reference import split_cache_update
-from kernels import interpreted, sequences
+from kernel_moves import (
+    random_moves,
+    selection_with_ties,
+    update_in_place,
+    update_into_copies,
+)
+from kernel_sequences import refreshes, text_steps
+from kernels import interpreted
 
 CHECKS: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     # seed, batch, KV heads, head_dim, moves
-    (interpreted.update_in_place, (0, 2, 2, 16, 5)),
-    (interpreted.update_in_place, (1, 1, 3, 64, 64)),
-    (interpreted.update_in_place, (2, 2, 1, 32, 100)),
-    (interpreted.update_in_place, (3, 1, 1, 80, 1200)),
-    (interpreted.update_into_copies, (0, 2, 2, 16, 30)),
-    (interpreted.update_into_copies, (1, 1, 2, 80, 300)),
-    (interpreted.update_into_copies, (2, 2, 1, 64, 1)),
+    (update_in_place, (0, 2, 2, 16, 5)),
+    (update_in_place, (1, 1, 3, 64, 64)),
+    (update_in_place, (2, 2, 1, 32, 100)),
+    (update_in_place, (3, 1, 1, 80, 1200)),
+    (update_into_copies, (0, 2, 2, 16, 30)),
+    (update_into_copies, (1, 1, 2, 80, 300)),
+    (update_into_copies, (2, 2, 1, 64, 1)),
     # seed, core rows, parked rows, rows of the variant
-    (interpreted.selection_with_ties, (0, 20, 30, 1024)),
-    (interpreted.selection_with_ties, (1, 1, 1, 1024)),
-    (interpreted.selection_with_ties, (2, 30, 0, 1024)),
-    (interpreted.selection_with_ties, (3, 600, 900, 4096)),
-    (interpreted.selection_with_ties, (4, 5, 90, 1024)),
-    (interpreted.selection_with_ties, (5, 500, 524, 1024)),
+    (selection_with_ties, (0, 20, 30, 1024)),
+    (selection_with_ties, (1, 1, 1, 1024)),
+    (selection_with_ties, (2, 30, 0, 1024)),
+    (selection_with_ties, (3, 600, 900, 4096)),
+    (selection_with_ties, (4, 5, 90, 1024)),
+    (selection_with_ties, (5, 500, 524, 1024)),
 ]
 
 
 @pytest.fixture(scope="module")
 def results(interpreting: ProcessPoolExecutor) -> list[Any]:
-    return [interpreting.submit(check, *arguments) for check, arguments in CHECKS]
+    return [
+        interpreting.submit(interpreted.run, check, arguments[0], *arguments)
+        for check, arguments in CHECKS
+    ]
 
 
 @pytest.mark.parametrize(
@@ -47,19 +57,19 @@ def test_equals_the_naive_form(index: int, results: list[Any]) -> None:
 
 
 def test_refreshes_in_sequence(interpreting: ProcessPoolExecutor) -> None:
-    assert interpreting.submit(sequences.refreshes, 0, 4).result() == []
+    assert interpreting.submit(interpreted.run, refreshes, 5, 0, 3).result() == []
 
 
 @pytest.mark.parametrize("ratio", [0.4, 0.9])
 def test_evictions_in_sequence(ratio: float, interpreting: ProcessPoolExecutor) -> None:
-    assert interpreting.submit(sequences.text_steps, 1, 6, ratio).result() == []
+    assert interpreting.submit(interpreted.run, text_steps, None, 1, 5, ratio).result() == []
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_naive_moves_are_those_of_the_op(seed: int) -> None:
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal((2, 2, rows, 4)) for rows in (7, 7, 5, 5, 2, 2)]
-    source, destination = interpreted.random_moves(rng, (2, 2), 14, 12, 9)
+    source, destination = random_moves(rng, (2, 2), 14, 12, 9)
     expected = split_cache_update(*arrays, source, destination)
     naive.move_rows(*arrays, source, destination)
     for array, reference in zip(arrays, expected, strict=False):

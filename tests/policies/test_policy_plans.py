@@ -85,14 +85,61 @@ def test_split_partitions_by_score(values: list[float], gone: int, keep: int, co
     assert parked_rows.tolist() == [i for i in secondary if i not in wanted]
 
 
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Scores with ties, and unique positions in any order, of the same number of rows a layer."""
+    count, n = draw(st.integers(1, 4)), draw(st.integers(0, 20))
+    values = st.lists(st.integers(0, 5).map(lambda i: i / 4), min_size=n, max_size=n)
+    places = st.lists(st.integers(0, 90), min_size=n, max_size=n, unique=True)
+    return (
+        np.array([draw(values) for _ in range(count)], np.float32).reshape(count, n),
+        np.array([draw(places) for _ in range(count)], np.int64).reshape(count, n),
+    )
+
+
 @check
-@given(values=scores, gone=st.integers(0, 12), core=hundredths)
-def test_a_refresh_ranks_the_core_anew(values: list[float], gone: int, core: int) -> None:
-    total = len(values) + gone
+@given(rows=layers(), gone=st.integers(0, 12), core=hundredths)
+def test_a_refresh_ranks_the_core_anew(
+    rows: tuple[np.ndarray, np.ndarray], gone: int, core: int
+) -> None:
+    scores, positions = rows
+    total = scores.shape[1] + gone
     split = Split(1.0, core / 100, 3, None)
-    rows = split.rank_core(array(values), total, layer=0, step=3)
-    assert rows.dtype == np.int64
-    assert rows.tolist() == best(values, share(core, total) if total else 0)
+    chosen = split.new_core(scores, positions, total, layer=0, step=3)
+    assert chosen.dtype == np.bool_
+    for mask, values, places in zip(chosen, scores, positions, strict=True):
+        ranked = sorted(range(len(values)), key=lambda i: (-values[i], places[i]))
+        wanted = ranked[: share(core, total) if total else 0]
+        assert np.flatnonzero(mask).tolist() == sorted(wanted)
+
+
+@check
+@given(rows=layers(), seed=st.integers(0, 2**40), layer=st.integers(0, 30), core=hundredths)
+def test_a_random_core_is_drawn_from_positions_by_layer_and_step(
+    rows: tuple[np.ndarray, np.ndarray], seed: int, layer: int, core: int
+) -> None:
+    scores, positions = rows
+    count = scores.shape[1]
+    split = Split(1.0, core / 100, 3, seed)
+    chosen = split.new_core(scores, positions, count, layer, step=6)
+    for index, (mask, places) in enumerate(zip(chosen, positions, strict=True)):
+        drawn = np.random.default_rng((seed, layer + index, 6)).permutation(count)
+        wanted = np.sort(places)[drawn[: share(core, count) if count else 0]]
+        assert sorted(places[mask].tolist()) == sorted(wanted.tolist())
+
+
+@check
+@given(rows=layers(), keep=hundredths, core=hundredths, seed=st.none() | st.integers(0, 9))
+def test_layers_are_partitioned_together_as_one_by_one(
+    rows: tuple[np.ndarray, np.ndarray], keep: int, core: int, seed: int | None
+) -> None:
+    scores, _ = rows
+    split = Split(keep / 100, core / 100, 3, seed)
+    together = split.partition(scores, scores.shape[1], layer=5)
+    for index, values in enumerate(scores):
+        alone = split.partition(values, len(values), layer=5 + index)
+        for indices, own in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(indices[index], own)
 
 
 def test_refresh_steps() -> None:
@@ -122,13 +169,14 @@ def test_random_choices_ignore_scores_and_repeat(n: int, seed: int, layer: int) 
 
 
 def test_random_choices_differ_by_seed_layer_and_step() -> None:
-    zeros = np.zeros(200, np.float32)
+    zeros, positions = np.zeros((1, 200), np.float32), np.arange(200)[None]
 
-    def core(seed: int, layer: int, step: int) -> tuple[int, ...]:
-        return tuple(Split(0.5, 0.3, 3, seed).rank_core(zeros, 200, layer, step).tolist())
+    def core(seed: int, layer: int, step: int) -> bytes:
+        split = Split(0.5, 0.3, 3, seed)
+        return split.new_core(zeros, positions, 200, layer, step).tobytes()
 
     assert len({core(0, 0, 3), core(1, 0, 3), core(0, 1, 3), core(0, 0, 6)}) == 4
-    first, second = (Prune(2, 0.5, seed).select(zeros, 200).tolist() for seed in (0, 1))
+    first, second = (Prune(2, 0.5, seed).select(zeros[0], 200).tolist() for seed in (0, 1))
     assert first != second
 
 
@@ -175,11 +223,12 @@ def test_text_kept_per_head(
     acc, positions = alive
     n_text = len(acc[0]) + evicted
     text = TextBudget(ratio / 100, minimum, heavy / 100)
+    shape = (1, len(acc), len(acc[0]))  # [L, Hkv, n]
     kept = text.kept(
-        np.array(acc, np.float32).reshape(len(acc), -1),
-        np.array(positions, np.int64).reshape(len(acc), -1),
+        np.array(acc, np.float32).reshape(shape),
+        np.array(positions, np.int64).reshape(shape),
         n_text,
-    )
+    )[0]
     budget = max(round(ratio / 100 * n_text), minimum)
     assert text.budget(n_text) == budget
     for head, (weights, places) in enumerate(zip(acc, positions, strict=True)):

@@ -81,9 +81,7 @@ def compile_variant(variant: Variant, capability: int) -> Artifact:
     }
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True  # paths of this machine
-        compiled = triton.compile(
-            source, target=GPUTarget("cuda", capability, 32), options=options
-        )
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return _artifact(variant, compiled, signature)
 
 
@@ -150,7 +148,14 @@ def assemble(ptx: str, architecture: str) -> Assembled:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
         tool = tools / ("ptxas-blackwell" if number >= 90 else "ptxas")
-        command = [tool, "-v", f"--gpu-name={architecture}", source, "-o", Path(folder, "cubin")]
+        command = [
+            str(tool),
+            "-v",
+            f"--gpu-name={architecture}",
+            str(source),
+            "-o",
+            f"{source}.out",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         raise GateError(

@@ -65,7 +65,7 @@ def decode(
     total = tiles[0] + tiles[1] + tiles[2]
     share = tl.cdiv(total, splits)
     m = tl.full([BM], float("-inf"), tl.float32)
-    l = tl.zeros([BM], tl.float32)
+    norm = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, DP], tl.float32)
     for t in range(split * share, tl.minimum(total, (split + 1) * share)):
         rows = locate(t, tiles, (0, 0, 0), BN)
@@ -76,37 +76,46 @@ def decode(
         at = (pair * BM + n)[:, None] * columns + choose(t, tiles, (0, A, A + P)) + rows[None, :]
         keep = live[:, None] & (rows[None, :] < tl.where(weighted > 0, end, 0))
         tl.store(scores_ptr + at, x, mask=keep)
-        m, l, acc = accumulate(x, v, m, l, acc, True)
+        m, norm, acc = accumulate(x, v, m, norm, acc, True)
 
     part = (pair * splits + split) * BM
     tl.store(partial_ptr + (part + n)[:, None] * DP + d[None, :], acc, mask=live[:, None])
     tl.store(softmax_ptr + 2 * part + n, m, mask=live)
-    tl.store(softmax_ptr + 2 * part + BM + n, l, mask=live)
+    tl.store(softmax_ptr + 2 * part + BM + n, norm, mask=live)
     # Without the barrier another warp's stores could come after the release below.
     tl.debug_barrier()
     if tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel", scope="gpu") == splits - 1:
-        m = tl.full([BM], float("-inf"), tl.float32)
-        l = tl.zeros([BM], tl.float32)
-        acc = tl.zeros([BM, DP], tl.float32)
-        # .cg: what other programs wrote is in L2, never in this one's L1.
-        for i in range(splits):
-            part = (pair * splits + i) * BM
-            at = (part + n)[:, None] * DP + d[None, :]
-            acc_i = tl.load(partial_ptr + at, mask=live[:, None], other=0.0, cache_modifier=".cg")
-            at = softmax_ptr + 2 * part + n
-            m_i = tl.load(at, mask=live, other=0.0, cache_modifier=".cg")
-            l_i = tl.load(at + BM, mask=live, other=1.0, cache_modifier=".cg")
-            m_new = tl.maximum(m, m_i)
-            old, new = tl.exp2(m - finite(m_new)), tl.exp2(m_i - finite(m_new))
-            l = l * old + l_i * new
-            acc = acc * old[:, None] + acc_i * new[:, None]
-            m = m_new
-        out = (acc / l[:, None]).to(out_ptr.dtype.element_ty)
+        m, norm, acc = _combined(partial_ptr, softmax_ptr, pair * splits, splits, live, BM, DP)
+        out = (acc / norm[:, None]).to(out_ptr.dtype.element_ty)
         mask = live[:, None] & (d[None, :] < D)
         tl.store(out_ptr + row[:, None] * D + d[None, :], out, mask=mask)
 
-        tl.store(lse_ptr + pair * BM + n, m + tl.log2(l), mask=live)
+        tl.store(lse_ptr + pair * BM + n, m + tl.log2(norm), mask=live)
         tl.store(counter_ptr + pair, 0)
+
+
+@triton.jit
+def _combined(partial_ptr, softmax_ptr, first, splits, live, BM: tl.constexpr, DP: tl.constexpr):
+    """The partial results `first` to `first` + `splits` as one: maximum, sum [BM] and [BM, DP]."""
+    n = tl.arange(0, BM)
+    d = tl.arange(0, DP)
+    m = tl.full([BM], float("-inf"), tl.float32)
+    norm = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, DP], tl.float32)
+    # .cg: what other programs wrote is in L2, never in this one's L1.
+    for i in range(splits):
+        part = (first + i) * BM
+        at = partial_ptr + (part + n)[:, None] * DP + d[None, :]
+        acc_i = tl.load(at, mask=live[:, None], other=0.0, cache_modifier=".cg")
+        at = softmax_ptr + 2 * part + n
+        m_i = tl.load(at, mask=live, other=0.0, cache_modifier=".cg")
+        norm_i = tl.load(at + BM, mask=live, other=1.0, cache_modifier=".cg")
+        m_new = tl.maximum(m, m_i)
+        old, new = tl.exp2(m - finite(m_new)), tl.exp2(m_i - finite(m_new))
+        norm = norm * old + norm_i * new
+        acc = acc * old[:, None] + acc_i * new[:, None]
+        m = m_new
+    return m, norm, acc
 
 
 @triton.jit(do_not_specialize=["S", "A", "P", "R", "G"])

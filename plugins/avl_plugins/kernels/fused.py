@@ -59,52 +59,65 @@ def fused(
         tile = tl.cdiv(S * G, BM) - 1 - (x - owning) // SLICES
         row, s, live, seen = packed_rows(tile, pair, S, G, BM)
         q = load_queries(q_ptr, row, live, D, DP)
-        m, l, acc = attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
+        _, norm, acc = attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
                            D, DP, W, BM, BN)  # fmt: skip
         d = column + tl.arange(0, W)
-        out = (acc / l[:, None]).to(out_ptr.dtype.element_ty)
+        out = (acc / norm[:, None]).to(out_ptr.dtype.element_ty)
         mask = live[:, None] & (d[None, :] < D)
         tl.store(out_ptr + row[:, None] * D + d[None, :], out, mask=mask)
     else:
         r = x // owners * 2
-        used = (n_active, n_parked, S)
-        tiles = (tl.cdiv(A, BN), tl.cdiv(P, BN), tl.cdiv(S, BN))
         masses = (mass_active_ptr + (pair * R + r) * A, mass_parked_ptr + (pair * R + r) * P,
                   mass_new_ptr + (pair * R + r) * S)  # fmt: skip
-        second = tl.where(r + 1 < R, 1, 0)
-        share = tl.cdiv(tiles[0] + tiles[1] + tiles[2], owners)
-        begin = x % owners * share
-        stop = tl.minimum(begin + share, tiles[0] + tiles[1] + tiles[2])
-        for t in range(begin, stop):
-            cols = locate(t, tiles, (0, 0, 0), BN)
-            capacity = choose(t, tiles, (A, P, S))
-            to = choose(t, tiles, masses) + cols
-            tl.store(to, tl.zeros([BN], tl.float32), mask=cols < capacity)
-            tl.store(to + capacity, tl.zeros([BN], tl.float32), mask=cols < capacity * second)
-        row_tiles = tl.cdiv(S * G, BM)
-        for chunk in range(0, row_tiles, 32):
-            weighted = weighted_tiles(row_weights_ptr, b, r, R, chunk, S, G, BM)
-            for i in range(tl.minimum(32, row_tiles - chunk)):
-                if (weighted >> i) & 1:
-                    row, s, live, seen = packed_rows(chunk + i, pair, S, G, BM)
-                    q = load_queries(q_ptr, row, live, D, DP)
-                    w0 = mean_weights(row_weights_ptr, b, r, R, s, live, S, G)[:, None]
-                    w1 = mean_weights(row_weights_ptr, b, r + 1, R, s, live, S, G)[:, None]
-                    lse = _log_sum_exp(q, keys, used, seen, scale, D, DP, BM, BN)
-                    tl.debug_barrier()  # a mass is read by other threads than wrote it
-                    for t in range(begin, stop):
-                        cols = locate(t, tiles, (0, 0, 0), BN)
-                        end = choose(t, tiles, used)
-                        limit = tl.where(t < tiles[0] + tiles[1], end, seen)
-                        y = score(q, choose(t, tiles, keys), cols, limit, end, scale, D, DP, True)
-                        p = tl.exp2(y - lse[:, None])
-                        capacity = choose(t, tiles, (A, P, S))
-                        to = choose(t, tiles, masses) + cols
-                        mask0, mask1 = cols < end, cols < end * second
-                        before = tl.load(to, mask=mask0, other=0.0)
-                        tl.store(to, before + tl.sum(w0 * p, 0), mask=mask0)
-                        before = tl.load(to + capacity, mask=mask1, other=0.0)
-                        tl.store(to + capacity, before + tl.sum(w1 * p, 0), mask=mask1)
+        _own_mass(q_ptr, keys, row_weights_ptr, masses, (n_active, n_parked, S), (A, P, S),
+                  b, pair, r, R, G, x % owners, owners, scale, D, DP, BM, BN)  # fmt: skip
+
+
+@triton.jit
+def _own_mass(
+    q_ptr, keys, row_weights_ptr,
+    masses,  # pointers to row r of the mass of each place; row r + 1 follows, if there is one
+    used, capacities,  # (active, parked, new)
+    b, pair, r, R, G, owner, owners, scale,
+    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Mass of two weightings on the key tiles of one owner: zeros first, then a row tile a time."""
+    S = used[2]
+    second = tl.where(r + 1 < R, 1, 0)
+    tiles = (tl.cdiv(capacities[0], BN), tl.cdiv(capacities[1], BN), tl.cdiv(S, BN))
+    share = tl.cdiv(tiles[0] + tiles[1] + tiles[2], owners)
+    begin = owner * share
+    stop = tl.minimum(begin + share, tiles[0] + tiles[1] + tiles[2])
+    for t in range(begin, stop):
+        cols = locate(t, tiles, (0, 0, 0), BN)
+        capacity = choose(t, tiles, capacities)
+        to = choose(t, tiles, masses) + cols
+        tl.store(to, tl.zeros([BN], tl.float32), mask=cols < capacity)
+        tl.store(to + capacity, tl.zeros([BN], tl.float32), mask=cols < capacity * second)
+    row_tiles = tl.cdiv(S * G, BM)
+    for chunk in range(0, row_tiles, 32):
+        weighted = weighted_tiles(row_weights_ptr, b, r, R, chunk, S, G, BM)
+        for i in range(tl.minimum(32, row_tiles - chunk)):
+            if (weighted >> i) & 1:
+                row, s, live, seen = packed_rows(chunk + i, pair, S, G, BM)
+                q = load_queries(q_ptr, row, live, D, DP)
+                w0 = mean_weights(row_weights_ptr, b, r, R, s, live, S, G)[:, None]
+                w1 = mean_weights(row_weights_ptr, b, r + 1, R, s, live, S, G)[:, None]
+                lse = _log_sum_exp(q, keys, used, seen, scale, D, DP, BM, BN)
+                tl.debug_barrier()  # a mass is read by other threads than wrote it
+                for t in range(begin, stop):
+                    cols = locate(t, tiles, (0, 0, 0), BN)
+                    end = choose(t, tiles, used)
+                    limit = tl.where(t < tiles[0] + tiles[1], end, seen)
+                    y = score(q, choose(t, tiles, keys), cols, limit, end, scale, D, DP, True)
+                    p = tl.exp2(y - lse[:, None])
+                    capacity = choose(t, tiles, capacities)
+                    to = choose(t, tiles, masses) + cols
+                    mask0, mask1 = cols < end, cols < end * second
+                    before = tl.load(to, mask=mask0, other=0.0)
+                    tl.store(to, before + tl.sum(w0 * p, 0), mask=mask0)
+                    before = tl.load(to + capacity, mask=mask1, other=0.0)
+                    tl.store(to + capacity, before + tl.sum(w1 * p, 0), mask=mask1)
 
 
 @triton.jit
@@ -113,7 +126,7 @@ def _log_sum_exp(q, keys, used, seen, scale, D: tl.constexpr, DP: tl.constexpr,
     """Log-sum-exp [BM] of the scores of a row tile, in the log2 domain."""
     tiles = (tl.cdiv(used[0], BN), tl.cdiv(used[1], BN), tl.cdiv(used[2], BN))
     m = tl.full([BM], float("-inf"), tl.float32)
-    l = tl.zeros([BM], tl.float32)
+    norm = tl.zeros([BM], tl.float32)
     for t in range(tiles[0] + tiles[1] + tiles[2]):
         rows = locate(t, tiles, (0, 0, 0), BN)
         end = choose(t, tiles, used)
@@ -121,6 +134,6 @@ def _log_sum_exp(q, keys, used, seen, scale, D: tl.constexpr, DP: tl.constexpr,
         x = score(q, choose(t, tiles, keys), rows, limit, end, scale, D, DP, True)
         m_new = tl.maximum(m, tl.max(x, 1))
         base = finite(m_new)
-        l = l * tl.exp2(m - base) + tl.sum(tl.exp2(x - base[:, None]), 1)
+        norm = norm * tl.exp2(m - base) + tl.sum(tl.exp2(x - base[:, None]), 1)
         m = m_new
-    return m + tl.log2(l)
+    return m + tl.log2(norm)

@@ -48,12 +48,14 @@ def prefill(
                           k_new_ptr, v_new_ptr, A, P, S, D)  # fmt: skip
     row, s, live, seen = packed_rows(tile, pair, S, G, BM)
     q = load_queries(q_ptr, row, live, D, DP)
-    m, l, acc = attend(q, keys, values, n_active, n_parked, s, seen, S, 0, scale, D, DP, DP, BM, BN)
+    m, norm, acc = attend(
+        q, keys, values, n_active, n_parked, s, seen, S, 0, scale, D, DP, DP, BM, BN
+    )
     d = tl.arange(0, DP)
-    out = (acc / l[:, None]).to(out_ptr.dtype.element_ty)
+    out = (acc / norm[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row[:, None] * D + d[None, :], out, mask=live[:, None] & (d[None, :] < D))
     packed = tile * BM + tl.arange(0, BM)
-    tl.store(lse_ptr + pair * S * G + packed, m + tl.log2(l), mask=live)
+    tl.store(lse_ptr + pair * S * G + packed, m + tl.log2(norm), mask=live)
 
 
 @triton.jit(do_not_specialize=["S", "A", "P", "R", "G", "scale_bits"])
@@ -83,7 +85,8 @@ def prefill_mass(
     cols = locate(t, tiles, (0, 0, 0), BN)
     end = choose(t, tiles, (n_active, n_parked, S))
     is_new = t >= tiles[0] + tiles[1]
-    keys, _ = places(pair, k_active_ptr, k_active_ptr, k_parked_ptr, k_parked_ptr, k_new_ptr, k_new_ptr, A, P, S, D)
+    keys, _ = places(pair, k_active_ptr, k_active_ptr, k_parked_ptr, k_parked_ptr,
+                     k_new_ptr, k_new_ptr, A, P, S, D)  # fmt: skip
     k = load_rows(choose(t, tiles, keys), cols, end, 0, D, DP, True)
     k_t = tl.trans(k)
     first = tl.min(cols, 0)
@@ -112,4 +115,3 @@ def prefill_mass(
     tl.store(to, tl.sum(acc0, 0), mask=cols < capacity)
     second = tl.where(r + 1 < R, capacity, 0)
     tl.store(to + capacity, tl.sum(acc1, 0), mask=cols < second)
-

@@ -91,15 +91,15 @@ def finite(m):
 
 
 @triton.jit
-def accumulate(s, v, m, l, acc, MASKED: tl.constexpr):
+def accumulate(s, v, m, norm, acc, MASKED: tl.constexpr):
     """One step of the online softmax (Milakov and Gimelshein, arXiv 1805.02867)."""
     m_new = tl.maximum(m, tl.max(s, 1))
     base = finite(m_new) if MASKED else m_new
     p = tl.exp2(s - base[:, None])
     alpha = tl.exp2(m - base)
-    l = l * alpha + tl.sum(p, 1)
+    norm = norm * alpha + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
-    return m_new, l, acc
+    return m_new, norm, acc
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
     Tiles that every row sees whole come first and need no masks.
     """
     m = tl.full([BM], float("-inf"), tl.float32)
-    l = tl.zeros([BM], tl.float32)
+    norm = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, W], tl.float32)
     full = (n_active // BN, n_parked // BN, (tl.min(s, 0) + 1) // BN)
     used = (n_active, n_parked, S)
@@ -119,7 +119,7 @@ def attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
         rows = locate(t, full, (0, 0, 0), BN)
         x = score(q, choose(t, full, keys), rows, seen, 0, scale, D, DP, False)
         v = load_rows(choose(t, full, values), rows, 0, column, D, W, False)
-        m, l, acc = accumulate(x, v, m, l, acc, False)
+        m, norm, acc = accumulate(x, v, m, norm, acc, False)
     firsts = (full[0] * BN, full[1] * BN, full[2] * BN)
     rest = (
         (n_active > firsts[0]).to(tl.int32),
@@ -132,8 +132,8 @@ def attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
         limit = tl.where(t < rest[0] + rest[1], end, seen)
         x = score(q, choose(t, rest, keys), rows, limit, end, scale, D, DP, True)
         v = load_rows(choose(t, rest, values), rows, end, column, D, W, True)
-        m, l, acc = accumulate(x, v, m, l, acc, True)
-    return m, l, acc
+        m, norm, acc = accumulate(x, v, m, norm, acc, True)
+    return m, norm, acc
 
 
 @triton.jit

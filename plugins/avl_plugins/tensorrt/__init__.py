@@ -35,8 +35,8 @@ def register(capability: int | None = None) -> None:
     version = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
     if version < OLDEST or not hasattr(tensorrt, "QuickPluginCreationRequest"):
         raise TensorRTError(
-            f"expected TensorRT 10.9 or later, found {tensorrt.__version__}; update it (JetPack 7), "
-            "or build without plugins"
+            f"expected TensorRT 10.9 or later, found {tensorrt.__version__}; update it (JetPack 6 "
+            "has 10.3), or build without plugins"
         )
     from avl_plugins.tensorrt import plugins
 

@@ -7,18 +7,12 @@ outputs. There is no workspace, and scalars are 32-bit integers only.
 
 # No postponed annotations: the framework compares the classes themselves.
 from collections.abc import Mapping
-from typing import Any, List, Tuple, Union  # noqa: UP035  # the framework knows these forms alone
+from typing import Any, List, Tuple, Union  # the framework knows these forms alone
 
 import tensorrt as trt
 import tensorrt.plugin as trtp
 
-from avl_plugins.kernels.catalog import (
-    DECODE_ROWS,
-    HEAD_DIMS,
-    Variant,
-    scale_bits,
-    variant_of,
-)
+from avl_plugins.kernels.catalog import DECODE_ROWS, HEAD_DIMS, scale_bits, variant_of
 from avl_plugins.packaged import kernel
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
 from avl_plugins.tensorrt import TensorRTError
@@ -32,11 +26,11 @@ TACTICS = {1: "fused_decode", 2: "fused_decode_sliced", 3: "fused_prefill"}
 _FEW, _MANY = [1, 2], [3]
 
 _DTYPES = {trt.DataType.HALF: "float16", trt.DataType.BF16: "bfloat16"}
-_TRT_NAMES = {"T": "FP16|BF16", "int64": "INT64", "float32": "FP32"}
+_TRT_NAMES = {"float16": "FP16", "bfloat16": "BF16", "int64": "INT64", "float32": "FP32"}
 
 _capability = 80
 
-Kernel = Tuple[Union[str, bytes], Union[str, bytes], trtp.KernelLaunchParams, trtp.SymExprs]  # noqa: UP006, UP007
+Kernel = Tuple[Union[str, bytes], Union[str, bytes], trtp.KernelLaunchParams, trtp.SymExprs]
 
 
 def built_for(capability: int) -> None:
@@ -58,7 +52,7 @@ def attention(
     parked_len: trtp.TensorDesc,
     row_weights: trtp.TensorDesc,
     scale: float,
-) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:  # noqa: UP006
+) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:
     batch, kv_heads, new = (k_new.shape_expr[i] for i in range(3))
     weightings = row_weights.shape_expr[1]
     mass_active, mass_parked, mass_new = (
@@ -81,15 +75,16 @@ def attention_tactics(
     parked_len: trtp.TensorDesc,
     row_weights: trtp.TensorDesc,
     scale: float,
-    outputs: Tuple[trtp.TensorDesc],  # noqa: UP006
-) -> List[trtp.AutoTuneCombination]:  # noqa: UP006
+    outputs: Tuple[trtp.TensorDesc],
+) -> List[trtp.AutoTuneCombination]:
     shape = q.shape
     least, most = (shape.min[2], shape.max[2]) if shape.is_dynamic else (shape[2], shape[2])
     group = q.shape[1] // k_new.shape[1]
     tactics = (_FEW if least * group <= DECODE_ROWS else []) + (
         _MANY if most * group > DECODE_ROWS else []
     )
-    return [trtp.AutoTuneCombination(_types(SPLIT_CACHE_ATTENTION), "LINEAR", tactics)]
+    types = _types(SPLIT_CACHE_ATTENTION, _dtype(ATTENTION, q.dtype))
+    return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]
 
 
 @trtp.aot_impl(ATTENTION)
@@ -105,11 +100,16 @@ def attention_kernel(
     parked_len: trtp.TensorDesc,
     row_weights: trtp.TensorDesc,
     scale: float,
-    outputs: Tuple[trtp.TensorDesc],  # noqa: UP006
+    outputs: Tuple[trtp.TensorDesc],
     tactic: int,
 ) -> Kernel:
     batch, heads, new, head_dim = q.shape_expr
-    group, width = _constant(heads, "H") // _constant(k_new.shape_expr[1], "Hkv"), head_dim
+    group = _constant(heads, "H") // _constant(k_new.shape_expr[1], "Hkv")
+    width = _constant(head_dim, "D")
+    if width not in HEAD_DIMS:
+        raise TensorRTError(
+            f"{ATTENTION}: expected a head_dim of {HEAD_DIMS}, found {width}; build without plugins"
+        )
     values = {
         "B": batch,
         "Hkv": k_new.shape_expr[1],
@@ -121,7 +121,7 @@ def attention_kernel(
         "scale_bits": trtp.SymInt32(scale_bits(scale)),
         "owners": trtp.SymInt32(1),
     }
-    return _kernel(_attention_variant(TACTICS[tactic], q.dtype, _constant(width, "D")), values)
+    return _kernel(variant_of(TACTICS[tactic], _dtype(ATTENTION, q.dtype), width).name, values)
 
 
 @trtp.register(UPDATE)
@@ -134,7 +134,7 @@ def update(
     v_new: trtp.TensorDesc,
     source: trtp.TensorDesc,
     destination: trtp.TensorDesc,
-) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:  # noqa: UP006
+) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:
     # New arrays and no aliases: a declared alias makes TensorRT copy caches of its own accord.
     return k_active.like(), v_active.like(), k_parked.like(), v_parked.like()
 
@@ -149,9 +149,10 @@ def update_tactics(
     v_new: trtp.TensorDesc,
     source: trtp.TensorDesc,
     destination: trtp.TensorDesc,
-    outputs: Tuple[trtp.TensorDesc],  # noqa: UP006
-) -> List[trtp.AutoTuneCombination]:  # noqa: UP006
-    return [trtp.AutoTuneCombination(_types(SPLIT_CACHE_UPDATE), "LINEAR", [1])]
+    outputs: Tuple[trtp.TensorDesc],
+) -> List[trtp.AutoTuneCombination]:
+    types = _types(SPLIT_CACHE_UPDATE, _dtype(UPDATE, k_active.dtype))
+    return [trtp.AutoTuneCombination(types, "LINEAR", [1])]
 
 
 @trtp.aot_impl(UPDATE)
@@ -164,7 +165,7 @@ def update_kernel(
     v_new: trtp.TensorDesc,
     source: trtp.TensorDesc,
     destination: trtp.TensorDesc,
-    outputs: Tuple[trtp.TensorDesc],  # noqa: UP006
+    outputs: Tuple[trtp.TensorDesc],
     tactic: int,
 ) -> Kernel:
     batch, kv_heads, active, head_dim = k_active.shape_expr
@@ -185,19 +186,22 @@ def update_kernel(
     return _kernel("update_copy", values)
 
 
-def _types(op: Op) -> str:
-    """Types of an op's inputs and outputs in the framework's notation."""
-    return ", ".join(_TRT_NAMES[value.dtype] for value in op.inputs + op.outputs)
+def _types(op: Op, dtype: str) -> str:
+    """Types of an op's inputs and outputs in the framework's notation, T being `dtype`.
+
+    No other type is offered: TensorRT would convert caches to it and back.
+    """
+    kinds = (dtype if value.dtype == "T" else value.dtype for value in op.inputs + op.outputs)
+    return ", ".join(_TRT_NAMES[kind] for kind in kinds)
 
 
-def _attention_variant(kernel_name: str, dtype: Any, head_dim: int) -> str:
-    if dtype not in _DTYPES or head_dim not in HEAD_DIMS:
+def _dtype(op: str, found: Any) -> str:
+    if found not in _DTYPES:
         raise TensorRTError(
-            f"{ATTENTION}: expected float16 or bfloat16 and a head_dim of {HEAD_DIMS}, found "
-            f"{dtype} and {head_dim}; export with --dtype fp16, or build without plugins"
+            f"{op}: expected float16 or bfloat16, found {found}; export with --dtype fp16, or "
+            "build without plugins"
         )
-    variant: Variant = variant_of(kernel_name, _DTYPES[dtype], head_dim)
-    return variant.name
+    return _DTYPES[found]
 
 
 def _constant(size: Any, name: str) -> int:

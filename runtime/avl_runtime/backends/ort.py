@@ -141,7 +141,8 @@ class OrtBoundSegment:
         self._bound = None
         for binding in self._bindings.values():
             for layer in self._layers:
-                del binding.arrays[f"k_active.{layer}"], binding.arrays[f"v_active.{layer}"]
+                binding.bind_input(f"k_active.{layer}", self._nothing)
+                binding.bind_input(f"v_active.{layer}", self._nothing)
 
     def _make_binding(self) -> _Binding:
         binding = _Binding(self._session.io_binding())
@@ -180,7 +181,7 @@ class OrtBoundSegment:
 
 
 class _Binding:
-    """An IOBinding, and what it points to but does not keep alive: inputs and buffers for mass."""
+    """An IOBinding, the inputs bound to it by name, and its buffers for mass."""
 
     __slots__ = ("arrays", "io", "mass")
 

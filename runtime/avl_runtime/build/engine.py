@@ -90,7 +90,6 @@ class _Writer:
 
 def _build_streamed(toolkit: Toolkit, parsed: Parsed, config: Any, writer: _Writer) -> None:
     """Without a second copy of the engine in memory; Polygraphy has no loader for this."""
-
     base: Any = toolkit.trt.IStreamWriter
 
     class Stream(base):  # type: ignore[misc]

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from avl_runtime.engine_sets import Limits
 from avl_runtime.manifest import Dims, Manifest, Segment
 
-KERNELS = 2 << 20  # bytes a layer and profile: every kernel comes with 150 kB of source
+ENGINE = 2 << 20  # bytes a profile beside what grows with layers
+KERNELS = 900 << 10  # bytes a layer and profile: each kernel comes with 150 kB of source
 BUILDER = 400 << 20  # bytes that the builder takes whatever it builds
-COPIES = 1.7  # of the weights at the worst moment of a build, mapped files included
+COPIES = 2.5  # times the weights at the worst moment of a build, mapped files included
+COPIES_OF_INT4 = 4.0
 SCORE = 12  # bytes a score: float32 before and after the softmax, 16 bits, and padding
 
 
@@ -25,14 +27,22 @@ class Estimate:
     build: int
 
 
-def estimate(manifest: Manifest, graph: str, weights: int, limits: Limits) -> Estimate:
-    """What the engine of `graph` will take, at the largest shapes of its profiles."""
+def estimate(
+    manifest: Manifest, graph: str, weights: int, of_int4: int, limits: Limits
+) -> Estimate:
+    """What the engine of `graph` will take, at the largest shapes of its profiles.
+
+    Args:
+        weights: their bytes.
+        of_int4: how many of them are codes of 4 bits.
+    """
     segment = next((one for one in manifest.segments if one.file == graph), None)
     layers = 1 if segment is None else segment.last_layer - segment.first_layer
     profiles = 1 if segment is None else 2
-    engine = weights + layers * profiles * KERNELS
+    engine = weights + profiles * (ENGINE + layers * KERNELS)
     scratch = 0 if segment is None else _scratch(manifest.dims, segment, limits)
-    return Estimate(engine, scratch, BUILDER + round(COPIES * weights))
+    build = BUILDER + round(COPIES * (weights - of_int4) + COPIES_OF_INT4 * of_int4)
+    return Estimate(engine, scratch, build)
 
 
 def cache_bytes(dims: Dims, limits: Limits, item: int) -> int:

@@ -38,6 +38,7 @@ class Prepared:
         attentions: names of the nodes that are to become plugins.
         lengths: names of standard attention nodes that are given lengths of keys.
         weight_bytes: of the weights in the precision that the graph computes in.
+        int4_bytes: of those that are codes of 4 bits.
         row_block: as in the manifest.
     """
 
@@ -47,6 +48,7 @@ class Prepared:
     attentions: tuple[str, ...]
     lengths: tuple[str, ...]
     weight_bytes: int
+    int4_bytes: int
     row_block: int
 
 
@@ -71,6 +73,7 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
         _block_rows(model.graph, dims.head_dim)
     graph = model.graph
     initializers = {tensor.name for tensor in graph.initializer}
+    sizes = _weight_bytes(graph)
     return Prepared(
         model=model,
         inputs={v.name: _shape(v) for v in graph.input if v.name not in initializers},
@@ -81,7 +84,8 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
             for node in graph.node
             if node.op_type == "Attention" and len(node.input) > 6 and node.input[6]
         ),
-        weight_bytes=_weight_bytes(graph),
+        weight_bytes=sum(sizes.values()),
+        int4_bytes=sizes.get(onnx.TensorProto.INT4, 0),
         row_block=row_block,
     )
 
@@ -121,20 +125,20 @@ def _block_rows(graph: onnx.GraphProto, head_dim: int) -> None:
     graph.node.extend(nodes)
 
 
-def _weight_bytes(graph: onnx.GraphProto) -> int:
-    """Bytes of all initializers; one that is only cast counts as what it is cast to."""
+def _weight_bytes(graph: onnx.GraphProto) -> Counter[int]:
+    """Bytes of initializers by type; one that is only cast counts as what it is cast to."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    total = 0
+    sizes: Counter[int] = Counter()
     for tensor in graph.initializer:
         kind = tensor.data_type
         casts = [node for node in readers.get(tensor.name, []) if node.op_type == "Cast"]
         if casts and len(casts) == len(readers[tensor.name]):
             kind = next(a.i for a in casts[0].attribute if a.name == "to")
-        total += math.prod(tensor.dims) * BITS.get(kind, 64) // 8
-    return total
+        sizes[kind] += math.prod(tensor.dims) * BITS.get(kind, 64) // 8
+    return sizes
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:

@@ -44,6 +44,7 @@ class Outcome:
         layers: layers of each kind in the parsed network; none if it was not parsed.
         unsupported: nodes that the backend cannot take, and why.
         weight_bytes: of the graph's weights in the precision that it computes in.
+        int4_bytes: of those that are codes of 4 bits.
         size, sha256: of the engine; 0 and empty without one.
         seconds: of parsing and building.
         peak_rss_bytes: of the process, weights that are mapped from files included.
@@ -53,6 +54,7 @@ class Outcome:
     layers: tuple[tuple[str, int], ...]
     unsupported: tuple[str, ...]
     weight_bytes: int
+    int4_bytes: int
     row_block: int
     size: int
     sha256: str

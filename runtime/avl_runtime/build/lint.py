@@ -96,8 +96,9 @@ def _missing_lengths(listing: Listing) -> Iterator[str]:
         length = f"{place}_len.{number}"
         for output, sources in ((mass, _sources(mass, made_by)), (result, behind_result)):
             if length not in sources:
-                layer = made_by[mass].name if mass in made_by else mass
-                yield f"expected {output} to depend on {length}, found no path, at {layer}"
+                maker = made_by.get(str(output))
+                where = maker.name if maker is not None else "no layer"
+                yield f"expected {output} to depend on {length}, found no path to {where}"
 
 
 def _sources(output: str, made_by: dict[str, Layer]) -> frozenset[str]:

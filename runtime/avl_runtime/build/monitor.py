@@ -8,7 +8,7 @@ from typing import Any
 
 from avl_runtime.progress import Progress
 
-UNITS = 1000  # of the bar
+UNITS = 100  # of the bar; more would redraw it for nothing
 
 
 @dataclass(slots=True)
@@ -66,7 +66,8 @@ def make_monitor(trt: Any, label: str) -> Any:
 
     def draw() -> None:
         ahead = int(UNITS * phases.share()) - progress.done
-        progress.step(label, max(0, ahead))
+        if ahead > 0 or not progress.started:
+            progress.step(label, max(0, ahead))
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 LOG_LIMIT = 200  # messages kept
+SILENT = 1000  # above every severity of Polygraphy: what matters is in its exceptions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +65,9 @@ def load_toolkit(backend: EngineBackend) -> Toolkit:
             f"expected the Python package {name}, found none; run: pip install 'avl[{backend}]'"
         )
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if backend == "tensorrt-rtx" else "0"
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = SILENT
     from polygraphy.backend import trt as loaders
     from polygraphy.backend.trt import util
 

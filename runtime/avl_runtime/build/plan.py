@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avl_plugins.compiled_function import ROW_BLOCK
+from avl_plugins.kernels.catalog import HEAD_DIMS
+from avl_plugins.tensorrt import OLDEST
 from avl_runtime.build.options import BuildError, Options
 from avl_runtime.engine_sets import EngineFile, EngineSet, Limits, dotted, target_name
 from avl_runtime.libraries import Library, installed
 from avl_runtime.machine import Machine
+from avl_runtime.manifest import Manifest
 from avl_runtime.package import Package, load_package
 
-PLUGINS_SINCE = (10, 9)  # TensorRT; ahead-of-time plugins
 TURING = 75
 
 
@@ -75,7 +77,7 @@ def make_plan(options: Options, machine: Machine) -> Plan:
     if options.backend == "tensorrt":
         targets = _own_target(options, machine)
     _check_weights(package, targets)
-    plugins, why = _plugins(options, library)
+    plugins, why = _plugins(options, library, package.manifest)
     return Plan(
         package=package,
         options=options,
@@ -124,16 +126,21 @@ def _check_weights(package: Package, targets: Sequence[int]) -> None:
         )
 
 
-def _plugins(options: Options, library: Library | None) -> tuple[bool, str]:
+def _plugins(options: Options, library: Library | None, manifest: Manifest) -> tuple[bool, str]:
+    body = "attention is its function body"
     if options.backend == "tensorrt-rtx":
-        return False, "TensorRT-RTX has no plugins: attention is its function body"
+        return False, f"TensorRT-RTX has no plugins: {body}"
     if not options.plugins:
-        return False, "as asked, attention is its function body"
-    if library is not None and library.release < PLUGINS_SINCE:
-        return False, (
-            f"TensorRT {library.version} has no ahead-of-time plugins, 10.9 has: attention is its "
-            "function body"
-        )
+        return False, f"as asked, {body}"
+    if library is not None and library.release < OLDEST:
+        found, oldest = library.version, ".".join(map(str, OLDEST))
+        return False, f"TensorRT {found} has no ahead-of-time plugins, {oldest} has: {body}"
+    if manifest.dtype == "fp32":
+        return False, f"plugins are for fp16 and bf16, this package is fp32: {body}"
+    if manifest.dims.head_dim not in HEAD_DIMS:
+        served = ", ".join(map(str, HEAD_DIMS))
+        head_dim = manifest.dims.head_dim
+        return False, f"plugins are for heads of {served}, these are of {head_dim}: {body}"
     return True, "attention is the plugin"
 
 

@@ -118,7 +118,9 @@ def _work(plan: Plan, graph: str, out: Path | None) -> Built:
     if process.returncode:
         raise BuildError(_death(graph, process.returncode, plan, text))
     outcome = read_outcome(text)
-    expected = estimate(plan.package.manifest, graph, outcome.weight_bytes, plan.limits)
+    expected = estimate(
+        plan.package.manifest, graph, outcome.weight_bytes, outcome.int4_bytes, plan.limits
+    )
     return Built(graph, outcome, expected)
 
 

@@ -15,8 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from avl_plugins import tensorrt
 from avl_plugins.errors import AvlError
 from avl_runtime.build.encoders import encoder_ranges
 from avl_runtime.build.engine import write_engine
@@ -66,7 +66,7 @@ def run(job: Job) -> Outcome:
     if job.out is not None or missing(job.backend) is None:
         toolkit = load_toolkit(job.backend)
         if job.plugins:
-            register_plugins()
+            tensorrt.register(job.targets[0] if job.targets else None)
         near = str(package.weights_folder / job.graph)
         parsed, unsupported = parse(toolkit, prepared.model, near)
         found = listing(toolkit, parsed.network)
@@ -94,6 +94,7 @@ def run(job: Job) -> Outcome:
         layers=counts(layers),
         unsupported=tuple(unsupported),
         weight_bytes=prepared.weight_bytes,
+        int4_bytes=prepared.int4_bytes,
         row_block=prepared.row_block,
         size=size,
         sha256=sha256,
@@ -109,14 +110,6 @@ def profiles_of(package: Package, job: Job, prepared: Prepared) -> Sequence[Prof
         return segment_profiles(prepared.inputs, job.limits, prepared.row_block)
     ranges = encoder_ranges(manifest, job.graph, job.limits.cache_rows)
     return [encoder_profile(prepared.inputs, ranges, job.graph)]
-
-
-def register_plugins() -> None:
-    """Make the attention plugin known to TensorRT's parser."""
-    import importlib
-
-    plugins: Any = importlib.import_module("avl_plugins.tensorrt")
-    plugins.register()
 
 
 if __name__ == "__main__":

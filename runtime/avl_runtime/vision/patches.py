@@ -15,8 +15,9 @@ from avl_runtime.vision.media import Block, Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 
 MAX_RATIO: Final = 200
-# Full attention holds the scores of one head, patches x patches: 4 GiB in fp32.
-MAX_PATCHES: Final = 1 << 15
+# A frame's; what transformers allows Qwen's models at most. Attention holds a part of
+# patches x patches scores: 1 GiB in fp32 for Qwen2.5-VL, 4 GiB for Qwen3-VL.
+MAX_PATCHES: Final = 1 << 16
 MASKED: Final = -30_000.0  # fp16 holds it, and its exponential is zero
 
 
@@ -152,8 +153,8 @@ class PatchImage:
             image.height, image.width, self.patches.cell, self.min_pixels, self.max_pixels
         )
         check_size((width, height), f"{name}, resized")
-        if self.patches.patches_of(height, width) > MAX_PATCHES:
-            limit = MAX_PATCHES * self.patches.size**2
+        limit = MAX_PATCHES * self.patches.size**2
+        if height * width > limit:
             raise ImageError(
                 f"{name}: expected at most {limit / 1e6:.1f} megapixels for this model, found "
                 f"{height * width / 1e6:.1f}; scale the image down first"

@@ -7,7 +7,7 @@ those that the policy chose.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ import torch
 from avl_plugins.kernels.catalog import DECODE_ROWS, VARIANTS, scale_bits, variant_of
 from avl_plugins.policies.split import Split
 from avl_plugins.policies.text import TextBudget
-from kernel_cases import triton_launch
-from kernels.interpreted import pointers, run_update
+from kernel_cases import Launch
+from kernel_moves import UNSET, pointers, run_update
 
-BATCH, KV_HEADS, GROUP, WIDTH = 2, 2, 2, 16
+BATCH, KV_HEADS, GROUP, WIDTH = 2, 2, 2, 64
 Layer = dict[str, torch.Tensor]
 
 
@@ -31,13 +31,13 @@ class Rows:
     v: torch.Tensor
 
     @classmethod
-    def random(cls, rng: np.random.Generator, tokens: int) -> Rows:
+    def random(cls, rng: np.random.Generator, tokens: int, device: str) -> Rows:
         shape = (BATCH, tokens, KV_HEADS, WIDTH)
-        made = [torch.from_numpy(rng.standard_normal(shape)).half() for _ in range(2)]
-        return cls(*made)
+        k, v = (torch.from_numpy(rng.standard_normal(shape)).half().to(device) for _ in "kv")
+        return cls(k, v)
 
 
-def empty_layer(active: int, parked: int) -> Layer:
+def empty_layer(active: int, parked: int, device: str) -> Layer:
     """Caches of NaN with no row in use."""
     nowhere = {
         "positions": torch.zeros(BATCH, KV_HEADS, active, dtype=torch.int64),
@@ -50,7 +50,7 @@ def empty_layer(active: int, parked: int) -> Layer:
         for kind in "kv":
             shape = (BATCH, KV_HEADS, rows, WIDTH)
             nowhere[f"{kind}_{place}"] = torch.full(shape, torch.nan, dtype=torch.float16)
-    return nowhere
+    return {name: tensor.to(device) for name, tensor in nowhere.items()}
 
 
 def place(layer: Layer, rows: Rows, b: int, active: list[list[int]], parked: list[int]) -> None:
@@ -65,7 +65,7 @@ def place(layer: Layer, rows: Rows, b: int, active: list[list[int]], parked: lis
     layer["active_len"][b], layer["parked_len"][b] = len(active[0]), len(parked)
 
 
-def append(layers: list[Layer], rows: list[Rows], token: list[int]) -> None:
+def append(launch: Launch, layers: list[Layer], rows: list[Rows], token: list[int]) -> None:
     """Add the row of one new token to every sequence of every layer, by `update`."""
     sources, ends = [], []
     for layer, made in zip(layers, rows, strict=True):
@@ -74,9 +74,9 @@ def append(layers: list[Layer], rows: list[Rows], token: list[int]) -> None:
             layer["gathered"][b, :, layer["active_len"][b]] = 0
         layer["k_new"], layer["v_new"] = new_rows(made, token)
         cached = layer["k_active"].shape[2] + layer["k_parked"].shape[2]
-        sources.append(torch.full((BATCH, KV_HEADS, 1), cached))
+        sources.append(torch.full((BATCH, KV_HEADS, 1), cached, device=layer["k_new"].device))
         ends.append(layer["active_len"][:, None, None].repeat(1, KV_HEADS, 1))
-    run_update(layers, torch.stack(sources), torch.stack(ends))
+    run_update(launch, layers, torch.stack(sources), torch.stack(ends))
     for layer in layers:
         layer["active_len"] += 1
 
@@ -102,7 +102,7 @@ def misplaced(layer: Layer, rows: Rows) -> bool:
     return False
 
 
-def refreshes(seed: int, steps: int) -> list[str]:
+def refreshes(launch: Launch, device: str, seed: int, steps: int) -> list[str]:
     """Steps that each attend, refresh and append; returns what is wrong, which should be nothing.
 
     Two layers with numbers of core rows of their own, two sequences of different lengths.
@@ -110,8 +110,8 @@ def refreshes(seed: int, steps: int) -> list[str]:
     rng = np.random.default_rng(seed)
     images, text = [60, 45], 8
     splits = (Split(0.7, 0.3, 1, None), Split(0.5, 0.2, 1, None))
-    layers = [empty_layer(60, 40), empty_layer(50, 30)]
-    rows = [Rows.random(rng, max(images) + text + steps) for _ in layers]
+    layers = [empty_layer(60, 40, device), empty_layer(50, 30, device)]
+    rows = [Rows.random(rng, max(images) + text + steps, device) for _ in layers]
     for layer, made, split in zip(layers, rows, splits, strict=True):
         for b, tokens in enumerate(images):
             secondary, core = split.counts(tokens, tokens)
@@ -125,18 +125,19 @@ def refreshes(seed: int, steps: int) -> list[str]:
         chosen = []
         for layer, made, split in zip(layers, rows, splits, strict=True):
             layer["k_new"], layer["v_new"] = new_rows(made, token)
-            decode(layer, torch.from_numpy(rng.standard_normal((BATCH, 4, 1, WIDTH))).half())
+            q = torch.from_numpy(rng.standard_normal((BATCH, KV_HEADS * GROUP, 1, WIDTH)))
+            decode(launch, layer, q.half().to(device))
             chosen.append([_core(layer, split, b, images[b]) for b in range(BATCH)])
-        run_update(layers, *select_core(layers))
-        append(layers, rows, token)
+        run_update(launch, layers, *select_core(launch, layers))
+        append(launch, layers, rows, token)
         for i, (layer, made) in enumerate(zip(layers, rows, strict=True)):
             if misplaced(layer, made):
                 failed.append(f"step {step}: a row of layer {i} is out of place")
             for b in range(BATCH):
                 core = int(layer["core_len"][b])
-                for head in layer["positions"][b, :, :core].tolist():
-                    if set(head) != chosen[i][b]:
-                        failed.append(f"step {step}: layer {i} has another core")
+                heads = layer["positions"][b, :, :core].tolist()
+                if any(set(head) != chosen[i][b] for head in heads):
+                    failed.append(f"step {step}: layer {i} has another core")
     return failed
 
 
@@ -147,42 +148,45 @@ def _core(layer: Layer, split: Split, b: int, total: int) -> set[int]:
         [layer["mass_active"][b, :, 0, :core], layer["mass_parked"][b, :, 0, :apart]], 1
     )
     tokens = torch.cat([layer["positions"][b, 0, :core], layer["parked_positions"][b, :apart]])
-    scores = mass.numpy().sum(0)[None]
-    core_mask = split.new_core(scores, tokens.numpy()[None], total, 0, 1)[0]
-    return set(tokens[torch.from_numpy(core_mask)].tolist())
+    scores = mass.cpu().numpy().sum(0)[None]
+    core_mask = split.new_core(scores, tokens.cpu().numpy()[None], total, 0, 1)[0]
+    return set(tokens.cpu()[torch.from_numpy(core_mask)].tolist())
 
 
-def decode(layer: Layer, q: torch.Tensor) -> None:
+def decode(launch: Launch, layer: Layer, q: torch.Tensor) -> None:
     """One step of attention: leaves its masses in the layer."""
     active, parked = layer["k_active"].shape[2], layer["k_parked"].shape[2]
     pairs = (BATCH, KV_HEADS)
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.full(shape, torch.nan, device=q.device)
+
     for name, count in (("active", active), ("parked", parked), ("new", 1)):
-        layer[f"mass_{name}"] = torch.full((*pairs, 2, count), torch.nan)
+        layer[f"mass_{name}"] = empty(*pairs, 2, count)
     values: dict[str, Any] = {
         **layer,
         "q": q,
         "out": torch.empty_like(q),
-        "row_weights": torch.ones(BATCH, 2, 1),
-        "scores": torch.empty(*pairs, DECODE_ROWS, active + parked + 1),
-        "lse": torch.empty(*pairs, DECODE_ROWS),
-        "partial": torch.empty(*pairs, 2, DECODE_ROWS, WIDTH),
-        "softmax": torch.empty(*pairs, 2, 2, DECODE_ROWS),
-        "counter": torch.zeros(pairs, dtype=torch.int32),
+        "row_weights": torch.ones(BATCH, 2, 1, device=q.device),
+        "scores": empty(*pairs, DECODE_ROWS, active + parked + 1),
+        "lse": empty(*pairs, DECODE_ROWS),
+        "partial": empty(*pairs, 2, DECODE_ROWS, WIDTH),
+        "softmax": empty(*pairs, 2, 2, DECODE_ROWS),
+        "counter": torch.zeros(pairs, dtype=torch.int32, device=q.device),
         "scale_bits": scale_bits(WIDTH**-0.5),
     }
     values |= {"B": BATCH, "Hkv": KV_HEADS, "S": 1, "A": active, "P": parked}
     values |= {"R": 2, "G": GROUP, "splits": 2}
-    variant = variant_of("decode", "float16", 64)
-    narrow = {**variant.constants, "D": WIDTH, "DP": WIDTH}
-    triton_launch(replace(variant, constants=narrow), values)
-    triton_launch(VARIANTS["decode_mass"], values)
+    launch(variant_of("decode", "float16", WIDTH), values)
+    launch(VARIANTS["decode_mass"], values)
 
 
-def select_core(layers: list[Layer]) -> tuple[torch.Tensor, torch.Tensor]:
+def select_core(launch: Launch, layers: list[Layer]) -> tuple[torch.Tensor, torch.Tensor]:
     """Exchange lists [L, B, Hkv, M] of all layers, in arrays of garbage."""
     moves = 2 * max(layer["k_parked"].shape[2] for layer in layers)
-    source = torch.full((len(layers), BATCH, KV_HEADS, moves), 12345)
-    destination = torch.full_like(source, 12345)
+    device = layers[0]["k_active"].device
+    source = torch.full((len(layers), BATCH, KV_HEADS, moves), UNSET, device=device)
+    destination = torch.full_like(source, UNSET)
     names = ("mass_active", "mass_parked", "positions", "parked_positions", "core_len")
     table = pointers(
         [
@@ -193,11 +197,11 @@ def select_core(layers: list[Layer]) -> tuple[torch.Tensor, torch.Tensor]:
     )
     values = {"table": table, "source": source, "destination": destination}
     values |= {"B": BATCH, "L": len(layers), "Hkv": KV_HEADS, "R": 2, "M": moves}
-    triton_launch(VARIANTS["select_core-1024"], values)
+    launch(VARIANTS["select_core-1024"], values)
     return source, destination
 
 
-def text_steps(seed: int, steps: int, ratio: float) -> list[str]:
+def text_steps(launch: Launch, device: str, seed: int, steps: int, ratio: float) -> list[str]:
     """Steps under a text budget; returns what is wrong, which should be nothing.
 
     Attention is drawn from few values, so that ties are common.
@@ -206,7 +210,7 @@ def text_steps(seed: int, steps: int, ratio: float) -> list[str]:
     before, images, start = 5, 6, [30, 24]  # text, images, and tokens in all
     first_text = before + images
     budget = TextBudget(ratio, 4, 0.7)
-    layer, rows = empty_layer(60, 1), Rows.random(rng, max(start) + steps)
+    layer, rows = empty_layer(60, 1, device), Rows.random(rng, max(start) + steps, device)
     gathered: dict[tuple[int, int], dict[int, float]] = {}
     for b, tokens in enumerate(start):
         image_rows = list(range(before, first_text))
@@ -214,15 +218,15 @@ def text_steps(seed: int, steps: int, ratio: float) -> list[str]:
         place(layer, rows, b, [image_rows + rng.permutation(text).tolist() for _ in range(2)], [])
         for h in range(KV_HEADS):
             gathered[b, h] = dict.fromkeys(layer["positions"][b, h, :tokens].tolist(), 0.0)
-    image_mask = torch.zeros(BATCH, 200, dtype=torch.int8)
+    image_mask = torch.zeros(BATCH, 200, dtype=torch.int8, device=device)
     image_mask[:, before:first_text] = 1
     failed: list[str] = []
     for step in range(steps):
         token = [tokens + step for tokens in start]
-        append([layer], [rows], token)
+        append(launch, [layer], [rows], token)
         for name, count in (("mass_active", 60), ("mass_new", 1)):
             drawn = rng.integers(0, 3, (BATCH, KV_HEADS, 2, count)) / 4
-            layer[name] = torch.from_numpy(drawn.astype(np.float32))
+            layer[name] = torch.from_numpy(drawn.astype(np.float32)).to(device)
         limits = []
         for b in range(BATCH):
             n_text = token[b] + 1 - first_text
@@ -230,7 +234,7 @@ def text_steps(seed: int, steps: int, ratio: float) -> list[str]:
             limits.append([allowed, allowed - int(allowed * budget.heavy)])
             for h in range(KV_HEADS):
                 _keep(layer, budget, b, h, n_text, first_text, gathered)
-        select_text(layer, image_mask, before, limits)
+        select_text(launch, layer, image_mask, before, limits)
         if misplaced(layer, rows):
             failed.append(f"step {step}: a row is out of place")
         for (b, h), expected in gathered.items():
@@ -265,24 +269,29 @@ def _keep(
 
 
 def select_text(
-    layer: Layer, image_mask: torch.Tensor, first_image: int, limits: list[list[int]]
+    launch: Launch,
+    layer: Layer,
+    image_mask: torch.Tensor,
+    first_image: int,
+    limits: list[list[int]],
 ) -> None:
     """Add a step's attention, and evict, by `select_text` and `update`."""
     capacity, moves = layer["k_active"].shape[2], 40
-    source = torch.full((1, BATCH, KV_HEADS, moves), 12345)
-    remaining = torch.zeros(1, BATCH, dtype=torch.int64)
+    device = image_mask.device
+    source = torch.full((1, BATCH, KV_HEADS, moves), UNSET, device=device)
+    remaining = torch.zeros(1, BATCH, dtype=torch.int64, device=device)
     names = ("mass_active", "mass_new", "positions", "gathered", "active_len")
     values: dict[str, Any] = {
         "table": pointers([[layer[name] for name in names] + [capacity, capacity]]),
         "image_mask": image_mask,
-        "first_image": torch.full((BATCH,), first_image, dtype=torch.int32),
-        "budget": torch.tensor(limits, dtype=torch.int32),
+        "first_image": torch.full((BATCH,), first_image, dtype=torch.int32, device=device),
+        "budget": torch.tensor(limits, dtype=torch.int32, device=device),
         "source": source,
-        "destination": torch.full_like(source, 12345),
+        "destination": torch.full_like(source, UNSET),
         "remaining": remaining,
     }
     values |= {"B": BATCH, "L": 1, "Hkv": KV_HEADS, "R": 2, "S": 1, "M": moves}
     values |= {"T": image_mask.shape[1]}
-    triton_launch(VARIANTS["select_text-1024"], values)
+    launch(VARIANTS["select_text-1024"], values)
     layer["active_len"] = remaining[0].clone()
-    run_update([layer], source, values["destination"])
+    run_update(launch, [layer], source, values["destination"])

@@ -1,0 +1,43 @@
+"""avl-doctor: what this machine has for each backend, and the command that installs the rest."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from avl_runtime.diagnosis import Finding, diagnose
+from avl_runtime.machine import probe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0 whatever is missing, as ort-cpu needs none of it."""
+    parser = argparse.ArgumentParser(
+        prog="avl-doctor",
+        description="Say what this machine has for each backend and how to install the rest.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parsed = parser.parse_args(arguments)
+    findings = diagnose(probe())
+    if parsed.json:
+        print(json.dumps({"findings": [dataclasses.asdict(one) for one in findings]}))
+    else:
+        print("\n".join(_lines(findings)))
+    return 0
+
+
+def _lines(findings: Sequence[Finding]) -> list[str]:
+    width = max(len(one.name) for one in findings)
+    lines = []
+    for one in findings:
+        mark = "ok" if one.fix is None else "--"
+        lines.append(f"{mark}  {one.name:<{width}}  {one.found}  (for {one.needed_for})")
+        if one.fix is not None:
+            lines.append(f"    {'':<{width}}  -> {one.fix}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""Speed of the kernels on a GPU, each figure a ratio within one run.
+
+Launches are recorded into CUDA graphs that rotate over inputs larger together than the L2 cache,
+and timed with CUDA events. Everything runs the packaged PTX except `tune`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from avl_plugins.kernels.catalog import VARIANTS, splits, variant_of
+from kernel_cases import Attention, Launch, attend, triton_launch
+from kernel_moves import UNSET, pointers
+
+DEVICE = "cuda"
+Row = dict[str, Any]
+Work = Callable[[], Any]
+
+IMAGE, TEXT = 2880, 160  # tokens of a LLaVA-NeXT image at full resolution, and of text
+
+
+def milliseconds(works: Sequence[Work], repeats: int = 20) -> float:
+    """Median time of one of `works`, which do the same on inputs of their own."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for work in works:  # compiles, loads modules, allocates
+            work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for work in works:
+            work()
+    times = []
+    for _ in range(repeats + 3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / len(works))
+    return statistics.median(times[3:])
+
+
+def rotations(bytes_each: int) -> int:
+    """How many inputs are more than four times the L2 cache together."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return max(2, -(-4 * cache // bytes_each))
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that a device-to-device copy reads and writes."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / (milliseconds([lambda: target.copy_(source)]) * 1e-3)
+
+
+class Decode:
+    """One decode step, its inputs rotated. `rows` active rows of `kv_heads` heads are read."""
+
+    def __init__(self, batch: int, kv_heads: int, group: int, active: int, parked: int = 0) -> None:
+        count = torch.cuda.get_device_properties(0).multi_processor_count
+        self.case = Attention(
+            "decode", "float16", 128, kv_heads, group, 1, active, max(parked, 1),
+            (active,) * batch, (parked,) * batch,
+            splits=splits(batch * kv_heads, active + parked, count),
+        )  # fmt: skip
+        rows = active + parked + 1
+        self.bytes = 2 * 2 * 128 * batch * kv_heads * (rows + group)
+        # Random once: what is read does not change the time.
+        first = self.case.inputs(DEVICE)
+        self.sets = [
+            {name: tensor.clone() for name, tensor in first.items()}
+            for _ in range(rotations(self.bytes))
+        ]
+
+    def time(self, launch: Launch, mass: bool) -> float:
+        """Milliseconds with or without the launch that makes mass."""
+
+        def chosen(variant: Any, values: Any) -> None:
+            if mass or variant.kernel != "decode_mass":
+                launch(variant, values)
+
+        if not mass:
+            for one in self.sets:
+                one["row_weights"].zero_()
+        works = [prepared(self.case, chosen, one) for one in self.sets]
+        found = milliseconds(works)
+        for one in self.sets:
+            one["row_weights"].fill_(1)
+        return found
+
+    def sdpa(self) -> float:
+        """Milliseconds of torch's flash attention over the same active rows."""
+
+        def work(one: dict[str, torch.Tensor]) -> Work:
+            q, k, v = one["q"], one["k_active"], one["v_active"]
+            return lambda: torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, enable_gqa=self.case.group > 1
+            )
+
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return milliseconds([work(one) for one in self.sets])
+
+
+def prepared(case: Attention, launch: Launch, inputs: dict[str, torch.Tensor]) -> Work:
+    """The launches of a case with outputs and workspaces made once, before any timing."""
+    noted: list[tuple[Any, Any]] = []
+    attend(case, lambda variant, values: noted.append((variant, dict(values))), inputs)
+
+    def work() -> None:
+        for variant, values in noted:
+            launch(variant, values)
+
+    return work
+
+
+def row(name: str, value: float, unit: str, wanted: float | None = None, least: bool = True) -> Row:
+    """One figure; `wanted` is the least that is asked of it, or the most."""
+    sign = ">=" if least else "<="
+    met = None if wanted is None else (value >= wanted if least else value <= wanted)
+    text = "" if wanted is None else f"{sign} {wanted:g}"
+    return {"name": name, "value": value, "unit": unit, "wanted": text, "met": met}
+
+
+def decode_speed(launch: Launch, bandwidth: float) -> list[Row]:
+    """Bandwidth of dense and sparse steps at batch 8, and dense steps against torch at batch 1."""
+    found = []
+    for label, kv_heads, group in (("MHA", 32, 1), ("GQA 8", 4, 8)):
+        dense = Decode(8, kv_heads, group, IMAGE + TEXT)
+        sparse = Decode(8, kv_heads, group, IMAGE // 10 + TEXT)
+        for mass in (False, True):
+            how = f"decode, batch 8, {label}{', with mass' if mass else ''}"
+            slow, fast = dense.time(launch, mass), sparse.time(launch, mass)
+            judged = not mass and group == 1
+            for kind, one, time, wanted in (
+                ("dense", dense, slow, 0.8),
+                ("10 % core", sparse, fast, 0.6),
+            ):
+                share = one.bytes / (time * 1e-3) / bandwidth
+                found += [
+                    row(f"{how}, {kind}: time", time * 1e3, "us"),
+                    row(f"{how}, {kind}: share of copy", share, "", wanted if judged else None),
+                ]
+            limit = 0.25 if judged else None
+            found.append(row(f"{how}: 10 % core over dense", fast / slow, "", limit, least=False))
+        del dense, sparse
+    for label, kv_heads, group in (("MHA", 32, 1), ("GQA 8", 4, 8)):
+        one = Decode(1, kv_heads, group, IMAGE + TEXT)
+        own, torch_time = one.time(launch, mass=False), one.sdpa()
+        name = f"decode, batch 1, {label}, dense"
+        wanted = 1.5 if group == 8 else None
+        found += [
+            row(f"{name}: time", own * 1e3, "us"),
+            row(f"{name}: with mass", one.time(launch, mass=True) * 1e3, "us"),
+            row(f"{name}: torch flash over ours", torch_time / own, "", wanted),
+        ]
+    return found
+
+
+def prefill_speed(launch: Launch) -> list[Row]:
+    """Prefill with mass of a prompt of one image against torch's flash attention without it."""
+    found, new = [], 3072
+    text = (*range(35), *range(35 + IMAGE, new))
+    for label, kv_heads, group in (("MHA", 32, 1), ("GQA 8", 4, 8)):
+        case = Attention(
+            "prefill", "float16", 128, kv_heads, group, new, 1, 1, (0,), (0,), weighted=text
+        )
+        inputs = case.inputs(DEVICE)
+        inputs["row_weights"] = torch.zeros_like(inputs["row_weights"])
+        inputs["row_weights"][:, 0, -1] = 1
+        inputs["row_weights"][:, 1, list(text)] = 1
+        sets = [{n: t.clone() for n, t in inputs.items()} for _ in range(4)]
+
+        def only(variant: Any, values: Any) -> None:
+            if variant.kernel == "prefill":
+                launch(variant, values)
+
+        def sdpa(one: dict[str, torch.Tensor], gqa: bool = group > 1) -> Work:
+            q, k, v = one["q"], one["k_new"], one["v_new"]
+            return lambda: torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=gqa
+            )
+
+        alone = milliseconds([prepared(case, only, one) for one in sets])
+        whole = milliseconds([prepared(case, launch, one) for one in sets])
+        fused = replace(case, form="fused_prefill")
+        once = milliseconds([prepared(fused, launch, one) for one in sets])
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            flash = milliseconds([sdpa(one) for one in sets])
+        judged = group == 1
+        name = f"prefill, {new} rows, {label}"
+        operations = 4 * 128 * 32 * new * (new + 1) / 2
+        found += [
+            row(f"{name}: time with mass", whole * 1e3, "us"),
+            row(f"{name}: with mass", operations / (whole * 1e9), "TFLOPs"),
+            row(f"{name}: torch flash over ours", flash / whole, "", 0.9 if judged else None),
+            row(f"{name}: mass over the rest", whole / alone - 1, "", 0.05, least=False)
+            if judged
+            else row(f"{name}: mass over the rest", whole / alone - 1, ""),
+            row(f"{name}: fused in one launch over two", once / whole, ""),
+        ]
+    return found
+
+
+def refresh_speed(launch: Launch) -> list[Row]:
+    """Selection and exchange of a refresh of 32 layers, over its attention."""
+    layers, kv_heads = 32, 32
+    core, parked = int(0.3 * IMAGE), int(0.2 * IMAGE)
+    active = core + TEXT
+    attention = Decode(1, kv_heads, 1, active, parked).time(launch, mass=True) * layers
+    shape = (1, kv_heads)
+    order = torch.randperm(core + parked, device=DEVICE)
+
+    def filled(*size: int) -> torch.Tensor:
+        return torch.randn(*shape, *size, 128, device=DEVICE).half()
+
+    caches, ranked = [], []
+    for _ in range(layers):
+        rows = [filled(n) for n in (active, active, parked, parked, 1, 1)]
+        mass = [torch.rand(*shape, 2, n, device=DEVICE) for n in (active, parked)]
+        positions = torch.zeros(*shape, active, dtype=torch.int64, device=DEVICE)
+        positions[:, :, :core] = order[:core]
+        places = [positions, order[core:][None].clone()]
+        lengths = [torch.tensor([n], device=DEVICE) for n in (core, parked)]
+        caches.append([*rows, active, parked])
+        ranked.append([*mass, *places, *lengths, active, parked])
+    moves = 2 * parked
+    source = torch.full((layers, *shape, moves), UNSET, device=DEVICE)
+    destination = torch.full_like(source, UNSET)
+    values = {"source": source, "destination": destination, "M": moves, "L": layers}
+    values |= {"B": 1, "Hkv": kv_heads, "R": 2, "S": 1, "D": 128}
+    choose = {**values, "table": pointers(ranked)}
+    move = {**values, "table": pointers(caches)}
+    rows = 1024 if core + parked <= 1024 else 4096
+    limit = next(n for n in (64, 1024, 4096) if n >= moves)
+    first, second = VARIANTS[f"select_core-{rows}"], VARIANTS[f"update-{limit}"]
+    selecting = milliseconds([lambda: launch(first, choose)])
+    updating = milliseconds([lambda: launch(second, move)])
+    share = (selecting + updating) / attention
+    return [
+        row("refresh, 32 layers: attention", attention * 1e3, "us"),
+        row("refresh, 32 layers: select", selecting * 1e3, "us"),
+        row("refresh, 32 layers: update", updating * 1e3, "us"),
+        row("refresh, 32 layers: select and update over attention", share, "", 0.1, least=False),
+    ]
+
+
+def measure_speed(launch: Launch) -> list[Row]:
+    """Every figure."""
+    bandwidth = copy_bandwidth()
+    found = [row("copy, device to device", bandwidth / 1e9, "GB/s")]
+    found += decode_speed(launch, bandwidth)
+    found += prefill_speed(launch)
+    found += refresh_speed(launch)
+    return found
+
+
+def tune() -> list[Row]:
+    """Times of other tile sizes, warps and stages, through Triton."""
+    found: list[Row] = []
+    decode = Decode(8, 32, 1, IMAGE + TEXT)
+    case = Attention("prefill", "float16", 128, 32, 1, 3072, 1, 1, (0,), (0,), weighted=())
+    inputs = case.inputs(DEVICE)
+    options = [
+        ("decode", one, warps, stages)
+        for one in ({"BN": 16}, {"BN": 32}, {"BN": 64}, {"BN": 128})
+        for warps in (4, 8)
+        for stages in (2, 3, 4)
+    ] + [
+        ("prefill", {"BM": rows, "BN": columns}, warps, stages)
+        for rows in (64, 128)
+        for columns in (32, 64, 128)
+        for warps in (4, 8)
+        for stages in (2, 3)
+    ]
+    for form, tiles, warps, stages in options:
+        base = variant_of(form, "float16", 128)
+        constants = {**base.constants, **tiles}
+        other = replace(base, constants=constants, warps=warps, stages=stages)
+
+        def launch(variant: Any, values: Any, form: str = form, other: Any = other) -> None:
+            if variant.kernel == form:
+                triton_launch(other, values)
+
+        name = f"{form} {tiles}, {warps} warps, {stages} stages"
+        try:
+            if form == "decode":
+                time = decode.time(launch, mass=False)
+            else:
+                time = milliseconds([prepared(case, launch, inputs)])
+        except Exception as error:  # too much shared memory, most often
+            found.append({"name": name, "error": str(error)[:100]})
+            continue
+        found.append({"name": name, "value": time * 1e3, "unit": "us"})
+    return found

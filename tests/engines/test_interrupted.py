@@ -1,0 +1,185 @@
+"""A build that fails or is stopped leaves nothing, and older engines as they were."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from avl_runtime.build import run
+from avl_runtime.build.jobs import Outcome
+from avl_runtime.build.options import BuildError
+from avl_runtime.build.plan import Plan
+from avl_runtime.cli import build as cli
+from avl_runtime.package import load_package
+
+pytest.importorskip("tensorrt_rtx")
+ARGUMENTS = ["--backend", "tensorrt-rtx"]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], None]:
+    """Builds engines of a few bytes; given an error, the second one fails after it has begun."""
+
+    def use(error: BaseException | None) -> None:
+        def fake(plan: Plan, graph: str, out: Path | None) -> run.Built:
+            assert out is not None
+            data = f"{plan.limits} {graph}".encode()
+            out.write_bytes(data)
+            if error is not None and graph == "decoder.0.onnx":
+                raise error
+            outcome = Outcome((), (), (), 1, 0, 8, len(data), "0" * 64, 0.0, 1)
+            return run.Built(
+                graph, outcome, run.estimate(plan.package.manifest, graph, 1, 0, plan.limits)
+            )
+
+        monkeypatch.setattr(run, "_work", fake)
+
+    return use
+
+
+FAILURES: dict[str, tuple[BaseException, int, str]] = {
+    "full disk": (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left"),
+    "stopped": (KeyboardInterrupt(), 130, "stopped, no engine was left behind"),
+    "refused": (BuildError("expected another graph"), 1, "expected another graph"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("older", [False, True])
+def test_a_failure_midway(
+    fp16: Path, work: Any, failure: str, older: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, status, part = FAILURES[failure]
+    if older:
+        work(None)
+        assert cli.main([str(fp16), *ARGUMENTS]) == 0
+        assert len(load_package(fp16).manifest.engines) == 1
+    before = snapshot(fp16.parent)
+    work(error)
+    capsys.readouterr()
+    assert cli.main([str(fp16), *ARGUMENTS, "--max-prompt", "7"]) == status
+    assert snapshot(fp16.parent) == before
+    assert (fp16 / "engines").exists() == older
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("avl-build: ")
+    assert part in last
+
+
+def test_a_build_replaces_its_like_and_keeps_others(fp16: Path, work: Any) -> None:
+    work(None)
+    assert cli.main([str(fp16), *ARGUMENTS]) == 0
+    assert cli.main([str(fp16), *ARGUMENTS, "--compute-capability", "8.9"]) == 0
+    assert cli.main([str(fp16), *ARGUMENTS, "--max-prompt", "7"]) == 0
+    made = load_package(fp16).manifest.engines
+    assert {(one.targets, one.limits.prompt_rows) for one in made} == {((), 7), ((89,), 1024)}
+    folders = {path.name for path in (fp16 / "engines").iterdir()}
+    assert folders == {Path(one.folder).name for one in made}
+    assert not list(fp16.glob(".*"))
+
+
+def test_a_manifest_that_cannot_be_written(
+    fp16: Path, work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(None)
+    assert cli.main([str(fp16), *ARGUMENTS]) == 0
+    before = snapshot(fp16.parent)
+    replace = Path.replace
+
+    def fail(self: Path, target: Any) -> Path:
+        if Path(target).name == "avl.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    assert cli.main([str(fp16), *ARGUMENTS, "--max-prompt", "7"]) == 1
+    assert snapshot(fp16.parent) == before
+
+
+def test_a_package_exported_anew_meanwhile(
+    fp16: Path, work: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work(None)
+    fake = run._work
+
+    def change(plan: Plan, graph: str, out: Path | None) -> run.Built:
+        manifest = json.loads((fp16 / "avl.json").read_text())
+        (fp16 / "avl.json").write_text(json.dumps({**manifest, "default_policy": "avl"}))
+        return fake(plan, graph, out)
+
+    monkeypatch.setattr(run, "_work", change)
+    assert cli.main([str(fp16), *ARGUMENTS]) == 1
+    assert "the package that the build began with" in capsys.readouterr().err
+    assert not (fp16 / "engines").exists()
+
+
+def test_what_a_killed_build_left_is_swept_away(fp16: Path, work: Any) -> None:
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    dead, alive = int(gone.stdout), os.getppid()
+    for number in (dead, alive):
+        stage = fp16 / "engines" / f".tensorrt-rtx-1-sm80+{run.PARTIAL}{number}"
+        stage.mkdir(parents=True)
+        (stage / "vision.engine").write_bytes(b"half")
+    work(None)
+    assert cli.main([str(fp16), *ARGUMENTS]) == 0
+    left = [path.name for path in (fp16 / "engines").iterdir() if run.PARTIAL in path.name]
+    assert left == [f".tensorrt-rtx-1-sm80+{run.PARTIAL}{alive}"]
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "for want of memory"),
+        ("import os; os.abort()", "ended with SIGABRT"),
+        ("import sys; sys.exit(7)", "ended with exit status 7"),
+    ],
+)
+def test_a_builder_that_dies(
+    fp16: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+    part: str,
+) -> None:
+    (tmp_path / "dying_worker.py").write_text(code)
+    monkeypatch.setattr(run, "WORKER", "dying_worker")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = snapshot(fp16)
+    assert cli.main([str(fp16), *ARGUMENTS]) == 1
+    assert snapshot(fp16) == before
+    assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_during_a_real_build(fp16: Path, number: signal.Signals) -> None:
+    before = snapshot(fp16)
+    command = [sys.executable, "-m", "avl_runtime.cli.build", str(fp16), *ARGUMENTS]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    # The first engine's file is there as soon as it is being built.
+    while not list(fp16.glob("engines/.*/*.engine")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "avl-build: stopped, no engine was left behind"
+    assert snapshot(fp16) == before
+    assert not (fp16 / "engines").exists()

@@ -1,0 +1,163 @@
+"""Every family refuses every bad checkpoint in one line that says what to do."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import families
+from avl_export.cli import main
+from export.checkpoints import join_file, make_config, split_file, write_random
+from families.support import Case, write_checkpoint
+
+SHARD, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def first_cases() -> dict[str, Case]:
+    """A case of each family that has a test file here."""
+    found = {}
+    for module in pkgutil.iter_modules(families.__path__):
+        if module.name.startswith("test_") and module.name != Path(__file__).stem:
+            loaded = vars(importlib.import_module(f"families.{module.name}"))
+            for name, value in loaded.items():
+                cases = getattr(value, "cases", ()) if name.startswith("Test") else ()
+                if cases:
+                    found[module.name.removeprefix("test_")] = cases[0]
+    return found
+
+
+CASES = first_cases()
+
+
+@pytest.fixture(scope="module", params=["llava", *CASES])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with nothing wrong."""
+    folder = tmp_path_factory.mktemp("refusals") / "model"
+    if request.param == "llava":
+        return write_random(folder, make_config())
+    write_checkpoint(CASES[request.param], folder)
+    return folder
+
+
+def edit(folder: Path, name: str, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    path = folder / name
+    content = (json.loads(path.read_text()) if path.exists() else {}) | changes
+    path.write_text(json.dumps({key: v for key, v in content.items() if v is not None}))
+
+
+def header(change: Callable[[dict[str, Any], str], object]) -> Callable[[Path], None]:
+    """Change the safetensors header; the change is given the key of a linear of the decoder."""
+
+    def damage(folder: Path) -> None:
+        entries, data = split_file(folder / SHARD)
+        key = next(k for k in entries if "layers.1.self_attn.q_proj.weight" in k)
+        change(entries, key)
+        join_file(folder / SHARD, entries, data)
+
+    return damage
+
+
+def shift(entries: dict[str, Any], key: str) -> None:
+    begin, end = entries[key]["data_offsets"]
+    entries[key]["data_offsets"] = [begin + 4, end + 4]
+
+
+def cut(folder: Path) -> None:
+    path = folder / SHARD
+    path.write_bytes(path.read_bytes()[:-64])
+
+
+def no_processor(folder: Path) -> None:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def in_text(**changes: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        edit(folder, "config.json", text_config=config["text_config"] | changes)
+
+    return damage
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def index(shard: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        edit(folder, INDEX, weight_map={"weight": shard})
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "config is no JSON": (write("config.json", b"{"), "expected a JSON object"),
+    "config is no text": (write("config.json", b"\xff\xfe\0"), "expected a JSON object"),
+    "config is a list": (write("config.json", b"[1]"), "expected a JSON object"),
+    "another architecture": (lambda f: edit(f, "config.json", model_type="florence2"), "florence2"),
+    "no architecture": (lambda f: edit(f, "config.json", model_type=None), "architecture"),
+    "another decoder": (in_text(model_type="gpt2"), "gpt2"),
+    "a size that is none": (in_text(hidden_size="wide"), "config.json"),
+    "another size": (in_text(intermediate_size=40), "config.json"),
+    "more layers": (in_text(num_hidden_layers=9), "expected"),
+    "quantized by something": (
+        lambda f: edit(f, "config.json", quantization_config={"quant_method": "magic"}),
+        "magic",
+    ),
+    "no weights": (lambda f: (f / SHARD).unlink(), "expected"),
+    "truncated": (cut, "cut short"),
+    "empty": (write(SHARD, b""), "safetensors header"),
+    "a page instead of weights": (write(SHARD, b"<!DOCTYPE html>" * 9), "safetensors header"),
+    "only a pickle": (lambda f: (f / SHARD).rename(f / "pytorch_model.bin"), "safe_serialization"),
+    "offsets that lie": (header(shift), "expected to start where"),
+    "a stranger": (header(lambda h, k: h.update(stranger=h.pop(k))), "stranger"),
+    "a weight short": (
+        header(lambda h, k: h.update({"x.rotary_emb.inv_freq": h.pop(k)})),
+        "layers.1.self_attn.q_proj",
+    ),
+    "another dtype": (header(lambda h, k: h[k].update(dtype="I32")), "found I32"),
+    "another shape": (header(lambda h, k: h[k].update(shape=[1, *h[k]["shape"]])), "shape"),
+    "a shard elsewhere": (index("../other.safetensors"), "do not use this checkpoint"),
+    "a shard that is gone": (index("gone.safetensors"), "gone.safetensors"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
+    "tokenizer is no JSON": (write("tokenizer.json", b"{"), "tokenizer.json"),
+    "tokenizer without its image token": (write("tokenizer.json", b"{}"), "tokenizer.json"),
+    "no processor": (no_processor, "preprocessor_config.json"),
+    "processor is no JSON": (write("preprocessor_config.json", b"nothing"), "preprocessor_config"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_refused(
+    name: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, part = DAMAGES[name]
+    folder = shutil.copytree(whole, tmp_path / "model")
+    damage(folder)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert main(["--model", str(folder), "--out", str(tmp_path / "out"), "--no-check"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("avl-export: ")
+    assert part in lines[0]
+    assert "expected" in lines[0]
+    assert "found" in lines[0] or ";" in lines[0]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_nothing_wrong(whole: Path, tmp_path: Path) -> None:
+    """What the damages are done to is accepted."""
+    assert main(["--model", str(whole), "--out", str(tmp_path / "out"), "--dry-run"]) == 0

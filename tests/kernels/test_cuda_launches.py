@@ -1,0 +1,225 @@
+"""Launches through the CUDA driver, recorded by a driver that only notes what it is asked."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from avl_plugins.cuda import Attention, CudaError, Device, Sizes, load_driver
+from avl_plugins.errors import AvlError
+from avl_plugins.kernels.catalog import evaluate, scale_bits, splits
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION
+
+
+class Result(IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_PTX = 218
+
+
+class Driver(SimpleNamespace):
+    """Answers as a GPU of compute capability 8.9 with 58 multiprocessors."""
+
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=8,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=9,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=58,
+    )
+
+    def __init__(self, **answers: Any) -> None:
+        super().__init__(modules=[], launches=[], answers=answers)
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:
+        return self.answers.get("cuDeviceGet", (Result.CUDA_SUCCESS, f"device {ordinal}"))
+
+    def cuDeviceGetAttribute(self, attribute: int, device: str) -> tuple[Any, ...]:
+        return Result.CUDA_SUCCESS, attribute
+
+    def cuDevicePrimaryCtxRetain(self, device: str) -> tuple[Any, ...]:
+        return Result.CUDA_SUCCESS, f"context of {device}"
+
+    def cuCtxSetCurrent(self, context: str) -> tuple[Any, ...]:
+        assert context == "context of device 0"
+        return (Result.CUDA_SUCCESS,)
+
+    def cuModuleLoadData(self, image: bytes) -> tuple[Any, ...]:
+        self.modules.append(image)
+        return self.answers.get("cuModuleLoadData", (Result.CUDA_SUCCESS, image))
+
+    def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple[Any, ...]:
+        assert b".entry " + name + b"(" in module
+        return Result.CUDA_SUCCESS, name.decode()
+
+    def cuLaunchKernel(self, function: str, *arguments: Any) -> tuple[Any, ...]:
+        self.launches.append((function, arguments))
+        return (Result.CUDA_SUCCESS,)
+
+
+SIZES = Sizes(B=2, Hkv=8, G=4, S=1, A=900, P=600, R=2)
+ADDRESSES = {
+    value.name: 4096 * i
+    for i, value in enumerate(SPLIT_CACHE_ATTENTION.inputs + SPLIT_CACHE_ATTENTION.outputs, 1)
+}
+
+
+def passed(launch: tuple[str, Any], driver: Driver, module: int) -> list[int]:
+    """The values of a launch, after checking their types against the PTX's parameters."""
+    _, (*_, (values, kinds), extra) = launch
+    assert extra == 0
+    declared = driver.modules[module].split(b")", 1)[0].count(b".param")
+    assert len(values) == len(kinds) == declared
+    assert all(kind in (ctypes.c_void_p, ctypes.c_int32) for kind in kinds)
+    return list(values)
+
+
+def test_decode() -> None:
+    driver = Driver()
+    attention = Attention(Device(0, driver), "bfloat16", 128, scale=0.25)  # type: ignore[arg-type]
+    attention(SIZES, ADDRESSES, workspace=1 << 20, stream=7, rows=300)
+    (decode, mass) = driver.launches
+    assert decode[0] == "decode"
+    assert b".entry decode(" in driver.modules[0]
+    assert driver.modules[0].endswith(b"\0")
+    # 116 programs wanted for 16 KV heads: 8 each, but not of less than 64 keys.
+    assert decode[1][:8] == (4, 8, 2, 128, 1, 1, 38912, 7)
+    values = passed(decode, driver, 0)
+    names = [value.name for value in SPLIT_CACHE_ATTENTION.inputs]
+    assert values[:10] == [ADDRESSES[name] for name in names]
+    assert values[10:17] == [1, 900, 600, 2, 4, scale_bits(0.25), 4]  # S A P R G scale splits
+    assert values[17] == ADDRESSES["out"]
+    scores, lse, partial, softmax, counter = values[18:]
+    assert counter == 1 << 20  # the part that must be zero comes first
+    assert counter < lse < softmax < partial < scores
+    assert mass[0] == "decode_mass"
+    assert mass[1][:3] == (8 + 5 + 1, 8, 2)
+    assert passed(mass, driver, 1)[:5] == [
+        ADDRESSES["row_weights"],
+        scores,
+        lse,
+        ADDRESSES["active_len"],
+        ADDRESSES["parked_len"],
+    ]
+
+
+def test_parts_of_the_workspace_do_not_overlap() -> None:
+    driver = Driver()
+    attention = Attention(Device(0, driver), "float16", 80, scale=0.25)  # type: ignore[arg-type]
+    attention(SIZES, ADDRESSES, workspace=0)
+    scores, lse, partial, softmax, counter = passed(driver.launches[0], driver, 0)[18:]
+    count = 8  # splits: 116 programs for 16 KV heads
+    pairs, rows = 16, 16
+    starts = [counter, lse, softmax, partial, scores, attention.workspace_bytes(SIZES)]
+    least = [4 * pairs, 4 * pairs * rows, 8 * pairs * count * rows]
+    least += [4 * pairs * count * rows * 128, 4 * pairs * rows * 1501]
+    for begin, end, size in zip(starts, starts[1:], least, strict=False):
+        assert end - begin >= size
+        assert begin % 16 == 0
+
+
+def test_prefill_and_without_mass() -> None:
+    driver = Driver()
+    attention = Attention(Device(0, driver), "float16", 64, scale=0.125)  # type: ignore[arg-type]
+    many = Sizes(B=1, Hkv=8, G=4, S=577, A=1, P=1, R=2)
+    attention(many, ADDRESSES, workspace=1 << 20)
+    attention(many, ADDRESSES, workspace=1 << 20, mass=False)
+    assert [name for name, _ in driver.launches] == ["prefill", "prefill_mass", "prefill"]
+    assert driver.launches[0][1][:3] == (-(-577 * 4 // 64), 8, 1)
+    assert driver.launches[1][1][:3] == (1 + 1 + -(-577 // 32), 8, 1)
+    assert len(driver.modules) == 2  # loaded once each
+    assert attention.workspace_bytes(many) >= 4 * (8 + 8 * 577 * 4)
+
+
+def test_missing_values_and_impossible_grids() -> None:
+    device = Device(0, Driver())  # type: ignore[arg-type]
+    with pytest.raises(AvlError, match="update-64: expected a value for 'D', found none"):
+        device.launch("update-64", {"B": 1, "Hkv": 1, "L": 1})
+    values = dict.fromkeys(("table", "source", "destination", "S", "M"), 1)
+    with pytest.raises(AvlError, match="expected a grid of 1 to"):
+        device.launch("update-64", {**values, "B": 70000, "Hkv": 1, "L": 1, "D": 128})
+    with pytest.raises(AvlError, match="expected a grid of 1 to"):
+        device.launch("update-64", {**values, "B": 1, "Hkv": 1, "L": 0, "D": 128})
+
+
+def test_refused_types_and_head_dims() -> None:
+    device = Device(0, Driver())  # type: ignore[arg-type]
+    with pytest.raises(AvlError, match="found float32 and 128"):
+        Attention(device, "float32", 128, 1.0)
+    with pytest.raises(AvlError, match="found float16 and 72"):
+        Attention(device, "float16", 72, 1.0)
+
+
+def test_what_the_driver_refuses_is_named() -> None:
+    with pytest.raises(CudaError, match="cuDeviceGet: expected success, found CUDA_ERROR_INVALID"):
+        Device(0, Driver(cuDeviceGet=(Result.CUDA_ERROR_INVALID_PTX, None)))  # type: ignore[arg-type]
+    driver = Driver(cuModuleLoadData=(Result.CUDA_ERROR_INVALID_PTX, None))
+    values = dict.fromkeys(("table", "source", "destination", "S", "M", "B", "Hkv", "L"), 1)
+    with pytest.raises(CudaError, match="cuModuleLoadData: expected success"):
+        Device(0, driver).launch("update-64", {**values, "D": 64})  # type: ignore[arg-type]
+
+
+def test_without_cuda_python_the_message_says_so() -> None:
+    code = """
+import sys
+sys.modules["cuda.bindings"] = None
+sys.modules["triton"] = None
+sys.modules["torch"] = None
+from avl_plugins.cuda import Device
+from avl_plugins.errors import AvlError
+try:
+    Device()
+except AvlError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "expected cuda-python for GPU kernels, found none; pip install" in done.stdout
+
+
+def test_without_a_driver_the_message_says_so() -> None:
+    class Absent:
+        def cuInit(self, flags: int) -> tuple[Any, ...]:
+            raise RuntimeError("no libcuda")
+
+    code = SimpleNamespace(driver=Absent())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cuda.bindings", code)
+        with pytest.raises(CudaError, match="expected an NVIDIA driver, found none"):
+            load_driver()
+        code.driver = SimpleNamespace(cuInit=lambda flags: (Result.CUDA_ERROR_INVALID_PTX,))
+        with pytest.raises(CudaError, match="expected a GPU that CUDA can use"):
+            load_driver()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "rows", "expected"),
+    [(8, 2880, 33), (256, 2880, 2), (8, 448, 7), (1, 10, 1), (512, 5000, 1), (1, 10**6, 64)],
+)
+def test_splits(pairs: int, rows: int, expected: int) -> None:
+    """132 multiprocessors."""
+    assert splits(pairs, rows, 132) == expected
+
+
+def test_expressions() -> None:
+    assert (
+        evaluate("cdiv(S * G, BM) + 2 * (D // W)", {"S": 5, "G": 7, "BM": 16, "D": 96, "W": 32})
+        == 9
+    )
+    with pytest.raises(KeyError):
+        evaluate("S", {})
+    for wrong in ("S - 1", "S.real", "max(S, 1)", "S[0]"):
+        with pytest.raises(ValueError, match="expected names, numbers"):
+            evaluate(wrong, {"S": 1})
+
+
+def test_cuda_python_lays_parameters_out_as_the_ptx_reads_them() -> None:
+    """Each parameter behind a pointer of its own: 8 bytes for an address, 4 for a scalar."""
+    helper = pytest.importorskip("cuda.bindings.driver")._HelperKernelParams
+    packed = helper(((0x1234567890AB, 7, -3), (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)))
+    address, first, second = (ctypes.c_void_p * 3).from_address(packed.ckernelParams)
+    assert ctypes.c_uint64.from_address(address).value == 0x1234567890AB
+    assert ctypes.c_int32.from_address(first).value == 7
+    assert ctypes.c_int32.from_address(second).value == -3

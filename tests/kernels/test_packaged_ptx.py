@@ -1,0 +1,189 @@
+"""The packaged PTX: whole, gated, served to every architecture, and what the sources compile to."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from avl_plugins import packaged
+from avl_plugins.errors import AvlError
+from avl_plugins.kernels import aot
+from avl_plugins.kernels.catalog import CAPABILITIES, GRIDS, VARIANTS
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "plugins/avl_plugins/ptx"
+EVERY = [(name, target) for name in VARIANTS for target in VARIANTS[name].targets]
+
+
+def artifact(name: str, capability: int) -> tuple[packaged.PackagedKernel, aot.Artifact]:
+    found = packaged.kernel(name, capability)
+    made = aot.Artifact(
+        found.ptx(), found.entry, found.target, found.arguments, found.threads, found.shared
+    )
+    return found, made
+
+
+@pytest.mark.parametrize(("name", "target"), EVERY)
+def test_a_file_is_what_its_variant_says(name: str, target: int) -> None:
+    variant = VARIANTS[name]
+    found, made = artifact(name, target)
+    aot.check(variant, made, found.target, aot.Assembled(registers=0, spilled=0))
+    entry = packaged.index()["kernels"][name]
+    assert entry["constants"] == dict(variant.constants)
+    assert tuple(entry["grid"]) == GRIDS[variant.kernel]
+    assert entry["threads"] == 32 * variant.warps
+    assert re.search(rf"\.entry {found.entry}\(", made.ptx)
+    assert f".target {found.target}\n" in made.ptx
+    assert ".version 8.0\n" in made.ptx
+    assert ".loc" not in made.ptx
+    assert str(Path.home()) not in made.ptx
+    names = [one.arg for one in _arguments(variant.module, variant.kernel)]
+    expected = [argument for argument in names if argument not in variant.constants]
+    assert [argument for argument, _ in found.arguments] == [
+        argument.removesuffix("_ptr") for argument in expected
+    ]
+
+
+def _arguments(module: str, kernel: str) -> list:  # type: ignore[type-arg]
+    import ast
+
+    source = Path(importlib.util.find_spec(module).origin).read_text()  # type: ignore
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name == kernel:
+            return node.args.args
+    raise AssertionError(kernel)
+
+
+def test_every_architecture_is_served_once() -> None:
+    for name, entry in packaged.index()["kernels"].items():
+        served = [c for file in entry["files"] for c in file["capabilities"]]
+        assert sorted(served) == list(CAPABILITIES), name
+        assert entry["files"][0]["target"] == "sm_80"
+
+
+def test_the_index_lists_the_folder() -> None:
+    listed = [
+        file["file"] for entry in packaged.index()["kernels"].values() for file in entry["files"]
+    ]
+    assert sorted(listed) == sorted(path.name for path in FOLDER.glob("*.gz"))
+    assert set(packaged.index()["kernels"]) == set(VARIANTS)
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 2 << 20
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", ["decode-fp16-d128", "fused_prefill-bf16-d128"])
+def test_it_assembles_without_spills(name: str, capability: int) -> None:
+    found, made = artifact(name, capability)
+    architecture = found.target if found.target.endswith("a") else f"sm_{capability}"
+    aot.check(VARIANTS[name], made, architecture, aot.assemble(made.ptx, architecture))
+
+
+def test_hopper_gets_its_own_matrix_instructions() -> None:
+    for name in ("prefill-fp16-d128", "fused_prefill-bf16-d64"):
+        assert aot.instructions(packaged.kernel(name, 90).ptx())["wgmma"]
+        assert not aot.instructions(packaged.kernel(name, 89).ptx())["wgmma"]
+
+
+def test_an_unknown_later_architecture_gets_the_generic_file() -> None:
+    assert packaged.kernel("prefill-fp16-d128", 121).target == "sm_80"
+
+
+def test_sources_compile_to_the_packaged_bytes() -> None:
+    """A covering few; `scripts/build_ptx.py --check` compares all."""
+    command = [
+        sys.executable,
+        "-Wignore",
+        "scripts/build_ptx.py",
+        "--check",
+        "--jobs",
+        "2",
+        "--only",
+    ]
+    names = ["decode-bf16-d64", "prefill-fp16-d128", "fused_decode_sliced-fp16-d80", "update-64"]
+    done = subprocess.run(command + names, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_difference_is_noticed(tmp_path: Path) -> None:
+    from build_ptx import Built, differences, write
+
+    one = Built("k", "ptx", {"entry": "k"}, {"file": "k.ptx.gz", "target": "sm_80"}, {})
+    write([one], tmp_path)
+    assert differences([one], tmp_path) == []
+    assert differences([replace(one, ptx="other")], tmp_path) == ["k.ptx.gz"]
+    changed = replace(one, common={"entry": "l"})
+    assert differences([changed], tmp_path) == ["index.json: k"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "gate"),
+    [
+        (r"cp\.async\.c[ag]", "ld.shared", "16-byte cp.async"),
+        (r"bar\.sync", "nop", "a barrier before the count"),
+        (r"acq_rel", "relaxed", "a barrier before the count"),
+        (r"mma\.sync", "fma", "matrix instructions"),
+    ],
+)
+def test_gates_can_fail(pattern: str, replacement: str, gate: str) -> None:
+    _, made = artifact("decode-fp16-d128", 80)
+    worse = replace(made, ptx=re.sub(pattern, replacement, made.ptx))
+    with pytest.raises(AvlError, match=gate):
+        aot.check(VARIANTS["decode-fp16-d128"], worse, "sm_80", aot.Assembled(100, 0))
+
+
+def test_update_without_its_barrier_is_refused() -> None:
+    _, made = artifact("update-64", 80)
+    worse = replace(made, ptx=made.ptx.replace("bar.sync", "nop"))
+    with pytest.raises(AvlError, match="a barrier between reads and writes"):
+        aot.check(VARIANTS["update-64"], worse, "sm_80", aot.Assembled(32, 0))
+
+
+def test_spills_and_large_launches_are_refused() -> None:
+    _, made = artifact("decode_mass", 80)
+    variant = VARIANTS["decode_mass"]
+    with pytest.raises(AvlError, match="no spills"):
+        aot.check(variant, made, "sm_80", aot.Assembled(255, 8))
+    with pytest.raises(AvlError, match="at most 48 KB"):
+        aot.check(variant, replace(made, shared=49153), "sm_80", aot.Assembled(100, 0))
+
+
+def test_hidden_parameters_are_taken_out_only_if_unread() -> None:
+    ptx = (
+        ".visible .entry k(\n\t.param .u64 k_param_0,\n\t.param .u64 k_param_1,\n"
+        "\t.param .u64 k_param_2\n)\n.reqntid 128\n{\n\tld.param.u64 %rd1, [k_param_0];\n}\n"
+    )
+    assert aot.parameters(aot.without_hidden(ptx, 1)) == (".param .u64 k_param_0",)
+    with pytest.raises(AvlError, match="expected 2 parameters"):
+        aot.without_hidden(ptx, 2)
+    with pytest.raises(AvlError, match="unread scratch pointers"):
+        aot.without_hidden(ptx.replace("[k_param_0]", "[k_param_1]"), 1)
+
+
+def test_ptx_that_does_not_assemble_is_refused() -> None:
+    with pytest.raises(AvlError, match="expected PTX that assembles for sm_80"):
+        aot.assemble(".version 8.0\n.target sm_80\n.address_size 64\nnonsense\n", "sm_80")
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = packaged.kernel("update-64", 80)
+    (tmp_path / found.file).write_bytes(gzip.compress(found.ptx().encode() + b" "))
+    monkeypatch.setattr(packaged, "FOLDER", tmp_path)
+    with pytest.raises(AvlError, match="SHA-256"):
+        found.ptx()
+    (tmp_path / found.file).unlink()
+    with pytest.raises(AvlError, match="expected packaged PTX"):
+        found.ptx()
+
+
+def test_unknown_kernels_and_old_gpus_are_refused() -> None:
+    with pytest.raises(AvlError, match="expected a packaged kernel, found 'decode'"):
+        packaged.kernel("decode", 80)
+    with pytest.raises(AvlError, match=r"compute capability 8.0 or later, found 7.5"):
+        packaged.kernel("decode-fp16-d128", 75)
