@@ -56,7 +56,12 @@ def stand_ins(config: Mapping[str, Any], missing: Sequence[str]) -> Files:
         return {}
     found: dict[str, Mapping[str, Any]] = {}
     if "preprocessor_config.json" in missing:
-        found = {name: value for name, value in files.items() if "processor_config" in name}
+        known_config = files["config.json"]
+        found = {
+            name: _fitted(value, known_config, config)
+            for name, value in files.items()
+            if "processor_config" in name
+        }
     if "tokenizer.json" in missing:
         texts = {token["id"]: token["content"] for token in files["tokenizer.json"]["added_tokens"]}
         theirs = _token_ids(files["config.json"])
@@ -68,6 +73,33 @@ def stand_ins(config: Mapping[str, Any], missing: Sequence[str]) -> Files:
         found |= {name: value for name, value in files.items() if name == "tokenizer_config.json"}
         found["tokenizer_config.json"] = files.get("tokenizer_config.json", {})
     return found
+
+
+def _fitted(
+    processor: Mapping[str, Any], known: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A processor's settings, with what the configuration says about the sizes of pictures."""
+    fitted = dict(processor)
+    vision, theirs = config.get("vision_config"), known["vision_config"]
+    if not isinstance(vision, Mapping):
+        return fitted
+    old, new = _side(theirs), _side(vision)
+    for key in ("size", "crop_size"):
+        if isinstance(fitted.get(key), Mapping) and new is not None:
+            fitted[key] = {n: new if value == old else value for n, value in fitted[key].items()}
+    for key in ("patch_size", "temporal_patch_size", "merge_size"):
+        stated = vision.get(f"spatial_{key}" if key == "merge_size" else key)
+        if key in fitted and isinstance(stated, int):
+            fitted[key] = stated
+    if "image_grid_pinpoints" in fitted and "image_grid_pinpoints" in config:
+        fitted["image_grid_pinpoints"] = config["image_grid_pinpoints"]
+    return fitted
+
+
+def _side(vision: Mapping[str, Any]) -> int | None:
+    size = vision.get("image_size")
+    size = size[0] if isinstance(size, list | tuple) and size else size
+    return size if isinstance(size, int) else None
 
 
 def _token_ids(config: Mapping[str, Any]) -> dict[str, int]:

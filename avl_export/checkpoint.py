@@ -109,9 +109,9 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
                 "ORG/NAME, found none; check the name"
             )
         folder = hub.find(hub_id, revision)
-        if folder is None or _missing(folder):
-            if dry_run and folder is None and model in HUB_IDS:
-                return _built_in(model, hub_id)
+        if folder is None and dry_run and model in HUB_IDS:
+            return _built_in(model, hub_id)
+        if folder is None or (_missing(folder) and not (dry_run and model in HUB_IDS)):
             folder = _fetch(hub_id, revision, folder, dry_run)
     config = _read_json(folder / "config.json")
     packing = packing_of(config, folder)

@@ -141,17 +141,26 @@ def _layers(graph: Graph) -> tuple[str, list[int]]:
 def matching_rows(found: Array, expected: Array) -> npt.NDArray[np.int64] | None:
     """For each row of `expected` [N, C] the row of `found` [M, C] that it equals, or None.
 
-    Rows may lie in another order, and `found` may have more: padding.
+    Rows may lie in another order, and `found` may have more: padding. Where several equal one
+    (every picture has the same class token), it is the one next to its neighbour's.
     """
     bound = CLOSE * largest(expected)
     if found.shape == expected.shape and largest(found - expected) <= bound:
         return np.arange(len(found))
     if found.shape[1:] != expected.shape[1:]:
         return None
-    lengths = (found**2).sum(1)
-    order = np.empty(len(expected), np.int64)
+    order = np.full(len(expected), -1)
+    unclear: dict[int, set[int]] = {}
     for index, row in enumerate(expected):
-        order[index] = np.argmin(lengths - 2 * (found @ row))
-    if len(set(order.tolist())) < len(order) or largest(found[order] - expected) > bound:
+        near = np.flatnonzero(np.abs(found - row).max(1) <= bound)
+        if len(near) == 1:
+            order[index] = near[0]
+        else:
+            unclear[index] = set(near.tolist())
+    for index, candidates in unclear.items():
+        behind = order[index + 1] - 1 if index + 1 < len(order) and order[index + 1] > 0 else -1
+        ahead = order[index - 1] + 1 if index > 0 and order[index - 1] >= 0 else -1
+        order[index] = next((int(n) for n in (behind, ahead) if int(n) in candidates), -1)
+    if (order < 0).any() or len(set(order.tolist())) < len(order):
         return None
     return order

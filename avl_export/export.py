@@ -21,6 +21,7 @@ from avl_export.layer_table import Row
 from avl_export.plan import Plan
 from avl_export.progress import Progress
 from avl_export.quantize.check import check_quantized
+from avl_export.quantize.report import manifest_entry
 from avl_export.quantize.writer import write_store
 from avl_export.shards import copy_shards, link_shards
 from avl_export.streamed import Load, checkpoint_loader, quantized_loader
@@ -190,6 +191,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         video=traits.video,
         segments=plan.segments,
         embedding=plan.embedding,
+        quantization=None if plan.store is None else manifest_entry(plan.store),
         tokens=traits.tokens,
         chat_template=traits.chat_template,
         default_policy=plan.options.policy,

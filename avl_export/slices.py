@@ -88,17 +88,35 @@ class Graph:
         return list(inputs), [n for n in self.model.graph.node if id(n) in needed], weights
 
     def enters(self, prefix: str) -> str:
-        """The value that the first node with a weight named `prefix`... reads beside it.
+        """The state that a layer is given whose weights are named `prefix`...
+
+        It is what the layer's first norm reads: beside its weight, if that is one node.
 
         Raises:
             KeyError: there is no such node.
         """
         for node in self.model.graph.node:
             if any(self._root(name).startswith(prefix) for name in node.input):
-                for name in node.input:
-                    if name and name not in self.weights:
-                        return str(name)
+                data = [name for name in node.input if name and name not in self.weights]
+                if data:
+                    return self._before_norm(data[0]) if node.op_type == "Mul" else data[0]
         raise KeyError(prefix)
+
+    def _before_norm(self, name: str) -> str:
+        """What was divided by its root mean square to give `name`, in nodes of their own."""
+        while name in self.made_by and self.made_by[name].op_type in {"Mul", "Div", "Cast"}:
+            node = self.made_by[name]
+            factors = [value for value in node.input if not self._is_scale(value)]
+            if len(factors) != 1:
+                break
+            name = factors[0]
+        return name
+
+    def _is_scale(self, name: str) -> bool:
+        node = self.made_by.get(name)
+        return name in self.weights or (
+            node is not None and node.op_type in {"Sqrt", "Reciprocal", "Rsqrt"}
+        )
 
     def _root(self, name: str) -> str:
         """The weight that a value of `weights` comes from, or the name itself."""

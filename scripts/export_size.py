@@ -57,7 +57,11 @@ def write_sparse(
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
-    write_tokenizer(folder / "tokenizer.json", files["tokenizer.json"]["added_tokens"])
+    named = {token["id"]: token["content"] for token in files["tokenizer.json"]["added_tokens"]}
+    for name, token in files["generation_config.json"].items():
+        for number in token if isinstance(token, list) else [token]:
+            named.setdefault(number, f"<{name}>")
+    write_tokenizer(folder / "tokenizer.json", named)
     with torch.device("meta"):
         built = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         model = AutoModelForImageTextToText.from_config(built)
@@ -86,14 +90,15 @@ def write_sparse(
     return total
 
 
-def write_tokenizer(path: Path, added: list[dict[str, Any]]) -> None:
-    """A tokenizer of one word a token that knows the model's special ones."""
+def write_tokenizer(path: Path, special: Mapping[int, str]) -> None:
+    """A tokenizer that knows the model's special tokens and takes every word for one token."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
-    words = {token["content"]: token["id"] for token in added}
-    tokenizer = Tokenizer(WordLevel({"unknown": 3, **words}, unk_token="unknown"))
-    tokenizer.add_special_tokens(list(words))
+    unknown = next(number for number in range(1000) if number not in special)
+    words = {"unknown": unknown, **{text: number for number, text in special.items()}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="unknown"))
+    tokenizer.add_special_tokens(list(special.values()))
     tokenizer.save(str(path))
 
 

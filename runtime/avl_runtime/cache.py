@@ -96,7 +96,7 @@ class SegmentCache:
     @property
     def is_full(self) -> bool:
         """Whether the next `append` replaces K and V, for lack of room."""
-        return self.top == self.positions.shape[3]
+        return bool(self.top == self.positions.shape[3])
 
     @property
     def nbytes(self) -> int:

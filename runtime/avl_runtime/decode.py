@@ -105,8 +105,8 @@ class Decoder:
         self.refreshed = split is not None and split.is_refresh(self.step)
         for bound, cache, _ in self._segments:
             bound.run(cache, parked=self.refreshed)
-        # A run leaves nothing else in the processor's caches, neither code nor data. Rows move after
-        # the last one, so that a step fetches what moves them once and not once a segment.
+        # A run leaves neither code nor data of ours in the processor's caches. Rows move after the
+        # last one, so that a step fetches what moves them once and not once a segment.
         for bound, cache, first_layer in self._segments:
             if split is not None and self.refreshed:
                 for row in rows:

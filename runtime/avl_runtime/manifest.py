@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from avl_runtime.engine_sets import EngineSet
+from avl_runtime.quantization import Quantization
 from avl_runtime.vision import ImageLayout, VideoLayout
 
 FORMAT_VERSION = 2
@@ -108,11 +109,14 @@ class VideoEncoder:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """The token embedding matrix [vocab, hidden], read in place from a shard."""
+    """The token embedding matrix [vocab, hidden], read in place from a shard.
+
+    I8 and I4 (two columns a byte) are codes, whose scales the manifest's quantization names.
+    """
 
     file: str
     offset: int
-    dtype: Literal["F32", "F16", "BF16"]
+    dtype: Literal["F32", "F16", "BF16", "I8", "I4"]
     shape: tuple[int, int]
 
 
@@ -139,6 +143,7 @@ class Manifest:
     video: VideoEncoder | None
     segments: tuple[Segment, ...]
     embedding: Embedding
+    quantization: Quantization | None
     tokens: Tokens
     chat_template: str | None
     default_policy: str

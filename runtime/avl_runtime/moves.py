@@ -137,7 +137,8 @@ def _rows_at(rows: Array, slots: Ints) -> Array:
     """Rows [1, Hkv, m, D] of `rows` [Hkv, n, D] at `slots` [Hkv, m]."""
     heads, count, _ = rows.shape
     whole = slots + count * np.arange(heads)[:, None]
-    return _elements(rows).take(whole)[None, ..., None].view(rows.dtype)
+    found: Array = _elements(rows).take(whole)
+    return found[None, ..., None].view(rows.dtype)
 
 
 def _elements(rows: Array) -> Array:

@@ -41,7 +41,19 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], No
             out.write_bytes(data)
             if error is not None and graph == "decoder.0.onnx":
                 raise error
-            outcome = Outcome((), (), (), 1, 0, 8, len(data), "0" * 64, 0.0, 1)
+            outcome = Outcome(
+                operators=(),
+                checked=True,
+                layers=(),
+                unsupported=(),
+                weight_bytes=1,
+                int4_bytes=0,
+                row_block=8,
+                size=len(data),
+                sha256="0" * 64,
+                seconds=0.0,
+                peak_rss_bytes=1,
+            )
             return run.Built(
                 graph, outcome, run.estimate(plan.package.manifest, graph, 1, 0, plan.limits)
             )
@@ -127,9 +139,8 @@ def test_a_package_exported_anew_meanwhile(
 
 
 def test_what_a_killed_build_left_is_swept_away(fp16: Path, work: Any) -> None:
-    gone = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
-    )
+    command = [sys.executable, "-c", "import os; print(os.getpid())"]
+    gone = subprocess.run(command, capture_output=True, check=True)
     dead, alive = int(gone.stdout), os.getppid()
     for number in (dead, alive):
         stage = fp16 / "engines" / f".tensorrt-rtx-1-sm80+{run.PARTIAL}{number}"

@@ -12,6 +12,7 @@ import pytest
 from avl_plugins.compiled_function import ROW_BLOCK
 from avl_plugins.errors import AvlError
 from avl_runtime.build import plan as planning
+from avl_runtime.build.estimate import cache_bytes, estimate
 from avl_runtime.build.options import CACHE_ROWS, BuildError, Options
 from avl_runtime.build.plan import Plan, make_plan
 from avl_runtime.build.profiles import Range, encoder_profile, segment_profiles
@@ -213,3 +214,20 @@ def test_a_plan_reads_the_manifest_that_engines_are_in(fp16: Path, library: Any)
     manifest = replace(load_package(fp16).manifest, engines=(made,))
     (fp16 / "avl.json").write_text(manifest.to_json())
     assert plan_of(fp16).package.manifest.engines == (made,)
+
+
+def test_estimates(fp16: Path) -> None:
+    manifest = load_package(fp16).manifest
+    graph, limits = manifest.segments[1].file, Limits(8, 128, 2048, 1)
+    small = estimate(manifest, graph, 1 << 20, 0, limits)
+    assert small.engine > 1 << 20
+    wider = estimate(manifest, graph, 1 << 20, 0, replace(limits, prompt_rows=256))
+    assert 1.9 < wider.scratch / small.scratch < 2.1
+    batched = estimate(manifest, graph, 1 << 20, 0, replace(limits, batch=64))
+    assert batched.scratch > 3 * small.scratch  # 64 sequences decode 8 rows each
+    heavier = estimate(manifest, graph, 1 << 30, 0, limits)
+    assert heavier.engine - small.engine == (1 << 30) - (1 << 20)
+    assert estimate(manifest, graph, 1 << 30, 1 << 30, limits).build > heavier.build
+    assert estimate(manifest, "vision.onnx", 1 << 20, 0, limits).scratch == 0
+    # 6 layers, 3 KV heads of 32, keys and values.
+    assert cache_bytes(manifest.dims, replace(limits, batch=2), 2) == 2 * 2048 * 6 * 2 * 3 * 32 * 2

@@ -237,19 +237,19 @@ def test_streamed_weights_make_the_same_model(master: Path, master_package: Path
 
 
 def test_memory(tmp_path: Path) -> None:
-    """The whole model would take 2.6 GB in fp32, and ONNX Runtime as much again."""
+    """The whole model takes 1.7 GB in fp32, and in ONNX Runtime as much again."""
     text = {
         "hidden_size": 2048,
         "intermediate_size": 5504,
-        "num_hidden_layers": 12,
+        "num_hidden_layers": 8,
         "num_attention_heads": 16,
         "num_key_value_heads": 16,
     }
     config = make_config(text=text)
     folder = write_sparse(tmp_path / "wide", config)
-    assert 2 * open_checkpoint(str(folder)).nbytes > 2.4e9
+    assert 2 * open_checkpoint(str(folder)).nbytes > 1.6e9
     found = export_size.measure(folder, tmp_path / "out", ["--layers"])
-    assert found["peak_rss_bytes"] < 1.6e9
+    assert found["peak_rss_bytes"] < 1.3e9
 
 
 @given(st.integers(1, 12), st.integers(0, 6), st.randoms())

@@ -117,16 +117,27 @@ def test_options_are_checked_against_a_known_configuration(refused: Refused) -> 
     assert "from 1 to 31" in refused("llava-7b", "--dry-run", "--split", "32")
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("lost", [(), ("model.safetensors",), ("tokenizer.json",)], ids=str)
 def test_an_alias_in_the_cache_is_read(
-    master: Path, tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    lost: tuple[str, ...],
+    master: Path,
+    tmp_path: Path,
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also what a stopped download left there, still without a network."""
     repository = tmp_path / "models--llava-hf--llava-1.5-7b-hf"
     shutil.copytree(master, repository / "snapshots" / ("1" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("1" * 40)
+    for name in lost:
+        (repository / "snapshots" / ("1" * 40) / name).unlink()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     report = plan("llava-7b")
-    assert (report["config"], report["missing"], report["layers"]) == ("checkpoint", [], 3)
+    assert (report["config"], report["layers"]) == ("checkpoint", 3)
+    assert report["missing"] == list(lost)
+    assert (report["download_bytes"] > 0) == ("model.safetensors" in lost)
 
 
 def test_a_folder_with_a_config_only(

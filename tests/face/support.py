@@ -82,6 +82,7 @@ def manifest(
         video=None,
         segments=(),
         embedding=Embedding("model.safetensors", 0, "F16", (386, 192)),
+        quantization=None,
         tokens=tokens or Tokens(1, (2,), 0),
         chat_template=template,
         default_policy="dense",

@@ -94,7 +94,7 @@ def test_images_that_do_not_fit_the_placements() -> None:
     for images, placements in (([], [placement(0, [0], [1])]), ([image], [])):
         with pytest.raises(HeatmapError, match="image tokens"):
             draw(images, placements, [GRID], 5)
-    with pytest.raises(HeatmapError, match="expected 1 images of 4 image tokens in all, at least one, found 2"):
+    with pytest.raises(HeatmapError, match="expected 1 images of 4 image tokens in all"):
         draw([image, image], [placement(0, [0], [1])], [GRID], 5)
 
 

@@ -204,6 +204,21 @@ class FamilyTests:
         assert plan["family"] == made.case.config.model_type
         assert not (tmp_path / "x.avl").exists()
 
+    def test_every_layer_is_that_of_transformers(
+        self, made: Made, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["--package", str(made.package), "--model", str(made.folder), "--layers"]
+        capsys.readouterr()
+        assert avl_export([*command, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["layer_check"]
+        names = [row["name"] for row in rows]
+        layers = made.case.config.get_text_config().num_hidden_layers
+        assert [f"decoder layer {n}" for n in range(layers)] == [
+            name for name in names if name.startswith("decoder")
+        ]
+        assert "last vision layer and projector" in names
+        assert all(row["difference"] < 1e-4 and row["limit"] > 1e-4 for row in rows), rows
+
     def test_packages_are_small(self, made: Made) -> None:
         assert sum(path.stat().st_size for path in made.package.iterdir()) < ROOM
 

@@ -58,7 +58,8 @@ def header(change: Callable[[dict[str, Any], str], object]) -> Callable[[Path], 
 
     def damage(folder: Path) -> None:
         entries, data = split_file(folder / SHARD)
-        key = next(k for k in entries if "layers.1.self_attn.q_proj.weight" in k)
+        linear = "layers.1.self_attn.q_proj.weight"
+        key = next(k for k in entries if linear in k and "tower" not in k)
         change(entries, key)
         join_file(folder / SHARD, entries, data)
 

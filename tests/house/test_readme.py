@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from avl_export.aliases import BUNDLED, HUB_IDS, known_files
+from avl_export.families import SUPPORTED
 from overhead import sentence
 from quality import table
 
@@ -21,6 +23,16 @@ def test_the_quality_table_is_the_measured_one() -> None:
 def test_the_overhead_is_the_measured_one() -> None:
     report = json.loads((ROOT / "benchmarks/overhead.json").read_text())
     assert sentence(report) in README
+
+
+def test_the_table_of_models_is_complete() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| ") and "(`" in line]
+    for model_type in SUPPORTED:
+        assert sum(f"`{model_type}`" in row for row in rows) == 1
+    for alias in (*BUNDLED, *HUB_IDS):
+        kind = "llava" if alias in BUNDLED else known_files(alias)["config.json"]["model_type"]
+        (row,) = (row for row in rows if f"`{alias}`" in row)
+        assert f"`{kind}`" in row
 
 
 def test_pictures_and_files_named_are_there() -> None:

@@ -40,6 +40,21 @@ PREFILL = [
     Attention("prefill", "bfloat16", 128, 1, 1, 150, 20, 1, (17,), (0,), weighted=(0, 149)),
     Attention("prefill", "float16", 64, 1, 1, 90, 50, 8, (50,), (3,), constants={"BM": 32}),
     Attention("prefill", "float16", 64, 1, 32, 1, 50, 8, (50,), (3,)),
+    # More row tiles than one look at the weights covers.
+    Attention(
+        "prefill",
+        "float16",
+        64,
+        1,
+        1,
+        540,
+        1,
+        1,
+        (0,),
+        (0,),
+        weighted=(0, 300, 539),
+        constants={"BM": 16},
+    ),
 ]
 FUSED = [
     Attention("fused_decode", "float16", 128, 2, 1, 1, 200, 70, (200, 61), (0, 70)),
@@ -51,6 +66,7 @@ FUSED = [
     Attention("fused_prefill", "bfloat16", 128, 1, 4, 33, 70, 40, (64, 70), (0, 40)),
     Attention("fused_prefill", "float16", 96, 1, 2, 50, 70, 1, (70,), (0,), weighted=(3, 49)),
     Attention("fused_prefill", "bfloat16", 64, 1, 1, 100, 30, 1, (0,), (0,), 1, owners=2),
+    Attention("fused_decode", "float16", 64, 1, 1, 540, 1, 1, (0,), (0,), weighted=(0, 539)),
 ]
 CASES = DECODE + PREFILL + FUSED
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from avl_runtime.backends.ort_options import session_config, tight_memory
 from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cache import SegmentCache
 from avl_runtime.manifest import Dims, Segment
@@ -37,28 +38,45 @@ class OrtBackend:
         if manifest.dtype not in DTYPES:
             raise BackendError(
                 f"expected an fp32 or fp16 package on ort-cpu, found {manifest.dtype}, which "
-                "ONNX Runtime's CPU kernels do not have; export with --dtype fp32"
+                "ONNX Runtime's CPU kernels do not have; export with --dtype fp32 or --quantize int4"
             )
         self.dtype = DTYPES[manifest.dtype]
         self._dims = manifest.dims
         self._segments = manifest.segments
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        # Each session has threads of its own. Spinning on after a run, which is the default, they
-        # take the cores from the next segment's threads and from the Python between two steps.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Without prepacking, fp32 weights stay mapped from the checkpoint instead of being copied.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(package.weights_folder)
-        )
+        self._threads = threads or len(os.sched_getaffinity(0))
         encoders: dict[Kind, str] = {"image": manifest.image.file}
         if manifest.video is not None:
             encoders["video"] = manifest.video.file
-        opened = {file: _session(package, file, options) for file in set(encoders.values())}
-        self._encoders = {kind: opened[file] for kind, file in encoders.items()}
-        self._sessions = [_session(package, part.file, options) for part in manifest.segments]
+        with tight_memory():
+            files = set(encoders.values())
+            opened = {file: self._session(package, file, encoder=True) for file in files}
+            self._encoders = {kind: opened[file] for kind, file in encoders.items()}
+            self._sessions = [
+                self._session(package, part.file, encoder=False) for part in manifest.segments
+            ]
+
+    def _session(self, package: Package, file: str, *, encoder: bool) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        entries = session_config(package.manifest.quantization, encoder) | {
+            # Each session has threads of its own. Spinning on after a run, which is the default,
+            # they take the cores from the next segment's threads and from Python between steps.
+            "session.force_spinning_stop": "1",
+            "session.model_external_initializers_file_folder_path": str(package.weights_folder),
+        }
+        for name, value in entries.items():
+            options.add_session_config_entry(name, value)
+        graph = package.read(file)
+        try:
+            return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        # ONNX Runtime's own exception classes share no base but Exception.
+        except Exception as error:
+            reason = str(error).splitlines()[0][:200]
+            raise BackendError(
+                f"{package.file(file)}: expected a graph ONNX Runtime {ort.__version__} can load, "
+                f"found: {reason}; export again with this version of avl"
+            ) from error
 
     def encode(self, kind: Kind, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         feeds = {
@@ -198,16 +216,3 @@ class _Binding:
 
     def bind_output(self, name: str, array: NDArray[Any]) -> None:
         self.io.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
-
-
-def _session(package: Package, file: str, options: ort.SessionOptions) -> ort.InferenceSession:
-    graph = package.read(file)
-    try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    # ONNX Runtime's own exception classes share no base but Exception.
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200]
-        raise BackendError(
-            f"{package.file(file)}: expected a graph ONNX Runtime {ort.__version__} can load, "
-            f"found: {reason}; export again with this version of avl"
-        ) from error

@@ -41,7 +41,8 @@ class Outcome:
 
     Attributes:
         operators: nodes of each operator.
-        layers: layers of each kind in the parsed network; none if it was not parsed.
+        checked: whether the backend was there to parse the graph.
+        layers: layers of each kind in the parsed network.
         unsupported: nodes that the backend cannot take, and why.
         weight_bytes: of the graph's weights in the precision that it computes in.
         int4_bytes: of those that are codes of 4 bits.
@@ -51,6 +52,7 @@ class Outcome:
     """
 
     operators: tuple[tuple[str, int], ...]
+    checked: bool
     layers: tuple[tuple[str, int], ...]
     unsupported: tuple[str, ...]
     weight_bytes: int

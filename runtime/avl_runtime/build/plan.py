@@ -118,7 +118,7 @@ def _check_weights(package: Package, targets: Sequence[int]) -> None:
             f"{package.folder}: expected an fp16 package for compute capability {dotted(TURING)}, "
             f"found {manifest.dtype}; export with --dtype fp16"
         )
-    quantization = getattr(manifest, "quantization", None)
+    quantization = manifest.quantization
     if quantization is not None and quantization.zero_points:
         raise BuildError(
             f"{package.folder}: expected weights without zero points, found some, which TensorRT "

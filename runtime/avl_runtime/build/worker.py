@@ -63,7 +63,8 @@ def run(job: Job) -> Outcome:
     layers: Counter[str] = Counter()
     unsupported: Sequence[str] = ()
     size, sha256 = 0, ""
-    if job.out is not None or missing(job.backend) is None:
+    checked = job.out is not None or missing(job.backend) is None
+    if checked:
         toolkit = load_toolkit(job.backend)
         if job.plugins:
             tensorrt.register(job.targets[0] if job.targets else None)
@@ -91,6 +92,7 @@ def run(job: Job) -> Outcome:
             size, sha256 = written.size, written.sha256
     return Outcome(
         operators=counts(prepared.operators),
+        checked=checked,
         layers=counts(layers),
         unsupported=tuple(unsupported),
         weight_bytes=prepared.weight_bytes,

@@ -177,12 +177,11 @@ def _plan_text(plan: Plan, built: Sequence[Built]) -> str:
     for one in built:
         operators = ", ".join(f"{count} {name}" for name, count in one.outcome.operators)
         lines.append(f"{one.graph}: {operators}")
-        if one.outcome.layers:
-            lines += [f"  not supported: {text}" for text in one.outcome.unsupported]
-            if not one.outcome.unsupported:
-                lines.append("  all supported, every input is read, lengths and masks are in place")
-        else:
-            lines.append(f"  not checked: {plan.options.backend} is not installed")
+        lines += [f"  not supported: {text}" for text in one.outcome.unsupported]
+        if not one.outcome.checked:
+            lines.append(f"  not checked: run pip install 'avl[{plan.options.backend}]'")
+        elif not one.outcome.unsupported:
+            lines.append("  all supported, every input is read, lengths and masks are in place")
     return "\n".join(lines)
 
 

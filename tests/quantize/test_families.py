@@ -1,0 +1,65 @@
+"""Every family with everything in INT8: graphs exact, every linear fused, replies given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import pytest
+
+from avl_export.export import export
+from avl_export.options import Options
+from avl_export.plan import make_plan
+from avl_runtime import LVLM
+from avl_runtime.backends.ort_options import session_config
+from avl_runtime.package import Package, load_package
+from families.support import picture, write_checkpoint
+from families.test_refusals import CASES
+
+
+def nodes(path: Path) -> Counter[str]:
+    """Node types of a graph."""
+    return Counter(n.op_type for n in onnx.load(path, load_external_data=False).graph.node)
+
+
+def optimized(package: Package, file: str, scratch: Path) -> Counter[str]:
+    """Node types of a graph after ONNX Runtime's optimizations."""
+    encoder = file not in {segment.file for segment in package.manifest.segments}
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(scratch)
+    for name, value in session_config(package.manifest.quantization, encoder).items():
+        options.add_session_config_entry(name, value)
+    ort.InferenceSession(package.file(file), options, providers=["CPUExecutionProvider"])
+    return nodes(scratch)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_everything_in_int8(family: str, tmp_path: Path) -> None:
+    write_checkpoint(CASES[family], tmp_path / "model")
+    plan = make_plan(
+        Options(
+            str(tmp_path / "model"),
+            tmp_path / "out",
+            split=(1,),
+            quantize="int8",
+            quantize_also=("embedding", "lm_head", "vision"),
+            check=True,
+        )
+    )
+    report = export(plan).report
+    assert report is not None
+    assert report.logits <= 1e-4 * report.logit_scale
+    package = load_package(tmp_path / "out")
+    linears = 0
+    for file in package.manifest.graphs:
+        quantized = nodes(package.file(file))["DequantizeLinear"]
+        found = optimized(package, file, tmp_path / "optimized.onnx")
+        assert found["MatMulNBits"] == quantized > 0, file
+        assert found["DequantizeLinear"] == 0, file
+        linears += quantized
+    assert linears >= len(plan.store.linears)
+    model = LVLM.load(tmp_path / "out", threads=1)
+    assert model.generate("What is it?", [picture((60, 80))], max_new_tokens=2).token_ids
