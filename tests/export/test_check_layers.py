@@ -161,6 +161,21 @@ def test_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert max(row["cosine"] for row in rows) < 1e-3
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_quantized_weights(tied: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Layers are held against transformers' on the very weights that codes stand for."""
+    text = {"hidden_size": 64, "num_attention_heads": 4, "tie_word_embeddings": tied}
+    config = make_config(text=text, tie_word_embeddings=tied)
+    folder = write_random(tmp_path / "model", config)
+    arguments = ["--model", str(folder), "--out", str(tmp_path / "out"), "--layers", "--json"]
+    parts = ["--quantize", "int4", "--quantize-also", "lm_head" if tied else "lm_head,embedding"]
+    assert main([*arguments, *parts]) == 0
+    rows = json.loads(capsys.readouterr().out)["layer_check"]
+    assert max(row["difference"] for row in rows) < 1e-3
+    assert main(["--package", str(tmp_path / "out"), "--layers"]) == 1
+    assert "without quantized weights" in capsys.readouterr().err
+
+
 def test_an_export_with_a_wrong_layer_is_not_kept(
     master: Path,
     tmp_path: Path,

@@ -14,7 +14,6 @@ import triton.language as tl
 from avl_plugins.kernels.tiles import (
     accumulate,
     choose,
-    finite,
     load_queries,
     load_rows,
     locate,
@@ -76,7 +75,7 @@ def decode(
         at = (pair * BM + n)[:, None] * columns + choose(t, tiles, (0, A, A + P)) + rows[None, :]
         keep = live[:, None] & (rows[None, :] < tl.where(weighted > 0, end, 0))
         tl.store(scores_ptr + at, x, mask=keep)
-        m, norm, acc = accumulate(x, v, m, norm, acc, True)
+        m, norm, acc = accumulate(x, v, m, norm, acc)
 
     part = (pair * splits + split) * BM
     tl.store(partial_ptr + (part + n)[:, None] * DP + d[None, :], acc, mask=live[:, None])
@@ -89,14 +88,16 @@ def decode(
         out = (acc / norm[:, None]).to(out_ptr.dtype.element_ty)
         mask = live[:, None] & (d[None, :] < D)
         tl.store(out_ptr + row[:, None] * D + d[None, :], out, mask=mask)
-
         tl.store(lse_ptr + pair * BM + n, m + tl.log2(norm), mask=live)
         tl.store(counter_ptr + pair, 0)
 
 
 @triton.jit
 def _combined(partial_ptr, softmax_ptr, first, splits, live, BM: tl.constexpr, DP: tl.constexpr):
-    """The partial results `first` to `first` + `splits` as one: maximum, sum [BM] and [BM, DP]."""
+    """The partial results `first` to `first` + `splits` as one: maximum, sum [BM] and [BM, DP].
+
+    Later ones may be of no keys at all, the first never is.
+    """
     n = tl.arange(0, BM)
     d = tl.arange(0, DP)
     m = tl.full([BM], float("-inf"), tl.float32)
@@ -111,7 +112,7 @@ def _combined(partial_ptr, softmax_ptr, first, splits, live, BM: tl.constexpr, D
         m_i = tl.load(at, mask=live, other=0.0, cache_modifier=".cg")
         norm_i = tl.load(at + BM, mask=live, other=1.0, cache_modifier=".cg")
         m_new = tl.maximum(m, m_i)
-        old, new = tl.exp2(m - finite(m_new)), tl.exp2(m_i - finite(m_new))
+        old, new = tl.exp2(m - m_new), tl.exp2(m_i - m_new)
         norm = norm * old + norm_i * new
         acc = acc * old[:, None] + acc_i * new[:, None]
         m = m_new

@@ -15,7 +15,6 @@ import triton.language as tl
 from avl_plugins.kernels.tiles import (
     attend,
     choose,
-    finite,
     load_queries,
     locate,
     mean_weights,
@@ -133,7 +132,6 @@ def _log_sum_exp(q, keys, used, seen, scale, D: tl.constexpr, DP: tl.constexpr,
         limit = tl.where(t < tiles[0] + tiles[1], end, seen)
         x = score(q, choose(t, tiles, keys), rows, limit, end, scale, D, DP, True)
         m_new = tl.maximum(m, tl.max(x, 1))
-        base = finite(m_new)
-        norm = norm * tl.exp2(m - base) + tl.sum(tl.exp2(x - base[:, None]), 1)
+        norm = norm * tl.exp2(m - m_new) + tl.sum(tl.exp2(x - m_new[:, None]), 1)
         m = m_new
     return m + tl.log2(norm)

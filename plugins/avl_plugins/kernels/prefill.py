@@ -105,7 +105,7 @@ def prefill_mass(
                 lse = tl.load(lse_ptr + pair * S * G + packed, mask=live, other=0.0)
                 limit = tl.where(is_new, seen, end)
                 p = tl.exp2(tl.dot(q, k_t) * scale - lse[:, None])
-                p = tl.where(cols[None, :] < tl.minimum(limit, end)[:, None], p, 0.0)
+                p = tl.where(cols[None, :] < limit[:, None], p, 0.0)
                 acc0 += mean_weights(row_weights_ptr, b, r, R, s, live, S, G)[:, None] * p
                 acc1 += mean_weights(row_weights_ptr, b, r + 1, R, s, live, S, G)[:, None] * p
 

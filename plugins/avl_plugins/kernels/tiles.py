@@ -76,27 +76,24 @@ def locate(t, tiles, firsts, BN: tl.constexpr):
 
 @triton.jit
 def score(q, key, rows, seen, end, scale, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
-    """Scores [BM, BN]; -inf from key row `end` on and, for each query row, from `seen` [BM] on."""
+    """Scores [BM, BN], -inf from key row `seen` [BM] on; no row is read from `end` on."""
     k = load_rows(key, rows, end, 0, D, DP, MASKED)
     s = tl.dot(q, tl.trans(k)) * scale
     if MASKED:
-        s = tl.where(rows[None, :] < tl.minimum(seen, end)[:, None], s, float("-inf"))
+        s = tl.where(rows[None, :] < seen[:, None], s, float("-inf"))
     return s
 
 
 @triton.jit
-def finite(m):
-    """`m`, or 0 where nothing was seen yet, so that no -inf is taken from another."""
-    return tl.where(m == float("-inf"), 0.0, m)
+def accumulate(s, v, m, norm, acc):
+    """One step of the online softmax (Milakov and Gimelshein, arXiv 1805.02867).
 
-
-@triton.jit
-def accumulate(s, v, m, norm, acc, MASKED: tl.constexpr):
-    """One step of the online softmax (Milakov and Gimelshein, arXiv 1805.02867)."""
+    The first tile of any walk has a key for every row: cached rows are seen by all, and the first
+    new row too. So the new maximum is never -inf.
+    """
     m_new = tl.maximum(m, tl.max(s, 1))
-    base = finite(m_new) if MASKED else m_new
-    p = tl.exp2(s - base[:, None])
-    alpha = tl.exp2(m - base)
+    p = tl.exp2(s - m_new[:, None])
+    alpha = tl.exp2(m - m_new)
     norm = norm * alpha + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
     return m_new, norm, acc
@@ -119,7 +116,7 @@ def attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
         rows = locate(t, full, (0, 0, 0), BN)
         x = score(q, choose(t, full, keys), rows, seen, 0, scale, D, DP, False)
         v = load_rows(choose(t, full, values), rows, 0, column, D, W, False)
-        m, norm, acc = accumulate(x, v, m, norm, acc, False)
+        m, norm, acc = accumulate(x, v, m, norm, acc)
     firsts = (full[0] * BN, full[1] * BN, full[2] * BN)
     rest = (
         (n_active > firsts[0]).to(tl.int32),
@@ -132,7 +129,7 @@ def attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
         limit = tl.where(t < rest[0] + rest[1], end, seen)
         x = score(q, choose(t, rest, keys), rows, limit, end, scale, D, DP, True)
         v = load_rows(choose(t, rest, values), rows, end, column, D, W, True)
-        m, norm, acc = accumulate(x, v, m, norm, acc, True)
+        m, norm, acc = accumulate(x, v, m, norm, acc)
     return m, norm, acc
 
 
