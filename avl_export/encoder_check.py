@@ -124,8 +124,9 @@ class Encoders:
         self.table.add(f"{label} embeddings", states[0][order], seen[0])
         for index in range(1, len(numbers)):
             found, expected = states[index][order], seen[index]
+            # Errors add up on the way, so they are judged by what all layers so far added.
             name = f"{label} layer {numbers[index - 1]}"
-            self.table.add(name, found, expected, seen[index - 1])
+            self.table.add(name, found, expected, seen[0])
 
 
 def _layers(graph: Graph) -> tuple[str, list[int]]:

@@ -51,11 +51,10 @@ def check_layers(
     _compare(package, family, load, table)
     wrong = [row for row in table.rows if not row.ok]
     if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        first, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise CheckError(
-            f"expected every layer within its limit of transformers', found {wrong[0].name} "
-            f"{wrong[0].difference:.1e} away, where {wrong[0].limit:.1e} is allowed{more}; "
-            f"{WAY_OUT}"
+            f"expected every layer to compute what transformers' does, found {first.name} off by "
+            f"{first.difference:.1e} where values reach {first.largest:.1e}{more}; {WAY_OUT}"
         )
     return table.rows
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-HEADER = f"{'':<34} {'difference':>10} {'allowed':>10} {'1 - cosine':>10}"
+HEADER = f"{'':<34} {'difference':>10} {'largest':>10} {'of allowed':>10} {'1 - cosine':>10}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,27 +19,28 @@ class Row:
 
     Attributes:
         name: what was compared.
-        difference: the largest, absolute.
+        difference: the largest, absolute; `largest` the largest value.
+        share: of the row of the state that is furthest off, how much of the norm that its
+            difference may have it has.
         cosine: the largest distance 1 - cos between a row of the state and what it should be.
-        limit: what `difference` may be.
     """
 
     name: str
     difference: float
+    largest: float
+    share: float
     cosine: float
-    limit: float
 
     @property
     def ok(self) -> bool:
         """Whether the layer computes what transformers' does."""
-        return self.difference <= self.limit
+        return self.share <= 1
 
     def line(self) -> str:
         """The row for people, below `HEADER`."""
-        mark = "" if self.ok else "  differs"
         return (
-            f"{self.name:<34} {self.difference:>10.1e} {self.limit:>10.1e} {self.cosine:>10.1e}"
-            + mark
+            f"{self.name:<34} {self.difference:>10.1e} {self.largest:>10.1e} {self.share:>10.1e} "
+            f"{self.cosine:>10.1e}" + ("" if self.ok else "  differs")
         )
 
 
@@ -47,9 +48,11 @@ class Row:
 class Table:
     """Rows as they are found.
 
+    A row of a state, that is a token's, may differ by `tolerance` of what was added to it, and by
+    `rounding` of itself, as states are rounded when they are handed over. Tokens are judged each
+    by its own norm: a few have values hundreds of times larger than the others.
+
     Attributes:
-        tolerance: bound of a difference, as a share of the most that a layer adds to its input.
-        rounding: the same, as a share of the largest value: states are rounded when handed over.
         tell: hears of each row.
     """
 
@@ -59,15 +62,17 @@ class Table:
     rows: list[Row] = field(default_factory=list)
 
     def add(self, name: str, found: Array, expected: Array, before: Array | None = None) -> None:
-        """Compare states [..., C] row by row; `before` is what the layer was given."""
+        """Compare states [..., C]; `before` is the state to which something was added."""
         found, expected = flat(found), flat(expected)
-        scale = largest(expected)
-        added = scale if before is None else largest(expected - flat(before))
-        limit = self.tolerance * added + self.rounding * scale
+        most = largest(expected)
         if found.shape != expected.shape or not np.isfinite(found).all():
-            row = Row(name, float("inf"), float("nan"), limit)
+            row = Row(name, float("inf"), most, float("inf"), float("nan"))
         else:
-            row = Row(name, largest(found - expected), _cosine(found, expected), limit)
+            added = expected if before is None else expected - flat(before)
+            allowed = self.tolerance * _norms(added) + self.rounding * _norms(expected)
+            difference = found - expected
+            share = _share(_norms(difference), allowed)
+            row = Row(name, largest(difference), most, share, _cosine(found, expected))
         self.rows.append(row)
         self.tell(row)
 
@@ -82,8 +87,20 @@ def largest(values: Array) -> float:
     return float(np.abs(values).max(initial=0.0))
 
 
+def _norms(state: Array) -> Array:
+    norms: Array = np.linalg.norm(state, axis=1)
+    return norms
+
+
+def _share(norms: Array, allowed: Array) -> float:
+    """The largest quotient; nothing of nothing is none."""
+    none = allowed == 0
+    shares = np.where(none, np.where(norms > 0, np.inf, 0), norms / np.where(none, 1, allowed))
+    return float(shares.max(initial=0.0))
+
+
 def _cosine(found: Array, expected: Array) -> float:
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    norms = _norms(found) * _norms(expected)
     products = (found * expected).sum(1)
     zero = norms == 0
     near = np.where(zero, ~(found.any(1) | expected.any(1)), products / np.where(zero, 1, norms))

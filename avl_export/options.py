@@ -80,8 +80,8 @@ class Options:
                 "--quantize-method": self.quantize_method,
                 "--block-size": self.block_size,
             }
-            for option, value in given.items():
-                if value:
+            for option, chosen in given.items():
+                if chosen:
                     raise OptionsError(
                         f"{option}: expected --quantize int4 or int8 with it, found none; add "
                         f"one or leave {option} out"

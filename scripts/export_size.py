@@ -16,16 +16,15 @@ import os
 import platform
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from avl_export.aliases import HUB_IDS, known_files
+from measured import run_measured
 
 SHARD = 5 << 30  # bytes; transformers' own bound
 KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
@@ -105,21 +104,13 @@ def write_tokenizer(path: Path, special: Mapping[int, str]) -> None:
 def measure(checkpoint: Path, out: Path, arguments: list[str]) -> dict[str, float]:
     """One export in a process of its own."""
     command = [sys.executable, "-m", "avl_export.cli", "--model", str(checkpoint)]
-    begun = time.perf_counter()
-    process = subprocess.Popen([*command, "--out", str(out), *arguments], stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read().decode()
-    _, status, used = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(said)
+    used = run_measured([*command, "--out", str(out), *arguments])
     sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
     return {
-        "wall_s": wall,
-        "user_s": used.ru_utime,
-        "system_s": used.ru_stime,
-        "peak_rss_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "wall_s": used.wall_s,
+        "user_s": used.user_s,
+        "system_s": used.system_s,
+        "peak_rss_bytes": used.peak_rss_bytes,
         "package_bytes": sum(sizes.values()),
         "graph_bytes": sum(size for path, size in sizes.items() if path.suffix == ".onnx"),
     }

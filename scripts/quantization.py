@@ -18,7 +18,6 @@ import platform
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,12 @@ from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.evaluate.measure import forced_logits
 from avl_runtime.tasks import TASKS, samples
+from avl_runtime.tasks.sample import Task
 from avl_runtime.tasks.metrics import score
 
+Answers = list[tuple[np.ndarray, np.ndarray]]
 ALL = ("embedding", "lm_head", "vision")
+BATCH = 20
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"quantize": "none"},
     {"quantize": "int8", "quantize_method": "rtn"},
@@ -57,7 +59,7 @@ def make(folder: Path, variant: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     return out, plan.report()
 
 
-def log_probabilities(model: LVLM, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def log_probabilities(model: LVLM, count: int) -> Answers:
     """Of each held-out sample: log-probabilities [T, V] along its answer, and its tokens [T]."""
     found = []
     tokenizer, tokens = model.processor.tokenizer, model.package.manifest.tokens
@@ -74,30 +76,37 @@ def log_probabilities(model: LVLM, count: int) -> list[tuple[np.ndarray, np.ndar
     return found
 
 
-def measure(package: Path, reference: Path, count: int) -> dict[str, Any]:
-    """Perplexity, divergence from `reference` and scores of one package."""
-    model = LVLM.load(package, threads=1)
+def measure(package: Path, count: int, theirs: Answers | None) -> tuple[dict[str, Any], Answers]:
+    """Perplexity and scores of one package, its divergence from `theirs`, and its own answers."""
+    model = LVLM.load(package)
     ours = log_probabilities(model, count)
-    theirs = ours
-    if package != reference:
-        theirs = log_probabilities(LVLM.load(reference, threads=1), count)
+    theirs = theirs or ours
     loss = np.concatenate([-p[np.arange(len(t)), t] for p, t in ours])
     divergence = np.concatenate(
         [(np.exp(q) * (q - p)).sum(1) for (p, _), (q, _) in zip(ours, theirs, strict=True)]
     )
-    scores = {}
-    for task in TASKS:
-        replies = (
-            score(sample, model.generate(sample.prompt, [sample.image], max_new_tokens=64).text)
-            for sample in samples(task, "held-out", count)
-        )
-        scores[task] = round(float(np.mean(list(replies))), 4)
+    scores = {task: round(task_score(model, task, count), 4) for task in TASKS}
     print(f"{package.name}: {scores}", file=sys.stderr)
-    return {
+    found = {
         "perplexity": round(math.exp(float(loss.mean())), 5),
         "divergence": round(1e3 * float(divergence.mean()), 4),
         "scores": scores,
     }
+    return found, ours
+
+
+def task_score(model: LVLM, task: Task, count: int) -> float:
+    """Mean score over held-out samples, whose replies are generated in batches."""
+    found = []
+    for first in range(0, count, BATCH):
+        asked = list(samples(task, "held-out", min(BATCH, count - first), first))
+        replies = model.generate_batch(
+            [sample.prompt for sample in asked],
+            [[sample.image] for sample in asked],
+            max_new_tokens=64,
+        )
+        found += [score(one, reply.text) for one, reply in zip(asked, replies, strict=True)]
+    return float(np.mean(found))
 
 
 def row(variant: dict[str, Any], plan: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
@@ -138,25 +147,21 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=100, help="held-out samples a task")
-    parser.add_argument("--jobs", type=int, default=1, help="variants measured at once")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        made = [make(Path(folder), variant) for variant in VARIANTS]
-        with ProcessPoolExecutor(args.jobs) as pool:
-            started = [
-                pool.submit(measure, package, made[0][0], args.samples) for package, _ in made
-            ]
-            found = [run.result() for run in started]
+        rows, theirs = [], None
+        for variant in VARIANTS:
+            package, plan = make(Path(folder), variant)
+            found, ours = measure(package, args.samples, theirs)
+            theirs = theirs or ours
+            rows.append(row(variant, plan, found))
     report = {
         "model": "avl-tiny",
         "samples_per_task": args.samples,
         "machine": f"{platform.machine()}, {platform.system()}",
         "date": time.strftime("%Y-%m-%d"),
-        "variants": [
-            row(variant, plan, one)
-            for variant, (_, plan), one in zip(VARIANTS, made, found, strict=True)
-        ],
+        "variants": rows,
     }
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

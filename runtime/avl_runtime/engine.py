@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +16,7 @@ from avl_runtime.decode import Decoder
 from avl_runtime.embedding import Embedding
 from avl_runtime.features import FeatureCache
 from avl_runtime.generate import Options, Reply, run
+from avl_runtime.memory import peak_rss_bytes
 from avl_runtime.package import Package
 from avl_runtime.processor import Processor, Prompt
 from avl_runtime.results import Result, Stats
@@ -165,7 +165,7 @@ class Request:
             decode_ms_per_token=self._decode_ms / max(1, decoder.step),
             kv_bytes=decoder.nbytes // batch,
             kv_bytes_dense=dense,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_rss_bytes(),
         )
         logits = None if reply.logits is None else np.stack(reply.logits)
         return Result(

@@ -126,6 +126,7 @@ class Processor:
             ImageError, VideoError: a picture or a video cannot be loaded.
             TemplateError: the chat template refuses the turn.
         """
+        _check_said(prompt)
         media = self._media(images, videos)
         kinds = [part.kind for part in media]
         if self._template is None:
@@ -161,8 +162,9 @@ class Processor:
                 "expected a chat template for a second turn, found none in the package; "
                 "ask one question at a time"
             )
-        media = self._media(images, videos)
+        _check_said(prompt)
         self._check(prompt)
+        media = self._media(images, videos)
         text = self._template.render_next(history, prompt, [part.kind for part in media])
         filled, placed = self._filled(text, media)
         return self._prompt(self._tail_ids(filled, history[-1].reply_ended), placed)
@@ -207,8 +209,6 @@ class Processor:
         return named | {f"{kind}_token": text for kind, text in self._placeholders.items()}
 
     def _check(self, prompt: str) -> None:
-        if not prompt.strip():
-            raise PromptError("expected a prompt, found an empty one; ask something")
         found = next((token for token in self._reserved if token in prompt), None)
         if found is not None:
             raise PromptError(
@@ -217,8 +217,6 @@ class Processor:
             )
 
     def _raw(self, prompt: str, kinds: Sequence[Kind]) -> str:
-        if not prompt.strip():
-            raise PromptError("expected a prompt, found an empty one; ask something")
         front = ""
         for kind, placeholder in self._placeholders.items():
             placed, sent = prompt.count(placeholder), kinds.count(kind)
@@ -295,6 +293,11 @@ class Processor:
                 "the tokenizer does not know the image placeholder, export again"
             )
         return prompt
+
+
+def _check_said(prompt: str) -> None:
+    if not prompt.strip():
+        raise PromptError("expected a prompt, found an empty one; ask something")
 
 
 def _check_list(sources: Sequence[object], name: str) -> None:

@@ -86,7 +86,8 @@ def test_a_right_package(master: Path, master_package: Path) -> None:
     assert error == ""
     assert [row.name for row in rows] == ROWS
     assert all(row.difference < 1e-4 and row.cosine < 1e-5 for row in rows)
-    assert all(row.limit > 1e-4 for row in rows), "values too small to compare anything"
+    assert all(row.share < 0.1 for row in rows)
+    assert all(row.largest > 0.1 for row in rows), "values too small to compare anything"
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -164,7 +165,7 @@ def test_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("tied", [False, True])
 def test_quantized_weights(tied: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Layers are held against transformers' on the very weights that codes stand for."""
-    text = {"hidden_size": 64, "num_attention_heads": 4, "tie_word_embeddings": tied}
+    text = {"hidden_size": 64, "vocab_size": 128, "tie_word_embeddings": tied}
     config = make_config(text=text, tie_word_embeddings=tied)
     folder = write_random(tmp_path / "model", config)
     arguments = ["--model", str(folder), "--out", str(tmp_path / "out"), "--layers", "--json"]
@@ -252,17 +253,17 @@ def test_streamed_weights_make_the_same_model(master: Path, master_package: Path
 
 
 def test_memory(tmp_path: Path) -> None:
-    """The whole model takes 1.7 GB in fp32, and in ONNX Runtime as much again."""
+    """The whole model takes 2.6 GB in fp32, and in ONNX Runtime as much again."""
     text = {
         "hidden_size": 2048,
         "intermediate_size": 5504,
-        "num_hidden_layers": 8,
+        "num_hidden_layers": 12,
         "num_attention_heads": 16,
         "num_key_value_heads": 16,
     }
     config = make_config(text=text)
     folder = write_sparse(tmp_path / "wide", config)
-    assert 2 * open_checkpoint(str(folder)).nbytes > 1.6e9
+    assert 2 * open_checkpoint(str(folder)).nbytes > 2.4e9
     found = export_size.measure(folder, tmp_path / "out", ["--layers"])
     assert found["peak_rss_bytes"] < 1.3e9
 

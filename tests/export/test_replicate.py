@@ -25,9 +25,9 @@ LAYERS = 3
 # Of each kind of encoder and decoder one; towers cut down to a few layers of each sort.
 MODELS: dict[str, dict[str, Any]] = {
     "llava-7b": {"num_hidden_layers": 3},
-    "internvl3-8b": {"num_hidden_layers": 3},
-    "qwen2.5-vl-7b": {"depth": 4, "fullatt_block_indexes": [1, 3]},
-    "qwen3-vl-8b": {"depth": 3, "deepstack_visual_indexes": [0, 2]},
+    "internvl3-8b": {"num_hidden_layers": 2},
+    "qwen2.5-vl-7b": {"depth": 3, "fullatt_block_indexes": [1]},
+    "qwen3-vl-8b": {"depth": 2, "deepstack_visual_indexes": [0]},
 }
 
 

@@ -27,7 +27,7 @@ def test_names_of_the_runtime() -> None:
 
 def test_load_takes_a_backend_and_a_policy() -> None:
     parameters = inspect.signature(avl_runtime.LVLM.load).parameters
-    assert list(parameters) == ["folder", "backend", "policy", "threads"]
+    assert list(parameters) == ["folder", "backend", "policy", "threads", "verify"]
     assert parameters["backend"].default == "auto"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import json
 import re
 import subprocess
 import sys
@@ -186,3 +187,26 @@ def test_unknown_kernels_and_old_gpus_are_refused() -> None:
         packaged.kernel("decode", 80)
     with pytest.raises(AvlError, match=r"compute capability 8.0 or later, found 7.5"):
         packaged.kernel("decode-fp16-d128", 75)
+
+
+def test_the_committed_table_is_of_these_files() -> None:
+    from kernel_table import markdown
+
+    report = json.loads((ROOT / "benchmarks/kernels-ptx.json").read_text())
+    rows = {(row["kernel"], row["target"]): row for row in report["kernels"]}
+    assert len(rows) == len(EVERY)
+    for name, target in EVERY:
+        found, made = artifact(name, target)
+        row = rows[name, found.target]
+        assert row["instructions"] == aot.instructions(made.ptx)
+        assert row["shared_bytes"] == found.shared
+        assert set(row["spilled_bytes"].values()) == {0}
+    assert (ROOT / "benchmarks/kernels-ptx.md").read_text() == markdown(report)
+
+
+def test_the_committed_sweep_is_within_the_limits() -> None:
+    report = json.loads((ROOT / "benchmarks/kernels-sweep.json").read_text())
+    limits, results = report["limits"], report["results"].values()
+    assert max(one["out_error_over_rounding"] for one in results) <= limits["out"] == 2
+    assert max(one["mass_error"] for one in results) <= limits["mass"] == 1e-6
+    assert sum(one["cases"] for one in results) >= 300

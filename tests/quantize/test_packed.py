@@ -27,13 +27,12 @@ Refused = Callable[..., str]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gptq": {"method": "gptq", "group": 32},
-    "gptq_v2_asymmetric": {
+    "gptq_v2_asymmetric_one_group": {
         "method": "gptq",
-        "group": 16,
+        "group": -1,
         "asymmetric": True,
         "config": {"checkpoint_format": "gptq_v2"},
     },
-    "gptq_one_group": {"method": "gptq", "group": -1},
     "awq_asymmetric": {"method": "awq", "group": 32, "asymmetric": True},
 }
 

@@ -38,7 +38,7 @@ class OrtBackend:
         if manifest.dtype not in DTYPES:
             raise BackendError(
                 f"expected an fp32 or fp16 package on ort-cpu, found {manifest.dtype}, which "
-                "ONNX Runtime's CPU kernels do not have; export with --dtype fp32 or --quantize int4"
+                "ONNX Runtime's CPU does not run; export with --dtype fp32 or --quantize int4"
             )
         self.dtype = DTYPES[manifest.dtype]
         self._dims = manifest.dims

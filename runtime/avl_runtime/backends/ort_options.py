@@ -9,8 +9,10 @@ from contextlib import contextmanager
 
 from avl_runtime.quantization import Quantization
 
-# glibc's parameter number, and the bytes from which on it maps an allocation by itself.
-_M_MMAP_THRESHOLD = -3
+# glibc's numbers of two limits, in bytes: from which on it maps an allocation by itself, and how
+# much freed memory it keeps. Afterwards they are what they grow to by themselves in a process that
+# has used large blocks.
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _WHILE_LOADING, _AFTERWARDS = 1 << 20, 32 << 20
 
 
@@ -47,3 +49,4 @@ def tight_memory() -> Iterator[None]:
         yield
     finally:
         tune(_M_MMAP_THRESHOLD, _AFTERWARDS)
+        tune(_M_TRIM_THRESHOLD, 2 * _AFTERWARDS)

@@ -8,7 +8,6 @@ without taking the rest along.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 import time
@@ -27,6 +26,7 @@ from avl_runtime.build.monitor import make_monitor
 from avl_runtime.build.network import listing, load_toolkit, missing, parse
 from avl_runtime.build.options import BuildError
 from avl_runtime.build.profiles import Profile, encoder_profile, segment_profiles
+from avl_runtime.memory import peak_rss_bytes
 from avl_runtime.package import Package, load_package
 
 REFUSED = 3  # exit status; stdout then holds a message for the user
@@ -101,7 +101,7 @@ def run(job: Job) -> Outcome:
         size=size,
         sha256=sha256,
         seconds=time.perf_counter() - begun,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_rss_bytes(),
     )
 
 

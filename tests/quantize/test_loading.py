@@ -1,0 +1,65 @@
+"""How ONNX Runtime is told to load graphs with and without codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from avl_runtime.backends.ort_options import session_config
+from avl_runtime.package import load_package
+from avl_runtime.quantization import Quantization
+from quantize.conftest import Exported
+
+INT4 = Quantization("clip", 4, 64, ("decoder",), False, None)
+PREPACKING = "session.disable_prepacking"
+
+
+def test_floats_stay_mapped() -> None:
+    for encoder in (True, False):
+        assert session_config(None, encoder) == {PREPACKING: "1"}
+    assert session_config(INT4, encoder=True) == {PREPACKING: "1"}
+
+
+def test_codes_are_prepacked_and_run_on_8_bit_activations() -> None:
+    with_vision = replace(INT4, parts=("decoder", "vision"))
+    for config in (session_config(INT4, False), session_config(with_vision, True)):
+        assert PREPACKING not in config
+        assert config["session.qdq_matmulnbits_accuracy_level"] == "4"
+
+
+MEMORY = """
+import sys
+from avl_runtime.backends.ort_options import tight_memory
+import numpy as np
+
+def rss():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(l.split()[1]) for l in lines if l.startswith("VmRSS")) * 1024
+
+def load():
+    "Keep every second of 64 blocks of 4 MiB, as fusing does."
+    blocks = [np.ones(1 << 19) for _ in range(64)]
+    return blocks[::2]
+
+warm = [np.ones(1 << 21) for _ in range(2)]
+del warm  # blocks of 16 MiB: from here on glibc keeps smaller ones when they are freed
+before = rss()
+with tight_memory():
+    kept = load()
+    print((rss() - before) / sum(block.nbytes for block in kept))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_given_back_while_loading() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 1.2
+
+
+def test_the_manifest_says_it(tiny_int4: Exported) -> None:
+    assert load_package(tiny_int4.folder).manifest.quantization == INT4
