@@ -116,6 +116,24 @@ def measure(checkpoint: Path, out: Path, arguments: list[str]) -> dict[str, floa
     }
 
 
+def sentence(report: dict[str, Any]) -> str:
+    """The figures as the README quotes them."""
+
+    def told(alias: str) -> str:
+        found = report["models"][alias]
+        return (
+            f"{found['wall_s']['median']:.0f} s, {found['peak_rss_bytes']['max'] / 1e9:.2f} GB at "
+            f"its peak and {found['package_bytes']['max'] / 1e6:.2f} MB written"
+        )
+
+    runs = len(report["models"]["llava-7b"]["runs"])
+    return (
+        f"Exporting the full size of `llava-7b` takes {told('llava-7b')}, `llava-13b` "
+        f"{told('llava-13b')} (two CPU cores, sparse checkpoints of these shapes, medians of "
+        f"{runs}; `scripts/export_size.py`, [JSON](benchmarks/export-size.json))."
+    )
+
+
 def run(alias: str, layers: int | None, repeats: int, arguments: list[str]) -> dict[str, Any]:
     """All runs of one model, with their median and extremes."""
     with tempfile.TemporaryDirectory() as place:

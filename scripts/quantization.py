@@ -5,8 +5,10 @@
 
 Every variant is exported and run by ONNX Runtime as users run it. `perplexity` is teacher-forced
 over the held-out answers' tokens; `divergence` is KL(fp32 || variant) over the same tokens, in
-thousandths of a nat, and tells methods apart that perplexity does not. `weights_bytes` counts the
-decoder's linears, `package_bytes` everything. Scores are those of scripts/quality.py, dense.
+thousandths of a nat, and tells methods apart that perplexity does not. `decoder_bytes` counts what
+the decoder's graphs read, `weights_bytes` all weights. Scores are those of scripts/quality.py,
+dense. `linear_ms` is the shortest time that ONNX Runtime takes on one thread for one row through a
+linear of 4096 x 4096, as the runtime loads it.
 """
 
 from __future__ import annotations
@@ -22,20 +24,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
 
 from avl_export.export import export
 from avl_export.options import Options
 from avl_export.plan import make_plan
+from avl_export.quantize.blocks import quantize as quantize_rows
+from avl_export.quantize.packing import pack_int4
+from avl_export.quantize.spec import BITS, DEFAULT_BLOCK
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
+from avl_runtime.backends.ort_options import session_config
 from avl_runtime.evaluate.measure import forced_logits
+from avl_runtime.quantization import Quantization
 from avl_runtime.tasks import TASKS, samples
-from avl_runtime.tasks.sample import Task
 from avl_runtime.tasks.metrics import score
+from avl_runtime.tasks.sample import Task
 
 Answers = list[tuple[np.ndarray, np.ndarray]]
 ALL = ("embedding", "lm_head", "vision")
 BATCH = 20
+RUNS = 200
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"quantize": "none"},
     {"quantize": "int8", "quantize_method": "rtn"},
@@ -109,6 +119,45 @@ def task_score(model: LVLM, task: Task, count: int) -> float:
     return float(np.mean(found))
 
 
+def linear_ms(quantize: str) -> float:
+    """Milliseconds of one row through a linear, the least of many runs."""
+    rng, side = np.random.default_rng(0), 4096
+    weights = rng.standard_normal((side, side), np.float32)
+    entry, tensors, nodes = None, [numpy_helper.from_array(weights, "w")], []
+    gemm = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
+    if quantize != "none":
+        bits = BITS[quantize]
+        block = DEFAULT_BLOCK if bits == 4 else None
+        codes, scales = quantize_rows(weights, bits, block or side, "rtn")
+        stored, scales = (pack_int4(codes.T), scales.T) if bits == 4 else (codes.T, scales[:, 0])
+        kind = TensorProto.INT4 if bits == 4 else TensorProto.INT8
+        tensors = [
+            helper.make_tensor("q", kind, codes.T.shape, stored.tobytes(), raw=True),
+            numpy_helper.from_array(np.ascontiguousarray(scales), "s"),
+        ]
+        form = {"axis": 0, "block_size": block} if block else {"axis": 1}
+        nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["w"], **form)]
+        gemm = helper.make_node("Gemm", ["x", "w"], ["y"])
+        entry = Quantization("rtn", bits, block, ("decoder",), False, None)
+    rows = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", side]) for n in "xy"]
+    graph = helper.make_graph([*nodes, gemm], "linear", rows[:1], rows[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    for name, value in session_config(entry, encoder=False).items():
+        options.add_session_config_entry(name, value)
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feeds = {"x": rng.standard_normal((1, side), np.float32)}
+    times = []
+    for _ in range(RUNS):
+        begun = time.perf_counter()
+        session.run(None, feeds)
+        times.append(time.perf_counter() - begun)
+    return round(1e3 * min(times), 3)
+
+
 def row(variant: dict[str, Any], plan: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """One variant as a JSON object."""
     quantization = plan["quantization"] or {}
@@ -161,6 +210,7 @@ def main() -> None:
         "samples_per_task": args.samples,
         "machine": f"{platform.machine()}, {platform.system()}",
         "date": time.strftime("%Y-%m-%d"),
+        "linear_ms": {kind: linear_ms(kind) for kind in ("none", "int8", "int4")},
         "variants": rows,
     }
     if args.json:

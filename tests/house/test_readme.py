@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import export_size
 from avl_export.aliases import BUNDLED, HUB_IDS, known_files
 from avl_export.families import SUPPORTED
 from overhead import sentence
@@ -23,6 +24,11 @@ def test_the_quality_table_is_the_measured_one() -> None:
 def test_the_overhead_is_the_measured_one() -> None:
     report = json.loads((ROOT / "benchmarks/overhead.json").read_text())
     assert sentence(report) in README
+
+
+def test_the_size_and_time_of_exports_are_the_measured_ones() -> None:
+    report = json.loads((ROOT / "benchmarks/export-size.json").read_text())
+    assert export_size.sentence(report) in README
 
 
 def test_the_table_of_models_is_complete() -> None:
