@@ -65,7 +65,10 @@ COMMANDS = {
     "avl_export.cli": "--model --out --policy --split --dtype --quantize --copy --dry-run --check "
     "--json",
     "avl_runtime.cli.run": "--image --policy --backend --max-new-tokens --temperature --top-p "
-    "--top-k --seed --stats --json --show --heatmap",
+    "--top-k --seed --stats --json --show --heatmap --video",
+    "avl_runtime.cli.build": "--backend --compute-capability --max-prompt --max-batch --dry-run "
+    "--json",
+    "avl_runtime.cli.eval": "--tasks --policies --samples --json --plot",
 }
 
 
