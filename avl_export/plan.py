@@ -248,7 +248,10 @@ def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "f
     held: dict[str, int] = {}
     for _, record in checkpoint.tensors.values():
         held[record.dtype] = held.get(record.dtype, 0) + record.nbytes
-    return OF_STORED.get(max(held, key=lambda d: held[d]), "fp32"), "the checkpoint's own"
+    dtype = OF_STORED.get(max(held, key=lambda d: held[d]), "fp32")
+    if dtype == "bf16":
+        return dtype, "the checkpoint's own; ONNX Runtime's CPU takes --dtype fp32 or --quantize"
+    return dtype, "the checkpoint's own"
 
 
 def _segments(split: tuple[int, ...], family: Family) -> tuple[Segment, ...]:

@@ -5,7 +5,9 @@
 
 Every variant is exported and run by ONNX Runtime as users run it. `perplexity` is teacher-forced
 over the held-out answers' tokens; `divergence` is KL(fp32 || variant) over the same tokens, in
-thousandths of a nat, and tells methods apart that perplexity does not. `decoder_bytes` counts what
+thousandths of a nat. `output_error` is the mean over the linears of the decoder's layers of
+|(V - W) X| / |W X|, for the weights V that codes stand for and the activations X of other
+pictures: it tells methods apart where a small model's answers do not. `decoder_bytes` counts what
 the decoder's graphs read, `weights_bytes` all weights. Scores are those of scripts/quality.py,
 dense. `linear_ms` is the shortest time that ONNX Runtime takes on one thread for one row through a
 linear of 4096 x 4096, as the runtime loads it.
@@ -20,23 +22,29 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from avl_export.export import export
 from avl_export.options import Options
-from avl_export.plan import make_plan
+from avl_export.plan import Plan, make_plan
 from avl_export.quantize.blocks import quantize as quantize_rows
 from avl_export.quantize.packing import pack_int4
+from avl_export.quantize.reading import read_weight
 from avl_export.quantize.spec import BITS, DEFAULT_BLOCK
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.backends.ort_options import session_config
 from avl_runtime.evaluate.measure import forced_logits
+from avl_runtime.package import load_package
+from avl_runtime.processor import Processor
 from avl_runtime.quantization import Quantization
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score
@@ -61,12 +69,12 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 
 
-def make(folder: Path, variant: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Export avl-tiny; returns the package and its plan's report."""
+def make(folder: Path, variant: dict[str, Any]) -> tuple[Path, Plan]:
+    """Export avl-tiny; returns the package and its plan."""
     out = folder / "-".join(str(value) for value in variant.values()).replace("'", "")
     plan = make_plan(Options("avl-tiny", out, check=False, **variant))
     export(plan)
-    return out, plan.report()
+    return out, plan
 
 
 def log_probabilities(model: LVLM, count: int) -> Answers:
@@ -158,6 +166,49 @@ def linear_ms(quantize: str) -> float:
     return round(1e3 * min(times), 3)
 
 
+def input_products(plan: Plan, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each linear of the decoder's layers: W [outputs, inputs] and X X^T [inputs, inputs]."""
+    model = plan.family.reference()
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    layers = plan.family.layers_of(model)
+    linears = {id(m) for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Linear, inputs: tuple[torch.Tensor, ...], _: object) -> None:
+            rows = inputs[0].detach().flatten(0, -2).double()
+            weight, product = found.get(name, (module.weight.detach().double().numpy(), 0))
+            found[name] = weight, product + (rows.T @ rows).numpy()
+
+        return hook
+
+    for name, module in model.named_modules():
+        if id(module) in linears:
+            module.register_forward_hook(note(f"{name}.weight"))
+    processor = Processor.from_package(load_package(plan.options.out))
+    with torch.no_grad():
+        for task in TASKS:
+            for sample in samples(task, "held-out", count, start=20_000):
+                prompt = processor.encode(f"{sample.prompt} {sample.answer}", [sample.image])
+                model(**plan.family.reference_inputs(prompt), use_cache=False)
+    return found
+
+
+def output_error(plan: Plan, products: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean relative error of the linears' outputs."""
+    if plan.store is None:
+        return 0.0
+    errors = []
+    for name, (weight, product) in products.items():
+        change = read_weight(plan.options.out, plan.store.linears[name]) - weight
+        errors.append(math.sqrt(energy(change, product) / energy(weight, product)))
+    return round(float(np.mean(errors)), 5)
+
+
+def energy(matrix: np.ndarray, product: np.ndarray) -> float:
+    """|A X|^2 for X X^T."""
+    return float(((matrix @ product) * matrix).sum())
+
+
 def row(variant: dict[str, Any], plan: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """One variant as a JSON object."""
     quantization = plan["quantization"] or {}
@@ -176,8 +227,9 @@ def row(variant: dict[str, Any], plan: dict[str, Any], found: dict[str, Any]) ->
 def table(report: dict[str, Any]) -> str:
     """A Markdown table."""
     lines = [
-        "| weights | perplexity | divergence | caption F1 | vqa exact | ocr characters | decoder |",
-        "|---|---|---|---|---|---|---|",
+        "| weights | perplexity | divergence | output error | caption F1 | vqa exact "
+        "| ocr characters | decoder |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in report["variants"]:
         name = "the checkpoint's, in fp32"
@@ -187,7 +239,8 @@ def table(report: dict[str, Any]) -> str:
             name = f"int{one['bits']}, {one['method']}, {block}{also}"
         scores = " | ".join(f"{one['scores'][task]:.3f}" for task in TASKS)
         lines.append(
-            f"| {name} | {one['perplexity']:.4f} | {one['divergence']:.2f} | {scores} | "
+            f"| {name} | {one['perplexity']:.4f} | {one['divergence']:.2f} | "
+            f"{one['output_error']:.2%} | {scores} | "
             f"{one['decoder_bytes'] / (1 << 20):.2f} MiB |"
         )
     return "\n".join(lines)
@@ -199,12 +252,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows, theirs = [], None
+        rows, theirs, products = [], None, None
         for variant in VARIANTS:
             package, plan = make(Path(folder), variant)
+            products = products or input_products(plan, args.samples // 10)
             found, ours = measure(package, args.samples, theirs)
             theirs = theirs or ours
-            rows.append(row(variant, plan, found))
+            found["output_error"] = output_error(plan, products)
+            rows.append(row(variant, plan.report(), found))
     report = {
         "model": "avl-tiny",
         "samples_per_task": args.samples,

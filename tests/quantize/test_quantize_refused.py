@@ -17,6 +17,7 @@ from avl_export.options import Options, OptionsError
 from avl_export.plan import make_plan
 from avl_runtime.backends.protocol import BackendError
 from avl_runtime.model import LVLM
+from export.checkpoints import make_config, write_sparse
 from quantize.conftest import Exports
 
 Refused = Callable[..., str]
@@ -130,6 +131,20 @@ def test_bf16_on_the_cpu(small: Path, exports: Exports) -> None:
     exported = exports(small, quantize="int4", block_size=32, dtype="bf16", check=False)
     with pytest.raises(BackendError, match=r"--dtype fp32.*--quantize int4"):
         LVLM.load(exported.folder, backend="ort-cpu")
+
+
+def test_a_large_bf16_checkpoint_keeps_its_dtype_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 9}
+    folder = write_sparse(tmp_path / "model", make_config(text=large), "BF16")
+    arguments = ["--model", str(folder), "--out", str(tmp_path / "out"), "--dry-run"]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "computes in bf16" in text
+    assert "--dtype fp32 or --quantize" in text
+    assert cli.main([*arguments, "--quantize", "int4"]) == 0
+    assert "computes in fp32" in capsys.readouterr().out
 
 
 def test_dry_run(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
