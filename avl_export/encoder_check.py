@@ -17,6 +17,7 @@ from avl_export.slices import Graph, read_graph
 from avl_runtime.embedding import Embedding
 from avl_runtime.package import Package
 from avl_runtime.processor import Prompt
+from avl_runtime.vision import Features
 
 LAYER = re.compile(r"(.+\.(?:layers?|blocks?))\.(\d+)\.")
 CLOSE = 0.05  # rows of one state nearer than this, relative to its largest value, are the same
@@ -74,21 +75,22 @@ class Encoders:
         ids = np.where(mask, 0, self.prompt.input_ids)
         rows = Embedding(self.package).lookup(ids)
         self.table.add("token embedding", rows[~mask], given[~mask])
-        features, stacked = [], []
+        features: list[Features] = []
         taps: dict[str, list[list[Array]]] = {}
         for media in self.prompt.media:
             file = self.files[media.kind]
+            runs = []
             for inputs in media.runs():
-                states, out, deep = self._encode(file, inputs)
+                states, outputs = self._encode(file, inputs)
                 taps.setdefault(file, []).append(states)
-                features.append(out)
-                stacked.append(deep)
-        for file, runs in taps.items():
-            joined = [np.concatenate(states) for states in zip(*runs, strict=True)]
+                runs.append(outputs)
+            features.append(media.features(runs))
+        for file, seen in taps.items():
+            joined = [np.concatenate(states) for states in zip(*seen, strict=True)]
             self._compare_layers(file, joined)
         name = "last vision layer and projector"
-        self.table.add(name, np.concatenate(features), given[mask])
-        self.deepstack = np.concatenate(stacked, 1)
+        self.table.add(name, np.concatenate([one.rows for one in features]), given[mask])
+        self.deepstack = np.concatenate([one.deepstack for one in features], 1)
 
     def compare_deepstack(self, layer: int, added: Array) -> None:
         """Compare what is `added` [N, C] to what decoder layer `layer` puts out."""
@@ -99,18 +101,15 @@ class Encoders:
         expected = added[self.prompt.image_mask]
         self.table.add(f"deepstack features for layer {layer}", found, expected)
 
-    def _encode(self, file: str, inputs: dict[str, Array]) -> tuple[list[Array], Array, Array]:
-        """States before each layer [rows, C], features [tokens, C], deepstack [K, tokens, C]."""
+    def _encode(self, file: str, inputs: dict[str, Array]) -> tuple[list[Array], list[Array]]:
+        """States before each layer [rows, C], and the graph's outputs."""
         graph = self.graphs[file]
         prefix, numbers = self.layers[file]
         taps = [graph.enters(f"{prefix}.{number}.") for number in numbers]
         outputs = [output.name for output in graph.model.graph.output]
         found = graph.run(inputs, [*taps, *outputs])
         arrays = [np.asarray(array, np.float32) for array in found]
-        states, (features, *deepstack) = arrays[: len(taps)], arrays[len(taps) :]
-        features = flat(features)
-        nothing = np.zeros((0, *features.shape), np.float32)
-        return [flat(s) for s in states], features, deepstack[0] if deepstack else nothing
+        return [flat(state) for state in arrays[: len(taps)]], arrays[len(taps) :]
 
     def _compare_layers(self, file: str, states: list[Array]) -> None:
         prefix, numbers = self.layers[file]

@@ -60,19 +60,16 @@ class Sessions:
 
     def encode(self, media: Media) -> tuple[Array, Array]:
         """Features [tokens, C] of a picture or video and deepstack features [K, tokens, C]."""
-        parts = []
+        runs = []
         for inputs in media.runs():
             given = {
                 name: array.astype(self.dtype) if array.dtype == np.float32 else array
                 for name, array in inputs.items()
             }
             found = self._encoders[media.kind].run(None, given)
-            rows, *deepstack = [np.asarray(array, np.float32) for array in found]
-            rows = rows.reshape(-1, rows.shape[-1])
-            nothing = np.zeros((0, *rows.shape), np.float32)
-            parts.append((rows, deepstack[0] if deepstack else nothing))
-        features, stacked = zip(*parts, strict=True)
-        return np.concatenate(features), np.concatenate(stacked, 1)
+            runs.append([np.asarray(array, np.float32) for array in found])
+        features = media.features(runs)
+        return features.rows, features.deepstack
 
     def run(
         self, hidden: Array, positions: Array, deepstack: Array, caches: Caches, parked: int

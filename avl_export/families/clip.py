@@ -62,9 +62,9 @@ def clip_graph(file: str, module: nn.Module, vision: Any, dtype: torch.dtype) ->
     )
 
 
-def clip_pixels(vision: Any, dtype: torch.dtype, count: int = 2) -> torch.Tensor:
-    """An example of pixel_values [count, 3, H, W] on the meta device."""
-    shape = (count, vision.num_channels, vision.image_size, vision.image_size)
+def clip_pixels(vision: Any, dtype: torch.dtype) -> torch.Tensor:
+    """An example of pixel_values [2, 3, H, W] on the meta device."""
+    shape = (2, vision.num_channels, vision.image_size, vision.image_size)
     return torch.empty(shape, dtype=dtype, device="meta")
 
 

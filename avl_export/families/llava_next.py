@@ -17,32 +17,18 @@ from avl_export.families.clip import (
     ClipFeatures,
     check_clip,
     clip_constants,
-    clip_pixels,
+    clip_graph,
     feature_layers,
 )
 from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import chat_template, special_tokens, token_text
-from avl_export.families.tiles import resolutions, tile_processing
+from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
 from avl_runtime.manifest import ImageEncoder
 from avl_runtime.processor import Prompt
 from avl_runtime.vision.anyres import AnyresImage
 
 TEXT_TYPES = ("llama", "mistral", "qwen2")
-
-
-class PackedFeatures(nn.Module):
-    """Features of an overview and tiles, in the order in which the decoder reads them."""
-
-    def __init__(self, tower: nn.Module, line_break: nn.Parameter) -> None:
-        super().__init__()
-        self.tower = tower
-        self.line_break = line_break
-
-    def forward(self, pixel_values: torch.Tensor, pack: torch.Tensor) -> torch.Tensor:
-        """[tiles, 3, H, W] and [tokens] int64 -> [tokens, C]."""
-        features = self.tower(pixel_values).flatten(0, 1)
-        return torch.cat([features, self.line_break[None]]).index_select(0, pack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +46,9 @@ class LlavaNext(HfFamily):
             self.feature_layers,
             keep_class=False,
         )
-        pixels = clip_pixels(self.config.vision_config, self.dtype, count=3)
-        pack = torch.empty(7, dtype=torch.int64, device="meta")
-        return [
-            EncoderGraph(
-                self.traits.image.file,
-                PackedFeatures(tower, self.model.get_parameter("model.image_newline")),
-                {"pixel_values": pixels, "pack": pack},
-                {
-                    "pixel_values": {0: torch.export.Dim("tiles")},
-                    "pack": {0: torch.export.Dim("tokens")},
-                },
-            )
-        ]
+        line_break = self.model.get_parameter("model.image_newline")
+        module = TilesAndBreak(tower, line_break)
+        return [clip_graph(self.traits.image.file, module, self.config.vision_config, self.dtype)]
 
     def constants(self) -> dict[str, torch.Tensor]:
         return {

@@ -18,7 +18,7 @@ from avl_export.families.clip import (
     ClipFeatures,
     check_clip,
     clip_constants,
-    clip_pixels,
+    clip_graph,
     feature_layers,
 )
 from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
@@ -29,7 +29,7 @@ from avl_export.families.preprocessing import (
     tile_defaults,
     token_text,
 )
-from avl_export.families.tiles import resolutions, tile_processing
+from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
 from avl_export.families.videos import frame_count, frame_processing
 from avl_runtime.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.processor import Prompt
@@ -38,27 +38,6 @@ from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
 TEXT_TYPES = ("qwen2", "llama", "mistral")
 FRAMES = 32  # the most that the model was trained on
 GRAPH = "vision.onnx"
-
-
-class BlendedFeatures(nn.Module):
-    """Features of tiles, four of which are blended into each that the decoder reads."""
-
-    def __init__(self, tower: nn.Module, line_break: nn.Parameter) -> None:
-        super().__init__()
-        self.tower = tower
-        self.line_break = line_break
-
-    def forward(
-        self, pixel_values: torch.Tensor, pack: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """[tiles, 3, H, W], [tokens, 4] int64 and [tokens, 4] -> [tokens, C]."""
-        features = torch.cat([self.tower(pixel_values).flatten(0, 1), self.line_break[None]])
-        # One after the other: all at once would take four times the memory.
-        blended = features.index_select(0, pack[:, 0]) * weights[:, :1]
-        for corner in range(1, 4):
-            part = features.index_select(0, pack[:, corner])
-            blended = blended + part * weights[:, corner : corner + 1]
-        return blended
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +55,9 @@ class LlavaOnevision(HfFamily):
             self.feature_layers,
             keep_class=True,  # SigLIP has none, so nothing is cut off
         )
-        example = {
-            "pixel_values": clip_pixels(self.config.vision_config, self.dtype, count=3),
-            "pack": torch.empty((7, 4), dtype=torch.int64, device="meta"),
-            "weights": torch.empty((7, 4), dtype=self.dtype, device="meta"),
-        }
-        tiles, tokens = torch.export.Dim("tiles"), torch.export.Dim("tokens")
-        dynamic = {"pixel_values": {0: tiles}, "pack": {0: tokens}, "weights": {0: tokens}}
         line_break = self.model.get_parameter("model.image_newline")
-        return [EncoderGraph(GRAPH, BlendedFeatures(tower, line_break), example, dynamic)]
+        module = TilesAndBreak(tower, line_break)
+        return [clip_graph(GRAPH, module, self.config.vision_config, self.dtype)]
 
     def constants(self) -> dict[str, torch.Tensor]:
         return {

@@ -5,11 +5,27 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+from torch import nn
+
 from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError
 from avl_export.families.preprocessing import image_processing, image_processor
 from avl_runtime.vision.anyres import Resolutions
 from avl_runtime.vision.steps import ImageProcessing
+
+
+class TilesAndBreak(nn.Module):
+    """Features of tiles and, behind them, that of a line break (the model's image_newline)."""
+
+    def __init__(self, tower: nn.Module, line_break: nn.Parameter) -> None:
+        super().__init__()
+        self.tower = tower
+        self.line_break = line_break
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[tiles, 3, H, W] -> [tiles * side * side + 1, C]."""
+        return torch.cat([self.tower(pixel_values).flatten(0, 1), self.line_break[None]])
 
 
 def tile_processing(checkpoint: Checkpoint, tile: int) -> ImageProcessing:

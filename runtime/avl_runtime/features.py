@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from avl_runtime.backends import Backend
 from avl_runtime.processor import Prompt
-from avl_runtime.vision import Media
+from avl_runtime.vision import Features, Media
 
 LIMIT = 256 << 20  # bytes of features kept
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Features:
-    """What an encoder gives for one picture or video.
-
-    rows: [tokens, C]; deepstack: [K, tokens, C], for K decoder layers (0 in most families).
-    """
-
-    rows: NDArray[Any]
-    deepstack: NDArray[Any]
-
-    @property
-    def nbytes(self) -> int:
-        return self.rows.nbytes + self.deepstack.nbytes
 
 
 class FeatureCache:
@@ -55,22 +34,12 @@ class FeatureCache:
             self._features.move_to_end(key)
             return self._features[key]
         # One at a time: an encoder's activations are the largest of a run.
-        parts = [self._features_of(media, inputs) for inputs in media.runs()]
-        features = Features(
-            np.concatenate([part.rows for part in parts]),
-            np.concatenate([part.deepstack for part in parts], 1),
-        )
+        features = media.features([self._backend.encode(media.kind, run) for run in media.runs()])
         self._features[key] = features
         self.encoded += 1
         while len(self._features) > 1 and self._held() > self._limit:
             self._features.popitem(last=False)
         return features
-
-    def _features_of(self, media: Media, inputs: Mapping[str, NDArray[Any]]) -> Features:
-        rows, *deepstack = self._backend.encode(media.kind, inputs)
-        rows = rows.reshape(-1, rows.shape[-1])
-        nothing = np.zeros((0, *rows.shape), rows.dtype)
-        return Features(rows, deepstack[0] if deepstack else nothing)
 
     def _held(self) -> int:
         return sum(features.nbytes for features in self._features.values())

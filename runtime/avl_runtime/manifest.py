@@ -11,7 +11,7 @@ from avl_runtime.engine_sets import EngineSet
 from avl_runtime.quantization import Quantization
 from avl_runtime.vision import ImageLayout, VideoLayout
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)

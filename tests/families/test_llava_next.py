@@ -199,6 +199,7 @@ def test_cells_lie_where_the_tokens_look() -> None:
     cut = cut_up(image, layout.resolutions, TILE, layout.side, layout.processing)
     media = layout.prepare(image, "x")
     view = np.asarray(layout.view(image)).mean(2)
+    assert media.blend is not None
     rows, columns = media.cells.grid
     cells = view.reshape(rows, view.shape[0] // rows, columns, view.shape[1] // columns)
     lit = set(np.flatnonzero(cells.mean((1, 3)).ravel() > 0).tolist())
@@ -206,7 +207,7 @@ def test_cells_lie_where_the_tokens_look() -> None:
     bright = set(np.flatnonzero(tiles.mean((1, 3, 5)).ravel() > 0).tolist())
     shown = {
         int(cell)
-        for number, cell in zip(media.inputs["pack"], media.cells.index, strict=True)
+        for number, cell in zip(media.blend.pack[:, 0], media.cells.index, strict=True)
         if cell >= 0 and int(number) in bright
     }
     assert lit == shown and lit

@@ -181,8 +181,9 @@ def test_blending_is_the_packing_of_transformers(
     packed, _ = theirs.LlavaOnevisionModel.pack_image_features(
         model, [features], [(height, width)], line_break, f"anyres_max_{most}"
     )
-    rows = torch.cat([features.flatten(0, 1), line_break[None]]).numpy()
-    blended = (rows[got.inputs["pack"]] * got.inputs["weights"][..., None]).sum(1)
+    parts = features.split([len(run["pixel_values"]) for run in got.runs()])
+    runs = [torch.cat([part.flatten(0, 1), line_break[None]]).numpy() for part in parts]
+    blended = got.features([[run] for run in runs]).rows
     np.testing.assert_allclose(blended, packed[0].numpy(), atol=1e-5)
     rows_shown, columns = got.cells.grid
     assert set(got.cells.index.tolist()) - {-1} == set(range(rows_shown * columns))

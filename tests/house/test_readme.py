@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import export_size
+import quantization
 from avl_export.aliases import BUNDLED, HUB_IDS, known_files
 from avl_export.families import SUPPORTED
 from overhead import sentence
@@ -19,6 +20,12 @@ def test_the_quality_table_is_the_measured_one() -> None:
     report = json.loads((ROOT / "benchmarks/quality.json").read_text())
     assert table(report["policies"]) in README
     assert f"{report['samples_per_task']} held-out samples a task" in README
+
+
+def test_the_table_of_quantization_is_the_measured_one() -> None:
+    report = json.loads((ROOT / "benchmarks/quantization.json").read_text())
+    assert quantization.table(report) in README
+    assert f"{report['samples_per_task']} held-out samples a task: perplexity" in README
 
 
 def test_the_overhead_is_the_measured_one() -> None:

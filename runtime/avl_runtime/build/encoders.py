@@ -6,16 +6,16 @@ from typing import assert_never
 
 from avl_runtime.build.profiles import Range
 from avl_runtime.manifest import Manifest
-from avl_runtime.vision.anyres import AnyresImage, Resolutions
-from avl_runtime.vision.blended import SLACK, BlendedImage, BlendedVideo, SquareImage
+from avl_runtime.vision.anyres import AnyresImage
+from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
 from avl_runtime.vision.layouts import ImageLayout, VideoLayout
+from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patches import MAX_PATCHES, Patches, PatchImage
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 
-FRAMES_PER_RUN = 4  # of a video in patches: frames do not look at each other
 TYPICAL_CELLS = 1024
 
 Ranges = dict[str, dict[int, Range]]
@@ -46,40 +46,22 @@ def encoder_ranges(manifest: Manifest, graph: str, cache_rows: int) -> Ranges:
 
 def _ranges(layout: ImageLayout | VideoLayout, cache_rows: int) -> Ranges:
     match layout:
-        case FixedImage():
+        case FixedImage() | SquareImage():
             found: Ranges = {"pixel_values": {0: Range(1, 1, 1)}}
-        case FixedVideo() | FrameLines():
-            found = {"pixel_values": {0: _up_to(layout.frames)}}
+        case FixedVideo() | FrameLines() | BlendedVideo():
+            found = {"pixel_values": {0: _images(layout.frames)}}
         case TiledImage():
-            found = {"pixel_values": {0: _up_to(layout.tiles[1] + 1)}}
-        case AnyresImage():
-            tokens = max(
-                (h // layout.tile * layout.side) * (w // layout.tile * layout.side + 1)
-                for h, w in layout.resolutions
-            )
-            tiles = 1 + _most_tiles(layout.resolutions, layout.tile)
-            found = _packed(tiles, layout.side**2 + tokens)
-        case BlendedImage():
-            lines = max(h // layout.tile * layout.side for h, _ in layout.resolutions)
-            cells = round(layout.most * (layout.side * SLACK) ** 2)
-            tiles = 1 + _most_tiles(layout.resolutions, layout.tile)
-            found = _packed(tiles, layout.side**2 + cells + lines)
-        case SquareImage():
-            found = _packed(1, layout.side**2 + 1)
-        case BlendedVideo():
-            found = _packed(layout.frames, layout.frames * ((layout.side + 1) // 2) ** 2 + 1)
+            found = {"pixel_values": {0: _images(layout.tiles[1] + 1)}}
+        case AnyresImage() | BlendedImage():
+            tiles = [(h // layout.tile) * (w // layout.tile) for h, w in layout.resolutions]
+            found = {"pixel_values": {0: _images(1 + max(tiles))}}
         case PatchImage():
             found = _patches(layout.patches, layout.max_pixels, 1, cache_rows)
         case PatchVideo() | TimedVideo():
-            found = _patches(layout.patches, layout.max_pixels, FRAMES_PER_RUN, cache_rows)
+            found = _patches(layout.patches, layout.max_pixels, IMAGES_PER_RUN, cache_rows)
         case _:
             assert_never(layout)
     return found
-
-
-def _packed(tiles: int, tokens: int) -> Ranges:
-    packed = {0: _up_to(tokens)}
-    return {"pixel_values": {0: _up_to(tiles)}, "pack": packed, "weights": dict(packed)}
 
 
 def _patches(patches: Patches, max_pixels: int, frames: int, cache_rows: int) -> Ranges:
@@ -111,9 +93,7 @@ def _windows(cells: Range, side: int) -> Range:
     return Range(1, min(best, most), most)
 
 
-def _most_tiles(resolutions: Resolutions, tile: int) -> int:
-    return max((height // tile) * (width // tile) for height, width in resolutions)
-
-
-def _up_to(most: int) -> Range:
+def _images(most: int) -> Range:
+    """Of one run, for media of at most `most`."""
+    most = min(most, IMAGES_PER_RUN)
     return Range(1, most, most)

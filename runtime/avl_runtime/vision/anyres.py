@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_runtime.vision.media import Cells, Media, image_hash
+from avl_runtime.vision.media import Blend, Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 
 Resolutions = tuple[tuple[int, int], ...]  # height and width
@@ -24,11 +24,10 @@ Resolutions = tuple[tuple[int, int], ...]  # height and width
 
 @dataclass(frozen=True, slots=True)
 class AnyresImage:
-    """Graph: pixel_values [tiles, 3, H, W], pack [tokens] int64 -> features [tokens, C].
+    """Graph: pixel_values [tiles, 3, H, W] -> features [tiles * side * side + 1, C].
 
-    `pack` counts through the features of the overview, of all tiles, and the line break's, which
-    comes last. `processing` resizes to a tile of `tile` x `tile` pixels, whose features are `side`
-    x `side`; `resolutions` are multiples of `tile`.
+    The last feature is a line break's. `processing` resizes to a tile of `tile` x `tile` pixels,
+    whose features are `side` x `side`; `resolutions` are multiples of `tile`.
     """
 
     kind: Literal["anyres"]
@@ -45,11 +44,12 @@ class AnyresImage:
         )
         return Media(
             kind="image",
-            inputs={"pixel_values": cut.pixel_values, "pack": pack},
+            inputs={"pixel_values": cut.pixel_values},
             replacement=token * len(pack),
             tokens=len(pack),
             digest=image_hash(image),
             cells=shown_cells(cut.rows.shape, self.side),
+            blend=Blend(pack[:, None], np.ones((len(pack), 1), np.float32)),
             size=(image.height, image.width),
         )
 

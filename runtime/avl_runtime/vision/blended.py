@@ -1,17 +1,17 @@
-"""Features blended bilinearly in the graph: LLaVA-OneVision (arXiv 2408.03326).
+"""Features blended bilinearly: LLaVA-OneVision (arXiv 2408.03326).
 
 A picture alone is cut into tiles as in `anyres`, and a grid of too many features is made smaller;
 pictures that come together are one tile each; the frames of a video are one tile each, a quarter
-of whose features remains. All go through one graph: pixel_values [tiles, 3, H, W], pack [tokens, 4]
-int64, weights [tokens, 4] -> features [tokens, C]. A token is the weighted sum of four features;
-`pack` counts through those of all tiles, and that of a line break, which comes last.
+of whose features remains. All go through one graph: pixel_values [tiles, 3, H, W] -> features
+[tiles * side * side + 1, C], of which the last is a line break's. A token is the weighted sum of
+four features.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,22 +21,10 @@ from avl_runtime.videos import Video
 from avl_runtime.vision.anyres import Resolutions, cut_up, shown_cells
 from avl_runtime.vision.frame_steps import fit_frame, frame_values, spread
 from avl_runtime.vision.frames import frames_hash
-from avl_runtime.vision.media import Cells, Media, image_hash
+from avl_runtime.vision.media import Blend, Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 
 SLACK = 1.1  # a grid is made smaller if its sides are this many times too long
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Blend:
-    """Four features a token: pack [..., 4] int64 and weights [..., 4] float32."""
-
-    pack: NDArray[np.int64]
-    weights: NDArray[np.float32]
-
-    def inputs(self) -> dict[str, NDArray[Any]]:
-        """As the graph takes them."""
-        return {"pack": self.pack.reshape(-1, 4), "weights": self.weights.reshape(-1, 4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +52,13 @@ class BlendedImage:
         blend = join(overview, end_lines(shrink(cut.rows, grid), cut.line_break))
         return Media(
             kind="image",
-            inputs={"pixel_values": cut.pixel_values, **blend.inputs()},
+            inputs={"pixel_values": cut.pixel_values},
             replacement=token * len(blend.pack),
             tokens=len(blend.pack),
             digest=image_hash(image),
             cells=shown_cells(grid, self.side),
             size=(image.height, image.width),
+            blend=blend,
         )
 
     def view(self, image: Image.Image) -> Image.Image:
@@ -93,12 +82,13 @@ class SquareImage:
         blend = shrink(np.arange(count + 1)[:, None], (count + 1, 1))
         return Media(
             kind="image",
-            inputs={"pixel_values": values[None], **blend.inputs()},
+            inputs={"pixel_values": values[None]},
             replacement=token * (count + 1),
             tokens=count + 1,
             digest=f"square {image_hash(image)}",
             cells=Cells((self.side, self.side), np.append(np.arange(count), -1)),
             size=(image.height, image.width),
+            blend=blend,
         )
 
     def view(self, image: Image.Image) -> Image.Image:
@@ -137,11 +127,12 @@ class BlendedVideo:
         blend = join(every, shrink(np.array([[count * len(picked)]]), (1, 1)))
         return Media(
             kind="video",
-            inputs={"pixel_values": np.stack(values), **blend.inputs()},
+            inputs={"pixel_values": np.stack(values)},
             replacement=token * len(blend.pack),
             tokens=len(blend.pack),
             digest=frames_hash(picked),
             cells=Cells((half, half), np.append(np.tile(np.arange(half**2), len(picked)), -1)),
+            blend=blend,
         )
 
     def view(self, video: Video) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Kind = Literal["image", "video"]
+
+# Images, tiles or frames that one run of an encoder takes. They do not look at each other, and the
+# attention within each takes tens of MB in a tower of hundreds of patches.
+IMAGES_PER_RUN = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +44,45 @@ class Cells:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """What an encoder gives for one picture or video.
+
+    rows: [tokens, C]; deepstack: [K, tokens, C], for K decoder layers (0 in most families).
+    """
+
+    rows: NDArray[Any]
+    deepstack: NDArray[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + self.deepstack.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blend:
+    """Tokens made of an encoder's features, N of them each.
+
+    The features of all its runs count on from each other; that of a line break, the last row of
+    every run, comes behind them all.
+
+    pack: [tokens, N] int64, which features.
+    weights: [tokens, N] float32, how much of each.
+    """
+
+    pack: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+    def of(self, runs: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """[tokens, C] from each run's features [rows, C]; computes in float32."""
+        features = np.concatenate([*(run[:-1] for run in runs[:-1]), runs[-1]])
+        blended = np.zeros((len(self.pack), features.shape[1]), np.float32)
+        # One after the other: all at once would take N times the memory.
+        for pack, weights in zip(self.pack.T, self.weights.T, strict=True):
+            blended += features[pack] * weights[:, None]
+        return blended.astype(features.dtype, copy=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Media:
     """One picture or video of a prompt.
 
@@ -51,8 +94,8 @@ class Media:
         digest: SHA-256 of what was seen: the same content gives the same features.
         cells: what each of the tokens shows.
         blocks: in prompt order, for decoders with positions on three axes; else empty.
-        frames_per_run: entries of pixel_values' first axis that one run of the graph takes, where
-            they do not look at each other and all at once would take much memory; None for all.
+        images_per_run: entries of pixel_values' first axis that one run of the graph takes.
+        blend: how the graph's features make the tokens, unless each is one, in order.
     """
 
     kind: Kind
@@ -63,16 +106,26 @@ class Media:
     cells: Cells
     blocks: tuple[Block, ...] = field(default=())
     size: tuple[int, int] = (0, 0)
-    frames_per_run: int | None = None
+    images_per_run: int = IMAGES_PER_RUN
+    blend: Blend | None = None
 
     def runs(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """The graph's inputs for each of its runs, whose features follow each other."""
-        if self.frames_per_run is None:
-            yield self.inputs
-            return
+        """The graph's inputs for each of its runs."""
         values = self.inputs["pixel_values"]
-        for begin in range(0, len(values), self.frames_per_run):
-            yield {**self.inputs, "pixel_values": values[begin : begin + self.frames_per_run]}
+        for begin in range(0, len(values), self.images_per_run):
+            yield {**self.inputs, "pixel_values": values[begin : begin + self.images_per_run]}
+
+    def features(self, runs: Sequence[Sequence[NDArray[Any]]]) -> Features:
+        """The tokens' features from the graph's outputs in each of `runs`.
+
+        Outputs are features [..., C] and, for decoders that take them, deepstack ones
+        [K, tokens, C].
+        """
+        outputs = [run[0].reshape(-1, run[0].shape[-1]) for run in runs]
+        rows = np.concatenate(outputs) if self.blend is None else self.blend.of(outputs)
+        if len(runs[0]) == 1:
+            return Features(rows, np.zeros((0, *rows.shape), rows.dtype))
+        return Features(rows, np.concatenate([run[1] for run in runs], 1))
 
 
 def image_hash(image: Image.Image) -> str:

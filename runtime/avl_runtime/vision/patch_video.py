@@ -15,14 +15,13 @@ from PIL import Image
 from avl_runtime.images import check_size
 from avl_runtime.videos import Video, VideoError
 from avl_runtime.vision.frame_steps import frame_values
-from avl_runtime.vision.media import Media, image_hash
+from avl_runtime.vision.media import IMAGES_PER_RUN, Media, image_hash
 from avl_runtime.vision.patches import MAX_PATCHES, Patches, check_ratio, smart_size
 from avl_runtime.vision.resample import resize
 from avl_runtime.vision.steps import ImageProcessing
 
 UNKNOWN_FPS: Final = 24.0  # what transformers takes where nobody says
-# Frames do not look at each other, so the encoder takes them in runs of about this many patches.
-PATCHES_PER_RUN: Final = 1 << 14
+PATCHES_PER_RUN: Final = 1 << 14  # of several frames; a single one may have as many
 MAX_VIDEO_PATCHES: Final = 1 << 18  # their pixel values take about 1.5 GB
 
 
@@ -71,7 +70,7 @@ class PatchVideo:
             digest=_digest(frames),
             cells=cells,
             blocks=(self.patches.block(height, width, times),),
-            frames_per_run=per_run,
+            images_per_run=per_run,
         )
 
     def view(self, video: Video) -> Image.Image:
@@ -143,7 +142,7 @@ class TimedVideo:
             digest=_digest(frames),
             cells=cells,
             blocks=(block,) * groups,
-            frames_per_run=per_run,
+            images_per_run=per_run,
         )
 
     def view(self, video: Video) -> Image.Image:
@@ -212,7 +211,7 @@ def _inputs(
     values = np.stack([frame_values(frame, steps) for frame in pixels])
     if missing := -len(frames) % cut.temporal:
         values = np.concatenate([values, values[-1:].repeat(missing, 0)])
-    return cut.inputs(values), max(1, PATCHES_PER_RUN // patches)
+    return cut.inputs(values), min(IMAGES_PER_RUN, max(1, PATCHES_PER_RUN // patches))
 
 
 def _common_size(frames: Sequence[Image.Image]) -> tuple[int, int]:
