@@ -21,6 +21,7 @@ from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
 from avl_runtime.vision.layouts import ImageLayout, VideoLayout
+from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patches import Patches, PatchImage
 from avl_runtime.vision.steps import ImageProcessing
@@ -114,4 +115,4 @@ def test_a_file_of_its_own_for_videos(tmp_path: Path) -> None:
     assert made.video is not None
     made = replace(made, video=replace(made.video, file="video.onnx"))
     assert encoder_ranges(made, "vision.onnx", 9)["pixel_values"][0].most == 1
-    assert encoder_ranges(made, "video.onnx", 9)["pixel_values"][0].most == 5
+    assert encoder_ranges(made, "video.onnx", 9)["pixel_values"][0].most == IMAGES_PER_RUN

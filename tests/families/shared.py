@@ -19,6 +19,7 @@ from avl_export.options import Options
 from avl_export.plan import make_plan
 from avl_plugins.policies import parse
 from avl_runtime.cli.run import main as avl_run
+from avl_runtime.features import FeatureCache
 from avl_runtime.processor import Processor
 from export.checkpoints import join_file, split_file
 from families.support import Case, Made, clip, picture
@@ -111,12 +112,11 @@ class FamilyTests:
                 continue
             shown = read(made.reference, made.encode(PROMPT, images, videos))
             prompt = engine.processor.encode(PROMPT, images, videos)
-            found = [engine.backend.encode(part.kind, part.inputs) for part in prompt.media]
-            width = shown.embeds.shape[-1]
-            rows = np.concatenate([one[0].reshape(-1, width) for one in found])
+            found = FeatureCache(engine.backend).of(prompt)
+            rows = np.concatenate([one.rows for one in found])
             self._close(rows, shown.embeds[shown.visual].numpy())
             if len(shown.deepstack):
-                deepstack = np.concatenate([one[1] for one in found], axis=1)
+                deepstack = np.concatenate([one.deepstack for one in found], axis=1)
                 self._close(deepstack, shown.deepstack.numpy())
 
     def test_dense_is_transformers_generate(self, made: Made) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.cli.run import main as avl_run
-from avl_runtime.package import MANIFEST, PackageError, load_package
+from avl_runtime.package import FORMAT_VERSION, MANIFEST, PackageError, load_package
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_no_package(tmp_path: Path, capsys) -> None:
 
 def test_a_newer_format(copy: Path, capsys) -> None:
     edit(copy, lambda m: m.update(format_version=99, unheard_of=1))
-    refused(copy, "format 2", "99", "update avl", capsys=capsys)
+    refused(copy, f"format {FORMAT_VERSION}", "99", "update avl", capsys=capsys)
 
 
 def test_an_unknown_key(copy: Path, capsys) -> None:

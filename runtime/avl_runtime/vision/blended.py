@@ -79,7 +79,7 @@ class SquareImage:
         """Make an RGB picture ready; `token` is the text of an image token."""
         values = pixel_values(fit(self._square(image), self.processing), self.processing)
         count = self.side**2
-        blend = shrink(np.arange(count + 1)[:, None], (count + 1, 1))
+        blend = join(shrink(np.arange(count + 1)[:, None], (count + 1, 1)))
         return Media(
             kind="image",
             inputs={"pixel_values": values[None]},

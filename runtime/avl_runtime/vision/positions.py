@@ -16,13 +16,12 @@ def prompt_positions(
 ) -> tuple[NDArray[np.int64], int]:
     """Positions counted from the prompt's start, and where the next token goes.
 
-    On three axes text counts up on all of them, and each run of visual tokens takes its block's
-    positions. The next token goes behind the furthest: a long video's times may pass the text
+    On three axes text counts up on all of them, and the tokens of a block take its positions. The next token goes behind the furthest: a long video's times may pass the text
     behind it (transformers places both so).
 
     Args:
         mask: [N], which tokens are visual.
-        blocks: one for each run of visual tokens, in order; not looked at on one axis.
+        blocks: for all visual tokens, in order; not looked at on one axis.
         axes: 1 or 3.
 
     Returns:
@@ -34,11 +33,12 @@ def prompt_positions(
     edges = np.flatnonzero(np.diff(mask, prepend=~mask[:1], append=~mask[-1:]))
     waiting, start = iter(blocks), 0
     for begin, end in pairwise(edges.tolist()):
-        if mask[begin]:
+        while mask[begin] and begin < end:  # pictures may follow each other without a break
             block = next(waiting)
-            found[:, begin:end] = start + block.positions
+            tokens = block.positions.shape[1]
+            found[:, begin : begin + tokens] = start + block.positions
             start += block.advance
-        else:
-            found[:, begin:end] = start + np.arange(end - begin)
-            start += end - begin
+            begin += tokens
+        found[:, begin:end] = start + np.arange(end - begin)
+        start += end - begin
     return found, int(found.max(initial=-1)) + 1
