@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -17,8 +15,9 @@ from avl_runtime.chat_template import ChatTemplate, Turn
 from avl_runtime.images import ImageLike, load_image
 from avl_runtime.manifest import Manifest, VideoEncoder
 from avl_runtime.package import Package
+from avl_runtime.prompt import Prompt
 from avl_runtime.videos import VideoLike, load_video
-from avl_runtime.vision import Kind, Media, prompt_positions
+from avl_runtime.vision import Kind, Media
 
 __all__ = ["Processor", "Prompt", "PromptError", "Turn"]
 
@@ -27,35 +26,6 @@ TOKENIZER = "tokenizer.json"
 
 class PromptError(AvlError):
     """A prompt is empty or holds text that only the chat template may write."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
-    """What prefill takes.
-
-    Attributes:
-        input_ids: [N] int64.
-        image_mask: [N] bool, True at tokens of pictures and videos.
-        media: pictures and videos in prompt order.
-        positions: [axes, N] int64, RoPE positions counted from where the prompt starts.
-        next_position: where the token behind the prompt goes.
-    """
-
-    input_ids: NDArray[np.int64]
-    image_mask: NDArray[np.bool_]
-    media: tuple[Media, ...]
-    positions: NDArray[np.int64]
-    next_position: int
-
-    @classmethod
-    def of(
-        cls, input_ids: NDArray[np.int64], visual: Sequence[int], media: Sequence[Media], axes: int
-    ) -> Prompt:
-        """Work out mask and positions; `visual` are the ids of visual tokens."""
-        mask = np.isin(input_ids, visual)
-        blocks = [block for part in media for block in part.blocks]
-        positions, following = prompt_positions(mask, blocks, axes)
-        return cls(input_ids, mask, tuple(media), positions, following)
 
 
 class Processor:

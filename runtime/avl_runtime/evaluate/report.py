@@ -48,7 +48,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         ) from None
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    names = (("image_kv", "image KV rows, share of dense"), ("flops", "FLOPs, share of dense"))
+    names = (("kv", "KV bytes, share of dense"), ("flops", "FLOPs, share of dense"))
     for panel, (key, label) in zip(panels, names, strict=True):
         for family, colour in FAMILIES:
             points = sorted(
