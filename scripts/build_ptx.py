@@ -13,6 +13,7 @@ architecture it serves and refused if it spills, needs more than 48 KB of shared
 from __future__ import annotations
 
 import argparse
+import ast
 import gzip
 import hashlib
 import json
@@ -54,6 +55,30 @@ def architecture(capability: int, target: str) -> str:
     return target if target.endswith("a") else f"sm_{capability}"
 
 
+def source_digest(variant: Variant) -> str:
+    """SHA-256 of what a variant is compiled from: code without comments, and choices.
+
+    A test compares it with the index, so that a kernel cannot change without its PTX.
+    """
+    modules, code = [variant.module.rpartition(".")[2], "tiles"], []
+    for module in modules:
+        tree = ast.parse((FOLDER.parent / "kernels" / f"{module}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+        code.append(ast.unparse(tree))
+    choices = {
+        "kernel": variant.kernel,
+        "dtype": variant.dtype,
+        "constants": dict(variant.constants),
+        "warps": variant.warps,
+        "stages": variant.stages,
+        "registers": variant.registers,
+        "targets": variant.targets,
+    }
+    return hashlib.sha256("\n".join([*code, repr(choices)]).encode()).hexdigest()
+
+
 def build(name: str, target: int) -> Built:
     """Compile and gate one variant for one target."""
     from avl_plugins.kernels import aot
@@ -75,6 +100,7 @@ def build(name: str, target: int) -> Built:
         "arguments": [[n.removesuffix("_ptr"), kind] for n, kind in made.arguments],
         "grid": list(GRIDS[variant.kernel]),
         "threads": made.threads,
+        "source_sha256": source_digest(variant),
     }
     file = {
         "file": f"{name}.{made.target}.ptx.gz",
@@ -152,6 +178,7 @@ def differences(built: list[Built], folder: Path) -> list[str]:
         for name, entry in made["kernels"].items()
         if index["kernels"].get(name) != entry
     ]
+    found += [f"index.json: {key}" for key in ("format", "triton") if index[key] != made[key]]
     return found
 
 

@@ -20,7 +20,9 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,19 +42,54 @@ from kernel_cases import (  # noqa: E402
     attention_errors,
     triton_launch,
 )
-from kernel_moves import selection_with_ties, update_in_place, update_into_copies  # noqa: E402
+from kernel_moves import (  # noqa: E402
+    selection_with_ties,
+    text_evictions,
+    update_in_place,
+    update_into_copies,
+)
 from kernel_sequences import refreshes, text_steps  # noqa: E402
 from kernel_sweep import FORMS, MASS, OUT, random_case  # noqa: E402
 
-REPEATS = 1000
 DEVICE = "cuda"
+
+# Checks of the moves and selections, with their sizes.
+MOVED: list[tuple[Callable[..., bool], tuple[int, ...]]] = [
+    *((update_in_place, (2, 2, 128, moves)) for moves in (1, 64, 100, 1200, 4000)),
+    (update_into_copies, (2, 2, 80, 300)),
+    *(
+        (selection_with_ties, sizes)  # core, parked and ranked rows
+        for sizes in ((20, 30, 1024), (500, 524, 1024), (600, 900, 4096))
+    ),
+    (text_evictions, (300,)),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is checked.
+
+    Attributes:
+        seeds: random cases of each form, type and head_dim.
+        moves: random cases of each check of the moves and selections.
+        steps: decode steps of each sequence of them.
+        repeats: launches that must agree in every bit.
+    """
+
+    seeds: int = 6
+    moves: int = 20
+    steps: int = 20
+    repeats: int = 1000
+
+
+SMALL = Effort(seeds=1, moves=1, steps=2, repeats=2)  # what the sanitizer has time to watch
 
 
 class PtxLaunch:
     """Launches the packaged PTX with cuLaunchKernel on torch's current stream."""
 
     def __init__(self) -> None:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's own
         self.device = Device(torch.cuda.current_device())
 
     def __call__(self, variant: Variant, values: Mapping[str, Any]) -> None:
@@ -80,66 +117,78 @@ def large_cases() -> list[Attention]:
     return made
 
 
+def attempted(check: Callable[[], list[str]], name: str) -> list[str]:
+    """What a check finds wrong; an error is one more finding, and other checks go on."""
+    try:
+        return check()
+    except Exception as error:
+        return [f"{name}: {type(error).__name__}: {str(error)[:200]}"]
+
+
+def named(name: str, right: Callable[[], bool]) -> list[str]:
+    """The name of a check unless it is right."""
+    return [] if right() else [name]
+
+
 def check_attention(launch: Launch, cases: list[Attention]) -> dict[str, Any]:
     """Largest errors of each form and type, and the cases that are over the limits."""
     worst: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    failed = []
-    for case in cases:
+
+    def check(case: Attention) -> list[str]:
         inputs = case.inputs(DEVICE)
         errors = attention_errors(case, inputs, attend(case, launch, inputs))
         row = worst[f"{case.form} {case.dtype}"]
         row[0], row[1], row[2] = row[0] + 1, max(row[1], errors.out), max(row[2], errors.mass)
-        if not (errors.out <= OUT and errors.mass <= MASS):
-            failed.append(f"{errors} {case}")
+        return [] if errors.out <= OUT and errors.mass <= MASS else [f"{errors} {case}"]
+
+    failed = [one for case in cases for one in attempted(partial(check, case), str(case))]
     names = ("cases", "out_error_over_rounding", "mass_error")
-    return {
-        "worst": {name: dict(zip(names, row, strict=True)) for name, row in worst.items()},
-        "failed": failed,
-    }
+    found = {name: dict(zip(names, row, strict=True)) for name, row in worst.items()}
+    return {"worst": found, "failed": failed}
 
 
-def check_moves(launch: Launch) -> list[str]:
+def check_moves(launch: Launch, effort: Effort) -> list[str]:
     """What `update` and the selections get wrong."""
     failed = []
-    for seed in range(20):
-        failed += [
-            f"update: seed {seed}, {moves} moves"
-            for moves in (1, 64, 100, 1200, 4000)
-            if not update_in_place(launch, DEVICE, seed, 2, 2, 128, moves)
-        ]
-        if not update_into_copies(launch, DEVICE, seed, 2, 2, 80, 300):
-            failed.append(f"update_copy: seed {seed}")
-        failed += [
-            f"select_core: seed {seed}, {core} and {parked} rows"
-            for core, parked, rows in ((20, 30, 1024), (500, 524, 1024), (600, 900, 4096))
-            if not selection_with_ties(launch, DEVICE, seed, core, parked, rows)
-        ]
-        failed += [f"refreshes: {one}" for one in refreshes(launch, DEVICE, seed, 8)]
-        failed += [f"text: {one}" for one in text_steps(launch, DEVICE, seed, 20, 0.5)]
+    for seed in range(effort.moves):
+        for check, sizes in MOVED:
+            name = f"{check.__name__}: seed {seed}, {sizes}"
+            right = partial(check, launch, DEVICE, seed, *sizes)
+            failed += attempted(partial(named, name, right), name)
+        for several, options in ((refreshes, ()), (text_steps, (0.5,))):
+            steps = partial(several, launch, DEVICE, seed, effort.steps, *options)
+            failed += attempted(steps, several.__name__)
     return failed
 
 
-def check_stability(launch: Launch) -> list[str]:
+def check_stability(launch: Launch, effort: Effort) -> list[str]:
     """Forms whose repeated launches differ in any bit."""
-    failed = []
-    for form in FORMS:
+
+    def check(form: str) -> list[str]:
         new = 130 if "prefill" in form else 1
         case = Attention(
             form, "bfloat16", 128, 4, 4, new, 700, 300, (700, 33), (300, 0), splits=7, owners=2
         )
         inputs = case.inputs(DEVICE)
         first = attend(case, launch, inputs)
-        for _ in range(REPEATS - 1):
+        for _ in range(effort.repeats - 1):
             again = attend(case, launch, inputs)
             if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
-                failed.append(form)
-                break
-    return failed
+                return [form]
+        return []
+
+    return [one for form in FORMS for one in attempted(partial(check, form), form)]
 
 
-def small_cases() -> list[Attention]:
-    """One of each form and type, for the sanitizer."""
-    return [random_case(form, dtype, 128, 1) for form in FORMS for dtype in DTYPES]
+def random_cases(effort: Effort) -> list[Attention]:
+    """As many of each form, type and head_dim."""
+    return [
+        random_case(form, dtype, head_dim, seed)
+        for form in FORMS
+        for dtype in DTYPES
+        for head_dim in HEAD_DIMS
+        for seed in range(effort.seeds)
+    ]
 
 
 def without_tiles(cases: list[Attention]) -> list[Attention]:
@@ -167,14 +216,9 @@ def sanitize() -> dict[str, str]:
     return said
 
 
-def run_small() -> None:
-    """What the sanitizer watches."""
-    for launch in (triton_launch, PtxLaunch()):
-        check_attention(launch, without_tiles(small_cases()))
-        update_in_place(launch, DEVICE, 0, 2, 2, 128, 100)
-        update_into_copies(launch, DEVICE, 0, 2, 2, 80, 300)
-        refreshes(launch, DEVICE, 0, 2)
-        text_steps(launch, DEVICE, 0, 3, 0.5)
+def wrong(correctness: Mapping[str, Any]) -> bool:
+    """Whether any way of launching got anything wrong."""
+    return any(one["failed"] or one["moves"] or one["unstable"] for one in correctness.values())
 
 
 def environment(device: Device) -> dict[str, str]:
@@ -203,45 +247,52 @@ def table(report: dict[str, Any]) -> str:
         mark = "" if row["met"] is None else ("met" if row["met"] else "SHORT")
         wanted = f"{row['wanted']:>9s}" if row["wanted"] else " " * 9
         lines.append(f"{row['name']:62s} {row['value']:9.3f} {row['unit']:6s} {wanted} {mark}")
+    lines += [str(row) for row in report["tuning"]]
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, default=6, help="cases of each form, type, head_dim")
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--tune", action="store_true", help="also time other tile sizes")
     parser.add_argument("--small", action="store_true", help="run a little of everything once")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("error: expected a GPU that torch can use, found none; run this on a GPU machine")
-    if args.small:
-        run_small()
-        return
     packaged = PtxLaunch()
-    cases = [
-        random_case(form, dtype, head_dim, seed)
-        for form in FORMS
-        for dtype in DTYPES
-        for head_dim in HEAD_DIMS
-        for seed in range(args.seeds)
-    ] + large_cases()
+    effort = SMALL if args.small else Effort(seeds=args.seeds)
+    cases = random_cases(effort)
+    cases = without_tiles(cases) if args.small else cases + large_cases()
     report: dict[str, Any] = {"environment": environment(packaged.device), "correctness": {}}
-    for way, launch in (("triton", triton_launch), ("ptx", packaged)):
-        found = check_attention(launch, cases if way == "triton" else without_tiles(cases))
-        found |= {"moves": check_moves(launch), "unstable": check_stability(launch)}
+    report |= {"sanitizer": {}, "speed": [], "tuning": []}
+
+    def save() -> None:
+        """After every part: what has been measured is kept if a later part does not end."""
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+    for way, launch, own in (
+        ("triton", triton_launch, cases),
+        ("ptx", packaged, without_tiles(cases)),
+    ):
+        found = check_attention(launch, own)
+        found |= {"moves": check_moves(launch, effort), "unstable": check_stability(launch, effort)}
         report["correctness"][way] = found
         print(f"{way}: checked", file=sys.stderr)
-    report["sanitizer"] = sanitize()
-    report["speed"] = [] if args.no_speed else measure_speed(packaged)
-    report["tuning"] = tune() if args.tune else []
+        save()
+    if not args.small:
+        report["sanitizer"] = sanitize()
+        save()
+    if not (args.small or args.no_speed):
+        report["speed"] = measure_speed(packaged)
+        save()
+    if args.tune:
+        report["tuning"] = tune()
+        save()
     print(table(report))
-    for row in report["tuning"]:
-        print(row)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-    if any(f["failed"] or f["moves"] or f["unstable"] for f in report["correctness"].values()):
+    if wrong(report["correctness"]):
         sys.exit("error: some results are wrong")
 
 

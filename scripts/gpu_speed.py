@@ -6,58 +6,38 @@ and timed with CUDA events. Everything runs the packaged PTX except `tune`.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from avl_plugins.kernels.catalog import VARIANTS, splits, variant_of
-from kernel_cases import Attention, Launch, attend, triton_launch
+from avl_plugins.kernels.catalog import MOVES, ROWS, VARIANTS, splits, variant_of
+from gpu_timing import DEVICE, Row, Work, copy_bandwidth, milliseconds, prepared, rotations, row
+from kernel_cases import Attention, Launch, triton_launch
 from kernel_moves import UNSET, pointers
 
-DEVICE = "cuda"
-Row = dict[str, Any]
-Work = Callable[[], Any]
 
-IMAGE, TEXT = 2880, 160  # tokens of a LLaVA-NeXT image at full resolution, and of text
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is timed: by default LLaVA-NeXT-7B with an image at full resolution.
 
+    Attributes:
+        image, text: tokens while decoding; `text` counts those around the image and the answer.
+        prompt: tokens of a prefill: 35 of text, the image, and text again.
+        heads: query heads; a KV head serves one (MHA) or eight (GQA) of them.
+    """
 
-def milliseconds(works: Sequence[Work], repeats: int = 20) -> float:
-    """Median time of one of `works`, which do the same on inputs of their own."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for work in works:  # compiles, loads modules, allocates
-            work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for work in works:
-            work()
-    times = []
-    for _ in range(repeats + 3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / len(works))
-    return statistics.median(times[3:])
+    image: int = 2880
+    text: int = 160
+    prompt: int = 3072
+    heads: int = 32
+    layers: int = 32
+    batch: int = 8
 
 
-def rotations(bytes_each: int) -> int:
-    """How many inputs are more than four times the L2 cache together."""
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    return max(2, -(-4 * cache // bytes_each))
-
-
-def copy_bandwidth() -> float:
-    """Bytes a second that a device-to-device copy reads and writes."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / (milliseconds([lambda: target.copy_(source)]) * 1e-3)
+MODEL = Model()
+FLASH = SDPBackend.FLASH_ATTENTION
 
 
 class Decode:
@@ -104,40 +84,25 @@ class Decode:
                 q, k, v, enable_gqa=self.case.group > 1
             )
 
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        with sdpa_kernel(FLASH):
             return milliseconds([work(one) for one in self.sets])
 
 
-def prepared(case: Attention, launch: Launch, inputs: dict[str, torch.Tensor]) -> Work:
-    """The launches of a case with outputs and workspaces made once, before any timing."""
-    noted: list[tuple[Any, Any]] = []
-    attend(case, lambda variant, values: noted.append((variant, dict(values))), inputs)
-
-    def work() -> None:
-        for variant, values in noted:
-            launch(variant, values)
-
-    return work
-
-
-def row(name: str, value: float, unit: str, wanted: float | None = None, least: bool = True) -> Row:
-    """One figure; `wanted` is the least that is asked of it, or the most."""
-    sign = ">=" if least else "<="
-    met = None if wanted is None else (value >= wanted if least else value <= wanted)
-    text = "" if wanted is None else f"{sign} {wanted:g}"
-    return {"name": name, "value": value, "unit": unit, "wanted": text, "met": met}
+def grouped() -> list[tuple[str, int, int]]:
+    """Label, KV heads and group with a KV head for each query head, and for eight."""
+    return [("MHA", MODEL.heads, 1), ("GQA 8", MODEL.heads // 8, 8)]
 
 
 def decode_speed(launch: Launch, bandwidth: float) -> list[Row]:
-    """Bandwidth of dense and sparse steps at batch 8, and dense steps against torch at batch 1."""
+    """Bandwidth of dense and sparse steps in a batch, and dense steps against torch at batch 1."""
     found = []
-    for label, kv_heads, group in (("MHA", 32, 1), ("GQA 8", 4, 8)):
-        dense = Decode(8, kv_heads, group, IMAGE + TEXT)
-        sparse = Decode(8, kv_heads, group, IMAGE // 10 + TEXT)
+    for label, kv_heads, group in grouped():
+        dense = Decode(MODEL.batch, kv_heads, group, MODEL.image + MODEL.text)
+        sparse = Decode(MODEL.batch, kv_heads, group, MODEL.image // 10 + MODEL.text)
         for mass in (False, True):
-            how = f"decode, batch 8, {label}{', with mass' if mass else ''}"
+            how = f"decode, batch {MODEL.batch}, {label}{', with mass' if mass else ''}"
             slow, fast = dense.time(launch, mass), sparse.time(launch, mass)
-            judged = not mass and group == 1
+            judged = not mass  # the bytes asked for are those of attention alone
             for kind, one, time, wanted in (
                 ("dense", dense, slow, 0.8),
                 ("10 % core", sparse, fast, 0.6),
@@ -150,8 +115,8 @@ def decode_speed(launch: Launch, bandwidth: float) -> list[Row]:
             limit = 0.25 if judged else None
             found.append(row(f"{how}: 10 % core over dense", fast / slow, "", limit, least=False))
         del dense, sparse
-    for label, kv_heads, group in (("MHA", 32, 1), ("GQA 8", 4, 8)):
-        one = Decode(1, kv_heads, group, IMAGE + TEXT)
+    for label, kv_heads, group in grouped():
+        one = Decode(1, kv_heads, group, MODEL.image + MODEL.text)
         own, torch_time = one.time(launch, mass=False), one.sdpa()
         name = f"decode, batch 1, {label}, dense"
         wanted = 1.5 if group == 8 else None
@@ -165,9 +130,9 @@ def decode_speed(launch: Launch, bandwidth: float) -> list[Row]:
 
 def prefill_speed(launch: Launch) -> list[Row]:
     """Prefill with mass of a prompt of one image against torch's flash attention without it."""
-    found, new = [], 3072
-    text = (*range(35), *range(35 + IMAGE, new))
-    for label, kv_heads, group in (("MHA", 32, 1), ("GQA 8", 4, 8)):
+    found, new = [], MODEL.prompt
+    text = (*range(35), *range(35 + MODEL.image, new))
+    for label, kv_heads, group in grouped():
         case = Attention(
             "prefill", "float16", 128, kv_heads, group, new, 1, 1, (0,), (0,), weighted=text
         )
@@ -175,7 +140,8 @@ def prefill_speed(launch: Launch) -> list[Row]:
         inputs["row_weights"] = torch.zeros_like(inputs["row_weights"])
         inputs["row_weights"][:, 0, -1] = 1
         inputs["row_weights"][:, 1, list(text)] = 1
-        sets = [{n: t.clone() for n, t in inputs.items()} for _ in range(4)]
+        read = sum(inputs[name].nbytes for name in ("q", "k_new", "v_new"))
+        sets = [{n: t.clone() for n, t in inputs.items()} for _ in range(rotations(read))]
 
         def only(variant: Any, values: Any) -> None:
             if variant.kernel == "prefill":
@@ -191,28 +157,25 @@ def prefill_speed(launch: Launch) -> list[Row]:
         whole = milliseconds([prepared(case, launch, one) for one in sets])
         fused = replace(case, form="fused_prefill")
         once = milliseconds([prepared(fused, launch, one) for one in sets])
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        with sdpa_kernel(FLASH):
             flash = milliseconds([sdpa(one) for one in sets])
-        judged = group == 1
         name = f"prefill, {new} rows, {label}"
-        operations = 4 * 128 * 32 * new * (new + 1) / 2
+        operations = 4 * 128 * MODEL.heads * new * (new + 1) / 2
         found += [
             row(f"{name}: time with mass", whole * 1e3, "us"),
             row(f"{name}: with mass", operations / (whole * 1e9), "TFLOPs"),
-            row(f"{name}: torch flash over ours", flash / whole, "", 0.9 if judged else None),
-            row(f"{name}: mass over the rest", whole / alone - 1, "", 0.05, least=False)
-            if judged
-            else row(f"{name}: mass over the rest", whole / alone - 1, ""),
+            row(f"{name}: torch flash over ours", flash / whole, "", 0.9),
+            row(f"{name}: mass over the rest", whole / alone - 1, "", 0.05, least=False),
             row(f"{name}: fused in one launch over two", once / whole, ""),
         ]
     return found
 
 
 def refresh_speed(launch: Launch) -> list[Row]:
-    """Selection and exchange of a refresh of 32 layers, over its attention."""
-    layers, kv_heads = 32, 32
-    core, parked = int(0.3 * IMAGE), int(0.2 * IMAGE)
-    active = core + TEXT
+    """Selection and exchange of a refresh of all layers, over its attention."""
+    layers, kv_heads = MODEL.layers, MODEL.heads
+    core, parked = int(0.3 * MODEL.image), int(0.2 * MODEL.image)
+    active = core + MODEL.text
     attention = Decode(1, kv_heads, 1, active, parked).time(launch, mass=True) * layers
     shape = (1, kv_heads)
     order = torch.randperm(core + parked, device=DEVICE)
@@ -237,17 +200,18 @@ def refresh_speed(launch: Launch) -> list[Row]:
     values |= {"B": 1, "Hkv": kv_heads, "R": 2, "S": 1, "D": 128}
     choose = {**values, "table": pointers(ranked)}
     move = {**values, "table": pointers(caches)}
-    rows = 1024 if core + parked <= 1024 else 4096
-    limit = next(n for n in (64, 1024, 4096) if n >= moves)
-    first, second = VARIANTS[f"select_core-{rows}"], VARIANTS[f"update-{limit}"]
+    ranks = next(n for n in ROWS if n >= core + parked)
+    limit = next(n for n in MOVES if n >= moves)
+    first, second = VARIANTS[f"select_core-{ranks}"], VARIANTS[f"update-{limit}"]
     selecting = milliseconds([lambda: launch(first, choose)])
     updating = milliseconds([lambda: launch(second, move)])
     share = (selecting + updating) / attention
+    name = f"refresh, {layers} layers"
     return [
-        row("refresh, 32 layers: attention", attention * 1e3, "us"),
-        row("refresh, 32 layers: select", selecting * 1e3, "us"),
-        row("refresh, 32 layers: update", updating * 1e3, "us"),
-        row("refresh, 32 layers: select and update over attention", share, "", 0.1, least=False),
+        row(f"{name}: attention", attention * 1e3, "us"),
+        row(f"{name}: select", selecting * 1e3, "us"),
+        row(f"{name}: update", updating * 1e3, "us"),
+        row(f"{name}: select and update over attention", share, "", 0.1, least=False),
     ]
 
 
@@ -264,8 +228,10 @@ def measure_speed(launch: Launch) -> list[Row]:
 def tune() -> list[Row]:
     """Times of other tile sizes, warps and stages, through Triton."""
     found: list[Row] = []
-    decode = Decode(8, 32, 1, IMAGE + TEXT)
-    case = Attention("prefill", "float16", 128, 32, 1, 3072, 1, 1, (0,), (0,), weighted=())
+    decode = Decode(MODEL.batch, MODEL.heads, 1, MODEL.image + MODEL.text)
+    case = Attention(
+        "prefill", "float16", 128, MODEL.heads, 1, MODEL.prompt, 1, 1, (0,), (0,), weighted=()
+    )
     inputs = case.inputs(DEVICE)
     options = [
         ("decode", one, warps, stages)

@@ -42,7 +42,11 @@ def triton_launch(variant: Variant, values: Values) -> None:
         for name in kernel.arg_names
         if name not in variant.constants
     ]
-    options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    options = {
+        "num_warps": variant.warps,
+        "num_stages": variant.stages,
+        "maxnreg": variant.registers,
+    }
     kernel[variant.grid(values)](*arguments, **variant.constants, **options)
 
 

@@ -186,3 +186,68 @@ def selection_with_ties(
         if tensors[2][0, :, slot].tolist() != [parked_positions[0, row - active]] * kv_heads:
             return False
     return True
+
+
+def text_evictions(launch: Launch, device: str, seed: int, rows: int) -> bool:
+    """Whether `select_text` gives the naive lists, and the book-keeping after them.
+
+    Two layers and sequences, each with lengths, images and budgets of its own, three new rows and
+    many equal masses.
+    """
+    rng = np.random.default_rng(seed)
+    shape, new, moves, tokens = (2, 2), 3, rows + 5, 2 * rows + 20
+    image_mask = (rng.random((2, tokens)) < 0.3).astype(np.int8)
+    first_image = rng.integers(0, tokens // 4, 2).astype(np.int32)
+    budgets = rng.integers(0, rows, (2, 2)).astype(np.int32)
+
+    def drawn(*size: int) -> Any:
+        return (rng.integers(0, 3, (*shape, *size)) / 4).astype(np.float32)
+
+    layers = []
+    for spare in (1, 6):
+        capacity = rows + spare
+        lengths = rng.integers(rows // 2 + new, capacity + 1, 2)
+        chosen = [rng.permutation(tokens)[:capacity] for _ in range(2)]
+        # The heads of a sequence have the same tokens, in orders of their own.
+        positions = [
+            [np.r_[rng.permutation(one[:n]), one[n:]] for _ in range(2)]
+            for one, n in zip(chosen, lengths, strict=True)
+        ]
+        step = capacity + 2
+        arrays = (drawn(2, step), drawn(2, new), np.array(positions), drawn(capacity), lengths)
+        layers.append((arrays, capacity, step))
+    tensors = [[torch.from_numpy(a.copy()).to(device) for a in arrays] for arrays, *_ in layers]
+    source = torch.full((2, *shape, moves), UNSET, device=device)
+    values: dict[str, Any] = {
+        "table": pointers(
+            [[*own, *sizes] for own, (_, *sizes) in zip(tensors, layers, strict=True)]
+        ),
+        "image_mask": torch.from_numpy(image_mask).to(device),
+        "first_image": torch.from_numpy(first_image).to(device),
+        "budget": torch.from_numpy(budgets).to(device),
+        "source": source,
+        "destination": torch.full_like(source, UNSET),
+        "remaining": torch.full((2, 2), UNSET, device=device),
+    }
+    values |= {"B": 2, "L": 2, "Hkv": 2, "R": 2, "S": new, "M": moves, "T": tokens}
+    launch(VARIANTS["select_text-1024"], values)
+    for layer, b, h in np.ndindex(2, 2, 2):
+        mass_active, mass_new, positions, gathered, lengths = layers[layer][0]
+        n = lengths[b]
+        gathered, positions = gathered[b, h].copy(), positions[b, h].copy()
+        gathered[: n - new] += mass_active[b, h, 1, : n - new]
+        gathered[n - new : n] += mass_new[b, h, 1]
+        text = (image_mask[b, positions[:n]] == 0) & (positions[:n] > first_image[b])
+        budget, recent = np.minimum.accumulate([min(budgets[b, 0], text.sum()), budgets[b, 1]])
+        expected = naive.eviction(gathered[:n], positions[:n], text, int(budget), int(recent))
+        for from_slot, to_slot in expected:
+            positions[to_slot], gathered[to_slot] = positions[from_slot], gathered[from_slot]
+        padded = [*expected, *[(0, -1)] * (moves - len(expected))]
+        lists = (values[name][layer, b, h].tolist() for name in ("source", "destination"))
+        same = list(zip(*lists, strict=True)) == padded
+        same &= int(values["remaining"][layer, b]) == n - text.sum() + budget
+        same &= np.array_equal(tensors[layer][2][b, h].cpu().numpy(), positions)
+        same &= np.array_equal(tensors[layer][3][b, h].cpu().numpy(), gathered)
+        if not same:
+            return False
+    return True

@@ -37,7 +37,7 @@ def measured(packaged: PackagedKernel, pool: ThreadPoolExecutor) -> dict[str, An
         "spilled_bytes": {name: one.spilled for name, one in zip(names, results, strict=True)},
         "shared_bytes": packaged.shared,
         "threads": packaged.threads,
-        "ptx_bytes": len(ptx),
+        "sha256": packaged.sha256,
         "instructions": aot.instructions(ptx),
     }
 

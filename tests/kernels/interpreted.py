@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from avl_plugins.kernels.catalog import Variant, scale_bits
+from interpreted_memory import watched
 from interpreter import shuffled_programs
 from kernel_cases import (
     Attention,
@@ -19,6 +21,19 @@ from kernel_cases import (
 )
 
 
+@contextmanager
+def checked(order: int | None) -> Iterator[None]:
+    """Programs in an order of their own; no access out of bounds, no race.
+
+    Raises:
+        AssertionError: there was one.
+    """
+    with shuffled_programs(order), watched() as wrong:
+        yield
+    if wrong:
+        raise AssertionError(f"{len(wrong)} accesses are wrong: {sorted(set(wrong))}")
+
+
 def attention(case: Attention, order: int | None, stretch: float = 1.0) -> Errors:
     """Errors of a case; `stretch` makes the kernel's scale wrong by that factor."""
     inputs = case.inputs()
@@ -27,18 +42,18 @@ def attention(case: Attention, order: int | None, stretch: float = 1.0) -> Error
         scale = scale_bits(stretch * case.head_dim**-0.5)
         triton_launch(variant, {**values, "scale_bits": scale})
 
-    with shuffled_programs(order):
+    with checked(order):
         outputs = attend(case, launch, inputs)
     return attention_errors(case, inputs, outputs)
 
 
 def outputs_of(case: Attention, order: int | None) -> list[np.ndarray[Any, Any]]:
     inputs = case.inputs()
-    with shuffled_programs(order):
+    with checked(order):
         return [tensor.float().numpy() for tensor in attend(case, triton_launch, inputs)]
 
 
 def run(check: Callable[..., Any], order: int | None, *arguments: Any) -> Any:
     """A check of `kernel_moves` or `kernel_sequences`, interpreted."""
-    with shuffled_programs(order):
+    with checked(order):
         return check(triton_launch, "cpu", *arguments)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from dataclasses import replace
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from avl_plugins.cuda import Attention, CudaError, Device, Sizes, load_driver
+from avl_plugins.cuda import CudaError, Device, compute_capability, load_driver
+from avl_plugins.cuda_attention import Attention, Sizes
 from avl_plugins.errors import AvlError
 from avl_plugins.kernels.catalog import evaluate, scale_bits, splits
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
@@ -20,6 +22,7 @@ from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 class Result(IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_PTX = 218
+    CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222
 
 
 class Driver(SimpleNamespace):
@@ -32,7 +35,7 @@ class Driver(SimpleNamespace):
     )
 
     def __init__(self, **answers: Any) -> None:
-        super().__init__(modules=[], launches=[], answers=answers)
+        super().__init__(modules=[], launches=[], contexts=[], retained=[], answers=answers)
 
     def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:
         return self.answers.get("cuDeviceGet", (Result.CUDA_SUCCESS, f"device {ordinal}"))
@@ -41,13 +44,18 @@ class Driver(SimpleNamespace):
         return Result.CUDA_SUCCESS, attribute
 
     def cuDevicePrimaryCtxRetain(self, device: str) -> tuple[Any, ...]:
+        self.retained.append(device)
         return Result.CUDA_SUCCESS, f"context of {device}"
 
-    def cuCtxSetCurrent(self, context: str) -> tuple[Any, ...]:
-        assert context == "context of device 0"
+    def cuCtxPushCurrent(self, context: str) -> tuple[Any, ...]:
+        self.contexts.append(context)
         return (Result.CUDA_SUCCESS,)
 
+    def cuCtxPopCurrent(self) -> tuple[Any, ...]:
+        return Result.CUDA_SUCCESS, self.contexts.pop()
+
     def cuModuleLoadData(self, image: bytes) -> tuple[Any, ...]:
+        assert self.contexts == ["context of device 0"]
         self.modules.append(image)
         return self.answers.get("cuModuleLoadData", (Result.CUDA_SUCCESS, image))
 
@@ -56,6 +64,7 @@ class Driver(SimpleNamespace):
         return Result.CUDA_SUCCESS, name.decode()
 
     def cuLaunchKernel(self, function: str, *arguments: Any) -> tuple[Any, ...]:
+        assert self.contexts == ["context of device 0"]
         self.launches.append((function, arguments))
         return (Result.CUDA_SUCCESS,)
 
@@ -109,16 +118,32 @@ def test_decode() -> None:
 def test_parts_of_the_workspace_do_not_overlap() -> None:
     driver = Driver()
     attention = Attention(Device(0, driver), "float16", 80, scale=0.25)  # type: ignore[arg-type]
-    attention(SIZES, ADDRESSES, workspace=0)
+    attention(SIZES, ADDRESSES, workspace=1 << 20)
     scores, lse, partial, softmax, counter = passed(driver.launches[0], driver, 0)[18:]
     count = 8  # splits: 116 programs for 16 KV heads
     pairs, rows = 16, 16
-    starts = [counter, lse, softmax, partial, scores, attention.workspace_bytes(SIZES)]
+    end_of_all = (1 << 20) + attention.workspace_bytes(SIZES)
+    starts = [counter, lse, softmax, partial, scores, end_of_all]
     least = [4 * pairs, 4 * pairs * rows, 8 * pairs * count * rows]
     least += [4 * pairs * count * rows * 128, 4 * pairs * rows * 1501]
     for begin, end, size in zip(starts, starts[1:], least, strict=False):
         assert end - begin >= size
         assert begin % 16 == 0
+
+
+def test_calls_of_all_sizes_leave_the_counters_to_each_other() -> None:
+    """Only what is zero after every call may be taken for zero by the next."""
+    driver = Driver()
+    attention = Attention(Device(0, driver), "float16", 64, scale=0.25)  # type: ignore[arg-type]
+    for sizes in (replace(SIZES, B=1, Hkv=1), SIZES, replace(SIZES, B=16), replace(SIZES, S=70)):
+        attention(sizes, ADDRESSES, workspace=1 << 20, mass=False)
+    few, usual, many = (passed(launch, driver, 0)[18:] for launch in driver.launches[:3])
+    for scores, lse, partial, softmax, counter in (few, usual, many):
+        assert counter == 1 << 20
+        assert min(scores, lse, partial, softmax) >= (1 << 20) + 16384
+    assert passed(driver.launches[3], driver, 1)[-1] >= (1 << 20) + 16384  # lse of prefill
+    with pytest.raises(AvlError, match="at most 4096 KV heads, found 8192"):
+        attention.workspace_bytes(replace(SIZES, B=1024))
 
 
 def test_prefill_and_without_mass() -> None:
@@ -138,11 +163,37 @@ def test_missing_values_and_impossible_grids() -> None:
     device = Device(0, Driver())  # type: ignore[arg-type]
     with pytest.raises(AvlError, match="update-64: expected a value for 'D', found none"):
         device.launch("update-64", {"B": 1, "Hkv": 1, "L": 1})
-    values = dict.fromkeys(("table", "source", "destination", "S", "M"), 1)
+    values = {"table": 256, "source": 512, "destination": 768, "S": 1, "M": 64}
     with pytest.raises(AvlError, match="expected a grid of 1 to"):
         device.launch("update-64", {**values, "B": 70000, "Hkv": 1, "L": 1, "D": 128})
     with pytest.raises(AvlError, match="expected a grid of 1 to"):
         device.launch("update-64", {**values, "B": 1, "Hkv": 1, "L": 0, "D": 128})
+
+
+def test_more_than_a_kernel_takes_is_refused() -> None:
+    device = Device(0, Driver())  # type: ignore[arg-type]
+    values = {"table": 256, "source": 512, "destination": 768, "S": 1, "M": 64, "D": 80}
+    values |= {"B": 1, "Hkv": 1, "L": 1}
+    device.launch("update-64", values)
+    with pytest.raises(AvlError, match="update-64: expected M <= MP = 64, found 65"):
+        device.launch("update-64", {**values, "M": 65})
+    with pytest.raises(AvlError, match=r"expected cdiv\(D, W\) \* W <= D = 72, found 80"):
+        device.launch("update-64", {**values, "D": 72})
+    few = {**ADDRESSES, **SIZES.values(), "splits": 1, "scale_bits": 0}
+    few |= dict.fromkeys(("scores", "lse", "partial", "softmax", "counter"), 16)
+    with pytest.raises(AvlError, match=r"expected S \* G <= BM = 16, found 20"):
+        device.launch("decode-fp16-d64", {**few, "S": 5})
+
+
+@pytest.mark.parametrize("address", [0, 8, 513])
+def test_addresses_that_are_not_aligned_are_refused(address: int) -> None:
+    """They would end every later launch of the process too."""
+    driver = Driver()
+    device = Device(0, driver)  # type: ignore[arg-type]
+    values = {"table": 256, "source": address, "destination": 768, "S": 1, "M": 64, "D": 80}
+    with pytest.raises(AvlError, match="update-64: expected source at a multiple of 16 bytes"):
+        device.launch("update-64", {**values, "B": 1, "Hkv": 1, "L": 1})
+    assert not driver.launches
 
 
 def test_refused_types_and_head_dims() -> None:
@@ -156,10 +207,18 @@ def test_refused_types_and_head_dims() -> None:
 def test_what_the_driver_refuses_is_named() -> None:
     with pytest.raises(CudaError, match="cuDeviceGet: expected success, found CUDA_ERROR_INVALID"):
         Device(0, Driver(cuDeviceGet=(Result.CUDA_ERROR_INVALID_PTX, None)))  # type: ignore[arg-type]
-    driver = Driver(cuModuleLoadData=(Result.CUDA_ERROR_INVALID_PTX, None))
-    values = dict.fromkeys(("table", "source", "destination", "S", "M", "B", "Hkv", "L"), 1)
-    with pytest.raises(CudaError, match="cuModuleLoadData: expected success"):
-        Device(0, driver).launch("update-64", {**values, "D": 64})  # type: ignore[arg-type]
+    driver = Driver(cuModuleLoadData=(Result.CUDA_ERROR_UNSUPPORTED_PTX_VERSION, None))
+    with pytest.raises(CudaError, match=r"UNSUPPORTED_PTX_VERSION; update the NVIDIA driver to"):
+        Device(0, driver).launch("update-64", {})  # type: ignore[arg-type]
+    assert driver.contexts == []  # the caller's context is current again
+
+
+def test_asking_for_the_capability_takes_no_context() -> None:
+    driver = Driver()
+    assert compute_capability(0, driver) == 89  # type: ignore[arg-type]
+    assert driver.retained == []
+    assert Device(0, driver).capability == 89  # type: ignore[arg-type]
+    assert driver.retained == ["device 0"]
 
 
 def test_without_cuda_python_the_message_says_so() -> None:
@@ -223,3 +282,17 @@ def test_cuda_python_lays_parameters_out_as_the_ptx_reads_them() -> None:
     assert ctypes.c_uint64.from_address(address).value == 0x1234567890AB
     assert ctypes.c_int32.from_address(first).value == 7
     assert ctypes.c_int32.from_address(second).value == -3
+
+
+def test_cuda_python_reads_a_module_and_its_results_as_they_are_used() -> None:
+    """Bytes are taken where the driver expects an address; success is false."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    image = b"ptx\0"
+    address = driver._HelperInputVoidPtr(image).cptr
+    assert ctypes.string_at(address) == b"ptx"
+    assert not driver.CUresult.CUDA_SUCCESS
+    assert driver.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+    names = driver.CUdevice_attribute
+    assert names.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+    for name in vars(Driver):
+        assert not name.startswith("cu") or callable(getattr(driver, name))

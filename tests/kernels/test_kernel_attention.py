@@ -52,7 +52,7 @@ PREFILL = [
         1,
         (0,),
         (0,),
-        weighted=(0, 300, 539),
+        weighted=(0, 500, 539),
         constants={"BM": 16},
     ),
 ]
@@ -61,12 +61,14 @@ FUSED = [
     Attention("fused_decode", "bfloat16", 80, 1, 7, 1, 64, 33, (64,), (32,), 3, owners=3),
     Attention("fused_decode", "float16", 64, 1, 4, 9, 100, 50, (64,), (32,), owners=2),
     Attention("fused_decode_sliced", "bfloat16", 128, 1, 8, 1, 96, 40, (96, 1), (0, 39)),
-    Attention("fused_decode_sliced", "float16", 96, 1, 2, 1, 70, 9, (70,), (8,), weighted=()),
+    # Full to the last row of the caches, with several row tiles of fewer columns than are padded.
+    Attention("fused_decode_sliced", "float16", 96, 1, 2, 9, 64, 32, (64,), (32,), weighted=()),
+    Attention("fused_decode_sliced", "bfloat16", 80, 1, 4, 9, 32, 5, (32,), (4,), weighted=(8,)),
     Attention("fused_decode_sliced", "float16", 64, 1, 1, 20, 70, 9, (64,), (8,), owners=2),
     Attention("fused_prefill", "bfloat16", 128, 1, 4, 33, 70, 40, (64, 70), (0, 40)),
     Attention("fused_prefill", "float16", 96, 1, 2, 50, 70, 1, (70,), (0,), weighted=(3, 49)),
     Attention("fused_prefill", "bfloat16", 64, 1, 1, 100, 30, 1, (0,), (0,), 1, owners=2),
-    Attention("fused_decode", "float16", 64, 1, 1, 540, 1, 1, (0,), (0,), weighted=(0, 539)),
+    Attention("fused_decode", "float16", 64, 1, 1, 540, 1, 1, (0,), (0,), weighted=(500, 539)),
 ]
 CASES = DECODE + PREFILL + FUSED
 

@@ -16,6 +16,7 @@ from avl_plugins.reference import split_cache_update
 from kernel_moves import (
     random_moves,
     selection_with_ties,
+    text_evictions,
     update_in_place,
     update_into_copies,
 )
@@ -38,6 +39,8 @@ CHECKS: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (selection_with_ties, (3, 600, 900, 4096)),
     (selection_with_ties, (4, 5, 90, 1024)),
     (selection_with_ties, (5, 500, 524, 1024)),
+    # seed, rows
+    *((text_evictions, (seed, rows)) for seed, rows in enumerate((40, 40, 12, 300))),
 ]
 
 

@@ -6,13 +6,17 @@ import ast
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import build_ptx
+import kernel_table
 from avl_plugins import packaged
 from avl_plugins.errors import AvlError
 from avl_plugins.kernels import aot
@@ -44,6 +48,7 @@ def test_a_file_is_what_its_variant_says(name: str, target: int) -> None:
     assert f".target {found.target}\n" in made.ptx
     assert ".version 8.0\n" in made.ptx
     assert ".loc" not in made.ptx
+    assert f".reqntid {found.threads}\n" in made.ptx
     assert str(Path.home()) not in made.ptx
     names = parameter_names(variant.module, variant.kernel)
     expected = [one.removesuffix("_ptr") for one in names if one not in variant.constants]
@@ -77,12 +82,56 @@ def test_the_index_lists_the_folder() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 2 << 20
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("name", ["decode-fp16-d128", "fused_prefill-bf16-d128"])
-def test_it_assembles_without_spills(name: str, capability: int) -> None:
-    found, made = artifact(name, capability)
-    architecture = found.target if found.target.endswith("a") else f"sm_{capability}"
-    aot.check(VARIANTS[name], made, architecture, aot.assemble(made.ptx, architecture))
+@pytest.mark.parametrize(("place", "name", "target"), [(i, *one) for i, one in enumerate(EVERY)])
+def test_every_file_assembles_as_the_table_says(
+    place: int, name: str, target: int, table: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    """For two architectures each, all in turn: the table has every one, of this very file."""
+    found, made = artifact(name, target)
+    row = table[name, found.target]
+    architectures = [
+        build_ptx.architecture(capability, found.target) for capability in found.capabilities
+    ]
+    assert list(row["registers"]) == list(row["spilled_bytes"]) == architectures
+    count = len(architectures)
+    for i in {place % count, (place + count // 2) % count}:
+        assembled = aot.assemble(made.ptx, architectures[i])
+        aot.check(VARIANTS[name], made, architectures[i], assembled)
+        assert assembled.registers == row["registers"][architectures[i]]
+        assert assembled.registers <= (VARIANTS[name].registers or 255)
+
+
+def test_every_file_is_of_the_sources_as_they_are() -> None:
+    """Whatever is changed in a kernel: run scripts/build_ptx.py."""
+    for name, entry in packaged.index()["kernels"].items():
+        assert entry["source_sha256"] == build_ptx.source_digest(VARIANTS[name]), name
+
+
+def test_the_digest_of_a_source_follows_code_and_choices_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(FOLDER.parent / "kernels", tmp_path / "kernels")
+    monkeypatch.setattr(build_ptx, "FOLDER", tmp_path / "ptx")
+    variant = VARIANTS["decode-fp16-d64"]
+    before = build_ptx.source_digest(variant)
+    for module, old, new, same in (
+        (
+            "decode",
+            "    n = tl.arange(0, BM)\n",
+            "    # a comment\n    n = tl.arange(0, BM)\n",
+            True,
+        ),
+        ("prefill", "tl.zeros", "tl.ones", True),
+        ("decode", "tl.exp2(m - m_new)", "tl.exp2(m)", False),
+        ("tiles", "m_new = tl.maximum", "m_new = tl.minimum", False),
+    ):
+        path = tmp_path / "kernels" / f"{module}.py"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        assert (build_ptx.source_digest(variant) == before) is same
+        path.write_text(text)
+    assert build_ptx.source_digest(replace(variant, stages=4)) != before
 
 
 def test_hopper_gets_its_own_matrix_instructions() -> None:
@@ -112,9 +161,8 @@ def test_sources_compile_to_the_packaged_bytes() -> None:
 
 
 def test_a_difference_is_noticed(tmp_path: Path) -> None:
-    from build_ptx import Built, differences, write
-
-    one = Built("k", "ptx", {"entry": "k"}, {"file": "k.ptx.gz", "target": "sm_80"}, {})
+    differences, write = build_ptx.differences, build_ptx.write
+    one = build_ptx.Built("k", "ptx", {"entry": "k"}, {"file": "k.ptx.gz", "target": "sm_80"}, {})
     write([one], tmp_path)
     assert differences([one], tmp_path) == []
     assert differences([replace(one, ptx="other")], tmp_path) == ["k.ptx.gz"]
@@ -189,19 +237,27 @@ def test_unknown_kernels_and_old_gpus_are_refused() -> None:
         packaged.kernel("decode-fp16-d128", 75)
 
 
-def test_the_committed_table_is_of_these_files() -> None:
-    from kernel_table import markdown
-
+@pytest.fixture(scope="module")
+def table() -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows of the committed table by kernel and target."""
     report = json.loads((ROOT / "benchmarks/kernels-ptx.json").read_text())
-    rows = {(row["kernel"], row["target"]): row for row in report["kernels"]}
-    assert len(rows) == len(EVERY)
+    return {(row["kernel"], row["target"]): row for row in report["kernels"]}
+
+
+def test_the_committed_table_is_of_these_files(
+    table: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    assert len(table) == len(EVERY)
     for name, target in EVERY:
         found, made = artifact(name, target)
-        row = rows[name, found.target]
+        row = table[name, found.target]
+        assert row["sha256"] == found.sha256
         assert row["instructions"] == aot.instructions(made.ptx)
         assert row["shared_bytes"] == found.shared
         assert set(row["spilled_bytes"].values()) == {0}
-    assert (ROOT / "benchmarks/kernels-ptx.md").read_text() == markdown(report)
+    report = json.loads((ROOT / "benchmarks/kernels-ptx.json").read_text())
+    assert report["triton"] == packaged.index()["triton"]
+    assert (ROOT / "benchmarks/kernels-ptx.md").read_text() == kernel_table.markdown(report)
 
 
 def test_the_committed_sweep_is_within_the_limits() -> None:

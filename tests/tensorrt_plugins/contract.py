@@ -24,6 +24,7 @@ from avl_plugins.packaged import index
 from avl_plugins.reference import split_cache_update
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
 from kernel_cases import ATTENTION_INPUTS, Attention, attention_errors
+from kernels.interpreted import checked
 
 # Sizes that a profile leaves open; all others are fixed.
 OPEN = {"B", "S", "A", "P", "M"}
@@ -174,6 +175,20 @@ class Node:
         )
 
 
+def registered(name: str, version: str, namespace: str) -> tuple[str, str, str, list[str]] | None:
+    """What the registry has under these names: they again, and the attributes that it declares."""
+    import tensorrt as trt
+
+    from avl_plugins.tensorrt import register
+
+    register(80)
+    creator = trt.get_plugin_registry().get_creator(name, version, namespace)
+    if creator is None:
+        return None
+    fields = [one.name for one in creator.field_names]
+    return creator.name, creator.plugin_version, creator.plugin_namespace, fields
+
+
 def source_of(kernel: Kernel) -> Variant:
     """The variant whose packaged PTX this is, by its hash."""
     digest = hashlib.sha256(kernel.ptx).hexdigest()
@@ -187,7 +202,8 @@ def interpret(kernel: Kernel, inputs: list[torch.Tensor], outputs: list[torch.Te
     """Run the kernel's source with TensorRT's order of arguments: inputs, scalars, outputs."""
     variant = source_of(kernel)
     function = getattr(importlib.import_module(variant.module), kernel.entry)
-    function[kernel.grid](*inputs, *kernel.scalars, *outputs, **variant.constants)
+    with checked(None):
+        function[kernel.grid](*inputs, *kernel.scalars, *outputs, **variant.constants)
 
 
 def attention_node(case: Attention, dtype: str, **most: int) -> tuple[Node, dict[str, int]]:
@@ -253,6 +269,15 @@ def attention_launch(tactic: int, sizes: dict[str, int], head_dim: int) -> dict[
     }
 
 
+def prefill_target(capability: int) -> str:
+    """What the PTX of prefill is compiled for, once engines are for a compute capability."""
+    from avl_plugins.tensorrt import register
+
+    node, sizes = attention_node(Attention("", "float16", 64, 2, 1, 9, 7, 9, (7,), (9,)), "HALF")
+    register(capability)  # the next node is for 80 again
+    return node.kernel(3, sizes).ptx.decode().split(".target ")[1].split()[0]
+
+
 def update_equals_reference(seed: int) -> bool:
     """Whether SplitCacheUpdate as TensorRT would launch it gives what the reference gives."""
     rng = np.random.default_rng(seed)
@@ -271,8 +296,7 @@ def update_equals_reference(seed: int) -> bool:
     # Rows are moved as 16-bit words.
     words = [torch.from_numpy(array.view(np.int16)) for array in arrays]
     lists = [torch.from_numpy(source), torch.from_numpy(destination)]
-    assert node.aliases == [-1] * 4
-    assert node.tactics() == [1]
+    assert (node.aliases, node.tactics()) == ([-1] * 4, [1])
     interpret(node.kernel(1, sizes), [*words, *lists], outputs)
     return all(
         np.array_equal(found.numpy().view(np.float16), array)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from avl_plugins.kernels.aot import parameters
 from avl_plugins.kernels.catalog import HEAD_DIMS
 from avl_plugins.packaged import index, kernel
 from avl_plugins.schema import PLUGIN_ATTRIBUTES, SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
+from avl_runtime.build.graphs import prepare
+from avl_runtime.package import load_package
 from kernel_cases import Attention
 from tensorrt_plugins import contract
 
@@ -25,6 +29,29 @@ def test_nodes_name_what_is_registered(remote: Remote) -> None:
     assert offer["declared"] == [one.name for one in SPLIT_CACHE_ATTENTION.attributes]
     assert PLUGIN_ATTRIBUTES["plugin_namespace"] == SPLIT_CACHE_ATTENTION.domain
     assert "." not in SPLIT_CACHE_ATTENTION.domain
+
+
+def test_a_prepared_graph_asks_for_what_is_registered(remote: Remote, tiny_package: Path) -> None:
+    """As TensorRT's parser does: by the nodes' own names and attributes, of one whole segment."""
+    package = load_package(tiny_package)
+    data = package.read("decoder.0.onnx")
+    ready = prepare(data, package.manifest.dims, plugins=True)
+    nodes = [node for node in ready.model.graph.node if node.domain]
+    assert len(nodes) == len(ready.attentions) == 2
+    for node in nodes:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        name, version, domain, declared = remote(
+            contract.registered,
+            node.op_type,
+            attributes["plugin_version"].decode(),
+            attributes["plugin_namespace"].decode(),
+        )
+        assert (name, version, domain) == ("SplitCacheAttention", "1", node.domain)
+        assert set(attributes) - set(declared) == {"plugin_namespace", "plugin_version", "aot"}
+        assert set(declared) < set(attributes)
+        assert len(node.input) == len(SPLIT_CACHE_ATTENTION.inputs)
+        assert len(node.output) == len(SPLIT_CACHE_ATTENTION.outputs)
+    assert remote(contract.registered, "SplitCacheAttention", "2", "avl") is None
 
 
 @pytest.mark.parametrize("dtype", ["HALF", "BF16"])
@@ -57,22 +84,24 @@ def test_a_profile_gets_the_tactics_that_suit_it(
 
 
 @pytest.mark.parametrize(
-    ("tactic", "sizes", "grid"),
+    ("tactic", "sizes", "grid", "head_dim"),
     [
         # One owner of mass, then row tiles of 16 or 64 of S * G; slices of 32 columns.
-        (DECODE, {"S": 1, "B": 1}, (1 + 1, 2, 1)),
-        (DECODE, {"S": 9, "B": 16}, (1 + 3, 2, 16)),
-        (SLICED, {"S": 1, "B": 2}, (1 + 4, 2, 2)),
-        (SLICED, {"S": 5, "B": 2}, (1 + 8, 2, 2)),
-        (PREFILL, {"S": 577, "B": 1}, (1 + 37, 2, 1)),
-        (PREFILL, {"S": 4096, "B": 1}, (1 + 256, 2, 1)),
+        (DECODE, {"S": 1, "B": 1}, (1 + 1, 2, 1), 128),
+        (DECODE, {"S": 9, "B": 16}, (1 + 3, 2, 16), 128),
+        (SLICED, {"S": 1, "B": 2}, (1 + 4, 2, 2), 128),
+        (SLICED, {"S": 5, "B": 2}, (1 + 8, 2, 2), 128),
+        (SLICED, {"S": 5, "B": 2}, (1 + 6, 2, 2), 96),
+        (SLICED, {"S": 5, "B": 2}, (1 + 4, 2, 2), 64),
+        (PREFILL, {"S": 577, "B": 1}, (1 + 37, 2, 1), 128),
+        (PREFILL, {"S": 4096, "B": 1}, (1 + 256, 2, 1), 128),
     ],
 )
 def test_launches_follow_the_sizes(
-    tactic: int, sizes: dict[str, int], grid: tuple[int, ...], remote: Remote
+    tactic: int, sizes: dict[str, int], grid: tuple[int, ...], head_dim: int, remote: Remote
 ) -> None:
     rows = {"A": 3040, "P": 1440}
-    launch = remote(contract.attention_launch, tactic, {**sizes, **rows}, 128)
+    launch = remote(contract.attention_launch, tactic, {**sizes, **rows}, head_dim)
     packaged = kernel(launch["variant"], 80)
     assert launch["grid"] == grid
     assert launch["block"] == (packaged.threads, 1, 1)
@@ -107,7 +136,7 @@ def test_arguments_are_in_the_order_of_the_schema(name: str, op: Op) -> None:
 
 CASES = [
     (DECODE, Attention("", "float16", 128, 2, 4, 1, 70, 40, (64, 9), (0, 40))),
-    (SLICED, Attention("", "bfloat16", 96, 1, 2, 3, 70, 9, (70,), (8,), 3)),
+    (SLICED, Attention("", "bfloat16", 96, 1, 2, 9, 64, 9, (64,), (8,), 3)),
     (PREFILL, Attention("", "float16", 64, 1, 2, 40, 33, 5, (33,), (4,))),
     (DECODE, Attention("", "bfloat16", 80, 1, 1, 20, 33, 5, (0,), (4,), 1)),
 ]
@@ -125,6 +154,13 @@ def test_update(seed: int, remote: Remote) -> None:
     assert remote(contract.update_equals_reference, seed)
 
 
+@pytest.mark.parametrize(
+    ("capability", "target"), [(80, "sm_80"), (89, "sm_80"), (90, "sm_90a"), (121, "sm_80")]
+)
+def test_engines_get_ptx_for_their_gpu(capability: int, target: str, remote: Remote) -> None:
+    assert remote(contract.prefill_target, capability) == target
+
+
 def test_refusals_are_plain(remote: Remote) -> None:
     assert "expected float16 or bfloat16, found" in remote(contract.refusal, "FLOAT", 128)
     assert "expected a head_dim of (64, 80, 96, 128), found 72" in remote(
@@ -132,31 +168,33 @@ def test_refusals_are_plain(remote: Remote) -> None:
     )
 
 
-def test_without_tensorrt_the_message_says_so() -> None:
-    code = """
-import sys
-sys.modules["tensorrt"] = None
+def refused(tensorrt: str) -> str:
+    """What `register(75)` says where the module tensorrt is that expression."""
+    code = f"""
+import sys, types
+sys.modules["tensorrt"] = {tensorrt}
 from avl_plugins.errors import AvlError
 from avl_plugins.tensorrt import register
 try:
-    register()
+    register(75)
 except AvlError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "expected TensorRT for its plugins, found none" in done.stdout
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_without_tensorrt_the_message_says_so() -> None:
+    assert "expected TensorRT for its plugins, found none" in refused("None")
 
 
 def test_an_old_tensorrt_is_refused() -> None:
-    code = """
-import sys, types
-sys.modules["tensorrt"] = types.SimpleNamespace(__version__="10.3.0")
-from avl_plugins.errors import AvlError
-from avl_plugins.tensorrt import register
-try:
-    register()
-except AvlError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "expected TensorRT 10.9 or later, found 10.3.0" in done.stdout
+    found = refused('types.SimpleNamespace(__version__="10.3.0")')
+    assert "expected TensorRT 10.9 or later, found 10.3.0" in found
+
+
+def test_gpus_that_are_too_old_are_refused_at_once() -> None:
+    found = refused(
+        'types.SimpleNamespace(__version__="10.9.0.34", QuickPluginCreationRequest=None)'
+    )
+    assert "expected a GPU of compute capability 8.0 or later, found 7.5; build without" in found

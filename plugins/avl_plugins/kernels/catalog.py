@@ -39,11 +39,18 @@ GRIDS: Mapping[str, tuple[str, str, str]] = {
     "decode_mass": ("cdiv(A, BJ) + cdiv(P, BJ) + cdiv(S, BJ)", "Hkv", "B * cdiv(R, 2)"),
     "prefill": ("cdiv(S * G, BM)", "Hkv", "B"),
     "prefill_mass": ("cdiv(A, BN) + cdiv(P, BN) + cdiv(S, BN)", "Hkv", "B * cdiv(R, 2)"),
-    "fused": ("cdiv(R, 2) * owners + cdiv(S * G, BM) * (DP // W)", "Hkv", "B"),
+    "fused": ("cdiv(R, 2) * owners + cdiv(S * G, BM) * cdiv(D, W)", "Hkv", "B"),
     "update": ("D // W * 2", "B * Hkv", "L"),
     "update_copy": ("cdiv(A, BN) + cdiv(P, BN)", "Hkv", "B"),
     "select_core": ("B", "L", "1"),
     "select_text": ("Hkv", "B", "L"),
+}
+# What a launch must keep to, as pairs of such expressions: the first is at most the second.
+LIMITS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "decode": (("S * G", "BM"),),
+    "decode_mass": (("S * G", "BM"),),
+    "update": (("M", "MP"), ("cdiv(D, W) * W", "D")),
+    "update_copy": (("cdiv(D, W) * W", "D"),),
 }
 MODULES = {
     "decode_mass": "decode",
@@ -96,6 +103,15 @@ class Variant:
         known = {**self.constants, **values}
         x, y, z = (evaluate(expression, known) for expression in GRIDS[self.kernel])
         return x, y, z
+
+    def beyond(self, values: Mapping[str, int]) -> str | None:
+        """The limit that `values` do not keep to, such as "M <= MP = 64, found 65", or None."""
+        known = {**self.constants, **values}
+        for small, large in LIMITS.get(self.kernel, ()):
+            found, most = evaluate(small, known), evaluate(large, known)
+            if found > most:
+                return f"{small} <= {large} = {most}, found {found}"
+        return None
 
 
 def evaluate(expression: str, values: Mapping[str, Any]) -> Any:

@@ -39,7 +39,7 @@ def fused(
     mass_active_ptr, mass_parked_ptr, mass_new_ptr,  # [B, Hkv, R, A | P | S] float32
     D: tl.constexpr, DP: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Grid (owners * ceil(R / 2) + row tiles * DP / W, Hkv, B).
+    """Grid (owners * ceil(R / 2) + row tiles * ceil(D / W), Hkv, B).
 
     `scale_bits` holds float32(scale * log2(e)); `owners` programs share the mass of a KV head and
     two weightings.
@@ -53,7 +53,7 @@ def fused(
                           k_new_ptr, v_new_ptr, A, P, S, D)  # fmt: skip
     owning = owners * tl.cdiv(R, 2)
     if x >= owning:
-        SLICES: tl.constexpr = DP // W
+        SLICES: tl.constexpr = (D + W - 1) // W
         column = (x - owning) % SLICES * W
         tile = tl.cdiv(S * G, BM) - 1 - (x - owning) // SLICES
         row, s, live, seen = packed_rows(tile, pair, S, G, BM)

@@ -16,7 +16,10 @@ import triton.language as tl
 
 @triton.jit
 def _threshold(value, among, count):
-    """The count-th largest of the non-negative int32 `value` [NP] where `among`."""
+    """The count-th largest of the non-negative int32 `value` [NP] where `among`.
+
+    For a count of 0 it is 0x7FFFFFFF, which no score's bits and no position reach.
+    """
     found = 0
     for bit in range(31):
         candidate = found | (1 << (30 - bit))
@@ -37,7 +40,7 @@ def _best(score, position, among, count):
     equal = among & (value == least)
     missing = count - tl.sum(above.to(tl.int32), 0)
     last = 0x7FFFFFFF - _threshold(0x7FFFFFFF - position, equal, missing)
-    return (above | (equal & (position <= last))) & (tl.zeros_like(value) < count)
+    return above | (equal & (position <= last))
 
 
 @triton.jit
@@ -117,7 +120,7 @@ def select_text(
     table_ptr,  # [L, 8] int64: addresses of mass_active [B, Hkv, R, A_step] and mass_new
     #             [B, Hkv, R, S] float32 of the step, positions [B, Hkv, A] int64, gathered
     #             [B, Hkv, A] float32 and active_len [B] int64, new rows included; then A, A_step
-    image_mask_ptr,  # [B, T] int8, 1 where a token is an image"s
+    image_mask_ptr,  # [B, T] int8, 1 where a token is an image's
     first_image_ptr,  # [B] int32, position of the first image token; text before it stays
     budget_ptr,  # [B, 2] int32: text rows that may stay, and how many of them for being recent
     R, S, M, T,
@@ -150,7 +153,7 @@ def select_text(
     budget, recent = tl.load(budget_ptr + 2 * b), tl.load(budget_ptr + 2 * b + 1)
     budget = tl.minimum(budget, count)
     recent = tl.minimum(recent, budget)
-    newest = text & (position >= _threshold(position, text, recent)) & (tl.zeros_like(n) < recent)
+    newest = text & (position >= _threshold(position, text, recent))
     heavy = _best(mass, position, text & (newest == 0), budget - recent)
     kept = alive & ((text == 0) | newest | heavy)
 

@@ -27,7 +27,7 @@ def _row_pointers(rows, pair, A, P, S, D, active, parked, new):
 @triton.jit(do_not_specialize=["S", "M", "D"])
 def update(
     table_ptr,  # [L, 8] int64: addresses of k_active, v_active, k_parked, v_parked, k_new, v_new,
-    #             then the layer"s A and P; new rows are [B, Hkv, S, D]
+    #             then the layer's A and P; new rows are [B, Hkv, S, D]
     source_ptr, destination_ptr,  # [L, B, Hkv, M] int64, M <= MP
     S, M, D,
     MP: tl.constexpr, W: tl.constexpr,

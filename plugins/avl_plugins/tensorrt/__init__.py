@@ -7,6 +7,7 @@ ops; without it TensorRT runs the function bodies that the nodes carry.
 from __future__ import annotations
 
 from avl_plugins.errors import AvlError
+from avl_plugins.kernels.catalog import CAPABILITIES
 
 OLDEST = (10, 9)  # the first TensorRT with plugins compiled ahead of time
 
@@ -23,7 +24,7 @@ def register(capability: int | None = None) -> None:
             the CUDA driver, or takes PTX for any GPU from 8.0 on where cuda-python is missing.
 
     Raises:
-        TensorRTError: TensorRT is missing or older than 10.9.
+        TensorRTError: TensorRT is missing or older than 10.9, or the GPU older than 8.0.
     """
     try:
         import tensorrt
@@ -38,16 +39,22 @@ def register(capability: int | None = None) -> None:
             f"expected TensorRT 10.9 or later, found {tensorrt.__version__}; update it (JetPack 6 "
             "has 10.3), or build without plugins"
         )
+    capability = _present() if capability is None else capability
+    if capability < CAPABILITIES[0]:
+        raise TensorRTError(
+            f"expected a GPU of compute capability {CAPABILITIES[0] / 10} or later, found "
+            f"{capability / 10}; build without plugins"
+        )
     from avl_plugins.tensorrt import plugins
 
-    plugins.built_for(_present() if capability is None else capability)
+    plugins.built_for(capability)
 
 
 def _present() -> int:
-    """The compute capability of the first GPU, or 80 for any."""
-    from avl_plugins.cuda import CudaError, Device
+    """The compute capability of the first GPU, or the least that is served, for any GPU."""
+    from avl_plugins.cuda import CudaError, compute_capability
 
     try:
-        return Device().capability
+        return compute_capability()
     except CudaError:
-        return 80
+        return CAPABILITIES[0]

@@ -104,8 +104,8 @@ def attention_kernel(
     tactic: int,
 ) -> Kernel:
     batch, heads, new, head_dim = q.shape_expr
-    group = _constant(heads, "H") // _constant(k_new.shape_expr[1], "Hkv")
-    width = _constant(head_dim, "D")
+    group = _constant(ATTENTION, heads, "H") // _constant(ATTENTION, k_new.shape_expr[1], "Hkv")
+    width = _constant(ATTENTION, head_dim, "D")
     if width not in HEAD_DIMS:
         raise TensorRTError(
             f"{ATTENTION}: expected a head_dim of {HEAD_DIMS}, found {width}; build without plugins"
@@ -169,7 +169,7 @@ def update_kernel(
     tactic: int,
 ) -> Kernel:
     batch, kv_heads, active, head_dim = k_active.shape_expr
-    width = _constant(head_dim, "D")
+    width = _constant(UPDATE, head_dim, "D")
     if width % 16:
         raise TensorRTError(
             f"{UPDATE}: expected a head_dim in whole 16s, found {width}; build without plugins"
@@ -204,9 +204,11 @@ def _dtype(op: str, found: Any) -> str:
     return _DTYPES[found]
 
 
-def _constant(size: Any, name: str) -> int:
+def _constant(op: str, size: Any, name: str) -> int:
     if not size.is_constant:
-        raise TensorRTError(f"{ATTENTION}: expected a fixed {name}, found a dynamic one; fix it")
+        raise TensorRTError(
+            f"{op}: expected a fixed {name}, found a dynamic one; give its inputs a fixed {name}"
+        )
     return int(size.constant_value())
 
 
