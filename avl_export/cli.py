@@ -17,8 +17,10 @@ from avl_export import aliases
 from avl_export.checkpoint import model_name
 from avl_export.layer_table import HEADER, Row
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
+from avl_export.plan_text import plan_text, quantization_text, size_text
 from avl_plugins.errors import AvlError
 
+BACKENDS = ("ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 NEEDED = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 
 
@@ -70,7 +72,7 @@ def _run(parsed: argparse.Namespace) -> int:
     plan = make_plan(options)
     report: dict[str, Any] = plan.report()
     if parsed.dry_run:
-        print(json.dumps(report) if parsed.json else _plan_text(report))
+        print(json.dumps(report) if parsed.json else plan_text(report))
         return 0
     from avl_export.export import export
 
@@ -81,8 +83,8 @@ def _run(parsed: argparse.Namespace) -> int:
         report["layer_check"] = [asdict(row) for row in result.layers]
         print(json.dumps(report))
         return 0
-    print(f"{result.folder}: {_size(result.nbytes)}, {report['dtype']} ({report['why_dtype']})")
-    for line in _quantization_text(report["quantization"]):
+    print(f"{result.folder}: {size_text(result.nbytes)}, {report['dtype']} ({report['why_dtype']})")
+    for line in quantization_text(report["quantization"]):
         print(line)
     if result.report:
         print(result.report.line())
@@ -91,11 +93,20 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _recheck(parsed: argparse.Namespace) -> int:
     _check_extra()
-    from avl_export.recheck import recheck
+    from avl_export.recheck import recheck, recheck_backends
 
-    rows = recheck(parsed.package, parsed.model, _teller(parsed.json))
+    report: dict[str, Any] = {"package": str(parsed.package)}
+    tell = _teller(parsed.json)
+    if parsed.backend:
+        rows = recheck_backends(parsed.package, parsed.backend, parsed.model, tell)
+        report |= {"backends": parsed.backend, "outputs": list(map(asdict, rows))}
+    else:
+        rows = recheck(parsed.package, parsed.model, tell)
+        report["layer_check"] = list(map(asdict, rows))
     if parsed.json:
-        print(json.dumps({"package": str(parsed.package), "layer_check": list(map(asdict, rows))}))
+        print(json.dumps(report))
+    elif parsed.backend:  # its rows are only the worst of them
+        print(f"{len(rows)} outputs compared, none differs")
     return 0
 
 
@@ -127,15 +138,24 @@ def _check_extra() -> None:
 def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     """Refuse options that a check of a package would not look at."""
     if parsed.package is None:
+        if parsed.backend:
+            parser.error("--backend compares what is there: name it with --package")
         return
-    read = {"package", "layers", "check", "model", "json"}
+    read = {"package", "layers", "backend", "check", "model", "json"}
     for name, value in vars(parsed).items():
         if name not in read and value != parser.get_default(name):
             parser.error(
                 f"--package checks what is there, --{name.replace('_', '-')} is for exports"
             )
-    if not parsed.layers or parsed.check is False:
-        parser.error("--package needs --layers: a package is checked layer by layer")
+    if parsed.check is False or parsed.layers == bool(parsed.backend):
+        parser.error(
+            "--package needs --layers, to check a package layer by layer, or --backend, to compare "
+            "backends"
+        )
+    if len(parsed.backend) > 2 or len(set(parsed.backend)) < len(parsed.backend):
+        parser.error("--backend: expected one to compare with transformers, or two different ones")
+    if len(parsed.backend) == 2 and parsed.model is not None:
+        parser.error("--model is for a comparison with transformers, not for one of two backends")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,7 +203,14 @@ def _parser() -> argparse.ArgumentParser:
         help="compare with transformers (default: up to 1 GiB of weights)",
     )
     add("--layers", action="store_true", help="check layer by layer, in little memory")
-    add("--package", type=Path, metavar="DIR", help="check this package, with --layers")
+    add(
+        "--backend",
+        action="append",
+        choices=BACKENDS,
+        default=[],
+        help="compare all outputs of this backend with transformers'; given twice, two backends",
+    )
+    add("--package", type=Path, metavar="DIR", help="check this one, with --layers or --backend")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -207,74 +234,6 @@ def default_out(model: str) -> Path:
     folder = Path(model).expanduser().resolve()
     inside = folder.is_dir() and Path.cwd().is_relative_to(folder)
     return folder.parent / out if inside else out
-
-
-def _plan_text(report: dict[str, Any]) -> str:
-    lines = [
-        f"{report['model']} ({report['family']}, {report['layers']} layers, "
-        f"images {report['image']}, videos {report['video'] or 'none'}) -> {report['out']}",
-        f"computes in {report['dtype']} ({report['why_dtype']}), default policy "
-        f"{report['default_policy']}, split after {report['split']}",
-        "",
-        f"{'component':<12} {'file':<34} {'tensors':>7} {'weights':>10}",
-    ]
-    lines += [
-        f"{c['name']:<12} {c['file']:<34} {c['tensors']:>7} {_size(c['bytes']):>10}"
-        for c in report["components"]
-    ]
-    lines += [
-        "",
-        f"weights: {_size(report['weight_bytes'])} read from {report['weights']}"
-        if not report["copied_bytes"]
-        else f"weights: {_size(report['copied_bytes'])} copied into the package",
-        *_quantization_text(report["quantization"]),
-        f"would write: {', '.join(report['files'])}",
-        f"check against transformers: {'yes' if report['check'] else 'no'}",
-    ]
-    return "\n".join([*lines, *_missing_text(report)])
-
-
-def _quantization_text(found: dict[str, Any] | None) -> list[str]:
-    if found is None:
-        return []
-    block, parts = found["block_size"], ", ".join(found["parts"])
-    lines = [
-        f"quantized: {found['tensors']} weights of {parts} to int{found['bits']} "
-        f"({found['method']}, {f'blocks of {block}' if block else 'one scale an output'}), "
-        f"{_size(found['bytes_before'])} -> {_size(found['bytes_after'])}"
-    ]
-    if found["zero_points"]:
-        lines.append("zero points: kept from the checkpoint; TensorRT does not take them")
-    reasons: dict[str, int] = {}
-    for why in found["kept"].values():
-        reasons[why] = reasons.get(why, 0) + 1
-    lines += [f"not quantized: {count} weights whose {why}" for why, count in reasons.items()]
-    return lines
-
-
-def _missing_text(report: dict[str, Any]) -> list[str]:
-    lines = []
-    if report["config"] == "built-in":
-        lines.append(
-            f"config: the one avl knows of {report['checkpoint']}, which is not on this machine"
-        )
-    if report["missing"]:
-        lines.append(f"missing: {', '.join(report['missing'])}")
-    if report["download_bytes"]:
-        size = _size(report["download_bytes"])
-        lines.append(f"an export would first fetch {size} of weights (by the config) from the hub")
-    elif report["missing"]:
-        lines.append("an export needs the missing files in the checkpoint's folder")
-    return lines
-
-
-def _size(nbytes: int) -> str:
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""Check a package that is there already, layer by layer, against its checkpoint."""
+"""Check a package that is there already: layer by layer, or on a backend tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from avl_export.aliases import BUNDLED, HUB_IDS
 from avl_export.check import CheckError
-from avl_export.checkpoint import open_checkpoint
-from avl_export.families import load_family
+from avl_export.checkpoint import Checkpoint, open_checkpoint
+from avl_export.compare import compare_backends
+from avl_export.compare_reference import compare_with_transformers
+from avl_export.families import Family, load_family
 from avl_export.layer_check import check_layers
 from avl_export.layer_table import Row
+from avl_export.runners import load_runner
 from avl_export.streamed import checkpoint_loader
 from avl_runtime.package import MANIFEST, Package, load_package
 
@@ -28,23 +31,58 @@ def recheck(folder: Path, model: str | None, tell: Callable[[Row], None]) -> lis
         CheckError: a layer differs; or the checkpoint is another one, or not to be found.
         PackageError: the package or its weights are damaged.
     """
-    package = load_package(folder)
-    package.check_shards()
-    for entry in package.manifest.files:
-        package.read(entry.path)
+    package = _whole(folder)
     if package.manifest.quantization is not None:
         raise CheckError(
             f"{folder}: expected a package without quantized weights, found some; check it when "
             "it is made, with avl-export --quantize ... --check --layers"
         )
+    checkpoint, family = _original(package, model)
+    return check_layers(package, family, checkpoint_loader(checkpoint, family.model), tell)
+
+
+def recheck_backends(
+    folder: Path, backends: Sequence[str], model: str | None, tell: Callable[[Row], None]
+) -> list[Row]:
+    """Compare what backends compute of the package in `folder`, tensor by tensor.
+
+    Args:
+        backends: one, to compare with transformers; or two, the second with the first.
+        model: as in `recheck`; needed only for transformers.
+        tell: hears of the worst output of each run of a graph.
+
+    Raises:
+        CheckError: an output differs; or the checkpoint is another one, or not to be found.
+        BackendError: a backend cannot run the package on this machine.
+        PackageError: the package or its weights are damaged.
+    """
+    package = _whole(folder)
+    *reference, tested = (load_runner(name, package) for name in backends)
+    if reference:
+        return compare_backends(package, reference[0], tested, tell)
+    _, family = _original(package, model)
+    return compare_with_transformers(package, family, tested, tell)
+
+
+def _whole(folder: Path) -> Package:
+    """The package in `folder`, every file as it was written."""
+    package = load_package(folder)
+    package.check_shards()
+    for entry in package.manifest.files:
+        package.read(entry.path)
+    return package
+
+
+def _original(package: Package, model: str | None) -> tuple[Checkpoint, Family]:
+    """The checkpoint that a package was made from."""
     checkpoint = open_checkpoint(model or _model(package))
     family = load_family(checkpoint, torch.float32)
     if (family.name, family.traits.dims) != (package.manifest.family, package.manifest.dims):
         raise CheckError(
-            f"{folder}: expected the checkpoint that it was made from, found {checkpoint.name} "
-            "of another family or size; name the right one with --model"
+            f"{package.folder}: expected the checkpoint that it was made from, found "
+            f"{checkpoint.name} of another family or size; name the right one with --model"
         )
-    return check_layers(package, family, checkpoint_loader(checkpoint, family.model), tell)
+    return checkpoint, family
 
 
 def _model(package: Package) -> str:

@@ -38,9 +38,11 @@ def measure(module: str, arguments: list[str]) -> tuple[str, float, int]:
 
 def run(checkpoint: Path, package: Path, quantize: str, rest: list[str]) -> dict[str, Any]:
     """Export and build once."""
-    options = ["--model", str(checkpoint), "--out", str(package), "--no-check"]
+    options = ["--model", str(checkpoint), "--out", str(package), "--no-check", "--dtype", "fp16"]
     _, seconds, peak = measure("avl_export.cli", [*options, "--quantize", quantize])
     arguments = [str(package), "--backend", "tensorrt-rtx", "--json", *rest]
+    printed, dry_seconds, _ = measure("avl_runtime.cli.build", [*arguments, "--dry-run"])
+    dry_peak = max(graph["peak_rss_bytes"] for graph in json.loads(printed)["graphs"])
     printed, build_seconds, _ = measure("avl_runtime.cli.build", arguments)
     report = json.loads(printed)
     graphs = [{name: graph[name] for name in PER_GRAPH} for graph in report["graphs"]]
@@ -49,6 +51,8 @@ def run(checkpoint: Path, package: Path, quantize: str, rest: list[str]) -> dict
     return {
         "export_s": seconds,
         "export_peak_rss_bytes": peak,
+        "dry_run_s": dry_seconds,
+        "dry_run_peak_rss_bytes": dry_peak,
         "build_s": build_seconds,
         "build_peak_rss_bytes": max(graph["peak_rss_bytes"] for graph in graphs),
         "weight_bytes": weights,

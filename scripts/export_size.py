@@ -44,23 +44,25 @@ def write_sparse(
         layers: decoder layers, if not all.
         vision: changes to the vision tower's configuration.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     files: dict[str, Any] = json.loads(json.dumps(known_files(alias)))
     config = files["config.json"]
     text = config if LAYERS in config else config["text_config"]
     text[LAYERS] = layers or text[LAYERS]
     config["vision_config"] |= vision or {}
+    return write_shapes(folder, files)
+
+
+def write_shapes(folder: Path, files: Mapping[str, Any]) -> int:
+    """A checkpoint of these JSON files, its weights holes; returns the weights' bytes."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = files["config.json"]
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
-    named = {token["id"]: token["content"] for token in files["tokenizer.json"]["added_tokens"]}
-    for name, token in files["generation_config.json"].items():
-        for number in token if isinstance(token, list) else [token]:
-            named.setdefault(number, f"<{name}>")
-    write_tokenizer(folder / "tokenizer.json", named)
+    write_tokenizer(folder / "tokenizer.json", special_tokens(files))
     with torch.device("meta"):
         built = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         model = AutoModelForImageTextToText.from_config(built)
@@ -80,17 +82,28 @@ def write_sparse(
     for number, header in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(header, name)
-        text_header = json.dumps(header).encode()
+        text_header = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+        text_header += b" " * (-len(text_header) % 8)  # as safetensors does: tensors lie aligned
         with (folder / name).open("wb") as file:
             file.write(struct.pack("<Q", len(text_header)) + text_header)
             data = max(entry["data_offsets"][1] for entry in header.values())
             file.truncate(8 + len(text_header) + data)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return total
 
 
+def special_tokens(files: Mapping[str, Any]) -> dict[int, str]:
+    """Id -> text of the special tokens that a checkpoint's JSON files name."""
+    named = {token["id"]: token["content"] for token in files["tokenizer.json"]["added_tokens"]}
+    for name, token in files["generation_config.json"].items():
+        for number in token if isinstance(token, list) else [token]:
+            named.setdefault(number, f"<{name}>")
+    return named
+
+
 def write_tokenizer(path: Path, special: Mapping[int, str]) -> None:
-    """A tokenizer that knows the model's special tokens and takes every word for one token."""
+    """A tokenizer that knows the model's special tokens and takes every text for one token."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 

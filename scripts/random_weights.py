@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+# Mean and standard deviation of a tensor's weights, by its name and shape.
+Spread = Callable[[str, Sequence[int]], tuple[float, float]]
 
 
-def fill(path: Path, seed: int = 0) -> None:
-    """Random fp16 in the place of the zeros of a safetensors file: no two tensors are alike.
+def small(name: str, shape: Sequence[int]) -> tuple[float, float]:
+    """The same for every tensor: enough where values are not looked at."""
+    return 0.0, 0.02
+
+
+def like_trained(name: str, shape: Sequence[int]) -> tuple[float, float]:
+    """Keeps activations near 1 through any number of layers, as in a trained model."""
+    if len(shape) <= 1:
+        return (1.0, 0.1) if "norm" in name and name.endswith("weight") else (0.0, 0.02)
+    return 0.0, 1.0 if "embed_tokens" in name else 1 / math.sqrt(math.prod(shape[1:]))
+
+
+def fill(path: Path, seed: int = 0, spread: Spread = small) -> None:
+    """Random numbers in the place of the zeros of a safetensors file: no two tensors are alike.
 
     A builder that meets equal tensors stores them once, and engines would come out too small.
+    Memory stays at some tens of MB whatever the file's size.
     """
     rng = np.random.default_rng(seed)
-    noise = (rng.standard_normal(1 << 22) * 0.02).astype(np.float16)
+    noise = rng.standard_normal(1 << 22, np.float32)
     with path.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        for entry in header.values():
-            begin, end = entry["data_offsets"]
-            file.seek(8 + length + begin)
-            left = (end - begin) // noise.itemsize
+        for name, entry in header.items():
+            mean, deviation = spread(name, entry["shape"])
+            file.seek(8 + length + entry["data_offsets"][0])
+            left = math.prod(entry["shape"])
             while left:
-                piece = np.roll(noise, int(rng.integers(len(noise))))[:left]
-                file.write(piece.tobytes())
+                start = int(rng.integers(len(noise)))
+                piece = np.concatenate([noise[start:], noise[:start]])[:left]
+                file.write(_stored(mean + deviation * piece, entry["dtype"]).tobytes())
                 left -= len(piece)
+
+
+def _stored(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """`values` as safetensors stores them."""
+    if dtype == "BF16":
+        # Half of the last bit that stays, so that cutting the rest off rounds.
+        return ((values.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
+    return values.astype({"F32": np.float32, "F16": np.float16}[dtype])

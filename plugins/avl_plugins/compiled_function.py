@@ -8,8 +8,8 @@ TensorRT-RTX 1.7, which spells a product that is not in its favourite layout out
   step; here only the queries are transposed.
 - Masses are sums of products, which join the softmax's kernel. A product of matrices in float32
   would be one more, and Turing has none.
-- Cached rows are padded, which copies them too, unless their number is a multiple of `ROW_BLOCK`
-  and the compiler can see that: `block_rows` says so in the shape of the inputs.
+- Cached rows are padded to a multiple of 8, which copies them too, unless the compiler can see
+  that they are one: `avl_runtime.build.graphs` says so in the shape of the inputs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import onnx
 
 from avl_plugins.function import constant_ints, function_proto
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
-
-ROW_BLOCK = 8  # rows; what the products of 16-bit values want a dimension to be a multiple of
 
 _BODY = """
     # Sizes of the new rows, their causal mask and their weights, [..., G * S] with g outermost.

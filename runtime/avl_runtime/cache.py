@@ -107,8 +107,7 @@ class SegmentCache:
     def copy(self) -> SegmentCache:
         """A second cache with the same K and V arrays and its own book-keeping.
 
-        Reading a prompt replaces K and V and never writes into those it found, so the copy stays
-        as it is.
+        Reading a prompt begins with `reserve`, which replaces K and V: the copy stays as it is.
         """
         other = SegmentCache.__new__(SegmentCache)
         for name in SegmentCache.__slots__:
@@ -117,25 +116,28 @@ class SegmentCache:
             setattr(other, name, value if name == "version" else value.copy())
         return other
 
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` active rows in all, in arrays that no copy of this cache has."""
+        self._resize(self.top, max(1, rows))
+
     def extend(self, k_new: Array, v_new: Array, positions: Ints, mass: Floats | None) -> None:
-        """Add a chunk of a prompt to a single sequence, leaving no room.
+        """Add a chunk of a prompt to a single sequence, behind its rows where there is room.
 
         Args:
             k_new, v_new: [L, 1, Hkv, S, D].
             positions: [S].
             mass: [L, 1, Hkv, S] initial H2O mass, or None for zeros.
         """
-        length, rows = int(self.active_len[0]), k_new.shape[3]
+        length = int(self.active_len[0])
+        end = length + k_new.shape[3]
+        if end > self.positions.shape[3]:
+            self._resize(length, end)
         for arrays, new in ((self.k_active, k_new), (self.v_active, v_new)):
-            for layer, array in enumerate(arrays):
-                arrays[layer] = np.concatenate([array[:, :, :length], new[layer]], 2)
-        self.positions = _resized(self.positions, 3, length, length + rows)
-        self.positions[..., length:] = positions
-        self.mass = _resized(self.mass, 3, length, length + rows)
-        if mass is not None:
-            self.mass[..., length:] = mass
-        self.active_len[0] = length + rows
-        self.version += 1
+            for array, rows in zip(arrays, new, strict=True):
+                array[:, :, length:end] = rows
+        self.positions[..., length:end] = positions
+        self.mass[..., length:end] = 0 if mass is None else mass
+        self.active_len[0] = end
 
     def append(
         self,

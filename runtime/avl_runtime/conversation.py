@@ -6,6 +6,7 @@ be dropped between segments (FastV, A-VL's prefill filter) and no graph holds mo
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +16,12 @@ from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Plan, Prune, TextBudget
-from avl_runtime.backends import Backend, BoundSegment
+from avl_runtime.backends.protocol import Masses
 from avl_runtime.cache import Ints, SegmentCache
 from avl_runtime.manifest import Manifest
 from avl_runtime.moves import evict, image_positions, partition
 from avl_runtime.rows import PromptRows
 from avl_runtime.vision import Cells
-
-CHUNK = 256  # rows; longer chunks are slower on a CPU and hold more scores at once
 
 
 class PromptTooLongError(AvlError):
@@ -30,7 +29,7 @@ class PromptTooLongError(AvlError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Chunk:
+class Chunk:
     """Rows on their way through a segment.
 
     hidden [n, C], positions [n] in the conversation, position_ids [axes, n] for RoPE, deepstack
@@ -42,10 +41,10 @@ class _Chunk:
     position_ids: Ints
     deepstack: NDArray[Any]
 
-    def between(self, begin: int, end: int) -> _Chunk:
+    def between(self, begin: int, end: int) -> Chunk:
         """The rows from `begin` to `end` - 1."""
         part = slice(begin, end)
-        return _Chunk(
+        return Chunk(
             self.hidden[part],
             self.positions[part],
             self.position_ids[:, part],
@@ -53,7 +52,7 @@ class _Chunk:
         )
 
 
-class Conversation:
+class Conversation(abc.ABC):
     """Tokens so far and their cache, for a single sequence.
 
     Attributes:
@@ -64,9 +63,11 @@ class Conversation:
         text_after_image: text tokens behind the first image token, which a text budget counts.
     """
 
-    def __init__(self, backend: Backend, manifest: Manifest) -> None:
-        dims = manifest.dims
-        self._backend = backend
+    def __init__(self, manifest: Manifest, caches: Sequence[SegmentCache]) -> None:
+        """
+        Args:
+            caches: one for each segment, empty.
+        """
         self._manifest = manifest
         self._modality = np.zeros(256, np.bool_)
         self._evictable = np.zeros(256, np.bool_)
@@ -75,16 +76,7 @@ class Conversation:
         self.next_position = 0
         self.visuals: list[Cells] = []
         self.token_ids: list[int] = []
-        self.caches = [
-            SegmentCache(
-                segment.last_layer - segment.first_layer,
-                1,
-                dims.num_kv_heads,
-                dims.head_dim,
-                backend.dtype,
-            )
-            for segment in manifest.segments
-        ]
+        self.caches = list(caches)
 
     @property
     def length(self) -> int:
@@ -175,7 +167,7 @@ class Conversation:
                 hidden, positions = hidden[kept], positions[kept]
                 position_ids, deepstack = position_ids[:, kept], deepstack[:, kept]
             added, deepstack = np.split(deepstack, [len(segment.deepstack)])
-            chunk = _Chunk(hidden, positions, position_ids, added)
+            chunk = Chunk(hidden, positions, position_ids, added)
             hidden, mass = self._run_chunks(index, cache, chunk, plan)
             self._split(cache, mass, segment.first_layer, plan)
         if plan.text is not None:
@@ -193,44 +185,28 @@ class Conversation:
         self._evictable[length:] = False
         del self.token_ids[length:]
 
+    @abc.abstractmethod
     def _run_chunks(
-        self, index: int, cache: SegmentCache, rows: _Chunk, plan: Plan
+        self, index: int, cache: SegmentCache, rows: Chunk, plan: Plan
     ) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """Run one segment over all rows, adding them to its cache.
 
-        Returns its output rows ([N, C], or [1, V] logits) and the last row's head-mean attention by
-        position, [L, tokens so far].
+        Returns its output rows ([N, C], or [1, V] logits) and, if the plan ranks by it, the last
+        row's head-mean attention by position, [L, tokens so far].
         """
-        last = index == len(self._manifest.segments) - 1
-        outputs = []
-        mass = np.zeros((0, self.length), np.float32)
-        for begin in range(0, len(rows.positions), CHUNK):
-            chunk = rows.between(begin, begin + CHUNK)
-            bound = self._bind(index, chunk)
-            bound.run(cache, parked=True)
-            bound.release()
-            if begin + CHUNK >= len(rows.positions):
-                mass = _by_position(cache, bound, chunk.positions, self.length)
-            new_mass = None
-            if plan.text is not None:
-                cache.add_mass(0, bound.mass_active[:, 0, :, 1, : cache.active_len[0]])
-                new_mass = bound.mass_new[:, :, :, 1]
-            cache.extend(bound.k_new, bound.v_new, chunk.positions, new_mass)
-            outputs.append(bound.output[0])
-        return (outputs[-1] if last else np.concatenate(outputs)), mass
 
-    def _bind(self, index: int, chunk: _Chunk) -> BoundSegment:
-        weights = np.zeros((1, 2, len(chunk.positions)), np.float32)
-        weights[0, 0, -1] = 1
-        weights[0, 1] = ~self.image_mask[chunk.positions]
-        dtype, ids = self._backend.dtype, np.ascontiguousarray(chunk.position_ids)
-        return self._backend.bind(
-            index,
-            np.ascontiguousarray(chunk.hidden[None], dtype),
-            ids if len(ids) == 1 else ids[:, None],
-            weights,
-            [np.ascontiguousarray(added[None], dtype) for added in chunk.deepstack],
-        )
+    def _row_weights(
+        self, positions: Ints, last: bool = True, text: bool = True
+    ) -> NDArray[np.float32]:
+        """[1, 2, n]: what makes a mass of the last row's attention, and of all text rows'.
+
+        Where one of them is not wanted its weights are 0, which makes it cheap.
+        """
+        weights = np.zeros((1, 2, len(positions)), np.float32)
+        weights[0, 0, -1] = last
+        if text:
+            weights[0, 1] = ~self.image_mask[positions]
+        return weights
 
     def _pruned(self, positions: Ints, scores: NDArray[np.float32], prune: Prune) -> Ints:
         """Indices into `positions` that stay: all text, and the image tokens `prune` keeps."""
@@ -253,8 +229,8 @@ class Conversation:
         partition(cache, core, parked, self.image_mask)
 
 
-def _by_position(
-    cache: SegmentCache, bound: BoundSegment, chunk: Ints, total: int
+def attention_by_position(
+    cache: SegmentCache, bound: Masses, chunk: Ints, total: int
 ) -> NDArray[np.float32]:
     """The last query row's head-mean attention, [L, total tokens]; 0 on dropped ones."""
     layers, _, heads, _ = cache.positions.shape

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.policies import Plan, Split
-from avl_runtime.backends import Backend, BoundSegment
+from avl_runtime.backends import BoundSegment, HostBackend
 from avl_runtime.cache import SegmentCache, stacked
 from avl_runtime.conversation import Conversation, evict_text
 from avl_runtime.embedding import Embedding
@@ -25,7 +25,7 @@ class Decoder:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: HostBackend,
         manifest: Manifest,
         embedding: Embedding,
         conversations: list[Conversation],

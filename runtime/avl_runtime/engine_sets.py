@@ -9,6 +9,7 @@ from typing import Literal
 from avl_runtime.machine import Machine
 
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+ROW_BLOCK = 8  # rows; what products of 16-bit values want a dimension to be a multiple of
 OLDEST_PORTABLE = 80  # compute capability of the oldest GPU that engines without targets run on
 # The first driver branch for each major version of CUDA.
 DRIVER_OF_CUDA = {12: "525", 13: "580"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,22 @@ from tokenizers import Tokenizer
 
 from avl_plugins.errors import AvlError
 from avl_runtime.conversation import Conversation
-from avl_runtime.decode import Decoder
 from avl_runtime.results import FinishReason, Placement
 from avl_runtime.sampling import Sampler
 from avl_runtime.text import StopMatcher, StreamDecoder
+
+
+class Steps(Protocol):
+    """What runs decode steps: `decode.Decoder`, on the host or on a device."""
+
+    step: int
+    refreshed: bool
+
+    def placement(
+        self, row: int, image_mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]: ...
+
+    def run(self, tokens: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np.float32]: ...
 
 
 class OptionError(AvlError):
@@ -97,7 +110,7 @@ class Reply:
 
 
 def run(
-    decoder: Decoder,
+    decoder: Steps,
     conversations: Sequence[Conversation],
     replies: Sequence[Reply],
     first_logits: NDArray[np.float32],
@@ -130,7 +143,7 @@ def run(
 
 
 def _note_placements(
-    decoder: Decoder, conversations: Sequence[Conversation], replies: Sequence[Reply]
+    decoder: Steps, conversations: Sequence[Conversation], replies: Sequence[Reply]
 ) -> None:
     for row, (conversation, reply) in enumerate(zip(conversations, replies, strict=True)):
         if reply.finish_reason is None:

@@ -47,16 +47,20 @@ class LVLM:
         policy: str | Policy | None = None,
         threads: int | None = None,
         verify: bool = False,
+        park: str = "device",
     ) -> LVLM:
         """Load a package made by avl-export.
 
         Args:
             folder: the package.
-            backend: auto, ort-cpu, ort-cuda, tensorrt or tensorrt-rtx.
+            backend: ort-cpu, ort-cuda, tensorrt or tensorrt-rtx; with auto the best that works,
+                which a line on stderr names.
             policy: what calls use that name none; the package's default if None. As text,
                 `dense` or `avl:keep=0.5,core=0.3`.
             threads: CPU threads; all that this process may use by default.
             verify: read all weights first and compare their hashes with those recorded.
+            park: where rows lie that only refreshes read: with the others on the "device", or in
+                the "host"'s memory, for backends that keep rows on a GPU.
 
         Raises:
             AvlError: the package, the backend or the policy cannot be used, with the reason.
@@ -64,7 +68,7 @@ class LVLM:
         package = load_package(folder)
         package.check_shards(whole=verify)
         chosen = _policy(package.manifest.default_policy if policy is None else policy)
-        return cls(Engine(package, backend, threads), chosen)
+        return cls(Engine(package, backend, threads, park), chosen)
 
     def stream(
         self,

@@ -5,6 +5,8 @@ Every function moves the rows of all layers of a segment and of one sequence.
 
 from __future__ import annotations
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +16,13 @@ from numpy.typing import NDArray
 from avl_runtime.cache import Array, Ints, SegmentCache
 
 Mask = NDArray[np.bool_]
+
+WORTH_THREADS = 1 << 20  # bytes of K to move; below, handing the work over costs more than it saves
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, "avl-moves")  # more do not help: memory is what they wait for
 
 
 def image_positions(cache: SegmentCache, image_mask: Mask) -> Ints:
@@ -95,7 +104,8 @@ def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> No
     by_head = np.arange(row * heads, (row + 1) * heads)
     active_slots = by_head * capacity + out[:, None]
     parked_slots = by_head * cache.parked_positions.shape[2] + into[:, None]
-    for layer, part in _by_layer(layers, cache.layers):
+
+    def swap(layer: int, part: slice[Any, Any, Any]) -> None:
         to, origin = active_slots[part], parked_slots[part]
         for active, parked in (
             (_elements(cache.k_active[layer]), _elements(cache.k_parked[layer])),
@@ -104,6 +114,14 @@ def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> No
             kept = active.take(to)
             active.put(to, parked.take(origin))
             parked.put(origin, kept)
+
+    parts = _by_layer(layers, cache.layers)
+    width = cache.k_active[0].shape[3] * cache.k_active[0].itemsize
+    if active_slots.size * width < WORTH_THREADS:
+        for layer, part in parts:
+            swap(layer, part)
+    else:  # NumPy lets other threads run while it moves rows, which wait for memory most of all
+        list(_threads().map(swap, *zip(*parts, strict=True)))
 
 
 def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:

@@ -14,12 +14,28 @@ FinishReason = Literal["eos", "length", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceBytes:
+    """What a backend holds in a device's memory, by what it is for, and parked rows it does not.
+
+    Weights are what loading the engines took. Scratch is everything else that was asked for:
+    activations, outputs, book-keeping, inputs of a step.
+    """
+
+    weights: int
+    active: int
+    parked: int
+    scratch: int
+    parked_on_host: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Measured on the request itself; times are wall time in milliseconds.
 
     `kv_bytes` are the bytes of the live KV arrays when the last token was made, and
     `kv_bytes_dense` what dense attention would hold at the same point. In a batch both are the
-    sequence's equal share.
+    sequence's equal share. `device_bytes`, of all conversations that are alive, is None where
+    caches are in the host's memory.
     """
 
     policy: str
@@ -32,6 +48,7 @@ class Stats:
     kv_bytes: int
     kv_bytes_dense: int
     peak_rss_bytes: int
+    device_bytes: DeviceBytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,10 @@ def _build_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
     kinds = {name: option for option in args for name in _kinds(option)}
     if kinds and isinstance(value, dict) and "kind" in value:
         # Told apart by name: the message shall be about the one that is meant.
-        if value["kind"] not in kinds:
-            raise _mismatch(f"{where}: kind", " or ".join(kinds), value["kind"])
-        return build(kinds[value["kind"]], value, where)
+        named = value["kind"]
+        if not isinstance(named, str) or named not in kinds:
+            raise _mismatch(f"{where}: kind", " or ".join(kinds), named)
+        return build(kinds[named], value, where)
     for option in args:
         try:
             return build(option, value, where)

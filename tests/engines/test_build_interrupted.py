@@ -48,6 +48,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], No
                 unsupported=(),
                 weight_bytes=1,
                 int4_bytes=0,
+                scratch=0,
                 row_block=8,
                 size=len(data),
                 sha256="0" * 64,

@@ -158,6 +158,18 @@ def test_a_file_that_was_not_built(package: Package, damage: str) -> None:
     assert wanted in text
 
 
+def test_an_engine_that_the_manifest_does_not_know(package: Package) -> None:
+    """Files alone make no set, whatever they are called, and none is taken in another's place."""
+    (built,) = package.manifest.engines
+    for file in built.files:
+        path = package.folder / file.path
+        path.with_name(f"{path.stem}.copy.engine").write_bytes(b"something else")
+    assert set(engines.find_engines(package, "tensorrt-rtx", HERE).paths.values()) == {
+        package.folder / file.path for file in built.files
+    }
+    assert "expected engines for tensorrt-rtx, found none" in refusal(with_sets(package))
+
+
 def test_a_graph_without_an_engine(package: Package) -> None:
     (built,) = package.manifest.engines
     text = refusal(with_sets(package, replace(built, files=built.files[:-1])))

@@ -10,9 +10,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from avl_plugins.compiled_function import ROW_BLOCK
 from avl_plugins.schema import DOMAIN, PLUGIN_ATTRIBUTES
 from avl_runtime.build.graphs import Prepared, prepare
+from avl_runtime.engine_sets import ROW_BLOCK
 from avl_runtime.package import Package, load_package
 
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from avl_plugins.compiled_function import ROW_BLOCK
 from avl_plugins.errors import AvlError
 from avl_runtime.build import plan as planning
 from avl_runtime.build.estimate import cache_bytes, estimate
 from avl_runtime.build.options import CACHE_ROWS, BuildError, Options
 from avl_runtime.build.plan import Plan, make_plan
 from avl_runtime.build.profiles import Range, encoder_profile, segment_profiles
-from avl_runtime.engine_sets import Limits
+from avl_runtime.engine_sets import ROW_BLOCK, Limits
 from avl_runtime.libraries import Library
 from avl_runtime.machine import Gpu, Machine
 from avl_runtime.package import load_package
@@ -31,8 +30,10 @@ TRT = Library("11.4.0.106", 13)
 def library(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets which version of the backend is installed."""
 
-    def use(found: Library | None) -> None:
-        monkeypatch.setattr(planning, "installed", lambda _: found)
+    def use(found: Library | None, *missing: str) -> None:
+        tools = dict.fromkeys(("onnx", "polygraphy"), Library("1.0", None))
+        known = {**tools, "tensorrt": found, "tensorrt-rtx": found, **dict.fromkeys(missing)}
+        monkeypatch.setattr(planning, "installed", known.__getitem__)
 
     use(RTX)
     return use
@@ -126,8 +127,12 @@ def test_codes_with_zero_points_are_refused(fp16: Path, library: Any) -> None:
 
 def test_a_missing_library(fp16: Path, library: Any) -> None:
     library(None)
-    assert "run: pip install 'avl[tensorrt-rtx]'" in refusal(fp16)
+    assert "found no tensorrt-rtx; run: pip install 'avl[tensorrt-rtx]'" in refusal(fp16)
     assert plan_of(fp16, dry_run=True).library is None
+    library(None, "polygraphy")
+    assert "found no polygraphy, tensorrt-rtx" in refusal(fp16)
+    library(RTX, "onnx")
+    assert "found no onnx" in refusal(fp16, dry_run=True)
 
 
 def test_tensorrt_builds_for_its_own_gpu(fp16: Path, library: Any) -> None:

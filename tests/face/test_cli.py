@@ -38,6 +38,7 @@ KEYS = [
     "kv_bytes",
     "kv_bytes_dense",
     "peak_rss_bytes",
+    "device_bytes",
 ]
 PIECES = ("a red", " circle", " é日")
 

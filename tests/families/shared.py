@@ -219,6 +219,21 @@ class FamilyTests:
         assert "last vision layer and projector" in names
         assert all(row["difference"] < 1e-4 < row["largest"] for row in rows), rows
 
+    def test_keys_values_and_states_are_those_of_transformers(
+        self, made: Made, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Tensor by tensor, read in chunks and step by step, with half of the picture parked."""
+        command = ["--package", str(made.package), "--model", str(made.folder)]
+        capsys.readouterr()
+        assert avl_export([*command, "--check", "--backend", "ort-cpu", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["outputs"]
+        layers = made.case.config.get_text_config().num_hidden_layers
+        for mode in ("dense", "parked"):
+            names = [row["name"] for row in rows if row["name"].startswith(mode)]
+            for layer in range(layers):
+                assert sum(name.endswith(f" k_new.{layer}") for name in names) == 1
+        assert all(row["difference"] < 1e-4 < row["largest"] for row in rows), rows
+
     def test_packages_are_small(self, made: Made) -> None:
         assert sum(path.stat().st_size for path in made.package.iterdir()) < ROOM
 

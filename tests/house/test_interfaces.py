@@ -27,7 +27,7 @@ def test_names_of_the_runtime() -> None:
 
 def test_load_takes_a_backend_and_a_policy() -> None:
     parameters = inspect.signature(avl_runtime.LVLM.load).parameters
-    assert list(parameters) == ["folder", "backend", "policy", "threads", "verify"]
+    assert list(parameters) == ["folder", "backend", "policy", "threads", "verify", "park"]
     assert parameters["backend"].default == "auto"
 
 
@@ -68,6 +68,8 @@ COMMANDS = {
     "--top-k --seed --stats --json --show --heatmap --video",
     "avl_runtime.cli.build": "--backend --compute-capability --max-prompt --max-batch --dry-run "
     "--json",
+    "avl_runtime.cli.bench": "--policies --backends --visual-tokens --text-tokens --new-tokens "
+    "--against --peer-python --batch --threads --repeats --json --csv",
     "avl_runtime.cli.eval": "--tasks --policies --samples --json --plot",
 }
 

@@ -45,7 +45,17 @@ def test_the_blocker_blocks() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["avl_plugins.policies", "avl_plugins.reference", "avl_runtime", "avl_runtime.cli.run"],
+    [
+        "avl_plugins.policies",
+        "avl_plugins.reference",
+        "avl_runtime",
+        "avl_runtime.backends.engines",
+        "avl_runtime.bench.own",
+        "avl_runtime.cli.bench",
+        "avl_runtime.cli.build",
+        "avl_runtime.cli.doctor",
+        "avl_runtime.cli.run",
+    ],
 )
 def test_modules_import(module: str) -> None:
     result = run_blocked(f"import {module}")

@@ -145,17 +145,22 @@ def test_masses_of_a_row_sum_to_its_weight() -> None:
     np.testing.assert_allclose(totals[:, :, 1], 2, rtol=1e-6)
 
 
-def test_layers_share_what_depends_on_the_new_rows_only(tmp_path: Path) -> None:
+def test_a_step_takes_few_nodes(tmp_path: Path) -> None:
     layers = 6
     model = attention_model(6, 3, 32, TensorProto.FLOAT, True, layers)
     path = tmp_path / "optimised.onnx"
     session(model, optimized_model_filepath=str(path))
-    kinds = [node.op_type for node in onnx.load(path).graph.node]
-    assert kinds.count("LessOrEqual") == 1  # one causal mask
-    assert kinds.count("Gather") == 1  # one set of weights
-    assert "Transpose" not in kinds  # every transpose of K is fused into its product
-    assert "Cast" not in kinds  # float32 needs none
-    assert len(kinds) <= 31 * layers
+    nodes = onnx.load(path).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert kinds.count("Greater") == 1  # the choice of a branch is made once
+    assert len(kinds) <= 2 * layers + 3
+    for node in (node for node in nodes if node.op_type == "If"):
+        branches = {a.name: [n.op_type for n in a.g.node] for a in node.attribute}
+        prompt, step = branches["then_branch"], branches["else_branch"]
+        assert "Transpose" not in prompt + step  # every transpose of K is fused into its product
+        assert "Cast" not in prompt + step  # float32 needs none
+        assert prompt.count("Attention") == 1
+        assert len(step) <= 30
 
 
 def test_a_model_may_have_a_later_opset() -> None:

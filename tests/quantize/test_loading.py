@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from avl_runtime.backends.ort_options import session_config
+from avl_runtime.backends.ort_options import has_room, session_config
 from avl_runtime.package import load_package
 from avl_runtime.quantization import Quantization
 from quantize.conftest import Exported
@@ -17,15 +17,22 @@ INT4 = Quantization("clip", 4, 64, ("decoder",), False, None)
 PREPACKING = "session.disable_prepacking"
 
 
-def test_floats_stay_mapped() -> None:
-    for encoder in (True, False):
-        assert session_config(None, encoder) == {PREPACKING: "1"}
-    assert session_config(INT4, encoder=True) == {PREPACKING: "1"}
+def test_floats_are_packed_where_they_are_read_again_and_again_and_fit() -> None:
+    mapped = {PREPACKING: "1"}
+    assert session_config(None, encoder=False, packs=True) == {}
+    assert session_config(None, encoder=False, packs=False) == mapped
+    for packs in (True, False):
+        assert session_config(None, True, packs) == session_config(INT4, True, packs) == mapped
+
+
+def test_weights_may_take_half_of_the_memory() -> None:
+    assert has_room(1 << 20)
+    assert not has_room(1 << 60)
 
 
 def test_codes_are_prepacked_and_run_on_8_bit_activations() -> None:
     with_vision = replace(INT4, parts=("decoder", "vision"))
-    for config in (session_config(INT4, False), session_config(with_vision, True)):
+    for config in (session_config(INT4, False, False), session_config(with_vision, True, False)):
         assert PREPACKING not in config
         assert config["session.qdq_matmulnbits_accuracy_level"] == "4"
 

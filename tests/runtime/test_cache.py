@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avl_runtime import moves
 from avl_runtime.cache import SegmentCache, dense_bytes, room, stacked
 from avl_runtime.moves import evict, exchange, image_positions, partition
 
@@ -98,6 +101,19 @@ def split(
         naive.parked[layer, head] = {p: rows[p] for p in apart}
 
 
+def test_a_copy_keeps_its_rows_while_a_prompt_is_read() -> None:
+    rng = np.random.default_rng(0)
+    cache, naive = empty(), Naive()
+    fill(cache, naive, rng, np.arange(5))
+    cache.trim(8)  # leaves room behind the rows, which the copy shares
+    before = cache.copy()
+    cache.reserve(9)
+    assert all(a is not b for a, b in zip(kv(cache)[:LAYERS], kv(before)[:LAYERS], strict=True))
+    for array in (*cache.k_active, *cache.v_active):
+        array[:] = 7
+    check(before, naive)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(0, 20))
 def test_any_sequence_of_moves_keeps_exactly_the_right_rows(
@@ -112,6 +128,9 @@ def test_any_sequence_of_moves_keeps_exactly_the_right_rows(
         where = rng.permutation(total - 1)[: min(images, total - 1)]
         image_mask[count + where] = True
         naive.images = set(np.flatnonzero(image_mask).tolist())
+        if rng.random() < 0.5:
+            cache.reserve(cache.top + int(rng.integers(total + 1)))
+            check(cache, naive)
         for chunk in np.array_split(np.arange(count, count + total), rng.integers(1, 4)):
             if len(chunk):
                 fill(cache, naive, rng, chunk)
@@ -141,7 +160,8 @@ def swap(cache: SegmentCache, naive: Naive, rng: np.random.Generator, row: int =
         entering[layer, rng.permutation(parked)[:count]] = True
     out = [cache.positions[i, row, 0, :core][leaving[i]].tolist() for i in range(LAYERS)]
     into = [cache.parked_positions[i, row, :parked][entering[i]].tolist() for i in range(LAYERS)]
-    exchange(cache, row, leaving, entering)
+    with mock.patch.object(moves, "WORTH_THREADS", rng.choice((0, 1 << 20))):
+        exchange(cache, row, leaving, entering)
     for layer, head in EACH:
         active, apart = naive.active[layer, head], naive.parked[layer, head]
         for position in out[layer]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from avl_runtime.backends.ort_options import session_config, tight_memory
+from avl_runtime.backends.ort_options import has_room, session_config, shrinking, tight_memory
 from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cache import SegmentCache
 from avl_runtime.manifest import Dims, Segment
@@ -59,7 +59,8 @@ class OrtBackend:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
-        entries = session_config(package.manifest.quantization, encoder) | {
+        weights = sum(shard.size for shard in package.manifest.weights.shards)
+        entries = session_config(package.manifest.quantization, encoder, has_room(weights)) | {
             # Each session has threads of its own. Spinning on after a run, which is the default,
             # they take the cores from the next segment's threads and from Python between steps.
             "session.force_spinning_stop": "1",
@@ -138,7 +139,7 @@ class OrtBoundSegment:
         self._bindings: dict[bool, _Binding] = {}
         self._bound: tuple[SegmentCache, int] | None = None  # a cache, and the version bound
 
-    def run(self, cache: SegmentCache, parked: bool) -> None:
+    def run(self, cache: SegmentCache, parked: bool, ends: bool = False) -> None:
         parked = parked and bool(cache.parked_len.any())
         if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.version:
             # All bindings at once, so that none keeps arrays alive that the cache has replaced.
@@ -153,7 +154,7 @@ class OrtBoundSegment:
             binding.mass["mass_active"],
             binding.mass["mass_parked"],
         )
-        self._session.run_with_iobinding(binding.io)
+        self._session.run_with_iobinding(binding.io, shrinking() if ends else None)
 
     def release(self) -> None:
         self._bound = None

@@ -1,4 +1,4 @@
-"""What the runtime asks of a backend, and how one is chosen by name."""
+"""What the runtime asks of a backend."""
 
 from __future__ import annotations
 
@@ -10,14 +10,27 @@ from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
 from avl_runtime.cache import SegmentCache
-from avl_runtime.package import Package
 from avl_runtime.vision import Kind
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
+PARKS = ("device", "host")  # where parked rows lie between refreshes
 
 
 class BackendError(AvlError):
     """A backend is unknown, not available, or cannot load a package."""
+
+
+class Masses(Protocol):
+    """Attention that keys received: see `BoundSegment`."""
+
+    @property
+    def mass_active(self) -> NDArray[np.float32]: ...
+
+    @property
+    def mass_parked(self) -> NDArray[np.float32]: ...
+
+    @property
+    def mass_new(self) -> NDArray[np.float32]: ...
 
 
 class BoundSegment(Protocol):
@@ -40,12 +53,14 @@ class BoundSegment(Protocol):
     mass_parked: NDArray[np.float32]
     mass_new: NDArray[np.float32]
 
-    def run(self, cache: SegmentCache, parked: bool) -> None:
+    def run(self, cache: SegmentCache, parked: bool, ends: bool = False) -> None:
         """Run on the current contents of the input buffers and the cache.
 
         Args:
             cache: the segment's; read only.
             parked: whether parked rows are read (a refresh or a prompt) or left out.
+            ends: whether this was a prompt's last chunk, so that memory which only chunks need
+                can be given back.
         """
         ...
 
@@ -55,10 +70,17 @@ class BoundSegment(Protocol):
 
 
 class Backend(Protocol):
-    """Graphs of one package, loaded."""
+    """Graphs of one package, loaded.
 
-    name: str
-    dtype: np.dtype[Any]
+    Attributes:
+        dtype: of the rows that the host hands over.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
     def encode(self, kind: Kind, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run an encoder on one picture's or video's `Media.inputs`.
@@ -66,6 +88,10 @@ class Backend(Protocol):
         Returns its features [..., C] and, for a decoder with deepstack layers, [K, tokens, C].
         """
         ...
+
+
+class HostBackend(Backend, Protocol):
+    """A backend whose decoder segments read and write NumPy arrays."""
 
     def bind(
         self,
@@ -84,23 +110,3 @@ class Backend(Protocol):
             deepstack: [B, S, C] for each of the segment's deepstack layers.
         """
         ...
-
-
-def load_backend(name: str, package: Package, threads: int | None) -> Backend:
-    """Load `package` on the backend called `name`.
-
-    Raises:
-        BackendError: unknown name, or a backend this version cannot run.
-    """
-    if name not in BACKENDS:
-        raise BackendError(
-            f"expected a backend of {', '.join(BACKENDS)}, found {name!r}; choose one of them"
-        )
-    if name not in ("auto", "ort-cpu"):
-        raise BackendError(
-            f"expected backend ort-cpu, found {name}, which this version cannot run yet; "
-            "use --backend ort-cpu"
-        )
-    from avl_runtime.backends.ort import OrtBackend
-
-    return OrtBackend(package, threads)

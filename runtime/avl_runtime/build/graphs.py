@@ -13,8 +13,9 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from avl_plugins.compiled_function import ROW_BLOCK, compiled_attention_function
+from avl_plugins.compiled_function import compiled_attention_function
 from avl_plugins.schema import DOMAIN, SPLIT_CACHE_ATTENTION
+from avl_runtime.engine_sets import ROW_BLOCK
 from avl_runtime.manifest import Dims
 
 CACHES = ("k_active.", "v_active.", "k_parked.", "v_parked.")

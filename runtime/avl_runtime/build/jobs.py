@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from avl_runtime.engine_sets import EngineBackend, Limits
 from avl_runtime.strict import build
 
+REFUSED = 3  # exit status of a process whose answer is a message for the user
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -46,6 +48,7 @@ class Outcome:
         unsupported: nodes that the backend cannot take, and why.
         weight_bytes: of the graph's weights in the precision that it computes in.
         int4_bytes: of those that are codes of 4 bits.
+        scratch: bytes that an encoder is estimated to take for its largest shapes; 0 for a decoder.
         size, sha256: of the engine; 0 and empty without one.
         seconds: of parsing and building.
         peak_rss_bytes: of the process, weights that are mapped from files included.
@@ -57,6 +60,7 @@ class Outcome:
     unsupported: tuple[str, ...]
     weight_bytes: int
     int4_bytes: int
+    scratch: int
     row_block: int
     size: int
     sha256: str

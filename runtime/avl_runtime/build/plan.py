@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avl_plugins.compiled_function import ROW_BLOCK
 from avl_plugins.kernels.catalog import HEAD_DIMS
 from avl_plugins.tensorrt import OLDEST
 from avl_runtime.build.options import BuildError, Options
-from avl_runtime.engine_sets import EngineFile, EngineSet, Limits, dotted, target_name
+from avl_runtime.engine_sets import (
+    ROW_BLOCK,
+    EngineFile,
+    EngineSet,
+    Limits,
+    dotted,
+    target_name,
+)
 from avl_runtime.libraries import Library, installed
 from avl_runtime.machine import Machine
 from avl_runtime.manifest import Manifest
@@ -69,9 +75,13 @@ def make_plan(options: Options, machine: Machine) -> Plan:
     package = load_package(options.package)
     package.check_shards()
     library = installed(options.backend)
-    if library is None and not options.dry_run:
+    missing = [name for name in ("onnx", "polygraphy") if installed(name) is None]
+    if library is None:
+        missing.append(options.backend)
+    if missing and (not options.dry_run or "onnx" in missing):
         raise BuildError(
-            f"expected {options.backend}, found none; run: pip install 'avl[{options.backend}]'"
+            f"expected the packages of the {options.backend} extra, found no "
+            f"{', '.join(missing)}; run: pip install 'avl[{options.backend}]'"
         )
     targets = options.targets
     if options.backend == "tensorrt":

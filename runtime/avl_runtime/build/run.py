@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avl_runtime.build.estimate import Estimate, estimate
-from avl_runtime.build.jobs import Job, Outcome, read_outcome
+from avl_runtime.build.jobs import REFUSED, Job, Outcome, read_outcome
 from avl_runtime.build.options import BuildError
 from avl_runtime.build.plan import Plan
-from avl_runtime.build.worker import REFUSED
 from avl_runtime.engine_sets import EngineFile, EngineSet
 from avl_runtime.manifest import Manifest
 from avl_runtime.package import MANIFEST, Package, load_package
@@ -121,6 +120,8 @@ def _work(plan: Plan, graph: str, out: Path | None) -> Built:
     expected = estimate(
         plan.package.manifest, graph, outcome.weight_bytes, outcome.int4_bytes, plan.limits
     )
+    if outcome.scratch:
+        expected = replace(expected, scratch=outcome.scratch)
     return Built(graph, outcome, expected)
 
 

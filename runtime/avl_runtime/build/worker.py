@@ -17,10 +17,11 @@ from pathlib import Path
 
 from avl_plugins import tensorrt
 from avl_plugins.errors import AvlError
+from avl_runtime.build.encoder_size import PIXELS, encoder_size
 from avl_runtime.build.encoders import encoder_ranges
 from avl_runtime.build.engine import write_engine
 from avl_runtime.build.graphs import Prepared, prepare
-from avl_runtime.build.jobs import Job, Outcome, counts, read_job
+from avl_runtime.build.jobs import REFUSED, Job, Outcome, counts, read_job
 from avl_runtime.build.lint import lint
 from avl_runtime.build.monitor import make_monitor
 from avl_runtime.build.network import listing, load_toolkit, missing, parse
@@ -28,8 +29,6 @@ from avl_runtime.build.options import BuildError
 from avl_runtime.build.profiles import Profile, encoder_profile, segment_profiles
 from avl_runtime.memory import peak_rss_bytes
 from avl_runtime.package import Package, load_package
-
-REFUSED = 3  # exit status; stdout then holds a message for the user
 
 
 def main() -> int:
@@ -60,6 +59,7 @@ def run(job: Job) -> Outcome:
     begun = time.perf_counter()
     package = load_package(job.package)
     prepared = prepare(package.read(job.graph), package.manifest.dims, job.plugins)
+    profiles = profiles_of(package, job, prepared)
     layers: Counter[str] = Counter()
     unsupported: Sequence[str] = ()
     size, sha256 = 0, ""
@@ -83,7 +83,7 @@ def run(job: Job) -> Outcome:
             written = write_engine(
                 toolkit,
                 parsed,
-                profiles_of(package, job, prepared),
+                profiles,
                 job.targets if job.backend == "tensorrt-rtx" else (),
                 make_monitor(toolkit.trt, job.graph),
                 Path(job.timing_cache) if job.timing_cache is not None else None,
@@ -97,6 +97,7 @@ def run(job: Job) -> Outcome:
         unsupported=tuple(unsupported),
         weight_bytes=prepared.weight_bytes,
         int4_bytes=prepared.int4_bytes,
+        scratch=_encoder_scratch(package, prepared, profiles),
         row_block=prepared.row_block,
         size=size,
         sha256=sha256,
@@ -112,6 +113,14 @@ def profiles_of(package: Package, job: Job, prepared: Prepared) -> Sequence[Prof
         return segment_profiles(prepared.inputs, job.limits, prepared.row_block)
     ranges = encoder_ranges(manifest, job.graph, job.limits.cache_rows)
     return [encoder_profile(prepared.inputs, ranges, job.graph)]
+
+
+def _encoder_scratch(package: Package, prepared: Prepared, profiles: Sequence[Profile]) -> int:
+    size = encoder_size(prepared.model.graph)
+    if size is None:
+        return 0
+    _, _, largest = profiles[0].shapes[PIXELS]
+    return size.scratch(largest, 4 if package.manifest.dtype == "fp32" else 2)
 
 
 if __name__ == "__main__":

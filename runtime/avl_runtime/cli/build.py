@@ -54,6 +54,12 @@ def _run(parsed: argparse.Namespace) -> int:
         dry_run=parsed.dry_run,
     )
     plan = make_plan(options, probe())
+    if plan.package.manifest.dtype == "fp32":
+        print(
+            "avl-build: this package computes in fp32; engines of one exported with --dtype fp16 "
+            "take half the memory",
+            file=sys.stderr,
+        )
     if options.dry_run:
         built = examine(plan)
         report = _report(plan, built)

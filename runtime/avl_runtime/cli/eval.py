@@ -15,6 +15,8 @@ from pathlib import Path
 
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
+from avl_runtime.backends.protocol import BACKENDS
+from avl_runtime.cli.lists import count, names, policies
 from avl_runtime.cli.output import check_picture
 from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
 from avl_runtime.evaluate.report import plot, table
@@ -49,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    policies = [str(parse(policy)) for policy in arguments.policies]
+    chosen = [str(parse(policy)) for policy in arguments.policies]
     if arguments.plot is not None:
         check_picture(arguments.plot)
     model = load_package(arguments.package).manifest.model
-    jobs = [(arguments, [policy]) for policy in policies]
+    jobs = [(arguments, [policy]) for policy in chosen]
     begun = time.perf_counter()
     if arguments.jobs == 1:
-        found = _measure(arguments, policies)
+        found = _measure(arguments, chosen)
     else:
         # One process a policy: ONNX Runtime's threads help a small model less than a second run.
         with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
@@ -78,16 +80,17 @@ def _run(arguments: argparse.Namespace) -> None:
     print(table(rows))
 
 
-def _measure(arguments: argparse.Namespace, policies: list[str]) -> list[Measured]:
+def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]:
     """Measure some policies in a process of their own."""
-    model = LVLM.load(arguments.package, threads=1 if arguments.jobs > 1 else None)
+    threads = 1 if arguments.jobs > 1 else None
+    model = LVLM.load(arguments.package, backend=arguments.backend, threads=threads)
     cases = (
         chain.from_iterable(task_cases(task, arguments.samples) for task in arguments.tasks)
         if arguments.data is None
         else iter(read_cases(arguments.data))
     )
-    found = measure(model, policies, cases)
-    print(f"avl-eval: {', '.join(policies)} done", file=sys.stderr)
+    found = measure(model, chosen, cases)
+    print(f"avl-eval: {', '.join(chosen)} done", file=sys.stderr)
     return found
 
 
@@ -97,36 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("package", type=Path)
-    add("--tasks", type=_names, default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    add("--tasks", type=names, default=list(TASKS), help=f"of {', '.join(TASKS)}")
     add("--data", type=Path, help="JSONL of images, prompt, answers and metric, instead of tasks")
-    add("--policies", type=_policies, default=list(SWEEP), help="as dense,fastv:keep=0.5,avl")
-    add("--samples", type=_count, default=50, help="held-out samples a task (default: 50)")
-    add("--jobs", type=_count, default=1, help="policies measured at once, a thread each")
+    add("--policies", type=policies, default=list(SWEEP), help="as dense,fastv:keep=0.5,avl")
+    add("--backend", choices=BACKENDS, default="auto", help="default: auto, the best that works")
+    add("--samples", type=count, default=50, help="held-out samples a task (default: 50)")
+    add("--jobs", type=count, default=1, help="policies measured at once, a thread each")
     add("--json", type=Path, help="write all figures there")
     add("--plot", type=Path, help="draw quality against memory and arithmetic, a PNG")
     return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _policies(text: str) -> list[str]:
-    """Policies separated by commas; options contain commas too, and an `=`."""
-    found: list[str] = []
-    for part in _names(text):
-        if found and "=" in part and ":" not in part:
-            found[-1] += f",{part}"
-        else:
-            found.append(part)
-    return found
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {text}")
-    return number
 
 
 if __name__ == "__main__":

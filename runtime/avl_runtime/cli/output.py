@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "kv_bytes": stats.kv_bytes,
         "kv_bytes_dense": stats.kv_bytes_dense,
         "peak_rss_bytes": stats.peak_rss_bytes,
+        "device_bytes": None if stats.device_bytes is None else asdict(stats.device_bytes),
     }
 
 
@@ -59,6 +61,13 @@ def stats_lines(stats: Stats) -> str:
         ),
         ("peak RSS", _size(stats.peak_rss_bytes)),
     ]
+    held = stats.device_bytes
+    if held is not None:
+        told = f"weights {_size(held.weights)}, active {_size(held.active)}, parked "
+        told += f"{_size(held.parked)}, scratch {_size(held.scratch)}"
+        if held.parked_on_host:
+            told += f", parked on the host {_size(held.parked_on_host)}"
+        lines.append(("device", told))
     return "\n".join(f"{name + ':':10}{value}" for name, value in lines)
 
 
@@ -70,9 +79,30 @@ def check_picture(path: Path) -> None:
     """
     if path.suffix.lower() not in PICTURES:
         raise OutputError(f"{path}: expected a file name with {', '.join(PICTURES)}")
+    check_file(path)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or the file is a folder.
+    """
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise OutputError(f"{path}: expected a file in a writable folder; make the folder first")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: expected to write it, found: {error.strerror}") from None
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from avl_plugins.errors import AvlError
+from avl_runtime.backends.protocol import BACKENDS, PARKS
 from avl_runtime.cli.output import check_picture
 from avl_runtime.cli.session import Extras, Session, Shown
 from avl_runtime.images import MAX_BYTES, ImageError, load_image
@@ -25,7 +26,6 @@ from avl_runtime.sampling import Sampler
 from avl_runtime.text import StopMatcher
 from avl_runtime.videos import load_video
 
-BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 
@@ -78,6 +78,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
         backend=arguments.backend,
         policy=arguments.policy,
         verify=arguments.verify,
+        park=arguments.park,
     )
     session = Session(model, options, extras)
     if prompt is None:
@@ -113,7 +114,15 @@ def _parser() -> argparse.ArgumentParser:
         help="dense, avl, fastv, avl+fastv or random, with options as avl:keep=0.5,core=0.3 "
         "(default: the package's)",
     )
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="default: auto, the best that works"
+    )
+    parser.add_argument(
+        "--park",
+        choices=PARKS,
+        default="device",
+        help="where rows that only refreshes read lie between them (default: device)",
+    )
     parser.add_argument(
         "--verify", action="store_true", help="compare all weights with their recorded hashes"
     )

@@ -7,8 +7,63 @@ multiplication with its addition counts as one, as in the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from avl_plugins.policies import Plan
 from avl_runtime.manifest import Dims
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How long a request is: prompt tokens, visual ones among them, and decode steps.
+
+    `before` counts the text tokens before the first visual one, which no policy evicts.
+    """
+
+    prompt: int
+    visual: int
+    steps: int
+    before: int = 0
+
+
+def placed_rows(dims: Dims, plan: Plan, visual: int) -> tuple[list[int], list[int]]:
+    """Image rows of each layer that `plan` leaves active and parked after prefill, [L] each."""
+    active, parked = [], []
+    for layer in range(dims.num_layers):
+        alive = visual
+        if plan.prune is not None and visual and layer >= plan.prune.layer:
+            alive = plan.prune.count(visual)
+        core = alive
+        if plan.split is not None:
+            alive, core = plan.split.counts(visual, alive)
+        active.append(core)
+        parked.append(alive - core)
+    return active, parked
+
+
+def request_flops(
+    dims: Dims, plan: Plan, request: Request, active: Sequence[float], parked: Sequence[float]
+) -> tuple[float, list[float]]:
+    """Arithmetic of a request: of its prefill, and of each decode step.
+
+    Args:
+        active, parked: [L] image rows of each layer after prefill, as `placed_rows` gives.
+    """
+    layers, text = range(dims.num_layers), request.prompt - request.visual
+    rows = [request.prompt] * dims.num_layers
+    if plan.prune is not None and request.visual:
+        kept = text + plan.prune.count(request.visual)
+        rows = [kept if layer >= plan.prune.layer else request.prompt for layer in layers]
+    steps = []
+    for step in range(1, request.steps + 1):
+        behind = text - request.before + step - 1
+        held = behind
+        if plan.text is not None and request.visual:  # text alone is never evicted
+            held = min(behind, plan.text.budget(behind))
+        refresh = plan.split is not None and plan.split.is_refresh(step)
+        read = [request.before + held + active[i] + (parked[i] if refresh else 0) for i in layers]
+        steps.append(decode_flops(dims, read))
+    return prefill_flops(dims, rows), steps
 
 
 def prefill_flops(dims: Dims, rows: Sequence[int]) -> float:

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.policies import Plan, parse
-from avl_runtime.decode import Decoder
 from avl_runtime.engine import Engine
 from avl_runtime.evaluate.cases import Case
-from avl_runtime.evaluate.cost import decode_flops, prefill_flops
+from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
 from avl_runtime.model import LVLM
 from avl_runtime.processor import Prompt
 from avl_runtime.results import Result
@@ -97,10 +96,8 @@ def forced_logits(
     """Logits [T, V] of a reply that is given: what a policy would have said at each step."""
     conversation = engine.conversation()
     logits = [conversation.prefill(engine.embed(prompt), plan)]
-    manifest, steps = engine.package.manifest, len(tokens) - 1
-    decoder = Decoder(
-        engine.backend, manifest, engine.embedding, [conversation], plan, max(1, steps)
-    )
+    steps = len(tokens) - 1
+    decoder = engine.decoder([conversation], plan, max(1, steps))
     alive = np.array([True])
     # The decoder writes every step's logits into the same buffer.
     logits += [decoder.run(np.array([token]), alive)[0].copy() for token in tokens[:steps]]
@@ -119,23 +116,16 @@ def _note(measured: Measured, model: LVLM, case: Case, plan: Plan, result: Resul
 def _flops_share(model: LVLM, plan: Plan, result: Result) -> float:
     """Arithmetic of this request over that of dense attention for the same tokens."""
     dims, stats = model.package.manifest.dims, result.stats
-    layers, steps = range(dims.num_layers), stats.new_tokens - 1
-    text = stats.prompt_tokens - stats.visual_tokens
-    rows = [stats.prompt_tokens] * dims.num_layers
-    if plan.prune is not None:
-        kept = text + plan.prune.count(stats.visual_tokens)
-        rows = [kept if layer >= plan.prune.layer else stats.prompt_tokens for layer in layers]
+    request = Request(stats.prompt_tokens, stats.visual_tokens, stats.new_tokens - 1)
     placed = result.placements[0]
-    core, parked = placed.core.sum(1), placed.parked.sum(1)
-    ours, dense = prefill_flops(dims, rows), prefill_flops(dims, [stats.prompt_tokens] * len(rows))
-    for step in range(1, steps + 1):
-        behind = text + step - 1
-        alive = behind if plan.text is None else min(behind, plan.text.budget(behind))
-        refresh = plan.split is not None and plan.split.is_refresh(step)
-        read = [alive + float(core[i]) + (float(parked[i]) if refresh else 0.0) for i in layers]
-        ours += decode_flops(dims, read)
-        dense += decode_flops(dims, [behind + stats.visual_tokens] * dims.num_layers)
-    return ours / dense
+    prefill, steps = request_flops(
+        dims, plan, request, placed.core.sum(1).tolist(), placed.parked.sum(1).tolist()
+    )
+    dense = Plan()
+    dense_prefill, dense_steps = request_flops(
+        dims, dense, request, *placed_rows(dims, dense, request.visual)
+    )
+    return (prefill + sum(steps)) / (dense_prefill + sum(dense_steps))
 
 
 def _divergence(dense: NDArray[np.float32], other: NDArray[np.float32]) -> float:

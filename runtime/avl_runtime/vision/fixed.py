@@ -8,13 +8,19 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from avl_runtime.strict import FormatError
 from avl_runtime.vision.media import Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
+
+MAX_TOKENS = 1 << 20  # of one picture
 
 
 @dataclass(frozen=True, slots=True)
 class FixedImage:
     """Graph: pixel_values [1, 3, H, W] -> features [1, tokens, C].
+
+    Raises:
+        FormatError: tokens and grid do not fit each other.
 
     `tokens` exceeds rows x columns of `grid` by one where the class token comes first.
     """
@@ -23,6 +29,14 @@ class FixedImage:
     processing: ImageProcessing
     grid: tuple[int, int]
     tokens: int
+
+    def __post_init__(self) -> None:
+        shown = self.grid[0] * self.grid[1]
+        if not 0 < shown <= self.tokens <= min(shown + 1, MAX_TOKENS):
+            raise FormatError(
+                f"image layout: expected a token for each cell and at most one more, found "
+                f"{self.tokens} for a grid of {self.grid[0]} x {self.grid[1]}"
+            )
 
     def prepare(self, image: Image.Image, token: str) -> Media:
         """Make an RGB picture ready; `token` is the text of an image token.

@@ -16,8 +16,9 @@ def prompt_positions(
 ) -> tuple[NDArray[np.int64], int]:
     """Positions counted from the prompt's start, and where the next token goes.
 
-    On three axes text counts up on all of them, and the tokens of a block take its positions. The next token goes behind the furthest: a long video's times may pass the text
-    behind it (transformers places both so).
+    On three axes text counts up on all of them, and the tokens of a block take its positions. The
+    next token goes behind the furthest: a long video's times may pass the text behind it
+    (transformers places both so).
 
     Args:
         mask: [N], which tokens are visual.
@@ -33,12 +34,15 @@ def prompt_positions(
     edges = np.flatnonzero(np.diff(mask, prepend=~mask[:1], append=~mask[-1:]))
     waiting, start = iter(blocks), 0
     for begin, end in pairwise(edges.tolist()):
-        while mask[begin] and begin < end:  # pictures may follow each other without a break
+        if not mask[begin]:
+            found[:, begin:end] = start + np.arange(end - begin)
+            start += end - begin
+            continue
+        place = begin
+        while place < end:  # pictures may follow each other without text in between
             block = next(waiting)
             tokens = block.positions.shape[1]
-            found[:, begin : begin + tokens] = start + block.positions
+            found[:, place : place + tokens] = start + block.positions
             start += block.advance
-            begin += tokens
-        found[:, begin:end] = start + np.arange(end - begin)
-        start += end - begin
+            place += tokens
     return found, int(found.max(initial=-1)) + 1

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from avl_runtime.images import check_size
+from avl_runtime.strict import FormatError
+
+MAX_SIDE = 1 << 14  # pixels
+MAX_NUMBER = 1e30  # beyond it float32 arithmetic overflows
+FILTERS = frozenset(Image.Resampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,9 @@ class ImageProcessing:
 
     `resize` is the length in pixels of the shorter edge, or [height, width]; None skips a step.
     `resample` is Pillow's filter number.
+
+    Raises:
+        FormatError: a number that no picture can be processed with.
     """
 
     convert_rgb: bool
@@ -27,6 +35,22 @@ class ImageProcessing:
     rescale: float | None
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
+
+    def __post_init__(self) -> None:
+        sides = [*self._sides(self.resize), *self._sides(self.crop)]
+        numbers = [self.rescale or 0.0, *(self.mean or ()), *(self.std or ())]
+        wrong = (
+            next((f"a side of {side} pixels" for side in sides if not 0 < side <= MAX_SIDE), None)
+            or next((f"the number {n}" for n in numbers if not abs(n) < MAX_NUMBER), None)
+            or (f"the filter {self.resample}" if self.resample not in FILTERS else None)
+            or ("a deviation of 0" if 0 in (self.std or ()) else None)
+        )
+        if wrong is not None:
+            raise FormatError(f"image processing: expected steps a picture can take, found {wrong}")
+
+    @staticmethod
+    def _sides(size: int | tuple[int, int] | None) -> tuple[int, ...]:
+        return (size,) if isinstance(size, int) else size or ()
 
 
 def fit(image: Image.Image, steps: ImageProcessing) -> NDArray[np.uint8]:

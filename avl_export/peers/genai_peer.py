@@ -1,0 +1,98 @@
+"""The worker that runs a checkpoint's text decoder in onnxruntime-genai.
+
+Its model builder knows text models, so the decoder is built as one (`genai_build`). Visual tokens
+of the prompt are replaced by text tokens, so the decoder has as many rows to compute and to cache;
+what it answers differs.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from avl_runtime.bench.wire import Job, Run, serve
+
+
+def load(job: Job) -> tuple[Run, dict[str, Any]]:
+    """Build the decoder's model, load it, and prepare a prompt of as many tokens."""
+    import numpy as np
+    import onnxruntime_genai as genai
+
+    made = Path(job["folder"])
+    _build(Path(job["checkpoint"]), made, job["precision"])
+    config_file = made / "model" / "genai_config.json"
+    config = json.loads(config_file.read_text())
+    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = job["threads"]
+    config_file.write_text(json.dumps(config))
+    model = genai.Model(str(made / "model"))
+    ids = _text_tokens(job)
+    prompt = np.array([ids] * job["batch"], np.int32)
+    total = len(ids) + job["new_tokens"]
+    search = {
+        "do_sample": False,
+        "batch_size": job["batch"],
+        "min_length": total,
+        "max_length": total,
+    }
+
+    def run() -> dict[str, Any]:
+        params = genai.GeneratorParams(model)
+        params.set_search_options(**search)
+        last = time.perf_counter()
+        generator = genai.Generator(model, params)
+        generator.append_tokens(prompt)
+        spent = []
+        for _ in range(job["new_tokens"]):
+            generator.generate_next_token()
+            now = time.perf_counter()
+            spent.append(now - last)
+            last = now
+        tokens = [generator.get_sequence(row)[len(ids) :].tolist() for row in range(job["batch"])]
+        return {
+            "encode_s": None,
+            "prefill_s": spent[0],
+            "steps_s": spent[1:],
+            "kv_bytes": _kv_bytes(config, job["batch"], total),
+            "tokens": tokens,
+        }
+
+    versions = {
+        "onnxruntime-genai": version("onnxruntime-genai"),
+        "onnxruntime": version("onnxruntime"),
+    }
+    return run, {"weights": job["precision"], "versions": versions}
+
+
+def _text_tokens(job: Job) -> list[int]:
+    """The prompt, its visual tokens replaced by ordinary ones."""
+    visual = set(job["visual_tokens"])
+    ordinary = [token for token in job["input_ids"] if token not in visual]
+    draw = random.Random(0)
+    return [draw.choice(ordinary) if t in visual else t for t in job["input_ids"]]
+
+
+def _kv_bytes(config: dict[str, Any], batch: int, length: int) -> int:
+    """By formula, as buffers cannot be asked for: K and V of `length` rows in fp32."""
+    decoder = config["model"]["decoder"]
+    row = decoder["num_key_value_heads"] * decoder["head_size"] * 4
+    return int(2 * decoder["num_hidden_layers"] * batch * length * row)
+
+
+def _build(checkpoint: Path, made: Path, precision: str) -> None:
+    """Build the model in a process whose memory is not counted as ours."""
+    script = Path(__file__).with_name("genai_build.py")
+    command = [sys.executable, str(script), str(checkpoint), str(made), precision]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing"]
+        raise RuntimeError(said[-1])
+
+
+if __name__ == "__main__":
+    serve(load)

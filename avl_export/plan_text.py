@@ -1,0 +1,76 @@
+"""An export's plan and its outcome, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def plan_text(report: dict[str, Any]) -> str:
+    """What an export would do; `report` is `Plan.report()`."""
+    lines = [
+        f"{report['model']} ({report['family']}, {report['layers']} layers, "
+        f"images {report['image']}, videos {report['video'] or 'none'}) -> {report['out']}",
+        f"computes in {report['dtype']} ({report['why_dtype']}), default policy "
+        f"{report['default_policy']}, split after {report['split']}",
+        "",
+        f"{'component':<12} {'file':<34} {'tensors':>7} {'weights':>10}",
+    ]
+    lines += [
+        f"{c['name']:<12} {c['file']:<34} {c['tensors']:>7} {size_text(c['bytes']):>10}"
+        for c in report["components"]
+    ]
+    lines += [
+        "",
+        f"weights: {size_text(report['weight_bytes'])} read from {report['weights']}"
+        if not report["copied_bytes"]
+        else f"weights: {size_text(report['copied_bytes'])} copied into the package",
+        *quantization_text(report["quantization"]),
+        f"would write: {', '.join(report['files'])}",
+        f"check against transformers: {'yes' if report['check'] else 'no'}",
+    ]
+    return "\n".join([*lines, *_missing_text(report)])
+
+
+def quantization_text(found: dict[str, Any] | None) -> list[str]:
+    """Lines about quantized weights, none without any."""
+    if found is None:
+        return []
+    block, parts = found["block_size"], ", ".join(found["parts"])
+    lines = [
+        f"quantized: {found['tensors']} weights of {parts} to int{found['bits']} "
+        f"({found['method']}, {f'blocks of {block}' if block else 'one scale an output'}), "
+        f"{size_text(found['bytes_before'])} -> {size_text(found['bytes_after'])}"
+    ]
+    if found["zero_points"]:
+        lines.append("zero points: kept from the checkpoint; TensorRT does not take them")
+    reasons: dict[str, int] = {}
+    for why in found["kept"].values():
+        reasons[why] = reasons.get(why, 0) + 1
+    lines += [f"not quantized: {count} weights whose {why}" for why, count in reasons.items()]
+    return lines
+
+
+def _missing_text(report: dict[str, Any]) -> list[str]:
+    lines = []
+    if report["config"] == "built-in":
+        lines.append(
+            f"config: the one avl knows of {report['checkpoint']}, which is not on this machine"
+        )
+    if report["missing"]:
+        lines.append(f"missing: {', '.join(report['missing'])}")
+    if report["download_bytes"]:
+        size = size_text(report["download_bytes"])
+        lines.append(f"an export would first fetch {size} of weights (by the config) from the hub")
+    elif report["missing"]:
+        lines.append("an export needs the missing files in the checkpoint's folder")
+    return lines
+
+
+def size_text(nbytes: int) -> str:
+    """Bytes in the largest unit that leaves one before the point."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"

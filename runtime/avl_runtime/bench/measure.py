@@ -1,0 +1,133 @@
+"""Start the workers, let them take turns, and sum up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from avl_runtime.bench.candidates import Candidate
+from avl_runtime.bench.idle import read_load, wait_idle
+from avl_runtime.bench.schedule import Run, as_run, interleave
+from avl_runtime.bench.summary import Row, Told, summarize
+from avl_runtime.bench.surroundings import machine
+from avl_runtime.bench.workers import Worker
+from avl_runtime.bench.workload import Workload
+from avl_runtime.evaluate.cost import Request
+from avl_runtime.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to measure; `idle_wait_s` is the limit of waiting before each run, 0 for none."""
+
+    threads: int
+    repeats: int
+    warm_up: int
+    idle_wait_s: float
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    workload: Workload,
+    manifest: Manifest,
+    settings: Settings,
+    tell: Callable[[str], None],
+) -> tuple[dict[str, Any], list[Row]]:
+    """Run all candidates; returns what they ran on, as JSON, and a row each.
+
+    Args:
+        tell: called with lines on how it goes.
+
+    Raises:
+        BenchError: a candidate fails, or the machine is busy.
+    """
+    told: dict[str, Told] = {}
+    versions: dict[str, str] = {}
+    runners: dict[str, Callable[[], Run]] = {}
+    with ExitStack() as stack, TemporaryDirectory(prefix="avl-bench-") as place:
+        job = _job(workload, manifest, settings.threads, Path(place))
+        for number, candidate in enumerate(candidates):
+            worker = Worker(candidate.name, candidate.command, settings.threads)
+            stack.callback(worker.close)
+            tell(f"loading {candidate.name}")
+            folder = str(Path(place, str(number)))
+            answer = worker.ask({"do": "load", "job": {**job, **candidate.job, "folder": folder}})
+            versions |= answer["versions"]
+            told[candidate.name] = Told(
+                candidate.name,
+                candidate.runs_on,
+                answer["weights"],
+                candidate.plan,
+                answer["rss_bytes"],
+                candidate.same_prompt or not workload.visual,
+                candidate.note if workload.visual or candidate.same_prompt else "",
+            )
+            runners[candidate.name] = partial(_run, worker)
+        tell(f"measuring, {settings.warm_up} + {settings.repeats} rounds")
+        runs = interleave(
+            runners,
+            settings.repeats,
+            settings.warm_up,
+            lambda: wait_idle(settings.idle_wait_s),
+        )
+    prompt = len(workload.input_ids)
+    request = Request(prompt, workload.visual, workload.new_tokens - 1, workload.before)
+    first = runs[candidates[0].name][0]
+    rows = [
+        summarize(told[name], found, manifest.dims, request, workload.batch, first)
+        for name, found in runs.items()
+    ]
+    return _environment(workload, manifest, settings, versions), rows
+
+
+def _run(worker: Worker) -> Run:
+    before = read_load()
+    answer = worker.ask({"do": "run"})
+    return as_run(answer, before, read_load(), os.sysconf("SC_CLK_TCK"))
+
+
+def _job(workload: Workload, manifest: Manifest, threads: int, place: Path) -> dict[str, Any]:
+    """What all workers are told; pictures are files in `place`."""
+    files = []
+    for number, image in enumerate(workload.images):
+        files.append(str(place / f"{number}.png"))
+        image.save(files[-1])
+    return {
+        "images": files,
+        "input_ids": list(workload.input_ids),
+        "visual_tokens": list(manifest.visual_tokens),
+        "new_tokens": workload.new_tokens,
+        "batch": workload.batch,
+        "threads": threads,
+    }
+
+
+def _environment(
+    workload: Workload, manifest: Manifest, settings: Settings, versions: dict[str, str]
+) -> dict[str, Any]:
+    return {
+        "model": manifest.model,
+        "family": manifest.family,
+        "weight_bytes": sum(shard.size for shard in manifest.weights.shards),
+        "dims": {name: getattr(manifest.dims, name) for name in manifest.dims.__slots__},
+        "workload": {
+            "visual_tokens": workload.visual,
+            "text_tokens": len(workload.input_ids) - workload.visual,
+            "new_tokens": workload.new_tokens,
+            "batch": workload.batch,
+            "pictures": [list(image.size) for image in workload.images],
+        },
+        "threads": settings.threads,
+        "repeats": settings.repeats,
+        "warm_up": settings.warm_up,
+        "machine": machine(),
+        "versions": {"avl": manifest.producer.rpartition(" ")[2], **versions},
+        "date": time.strftime("%Y-%m-%d"),
+    }

@@ -1,0 +1,77 @@
+"""The worker that runs a package under one policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from avl_runtime.bench.candidates import weights_of
+from avl_runtime.bench.wire import Job, Run, serve
+from avl_runtime.engine import Request
+from avl_runtime.features import FeatureCache
+from avl_runtime.generate import Options
+from avl_runtime.model import LVLM
+from avl_runtime.package import Package
+from avl_runtime.processor import Prompt
+
+
+def load(job: Job) -> tuple[Run, dict[str, Any]]:
+    """Load the package and prepare the prompt.
+
+    Raises:
+        AvlError: the package, the backend or the policy cannot be used.
+    """
+    model = LVLM.load(
+        job["package"], backend=job["backend"], policy=job["policy"], threads=job["threads"]
+    )
+    engine = model.engine
+    engine.package = endless(engine.package)
+    manifest = engine.package.manifest
+    media = engine.processor.encode("x", job["images"]).media
+    prompt = Prompt.of(
+        np.array(job["input_ids"], np.int64),
+        manifest.visual_tokens,
+        media,
+        manifest.dims.position_axes,
+    )
+    options = Options(max_new_tokens=job["new_tokens"])
+    batch: int = job["batch"]
+
+    def run() -> dict[str, Any]:
+        engine.features = FeatureCache(engine.backend)
+        begun = time.perf_counter()
+        engine.features.of(prompt)
+        encoded = last = time.perf_counter()
+        conversations = [engine.conversation() for _ in range(batch)]
+        request = Request(engine, conversations, [prompt] * batch, model.policy, options)
+        spent = []
+        for _ in request.steps():
+            now = time.perf_counter()
+            spent.append(now - last)
+            last = now
+        results = [request.result(row) for row in range(batch)]
+        return {
+            "encode_s": encoded - begun if job["images"] else None,
+            "prefill_s": spent[0],
+            "steps_s": spent[1:],
+            "kv_bytes": sum(result.stats.kv_bytes for result in results),
+            "tokens": [list(result.token_ids) for result in results],
+        }
+
+    versions = {"onnxruntime": version("onnxruntime")}
+    return run, {"weights": weights_of(engine.package), "versions": versions}
+
+
+def endless(package: Package) -> Package:
+    """`package` without tokens that end a reply, so that every run has as many steps."""
+    manifest = package.manifest
+    tokens = dataclasses.replace(manifest.tokens, eos=())
+    return dataclasses.replace(package, manifest=dataclasses.replace(manifest, tokens=tokens))
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,1 @@
+"""KV caches and decode steps on a device: rows stay there and are moved by the packaged kernels."""

@@ -1,0 +1,148 @@
+"""The device seam on an NVIDIA GPU, through cuda-python alone."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins import cuda
+from avl_runtime.device.protocol import DeviceError, OutOfDeviceMemoryError
+
+_NAME_BYTES = 128
+_OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
+
+
+class CudaDevice:
+    """One GPU and a stream of its own; see `protocol.Device`."""
+
+    def __init__(self, ordinal: int = 0, driver: ModuleType | None = None) -> None:
+        """
+        Args:
+            driver: cuda-python's, unless given.
+
+        Raises:
+            CudaError: cuda-python, the driver or the GPU is missing.
+        """
+        self._driver = cuda.load_driver() if driver is None else driver
+        self._kernels = cuda.Device(ordinal, self._driver)
+        self._context = None
+        handle = self._call("cuDeviceGet", ordinal)
+        name: bytes = self._call("cuDeviceGetName", _NAME_BYTES, handle)
+        self.name = name.split(b"\0")[0].decode(errors="replace")
+        self._context = self._call("cuDevicePrimaryCtxRetain", handle)
+        # Not the default stream: it waits for others, and cannot be recorded.
+        flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self._stream = self._call("cuStreamCreate", flags)
+        self.stream = int(self._stream)
+
+    def memory(self) -> tuple[int, int]:
+        free, total = self._call("cuMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, nbytes: int) -> int:
+        status, address = self._status("cuMemAlloc", nbytes)
+        if status.name == _OUT_OF_MEMORY:
+            raise OutOfDeviceMemoryError(nbytes, *self.memory())
+        return int(self._checked("cuMemAlloc", status, address))
+
+    def free(self, address: int) -> None:
+        self.synchronize()
+        self._call("cuMemFree", address)
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        pointer = int(self._call("cuMemAllocHost", nbytes))
+        memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
+        # Arrays made of it, and their views, keep `memory` alive.
+        freed = weakref.finalize(memory, self._call, "cuMemFreeHost", pointer)
+        freed.atexit = False
+        return np.ctypeslib.as_array(memory)
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        self._call("cuMemcpyHtoDAsync", address, _start(array), array.nbytes, self._stream)
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        self._call("cuMemcpyDtoHAsync", _start(array), address, array.nbytes, self._stream)
+
+    def copy(self, to: int, origin: int, nbytes: int) -> None:
+        self._call("cuMemcpyDtoDAsync", to, origin, nbytes, self._stream)
+
+    def zero(self, address: int, nbytes: int) -> None:
+        self._call("cuMemsetD8Async", address, 0, nbytes, self._stream)
+
+    def write_column(self, address: int, pitch: int, value: int, rows: int) -> None:
+        self._call("cuMemsetD2D32Async", address, pitch, value, 1, rows, self._stream)
+
+    def launch(self, name: str, values: Mapping[str, int]) -> None:
+        self._kernels.launch(name, values, self._stream)
+
+    def record(self, work: Callable[[], None]) -> CudaGraph:
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        except BaseException:
+            self._status("cuStreamEndCapture", self._stream)  # the recording is no good
+            raise
+        graph = self._call("cuStreamEndCapture", self._stream)
+        try:
+            return CudaGraph(self, self._call("cuGraphInstantiate", graph, 0))
+        finally:
+            self._call("cuGraphDestroy", graph)
+
+    def replay(self, executable: Any) -> None:
+        """Queue an executable graph."""
+        self._call("cuGraphLaunch", executable, self._stream)
+
+    def forget(self, executable: Any) -> None:
+        """Free an executable graph."""
+        self._call("cuGraphExecDestroy", executable)
+
+    def synchronize(self) -> None:
+        self._call("cuStreamSynchronize", self._stream)
+
+    def _status(self, function: str, *arguments: Any) -> tuple[Any, Any]:
+        """The status of a driver function, and what it gives: None, one thing or several."""
+        if self._context is not None:
+            self._driver.cuCtxPushCurrent(self._context)
+        try:
+            status, *results = getattr(self._driver, function)(*arguments)
+        finally:
+            if self._context is not None:
+                self._driver.cuCtxPopCurrent()
+        return status, (results or [None])[0] if len(results) < 2 else tuple(results)
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        return self._checked(function, *self._status(function, *arguments))
+
+    def _checked(self, function: str, status: Any, result: Any) -> Any:
+        if status:
+            way_out = "use shorter prompts or --backend ort-cpu"
+            if status.name != _OUT_OF_MEMORY:
+                way_out = "check the driver with avl-doctor, or use --backend ort-cpu"
+            raise DeviceError(f"{function}: expected success, found {status.name}; {way_out}")
+        return result
+
+
+class CudaGraph:
+    """An executable CUDA graph."""
+
+    def __init__(self, device: CudaDevice, executable: Any) -> None:
+        self._device, self._executable = device, executable
+        freed = weakref.finalize(self, device.forget, executable)
+        freed.atexit = False
+
+    def replay(self) -> None:
+        self._device.replay(self._executable)
+
+
+def _start(array: NDArray[Any]) -> int:
+    """The address of an array that is copied whole."""
+    if not array.flags.c_contiguous:
+        raise ValueError("expected a C-contiguous array")
+    return int(array.ctypes.data)

@@ -1,0 +1,151 @@
+#!/usr/bin/env python
+"""Make every record of speed that the README quotes, and compare them with the targets.
+
+    .venv/bin/python scripts/bench_all.py --peer-python peers/bin/python
+
+Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
+shape with avl-bench into benchmarks/bench-NAME.json, and sums up in benchmarks/bench-targets.json.
+Takes some 20 minutes on two idle cores. peers/bin/python is a virtual environment with
+onnxruntime-genai; without --peer-python that peer is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench_targets import targets
+
+ROOT = Path(__file__).parents[1]
+AVL, TIGHT, FASTV = "avl:keep=0.5,core=0.3,refresh=3", "avl:core=0.1,refresh=8", "fastv"
+CHAIN = f"{AVL}+{FASTV}"
+LONG = "avl:text=0.01,text_min=128"
+LARGE = ("--visual-tokens", "2880", "--text-tokens", "128", "--new-tokens", "128")
+TEXT = ("--visual-tokens", "0", "--text-tokens", "1024", "--new-tokens", "128")
+TORCH, GENAI = "transformers", "onnxruntime-genai"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One call of avl-bench.
+
+    Attributes:
+        preset: of make_random; `quantize`: what its package is quantized to, or beside it.
+        asked: further arguments.
+        repeats: rounds that count, after one that does not.
+    """
+
+    preset: str
+    policies: Sequence[str]
+    asked: Sequence[str]
+    against: Sequence[str] = ()
+    quantize: str = "none"
+    beside: str | None = None
+    repeats: int = 3
+
+
+RECORDS = {
+    "s1": Record("S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI)),
+    # What a step costs without attention: weights, and a handful of rows.
+    "s1-floor": Record(
+        "S1", ("dense",), ("--visual-tokens", "0", "--text-tokens", "8", "--new-tokens", "16")
+    ),
+    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4"),
+    "s1-batch4": Record(
+        "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), repeats=2
+    ),
+    "s2": Record("S2", ("dense", AVL), LARGE, (TORCH, GENAI), repeats=2),
+    "s3": Record("S3", ("dense",), TEXT, (TORCH, GENAI), repeats=5),
+    "deep": Record("deep", ("dense", FASTV), (*LARGE[:-1], "8"), (TORCH,)),
+    "half-billion": Record(
+        "half-billion",
+        ("dense",),
+        ("--visual-tokens", "0", "--text-tokens", "64", "--new-tokens", "32"),
+        beside="int4",
+    ),
+    "long-text": Record(
+        "S3",
+        ("dense", LONG),
+        ("--visual-tokens", "576", "--text-tokens", "64", "--new-tokens", "2100"),
+        repeats=2,
+    ),
+}
+
+
+def package(folder: Path, preset: str, quantize: str) -> Path:
+    """A package of a preset's checkpoint, made if it is not there."""
+    checkpoint, made = folder / preset, folder / f"{preset}-{quantize}.avl"
+    if not checkpoint.exists():
+        run(ROOT / "scripts/make_random.py", str(checkpoint), "--preset", preset)
+    if not made.exists():
+        options = ["--model", str(checkpoint), "--out", str(made), "--no-check"]
+        run("-m", "avl_export.cli", *options, "--quantize", quantize)
+    return made
+
+
+def run(*command: object) -> None:
+    """Run Python; ends with its status if it fails."""
+    done = subprocess.run([sys.executable, *map(str, command)], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def measure(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
+    """One record, from its package to its file."""
+    record, out = RECORDS[name], parsed.out / f"bench-{name}.json"
+    made = package(parsed.folder, record.preset, record.quantize)
+    command = [made, "--policies", ",".join(record.policies), *record.asked]
+    command += ["--repeats", parsed.repeats or record.repeats, "--idle-wait", parsed.idle_wait]
+    if record.beside:
+        command += ["--beside", package(parsed.folder, record.preset, record.beside)]
+    peers = [peer for peer in record.against if peer != GENAI or parsed.peer_python]
+    if peers:
+        command += ["--against", ",".join(peers)]
+    if parsed.peer_python:
+        command += ["--peer-python", parsed.peer_python]
+    if parsed.threads:
+        command += ["--threads", parsed.threads]
+    print(f"\n## {name}\n", flush=True)
+    begun = time.monotonic()
+    run("-m", "avl_runtime.cli.bench", *command, "--json", out)
+    print(f"bench_all: {name} took {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and sum up."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(RECORDS), help="default: all")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/bench")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
+    parser.add_argument("--peer-python", type=Path)
+    parser.add_argument("--repeats", type=int, help="rounds (default: what fits 20 minutes)")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--idle-wait", type=float, default=60)
+    parsed = parser.parse_args(arguments)
+    parsed.folder.mkdir(parents=True, exist_ok=True)
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    for name in parsed.only.split(","):
+        measure(name, parsed)
+    files = {name: parsed.out / f"bench-{name}.json" for name in RECORDS}
+    there = {name: json.loads(p.read_text()) for name, p in files.items() if p.is_file()}
+    found = targets(there)
+    text = json.dumps({"date": time.strftime("%Y-%m-%d"), "targets": found}, indent=2)
+    (parsed.out / "bench-targets.json").write_text(text + "\n", encoding="utf-8")
+    print("\n| target | found | wanted | reached |\n|---|---|---|---|")
+    for one in found:
+        wanted = f"{'at most' if one['at_most'] else 'at least'} {one['wanted']}"
+        met = "yes" if one["reached"] else "**no**"
+        print(f"| {one['what']} | {one['found']:.3f} | {wanted} | {met} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+#!/usr/bin/env python
+"""Write a random-weight checkpoint of any family and size, for avl-export and for transformers.
+
+    .venv/bin/python scripts/make_random.py build/s1 --preset S1
+    .venv/bin/python scripts/make_random.py build/qwen --family qwen3_vl --hidden 512 --layers 4
+
+The folder is laid out as on the Hugging Face hub: JSON files, tokenizer.json and safetensors
+shards, whose weights are drawn piece by piece, so that memory stays small. The same seed gives the
+same bytes. Every ordinary token is a word of its own, w0, w1, …; what is not said is as in the
+family's smallest known model, the vision tower aside, which is small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from avl_export.aliases import known_files
+from export_size import special_tokens, write_shapes
+from random_weights import fill, like_trained
+
+FAMILIES = {
+    "llava": "llava-7b",
+    "llava_next": "llava-next-7b",
+    "llava_onevision": "llava-onevision-0.5b",
+    "video_llava": "video-llava-7b",
+    "internvl": "internvl3-2b",
+    "qwen2_5_vl": "qwen2.5-vl-3b",
+    "qwen3_vl": "qwen3-vl-2b",
+}
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PATCH = 14  # pixels, of the towers whose tokens can be chosen
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """What a checkpoint shall look like.
+
+    Attributes:
+        hidden, intermediate, layers, heads, kv_heads, vocabulary, context: of the decoder.
+        image_tokens: of one picture or tile, a square number; None for the family's own.
+        vision_hidden, vision_layers: of the tower, heads of 64.
+        dtype: fp32, fp16 or bf16, as stored.
+    """
+
+    family: str = "llava"
+    hidden: int = 1024
+    intermediate: int = 2816
+    layers: int = 8
+    heads: int = 16
+    kv_heads: int = 16
+    vocabulary: int = 32064
+    context: int = 8192
+    image_tokens: int | None = None
+    vision_hidden: int = 256
+    vision_layers: int = 2
+    dtype: str = "fp32"
+
+
+# S1 with five pictures of 576 tokens is what LLaVA-NeXT makes of one large picture.
+PRESETS = {
+    "S1": Shape(),
+    "S2": Shape(kv_heads=4),
+    "S3": Shape(hidden=512, intermediate=1408, heads=8, kv_heads=8),
+    # FastV's prefill over many layers of half the width.
+    "deep": Shape(hidden=512, intermediate=1408, heads=8, kv_heads=8, layers=24),
+    # 0.55 billion parameters.
+    "half-billion": Shape(hidden=1536, intermediate=4096, heads=24, kv_heads=24, layers=16),
+}
+
+
+class ShapeError(SystemExit):
+    """A shape that its family cannot have."""
+
+
+def files_of(shape: Shape) -> dict[str, Any]:
+    """The checkpoint's JSON files.
+
+    Raises:
+        ShapeError: with the reason.
+    """
+    if shape.hidden % shape.heads or shape.heads % shape.kv_heads or shape.vision_hidden % 64:
+        raise ShapeError(
+            f"expected whole multiples: hidden {shape.hidden} of heads {shape.heads}, heads of KV "
+            f"heads {shape.kv_heads}, vision hidden {shape.vision_hidden} of 64"
+        )
+    files: dict[str, Any] = json.loads(json.dumps(known_files(FAMILIES[shape.family])))
+    config = files["config.json"]
+    text = config.get("text_config", config)
+    text |= {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": shape.context,
+        "tie_word_embeddings": False,
+    }
+    text.pop("rope_scaling" if shape.family == "internvl" else "", None)
+    if "head_dim" in text:
+        text["head_dim"] = shape.hidden // shape.heads
+    if "rope_scaling" in text:
+        text["rope_scaling"]["mrope_section"] = _sections(
+            text["rope_scaling"]["mrope_section"], shape.hidden // shape.heads // 2
+        )
+    config["tie_word_embeddings"] = False
+    config["dtype"] = text["dtype"] = DTYPES[shape.dtype]
+    config["vision_config"] |= _vision(shape, config["vision_config"])
+    if shape.image_tokens is not None:
+        _resize(files, shape)
+    return _renumber(files, shape.vocabulary)
+
+
+def write(folder: Path, shape: Shape, seed: int = 0) -> int:
+    """Write the checkpoint; returns its weights' bytes.
+
+    Raises:
+        ShapeError: the family cannot have this shape.
+        FileExistsError: there is something at `folder` already.
+    """
+    files = files_of(shape)
+    total = write_shapes(folder, files)
+    for number, path in enumerate(sorted(folder.glob("*.safetensors"))):
+        fill(path, 1000 * seed + number, like_trained)
+    _write_words(folder / "tokenizer.json", special_tokens(files), shape.vocabulary)
+    if "tokenizer_config.json" not in files:
+        named = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.context}
+        (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    return total
+
+
+def _vision(shape: Shape, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes to a tower of any kind."""
+    wide, deep = shape.vision_hidden, shape.vision_layers
+    sizes = {"hidden_size": wide, "intermediate_size": 4 * wide}
+    if "depth" not in known:
+        return {**sizes, "num_hidden_layers": deep, "num_attention_heads": wide // 64}
+    sizes |= {"depth": deep, "num_heads": wide // 64, "out_hidden_size": shape.hidden}
+    if "fullatt_block_indexes" in known:
+        sizes["fullatt_block_indexes"] = [deep - 1]  # type: ignore[assignment]
+    if "deepstack_visual_indexes" in known:
+        sizes["deepstack_visual_indexes"] = [0]  # type: ignore[assignment]
+    return sizes
+
+
+def _sections(known: list[int], half: int) -> list[int]:
+    """M-RoPE's share of each axis, for heads of 2 x `half`."""
+    scaled = [part * half // sum(known) for part in known]
+    return [half - sum(scaled[1:]), *scaled[1:]]
+
+
+def _resize(files: dict[str, Any], shape: Shape) -> None:
+    """Give pictures and tiles as many tokens as asked for."""
+    side = math.isqrt(shape.image_tokens or 0)
+    if shape.family not in ("llava", "llava_next") or side < 1 or side**2 != shape.image_tokens:
+        raise ShapeError(
+            f"--image-tokens: expected a square number and a family of llava, llava_next, found "
+            f"{shape.image_tokens} and {shape.family}; leave it out for the family's own"
+        )
+    config, pictures = files["config.json"], files["preprocessor_config.json"]
+    before, pixels = config["vision_config"]["image_size"], side * PATCH
+    config["vision_config"]["image_size"] = pixels
+    config["image_seq_length"] = shape.image_tokens
+    pictures["size"] = {"shortest_edge": pixels}
+    pictures["crop_size"] = {"height": pixels, "width": pixels}
+    for part in (config, pictures):
+        if "image_grid_pinpoints" in part:
+            part["image_grid_pinpoints"] = [
+                [edge // before * pixels for edge in size] for size in part["image_grid_pinpoints"]
+            ]
+
+
+def _renumber(files: dict[str, Any], vocabulary: int) -> dict[str, Any]:
+    """Move special tokens to the end of a vocabulary that is too small for their ids."""
+    used = set(special_tokens(files))
+    _tokens(files["config.json"], used.add)
+    if max(used) < vocabulary:
+        return files
+    if vocabulary < len(used) + 8:
+        raise ShapeError(f"--vocab: expected at least {len(used) + 8}, found {vocabulary}")
+    ids = {old: vocabulary - len(used) + rank for rank, old in enumerate(sorted(used))}
+    _tokens(files["config.json"], ids.__getitem__)
+    _tokens(files["generation_config.json"], ids.__getitem__)
+    for token in files["tokenizer.json"]["added_tokens"]:
+        token["id"] = ids[token["id"]]
+    return files
+
+
+def _tokens(config: dict[str, Any], change: Any) -> None:
+    """Call `change` with every token id; where it returns one, that takes its place."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _tokens(value, change)
+        elif key.endswith(("_token_id", "_token_index")):
+            many = isinstance(value, list)
+            new = [change(token) for token in (value if many else [value])]
+            if None not in new:
+                config[key] = new if many else new[0]
+
+
+def _write_words(path: Path, special: Mapping[int, str], vocabulary: int) -> None:
+    """A tokenizer in which every ordinary token is a word between spaces."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Sequence, Split
+
+    words = {special.get(number, f"w{number}"): number for number in range(vocabulary)}
+    unknown = next(word for word, number in words.items() if number not in special)
+    tokenizer = Tokenizer(WordLevel(words, unk_token=unknown))
+    # A line break is a token, as everywhere: it keeps pictures apart.
+    tokenizer.pre_tokenizer = Sequence([Split("\n", "isolated"), Split(" ", "removed")])  # type: ignore[assignment]
+    tokenizer.add_special_tokens([special[number] for number in sorted(special)])
+    tokenizer.save(str(path))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write a checkpoint and print its size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", choices=PRESETS, help="a shape; options change parts of it")
+    parser.add_argument("--family", choices=FAMILIES)
+    parser.add_argument("--vocab", dest="vocabulary", type=int)
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--seed", type=int, default=0)
+    said = ("family", "vocabulary", "dtype")
+    for field in dataclasses.fields(Shape):
+        if field.name not in said:
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=int)
+    parsed = vars(parser.parse_args(arguments))
+    shape = PRESETS[parsed["preset"]] if parsed["preset"] else Shape()
+    changes = {
+        field.name: parsed[field.name]
+        for field in dataclasses.fields(Shape)
+        if parsed[field.name] is not None
+    }
+    shape = dataclasses.replace(shape, **changes)
+    total = write(parsed["folder"], shape, parsed["seed"])
+    print(f"{parsed['folder']}: {shape.family}, {total / 1e6:.1f} MB of weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+#!/usr/bin/env python
+"""Thousands of mixed requests in one process: no memory lost, and the same answer every time.
+
+    .venv/bin/python scripts/soak.py build/avl-tiny.avl --json benchmarks/soak.json
+
+Draws kinds of requests (pictures, policies, lengths, sampling, batches, two-turn conversations,
+some cancelled half way) and asks them over and over in random order. Every answer must equal the
+first one of its kind, cancelled ones its beginning. Memory is read after each request: from the
+warm-up on it must not grow by more than a tolerance. Exits with 1 where one of this fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from avl_runtime import LVLM
+from avl_runtime.bench.surroundings import machine
+from avl_runtime.bench.wire import rss_bytes
+from avl_runtime.images import ImageLike
+from avl_runtime.tasks import TASKS, samples
+
+POLICIES = (
+    "dense",
+    "fastv",
+    "avl",
+    "avl+fastv",
+    "avl:keep=0.3,core=0.1,refresh=2,text=0.6,text_min=8",
+    "random:of=avl",
+)
+LENGTHS = (1, 5, 17, 48)
+WAYS = ("generate", "generate", "stream", "cancel", "batch", "chat")
+TOLERANCE = 8 << 20  # bytes; page caches and arenas breathe by a few
+PARTS = 10  # of the series that are compared
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A request that can be asked again and again."""
+
+    way: str
+    prompt: str
+    images: tuple[ImageLike, ...]
+    policy: str
+    options: dict[str, Any]
+    stop_after: int  # pieces of text, where it is cancelled
+
+
+def draw_kinds(count: int, seed: int) -> list[Kind]:
+    """Different requests, the same ones for the same seed."""
+    draw = random.Random(seed)
+    shown = [sample for task in TASKS for sample in samples(task, "held-out", 8)]
+    kinds = []
+    for number in range(count):
+        asked = draw.sample(shown, draw.choice((1, 1, 1, 2, 3)))
+        images = () if draw.random() < 0.1 else tuple(sample.image for sample in asked)
+        sampled = {"temperature": 0.8, "top_k": 20, "seed": number} if draw.random() < 0.3 else {}
+        kinds.append(
+            Kind(
+                draw.choice(WAYS),
+                asked[0].prompt,
+                images,
+                POLICIES[number % len(POLICIES)],
+                {"max_new_tokens": draw.choice(LENGTHS), **sampled},
+                draw.randint(1, 4),
+            )
+        )
+    return kinds
+
+
+def ask(model: LVLM, kind: Kind) -> str:
+    """All that the model answers, as one text."""
+    options = {"policy": kind.policy, **kind.options}
+    if kind.way == "stream":
+        return "".join(model.stream(kind.prompt, kind.images, **options))
+    if kind.way == "cancel":
+        stream = model.stream(kind.prompt, kind.images, **options)
+        text = "".join(islice(stream, kind.stop_after))
+        stream.close()  # type: ignore[attr-defined]  # a generator
+        return text
+    if kind.way == "batch":
+        found = model.generate_batch([kind.prompt, "Read."], [kind.images, ()], **options)
+        return "\n".join(str(result.token_ids) for result in found)
+    if kind.way == "chat":
+        chat = model.chat(policy=kind.policy)
+        first = chat.send(kind.prompt, list(kind.images), **kind.options)
+        second = chat.send("Read.", list(kind.images[:1]), **kind.options)
+        return f"{first.token_ids}\n{second.token_ids}"
+    return str(model.generate(kind.prompt, kind.images, **options).token_ids)
+
+
+def soak(
+    model: LVLM, kinds: list[Kind], requests: int, minutes: float, seed: int
+) -> dict[str, Any]:
+    """Ask; returns the report."""
+    draw = random.Random(seed)
+    answers: dict[int, str] = {}
+    different: list[str] = []
+    memory: list[int] = []
+    asked = dict.fromkeys(WAYS, 0)
+    begun = time.monotonic()
+    while len(memory) < requests and time.monotonic() - begun < 60 * minutes:
+        number = draw.randrange(len(kinds))
+        kind = kinds[number]
+        answer = ask(model, kind)
+        asked[kind.way] += 1
+        if answers.setdefault(number, answer) != answer:
+            different.append(f"{kind.way}, {kind.policy}, request {len(memory)}")
+        memory.append(rss_bytes() or 0)
+    seconds = time.monotonic() - begun
+    _compare_cancelled(model, kinds, answers, different)
+    return {
+        "requests": len(memory),
+        "by_way": asked,
+        "kinds": len(kinds),
+        "repeats": len(memory) - len(answers),
+        "different": different,
+        "seconds": round(seconds, 1),
+        **memory_growth(memory),
+    }
+
+
+def memory_growth(memory: list[int]) -> dict[str, Any]:
+    """How memory went, in tenths of the run; the first is the warm-up."""
+    size = len(memory) // PARTS
+    if not size:
+        return {"rss_bytes_by_tenth": [], "rss_growth_bytes": 0}
+    parts = [statistics.median(memory[i : i + size]) for i in range(0, size * PARTS, size)]
+    return {
+        "rss_bytes_by_tenth": [int(part) for part in parts],
+        "rss_growth_bytes": int(parts[-1] - parts[1]),
+    }
+
+
+def _compare_cancelled(
+    model: LVLM, kinds: list[Kind], answers: dict[int, str], different: list[str]
+) -> None:
+    """What was said before a cancellation must begin what is said without one."""
+    for number, answer in answers.items():
+        kind = kinds[number]
+        if kind.way == "cancel":
+            stream = model.stream(kind.prompt, kind.images, policy=kind.policy, **kind.options)
+            if not "".join(stream).startswith(answer):
+                different.append(f"cancelled, {kind.policy}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; returns 1 where memory grew or answers differed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--minutes", type=float, default=60, help="stop after so long")
+    parser.add_argument("--kinds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
+    parsed = parser.parse_args(arguments)
+    model = LVLM.load(parsed.package, threads=parsed.threads)
+    gc.collect()
+    report = {
+        "model": model.package.manifest.model,
+        **soak(
+            model,
+            draw_kinds(parsed.kinds, parsed.seed),
+            parsed.requests,
+            parsed.minutes,
+            parsed.seed,
+        ),
+        "tolerance_bytes": TOLERANCE,
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    text = json.dumps(report, indent=2)
+    if parsed.json:
+        parsed.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    grown = report["rss_growth_bytes"]
+    if report["different"]:
+        print(f"soak: {len(report['different'])} answers differ", file=sys.stderr)
+    if grown > TOLERANCE:
+        print(f"soak: memory grew by {grown} bytes, at most {TOLERANCE} may be", file=sys.stderr)
+    return int(bool(report["different"]) or grown > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Arithmetic of whole requests by formula, against a hand count."""
+
+from __future__ import annotations
+
+import pytest
+
+from avl_plugins.policies import parse
+from avl_runtime import LVLM
+from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
+from avl_runtime.manifest import Dims
+from avl_runtime.tasks import sample
+
+# d = 8 (2 heads of 4, as many for K and V), m = 10, 4 layers.
+DIMS = Dims(8, 10, 4, 2, 2, 4, 50, 512, 1)
+
+
+def layer(rows: int, pairs: int) -> int:
+    """4 n d^2 + 2 pairs d + 3 n d m, where prefill has n^2 pairs."""
+    return 4 * rows * 64 + 2 * pairs * 8 + 3 * rows * 80
+
+
+def flops(policy: str, request: Request) -> tuple[float, list[float]]:
+    plan = parse(policy).plan()
+    return request_flops(DIMS, plan, request, *placed_rows(DIMS, plan, request.visual))
+
+
+# 10 visual and 6 text tokens, of which 2 stand before the first picture.
+ASKED = Request(prompt=16, visual=10, steps=4, before=2)
+
+
+def test_dense() -> None:
+    prefill, steps = flops("dense", ASKED)
+    assert prefill == 4 * layer(16, 256)
+    assert steps == [4 * layer(1, 16 + g) for g in (1, 2, 3, 4)]
+
+
+def test_fastv() -> None:
+    prefill, steps = flops("fastv:layer=2,keep=0.5", ASKED)
+    assert prefill == 2 * layer(16, 256) + 2 * layer(11, 121)
+    assert steps == [2 * layer(1, 16 + g) + 2 * layer(1, 11 + g) for g in (1, 2, 3, 4)]
+
+
+def test_avl_reads_more_at_refreshes() -> None:
+    prefill, steps = flops("avl:keep=0.5,core=0.2,refresh=3", ASKED)
+    assert prefill == 4 * layer(16, 256)
+    read = [2, 2, 5, 2]  # core, core, all secondary, core
+    assert steps == [4 * layer(1, 6 + g + read[g - 1]) for g in (1, 2, 3, 4)]
+
+
+def test_a_text_budget_leaves_what_comes_before_pictures() -> None:
+    _, steps = flops("avl:keep=1,core=1,text=0.1,text_min=3", ASKED)
+    # 4 text tokens behind the picture and those generated, of which 3 stay.
+    assert steps == [4 * layer(1, 2 + 3 + 10 + 1)] * 4
+    alone = Request(prompt=6, visual=0, steps=2, before=6)
+    assert flops("avl:text=0.1,text_min=3", alone) == flops("dense", alone)
+
+
+def test_grouped_heads_shrink_two_projections() -> None:
+    grouped = Dims(8, 10, 1, 2, 1, 4, 50, 512, 1)
+    plan = parse("dense").plan()
+    prefill, _ = request_flops(grouped, plan, ASKED, [10], [0])
+    assert prefill == layer(16, 256) - 16 * 8 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    "policy", ["dense", "fastv:keep=0.3", "avl:keep=0.7,core=0.2", "avl+fastv"]
+)
+def test_rows_are_placed_as_a_run_places_them(tiny: LVLM, policy: str) -> None:
+    asked = sample("caption", "held-out", 0)
+    result = tiny.generate(
+        asked.prompt, [asked.image], policy=policy, max_new_tokens=1, return_placements=True
+    )
+    placed = result.placements[0]
+    dims = tiny.package.manifest.dims
+    active, parked = placed_rows(dims, parse(policy).plan(), result.stats.visual_tokens)
+    assert placed.core.sum(1).tolist() == active
+    assert placed.parked.sum(1).tolist() == parked

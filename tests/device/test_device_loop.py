@@ -1,0 +1,291 @@
+"""Prefill, decode and refresh on the stand-in give what ort-cpu gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from avl_plugins.errors import AvlError
+from avl_runtime import LVLM
+from avl_runtime.cli.output import as_json
+from avl_runtime.device import decode, growth
+from avl_runtime.engine_sets import Limits
+from avl_runtime.tasks import sample
+from device.engines import WEIGHTS
+from device.loop_cases import ask, interpreted_reply, on_stand_in, same
+
+POLICIES = (
+    "dense",
+    "fastv",
+    "avl",
+    "avl:refresh=1,core=0.1",
+    "avl:text=0.5,text_min=4",
+    "avl+fastv",
+    "random",
+    "random:of=avl",
+)
+Make = Callable[..., tuple[LVLM, Any]]
+
+
+@pytest.fixture
+def make(tiny_package: Path, tmp_path: Path) -> Make:
+    """avl-tiny on a stand-in, with the stand-in."""
+    return lambda *args, **options: on_stand_in(tiny_package, tmp_path / "made", *args, **options)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_reply_is_that_of_ort_cpu(make: Make, tiny: LVLM, policy: str) -> None:
+    """The prompt of 155 tokens goes through in chunks of 64."""
+    model, device = make()
+    expected = ask(tiny, policy, 20, return_placements=True)
+    same(ask(model, policy, 20, return_placements=True), expected)
+    steps = len(expected.token_ids) - 1
+    kinds = 1 + ("avl" in policy)  # ordinary steps, and refreshes
+    if "refresh=1" in policy:
+        kinds = 1
+    assert device.done["replay"] == steps - kinds
+
+
+@pytest.mark.parametrize("policy", ["dense", "avl", "avl:text=0.5,text_min=4", "random:of=avl"])
+def test_parked_rows_on_the_host(make: Make, tiny: LVLM, policy: str) -> None:
+    model, _ = make(park_on_host=True)
+    memory = model.engine.backend.memory
+    chats = [each.chat(policy=policy) for each in (model, tiny)]
+    one, other = sample("vqa", "held-out", 2), sample("caption", "held-out", 5)
+    for prompt, images in ((one.prompt, [one.image]), (other.prompt, [other.image])):
+        found, expected = (
+            chat.send(prompt, images, max_new_tokens=8, return_logits=True, return_placements=True)
+            for chat in chats
+        )
+        same(found, expected)
+    assert memory.used["parked"] == 0 < memory.parked_on_host
+
+
+def test_plain_rows_for_engines_with_plugins(make: Make, tiny: LVLM) -> None:
+    model, _ = make(row_block=1)
+    same(ask(model, "avl", 8), ask(tiny, "avl", 8))
+
+
+def test_interpreted_kernels(
+    interpreting: ProcessPoolExecutor, tiny_package: Path, tmp_path: Path
+) -> None:
+    policy = "avl:text=0.5,text_min=4,refresh=2"
+    done = interpreting.submit(interpreted_reply, tiny_package, tmp_path, policy, 4).result()
+    assert done["select_core-1024"] == 2
+    assert done["select_text-1024"] == 6
+
+
+@pytest.mark.parametrize("policy", ["dense", "avl", "avl:text=0.5,text_min=4"])
+def test_a_token_waits_for_the_device_once(make: Make, policy: str) -> None:
+    model, device = make()
+    ask(model, policy, 1)  # so that the picture's features are there
+    waited = []
+    for steps in (8, 14):
+        before = device.done["synchronize"]
+        assert len(ask(model, policy, steps).token_ids) == steps
+        waited.append(device.done["synchronize"] - before)
+    assert waited[1] - waited[0] == 6
+
+
+@pytest.mark.parametrize("policy", ["dense", "avl:text=0.7,text_min=4"])
+def test_a_cache_that_grows(
+    make: Make, tiny: LVLM, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    monkeypatch.setattr(growth, "GROWTH", 8)
+    model, device = make()
+    one = sample("caption", "held-out", 3)
+    found, expected = (
+        each.generate(one.prompt, [one.image], policy=policy, max_new_tokens=40, stop=[])
+        for each in (model, tiny)
+    )
+    same(found, expected)
+    # Each time the cache grows a step is run as it is and another recorded.
+    assert 0 < device.done["replay"] < len(found.token_ids) - 3
+
+
+@pytest.mark.parametrize("policy", ["dense", "avl", "avl:text=0.5,text_min=4"])
+def test_a_batch(make: Make, tiny: LVLM, policy: str) -> None:
+    model, _ = make()
+    both = [sample("caption", "held-out", 3), sample("vqa", "held-out", 1)]
+    found, expected = (
+        each.generate_batch(
+            [one.prompt for one in both],
+            [[one.image] for one in both],
+            policy=policy,
+            max_new_tokens=16,
+            return_logits=True,
+            return_placements=True,
+        )
+        for each in (model, tiny)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        same(ours, theirs)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_turns_of_a_chat(make: Make, tiny: LVLM, policy: str) -> None:
+    model, _ = make()
+    chats = [each.chat(policy=policy) for each in (model, tiny)]
+    one, other = sample("vqa", "held-out", 2), sample("caption", "held-out", 5)
+    for prompt, images in (
+        (one.prompt, [one.image]),
+        ("And now?", []),
+        (other.prompt, [other.image]),
+    ):
+        found, expected = (
+            chat.send(prompt, images, max_new_tokens=9, return_logits=True, return_placements=True)
+            for chat in chats
+        )
+        same(found, expected)
+
+
+def test_a_prompt_that_fails_leaves_the_chat_as_it_was(
+    make: Make, tiny: LVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = make()
+    chats = [each.chat(policy="avl:text=0.5,text_min=4") for each in (model, tiny)]
+    one, other = sample("caption", "held-out", 2), sample("caption", "held-out", 5)
+    for chat in chats:
+        chat.send(one.prompt, [one.image], max_new_tokens=6)
+    segment, runs = model.engine.backend.segments[1], []
+
+    def interrupted(tensors: Any, use: str) -> None:
+        runs.append(use)
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        type(segment).run(segment, tensors, use)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            chats[0].send(other.prompt, [other.image], max_new_tokens=6)
+    found, expected = (
+        chat.send(other.prompt, [other.image], max_new_tokens=6, return_logits=True)
+        for chat in chats
+    )
+    same(found, expected)
+
+
+def test_rows_are_selected_by_the_host_where_there_are_too_many(
+    make: Make, tiny: LVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avl_runtime.device.steps.ROWS", (16, 64))
+    model, device = make()
+    policy = "avl:text=0.5,text_min=4"
+    same(
+        ask(model, policy, 14, return_placements=True),
+        ask(tiny, policy, 14, return_placements=True),
+    )
+    assert not [name for name in device.done if name.startswith("select")]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 30])
+def test_a_dense_reply_holds_what_a_dense_reply_is_said_to(
+    make: Make, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(growth, "GROWTH", 8)
+    model, _ = make()
+    stats = ask(model, "dense", steps, stop=[]).stats
+    assert stats.kv_bytes == stats.kv_bytes_dense
+
+
+@pytest.mark.parametrize("policy", ["dense", "avl:text=0.5,text_min=4"])
+def test_recorded_steps_give_what_steps_as_they_are_give(
+    make: Make, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    model, device = make()
+    recorded = ask(model, policy, 12)
+    assert device.done["replay"]
+    device.done.clear()
+    monkeypatch.setattr(decode.DeviceDecoder, "records", False)
+    plain = ask(model, policy, 12)
+    assert not device.done["replay"]
+    assert plain.logits.tobytes() == recorded.logits.tobytes()
+
+
+@pytest.mark.parametrize("park_on_host", [False, True])
+def test_device_bytes(make: Make, park_on_host: bool) -> None:
+    model, device = make(park_on_host=park_on_host)
+    backend, dims = model.engine.backend, model.package.manifest.dims
+    chat = model.chat("avl:keep=0.5,core=0.25")
+    one = sample("caption", "held-out", 3)
+    stats = chat.send(one.prompt, [one.image], max_new_tokens=5).stats
+    held = stats.device_bytes
+    row = 2 * dims.num_layers * dims.num_kv_heads * dims.head_dim * 4
+    text = stats.prompt_tokens - stats.visual_tokens
+    parked = row * -(-(stats.visual_tokens // 4) // 8) * 8
+    assert held.active == row * -(-(text + stats.visual_tokens // 4 + 4) // 8) * 8
+    assert (held.parked, held.parked_on_host) == ((0, parked) if park_on_host else (parked, 0))
+    assert stats.kv_bytes == held.active + parked
+    # The stand-in's weights are not asked of the ledger, everything else is.
+    free, total = device.memory()
+    assert held.weights == 3 * WEIGHTS
+    assert total - free == held.weights + backend.memory.used.total() - held.weights
+    told = as_json(chat.send("And?", max_new_tokens=2))["device_bytes"]
+    assert set(told) == {"weights", "active", "parked", "scratch", "parked_on_host"}
+
+
+def test_nothing_is_left_behind(make: Make) -> None:
+    model, device = make()
+    memory = model.engine.backend.memory
+    ask(model, "avl", 4)
+    free, used = device.memory()[0], dict(memory.used)
+    for _ in range(2):
+        ask(model, "avl", 4)
+    assert device.memory()[0] == free
+    assert dict(memory.used) == used
+    assert used["active"] == used["parked"] == 0
+
+
+def test_the_context_that_engines_take_ends_a_reply(make: Make) -> None:
+    model, _ = make(Limits(decode_rows=8, prompt_rows=64, cache_rows=160, batch=1))
+    result = ask(model, "dense", 60)
+    assert len(result.token_ids) == 160 - 155 + 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (Limits(8, 64, 144, 2), "--max-context 155"),
+        (Limits(8, 64, 512, 1), "--max-batch 2"),
+    ],
+)
+def test_what_engines_were_not_built_for(make: Make, limits: Limits, says: str) -> None:
+    model, _ = make(limits)
+    one = sample("caption", "held-out", 3)
+    with pytest.raises(AvlError) as error:
+        model.generate_batch([one.prompt] * 2, [[one.image]] * 2, max_new_tokens=4)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_out_of_memory_during_prefill(make: Make, tiny: LVLM) -> None:
+    model, device = make()
+    ask(model, "dense", 1)  # so that the picture's features are there
+    device.total = device.total - device.memory()[0] + 400_000
+    with pytest.raises(AvlError) as error:
+        ask(model, "dense", 4)
+    told = str(error.value)
+    assert "expected 0.7 MiB of device memory for the KV rows of a prompt of 155 tokens" in told
+    assert "found 0.3 MiB free of 0.7 MiB; about 70 tokens fit: use fewer" in told
+    assert "--policy avl+fastv" in told
+    device.total += 1 << 26
+    same(ask(model, "dense", 4), ask(tiny, "dense", 4))
+
+
+def test_hidden_states_are_finite_in_half_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from avl_export.cli import main as export
+
+    package = tmp_path / "half.avl"
+    arguments = ["--model", str(tiny_checkpoint), "--out", str(package), "--no-check"]
+    assert export([*arguments, "--dtype", "fp16"]) == 0
+    model, _ = on_stand_in(package, tmp_path / "made")
+    host = LVLM.load(package, backend="ort-cpu", threads=1)
+    found, expected = ask(model, "avl", 10), ask(host, "avl", 10)
+    assert found.token_ids == expected.token_ids
+    assert np.allclose(found.logits, expected.logits, atol=0.1)
