@@ -241,8 +241,8 @@ def split_cache_attention_function(
 ) -> onnx.FunctionProto:
     """`avl::SplitCacheAttention` as a function; a model needs the same default `opset`.
 
-    `heads` (H, Hkv) writes the head counts into the body. The result is the same, but ONNX Runtime
-    then merges the nodes that all layers share: about a quarter fewer nodes a layer.
+    `heads` (H, Hkv) writes the head counts into the body. The result is the same, with fewer nodes:
+    what depends on the counts alone is then worked out when a graph is loaded.
     """
     query, key = _HEADS if heads is None else (constant_ints(heads[0]), constant_ints(heads[1]))
     body = _ATTENTION.replace("{prompt}", _PROMPT).replace("{step}", _STEP)

@@ -194,8 +194,9 @@ def test_other_failures_name_the_call(device: cuda.CudaDevice, driver: Driver) -
 
 
 def test_recording(device: cuda.CudaDevice, driver: Driver) -> None:
-    address = device.allocate(16)
-    graph = device.record(lambda: device.zero(address, 16))
+    address, kept = device.allocate(16), []
+    graph = device.record(lambda: (device.zero(address, 16), kept.append(gc.isenabled())))
+    assert (kept, gc.isenabled()) == ([False], True)
     graph.replay()
     graph.replay()
     names = [name for name, *_ in driver.calls if "Ctx" not in name]

@@ -278,7 +278,7 @@ def test_out_of_memory_during_prefill(make: Make, tiny: LVLM) -> None:
     same(ask(model, "dense", 4), ask(tiny, "dense", 4))
 
 
-def test_hidden_states_are_finite_in_half_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_half_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from avl_export.cli import main as export
 
     package = tmp_path / "half.avl"

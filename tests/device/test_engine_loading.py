@@ -125,6 +125,19 @@ def test_an_encoder_gives_what_onnxruntime_gives(package: Package, tmp_path: Pat
     assert np.allclose(found, expected, atol=1e-4)
 
 
+def test_a_library_that_does_not_start(
+    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avl_runtime.backends import tensorrt
+    from device.test_choose import GPU
+
+    made = engines.write_engines(package, tmp_path)
+    monkeypatch.setattr(tensorrt, "find_engines", lambda *_: made)
+    monkeypatch.setitem(tensorrt.MODULES, "tensorrt-rtx", "no_such_module")
+    with pytest.raises(BackendError, match=r"expected tensorrt-rtx 1\.7\.1 to start, found: No modu"):
+        tensorrt.load_engines(package, "tensorrt-rtx", GPU)
+
+
 def test_tensorrt_itself_is_asked_for_when_it_is_missing(
     package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,13 @@ def load_engines(
         AvlError: cuda-python or a driver is missing, or the GPU has not enough memory.
     """
     engines = find_engines(package, name, machine)
-    module = importlib.import_module(MODULES[name])
+    try:
+        module = importlib.import_module(MODULES[name])
+    except (ImportError, OSError) as error:  # installed, but a library of its own is missing
+        raise BackendError(
+            f"expected {name} {engines.made.version} to start, found: {error}; "
+            f"pip install --force-reinstall {name}, or use --backend ort-cpu"
+        ) from error
     return open_engines(package, engines, module, CudaDevice(), park_on_host=park_on_host)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -83,13 +85,14 @@ class CudaDevice:
 
     def record(self, work: Callable[[], None]) -> CudaGraph:
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._call("cuStreamBeginCapture", self._stream, mode)
-        try:
-            work()
-        except BaseException:
-            self._status("cuStreamEndCapture", self._stream)  # the recording is no good
-            raise
-        graph = self._call("cuStreamEndCapture", self._stream)
+        with _nothing_collected():
+            self._call("cuStreamBeginCapture", self._stream, mode)
+            try:
+                work()
+            except BaseException:
+                self._status("cuStreamEndCapture", self._stream)  # the recording is no good
+                raise
+            graph = self._call("cuStreamEndCapture", self._stream)
         try:
             return CudaGraph(self, self._call("cuGraphInstantiate", graph, 0))
         finally:
@@ -139,6 +142,18 @@ class CudaGraph:
 
     def replay(self) -> None:
         self._device.replay(self._executable)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keep Python from collecting garbage: what is freed inside a recording breaks it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _start(array: NDArray[Any]) -> int:
