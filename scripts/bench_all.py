@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_targets import targets
+from bench_targets import LONG, table, targets
 
 ROOT = Path(__file__).parents[1]
 AVL, TIGHT, FASTV = "avl:keep=0.5,core=0.3,refresh=3", "avl:core=0.1,refresh=8", "fastv"
 CHAIN = f"{AVL}+{FASTV}"
-LONG = "avl:text=0.01,text_min=128"
 LARGE = ("--visual-tokens", "2880", "--text-tokens", "128", "--new-tokens", "128")
 TEXT = ("--visual-tokens", "0", "--text-tokens", "1024", "--new-tokens", "128")
 TORCH, GENAI = "transformers", "onnxruntime-genai"
@@ -140,11 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = targets(there)
     text = json.dumps({"date": time.strftime("%Y-%m-%d"), "targets": found}, indent=2)
     (parsed.out / "bench-targets.json").write_text(text + "\n", encoding="utf-8")
-    print("\n| target | found | wanted | reached |\n|---|---|---|---|")
-    for one in found:
-        wanted = f"{'at most' if one['at_most'] else 'at least'} {one['wanted']}"
-        met = "yes" if one["reached"] else "**no**"
-        print(f"| {one['what']} | {one['found']:.3f} | {wanted} | {met} |")
+    print(f"\n{table(found)}")
 
 
 if __name__ == "__main__":

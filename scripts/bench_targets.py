@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 AVL = "avl"
 TIGHT = "avl:core=0.1,refresh=8"
 CHAIN = "avl+fastv"
+LONG = "avl:text=0.01,text_min=128"
 SDPA, GENAI = "transformers sdpa", "onnxruntime-genai"
 SPARE = 150 << 20  # bytes of memory that a run may take beside what it must
 CHUNK = 256  # rows of a prefill chunk
@@ -39,6 +41,16 @@ def targets(records: Mapping[str, Report]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """What `targets` gives as Markdown."""
+    lines = ["| ratio | found | wanted | reached |", "|---|---|---|---|"]
+    for one in found:
+        wanted = f"{'at most' if one['at_most'] else 'at least'} {one['wanted']}"
+        reached = "yes" if one["reached"] else "**no**"
+        lines.append(f"| {one['what']} | {one['found']:.2f} | {wanted} | {reached} |")
+    return "\n".join(lines)
 
 
 def _wanted(
@@ -102,20 +114,14 @@ def _wanted(
         ratio("half-billion", "decode_token", "dense [fp32]", "dense [int4]"),
     )
     for name in ("dense", AVL, CHAIN):
-        yield (
-            f"S1: peak RSS of {name}, share of what it may take",
-            1.0,
-            True,
-            (
-                lambda name=name: _memory(records["s1"], rows["s1"][name])  # type: ignore[misc]
-            ),
-        )
-    yield (
-        "long text: step 2000 over step 200 under a text budget",
-        1.1,
-        True,
-        (lambda: _growth(rows["long-text"]["avl:text=0.01,text_min=128"])),
-    )
+        told = f"S1: peak RSS of {name}, share of what it may take"
+        yield told, 1.0, True, partial(_peak, records, rows, name)
+    told = "long text: step 2000 over step 200 under a text budget"
+    yield told, 1.1, True, lambda: _growth(rows["long-text"][LONG])
+
+
+def _peak(records: Mapping[str, Report], rows: Mapping[str, Rows], name: str) -> float:
+    return _memory(records["s1"], rows["s1"][name])
 
 
 def _memory(report: Report, row: Mapping[str, Any]) -> float:

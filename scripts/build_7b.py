@@ -64,6 +64,18 @@ def run(checkpoint: Path, package: Path, quantize: str, rest: list[str]) -> dict
     }
 
 
+def sentence(report: dict[str, Any]) -> str:
+    """The figures as the README quotes them."""
+    found = report["runs"]["int4"]
+    return (
+        f"The engines of a whole `{report['model']}` in INT4 take {found['build_s']:.0f} s and "
+        f"{found['build_peak_rss_bytes'] / 1e9:.1f} GB of memory to build on "
+        f"{report['machine']['cpus']} CPU cores, and {found['engine_bytes'] / 1e9:.2f} GB on disk, "
+        f"{100 * (found['engine_over_weights'] - 1):.1f} % over their weights "
+        "(`scripts/build_7b.py`, [JSON](benchmarks/build-7b.json))."
+    )
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print a line a run, and return what --json writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -147,6 +147,17 @@ def sentence(report: dict[str, Any]) -> str:
     )
 
 
+def quantized_sentence(report: dict[str, Any]) -> str:
+    """The figures of `-- --quantize int4` as the README quotes them."""
+    found = report["models"]["llava-7b"]
+    return (
+        f"With `--quantize int4`, `llava-7b` takes {found['user_s']['median']:.0f} s of processor "
+        f"time, {found['peak_rss_bytes']['max'] / 1e9:.2f} GB at its peak, and the package holds "
+        f"{found['package_bytes']['max'] / 1e9:.1f} GB "
+        "([JSON](benchmarks/quantize-size.json))."
+    )
+
+
 def run(alias: str, layers: int | None, repeats: int, arguments: list[str]) -> dict[str, Any]:
     """All runs of one model, with their median and extremes."""
     with tempfile.TemporaryDirectory() as place:

@@ -168,6 +168,7 @@ class IExecutionContext:
 
         def run() -> None:
             device.done["engine"] += 1
+            assert self._shapes == shapes, "replayed after the context got other shapes"
             device.bytes_at(*self._scratch)[:] = 0xFF
             outputs = engine._session.run(list(engine._outputs), self._feeds(shapes, addresses))
             for name, array in zip(engine._outputs, outputs, strict=True):

@@ -134,7 +134,7 @@ def test_a_library_that_does_not_start(
     made = engines.write_engines(package, tmp_path)
     monkeypatch.setattr(tensorrt, "find_engines", lambda *_: made)
     monkeypatch.setitem(tensorrt.MODULES, "tensorrt-rtx", "no_such_module")
-    with pytest.raises(BackendError, match=r"expected tensorrt-rtx 1\.7\.1 to start, found: No modu"):
+    with pytest.raises(BackendError, match=r"expected tensorrt-rtx 1\.7\.1 to start, found: No"):
         tensorrt.load_engines(package, "tensorrt-rtx", GPU)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import build_7b
 import export_size
 import quantization
 from avl_export.aliases import BUNDLED, HUB_IDS, known_files
@@ -36,6 +37,21 @@ def test_the_overhead_is_the_measured_one() -> None:
 def test_the_size_and_time_of_exports_are_the_measured_ones() -> None:
     report = json.loads((ROOT / "benchmarks/export-size.json").read_text())
     assert export_size.sentence(report) in README
+
+
+def test_the_size_of_a_quantized_package_is_the_measured_one() -> None:
+    report = json.loads((ROOT / "benchmarks/quantize-size.json").read_text())
+    assert report["arguments"] == ["--quantize", "int4"] and report["layers"] is None
+    assert report["models"]["llava-7b"]["peak_rss_bytes"]["max"] < 1.5e9
+    assert export_size.quantized_sentence(report) in README
+
+
+def test_the_build_of_a_7b_model_is_the_measured_one() -> None:
+    report = json.loads((ROOT / "benchmarks/build-7b.json").read_text())
+    found = report["runs"]["int4"]
+    assert report["layers"] is None and found["engine_over_weights"] < 1.05
+    assert found["build_peak_rss_bytes"] < 24 << 30 and found["dry_run_peak_rss_bytes"] < 2 << 30
+    assert build_7b.sentence(report) in README
 
 
 def test_the_table_of_models_is_complete() -> None:

@@ -30,7 +30,7 @@ class DeviceCache(SegmentCache):
         rows: of each layer; all have the same room.
         place: where rows lie.
         on_host: parked rows of each layer that lie on the host; None where they do not.
-        shared: whether a copy may refer to the same rows, which then must not change.
+        shared: whether a copy refers to the same rows, which then must not move.
     """
 
     __slots__ = ("_settled", "on_host", "place", "rows", "shared")
@@ -90,8 +90,8 @@ class DeviceCache(SegmentCache):
         self.version = self._settled = self.version + 1
 
     def reserve(self, rows: int) -> None:
-        """Have room for `rows` active rows, in memory that no copy refers to."""
-        if self.shared or rows > self.active_room:
+        """Have room for `rows` active rows. New ones are written behind those that a copy has."""
+        if rows > self.active_room:
             self.resize(rows)
 
     def add(

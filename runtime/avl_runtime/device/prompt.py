@@ -66,6 +66,9 @@ class DeviceConversation(Conversation):
             return super().prefill(rows, plan)
         except OutOfDeviceMemoryError as error:
             raise self._does_not_fit(len(rows.token_ids), free, total) from error
+        finally:
+            for cache in self.device_caches:
+                cache.shared = False  # the copy made for a failure is gone, or is what is left
 
     def _check_room(self, added: int) -> None:
         most = self._backend.limits.cache_rows
