@@ -22,6 +22,7 @@ from avl_runtime.vision import Kind, Media
 __all__ = ["Processor", "Prompt", "PromptError", "Turn"]
 
 TOKENIZER = "tokenizer.json"
+IDS = 1 << 32  # tokenizers counts tokens in 32 bits
 
 
 class PromptError(AvlError):
@@ -279,7 +280,7 @@ def _check_list(sources: Sequence[object], name: str) -> None:
 
 
 def _content(tokenizer: Tokenizer, token: int) -> str:
-    text = tokenizer.id_to_token(token)
+    text = tokenizer.id_to_token(token) if 0 <= token < IDS else None
     if text is None:
         raise PromptError(
             f"expected token {token} of the manifest in {TOKENIZER}, found none; export again"

@@ -69,12 +69,15 @@ def _build_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
         if not isinstance(named, str) or named not in kinds:
             raise _mismatch(f"{where}: kind", " or ".join(kinds), named)
         return build(kinds[named], value, where)
+    others = [option for option in args if option is not types.NoneType]
+    if len(others) == 1 and value is not None:
+        return build(others[0], value, where)
     for option in args:
         try:
             return build(option, value, where)
         except FormatError:
             continue
-    raise _mismatch(where, " or ".join(str(option) for option in args), value)
+    raise _mismatch(where, " or ".join(_name(option) for option in args), value)
 
 
 def _kinds(option: Any) -> tuple[str, ...]:
@@ -86,12 +89,21 @@ def _kinds(option: Any) -> tuple[str, ...]:
 
 def _build_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _mismatch(where, "a number", value) from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise _mismatch(where, "null" if kind is type(None) else kind.__name__, value)
+        raise _mismatch(where, _name(kind), value)
     if kind is int and value < 0:
         raise _mismatch(where, "a number of at least 0", value)
     return value
+
+
+def _name(kind: Any) -> str:
+    if kind is types.NoneType:
+        return "null"
+    return str(getattr(kind, "__name__", kind))
 
 
 def _mismatch(where: str, expected: str, value: Any) -> FormatError:

@@ -154,6 +154,20 @@ def test_an_embedding_outside_its_file(copy: Path, capsys) -> None:
     refused(copy, "embedding", capsys=capsys)
 
 
+@pytest.mark.parametrize("token", [1 << 31, 1 << 32, 1 << 70])
+def test_a_token_that_no_tokenizer_has(copy: Path, capsys, token: int) -> None:
+    edit(copy, lambda m: m["tokens"].update(bos=token))
+    refused(copy, f"token {token} of the manifest", capsys=capsys)
+
+
+def test_numbers_out_of_range(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m["tokens"].update(bos=-1))
+    refused(copy, "bos: expected a number of at least 0, found '-1'", capsys=capsys)
+    edit(copy, lambda m: m["tokens"].update(bos=None))
+    edit(copy, lambda m: m["image"]["layout"]["processing"].update(rescale=10**400))
+    refused(copy, "a number", capsys=capsys)
+
+
 def test_a_dtype_the_cpu_does_not_have(copy: Path, capsys) -> None:
     edit(copy, lambda m: m.update(dtype="bf16"))
     refused(copy, "bf16", "--dtype fp32", capsys=capsys)
