@@ -15,6 +15,7 @@ from avl_runtime.cli import eval as command
 from avl_runtime.evaluate import CaseError, measure, read_cases, task_cases
 from avl_runtime.evaluate.cost import decode_flops, prefill_flops
 from avl_runtime.evaluate.measure import forced_logits
+from avl_runtime.evaluate.report import CURVES, curve_of
 from avl_runtime.manifest import Dims
 from avl_runtime.tasks import sample
 
@@ -102,3 +103,22 @@ def test_usage_and_failures(tiny: LVLM, tmp_path: Path, capsys) -> None:
     assert command.main([str(tmp_path), "--samples", "1"]) == 1
     with pytest.raises(SystemExit, match="2"):
         command.main([package, "--samples", "0"])
+
+
+@pytest.mark.parametrize(
+    ("policy", "curve"),
+    [
+        ("dense", "dense"),
+        ("fastv:keep=0.1", "fastv"),
+        ("avl:keep=0.25,core=0.1", "avl"),
+        ("avl:core=0.1", "avl, core"),
+        ("avl:refresh=8", "avl, refresh"),
+        ("avl:text=0.6", None),
+        ("avl+fastv", None),
+        ("random", "random, of fastv"),
+        ("random:keep=0.1,of=avl", "random, of avl"),
+    ],
+)
+def test_curves_of_the_plot(policy: str, curve: str | None) -> None:
+    assert curve_of(str(parse(policy))) == curve
+    assert curve is None or curve in CURVES

@@ -10,17 +10,17 @@ import export_size
 import quantization
 from avl_export.aliases import BUNDLED, HUB_IDS, known_files
 from avl_export.families import SUPPORTED
+from avl_runtime.evaluate.report import table
 from overhead import sentence
-from quality import table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_quality_table_is_the_measured_one() -> None:
-    report = json.loads((ROOT / "benchmarks/quality.json").read_text())
+    report = json.loads((ROOT / "benchmarks/evaluation.json").read_text())
     assert table(report["policies"]) in README
-    assert f"{report['samples_per_task']} held-out samples a task" in README
+    assert f"on avl-tiny, {report['samples_per_task']} held-out samples a task" in README
 
 
 def test_the_table_of_quantization_is_the_measured_one() -> None:
@@ -54,6 +54,14 @@ def test_the_build_of_a_7b_model_is_the_measured_one() -> None:
     assert build_7b.sentence(report) in README
 
 
+def test_the_memory_of_a_check_by_layers_is_the_measured_one() -> None:
+    report = json.loads((ROOT / "benchmarks/check-layers.json").read_text())
+    assert "--layers" in report["arguments"] and report["layers"] is None
+    peak = report["models"]["llava-7b"]["peak_rss_bytes"]["max"]
+    assert peak < 8e9
+    assert f"{peak / 1e9:.1f} GB at the peak for the full size of `llava-7b`" in README
+
+
 def test_the_table_of_models_is_complete() -> None:
     rows = [line for line in README.splitlines() if line.startswith("| ") and "(`" in line]
     for model_type in SUPPORTED:
@@ -65,6 +73,11 @@ def test_the_table_of_models_is_complete() -> None:
 
 
 def test_pictures_and_files_named_are_there() -> None:
-    for path in ("docs/heatmap.png", "samples/page.png", "samples/scene.png"):
+    for path in (
+        "docs/heatmap.png",
+        "docs/evaluation.png",
+        "samples/page.png",
+        "samples/scene.png",
+    ):
         assert path in README
         assert (ROOT / path).is_file()

@@ -1,7 +1,7 @@
 """The embedded model is good at its tasks, needs its eyes, and survives A-VL and FastV.
 
-Scores on 200 samples a task, and what each policy costs, are in benchmarks/quality.json
-(scripts/quality.py); these are the same measurements on fewer samples.
+Scores on 100 samples a task, and what each policy costs, are in benchmarks/evaluation.json
+(avl-eval); these are the same measurements on fewer samples.
 """
 
 from __future__ import annotations

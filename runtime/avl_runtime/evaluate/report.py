@@ -10,7 +10,16 @@ from avl_plugins.errors import AvlError
 
 Row = dict[str, Any]
 
-FAMILIES = (("dense", "#30343a"), ("fastv", "#ff8a00"), ("avl", "#0084ff"), ("random", "#9aa3ad"))
+# What is drawn, in which colour; points of a curve are joined.
+CURVES = {
+    "dense": "#30343a",
+    "fastv": "#ff8a00",
+    "random, of fastv": "#ffcf99",
+    "avl": "#0084ff",
+    "avl, core": "#00b3a4",
+    "avl, refresh": "#7a5cff",
+    "random, of avl": "#9fcdf7",
+}
 
 
 class PlotError(AvlError):
@@ -50,13 +59,13 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     names = (("kv", "KV bytes, share of dense"), ("flops", "FLOPs, share of dense"))
     for panel, (key, label) in zip(panels, names, strict=True):
-        for family, colour in FAMILIES:
+        for curve, colour in CURVES.items():
             points = sorted(
-                (row[key], _mean_score(row)) for row in rows if _family(row["policy"]) == family
+                (row[key], _mean_score(row)) for row in rows if curve_of(row["policy"]) == curve
             )
             if points:
                 x, y = zip(*points, strict=True)
-                panel.plot(x, y, "o" if family == "dense" else "o-", color=colour, label=family)
+                panel.plot(x, y, "o-", color=colour, label=curve)
         panel.set_xlabel(label)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
@@ -69,10 +78,18 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         raise PlotError(f"{path}: expected a place for a PNG, found: {error}") from None
 
 
-def _family(policy: str) -> str:
-    """What a policy is drawn as; chains and text budgets are in the table only."""
-    name, _, options = policy.partition(":")
-    return "other" if "+" in policy or "text" in options else name
+def curve_of(policy: str) -> str | None:
+    """The curve that a policy lies on; chains and text budgets are in the table only."""
+    name, _, asked = policy.partition(":")
+    options = dict(option.split("=") for option in asked.split(",") if option)
+    if "+" in policy or "text" in options:
+        return None
+    if name == "random":
+        return f"random, of {options.get('of', 'fastv')}"
+    for alone in ("core", "refresh"):
+        if name == "avl" and options.keys() == {alone}:
+            return f"avl, {alone}"
+    return name
 
 
 def _mean_score(row: Row) -> float:
