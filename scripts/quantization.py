@@ -8,7 +8,8 @@ over the held-out answers' tokens; `divergence` is KL(fp32 || variant) over the 
 thousandths of a nat. `output_error` is the mean over the linears of the decoder's layers of
 |(V - W) X| / |W X|, for the weights V that codes stand for and the activations X of other
 pictures: it tells methods apart where a small model's answers do not. `decoder_bytes` counts what
-the decoder's graphs read, `weights_bytes` all weights. Scores are those of avl-eval, dense. `linear_ms` is the shortest time that ONNX Runtime takes on one thread for one row through a
+the decoder's graphs read, `weights_bytes` all weights. Scores are those of avl-eval,
+dense. `linear_ms` is the shortest time that ONNX Runtime takes on one thread for one row through a
 linear of 4096 x 4096, as the runtime loads it.
 """
 
