@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.errors import AvlError
 from avl_runtime.backends import HostBackend, load_backend
+from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cache import SegmentCache
 from avl_runtime.device.backend import DeviceBackend
 from avl_runtime.device.tensors import Tensor, Use
@@ -148,6 +151,39 @@ def _padded(array: Array, rows: int) -> Array:
     return np.pad(array, ((0, 0), (0, 0), (0, more), (0, 0)))
 
 
+class GuardedRunner:
+    """A runner whose failures are one sentence."""
+
+    def __init__(self, runner: Runner, manifest: Manifest) -> None:
+        self.name = runner.name
+        self.dtype = runner.dtype
+        self.most_rows = runner.most_rows
+        self._runner = runner
+        self._segments = [segment.file for segment in manifest.segments]
+
+    def encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
+        with self._running(f"the {kind} encoder"):
+            return self._runner.encode(kind, inputs)
+
+    def run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        with self._running(self._segments[segment]):
+            return self._runner.run(segment, feeds)
+
+    @contextmanager
+    def _running(self, graph: str) -> Iterator[None]:
+        try:
+            yield
+        except AvlError:
+            raise
+        # The exceptions of ONNX Runtime and TensorRT share no base but Exception.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise BackendError(
+                f"{self.name}: expected {graph} to run, found: {reason}; look at the graph's "
+                "layers with --check --layers, and at this machine with avl-doctor"
+            ) from error
+
+
 def load_runner(name: str, package: Package) -> Runner:
     """The graphs of `package` on the backend called `name`.
 
@@ -155,6 +191,9 @@ def load_runner(name: str, package: Package) -> Runner:
         BackendError: that backend cannot run the package on this machine.
     """
     backend = load_backend(name, package, None)
-    if isinstance(backend, DeviceBackend):
-        return DeviceRunner(backend)
-    return HostRunner(backend, package.manifest)
+    runner: Runner = (
+        DeviceRunner(backend)
+        if isinstance(backend, DeviceBackend)
+        else HostRunner(backend, package.manifest)
+    )
+    return GuardedRunner(runner, package.manifest)

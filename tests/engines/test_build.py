@@ -203,7 +203,14 @@ def test_tensorrt_through_the_same_code(fp16: Path, tmp_path: Path) -> None:
     data = (tmp_path / "a.engine").read_bytes()
     assert (outcome.size, outcome.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert outcome.size > outcome.weight_bytes
-    assert (tmp_path / "cache" / "kernels.timing").is_file()
+    cache = tmp_path / "cache" / "kernels.timing"
+    assert cache.is_file()
+    again = work(tensorrt_job(fp16, tmp_path / "b.engine", plugins=False), PYTHONPATH=path)
+    assert again.returncode == 0, again.stderr
+    cache.write_bytes(b"not a timing cache")
+    foreign = work(tensorrt_job(fp16, tmp_path / "c.engine", plugins=False), PYTHONPATH=path)
+    assert foreign.returncode == 0, foreign.stderr
+    assert cache.read_bytes() != b"not a timing cache"
 
 
 def test_a_tensorrt_that_cannot_take_plugins(fp16: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from avl_export.layer_table import Row
 from avl_export.output_table import Output, Outputs
 from avl_export.recheck import recheck_backends
 from avl_export.runners import DeviceRunner, Runner, load_runner
+from avl_runtime.backends.protocol import BackendError
 from avl_runtime.package import Package, load_package
 from device.engines import LIMITS, open_on, write_engines
 from device.standin import HostDevice
@@ -278,3 +279,11 @@ def test_a_difference_is_judged_by_the_largest_value(
     table.add("here", [Output("y", np.full(size, np.nan, np.float32), expected)])
     assert not table.rows[-1].ok
     assert not table.rows[-1].difference < np.inf
+
+
+def test_a_backend_that_fails_says_so_in_a_sentence(package: Package) -> None:
+    runner = load_runner("ort-cpu", package)
+    with pytest.raises(BackendError, match=rf"^ort-cpu: expected {FIRST} to run, found: .*hidden"):
+        runner.run(0, {})
+    with pytest.raises(BackendError, match="^ort-cpu: expected the image encoder to run, found: "):
+        runner.encode("image", {})
