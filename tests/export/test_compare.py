@@ -285,5 +285,5 @@ def test_a_backend_that_fails_says_so_in_a_sentence(package: Package) -> None:
     runner = load_runner("ort-cpu", package)
     with pytest.raises(BackendError, match=rf"^ort-cpu: expected {FIRST} to run, found: .*hidden"):
         runner.run(0, {})
-    with pytest.raises(BackendError, match="^ort-cpu: expected the image encoder to run, found: "):
+    with pytest.raises(BackendError, match=r"^ort-cpu: expected the image encoder to run, found: "):
         runner.encode("image", {})
