@@ -152,7 +152,7 @@ def linear_ms(quantize: str) -> float:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    for name, value in session_config(entry, encoder=False).items():
+    for name, value in session_config(entry, encoder=False, packs=True).items():
         options.add_session_config_entry(name, value)
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -13,8 +13,8 @@ from avl_runtime.engine_sets import Limits
 from avl_runtime.package import load_package
 from avl_runtime.results import Result
 from avl_runtime.tasks import sample
-from device.engines import LIMITS, open_on, write_engines
 from device.standin import HostDevice
+from device.standin_engines import LIMITS, open_on, write_engines
 
 
 def on_stand_in(

@@ -16,8 +16,8 @@ from avl_runtime.cli.output import as_json
 from avl_runtime.device import decode, growth
 from avl_runtime.engine_sets import Limits
 from avl_runtime.tasks import sample
-from device.engines import WEIGHTS
 from device.loop_cases import ask, interpreted_reply, on_stand_in, same
+from device.standin_engines import WEIGHTS
 
 POLICIES = (
     "dense",

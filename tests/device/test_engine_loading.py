@@ -18,7 +18,7 @@ from avl_runtime.device.protocol import DeviceError
 from avl_runtime.device.tensors import Tensor
 from avl_runtime.engine_sets import Limits
 from avl_runtime.package import Package, load_package
-from device import engines
+from device import standin_engines as engines
 from device.standin import HostDevice
 
 CLASSES = ("Runtime", "ICudaEngine", "IExecutionContext")

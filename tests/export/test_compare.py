@@ -25,8 +25,9 @@ from avl_export.recheck import recheck_backends
 from avl_export.runners import DeviceRunner, Runner, load_runner
 from avl_runtime.backends.protocol import BackendError
 from avl_runtime.package import Package, load_package
-from device.engines import LIMITS, open_on, write_engines
 from device.standin import HostDevice
+from device.standin_engines import LIMITS, open_on, write_engines
+from export.checkpoints import make_config, write_random
 
 Edit = Callable[[onnx.GraphProto], None]
 FIRST, LAST = "decoder.0.onnx", "decoder.1.onnx"
@@ -106,6 +107,13 @@ def damage(folder: Path, file: str, edit: Edit) -> None:
         if entry["path"] == file:
             entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "avl.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="session")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With heads as wide as kernels want them."""
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    return write_random(folder, make_config(text={"head_dim": 16}))
 
 
 @pytest.fixture(scope="session")

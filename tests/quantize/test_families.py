@@ -30,7 +30,7 @@ def optimized(package: Package, file: str, scratch: Path) -> Counter[str]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(scratch)
-    for name, value in session_config(package.manifest.quantization, encoder).items():
+    for name, value in session_config(package.manifest.quantization, encoder, packs=True).items():
         options.add_session_config_entry(name, value)
     ort.InferenceSession(package.file(file), options, providers=["CPUExecutionProvider"])
     return nodes(scratch)

@@ -59,7 +59,7 @@ def optimized(exported: Exported, file: str, encoder: bool, tmp_path: Path) -> C
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    for name, value in session_config(package.manifest.quantization, encoder).items():
+    for name, value in session_config(package.manifest.quantization, encoder, packs=True).items():
         options.add_session_config_entry(name, value)
     ort.InferenceSession(exported.folder / file, options, providers=["CPUExecutionProvider"])
     model = onnx.load(options.optimized_model_filepath, load_external_data=False)
