@@ -52,10 +52,6 @@ class Record:
 
 RECORDS = {
     "s1": Record("S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI)),
-    # What a step costs without attention: weights, and a handful of rows.
-    "s1-floor": Record(
-        "S1", ("dense",), ("--visual-tokens", "0", "--text-tokens", "8", "--new-tokens", "16")
-    ),
     "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4"),
     "s1-batch4": Record(
         "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), repeats=2

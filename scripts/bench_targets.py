@@ -70,21 +70,12 @@ def _wanted(
     def faster(record: str, name: str) -> Callable[[], float]:
         return lambda: step(record, "dense") / step(record, name)
 
-    def attention(name: str) -> Callable[[], float]:
-        def share() -> float:
-            floor = step("s1-floor", "dense")
-            return (step("s1", name) - floor) / (step("s1", "dense") - floor)
-
-        return share
-
     for shape in ("s1", "s2", "s3"):
         told = f"{shape.upper()}: dense decode over onnxruntime-genai's"
         yield told, 1.0, True, ratio(shape, "decode_token", "dense", GENAI)
         told = f"{shape.upper()}: dense prefill over transformers sdpa's"
         yield told, 1.1, True, ratio(shape, "prefill", "dense", SDPA)
     yield "S3: transformers sdpa's decode over dense", 1.8, False, ratio("s3", "decode_token", SDPA)
-    yield "S1: attention of A-VL over dense", 0.42, True, attention(AVL)
-    yield f"S1: attention of {TIGHT} over dense", 0.22, True, attention(TIGHT)
     kinds = (
         ("s1", "fp32", 1.2, 1.3),
         ("s1-int4", "INT4", 1.5, 2.0),

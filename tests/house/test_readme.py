@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import bench_targets
 import build_7b
 import export_size
 import quantization
 from avl_export.aliases import BUNDLED, HUB_IDS, known_files
 from avl_export.families import SUPPORTED
 from avl_runtime.evaluate.report import table
+from bench_targets import targets
 from overhead import sentence
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +62,17 @@ def test_the_memory_of_a_check_by_layers_is_the_measured_one() -> None:
     peak = report["models"]["llava-7b"]["peak_rss_bytes"]["max"]
     assert peak < 8e9
     assert f"{peak / 1e9:.1f} GB at the peak for the full size of `llava-7b`" in README
+
+
+def test_the_speed_is_the_measured_one() -> None:
+    report = json.loads((ROOT / "benchmarks/bench-targets.json").read_text())
+    records = {
+        path.stem.removeprefix("bench-"): json.loads(path.read_text())
+        for path in (ROOT / "benchmarks").glob("bench-*.json")
+        if path.stem != "bench-targets"
+    }
+    assert targets(records) == report["targets"]
+    assert bench_targets.table(report["targets"]) in README
 
 
 def test_the_table_of_models_is_complete() -> None:
