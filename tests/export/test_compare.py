@@ -19,8 +19,11 @@ from hypothesis import strategies as st
 from avl_export.check import DECODE, CheckError, check_prompt
 from avl_export.cli import main
 from avl_export.compare import compare_backends
+from avl_export.export import export
 from avl_export.layer_table import Row
+from avl_export.options import Options
 from avl_export.output_table import Output, Outputs
+from avl_export.plan import make_plan
 from avl_export.recheck import recheck_backends
 from avl_export.runners import DeviceRunner, Runner, load_runner
 from avl_runtime.backends.protocol import BackendError
@@ -110,15 +113,29 @@ def damage(folder: Path, file: str, edit: Edit) -> None:
 
 
 @pytest.fixture(scope="session")
-def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With heads as wide as kernels want them."""
     folder = tmp_path_factory.mktemp("wide") / "model"
     return write_random(folder, make_config(text={"head_dim": 16}))
 
 
 @pytest.fixture(scope="session")
-def package(master_package: Path) -> Package:
-    return load_package(master_package)
+def wide_package(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`wide` exported."""
+    out = tmp_path_factory.mktemp("wide") / "model.avl"
+    export(make_plan(Options(str(wide), out)))
+    return out
+
+
+@pytest.fixture
+def wide_copy(wide_package: Path, tmp_path: Path) -> Path:
+    """A copy of `wide_package` to damage."""
+    return shutil.copytree(wide_package, tmp_path / "model.avl")
+
+
+@pytest.fixture(scope="session")
+def package(wide_package: Path) -> Package:
+    return load_package(wide_package)
 
 
 @pytest.fixture(scope="session")
@@ -148,14 +165,14 @@ def test_a_backend_is_like_itself(package: Package, sound: Runner) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_first_output_that_differs_is_named(
-    fault: str, package: Package, sound: Runner, package_folder: Path
+    fault: str, package: Package, sound: Runner, wide_copy: Path
 ) -> None:
     file, edit, first = FAULTS[fault]
-    damage(package_folder, file, edit)
+    damage(wide_copy, file, edit)
     rows: list[Row] = []
     with pytest.raises(CheckError, match=f"found {first} first to differ") as error:
         compare_backends(
-            package, sound, load_runner("ort-cpu", load_package(package_folder)), rows.append
+            package, sound, load_runner("ort-cpu", load_package(wide_copy)), rows.append
         )
     assert "\n" not in str(error.value)
     assert "(cosine " in str(error.value)
@@ -183,11 +200,11 @@ def test_engines_on_a_device(
 
 @pytest.mark.parametrize("fault", ["keys", "parked values", "second segment"])
 def test_engines_of_another_graph(
-    fault: str, package: Package, sound: Runner, package_folder: Path, tmp_path: Path
+    fault: str, package: Package, sound: Runner, wide_copy: Path, tmp_path: Path
 ) -> None:
     file, edit, first = FAULTS[fault]
-    damage(package_folder, file, edit)
-    engines = write_engines(load_package(package_folder), tmp_path / "engines")
+    damage(wide_copy, file, edit)
+    engines = write_engines(load_package(wide_copy), tmp_path / "engines")
     runner = DeviceRunner(open_on(HostDevice(), package, engines))
     wanted = f"expected tensorrt-rtx to compute what ort-cpu does, found {first} first to differ"
     with pytest.raises(CheckError, match=wanted):
@@ -204,17 +221,17 @@ def test_engines_of_another_graph(
         ("parked values", "parked decoder.0 k_new.1"),
     ],
 )
-def test_against_transformers(fault: str, first: str, master: Path, package_folder: Path) -> None:
+def test_against_transformers(fault: str, first: str, wide: Path, wide_copy: Path) -> None:
     file, edit, _ = FAULTS[fault]
-    damage(package_folder, file, edit)
+    damage(wide_copy, file, edit)
     with pytest.raises(CheckError, match=f"what transformers does, found {first} first"):
-        recheck_backends(package_folder, ["ort-cpu"], str(master), lambda _: None)
+        recheck_backends(wide_copy, ["ort-cpu"], str(wide), lambda _: None)
 
 
 def test_a_right_package_and_transformers(
-    master: Path, master_package: Path, capsys: pytest.CaptureFixture[str]
+    wide: Path, wide_package: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--package", str(master_package), "--check", "--backend", "ort-cpu"]
+    command = ["--package", str(wide_package), "--check", "--backend", "ort-cpu"]
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["backends"] == ["ort-cpu"]
@@ -232,14 +249,14 @@ def test_a_right_package_and_transformers(
 
 
 def test_what_cannot_be_compared(
-    master: Path, master_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wide: Path, wide_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--package", str(master_package), "--backend"]
+    command = ["--package", str(wide_package), "--backend"]
     for second in (["tensorrt-rtx"], ["ort-cpu", "--backend", "tensorrt"]):
         assert main([*command, *second]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert f"expected engines for {second[-1]}, found none" in line
-    cut = shutil.copytree(master_package, tmp_path / "cut")
+    cut = shutil.copytree(wide_package, tmp_path / "cut")
     (cut / FIRST).write_bytes((cut / FIRST).read_bytes()[:-1])
     assert main(["--package", str(cut), "--backend", "ort-cpu"]) == 1
     assert FIRST in capsys.readouterr().err
