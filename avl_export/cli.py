@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -17,32 +15,20 @@ from avl_export import aliases
 from avl_export.checkpoint import model_name
 from avl_export.layer_table import HEADER, Row
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
-from avl_export.plan_text import plan_text, quantization_text, size_text
-from avl_plugins.errors import AvlError
+from avl_export.plan_text import plan_text, quantization_text
+from avl_runtime.backends.protocol import BACKENDS
+from avl_runtime.cli.status import exit_status
+from avl_runtime.sizes import size_text
 
-BACKENDS = ("ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 NEEDED = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
     _check_usage(parser, parsed)
-    if threading.current_thread() is threading.main_thread():
-        # A polite kill shall clean up as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return _run(parsed)
-    except AvlError as error:
-        print(f"avl-export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("avl-export: stopped, no package was left behind", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our results has gone, as in `avl-export ... | head`
-        sys.stdout = None
-        return 1
+    return exit_status("avl-export", lambda: _run(parsed), "no package was left behind")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -206,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--backend",
         action="append",
-        choices=BACKENDS,
+        choices=[name for name in BACKENDS if name != "auto"],
         default=[],
         help="compare all outputs of this backend with transformers'; given twice, two backends",
     )

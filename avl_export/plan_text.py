@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from avl_runtime.sizes import size_text
+
 
 def plan_text(report: dict[str, Any]) -> str:
     """What an export would do; `report` is `Plan.report()`."""
@@ -64,13 +66,3 @@ def _missing_text(report: dict[str, Any]) -> list[str]:
     elif report["missing"]:
         lines.append("an export needs the missing files in the checkpoint's folder")
     return lines
-
-
-def size_text(nbytes: int) -> str:
-    """Bytes in the largest unit that leaves one before the point."""
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"

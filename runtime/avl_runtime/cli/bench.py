@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from avl_plugins.errors import AvlError
 from avl_runtime.bench.candidates import PEERS, own_candidates, peer_candidates
 from avl_runtime.bench.measure import Settings, measure
 from avl_runtime.bench.report import as_csv, as_json, as_markdown
@@ -18,30 +15,20 @@ from avl_runtime.bench.surroundings import processors
 from avl_runtime.bench.workload import TEXT_TOKENS, make_workload
 from avl_runtime.cli.lists import count, names, policies
 from avl_runtime.cli.output import check_file, write_text
+from avl_runtime.cli.status import exit_status
 from avl_runtime.package import load_package
 from avl_runtime.processor import Processor
 
 POLICIES = ("dense", "fastv", "avl", "avl+fastv")
-INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
     parsed = _parser().parse_args(argv)
-    if threading.current_thread() is threading.main_thread():
-        # A polite kill shall end the workers as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        _run(parsed)
-    except AvlError as error:
-        print(f"avl-bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+    return exit_status("avl-bench", lambda: _run(parsed))
 
 
-def _run(parsed: argparse.Namespace) -> None:
+def _run(parsed: argparse.Namespace) -> int:
     for path in filter(None, (parsed.json, parsed.csv)):
         check_file(path)
     packages = [load_package(folder) for folder in (parsed.package, *parsed.beside)]
@@ -71,6 +58,7 @@ def _run(parsed: argparse.Namespace) -> None:
     if parsed.csv is not None:
         write_text(parsed.csv, as_csv(rows))
     print(as_markdown(environment, rows))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

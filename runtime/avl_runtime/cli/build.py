@@ -5,41 +5,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from avl_plugins.errors import AvlError
 from avl_runtime.build.estimate import cache_bytes
 from avl_runtime.build.options import CACHE_ROWS, PROMPT_ROWS, Options
 from avl_runtime.build.plan import Plan, make_plan
 from avl_runtime.build.run import Built, build, examine
+from avl_runtime.cli.status import exit_status
 from avl_runtime.engine_sets import gpu_words
 from avl_runtime.machine import probe
-
-INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+from avl_runtime.sizes import size_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
     parsed = _parser().parse_args(arguments)
-    if threading.current_thread() is threading.main_thread():
-        # A polite kill shall clean up as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return _run(parsed)
-    except AvlError as error:
-        print(f"avl-build: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\navl-build: stopped, no engine was left behind", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our results has gone
-        sys.stdout = None
-        return 1
+    return exit_status("avl-build", lambda: _run(parsed), "no engine was left behind")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -73,8 +57,9 @@ def _run(parsed: argparse.Namespace) -> int:
     for one in built:
         outcome = one.outcome
         print(
-            f"{one.graph:<18} {_size(outcome.size):>10}, weights {_size(outcome.weight_bytes):>10},"
-            f" {outcome.seconds:6.1f} s, peak {_size(outcome.peak_rss_bytes)}"
+            f"{one.graph:<18} {size_text(outcome.size):>10},"
+            f" weights {size_text(outcome.weight_bytes):>10}, {outcome.seconds:6.1f} s,"
+            f" peak {size_text(outcome.peak_rss_bytes)}"
         )
     return 0
 
@@ -170,14 +155,14 @@ def _plan_text(plan: Plan, built: Sequence[Built]) -> str:
     for one in built:
         guess = one.estimate
         sizes = (one.outcome.weight_bytes, guess.engine, guess.scratch, guess.build)
-        lines.append(f"{one.graph:<18} " + " ".join(f"{'~' + _size(n):>10}" for n in sizes))
+        lines.append(f"{one.graph:<18} " + " ".join(f"{'~' + size_text(n):>10}" for n in sizes))
     engines = sum(one.estimate.engine for one in built)
     scratch = max((one.estimate.scratch for one in built), default=0)
     full = cache_bytes(dims, limits, _item(plan))
     lines += [
         "",
-        f"on the GPU: engines ~{_size(engines)}, scratch up to ~{_size(scratch)} at the largest "
-        f"shapes, a full dense cache {_size(full)}",
+        f"on the GPU: engines ~{size_text(engines)}, scratch up to ~{size_text(scratch)}"
+        f" at the largest shapes, a full dense cache {size_text(full)}",
         "",
     ]
     for one in built:
@@ -193,15 +178,6 @@ def _plan_text(plan: Plan, built: Sequence[Built]) -> str:
 
 def _item(plan: Plan) -> int:
     return 4 if plan.package.manifest.dtype == "fp32" else 2
-
-
-def _size(nbytes: int) -> str:
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
 
 
 if __name__ == "__main__":

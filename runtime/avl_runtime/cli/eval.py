@@ -13,11 +13,11 @@ from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
-from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
 from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.lists import count, names, policies
-from avl_runtime.cli.output import check_picture
+from avl_runtime.cli.output import check_file, check_picture, write_text
+from avl_runtime.cli.status import exit_status
 from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
 from avl_runtime.evaluate.report import plot, table
 from avl_runtime.model import LVLM
@@ -39,19 +39,16 @@ SWEEP = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit status: 0, 1 (a failure) or 2 (usage)."""
-    try:
-        _run(_parser().parse_args(argv))
-    except AvlError as error:
-        print(f"avl-eval: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
+    parsed = _parser().parse_args(argv)
+    return exit_status("avl-eval", lambda: _run(parsed))
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     chosen = [str(parse(policy)) for policy in arguments.policies]
+    # Before hours of work.
+    if arguments.json is not None:
+        check_file(arguments.json)
     if arguments.plot is not None:
         check_picture(arguments.plot)
     model = load_package(arguments.package).manifest.model
@@ -74,10 +71,11 @@ def _run(arguments: argparse.Namespace) -> None:
         "policies": rows,
     }
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
     if arguments.plot is not None:
         plot(rows, arguments.plot, f"{model}: quality against what each policy keeps")
     print(table(rows))
+    return 0
 
 
 def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from avl_plugins.errors import AvlError
 from avl_runtime.results import Result, Stats
+from avl_runtime.sizes import size_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -56,17 +57,17 @@ def stats_lines(stats: Stats) -> str:
         ),
         (
             "KV cache",
-            f"{_size(stats.kv_bytes)} (dense: {_size(stats.kv_bytes_dense)}"
+            f"{size_text(stats.kv_bytes)} (dense: {size_text(stats.kv_bytes_dense)}"
             f"{_share(stats.kv_bytes, stats.kv_bytes_dense)})",
         ),
-        ("peak RSS", _size(stats.peak_rss_bytes)),
+        ("peak RSS", size_text(stats.peak_rss_bytes)),
     ]
     held = stats.device_bytes
     if held is not None:
-        told = f"weights {_size(held.weights)}, active {_size(held.active)}, parked "
-        told += f"{_size(held.parked)}, scratch {_size(held.scratch)}"
+        told = f"weights {size_text(held.weights)}, active {size_text(held.active)}, parked "
+        told += f"{size_text(held.parked)}, scratch {size_text(held.scratch)}"
         if held.parked_on_host:
-            told += f", parked on the host {_size(held.parked_on_host)}"
+            told += f", parked on the host {size_text(held.parked_on_host)}"
         lines.append(("device", told))
     return "\n".join(f"{name + ':':10}{value}" for name, value in lines)
 
@@ -136,10 +137,3 @@ def _rate(count: int, milliseconds: float) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f", {100 * part / whole:.0f} %" if whole else ""
-
-
-def _size(count: int) -> str:
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count} bytes"
