@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import onnx
 
-from avl_plugins.function import constant_ints, function_proto
+from avl_plugins.attention_body import constant_ints
+from avl_plugins.function import function_proto
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 
 _BODY = """

@@ -1,25 +1,11 @@
-"""The two ops as ONNX functions of standard ops, for every runtime without a kernel of ours.
-
-Attention has two branches, for several new rows and for one. A prompt's chunk goes to a runtime's
-own attention, over cached rows cut to the longest sequence; masses come from those rows alone that
-have a weight. A decode step takes matrix products. The choice costs it a few microseconds a layer.
-
-Node overhead dominates a small decode step, so that branch is written for few nodes:
-
-- ONNX Runtime merges equal nodes of several layers, but not if a branch reads them: what branches
-  read is a layer's own, and only the choice between them stands before them.
-- The queries are scaled, not the scores: a scale fused into a product of one row costs ONNX
-  Runtime its matrix-vector kernel, and half the speed.
-- Grouped query heads are rows of one matrix, [B, Hkv, G * S, D]: KV heads are never repeated.
-- Scores are concatenated, caches never are.
-- Scores are masked and normalised in float32; the casts vanish where T is float32.
-"""
+"""The two ops as ONNX functions of standard ops, for every runtime without a kernel of ours."""
 
 from __future__ import annotations
 
 import onnx
 from onnx import parser
 
+from avl_plugins.attention_body import attention_body
 from avl_plugins.schema import (
     DOMAIN,
     PLUGIN_ATTRIBUTES,
@@ -27,182 +13,6 @@ from avl_plugins.schema import (
     SPLIT_CACHE_UPDATE,
     Op,
 )
-
-_HEADS = ("Shape <start = 1, end = 2> (q)", "Shape <start = 1, end = 2> (k_new)")
-
-_ATTENTION = """
-    new = Shape <start = 2, end = 3> (row_weights)
-    new_size = Squeeze (new)
-    one = Constant <value_int = 1> ()
-    is_prompt = Greater (new_size, one)
-    scale_float = Constant <value_float: float = @scale> ()
-    scale_like = CastLike (scale_float, q)
-    q_scaled = Mul (q, scale_like)
-    out, mass_active, mass_parked, mass_new = If (is_prompt) <
-        then_branch = prompt () => (prompt_out, prompt_active, prompt_parked, prompt_new)
-        { {prompt} },
-        else_branch = step () => (step_out, step_active, step_parked, step_new)
-        { {step} }
-    >
-"""
-
-_PROMPT = """
-    # Cached rows up to the longest sequence's, and which of them a sequence has.
-    axis_0 = Constant <value_ints = [0]> ()
-    axis_1 = Constant <value_ints = [1]> ()
-    axis_2 = Constant <value_ints = [2]> ()
-    axis_3 = Constant <value_ints = [3]> ()
-    axes_0_1 = Constant <value_ints = [0, 1]> ()
-    axes_1_to_3 = Constant <value_ints = [1, 2, 3]> ()
-    begin = Constant <value_ints = [0]> ()
-    p_zero = Constant <value_int = 0> ()
-    p_one = Constant <value_int = 1> ()
-    heads = {heads}
-    kv_heads = {kv_heads}
-    group = Div (heads, kv_heads)
-    batch = Shape <start = 0, end = 1> (row_weights)
-    one_dim = Constant <value_ints = [1]> ()
-    rows_new = Shape <start = 2, end = 3> (row_weights)
-    rows_size = Squeeze (rows_new)
-
-    active_top = ReduceMax <keepdims = 1> (active_len)
-    k_active_used = Slice (k_active, begin, active_top, axis_2)
-    v_active_used = Slice (v_active, begin, active_top, axis_2)
-    active_size = Squeeze (active_top)
-    active_index = Range (p_zero, active_size, p_one)
-    active_end = Unsqueeze (active_len, axes_1_to_3)
-    active_has = Less (active_index, active_end)
-    active_shape = Concat <axis = 0> (batch, one_dim, rows_new, active_top)
-    active_seen = Expand (active_has, active_shape)
-
-    parked_top = ReduceMax <keepdims = 1> (parked_len)
-    k_parked_used = Slice (k_parked, begin, parked_top, axis_2)
-    v_parked_used = Slice (v_parked, begin, parked_top, axis_2)
-    parked_size = Squeeze (parked_top)
-    parked_index = Range (p_zero, parked_size, p_one)
-    parked_end = Unsqueeze (parked_len, axes_1_to_3)
-    parked_has = Less (parked_index, parked_end)
-    parked_shape = Concat <axis = 0> (batch, one_dim, rows_new, parked_top)
-    parked_seen = Expand (parked_has, parked_shape)
-
-    new_index = Range (p_zero, rows_size, p_one)
-    new_column = Unsqueeze (new_index, axis_1)
-    causal = LessOrEqual (new_index, new_column)
-    new_shape = Concat <axis = 0> (batch, one_dim, rows_new, rows_new)
-    new_seen = Expand (causal, new_shape)
-
-    k = Concat <axis = 2> (k_active_used, k_parked_used, k_new)
-    v = Concat <axis = 2> (v_active_used, v_parked_used, v_new)
-    seen = Concat <axis = 3> (active_seen, parked_seen, new_seen)
-    prompt_out = Attention <scale = 1.0> (q_scaled, k, v, seen)
-
-    # Masses, from the n rows with a weight and, as n must not be 0, the last: queries
-    # [B, Hkv, G * n, D].
-    nothing = Constant <value_float = 0.0> ()
-    masked = Constant <value_float = -3.4028234663852886e38> ()
-    weight_size = Abs (row_weights)
-    row_weight = ReduceMax <keepdims = 0> (weight_size, axes_0_1)
-    has_weight = Greater (row_weight, nothing)
-    last_index = Sub (rows_size, p_one)
-    is_last = Equal (new_index, last_index)
-    is_wanted = Or (has_weight, is_last)
-    found_rows = NonZero (is_wanted)
-    rows = Squeeze (found_rows, axis_0)
-    rows_count = Shape (rows)
-    group_rows = Mul (group, rows_count)
-    head_dim = Shape <start = 3, end = 4> (q_scaled)
-    rows_shape = Concat <axis = 0> (batch, kv_heads, group_rows, head_dim)
-    q_at_rows = Gather <axis = 2> (q_scaled, rows)
-    q_rows = Reshape (q_at_rows, rows_shape)
-    k_t = Transpose <perm = [0, 1, 3, 2]> (k)
-    rows_dot = MatMul (q_rows, k_t)
-    rows_all = Cast <to = 1> (rows_dot)
-    of_group = Tile (rows, group)
-    rows_seen = Gather <axis = 2> (seen, of_group)
-    rows_scores = Where (rows_seen, rows_all, masked)
-    probability = Softmax <axis = -1> (rows_scores)
-    rows_weight = Gather <axis = 2> (row_weights, of_group)
-    group_float = Cast <to = 1> (group)
-    rows_share = Div (rows_weight, group_float)
-    weights = Unsqueeze (rows_share, axis_1)
-    mass = MatMul (weights, probability)
-    used_sizes = Concat <axis = 0> (active_top, parked_top, rows_new)
-    active_mass, parked_mass, prompt_new = Split <axis = 3> (mass, used_sizes)
-    active_capacity = Shape <start = 2, end = 3> (k_active)
-    active_rest = Sub (active_capacity, active_top)
-    active_pads = Concat <axis = 0> (begin, active_rest)
-    prompt_active = Pad (active_mass, active_pads, nothing, axis_3)
-    parked_capacity = Shape <start = 2, end = 3> (k_parked)
-    parked_rest = Sub (parked_capacity, parked_top)
-    parked_pads = Concat <axis = 0> (begin, parked_rest)
-    prompt_parked = Pad (parked_mass, parked_pads, nothing, axis_3)
-"""
-
-_STEP = """
-    # One matrix of queries a KV head, [B, Hkv, G, D].
-    axis_1 = Constant <value_ints = [1]> ()
-    axes_1_to_3 = Constant <value_ints = [1, 2, 3]> ()
-    s_zero = Constant <value_int = 0> ()
-    s_one = Constant <value_int = 1> ()
-    s_one_dim = Constant <value_ints = [1]> ()
-    begin = Constant <value_ints = [0]> ()
-    masked = Constant <value_float = -3.4028234663852886e38> ()
-    heads = {heads}
-    kv_heads = {kv_heads}
-    group = Div (heads, kv_heads)
-    batch_dim = Constant <value_ints = [0]> ()
-    rest_dims = Constant <value_ints = [-1, 0]> ()
-    group_shape = Concat <axis = 0> (batch_dim, kv_heads, rest_dims)
-    q_group = Reshape (q_scaled, group_shape)
-
-    # Scores of each block of keys, [B, Hkv, G, keys].
-    k_active_t = Transpose <perm = [0, 1, 3, 2]> (k_active)
-    active_dot = MatMul (q_group, k_active_t)
-    active_all = Cast <to = 1> (active_dot)
-    active = Shape <start = 2, end = 3> (k_active)
-    active_size = Squeeze (active)
-    active_index = Range (s_zero, active_size, s_one)
-    active_end = Unsqueeze (active_len, axes_1_to_3)
-    active_seen = Less (active_index, active_end)
-    active_scores = Where (active_seen, active_all, masked)
-
-    k_parked_t = Transpose <perm = [0, 1, 3, 2]> (k_parked)
-    parked_dot = MatMul (q_group, k_parked_t)
-    parked_all = Cast <to = 1> (parked_dot)
-    parked = Shape <start = 2, end = 3> (k_parked)
-    parked_size = Squeeze (parked)
-    parked_index = Range (s_zero, parked_size, s_one)
-    parked_end = Unsqueeze (parked_len, axes_1_to_3)
-    parked_seen = Less (parked_index, parked_end)
-    parked_scores = Where (parked_seen, parked_all, masked)
-
-    k_new_t = Transpose <perm = [0, 1, 3, 2]> (k_new)
-    new_dot = MatMul (q_group, k_new_t)
-    new_scores = Cast <to = 1> (new_dot)
-
-    scores = Concat <axis = 3> (active_scores, parked_scores, new_scores)
-    probability = Softmax <axis = -1> (scores)
-    sizes = Concat <axis = 0> (active, parked, s_one_dim)
-
-    # Values, then back to one row a query head.
-    probability_like = CastLike (probability, q_scaled)
-    p_active, p_parked, p_new = Split <axis = 3> (probability_like, sizes)
-    o_active = MatMul (p_active, v_active)
-    o_parked = MatMul (p_parked, v_parked)
-    o_new = MatMul (p_new, v_new)
-    o_group = Sum (o_active, o_parked, o_new)
-    out_shape = Concat <axis = 0> (batch_dim, heads, rest_dims)
-    step_out = Reshape (o_group, out_shape)
-
-    # Weights [B, 1, R, G]; the mean over a group is in them.
-    of_group = Tile (begin, group)
-    group_weights = Gather <axis = 2> (row_weights, of_group)
-    group_float = Cast <to = 1> (group)
-    group_share = Div (group_weights, group_float)
-    weights = Unsqueeze (group_share, axis_1)
-    mass = MatMul (weights, probability)
-    step_active, step_parked, step_new = Split <axis = 3> (mass, sizes)
-"""
 
 _UPDATE = """
     # Addresses [B, Hkv, M] as indices [B, Hkv, M, D]. A move to nowhere goes to the first new row,
@@ -244,10 +54,7 @@ def split_cache_attention_function(
     `heads` (H, Hkv) writes the head counts into the body. The result is the same, with fewer nodes:
     what depends on the counts alone is then worked out when a graph is loaded.
     """
-    query, key = _HEADS if heads is None else (constant_ints(heads[0]), constant_ints(heads[1]))
-    body = _ATTENTION.replace("{prompt}", _PROMPT).replace("{step}", _STEP)
-    body = body.replace("{heads}", query).replace("{kv_heads}", key)
-    return function_proto(SPLIT_CACHE_ATTENTION, body, opset)
+    return function_proto(SPLIT_CACHE_ATTENTION, attention_body(heads), opset)
 
 
 def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
@@ -258,11 +65,6 @@ def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
 def attention_node_attributes(scale: float) -> dict[str, float | int | str]:
     """What a SplitCacheAttention node carries: its scale, and what names the TensorRT plugin."""
     return {"scale": float(scale), **PLUGIN_ATTRIBUTES}
-
-
-def constant_ints(value: int) -> str:
-    """A node whose output is [value], in the parser's language."""
-    return f"Constant <value_ints = [{value}]> ()"
 
 
 def function_proto(op: Op, body: str, opset: int) -> onnx.FunctionProto:
