@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from avl_export.check import CheckError, check_prompt, reference_model
+from avl_export.check import check_prompt
 from avl_export.compare import graph_name, refuse_first, tolerance_of
 from avl_export.compare_walk import Mode, Rows, encode, rows_of, walk
 from avl_export.families import Family
@@ -32,11 +33,16 @@ Array = NDArray[Any]
 
 
 def compare_with_transformers(
-    package: Package, family: Family, tested: Runner, tell: Callable[[Row], None]
+    package: Package,
+    family: Family,
+    model: nn.Module,
+    tested: Runner,
+    tell: Callable[[Row], None],
 ) -> list[Row]:
     """Run `tested`, and transformers' model of the same checkpoint.
 
     Args:
+        model: transformers' in fp32, with the weights that the package has.
         tell: hears of the worst output of each graph in each mode.
 
     Returns:
@@ -46,13 +52,8 @@ def compare_with_transformers(
         CheckError: names the first output that differs.
     """
     manifest, prompt = package.manifest, check_prompt(package)
-    if manifest.quantization is not None:
-        raise CheckError(
-            f"{package.folder}: expected a package without quantized weights to compare with "
-            "transformers, found some; compare two backends, by naming --backend twice"
-        )
     table = Outputs(tolerance_of(manifest), tell)
-    expected = _transformers(family, prompt)
+    expected = _transformers(family, model, prompt)
     parts = [encode(tested, media) for media in prompt.media]
     features = np.concatenate([part.rows for part in parts])
     table.add("encoders", [Output("features", features, expected.features)])
@@ -78,8 +79,7 @@ class _Expected:
     logits: Array  # [N, V]
 
 
-def _transformers(family: Family, prompt: Prompt) -> _Expected:
-    model: Any = reference_model(family)
+def _transformers(family: Family, model: Any, prompt: Prompt) -> _Expected:
     layers: list[Array] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:

@@ -35,10 +35,7 @@ class Encoders:
 
     def __init__(self, package: Package, prompt: Prompt, table: Table) -> None:
         self.package, self.prompt, self.table = package, prompt, table
-        manifest = package.manifest
-        self.files = {"image": manifest.image.file}
-        if manifest.video is not None:
-            self.files["video"] = manifest.video.file
+        self.files = package.manifest.encoders
         used = {self.files[media.kind] for media in prompt.media}
         self.graphs = {file: read_graph(package, file) for file in sorted(used)}
         self.layers = {file: _layers(graph) for file, graph in self.graphs.items()}

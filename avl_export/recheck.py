@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from avl_export.aliases import BUNDLED, HUB_IDS
-from avl_export.check import CheckError
+from avl_export.check import CheckError, reference_model
 from avl_export.checkpoint import Checkpoint, open_checkpoint
 from avl_export.compare import compare_backends
 from avl_export.compare_reference import compare_with_transformers
 from avl_export.families import Family, load_family
 from avl_export.layer_check import check_layers
 from avl_export.layer_table import Row
+from avl_export.quantize.check import dequantized_model
 from avl_export.runners import load_runner
 from avl_export.streamed import checkpoint_loader
 from avl_runtime.package import MANIFEST, Package, load_package
@@ -46,6 +47,8 @@ def recheck_backends(
 ) -> list[Row]:
     """Compare what backends compute of the package in `folder`, tensor by tensor.
 
+    Of quantized weights transformers is given what the codes stand for.
+
     Args:
         backends: one, to compare with transformers; or two, the second with the first.
         model: as in `recheck`; needed only for transformers.
@@ -60,8 +63,13 @@ def recheck_backends(
     *reference, tested = (load_runner(name, package) for name in backends)
     if reference:
         return compare_backends(package, reference[0], tested, tell)
-    _, family = _original(package, model)
-    return compare_with_transformers(package, family, tested, tell)
+    checkpoint, family = _original(package, model)
+    if package.manifest.quantization is None:
+        transformers = reference_model(family)
+    else:
+        packed = checkpoint.packing is not None
+        transformers = dequantized_model(package, family, packed)
+    return compare_with_transformers(package, family, transformers, tested, tell)
 
 
 def _whole(folder: Path) -> Package:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from onnx import defs
@@ -90,10 +90,10 @@ def repeat(
             and _same(call.shared, shared)
             and alike(call.layer, layer)
         ):
-            return torch.ops.avl.hole(hidden, number, call.number)  # type: ignore[no-any-return]
+            return cast(torch.Tensor, torch.ops.avl.hole(hidden, number, call.number))
     calls.templates.append(_Call(number, run, layer, shared, form))
     out = run(layer, torch.ops.avl.enter(hidden, number), *shared)
-    return torch.ops.avl.leave(out, number)  # type: ignore[no-any-return]
+    return cast(torch.Tensor, torch.ops.avl.leave(out, number))
 
 
 def firsts(layers: Sequence[nn.Module]) -> list[int]:

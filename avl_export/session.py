@@ -49,9 +49,9 @@ class Sessions:
         manifest = package.manifest
         self.dims = manifest.dims
         self.dtype = np.float16 if manifest.dtype == "fp16" else np.float32
-        self._encoders = {"image": _session(package, manifest.image.file, ())}
-        if manifest.video is not None:
-            self._encoders["video"] = _session(package, manifest.video.file, ())
+        files = set(manifest.encoders.values())
+        opened = {file: _session(package, file, ()) for file in files}
+        self._encoders = {kind: opened[file] for kind, file in manifest.encoders.items()}
         self._segments: list[tuple[Segment, ort.InferenceSession]] = []
         for segment in manifest.segments:
             layers = range(segment.first_layer, segment.last_layer)

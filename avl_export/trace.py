@@ -19,6 +19,7 @@ from avl_export import compact as compacting
 from avl_export.attention import LayerCaches
 from avl_export.families import EncoderGraph, Family
 from avl_export.holes import fill
+from avl_plugins.schema import WEIGHTINGS
 
 OPSET = 23
 CACHE = ("k_active", "v_active", "active_len", "k_parked", "v_parked", "parked_len")
@@ -195,11 +196,11 @@ def _segment_shape(name: str, family: Family) -> list[int | str]:
     if kind.startswith(("k_", "v_")):
         return ["batch", dims.num_kv_heads, rows, dims.head_dim]
     if kind.startswith("mass_"):
-        return ["batch", dims.num_kv_heads, 2, rows]
+        return ["batch", dims.num_kv_heads, WEIGHTINGS, rows]
     axes: list[int | str] = [] if dims.position_axes == 1 else [dims.position_axes]
     shapes: dict[str, list[int | str]] = {
         "position_ids": [*axes, "batch", "seq"],
-        "row_weights": ["batch", 2, "seq"],
+        "row_weights": ["batch", WEIGHTINGS, "seq"],
         "active_len": ["batch"],
         "parked_len": ["batch"],
         "logits": ["batch", 1, dims.vocab_size],

@@ -134,4 +134,4 @@ def _growth(row: Mapping[str, Any]) -> float:
     """Time of the steps around the 2000th over that around the 200th."""
     steps = row["step_ms"]
     late, early = (statistics.median(steps[at - 50 : at + 50]) for at in (2000, 200))
-    return late / early
+    return float(late / early)

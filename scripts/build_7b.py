@@ -22,8 +22,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from avl_runtime.resources import cores, physical_memory
 from export_size import write_sparse
-from measured import run_measured
+from measured import run_measured, split_arguments
 from random_weights import fill
 
 PACKAGES = ("tensorrt-rtx", "polygraphy", "onnx", "onnxruntime")
@@ -84,16 +85,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quantize", default="int4", help="of none,int8,int4 (default: int4)")
     parser.add_argument("--folder", type=Path, help="where the files lie meanwhile")
     parser.add_argument("--json", type=Path)
-    given = sys.argv[1:] if arguments is None else arguments
-    cut = given.index("--") if "--" in given else len(given)
-    parsed, rest = parser.parse_args(given[:cut]), given[cut + 1 :]
+    own, rest = split_arguments(arguments)
+    parsed = parser.parse_args(own)
     report: dict[str, Any] = {
         "model": parsed.model,
         "layers": parsed.layers,
         "arguments": rest,
         "machine": {
-            "cpus": os.cpu_count(),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "cpus": cores(),
+            "memory_bytes": physical_memory(),
             "platform": platform.platform(),
             "load_average_before": os.getloadavg()[0],
             **{name: version(name) for name in PACKAGES},

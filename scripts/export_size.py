@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from avl_export.aliases import HUB_IDS, known_files
-from measured import run_measured
+from avl_runtime.resources import cores
+from measured import run_measured, split_arguments
 
 SHARD = 5 << 30  # bytes; transformers' own bound
 KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
@@ -78,7 +79,7 @@ def write_shapes(folder: Path, files: Mapping[str, Any]) -> int:
             end = 0
         shards[-1][key] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + nbytes]}
         end, total = end + nbytes, total + nbytes
-    weight_map = {}
+    weight_map = dict[str, str]()
     for number, header in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(header, name)
@@ -186,12 +187,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--layers", type=int, help="decoder layers (default: all)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    given = sys.argv[1:] if arguments is None else arguments
-    cut = given.index("--") if "--" in given else len(given)
-    parsed, rest = parser.parse_args(given[:cut]), given[cut + 1 :]
+    own, rest = split_arguments(arguments)
+    parsed = parser.parse_args(own)
     report: dict[str, Any] = {
         "machine": {
-            "cpus": os.cpu_count(),
+            "cpus": cores(),
             "platform": platform.platform(),
             "python": platform.python_version(),
             "load_average_before": os.getloadavg()[0],

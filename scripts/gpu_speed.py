@@ -119,11 +119,11 @@ def decode_speed(launch: Launch, bandwidth: float) -> list[Row]:
         one = Decode(1, kv_heads, group, MODEL.image + MODEL.text)
         own, torch_time = one.time(launch, mass=False), one.sdpa()
         name = f"decode, batch 1, {label}, dense"
-        wanted = 1.5 if group == 8 else None
+        goal = 1.5 if group == 8 else None
         found += [
             row(f"{name}: time", own * 1e3, "us"),
             row(f"{name}: with mass", one.time(launch, mass=True) * 1e3, "us"),
-            row(f"{name}: torch flash over ours", torch_time / own, "", wanted),
+            row(f"{name}: torch flash over ours", torch_time / own, "", goal),
         ]
     return found
 
@@ -183,7 +183,8 @@ def refresh_speed(launch: Launch) -> list[Row]:
     def filled(*size: int) -> torch.Tensor:
         return torch.randn(*shape, *size, 128, device=DEVICE).half()
 
-    caches, ranked = [], []
+    caches: list[list[torch.Tensor | int]] = []
+    ranked: list[list[torch.Tensor | int]] = []
     for _ in range(layers):
         rows = [filled(n) for n in (active, active, parked, parked, 1, 1)]
         mass = [torch.rand(*shape, 2, n, device=DEVICE) for n in (active, parked)]

@@ -35,7 +35,7 @@ def milliseconds(works: Sequence[Work], repeats: int = 20) -> float:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / len(works))
-    return statistics.median(times[3:])
+    return float(statistics.median(times[3:]))
 
 
 def rotations(bytes_each: int) -> int:

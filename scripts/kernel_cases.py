@@ -182,10 +182,11 @@ def attention_errors(
     case: Attention, inputs: Mapping[str, torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> Errors:
     """Errors against `naive.attention`; NaN anywhere is an infinite error."""
-    arrays = [inputs[name].double().cpu().numpy() for name in ATTENTION_INPUTS]
+    arrays: list[Any] = [inputs[name].double().cpu().numpy() for name in ATTENTION_INPUTS]
     for name in ("active_len", "parked_len"):
         arrays[ATTENTION_INPUTS.index(name)] = inputs[name].cpu().numpy()
-    exact = [torch.from_numpy(array) for array in naive.attention(*arrays, case.head_dim**-0.5)]
+    arrays.append(case.head_dim**-0.5)
+    exact = [torch.from_numpy(array) for array in naive.attention(*arrays)]
     found = [tensor.double().cpu() for tensor in outputs]
     rounding = (exact[0].to(outputs[0].dtype).double() - exact[0]).abs().max().item()
     error = (found[0] - exact[0]).abs().nan_to_num(torch.inf).max().item()

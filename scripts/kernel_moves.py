@@ -86,12 +86,13 @@ def update_in_place(
         padding = ((0, 0), (0, 0), (0, moves - count))
         lists.append((np.pad(source, padding), np.pad(destination, padding, constant_values=-1)))
         layers.append({n: torch.from_numpy(a.copy()).to(device) for n, a in arrays.items()})
-        naive.move_rows(*arrays.values(), source, destination)
+        given: list[Any] = [*arrays.values(), source, destination]
+        naive.move_rows(*given)
         expected.append(arrays)
-    source, destination = (
+    sources, destinations = (
         torch.from_numpy(np.stack(part)).to(device) for part in zip(*lists, strict=True)
     )
-    run_update(launch, layers, source, destination)
+    run_update(launch, layers, sources, destinations)
     return all(
         np.array_equal(layer[name].cpu().numpy(), arrays[name])
         for layer, arrays in zip(layers, expected, strict=True)
@@ -114,7 +115,8 @@ def update_into_copies(
     source, destination = random_moves(
         rng, (batch, kv_heads), active + parked + new, active + parked, moves
     )
-    expected = split_cache_update(*arrays.values(), source, destination)
+    given: list[Any] = [*arrays.values(), source, destination]
+    expected = split_cache_update(*given)
     tensors = {n: torch.from_numpy(array.copy()).to(device) for n, array in arrays.items()}
     outputs = {f"{name}_out": torch.full_like(tensors[name], 99) for name in PLACES[:4]}
     values = {
@@ -171,8 +173,16 @@ def selection_with_ties(
     moves = 2 * apart + 2
     source = torch.full((1, 1, kv_heads, moves), UNSET, device=device)
     destination = torch.full_like(source, UNSET)
-    values = {"table": pointers([[*tensors, *counts, active, apart]]), "source": source}
-    values |= {"destination": destination, "B": 1, "L": 1, "Hkv": kv_heads, "R": 2, "M": moves}
+    values: dict[str, Any] = {"table": pointers([[*tensors, *counts, active, apart]])}
+    values |= {
+        "source": source,
+        "destination": destination,
+        "B": 1,
+        "L": 1,
+        "Hkv": kv_heads,
+        "R": 2,
+        "M": moves,
+    }
     launch(VARIANTS[f"select_core-{rows}"], values)
     padded = expected + [(0, -1)] * (moves - len(expected))
     for head in range(kv_heads):
@@ -232,21 +242,21 @@ def text_evictions(launch: Launch, device: str, seed: int, rows: int) -> bool:
     values |= {"B": 2, "L": 2, "Hkv": 2, "R": 2, "S": new, "M": moves, "T": tokens}
     launch(VARIANTS["select_text-1024"], values)
     for layer, b, h in np.ndindex(2, 2, 2):
-        mass_active, mass_new, positions, gathered, lengths = layers[layer][0]
+        mass_active, mass_new, places, before, lengths = layers[layer][0]
         n = lengths[b]
-        gathered, positions = gathered[b, h].copy(), positions[b, h].copy()
+        gathered, held = before[b, h].copy(), places[b, h].copy()
         gathered[: n - new] += mass_active[b, h, 1, : n - new]
         gathered[n - new : n] += mass_new[b, h, 1]
-        text = (image_mask[b, positions[:n]] == 0) & (positions[:n] > first_image[b])
+        text = (image_mask[b, held[:n]] == 0) & (held[:n] > first_image[b])
         budget, recent = np.minimum.accumulate([min(budgets[b, 0], text.sum()), budgets[b, 1]])
-        expected = naive.eviction(gathered[:n], positions[:n], text, int(budget), int(recent))
+        expected = naive.eviction(gathered[:n], held[:n], text, int(budget), int(recent))
         for from_slot, to_slot in expected:
-            positions[to_slot], gathered[to_slot] = positions[from_slot], gathered[from_slot]
+            held[to_slot], gathered[to_slot] = held[from_slot], gathered[from_slot]
         padded = [*expected, *[(0, -1)] * (moves - len(expected))]
         lists = (values[name][layer, b, h].tolist() for name in ("source", "destination"))
         same = list(zip(*lists, strict=True)) == padded
         same &= int(values["remaining"][layer, b]) == n - text.sum() + budget
-        same &= np.array_equal(tensors[layer][2][b, h].cpu().numpy(), positions)
+        same &= np.array_equal(tensors[layer][2][b, h].cpu().numpy(), held)
         same &= np.array_equal(tensors[layer][3][b, h].cpu().numpy(), gathered)
         if not same:
             return False

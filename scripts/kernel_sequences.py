@@ -195,7 +195,7 @@ def select_core(launch: Launch, layers: list[Layer]) -> tuple[torch.Tensor, torc
             for layer in layers
         ]
     )
-    values = {"table": table, "source": source, "destination": destination}
+    values: dict[str, Any] = {"table": table, "source": source, "destination": destination}
     values |= {"B": BATCH, "L": len(layers), "Hkv": KV_HEADS, "R": 2, "M": moves}
     launch(VARIANTS["select_core-1024"], values)
     return source, destination

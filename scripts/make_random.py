@@ -138,14 +138,14 @@ def write(folder: Path, shape: Shape, seed: int = 0) -> int:
 def _vision(shape: Shape, known: Mapping[str, Any]) -> dict[str, Any]:
     """Changes to a tower of any kind."""
     wide, deep = shape.vision_hidden, shape.vision_layers
-    sizes = {"hidden_size": wide, "intermediate_size": 4 * wide}
+    sizes: dict[str, Any] = {"hidden_size": wide, "intermediate_size": 4 * wide}
     if "depth" not in known:
         return {**sizes, "num_hidden_layers": deep, "num_attention_heads": wide // 64}
     sizes |= {"depth": deep, "num_heads": wide // 64, "out_hidden_size": shape.hidden}
     if "fullatt_block_indexes" in known:
-        sizes["fullatt_block_indexes"] = [deep - 1]  # type: ignore[assignment]
+        sizes["fullatt_block_indexes"] = [deep - 1]
     if "deepstack_visual_indexes" in known:
-        sizes["deepstack_visual_indexes"] = [0]  # type: ignore[assignment]
+        sizes["deepstack_visual_indexes"] = [0]
     return sizes
 
 
@@ -214,7 +214,7 @@ def _write_words(path: Path, special: Mapping[int, str], vocabulary: int) -> Non
     unknown = next(word for word, number in words.items() if number not in special)
     tokenizer = Tokenizer(WordLevel(words, unk_token=unknown))
     # A line break is a token, as everywhere: it keeps pictures apart.
-    tokenizer.pre_tokenizer = Sequence([Split("\n", "isolated"), Split(" ", "removed")])  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = Sequence([Split("\n", "isolated"), Split(" ", "removed")])
     tokenizer.add_special_tokens([special[number] for number in sorted(special)])
     tokenizer.save(str(path))
 

@@ -1,4 +1,4 @@
-"""Run a command in a process of its own and measure what it takes."""
+"""Run a command in a process of its own and measure what it takes; arguments that go to it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ class Used:
     user_s: float
     system_s: float
     peak_rss_bytes: int
+
+
+def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """A script's arguments before `--`, and behind it those of the command that it measures.
+
+    Args:
+        arguments: None for those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    return given[:cut], given[cut + 1 :]
 
 
 def run_measured(command: Sequence[str]) -> Used:

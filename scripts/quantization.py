@@ -143,7 +143,7 @@ def linear_ms(quantize: str) -> float:
             helper.make_tensor("q", kind, codes.T.shape, stored.tobytes(), raw=True),
             numpy_helper.from_array(np.ascontiguousarray(scales), "s"),
         ]
-        form = {"axis": 0, "block_size": block} if block else {"axis": 1}
+        form: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
         nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["w"], **form)]
         gemm = helper.make_node("Gemm", ["x", "w"], ["y"])
         entry = Quantization("rtn", bits, block, ("decoder",), False, None)

@@ -47,7 +47,11 @@ def fill(path: Path, seed: int = 0, spread: Spread = small) -> None:
             while left:
                 start = int(rng.integers(len(noise)))
                 piece = np.concatenate([noise[start:], noise[:start]])[:left]
-                file.write(_stored(mean + deviation * piece, entry["dtype"]).tobytes())
+                file.write(
+                    _stored(
+                        np.float32(mean) + np.float32(deviation) * piece, entry["dtype"]
+                    ).tobytes()
+                )
                 left -= len(piece)
 
 

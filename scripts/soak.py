@@ -25,8 +25,8 @@ from typing import Any
 
 from avl_runtime import LVLM
 from avl_runtime.bench.surroundings import machine
-from avl_runtime.bench.wire import rss_bytes
 from avl_runtime.images import ImageLike
+from avl_runtime.memory import rss_bytes
 from avl_runtime.tasks import TASKS, samples
 
 POLICIES = (

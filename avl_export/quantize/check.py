@@ -22,9 +22,9 @@ from avl_export.check import (
     reference_model,
 )
 from avl_export.families import Family
+from avl_export.quantize.packaged import Packaged, read_packaged
 from avl_export.quantize.packed import PackedSource
 from avl_export.quantize.reading import read_weight
-from avl_export.quantize.source import Source
 from avl_export.quantize.store import Store
 from avl_runtime.package import Package
 
@@ -40,18 +40,37 @@ def check_quantized(package: Package, family: Family, store: Store) -> Report:
         CheckError: as `check_package`; also if codes do not stand for the checkpoint's weights.
     """
     if any(isinstance(source, PackedSource) for source in store.sources.values()):
-        return check_package(package, family, _from_package(package, family, store))
-    model = reference_model(family)
-    before = reference_logits(package, family, model)
-    parameters, table = _untied(model)
-    with torch.no_grad():
-        for name, place in store.linears.items():
-            _replace(name, parameters[name], read_weight(package.folder, place))
-        if store.rows is not None:
-            _replace(store.embedding, table, read_weight(package.folder, store.rows))
+        return check_package(package, family, dequantized_model(package, family, packed=True))
+    before = reference_logits(package, family, reference_model(family))
+    model = dequantized_model(package, family, packed=False)
     after = reference_logits(package, family, model)
     report = check_package(package, family, model)
     return replace(report, quantization=float(np.abs(after - before).max()))
+
+
+def dequantized_model(package: Package, family: Family, packed: bool) -> nn.Module:
+    """transformers' model in fp32 with the weights that the codes of `package` stand for.
+
+    Args:
+        package: one with quantized weights.
+        packed: whether the checkpoint holds codes itself, which transformers cannot read: then the
+            other weights too are the package's, otherwise they are the checkpoint's.
+
+    Raises:
+        CheckError: transformers cannot read the checkpoint; or codes do not stand for its weights.
+    """
+    packaged = read_packaged(package)
+    if packed:
+        return _from_package(package, family, packaged)
+    model = reference_model(family)
+    parameters, table, _ = _untied(model)
+    with torch.no_grad():
+        for name, place in packaged.linears.items():
+            _replace(name, parameters[name], read_weight(package.folder, place))
+        if packaged.embedding is not None:
+            name, place = packaged.embedding
+            _replace(name, table, read_weight(package.folder, place))
+    return model
 
 
 def _replace(name: str, parameter: torch.Tensor, weight: np.ndarray[Any, Any]) -> None:
@@ -66,27 +85,27 @@ def _replace(name: str, parameter: torch.Tensor, weight: np.ndarray[Any, Any]) -
     parameter.copy_(found)
 
 
-def _untied(model: Any) -> tuple[dict[str, nn.Parameter], nn.Parameter]:
-    """Parameters by name, and a token embedding that no longer is the output matrix too."""
+def _untied(model: Any) -> tuple[dict[str, nn.Parameter], nn.Parameter, str]:
+    """Parameters by name; a token embedding that no longer is the output matrix too, its name."""
     parameters = dict(model.named_parameters())
     embedding = model.get_input_embeddings()
+    name = next(key for key, value in parameters.items() if value is embedding.weight)
     embedding.weight = nn.Parameter(embedding.weight.detach().clone())
-    return parameters, embedding.weight
+    return parameters, embedding.weight, name
 
 
-def _from_package(package: Package, family: Family, store: Store) -> nn.Module:
+def _from_package(package: Package, family: Family, packaged: Packaged) -> nn.Module:
     """The model in fp32 on the CPU with the weights of the package."""
     meta = cast(Any, family.model)
     config = copy.deepcopy(meta.config)
     model = type(meta)._from_config(config, dtype=torch.float32, attn_implementation="eager")
-    parameters, table = _untied(model)
+    parameters, table, embedding = _untied(model)
     with torch.no_grad():
-        for name, plain in store.plain.items():
-            path = package.folder / store.files[1].name
-            stored = Source(name, path, plain.record).read_floats(0, plain.record.shape[0])
-            parameters[name].copy_(torch.from_numpy(stored))
-            if name == store.embedding:
-                table.copy_(torch.from_numpy(stored))
-        for name, place in store.linears.items():
+        for name, source in packaged.plain.items():
+            stored = torch.from_numpy(source.read_floats(0, source.record.shape[0]))
+            parameters[name].copy_(stored)
+            if name == embedding:
+                table.copy_(stored)
+        for name, place in packaged.linears.items():
             parameters[name].copy_(torch.from_numpy(read_weight(package.folder, place)))
     return cast(nn.Module, model.eval())

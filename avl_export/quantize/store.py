@@ -20,6 +20,7 @@ from avl_export.quantize.spec import Spec
 from avl_export.safetensors_header import TensorRecord
 
 PLAIN = "weights.safetensors"
+ROWS = ".rows"  # behind the name of a token embedding whose codes are looked up row by row
 OF_DTYPE = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 CODES_ARE = {
     4: "signed 4-bit codes, two a byte, the even column in the low half",
@@ -164,7 +165,7 @@ class _Draft:
         scales = (count, 1 if spec.block is None else columns // spec.block)
         codes = (count, columns * spec.bits // 8)
         # A tied matrix may be there as a linear's weight already.
-        return cls(f"{name}.rows", (count, columns), spec, spec.block, codes, scales, False, True)
+        return cls(f"{name}{ROWS}", (count, columns), spec, spec.block, codes, scales, False, True)
 
     @property
     def names(self) -> tuple[str, str, str]:

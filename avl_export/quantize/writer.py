@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from avl_export.quantize.source import PIECE, Source, pieces, stored_bytes
 from avl_export.quantize.store import Store
 from avl_export.safetensors_header import CheckpointError
 from avl_runtime.package import Shard, header_sha256
+from avl_runtime.resources import cores
 
 Step = Callable[[str, int], None]
 
@@ -69,7 +69,7 @@ def _plain(store: Store) -> Iterator[bytes]:
 
 def _quantized(store: Store) -> Iterator[bytes]:
     """Scales, zeros and codes of every quantized tensor, in the order of the file."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for name, place in store.quantized:
             source = store.sources[name]
             if isinstance(source, PackedSource):

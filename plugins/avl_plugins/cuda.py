@@ -27,7 +27,15 @@ _ADVICE = {
 
 
 class CudaError(AvlError):
-    """The CUDA driver is missing, or refused a call."""
+    """The CUDA driver is missing, or refused a call.
+
+    Attributes:
+        status: the driver's name for why it refused, such as "CUDA_ERROR_OUT_OF_MEMORY".
+    """
+
+    def __init__(self, message: str, status: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def load_driver() -> ModuleType:
@@ -116,7 +124,7 @@ class Device:
         """
         with self._current():
             packaged, function = self._function(name)
-            grid, arguments, kinds = _arguments(packaged, values)
+            grid, arguments, kinds = launch_arguments(packaged, values)
             block = (packaged.threads, 1, 1)
             parameters = (arguments, kinds)
             _call(
@@ -124,6 +132,15 @@ class Device:
                 "cuLaunchKernel",
                 *(function, *grid, *block, packaged.shared, stream, parameters, 0),
             )
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What a function of the driver gives in this GPU's context: None, one thing or several.
+
+        Raises:
+            CudaError: the driver refused.
+        """
+        with self._current():
+            return _call(self._driver, function, *arguments)
 
     @contextmanager
     def _current(self) -> Iterator[None]:
@@ -143,10 +160,13 @@ class Device:
         return self._functions[name]
 
 
-def _arguments(
+def launch_arguments(
     packaged: PackagedKernel, values: Mapping[str, int]
 ) -> tuple[tuple[int, int, int], tuple[int, ...], tuple[type, ...]]:
-    """Grid, arguments and their C types.
+    """What a launch of a kernel is given: its grid, its arguments and their C types.
+
+    Args:
+        values: as for `Device.launch`.
 
     Raises:
         KernelError: as `Device.launch`.
@@ -180,9 +200,10 @@ def _arguments(
 
 
 def _call(driver: ModuleType, function: str, *arguments: Any) -> Any:
-    """The one result of a driver function, or None where it has none."""
+    """What a driver function gives: None, one thing or several."""
     status, *results = getattr(driver, function)(*arguments)
     if status:
         advice = _ADVICE.get(status.name, "check the driver and the sizes")
-        raise CudaError(f"{function}: expected success, found {status.name}; {advice}")
-    return results[0] if results else None
+        told = f"{function}: expected success, found {status.name}; {advice}"
+        raise CudaError(told, status.name)
+    return (results or [None])[0] if len(results) < 2 else tuple(results)

@@ -183,6 +183,9 @@ class SegmentCache:
         """Add attention mass [L, Hkv, n] to the first n active rows of one sequence."""
         self.mass[:, row, :, : mass.shape[2]] += mass
 
+    def settle(self) -> None:
+        """Have every row where `moves` has put it, which on the host it already is."""
+
     def trim(self, steps: int) -> None:
         """Free what evictions left behind, keeping the room that `steps` more rows deserve."""
         top = self.top

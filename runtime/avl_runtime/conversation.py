@@ -173,6 +173,7 @@ class Conversation(abc.ABC):
         if plan.text is not None:
             for cache in self.caches:
                 evict_text(cache, 0, self, plan.text)
+                cache.settle()
         return np.asarray(hidden[0], np.float32)
 
     def _snapshot(self) -> tuple[int, int, int | None, int, list[SegmentCache]]:
@@ -227,6 +228,7 @@ class Conversation(abc.ABC):
         scores = np.take_along_axis(mass, image_positions(cache, self.image_mask), 1)
         core, parked = plan.split.partition(scores, total, first_layer)
         partition(cache, core, parked, self.image_mask)
+        cache.settle()
 
 
 def attention_by_position(

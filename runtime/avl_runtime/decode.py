@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.policies import Plan, Split
+from avl_plugins.policies import Plan
 from avl_runtime.backends import BoundSegment, HostBackend
-from avl_runtime.cache import SegmentCache, stacked
-from avl_runtime.conversation import Conversation, evict_text
+from avl_runtime.cache import Floats, SegmentCache, stacked
+from avl_runtime.conversation import Conversation
 from avl_runtime.embedding import Embedding
 from avl_runtime.manifest import Manifest
-from avl_runtime.moves import exchange
+from avl_runtime.selection import HostSelection, placement
 
 
 class Decoder:
@@ -28,18 +30,18 @@ class Decoder:
         backend: HostBackend,
         manifest: Manifest,
         embedding: Embedding,
-        conversations: list[Conversation],
+        conversations: Sequence[Conversation],
         plan: Plan,
         max_steps: int,
     ) -> None:
         dims, batch = manifest.dims, len(conversations)
-        self._conversations = conversations
+        self._conversations = list(conversations)
         self._embedding = embedding
         self._plan = plan
         self._steps_left = max_steps
         self.step = 0
         self.refreshed = False  # whether the last step read parked rows and chose a new core
-        self._image_tokens = [int(c.image_mask.sum()) for c in conversations]
+        self._selection = HostSelection(plan, self._conversations)
         self.caches = [
             stacked(list(segment), max_steps)
             for segment in zip(*(c.caches for c in conversations), strict=True)
@@ -69,22 +71,8 @@ class Decoder:
     def placement(
         self, row: int, image_mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which image tokens of one sequence are active, and which parked, in every layer.
-
-        Args:
-            image_mask: [tokens so far].
-
-        Returns:
-            Two arrays [layers, image tokens], image tokens in prompt order.
-        """
-        layers = sum(cache.layers for cache in self.caches)
-        active = np.zeros((layers, len(image_mask)), np.bool_)
-        parked = np.zeros_like(active)
-        for _, cache, first in self._segments:
-            each = np.arange(first, first + cache.layers)[:, None]
-            active[each, cache.positions[:, row, 0, : cache.active_len[row]]] = True
-            parked[each, cache.parked_positions[:, row, : cache.parked_len[row]]] = True
-        return active[:, image_mask], parked[:, image_mask]
+        """As `selection.placement`."""
+        return placement(self.caches, row, image_mask)
 
     def run(self, tokens: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
         """One step: the newest token of each sequence in, the next token's logits [B, V] out.
@@ -101,47 +89,33 @@ class Decoder:
             self._position_ids[..., row, 0] = conversation.next_position
             conversation.grow([int(tokens[row])])
         self._hidden[:, 0] = self._embedding.lookup(tokens)
-        split, text = self._plan.split, self._plan.text
+        split = self._plan.split
         self.refreshed = split is not None and split.is_refresh(self.step)
+        selects = self.refreshed or self._plan.text is not None
         for bound, cache, _ in self._segments:
-            bound.run(cache, parked=self.refreshed)
+            bound.run(cache, parked=self.refreshed, masses=selects)
         # A run leaves neither code nor data of ours in the processor's caches. Rows move after the
         # last one, so that a step fetches what moves them once and not once a segment.
         for bound, cache, first_layer in self._segments:
-            if split is not None and self.refreshed:
-                for row in rows:
-                    self._refresh(bound, cache, row, split, first_layer)
-            new_mass = None
-            if text is not None:
-                new_mass = bound.mass_new[:, :, :, 1, 0]
-                for row in rows:
-                    length = cache.active_len[row]
-                    cache.add_mass(row, bound.mass_active[:, row, :, 1, :length])
-            if cache.is_full:
-                bound.release()
-            cache.append(
-                bound.k_new, bound.v_new, self._positions, new_mass, alive, self._steps_left
+            self._selection.follow(
+                cache,
+                first_layer,
+                bound if selects else None,
+                rows,
+                self.step,
+                partial(self._append, bound, cache, alive),
             )
-            if text is not None:
-                for row in rows:
-                    evict_text(cache, row, self._conversations[row], text)
         self._steps_left -= 1
         return np.asarray(self._logits[:, 0], np.float32)
 
-    def _refresh(
-        self, bound: BoundSegment, cache: SegmentCache, row: int, split: Split, first_layer: int
+    def _append(
+        self,
+        bound: BoundSegment,
+        cache: SegmentCache,
+        alive: NDArray[np.bool_],
+        new_mass: Floats | None,
     ) -> None:
-        """Rank the secondary rows by this step's attention and exchange what the core changes."""
-        core, apart = int(cache.image_rows[row]), int(cache.parked_len[row])
-        if not apart:
-            return
-        # A sum over heads ranks as their mean does.
-        active = bound.mass_active[:, row, :, 0, :core].sum(1)
-        parked = bound.mass_parked[:, row, :, 0, :apart].sum(1)
-        scores = np.concatenate([active, parked], 1)
-        positions = np.concatenate(
-            [cache.positions[:, row, 0, :core], cache.parked_positions[:, row, :apart]], 1
-        )
-        total = self._image_tokens[row]
-        chosen = split.new_core(scores, positions, total, first_layer, self.step)
-        exchange(cache, row, ~chosen[:, :core], chosen[:, core:])
+        """Add the step's new rows to a segment's cache."""
+        if cache.is_full:
+            bound.release()
+        cache.append(bound.k_new, bound.v_new, self._positions, new_mass, alive, self._steps_left)

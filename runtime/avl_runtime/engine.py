@@ -10,21 +10,15 @@ import numpy as np
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import Plan, Policy
 from avl_runtime.backends import load_backend
-from avl_runtime.cache import dense_bytes
 from avl_runtime.conversation import Conversation
-from avl_runtime.decode import Decoder
-from avl_runtime.device.backend import DeviceBackend
-from avl_runtime.device.decode import DeviceDecoder
-from avl_runtime.device.growth import device_dense_bytes
-from avl_runtime.device.prompt import DeviceConversation
 from avl_runtime.embedding import Embedding
+from avl_runtime.execution import execution_on
 from avl_runtime.features import FeatureCache
-from avl_runtime.generate import Options, Reply, run
-from avl_runtime.host_conversation import HostConversation
+from avl_runtime.generate import Options, Reply, Steps, run
 from avl_runtime.memory import peak_rss_bytes
 from avl_runtime.package import Package
 from avl_runtime.processor import Processor, Prompt
-from avl_runtime.results import DeviceBytes, Result, Stats
+from avl_runtime.results import Result, Stats
 from avl_runtime.rows import PromptRows
 
 
@@ -35,6 +29,7 @@ class Engine:
         package, processor, backend: what was loaded.
         features: image features by content.
         embedding: the token embedding matrix.
+        execution: how the backend reads prompts and decodes.
     """
 
     def __init__(
@@ -44,45 +39,21 @@ class Engine:
         self.processor = Processor.from_package(package)
         self.embedding = Embedding(package)
         self.backend = load_backend(backend, package, threads, park)
+        self.execution = execution_on(self.backend, package.manifest, self.embedding)
         self.features = FeatureCache(self.backend)
-
-    def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
-        """Bytes of a dense cache after `rows` of prompt and `steps` of at most `limit`."""
-        if isinstance(self.backend, DeviceBackend):
-            return device_dense_bytes(self.backend, rows, steps, limit)
-        dims = self.package.manifest.dims
-        one = dense_bytes(rows, steps, limit, dims.num_kv_heads, dims.head_dim, self.backend.dtype)
-        return dims.num_layers * one
-
-    def device_bytes(self) -> DeviceBytes | None:
-        """What is in a device's memory now, if the backend keeps caches there."""
-        if not isinstance(self.backend, DeviceBackend):
-            return None
-        memory = self.backend.memory
-        used = {kind: memory.used[kind] for kind in ("weights", "active", "parked", "scratch")}
-        return DeviceBytes(**used, parked_on_host=memory.parked_on_host)
 
     def conversation(self) -> Conversation:
         """A new conversation with nothing in its cache."""
-        if isinstance(self.backend, DeviceBackend):
-            return DeviceConversation(self.backend)
-        return HostConversation(self.backend, self.package.manifest)
+        return self.execution.conversation()
 
-    def decoder(
-        self, conversations: Sequence[Conversation], plan: Plan, max_steps: int
-    ) -> Decoder | DeviceDecoder:
-        """Decode steps over conversations whose prompts have been read."""
-        if isinstance(self.backend, DeviceBackend):
-            on_device = [each for each in conversations if isinstance(each, DeviceConversation)]
-            return DeviceDecoder(self.backend, self.embedding, on_device, plan, max_steps)
-        return Decoder(
-            self.backend,
-            self.package.manifest,
-            self.embedding,
-            list(conversations),
-            plan,
-            max_steps,
-        )
+    def decoder(self, conversations: Sequence[Conversation], plan: Plan, max_steps: int) -> Steps:
+        """Decode steps over conversations of this engine whose prompts have been read.
+
+        Raises:
+            TypeError: a conversation is another engine's.
+            AvlError: a device has no room for them.
+        """
+        return self.execution.decoder(conversations, plan, max_steps)
 
     def embed(self, prompt: Prompt) -> PromptRows:
         """What the decoder reads of a prompt; runs the encoders where features are not known."""
@@ -141,7 +112,7 @@ class Request:
         self.replies = [
             Reply(engine.processor.tokenizer, tokens.eos, options, return_logits) for _ in prompts
         ]
-        self._decoder: Decoder | DeviceDecoder | None = None
+        self._decoder: Steps | None = None
         self._prefill_ms = self._decode_ms = 0.0
         self._tokens_read: list[int] = []
 
@@ -181,7 +152,7 @@ class Request:
         conversation, batch = self._conversations[row], len(self.replies)
         steps = conversation.length - self._tokens_read[row]
         engine, read = self._engine, self._tokens_read[row]
-        dense = engine.dense_bytes(read, steps, self._options.max_new_tokens - 1)
+        dense = engine.execution.dense_bytes(read, steps, self._options.max_new_tokens - 1)
         stats = Stats(
             policy=str(self._policy),
             backend=engine.backend.name,
@@ -193,7 +164,7 @@ class Request:
             kv_bytes=decoder.nbytes // batch,
             kv_bytes_dense=dense,
             peak_rss_bytes=peak_rss_bytes(),
-            device_bytes=engine.device_bytes(),
+            device_bytes=engine.execution.device_bytes(),
         )
         logits = None if reply.logits is None else np.stack(reply.logits)
         return Result(

@@ -18,10 +18,19 @@ from avl_runtime.text import StopMatcher, StreamDecoder
 
 
 class Steps(Protocol):
-    """What runs decode steps: `decode.Decoder`, on the host or on a device."""
+    """What runs decode steps: `decode.Decoder` on the host, `DeviceDecoder` on a device.
+
+    Attributes:
+        step: how many have been run.
+        refreshed: whether the last one read parked rows and chose a new core.
+        nbytes: of the K and V that are held, of all sequences.
+    """
 
     step: int
     refreshed: bool
+
+    @property
+    def nbytes(self) -> int: ...
 
     def placement(
         self, row: int, image_mask: NDArray[np.bool_]

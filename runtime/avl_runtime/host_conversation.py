@@ -17,7 +17,11 @@ CHUNK = 256  # rows; longer chunks are slower on a CPU and hold more scores at o
 
 
 class HostConversation(Conversation):
-    """A conversation whose caches are NumPy arrays."""
+    """A conversation whose caches are NumPy arrays.
+
+    Attributes:
+        backend: that reads its prompts.
+    """
 
     def __init__(self, backend: HostBackend, manifest: Manifest) -> None:
         dims = manifest.dims
@@ -34,7 +38,7 @@ class HostConversation(Conversation):
                 for segment in manifest.segments
             ],
         )
-        self._backend = backend
+        self.backend = backend
 
     def _run_chunks(
         self, index: int, cache: SegmentCache, rows: Chunk, plan: Plan
@@ -62,8 +66,8 @@ class HostConversation(Conversation):
         return (outputs[-1] if last else np.concatenate(outputs)), mass
 
     def _bind(self, index: int, chunk: Chunk, weights: NDArray[np.float32]) -> BoundSegment:
-        dtype, ids = self._backend.dtype, np.ascontiguousarray(chunk.position_ids)
-        return self._backend.bind(
+        dtype, ids = self.backend.dtype, np.ascontiguousarray(chunk.position_ids)
+        return self.backend.bind(
             index,
             np.ascontiguousarray(chunk.hidden[None], dtype),
             ids if len(ids) == 1 else ids[:, None],

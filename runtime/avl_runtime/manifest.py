@@ -9,9 +9,9 @@ from typing import Literal
 
 from avl_runtime.engine_sets import EngineSet
 from avl_runtime.quantization import Quantization
-from avl_runtime.vision import ImageLayout, VideoLayout
+from avl_runtime.vision import ImageLayout, Kind, VideoLayout
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +160,14 @@ class Manifest:
         return tuple({self.image.token} | ({self.video.token} if self.video else set()))
 
     @property
+    def encoders(self) -> dict[Kind, str]:
+        """The encoder's graph of every medium the model takes; two media may share one."""
+        files: dict[Kind, str] = {"image": self.image.file}
+        if self.video is not None:
+            files["video"] = self.video.file
+        return files
+
+    @property
     def deepstack_layers(self) -> tuple[int, ...]:
         """Decoder layers that add encoder features to what they put out, ascending."""
         return tuple(layer for segment in self.segments for layer in segment.deepstack)
@@ -167,8 +175,8 @@ class Manifest:
     @property
     def graphs(self) -> tuple[str, ...]:
         """Files of all graphs, each once: encoders first, then segments."""
-        encoders = [self.image.file, *([self.video.file] if self.video else [])]
-        return (*dict.fromkeys(encoders), *(segment.file for segment in self.segments))
+        encoders = dict.fromkeys(self.encoders.values())
+        return (*encoders, *(segment.file for segment in self.segments))
 
     def splits(self) -> tuple[int, ...]:
         """Layers after which hidden states can be dropped."""

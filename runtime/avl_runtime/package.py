@@ -50,6 +50,7 @@ __all__ = [
 MANIFEST = "avl.json"
 MANIFEST_LIMIT = 16 << 20  # bytes; a real manifest has some kilobytes
 HEADER_LIMIT = 100 << 20  # bytes; what safetensors itself allows
+HALVES = ("F16", "BF16")
 
 
 class PackageError(AvlError):
@@ -100,6 +101,11 @@ class Package:
             )
         return data
 
+    def float32_bytes(self) -> int:
+        """Bytes of all weights where 16-bit floats have become float32, as a CPU computes."""
+        folder, shards = self.weights_folder, self.manifest.weights.shards
+        return sum(_float32_bytes(folder / shard.path) for shard in shards)
+
     def check_shards(self, whole: bool = False) -> None:
         """Check that every shard is there with the recorded size and header.
 
@@ -149,6 +155,21 @@ def _check_content(path: Path, expected: str | None) -> None:
 
 def header_sha256(path: Path) -> str:
     """SHA-256 of a safetensors file's length field and header."""
+    return hashlib.sha256(b"".join(_header(path))).hexdigest()
+
+
+def _float32_bytes(path: Path) -> int:
+    tensors = json.loads(_header(path)[1])
+    tensors.pop("__metadata__", None)
+    total = 0
+    for tensor in tensors.values():
+        begin, end = tensor["data_offsets"]
+        total += (end - begin) * (2 if tensor["dtype"] in HALVES else 1)
+    return total
+
+
+def _header(path: Path) -> tuple[bytes, bytes]:
+    """A safetensors file's length field and its header, which is JSON."""
     with path.open("rb") as file:
         length_field = file.read(8)
         length = int.from_bytes(length_field, "little")
@@ -157,7 +178,7 @@ def header_sha256(path: Path) -> str:
                 f"{path}: expected a safetensors header, found a length of {length} bytes "
                 "that the file cannot hold; fetch the checkpoint again"
             )
-        return hashlib.sha256(length_field + file.read(length)).hexdigest()
+        return length_field, file.read(length)
 
 
 def load_package(folder: str | Path) -> Package:

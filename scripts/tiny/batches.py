@@ -50,7 +50,8 @@ def _ink(pixels: np.ndarray) -> np.ndarray:
     """Patches in which more than 1 % of the pixels differ from the background colour."""
     far = np.abs(pixels.astype(np.int16) - pixels[-1, -1].astype(np.int16)).sum(-1) > 60
     patches = far.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3))
-    return (patches > 0.01).reshape(-1)
+    dark: np.ndarray = patches > 0.01
+    return dark.reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    text_bias: torch.Tensor | None = None,
+    text_bias: torch.Tensor,
     seen: list[torch.Tensor] | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
@@ -149,11 +149,12 @@ def losses(
     positions = torch.cat(
         [torch.arange(IMAGE_END).expand(size, -1), batch.text_positions + IMAGE_END], 1
     )
+    seen = list[torch.Tensor]()
     output = inner.language_model(
         inputs_embeds=hidden,
         position_ids=positions,
         text_bias=text_bias(batch),
-        seen=(seen := []),
+        seen=seen,
         use_cache=False,
     ).last_hidden_state[:, IMAGE_END:-1]
     weights = batch.weights[:, 1:]

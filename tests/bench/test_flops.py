@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
-from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
+from avl_runtime.decode import Decoder
+from avl_runtime.evaluate.cost import (
+    Request,
+    decode_flops,
+    placed_rows,
+    prefill_flops,
+    request_flops,
+)
+from avl_runtime.evaluate.measure import flops_share
 from avl_runtime.manifest import Dims
 from avl_runtime.tasks import sample
 
@@ -75,3 +86,38 @@ def test_rows_are_placed_as_a_run_places_them(tiny: LVLM, policy: str) -> None:
     active, parked = placed_rows(dims, parse(policy).plan(), result.stats.visual_tokens)
     assert placed.core.sum(1).tolist() == active
     assert placed.parked.sum(1).tolist() == parked
+
+
+def test_a_share_counts_the_rows_that_steps_read(
+    tiny: LVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands before the picture is never evicted, and does not count as evictable."""
+    policy = "avl:keep=1,core=1,text=0.3,text_min=2"
+    asked = sample("caption", "held-out", 3)
+    prompt = tiny.processor.encode(asked.prompt, [asked.image])
+    plan, dims, read = parse(policy).plan(), tiny.package.manifest.dims, []
+    run = Decoder.run
+
+    def noted(decoder: Decoder, *arguments: Any) -> Any:
+        caches = decoder.caches
+        read.append([int(c.active_len[0]) for c in caches for _ in range(c.layers)])
+        return run(decoder, *arguments)
+
+    monkeypatch.setattr(Decoder, "run", noted)
+    result = tiny.generate(
+        asked.prompt, [asked.image], policy=policy, max_new_tokens=20, return_placements=True
+    )
+    count, steps = len(prompt.input_ids), result.stats.new_tokens - 1
+    assert len(read) == steps > 4  # some of which evict
+    assert prompt.image_mask.argmax() > 0
+    prefill = dims.num_layers * [count]
+    dense = prefill_flops(dims, prefill)
+    dense += sum(decode_flops(dims, dims.num_layers * [count + g]) for g in range(steps))
+    found = prefill_flops(dims, prefill) + sum(decode_flops(dims, rows) for rows in read)
+    assert flops_share(dims, prompt, plan, result) == pytest.approx(found / dense, rel=1e-12)
+
+
+def test_a_request_of_text_alone_evicts_nothing() -> None:
+    assert Request.of(np.zeros(6, np.bool_), 2) == Request(6, 0, 2, 6)
+    mask = np.array([0, 0, 1, 1, 0, 1, 0], np.bool_)
+    assert Request.of(mask, 3) == Request(7, 3, 3, 2)

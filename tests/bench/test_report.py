@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from avl_plugins.policies import parse
+from avl_runtime.bench.candidates import Candidate
 from avl_runtime.bench.report import TIMES, as_csv, as_json, as_markdown
 from avl_runtime.bench.schedule import Run
-from avl_runtime.bench.summary import Row, Told, summarize
+from avl_runtime.bench.summary import Loaded, Row, summarize
 from avl_runtime.evaluate.cost import Request
 from avl_runtime.manifest import Dims
 
@@ -51,7 +52,8 @@ def rows() -> list[Row]:
         ]
         plan = parse(policy).plan()
         note = 'asked, "something" else' if number == 2 else ""
-        known = Told(policy, "avl", "fp32", plan, 50 << 20, number < 2, note)
+        candidate = Candidate(policy, "avl", (), plan, same_prompt=number < 2, note=note)
+        known = Loaded(candidate, "fp32", 50 << 20)
         found.append(summarize(known, runs, DIMS, request, 2, runs[0]))
     return found
 

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avl_plugins.policies import parse
+from avl_runtime.bench.candidates import Candidate
 from avl_runtime.bench.errors import BenchError
 from avl_runtime.bench.idle import Load, wait_idle
 from avl_runtime.bench.schedule import Run, as_run, interleave, orders
-from avl_runtime.bench.summary import Spread, Told, refresh_steps, summarize
+from avl_runtime.bench.summary import Loaded, Spread, refresh_steps, summarize
 from avl_runtime.evaluate.cost import Request
 from avl_runtime.manifest import Dims
 
@@ -126,8 +127,9 @@ def test_quartiles_of_known_numbers() -> None:
     assert Spread.of([4]) == Spread(4, 4, 4, 4, 4)
 
 
-def told(policy: str, same: bool = True) -> Told:
-    return Told("c", "avl", "fp32", parse(policy).plan(), 500, same, "")
+def told(policy: str, same: bool = True, note: str = "") -> Loaded:
+    candidate = Candidate("c", "avl", (), parse(policy).plan(), same_prompt=same, note=note)
+    return Loaded(candidate, "fp32", 500)
 
 
 def test_refreshes_are_told_apart_from_ordinary_steps() -> None:
@@ -163,6 +165,15 @@ def test_tokens_are_compared_with_the_first_candidates() -> None:
     assert (
         summarize(told("dense", same=False), [other], DIMS, request, 1, first).same_tokens is None
     )
+
+
+def test_without_pictures_all_are_asked_the_same() -> None:
+    run, other = make_run(), told("dense", same=False, note="pictures are not encoded")
+    seen, blind = (
+        summarize(other, [run], DIMS, Request(40, visual, 2, 5), 1, run) for visual in (20, 0)
+    )
+    assert (seen.same_tokens, seen.note) == (None, "pictures are not encoded")
+    assert (blind.same_tokens, blind.note) == (1, "")
 
 
 def test_a_single_token_has_no_steps() -> None:

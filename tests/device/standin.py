@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from avl_plugins.cuda import _arguments
+from avl_plugins.cuda import launch_arguments
 from avl_plugins.packaged import kernel
 from avl_runtime.device.protocol import OutOfDeviceMemoryError
 from device.naive_kernels import KERNELS
@@ -148,7 +148,7 @@ class HostDevice:
     def launch(self, name: str, values: Mapping[str, int]) -> None:
         packaged = kernel(name, self.capability)
         values = dict(values)
-        grid, arguments, _ = _arguments(packaged, values)
+        grid, arguments, _ = launch_arguments(packaged, values)
 
         def work() -> None:
             self.done[name] += 1

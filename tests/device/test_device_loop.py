@@ -264,6 +264,26 @@ def test_what_engines_were_not_built_for(make: Make, limits: Limits, says: str) 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("foreign", ["host", "device"])
+def test_conversations_of_another_engine_are_refused(
+    make: Make, tiny: LVLM, tiny_package: Path, tmp_path: Path, foreign: str
+) -> None:
+    """Rows of another backend cannot be stacked: none is left out of a batch in silence."""
+    model, _ = make()
+    other, _ = on_stand_in(tiny_package, tmp_path / "other")
+    engine, elsewhere = model.engine, (tiny if foreign == "host" else other).engine
+    one = sample("caption", "held-out", 3)
+    plan = model.policy.plan()
+    mixed = []
+    for each in (engine, elsewhere):
+        mixed.append(each.conversation())
+        mixed[-1].prefill(each.embed(each.processor.encode(one.prompt, [one.image])), plan)
+    for own, conversations in ((engine, mixed), (elsewhere, mixed[::-1])):
+        with pytest.raises(TypeError, match=f"begun on this {own.backend.name}, found 1 of 2"):
+            own.decoder(conversations, plan, 4)
+        assert own.decoder(conversations[:1], plan, 4).nbytes == conversations[0].nbytes
+
+
 def test_out_of_memory_during_prefill(make: Make, tiny: LVLM) -> None:
     model, device = make()
     ask(model, "dense", 1)  # so that the picture's features are there

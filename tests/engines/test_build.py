@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from avl_runtime.build import plan as planning
 from avl_runtime.build.jobs import REFUSED, Job, read_outcome
 from avl_runtime.cli.build import main
 from avl_runtime.engine_sets import Limits
+from avl_runtime.libraries import Library
 from avl_runtime.package import FileEntry, load_package
 from engines.wide import write_wide
 
@@ -211,6 +213,36 @@ def test_tensorrt_through_the_same_code(fp16: Path, tmp_path: Path) -> None:
     foreign = work(tensorrt_job(fp16, tmp_path / "c.engine", plugins=False), PYTHONPATH=path)
     assert foreign.returncode == 0, foreign.stderr
     assert cache.read_bytes() != b"not a timing cache"
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "why"),
+    [
+        ("10.3.0", [], "TensorRT 10.3.0 has no ahead-of-time plugins, 10.9 has: "),
+        ("11.4.0", ["--no-plugins"], "as asked, "),
+    ],
+)
+def test_tensorrt_without_plugins_takes_the_body_and_says_so(
+    version: str,
+    options: list[str],
+    why: str,
+    fp16: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(AS_TENSORRT))
+    monkeypatch.setattr(planning, "installed", lambda _: Library(version, 12))
+    command = [str(fp16), "--backend", "tensorrt", "--dry-run", *options]
+    assert main(command) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith(f"; {why}attention is its function body")
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["plugins"], report["row_block"]) == (False, 8)
+    for graph, layers in zip(report["graphs"][1:], (2, 4), strict=True):
+        assert graph["layers"]["SOFTMAX"] == layers
+        assert "SplitCacheAttention" not in graph["operators"]
+        assert not any(kind.startswith("PLUGIN") for kind in graph["layers"])
 
 
 def test_a_tensorrt_that_cannot_take_plugins(fp16: Path, tmp_path: Path) -> None:

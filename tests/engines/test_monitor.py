@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,3 +120,29 @@ def test_a_builder_that_reports_from_several_threads() -> None:
         list(pool.map(work, range(8)))
     assert monitor.step_complete("build", 7)
     monitor.phase_finish("build")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_the_bar_of_a_real_build(fp16: Path) -> None:
+    """TensorRT-RTX tells its monitor of progress while it builds, graph after graph."""
+    pytest.importorskip("tensorrt_rtx")
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "avl_runtime.cli.build", str(fp16)]
+    with subprocess.Popen(
+        [*command, "--backend", "tensorrt-rtx"], stdout=subprocess.PIPE, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        drawn = b""
+        with contextlib.suppress(OSError):  # EIO once the last writer is gone
+            while piece := os.read(ours, 1 << 16):
+                drawn += piece
+        assert process.wait() == 0
+    os.close(ours)
+    shown: dict[str, list[int]] = {}
+    for share, graph in re.findall(r"(\d+) % (\S+)", drawn.decode()):
+        shown.setdefault(graph, []).append(int(share))
+    assert list(shown) == ["vision.onnx", "decoder.0.onnx", "decoder.1.onnx"]
+    for shares in shown.values():
+        assert shares == sorted(shares)
+        assert len(set(shares)) > 2
+        assert shares[-1] == 100

@@ -16,14 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avl_export import compare
 from avl_export.check import DECODE, CheckError, check_prompt
 from avl_export.cli import main
 from avl_export.compare import compare_backends
-from avl_export.export import export
 from avl_export.layer_table import Row
-from avl_export.options import Options
 from avl_export.output_table import Output, Outputs
-from avl_export.plan import make_plan
 from avl_export.recheck import recheck_backends
 from avl_export.runners import DeviceRunner, Runner, load_runner
 from avl_runtime.backends.protocol import BackendError
@@ -120,11 +118,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wide_package(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wide_package(wide: Path, package_of: Callable[[Path], Path]) -> Path:
     """`wide` exported."""
-    out = tmp_path_factory.mktemp("wide") / "model.avl"
-    export(make_plan(Options(str(wide), out)))
-    return out
+    return package_of(wide)
 
 
 @pytest.fixture
@@ -163,10 +159,18 @@ def test_a_backend_is_like_itself(package: Package, sound: Runner) -> None:
     assert len(told) == 1 + 2 * 2 * 5  # encoder; two modes of five passes through two segments
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_first_output_that_differs_is_named(
-    fault: str, package: Package, sound: Runner, wide_copy: Path
+    fault: str,
+    dtype: str,
+    package: Package,
+    sound: Runner,
+    wide_copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also where as much is allowed as in bfloat16."""
+    monkeypatch.setattr(compare, "tolerance_of", lambda _: compare.TOLERANCE[dtype])
     file, edit, first = FAULTS[fault]
     damage(wide_copy, file, edit)
     rows: list[Row] = []

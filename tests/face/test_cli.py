@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,8 @@ from PIL import Image
 
 from avl_plugins.errors import AvlError
 from avl_runtime.cli import run
-from avl_runtime.results import Placement, Result, Stats
+from avl_runtime.cli.output import stats_lines
+from avl_runtime.results import DeviceBytes, Placement, Result, Stats
 from avl_runtime.vision import Cells
 from face.support import tiny_processor
 
@@ -129,6 +130,16 @@ def test_text_on_stdout_and_statistics_on_stderr(
     }
     for part in ("150 tokens (144 visual)", "7500.0 tokens/s", "400.0 tokens/s", "3.81 MiB"):
         assert part in err
+
+
+def test_device_memory_is_told_by_what_it_is_for() -> None:
+    sizes = [(n << 20) for n in (100, 3, 2, 7)]
+    plain = Stats("avl", "tensorrt-rtx", 150, 144, 4, 20.0, 2.5, 5 << 20, 10 << 20, 1 << 30)
+    for on_host, more in ((0, ""), (4 << 20, ", parked on the host 4.00 MiB")):
+        lines = stats_lines(replace(plain, device_bytes=DeviceBytes(*sizes, on_host)))
+        wanted = "weights 100.00 MiB, active 3.00 MiB, parked 2.00 MiB, scratch 7.00 MiB"
+        assert lines.splitlines()[-1] == f"device:   {wanted}{more}"
+    assert "device:" not in stats_lines(plain)
 
 
 def test_json_is_one_object(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,8 @@ def test_the_build_of_a_7b_model_is_the_measured_one() -> None:
     report = json.loads((ROOT / "benchmarks/build-7b.json").read_text())
     found = report["runs"]["int4"]
     assert report["layers"] is None and found["engine_over_weights"] < 1.05
-    assert found["build_peak_rss_bytes"] < 24 << 30 and found["dry_run_peak_rss_bytes"] < 2 << 30
+    assert found["build_peak_rss_bytes"] < 24 << 30
+    assert max(found["export_peak_rss_bytes"], found["dry_run_peak_rss_bytes"]) < 2 << 30
     assert build_7b.sentence(report) in README
 
 

@@ -213,6 +213,31 @@ def test_what_the_driver_refuses_is_named() -> None:
     assert driver.contexts == []  # the caller's context is current again
 
 
+def test_a_call_gives_what_the_driver_gives_in_the_gpus_context() -> None:
+    driver, seen = Driver(), []
+
+    def answer(*results: Any) -> Any:
+        def function(*arguments: Any) -> tuple[Any, ...]:
+            seen.append((arguments, list(driver.contexts)))
+            return results
+
+        return function
+
+    ok = Result.CUDA_SUCCESS
+    driver.cuNothing, driver.cuOne, driver.cuTwo = answer(ok), answer(ok, 7), answer(ok, 7, 8)
+    driver.cuRefused = answer(Result.CUDA_ERROR_INVALID_PTX, None)
+    device = Device(0, driver)  # type: ignore[arg-type]
+    assert device.call("cuNothing", 1, 2) is None
+    assert device.call("cuOne") == 7
+    assert device.call("cuTwo") == (7, 8)
+    with pytest.raises(CudaError, match="cuRefused: expected success, found CUDA_ERROR") as error:
+        device.call("cuRefused")
+    assert error.value.status == "CUDA_ERROR_INVALID_PTX"
+    context = ["context of device 0"]
+    assert seen == [((1, 2), context), ((), context), ((), context), ((), context)]
+    assert driver.contexts == []
+
+
 def test_asking_for_the_capability_takes_no_context() -> None:
     driver = Driver()
     assert compute_capability(0, driver) == 89  # type: ignore[arg-type]

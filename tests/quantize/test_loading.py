@@ -5,9 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from avl_runtime.backends import ort, ort_options
 from avl_runtime.backends.ort_options import has_room, session_config
 from avl_runtime.package import load_package
 from avl_runtime.quantization import Quantization
@@ -28,6 +32,42 @@ def test_floats_are_packed_where_they_are_read_again_and_again_and_fit() -> None
 def test_weights_may_take_half_of_the_memory() -> None:
     assert has_room(1 << 20)
     assert not has_room(1 << 60)
+
+
+def test_16_bit_weights_take_the_room_of_the_float32_they_are_packed_as(
+    tiny_checkpoint: Path, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = load_file(tiny_checkpoint / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    widened = sum(tensor.float().nbytes for tensor in stored.values())
+    package = load_package(tiny_package)
+    assert package.float32_bytes() == widened
+    seen: list[tuple[bool, bool]] = []
+
+    def config(quantization: Quantization | None, encoder: bool, packs: bool) -> dict[str, str]:
+        seen.append((encoder, packs))
+        return session_config(quantization, encoder, packs)
+
+    monkeypatch.setattr(ort, "session_config", config)
+    graphs = len(package.manifest.graphs)
+    for memory, packs in ((2 * widened, True), (2 * widened - 1, False)):
+        seen.clear()
+        monkeypatch.setattr(ort_options, "physical_memory", lambda memory=memory: memory)
+        ort.OrtBackend(package, threads=1)
+        assert seen == [(True, packs), *[(False, packs)] * (graphs - 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float32_bytes_follow_each_tensor(
+    dtype: torch.dtype, tiny_package: Path, tmp_path: Path
+) -> None:
+    tensors = {"one": torch.zeros(3, 5, dtype=dtype), "other": torch.zeros(7, dtype=torch.int8)}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    package = load_package(tiny_package)
+    shard = replace(package.manifest.weights.shards[0], path="model.safetensors")
+    weights = replace(package.manifest.weights, folder=str(tmp_path), shards=(shard,))
+    linked = replace(package, manifest=replace(package.manifest, weights=weights))
+    assert linked.float32_bytes() == 3 * 5 * 4 + 7
 
 
 def test_codes_are_prepacked_and_run_on_8_bit_activations() -> None:

@@ -175,20 +175,6 @@ class Node:
         )
 
 
-def registered(name: str, version: str, namespace: str) -> tuple[str, str, str, list[str]] | None:
-    """What the registry has under these names: they again, and the attributes that it declares."""
-    import tensorrt as trt
-
-    from avl_plugins.tensorrt import register
-
-    register(80)
-    creator = trt.get_plugin_registry().get_creator(name, version, namespace)
-    if creator is None:
-        return None
-    fields = [one.name for one in creator.field_names]
-    return creator.name, creator.plugin_version, creator.plugin_namespace, fields
-
-
 def source_of(kernel: Kernel) -> Variant:
     """The variant whose packaged PTX this is, by its hash."""
     digest = hashlib.sha256(kernel.ptx).hexdigest()

@@ -5,18 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 
 from avl_plugins.kernels.aot import parameters
 from avl_plugins.kernels.catalog import HEAD_DIMS
 from avl_plugins.packaged import index, kernel
 from avl_plugins.schema import PLUGIN_ATTRIBUTES, SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
-from avl_runtime.build.graphs import prepare
-from avl_runtime.package import load_package
 from kernel_cases import Attention
 from tensorrt_plugins import contract
 
@@ -29,29 +25,6 @@ def test_nodes_name_what_is_registered(remote: Remote) -> None:
     assert offer["declared"] == [one.name for one in SPLIT_CACHE_ATTENTION.attributes]
     assert PLUGIN_ATTRIBUTES["plugin_namespace"] == SPLIT_CACHE_ATTENTION.domain
     assert "." not in SPLIT_CACHE_ATTENTION.domain
-
-
-def test_a_prepared_graph_asks_for_what_is_registered(remote: Remote, tiny_package: Path) -> None:
-    """As TensorRT's parser does: by the nodes' own names and attributes, of one whole segment."""
-    package = load_package(tiny_package)
-    data = package.read("decoder.0.onnx")
-    ready = prepare(data, package.manifest.dims, plugins=True)
-    nodes = [node for node in ready.model.graph.node if node.domain]
-    assert len(nodes) == len(ready.attentions) == 2
-    for node in nodes:
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        name, version, domain, declared = remote(
-            contract.registered,
-            node.op_type,
-            attributes["plugin_version"].decode(),
-            attributes["plugin_namespace"].decode(),
-        )
-        assert (name, version, domain) == ("SplitCacheAttention", "1", node.domain)
-        assert set(attributes) - set(declared) == {"plugin_namespace", "plugin_version", "aot"}
-        assert set(declared) < set(attributes)
-        assert len(node.input) == len(SPLIT_CACHE_ATTENTION.inputs)
-        assert len(node.output) == len(SPLIT_CACHE_ATTENTION.outputs)
-    assert remote(contract.registered, "SplitCacheAttention", "2", "avl") is None
 
 
 @pytest.mark.parametrize("dtype", ["HALF", "BF16"])

@@ -7,7 +7,6 @@ are bound again only when the cache has replaced them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +17,10 @@ from numpy.typing import NDArray
 from avl_runtime.backends.ort_options import has_room, session_config, shrinking, tight_memory
 from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cache import SegmentCache
+from avl_runtime.huge_pages import huge_pages
 from avl_runtime.manifest import Dims, Segment
 from avl_runtime.package import Package
+from avl_runtime.resources import cores
 from avl_runtime.vision import Kind
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -43,14 +44,11 @@ class OrtBackend:
         self.dtype = DTYPES[manifest.dtype]
         self._dims = manifest.dims
         self._segments = manifest.segments
-        self._threads = threads or len(os.sched_getaffinity(0))
-        encoders: dict[Kind, str] = {"image": manifest.image.file}
-        if manifest.video is not None:
-            encoders["video"] = manifest.video.file
-        with tight_memory():
-            files = set(encoders.values())
+        self._threads = threads or cores()
+        with huge_pages(), tight_memory():
+            files = set(manifest.encoders.values())
             opened = {file: self._session(package, file, encoder=True) for file in files}
-            self._encoders = {kind: opened[file] for kind, file in encoders.items()}
+            self._encoders = {kind: opened[file] for kind, file in manifest.encoders.items()}
             self._sessions = [
                 self._session(package, part.file, encoder=False) for part in manifest.segments
             ]
@@ -59,8 +57,8 @@ class OrtBackend:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
-        weights = sum(shard.size for shard in package.manifest.weights.shards)
-        entries = session_config(package.manifest.quantization, encoder, has_room(weights)) | {
+        packs = has_room(package.float32_bytes())
+        entries = session_config(package.manifest.quantization, encoder, packs) | {
             # Each session has threads of its own. Spinning on after a run, which is the default,
             # they take the cores from the next segment's threads and from Python between steps.
             "session.force_spinning_stop": "1",
@@ -128,32 +126,35 @@ class OrtBoundSegment:
         self.output = np.empty((batch, 1, dims.vocab_size) if last else hidden.shape, dtype)
         self.k_new = np.empty((count, batch, heads, rows, dims.head_dim), dtype)
         self.v_new = np.empty_like(self.k_new)
-        self.mass_new = np.empty((count, batch, heads, 2, rows), np.float32)
-        self.mass_active = self.mass_parked = self.mass_new[..., :0]
+        self.mass_active = self.mass_parked = self.mass_new = np.empty(
+            (count, batch, heads, 0, rows), np.float32
+        )
         self._session = session
         self._layers = range(segment.first_layer, segment.last_layer)
         self._inputs = inputs
         self._output_name = "logits" if last else "hidden_out"
         self._nothing = np.zeros((batch, heads, 1, dims.head_dim), dtype)
         self._no_length = np.zeros(batch, np.int64)
-        self._bindings: dict[bool, _Binding] = {}
+        self._no_weights = np.zeros((batch, 0, rows), np.float32)
+        self._bindings: dict[tuple[bool, bool], _Binding] = {}  # reads parked rows, makes masses
         self._bound: tuple[SegmentCache, int] | None = None  # a cache, and the version bound
 
-    def run(self, cache: SegmentCache, parked: bool, ends: bool = False) -> None:
+    def run(
+        self, cache: SegmentCache, parked: bool, ends: bool = False, masses: bool = True
+    ) -> None:
         parked = parked and bool(cache.parked_len.any())
         if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.version:
             # All bindings at once, so that none keeps arrays alive that the cache has replaced.
-            for reads_parked, binding in self._bindings.items():
+            for (reads_parked, _), binding in self._bindings.items():
                 self._bind_cache(binding, cache, reads_parked)
             self._bound = (cache, cache.version)
-        if parked not in self._bindings:
-            self._bindings[parked] = self._make_binding()
-            self._bind_cache(self._bindings[parked], cache, parked)
-        binding = self._bindings[parked]
-        self.mass_active, self.mass_parked = (
-            binding.mass["mass_active"],
-            binding.mass["mass_parked"],
-        )
+        if (parked, masses) not in self._bindings:
+            self._bindings[parked, masses] = self._make_binding(masses)
+            self._bind_cache(self._bindings[parked, masses], cache, parked)
+        binding = self._bindings[parked, masses]
+        self.mass_active = binding.mass["mass_active"]
+        self.mass_parked = binding.mass["mass_parked"]
+        self.mass_new = binding.mass["mass_new"]
         self._session.run_with_iobinding(binding.io, shrinking() if ends else None)
 
     def release(self) -> None:
@@ -163,15 +164,17 @@ class OrtBoundSegment:
                 binding.bind_input(f"k_active.{layer}", self._nothing)
                 binding.bind_input(f"v_active.{layer}", self._nothing)
 
-    def _make_binding(self) -> _Binding:
-        binding = _Binding(self._session.io_binding())
+    def _make_binding(self, masses: bool) -> _Binding:
+        binding = _Binding(self._session.io_binding(), 2 if masses else 0)
         for name, array in self._inputs.items():
             binding.bind_input(name, array)
+        if not masses:
+            binding.bind_input("row_weights", self._no_weights)
         binding.bind_output(self._output_name, self.output)
         for index, layer in enumerate(self._layers):
             binding.bind_output(f"k_new.{layer}", self.k_new[index])
             binding.bind_output(f"v_new.{layer}", self.v_new[index])
-            binding.bind_output(f"mass_new.{layer}", self.mass_new[index])
+        self._bind_mass(binding, "mass_new", self.k_new[0])
         return binding
 
     def _bind_cache(self, binding: _Binding, cache: SegmentCache, parked: bool) -> None:
@@ -189,9 +192,9 @@ class OrtBoundSegment:
         self._bind_mass(binding, "mass_parked", k_parked[0])
 
     def _bind_mass(self, binding: _Binding, name: str, keys: NDArray[Any]) -> None:
-        """Bind a buffer [L, B, Hkv, 2, rows] for the attention `keys` [B, Hkv, rows, D] receive."""
+        """Bind a buffer [L, B, Hkv, R, rows] for the attention `keys` [B, Hkv, rows, D] receive."""
         batch, heads, rows, _ = keys.shape
-        shape = (len(self._layers), batch, heads, 2, rows)
+        shape = (len(self._layers), batch, heads, binding.weightings, rows)
         if name in binding.mass and binding.mass[name].shape == shape:
             return
         mass = binding.mass[name] = np.empty(shape, np.float32)
@@ -200,12 +203,13 @@ class OrtBoundSegment:
 
 
 class _Binding:
-    """An IOBinding, the inputs bound to it by name, and its buffers for mass."""
+    """An IOBinding, the inputs bound to it by name, and its buffers for R masses a key."""
 
-    __slots__ = ("arrays", "io", "mass")
+    __slots__ = ("arrays", "io", "mass", "weightings")
 
-    def __init__(self, io: ort.IOBinding) -> None:
+    def __init__(self, io: ort.IOBinding, weightings: int) -> None:
         self.io = io
+        self.weightings = weightings
         self.arrays: dict[str, NDArray[Any]] = {}
         self.mass: dict[str, NDArray[np.float32]] = {}
 

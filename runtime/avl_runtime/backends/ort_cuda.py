@@ -16,7 +16,6 @@ from avl_runtime.device.protocol import Device
 from avl_runtime.engine_sets import Limits, cuda_words
 from avl_runtime.machine import Machine
 from avl_runtime.package import Package
-from avl_runtime.vision import Kind
 
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -75,9 +74,7 @@ def open_sessions(
     def session(file: str) -> Any:
         return _session(package, file, threads, device, module)
 
-    files: dict[Kind, str] = {"image": manifest.image.file}
-    if manifest.video is not None:
-        files["video"] = manifest.video.file
+    files = manifest.encoders
     encoders: dict[str, EncoderRunner] = {
         file: OrtEncoder(session(file), element) for file in set(files.values())
     }

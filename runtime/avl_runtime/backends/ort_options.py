@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 import onnxruntime as ort
 
 from avl_runtime.quantization import Quantization
+from avl_runtime.resources import physical_memory
 
 # glibc's numbers of two limits, in bytes: from which on it maps an allocation by itself, and how
 # much freed memory it keeps. Afterwards they are what they grow to by themselves in a process that
@@ -46,10 +46,10 @@ def has_room(nbytes: int) -> bool:
     """Whether `nbytes` of weights may lie in memory of the process: at most half of the machine's.
 
     Pages mapped from a file can be dropped when memory runs short; a process's own cannot.
+    Weights of 16 bits count as the float32 that they are packed as: see `Package.float32_bytes`.
     """
-    if not hasattr(os, "sysconf"):  # not a POSIX system
-        return False
-    return 2 * nbytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = physical_memory()
+    return memory is not None and 2 * nbytes <= memory
 
 
 def shrinking() -> ort.RunOptions:

@@ -53,7 +53,9 @@ class BoundSegment(Protocol):
     mass_parked: NDArray[np.float32]
     mass_new: NDArray[np.float32]
 
-    def run(self, cache: SegmentCache, parked: bool, ends: bool = False) -> None:
+    def run(
+        self, cache: SegmentCache, parked: bool, ends: bool = False, masses: bool = True
+    ) -> None:
         """Run on the current contents of the input buffers and the cache.
 
         Args:
@@ -61,6 +63,8 @@ class BoundSegment(Protocol):
             parked: whether parked rows are read (a refresh or a prompt) or left out.
             ends: whether this was a prompt's last chunk, so that memory which only chunks need
                 can be given back.
+            masses: whether somebody reads the attention that keys received; else the buffers for
+                it have no row.
         """
         ...
 

@@ -24,7 +24,6 @@ from avl_runtime.device.protocol import Device, OutOfDeviceMemoryError, mebibyte
 from avl_runtime.engine_sets import EngineBackend
 from avl_runtime.machine import Machine
 from avl_runtime.package import Package
-from avl_runtime.vision import Kind
 
 MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -82,9 +81,7 @@ def _open(
         path: Path = engines.paths[graph]
         return Context(library, loaded[graph], profile, scratch, stream, path)
 
-    files: dict[Kind, str] = {"image": manifest.image.file}
-    if manifest.video is not None:
-        files["video"] = manifest.video.file
+    files = manifest.encoders
     encoders: dict[str, EncoderRunner] = {
         file: EngineEncoder(context(file, 0), loaded[file], memory) for file in set(files.values())
     }

@@ -15,7 +15,7 @@ from typing import Any
 from avl_runtime.bench.candidates import Candidate
 from avl_runtime.bench.idle import read_load, wait_idle
 from avl_runtime.bench.schedule import Run, as_run, interleave
-from avl_runtime.bench.summary import Row, Told, summarize
+from avl_runtime.bench.summary import Loaded, Row, summarize
 from avl_runtime.bench.surroundings import machine
 from avl_runtime.bench.workers import Worker
 from avl_runtime.bench.workload import Workload
@@ -48,7 +48,7 @@ def measure(
     Raises:
         BenchError: a candidate fails, or the machine is busy.
     """
-    told: dict[str, Told] = {}
+    loaded: dict[str, Loaded] = {}
     versions: dict[str, str] = {}
     runners: dict[str, Callable[[], Run]] = {}
     with ExitStack() as stack, TemporaryDirectory(prefix="avl-bench-") as place:
@@ -60,15 +60,7 @@ def measure(
             folder = str(Path(place, str(number)))
             answer = worker.ask({"do": "load", "job": {**job, **candidate.job, "folder": folder}})
             versions |= answer["versions"]
-            told[candidate.name] = Told(
-                candidate.name,
-                candidate.runs_on,
-                answer["weights"],
-                candidate.plan,
-                answer["rss_bytes"],
-                candidate.same_prompt or not workload.visual,
-                candidate.note if workload.visual or candidate.same_prompt else "",
-            )
+            loaded[candidate.name] = Loaded(candidate, answer["weights"], answer["rss_bytes"])
             runners[candidate.name] = partial(_run, worker)
         tell(f"measuring, {settings.warm_up} + {settings.repeats} rounds")
         runs = interleave(
@@ -81,7 +73,7 @@ def measure(
     request = Request(prompt, workload.visual, workload.new_tokens - 1, workload.before)
     first = runs[candidates[0].name][0]
     rows = [
-        summarize(told[name], found, manifest.dims, request, workload.batch, first)
+        summarize(loaded[name], found, manifest.dims, request, workload.batch, first)
         for name, found in runs.items()
     ]
     return _environment(workload, manifest, settings, versions), rows

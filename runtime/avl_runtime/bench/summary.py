@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from avl_plugins.policies import Plan
+from avl_runtime.bench.candidates import Candidate
 from avl_runtime.bench.schedule import Run
 from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
 from avl_runtime.manifest import Dims
@@ -77,26 +78,25 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What is known of a candidate besides its runs."""
+class Loaded:
+    """A candidate, and what its worker told when it was ready; see `Row`."""
 
-    name: str
-    runs_on: str
+    candidate: Candidate
     weights: str
-    plan: Plan
-    loaded_rss_bytes: int | None
-    same_prompt: bool
-    note: str
+    rss_bytes: int | None
 
 
 def summarize(
-    told: Told, runs: Sequence[Run], dims: Dims, request: Request, batch: int, first: Run
+    loaded: Loaded, runs: Sequence[Run], dims: Dims, request: Request, batch: int, first: Run
 ) -> Row:
     """Figures of a candidate; `first` is a run of the first one, to compare tokens with."""
-    refreshes = refresh_steps(told.plan, dims, request)
+    candidate, plan = loaded.candidate, loaded.candidate.plan
+    # Without pictures all are asked the same, whatever a note says of them.
+    same_prompt = candidate.same_prompt or not request.visual
+    refreshes = refresh_steps(plan, dims, request)
     ordinary = [i for i in range(request.steps) if i not in refreshes]
-    active, parked = placed_rows(dims, told.plan, request.visual)
-    prefill, steps = request_flops(dims, told.plan, request, active, parked)
+    active, parked = placed_rows(dims, plan, request.visual)
+    prefill, steps = request_flops(dims, plan, request, active, parked)
     others = [run.others for run in runs if run.others is not None]
 
     def spread(value: Callable[[Run], float]) -> Spread:
@@ -109,9 +109,9 @@ def summarize(
 
     encoded = all(run.encode_s is not None for run in runs)
     return Row(
-        name=told.name,
-        runs_on=told.runs_on,
-        weights=told.weights,
+        name=candidate.name,
+        runs_on=candidate.runs_on,
+        weights=loaded.weights,
         runs=len(runs),
         encode=spread(lambda run: run.encode_s or 0.0) if encoded else None,
         prefill=spread(lambda run: run.prefill_s),
@@ -121,17 +121,17 @@ def summarize(
         end_to_end=spread(lambda run: run.total_s),
         cpu=spread(lambda run: run.cpu_s),
         kv_bytes=max(run.kv_bytes for run in runs),
-        loaded_rss_bytes=told.loaded_rss_bytes,
+        loaded_rss_bytes=loaded.rss_bytes,
         peak_rss_bytes=max(run.peak_rss_bytes for run in runs),
         prefill_flops=batch * prefill,
         decode_flops=batch * statistics.fmean(steps) if steps else 0.0,
-        same_tokens=_same(runs[0], first) if told.same_prompt else None,
+        same_tokens=_same(runs[0], first) if same_prompt else None,
         disturbed=sum(share > DISTURBED for share in others) if others else None,
         step_ms=tuple(
             round(1e3 * statistics.median(run.steps_s[i] for run in runs), 4)
             for i in range(request.steps)
         ),
-        note=told.note,
+        note=candidate.note if candidate.same_prompt or request.visual else "",
     )
 
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from pathlib import Path
 from typing import Any
 
+from avl_runtime.resources import cores, physical_memory
+
 CPU_INFO = Path("/proc/cpuinfo")
-
-
-def processors() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
     """CPU model, processors, memory and system, as a JSON object."""
     return {
         "cpu": cpu_model(),
-        "processors": processors(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "processors": cores(),
+        "memory_bytes": physical_memory(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),
     }

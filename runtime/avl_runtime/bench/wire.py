@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from avl_runtime.memory import peak_rss_bytes
+from avl_runtime.memory import peak_rss_bytes, rss_bytes
 
 Job = Mapping[str, Any]
 Run = Callable[[], dict[str, Any]]
@@ -59,11 +57,3 @@ def _timed(run: Run | None) -> dict[str, Any]:
     found["wall_s"] = time.perf_counter() - begun
     found["peak_rss_bytes"] = peak_rss_bytes()
     return found
-
-
-def rss_bytes() -> int | None:
-    """Memory that this process holds now; None where the system does not tell."""
-    status = Path("/proc/self/status")
-    text = status.read_text() if status.is_file() else ""
-    found = re.search(r"^VmRSS:\s*(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None

@@ -77,8 +77,8 @@ class Worker:
             BenchError: the worker says that it failed, or it has ended.
         """
         sent, received = self._process.stdin, self._process.stdout
-        assert sent is not None  # noqa: S101  (both are pipes)
-        assert received is not None  # noqa: S101
+        if sent is None or received is None:
+            raise RuntimeError(f"{self._name}: expected pipes to its process, found none")
         try:
             print(json.dumps(request), file=sent, flush=True)
             line = received.readline()

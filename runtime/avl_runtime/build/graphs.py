@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from avl_plugins.compiled_function import compiled_attention_function
-from avl_plugins.schema import DOMAIN, SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import DOMAIN, SPLIT_CACHE_ATTENTION, WEIGHTINGS
 from avl_runtime.engine_sets import ROW_BLOCK
 from avl_runtime.manifest import Dims
 
@@ -94,10 +94,13 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
 def _share_sizes(graph: onnx.GraphProto) -> None:
     """One name for the rows of all layers' caches, which are equal in a segment.
 
-    A compiler then works sizes and masks out once, and not for every layer anew.
+    A compiler then works sizes and masks out once, and not for every layer anew. Engines are always
+    given both weightings of rows.
     """
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == WEIGHTINGS:
+                dim.dim_value = 2
             for place in PLACES:
                 if dim.dim_param.startswith(place):
                     dim.dim_param = place.rstrip("_")

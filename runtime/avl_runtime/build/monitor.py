@@ -64,8 +64,8 @@ def make_monitor(trt: Any, label: str) -> Any:
     phases = Phases()
     lock = threading.Lock()
 
-    def draw() -> None:
-        ahead = int(UNITS * phases.share()) - progress.done
+    def draw(share: float) -> None:
+        ahead = int(UNITS * share) - progress.done
         if ahead > 0 or not progress.started:
             progress.step(label, max(0, ahead))
 
@@ -80,13 +80,14 @@ def make_monitor(trt: Any, label: str) -> Any:
         def step_complete(self, name: str, step: int) -> bool:
             with lock:
                 phases.step(name, step)
-                draw()
+                draw(phases.share())
             return True
 
         def phase_finish(self, name: str) -> None:
             with lock:
                 phases.finish(name)
-                if phases.over:
+                if phases.over:  # the builder need not report the last steps one by one
+                    draw(1.0)
                     progress.close()
 
     return Monitor()

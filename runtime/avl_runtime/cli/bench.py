@@ -11,13 +11,13 @@ from pathlib import Path
 from avl_runtime.bench.candidates import PEERS, own_candidates, peer_candidates
 from avl_runtime.bench.measure import Settings, measure
 from avl_runtime.bench.report import as_csv, as_json, as_markdown
-from avl_runtime.bench.surroundings import processors
 from avl_runtime.bench.workload import TEXT_TOKENS, make_workload
 from avl_runtime.cli.lists import count, names, policies
 from avl_runtime.cli.output import check_file, write_text
 from avl_runtime.cli.status import exit_status
 from avl_runtime.package import load_package
 from avl_runtime.processor import Processor
+from avl_runtime.resources import cores
 
 POLICIES = ("dense", "fastv", "avl", "avl+fastv")
 
@@ -43,9 +43,7 @@ def _run(parsed: argparse.Namespace) -> int:
         parsed.new_tokens,
         parsed.batch,
     )
-    settings = Settings(
-        parsed.threads or processors(), parsed.repeats, parsed.warm_up, parsed.idle_wait
-    )
+    settings = Settings(parsed.threads or cores(), parsed.repeats, parsed.warm_up, parsed.idle_wait)
     environment, rows = measure(
         candidates,
         workload,

@@ -117,7 +117,7 @@ class DeviceCache(SegmentCache):
         self.extend(labels, labels, positions, mass)
         self.relabel()
 
-    def note(self, positions: Ints, mass: Floats | None, alive: NDArray[np.bool_]) -> None:
+    def note(self, positions: Ints, alive: NDArray[np.bool_], mass: Floats | None) -> None:
         """Keep the books of one row a sequence that was added on the device; see `append`."""
         labels = np.zeros((self.layers, self.batch, self.place.heads, 1, 1), LABEL)
         self.append(labels, labels, positions, mass, alive, self.active_room)

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -32,12 +32,10 @@ class CudaDevice:
             CudaError: cuda-python, the driver or the GPU is missing.
         """
         self._driver = cuda.load_driver() if driver is None else driver
-        self._kernels = cuda.Device(ordinal, self._driver)
-        self._context = None
+        self._gpu = cuda.Device(ordinal, self._driver)
         handle = self._call("cuDeviceGet", ordinal)
         name: bytes = self._call("cuDeviceGetName", _NAME_BYTES, handle)
         self.name = name.split(b"\0")[0].decode(errors="replace")
-        self._context = self._call("cuDevicePrimaryCtxRetain", handle)
         # Not the default stream: it waits for others, and cannot be recorded.
         flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._stream = self._call("cuStreamCreate", flags)
@@ -48,10 +46,12 @@ class CudaDevice:
         return int(free), int(total)
 
     def allocate(self, nbytes: int) -> int:
-        status, address = self._status("cuMemAlloc", nbytes)
-        if status.name == _OUT_OF_MEMORY:
-            raise OutOfDeviceMemoryError(nbytes, *self.memory())
-        return int(self._checked("cuMemAlloc", status, address))
+        try:
+            return int(self._gpu.call("cuMemAlloc", nbytes))
+        except cuda.CudaError as error:
+            if error.status == _OUT_OF_MEMORY:
+                raise OutOfDeviceMemoryError(nbytes, *self.memory()) from error
+            raise _refused("cuMemAlloc", error) from error
 
     def free(self, address: int) -> None:
         self.synchronize()
@@ -81,7 +81,7 @@ class CudaDevice:
         self._call("cuMemsetD2D32Async", address, pitch, value, 1, rows, self._stream)
 
     def launch(self, name: str, values: Mapping[str, int]) -> None:
-        self._kernels.launch(name, values, self._stream)
+        self._gpu.launch(name, values, self._stream)
 
     def record(self, work: Callable[[], None]) -> CudaGraph:
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
@@ -90,7 +90,8 @@ class CudaDevice:
             try:
                 work()
             except BaseException:
-                self._status("cuStreamEndCapture", self._stream)  # the recording is no good
+                with suppress(DeviceError):  # the recording is no good
+                    self._call("cuStreamEndCapture", self._stream)
                 raise
             graph = self._call("cuStreamEndCapture", self._stream)
         try:
@@ -109,27 +110,16 @@ class CudaDevice:
     def synchronize(self) -> None:
         self._call("cuStreamSynchronize", self._stream)
 
-    def _status(self, function: str, *arguments: Any) -> tuple[Any, Any]:
-        """The status of a driver function, and what it gives: None, one thing or several."""
-        if self._context is not None:
-            self._driver.cuCtxPushCurrent(self._context)
-        try:
-            status, *results = getattr(self._driver, function)(*arguments)
-        finally:
-            if self._context is not None:
-                self._driver.cuCtxPopCurrent()
-        return status, (results or [None])[0] if len(results) < 2 else tuple(results)
-
     def _call(self, function: str, *arguments: Any) -> Any:
-        return self._checked(function, *self._status(function, *arguments))
+        """As `avl_plugins.cuda.Device.call`.
 
-    def _checked(self, function: str, status: Any, result: Any) -> Any:
-        if status:
-            way_out = "use shorter prompts or --backend ort-cpu"
-            if status.name != _OUT_OF_MEMORY:
-                way_out = "check the driver with avl-doctor, or use --backend ort-cpu"
-            raise DeviceError(f"{function}: expected success, found {status.name}; {way_out}")
-        return result
+        Raises:
+            DeviceError: the driver refused.
+        """
+        try:
+            return self._gpu.call(function, *arguments)
+        except cuda.CudaError as error:
+            raise _refused(function, error) from error
 
 
 class CudaGraph:
@@ -142,6 +132,13 @@ class CudaGraph:
 
     def replay(self) -> None:
         self._device.replay(self._executable)
+
+
+def _refused(function: str, error: cuda.CudaError) -> DeviceError:
+    way_out = "use shorter prompts or --backend ort-cpu"
+    if error.status != _OUT_OF_MEMORY:
+        way_out = "check the driver with avl-doctor, or use --backend ort-cpu"
+    return DeviceError(f"{function}: expected success, found {error.status}; {way_out}")
 
 
 @contextmanager

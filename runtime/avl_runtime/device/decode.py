@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
-from avl_plugins.policies import Plan, Split
-from avl_runtime.conversation import Conversation, evict_text
+from avl_plugins.policies import Plan
+from avl_runtime.conversation import Conversation
 from avl_runtime.device import growth
 from avl_runtime.device.backend import DeviceBackend
 from avl_runtime.device.cache import DeviceCache, stacked
 from avl_runtime.device.prompt import DeviceConversation
 from avl_runtime.device.protocol import Graph
 from avl_runtime.device.steps import SegmentSteps, Text
-from avl_runtime.device.tensors import Masses, Upload
+from avl_runtime.device.tensors import Upload
 from avl_runtime.embedding import Embedding
-from avl_runtime.moves import exchange
+from avl_runtime.selection import HostSelection, placement
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -62,7 +63,7 @@ class DeviceDecoder:
         self._steps_left = max_steps
         self.step = 0
         self.refreshed = False
-        self._image_tokens = [int(c.image_mask.sum()) for c in conversations]
+        self._selection = HostSelection(plan, self._conversations)
         self.caches: list[DeviceCache] = [
             stacked(list(segment), min(max_steps, growth.GROWTH))
             for segment in zip(*(c.device_caches for c in conversations), strict=True)
@@ -89,18 +90,11 @@ class DeviceDecoder:
     def placement(
         self, row: int, image_mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """As `decode.Decoder.placement`; waits for the device."""
-        parts = self._backend.manifest.segments
-        active = np.zeros((parts[-1].last_layer, len(image_mask)), np.bool_)
-        parked = np.zeros_like(active)
-        for steps, part in zip(self._segments, parts, strict=True):
-            cache = steps.cache
+        """As `selection.placement`; waits for the device."""
+        for steps in self._segments:
             if steps.books is not None:
                 steps.books.recall()
-            each = np.arange(part.first_layer, part.last_layer)[:, None]
-            active[each, cache.positions[:, row, 0, : cache.active_len[row]]] = True
-            parked[each, cache.parked_positions[:, row, : cache.parked_len[row]]] = True
-        return active[:, image_mask], parked[:, image_mask]
+        return placement(self.caches, row, image_mask)
 
     def run(self, tokens: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
         """As `decode.Decoder.run`.
@@ -171,43 +165,14 @@ class DeviceDecoder:
                     cache.active_len[row] -= count - kept
                     self._evictable[index][row] = kept
             return
-        reads = steps.reads_parked(self.refreshed)
-        masses, new_mass = None, None
-        if reads or text is not None:
+        masses = None
+        if steps.reads_parked(self.refreshed) or text is not None:
             masses = steps.outputs.download_masses()
             self._backend.device.synchronize()
+        first_layer = self._backend.manifest.segments[index].first_layer
         rows = np.flatnonzero(alive).tolist()
-        if reads and masses is not None and self._plan.split is not None:
-            first_layer = self._backend.manifest.segments[index].first_layer
-            for row in rows:
-                self._refresh(cache, masses, row, self._plan.split, first_layer)
-            cache.settle()
-        if text is not None and masses is not None:
-            new_mass = masses.mass_new[:, :, :, 1, 0]
-            for row in rows:
-                length = int(cache.active_len[row])
-                cache.add_mass(row, masses.mass_active[:, row, :, 1, :length])
-        cache.note(positions, new_mass, alive)
-        if text is not None:
-            for row in rows:
-                evict_text(cache, row, self._conversations[row], text)
-            cache.settle()
-
-    def _refresh(
-        self, cache: DeviceCache, masses: Masses, row: int, split: Split, first_layer: int
-    ) -> None:
-        core, apart = int(cache.image_rows[row]), int(cache.parked_len[row])
-        if not apart:
-            return
-        active = masses.mass_active[:, row, :, 0, :core].sum(1)
-        parked = masses.mass_parked[:, row, :, 0, :apart].sum(1)
-        scores = np.concatenate([active, parked], 1)
-        positions = np.concatenate(
-            [cache.positions[:, row, 0, :core], cache.parked_positions[:, row, :apart]], 1
-        )
-        total = self._image_tokens[row]
-        chosen = split.new_core(scores, positions, total, first_layer, self.step)
-        exchange(cache, row, ~chosen[:, :core], chosen[:, core:])
+        append = partial(cache.note, positions, alive)
+        self._selection.follow(cache, first_layer, masses, rows, self.step, append)
 
     def _budget(self, conversation: Conversation) -> tuple[int, int]:
         """Text rows that may stay, and how many of them for being recent."""

@@ -27,6 +27,7 @@ class DeviceConversation(Conversation):
     """A conversation whose rows are on a device.
 
     Attributes:
+        backend: that reads its prompts.
         books: of the caches, while decode steps keep them on the device.
     """
 
@@ -36,18 +37,18 @@ class DeviceConversation(Conversation):
             backend.manifest,
             [DeviceCache(backend.place, part.last_layer - part.first_layer) for part in segments],
         )
-        self._backend = backend
+        self.backend = backend
         self.books: list[DeviceBooks] = []
 
     @property
     def device_caches(self) -> list[DeviceCache]:
         """`caches`, with what they are said again for the type checker."""
-        return [cache for cache in self.caches if isinstance(cache, DeviceCache)]
+        return [_on_device(cache) for cache in self.caches]
 
     def room_left(self) -> int:
         """Tokens that the model's context and the caches' largest room can still take."""
         held = max((int(cache.active_len[0]) for cache in self.caches), default=0)
-        return min(super().room_left(), self._backend.limits.cache_rows - held)
+        return min(super().room_left(), self.backend.limits.cache_rows - held)
 
     def prefill(self, rows: PromptRows, plan: Plan) -> NDArray[np.float32]:
         """As `Conversation.prefill`.
@@ -60,7 +61,7 @@ class DeviceConversation(Conversation):
             books.recall()
         self.books = []
         self._check_room(len(rows.token_ids))
-        device = self._backend.device
+        device = self.backend.device
         free, total = device.memory()
         try:
             return super().prefill(rows, plan)
@@ -71,7 +72,7 @@ class DeviceConversation(Conversation):
                 cache.shared = False  # the copy made for a failure is gone, or is what is left
 
     def _check_room(self, added: int) -> None:
-        most = self._backend.limits.cache_rows
+        most = self.backend.limits.cache_rows
         held = max(int(cache.active_len[0]) for cache in self.caches)
         if held + added > most:
             raise PromptTooLongError(
@@ -82,7 +83,7 @@ class DeviceConversation(Conversation):
 
     def _does_not_fit(self, added: int, free: int, total: int) -> OutOfDeviceMemoryError:
         """What a prompt needs, and what would fit."""
-        place, dims = self._backend.place, self._backend.manifest.dims
+        place, dims = self.backend.place, self.backend.manifest.dims
         held = max(int(cache.active_len[0]) for cache in self.caches)
         need = 2 * dims.num_layers * place.nbytes(1, place.room(held + added))
         fits = max(0, free // (2 * dims.num_layers * place.nbytes(1, 1)) - held)
@@ -94,34 +95,18 @@ class DeviceConversation(Conversation):
             f"about {fits} tokens fit: use fewer or smaller pictures, --policy avl+fastv",
         )
 
-    def _read(
-        self, positions: Any, position_ids: Any, rows: PromptRows, plan: Plan
-    ) -> NDArray[np.float32]:
-        logits = super()._read(positions, position_ids, rows, plan)
-        for cache in self.device_caches:
-            cache.settle()  # text may have been evicted at the end
-        return logits
-
-    def _split(
-        self, cache: SegmentCache, mass: NDArray[np.float32], first_layer: int, plan: Plan
-    ) -> None:
-        super()._split(cache, mass, first_layer, plan)
-        if isinstance(cache, DeviceCache):
-            cache.settle()
-
     def _run_chunks(
         self, index: int, cache: SegmentCache, rows: Chunk, plan: Plan
     ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        if not isinstance(cache, DeviceCache):
-            raise TypeError("expected a cache on the device")
-        count, most = len(rows.positions), self._backend.limits.prompt_rows
+        cache = _on_device(cache)
+        count, most = len(rows.positions), self.backend.limits.prompt_rows
         cache.reserve(int(cache.active_len[0]) + count)
-        element = self._backend.element
+        element = self.backend.element
         outputs = []
         mass = np.zeros((0, self.length), np.float32)
         for begin in range(0, count, most):
             chunk = rows.between(begin, begin + most)
-            run = _Pass(self._backend, index, chunk, self._row_weights(chunk.positions), cache)
+            run = _Pass(self.backend, index, chunk, self._row_weights(chunk.positions), cache)
             masses = None
             if plan.text is not None or begin + most >= count:
                 masses = run.outputs.download_masses()
@@ -134,8 +119,14 @@ class DeviceConversation(Conversation):
                 cache.add_mass(0, masses.mass_active[:, 0, :, 1, :length])
                 new_mass = masses.mass_new[:, :, :, 1]
             cache.add(run.outputs.k_new, run.outputs.v_new, chunk.positions, new_mass)
-        last = index == len(self._backend.segments) - 1
+        last = index == len(self.backend.segments) - 1
         return (element.decode(outputs[-1]) if last else np.concatenate(outputs)), mass
+
+
+def _on_device(cache: SegmentCache) -> DeviceCache:
+    if not isinstance(cache, DeviceCache):
+        raise TypeError("expected a cache on the device")
+    return cache
 
 
 class _Pass:

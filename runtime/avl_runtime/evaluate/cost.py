@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from avl_plugins.policies import Plan
 from avl_runtime.manifest import Dims
 
@@ -24,6 +27,13 @@ class Request:
     visual: int
     steps: int
     before: int = 0
+
+    @classmethod
+    def of(cls, image_mask: NDArray[np.bool_], steps: int) -> Request:
+        """As long as a prompt [N] whose visual tokens `image_mask` marks."""
+        visual = int(image_mask.sum())
+        before = int(image_mask.argmax()) if visual else len(image_mask)
+        return cls(len(image_mask), visual, steps, before)
 
 
 def placed_rows(dims: Dims, plan: Plan, visual: int) -> tuple[list[int], list[int]]:

@@ -13,6 +13,7 @@ from avl_plugins.policies import Plan, parse
 from avl_runtime.engine import Engine
 from avl_runtime.evaluate.cases import Case
 from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
+from avl_runtime.manifest import Dims
 from avl_runtime.model import LVLM
 from avl_runtime.processor import Prompt
 from avl_runtime.results import Result
@@ -81,7 +82,7 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
                     return_placements=True,
                 )
                 logits = forced_logits(engine, prompt, plan, reply.token_ids)
-            _note(measured, model, case, plan, result)
+            _note(measured, model.package.manifest.dims, case, prompt, plan, result)
             if reply.logits is not None and logits is not None:
                 same = reply.logits[0].argmax() == logits[0].argmax()
                 measured.first_token.append(float(same))
@@ -104,19 +105,24 @@ def forced_logits(
     return np.stack(logits)
 
 
-def _note(measured: Measured, model: LVLM, case: Case, plan: Plan, result: Result) -> None:
+def _note(
+    measured: Measured, dims: Dims, case: Case, prompt: Prompt, plan: Plan, result: Result
+) -> None:
     measured.scores.setdefault(case.task, []).append(case.score(result.text))
     measured.kv.append(result.stats.kv_bytes / result.stats.kv_bytes_dense)
     placed = result.placements[0]
     if placed.core.size:
         measured.image_kv.append(float((placed.core | placed.parked).mean()))
-    measured.flops.append(_flops_share(model, plan, result))
+    measured.flops.append(flops_share(dims, prompt, plan, result))
 
 
-def _flops_share(model: LVLM, plan: Plan, result: Result) -> float:
-    """Arithmetic of this request over that of dense attention for the same tokens."""
-    dims, stats = model.package.manifest.dims, result.stats
-    request = Request(stats.prompt_tokens, stats.visual_tokens, stats.new_tokens - 1)
+def flops_share(dims: Dims, prompt: Prompt, plan: Plan, result: Result) -> float:
+    """Arithmetic of a reply to `prompt` over that of dense attention for the same tokens.
+
+    Args:
+        result: with placements.
+    """
+    request = Request.of(prompt.image_mask, result.stats.new_tokens - 1)
     placed = result.placements[0]
     prefill, steps = request_flops(
         dims, plan, request, placed.core.sum(1).tolist(), placed.parked.sum(1).tolist()

@@ -1,0 +1,78 @@
+"""What a package with quantized weights holds, found in the headers of its own files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from avl_export.quantize.places import QuantizedPlace
+from avl_export.quantize.source import Source
+from avl_export.quantize.store import PLAIN, ROWS
+from avl_export.safetensors_header import CheckpointError, TensorRecord, read_header
+from avl_runtime.package import Package
+from avl_runtime.quantization import Quantization
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """The weights of a package, as `Store` planned them.
+
+    Attributes:
+        linears: places of codes by the parameter's name in the model.
+        embedding: the token embedding's name and place if it is quantized.
+        plain: the other weights, by name.
+    """
+
+    linears: Mapping[str, QuantizedPlace]
+    embedding: tuple[str, QuantizedPlace] | None
+    plain: Mapping[str, Source]
+
+
+def read_packaged(package: Package) -> Packaged:
+    """Find every weight of a quantized package.
+
+    Raises:
+        CheckpointError: a file is damaged, or the package is not quantized.
+    """
+    quantization = package.manifest.quantization
+    if quantization is None:
+        raise CheckpointError(
+            f"{package.folder}: expected a package with quantized weights, found none; export with "
+            "--quantize"
+        )
+    linears, plain, embedding = dict[str, QuantizedPlace](), dict[str, Source](), None
+    for shard in package.manifest.weights.shards:
+        path = package.folder / shard.path
+        tensors = read_header(path)
+        if shard.path == PLAIN:
+            plain |= {name: Source(name, path, record) for name, record in tensors.items()}
+            continue
+        ending = f".int{quantization.bits}"
+        for name in tensors:
+            if name.endswith(ending):
+                stem = name.removesuffix(ending)
+                place = _place(path, stem, tensors, quantization)
+                if place.by_rows:
+                    embedding = (stem.removesuffix(ROWS), place)
+                else:
+                    linears[stem] = place
+    return Packaged(linears, embedding, plain)
+
+
+def _place(
+    path: Path, stem: str, tensors: Mapping[str, TensorRecord], quantization: Quantization
+) -> QuantizedPlace:
+    bits, by_rows = quantization.bits, stem.endswith(ROWS)
+    codes, scales = tensors[f"{stem}.int{bits}"], tensors[f"{stem}.scale"]
+    rows, columns = codes.shape[0], codes.shape[1] * 8 // bits
+    return QuantizedPlace(
+        location=path.name,
+        shape=(rows, columns) if by_rows else (columns, rows),
+        bits=bits,
+        block=quantization.block_size,
+        codes=codes,
+        scales=scales,
+        zeros=tensors.get(f"{stem}.zero_point"),
+        by_rows=by_rows,
+    )
