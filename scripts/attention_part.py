@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import time
@@ -35,11 +34,13 @@ from avl_runtime.bench.idle import wait_idle
 from avl_runtime.cache import SegmentCache
 from avl_runtime.huge_pages import huge_pages
 from avl_runtime.moves import exchange
+from avl_runtime.resources import cores
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 8, 16, 16, 64
-VISUAL, TEXT = 2880, 128 + 64  # the prompt's text, and half of 128 new tokens
+VISUAL, TEXT = 2880, 128  # at a reply's begin
 OTHER = 64 << 20  # bytes read between steps: twice this machine's last cache
 CHURN = (0.4, 0.1)
+_OP = SPLIT_CACHE_ATTENTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ CANDIDATES = {
 
 def attention_session(threads: int, batch: int) -> ort.InferenceSession:
     """The attention nodes of all layers, each with a cache of its own."""
-    sizes = {"B": batch, "H": HEADS, "Hkv": KV_HEADS, "D": HEAD_DIM, "S": 1, "R": 2}
+    sizes = {"B": batch, "H": HEADS, "Hkv": KV_HEADS, "D": HEAD_DIM, "S": 1}
     elements = {"T": TensorProto.FLOAT, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
     shared = {"q", "k_new", "v_new", "row_weights", "parked_len", "active_len"}
     given: dict[str, Any] = {}
@@ -101,9 +102,6 @@ def attention_session(threads: int, batch: int) -> ort.InferenceSession:
     )
 
 
-_OP = SPLIT_CACHE_ATTENTION
-
-
 def cache_of(candidate: Candidate, batch: int) -> SegmentCache:
     """Random rows as a policy leaves them in the middle of a reply."""
     numbers = np.random.default_rng(0)
@@ -125,15 +123,18 @@ def cache_of(candidate: Candidate, batch: int) -> SegmentCache:
 
 
 def bound(session: ort.InferenceSession, cache: SegmentCache, refresh: bool) -> ort.IOBinding:
-    """A step's inputs and outputs, bound to memory once, as the backend does it."""
-    batch = len(cache.active_len)
+    """A step's inputs and outputs, bound to memory once, as the backend does it.
+
+    Masses are made where they are read, at a refresh.
+    """
+    batch, weightings = len(cache.active_len), 2 if refresh else 0
     row = np.random.default_rng(1).standard_normal((batch, HEADS, 1, HEAD_DIM), np.float32)
     nothing = [np.zeros((batch, KV_HEADS, 1, HEAD_DIM), np.float32)] * LAYERS
     arrays = {
         "q": row,
         "k_new": row[:, :KV_HEADS].copy(),
         "v_new": row[:, :KV_HEADS].copy(),
-        "row_weights": np.ones((batch, 2, 1), np.float32),
+        "row_weights": np.ones((batch, weightings, 1), np.float32),
         "active_len": cache.active_len,
         "parked_len": cache.parked_len if refresh else np.zeros(batch, np.int64),
     }
@@ -150,8 +151,10 @@ def bound(session: ort.InferenceSession, cache: SegmentCache, refresh: bool) -> 
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
     for layer in range(LAYERS):
         keys = {"active": cache.k_active[layer], "parked": per_layer["k_parked"][layer]}
-        shapes = {f"mass_{kind}": (batch, KV_HEADS, 2, k.shape[2]) for kind, k in keys.items()}
-        shapes |= {"out": row.shape, "mass_new": (batch, KV_HEADS, 2, 1)}
+        shapes = {
+            f"mass_{kind}": (batch, KV_HEADS, weightings, k.shape[2]) for kind, k in keys.items()
+        }
+        shapes |= {"out": row.shape, "mass_new": (batch, KV_HEADS, weightings, 1)}
         for name, shape in shapes.items():
             array = np.empty(shape, np.float32)
             binding.bind_ortvalue_output(f"{name}.{layer}", ort.OrtValue.ortvalue_from_numpy(array))
@@ -238,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--batches", default="1,4")
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--idle-wait", type=float, default=60)

@@ -4,7 +4,8 @@
     .venv/bin/python scripts/bench_all.py --peer-python peers/bin/python
 
 Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
-shape with avl-bench into benchmarks/bench-NAME.json, and sums up in benchmarks/bench-targets.json.
+shape with avl-bench into benchmarks/bench-NAME.json and attention alone into attention-part.json,
+and sums up in bench-targets.json.
 Takes some 20 minutes on two idle cores. peers/bin/python is a virtual environment with
 onnxruntime-genai; without --peer-python that peer is left out.
 """
@@ -81,6 +82,8 @@ def package(folder: Path, preset: str, quantize: str) -> Path:
         run(ROOT / "scripts/make_random.py", str(checkpoint), "--preset", preset)
     if not made.exists():
         options = ["--model", str(checkpoint), "--out", str(made), "--no-check"]
+        if quantize != "none":  # of a small model the head is a good part of a step's bytes
+            options += ["--quantize-also", "lm_head"]
         run("-m", "avl_export.cli", *options, "--quantize", quantize)
     return made
 
@@ -128,11 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     parsed.folder.mkdir(parents=True, exist_ok=True)
     parsed.out.mkdir(parents=True, exist_ok=True)
-    for name in parsed.only.split(","):
+    for name in filter(None, parsed.only.split(",")):
         measure(name, parsed)
     files = {name: parsed.out / f"bench-{name}.json" for name in RECORDS}
     there = {name: json.loads(p.read_text()) for name, p in files.items() if p.is_file()}
-    found = targets(there)
+    attention = parsed.out / "attention-part.json"
+    run(ROOT / "scripts/attention_part.py", "--json", attention, "--idle-wait", parsed.idle_wait)
+    found = targets(there, json.loads(attention.read_text()))
     text = json.dumps({"date": time.strftime("%Y-%m-%d"), "targets": found}, indent=2)
     (parsed.out / "bench-targets.json").write_text(text + "\n", encoding="utf-8")
     print(f"\n{table(found)}")

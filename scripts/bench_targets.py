@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,30 +15,56 @@ LONG = "avl:text=0.01,text_min=128"
 SDPA, GENAI = "transformers sdpa", "onnxruntime-genai"
 SPARE = 150 << 20  # bytes of memory that a run may take beside what it must
 CHUNK = 256  # rows of a prefill chunk
+INT4_BITS = 4.5  # of a weight in blocks of 64, with its share of a scale
+# Shares of the image rows that are core and parked, and steps from refresh to refresh.
+READ = {AVL: (0.3, 0.2, 3), TIGHT: (0.1, 0.4, 8)}
 
 Report = Mapping[str, Any]
 Rows = Mapping[str, Mapping[str, Any]]
 
 
-def targets(records: Mapping[str, Report]) -> list[dict[str, Any]]:
-    """Every target whose records are there, with what was found."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A ratio that shall be reached.
+
+    Attributes:
+        limit: the most or, unless `at_most`, the least it may be.
+        value: computes it; a KeyError says that its record is not there.
+        bytes_allow: what it would be if time went with the bytes that a step reads.
+    """
+
+    what: str
+    limit: float
+    at_most: bool
+    value: Callable[[], float]
+    bytes_allow: Callable[[], float] | None = None
+
+
+def targets(records: Mapping[str, Report], attention: Report | None = None) -> list[dict[str, Any]]:
+    """Every target whose records are there, with what was found.
+
+    Args:
+        records: avl-bench's, by name.
+        attention: what attention_part.py found.
+    """
     rows = {
         name: {row["name"]: row for row in report["candidates"]} for name, report in records.items()
     }
     found = []
-    for what, wanted, at_most, value in _wanted(records, rows):
+    for one in (*_wanted(records, rows), *_of_attention(attention or {})):
         try:
-            ratio = value()
+            ratio = one.value()
         except KeyError:  # a record or a peer was left out
             continue
-        reached = ratio <= wanted if at_most else ratio >= wanted
+        reached = ratio <= one.limit if one.at_most else ratio >= one.limit
         found.append(
             {
-                "what": what,
+                "what": one.what,
                 "found": round(ratio, 4),
-                "wanted": wanted,
-                "at_most": at_most,
+                "wanted": one.limit,
+                "at_most": one.at_most,
                 "reached": reached,
+                "bytes_allow": round(one.bytes_allow(), 4) if one.bytes_allow else None,
             }
         )
     return found
@@ -45,18 +72,16 @@ def targets(records: Mapping[str, Report]) -> list[dict[str, Any]]:
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """What `targets` gives as Markdown."""
-    lines = ["| ratio | found | wanted | reached |", "|---|---|---|---|"]
+    lines = ["| ratio | found | wanted | reached | bytes say |", "|---|---|---|---|---|"]
     for one in found:
         wanted = f"{'at most' if one['at_most'] else 'at least'} {one['wanted']}"
         reached = "yes" if one["reached"] else "**no**"
-        lines.append(f"| {one['what']} | {one['found']:.2f} | {wanted} | {reached} |")
+        said = f"{one['bytes_allow']:.2f}" if one["bytes_allow"] else ""
+        lines.append(f"| {one['what']} | {one['found']:.2f} | {wanted} | {reached} | {said} |")
     return "\n".join(lines)
 
 
-def _wanted(
-    records: Mapping[str, Report], rows: Mapping[str, Rows]
-) -> Iterator[tuple[str, float, bool, Callable[[], float]]]:
-    """What, the limit, whether it is an upper one, and what computes the ratio."""
+def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator[Wanted]:
 
     def time(record: str, name: str, part: str) -> float:
         return float(rows[record][name][part]["median"])
@@ -72,33 +97,43 @@ def _wanted(
 
     for shape in ("s1", "s2", "s3"):
         told = f"{shape.upper()}: dense decode over onnxruntime-genai's"
-        yield told, 1.0, True, ratio(shape, "decode_token", "dense", GENAI)
+        yield Wanted(told, 1.0, True, ratio(shape, "decode_token", "dense", GENAI))
         told = f"{shape.upper()}: dense prefill over transformers sdpa's"
-        yield told, 1.1, True, ratio(shape, "prefill", "dense", SDPA)
-    yield "S3: transformers sdpa's decode over dense", 1.8, False, ratio("s3", "decode_token", SDPA)
-    kinds = (
-        ("s1", "fp32", 1.2, 1.3),
-        ("s1-int4", "INT4", 1.5, 2.0),
-        ("s1-batch4", "batch 4", 1.5, 2.0),
+        yield Wanted(told, 1.1, True, ratio(shape, "prefill", "dense", SDPA))
+    yield Wanted(
+        "S3: transformers sdpa's decode over dense", 1.8, False, ratio("s3", "decode_token", SDPA)
     )
-    for record, told, usual, tight in kinds:
-        yield f"S1 {told}: speed-up of a token by A-VL", usual, False, faster(record, AVL)
-        yield f"S1 {told}: speed-up of a token by {TIGHT}", tight, False, faster(record, TIGHT)
-    yield "S1: prefill of FastV over dense", 0.68, True, ratio("s1", "prefill", "fastv")
-    yield "24 layers: prefill of FastV over dense", 0.60, True, ratio("deep", "prefill", "fastv")
-    yield (
+    kinds = (
+        ("s1", "fp32", 32, 1.2, 1.3),
+        ("s1-int4", "INT4", INT4_BITS, 1.5, 2.0),
+        ("s1-batch4", "batch 4", 32, 1.5, 2.0),
+    )
+    for record, told, bits, usual, tight in kinds:
+        for name, shown, limit in ((AVL, "A-VL", usual), (TIGHT, TIGHT, tight)):
+            yield Wanted(
+                f"S1 {told}: speed-up of a token by {shown}",
+                limit,
+                False,
+                faster(record, name),
+                partial(_fewer_bytes, records, record, bits, name),
+            )
+    yield Wanted("S1: prefill of FastV over dense", 0.68, True, ratio("s1", "prefill", "fastv"))
+    yield Wanted(
+        "24 layers: prefill of FastV over dense", 0.60, True, ratio("deep", "prefill", "fastv")
+    )
+    yield Wanted(
         "S1 fp32: end to end of A-VL with FastV over dense",
         0.70,
         True,
         ratio("s1", "end_to_end", CHAIN),
     )
-    yield (
+    yield Wanted(
         "S1 INT4: end to end of A-VL with FastV over dense",
         0.60,
         True,
         ratio("s1-int4", "end_to_end", CHAIN),
     )
-    yield (
+    yield Wanted(
         "0.5 B: speed-up of decode by INT4",
         2.0,
         False,
@@ -106,9 +141,42 @@ def _wanted(
     )
     for name in ("dense", AVL, CHAIN):
         told = f"S1: peak RSS of {name}, share of what it may take"
-        yield told, 1.0, True, partial(_peak, records, rows, name)
+        yield Wanted(told, 1.0, True, partial(_peak, records, rows, name))
     told = "long text: step 2000 over step 200 under a text budget"
-    yield told, 1.1, True, lambda: _growth(rows["long-text"][LONG])
+    yield Wanted(told, 1.1, True, lambda: _growth(rows["long-text"][LONG]))
+
+
+def _of_attention(report: Report) -> Iterator[Wanted]:
+    """Attention alone; its graph's time, without the exchange of rows that a refresh decides."""
+    for batch, told in (("1", ""), ("4", " at batch 4")):
+        for name, shown, limit in ((AVL, "A-VL", 0.42), (TIGHT, TIGHT, 0.22)):
+            yield Wanted(
+                f"S1{told}: attention of {shown} over dense attention",
+                limit,
+                True,
+                partial(_found, report, batch, name, "of_dense"),
+                partial(_found, report, batch, name, "bytes_say"),
+            )
+
+
+def _found(report: Report, batch: str, name: str, part: str) -> float:
+    return float(report["batches"][batch][name][part])
+
+
+def _fewer_bytes(records: Mapping[str, Report], record: str, bits: float, name: str) -> float:
+    """Bytes of weights and KV that a dense step reads, over those of a policy's mean step."""
+    dims, asked = records[record]["dims"], records[record]["workload"]
+    heads = 2 * dims["head_dim"] * (dims["num_heads"] + dims["num_kv_heads"])
+    layer = dims["hidden_size"] * (heads + 3 * dims["intermediate_size"])
+    weights = dims["num_layers"] * layer + dims["vocab_size"] * dims["hidden_size"]
+    row = 2 * 4 * dims["num_layers"] * dims["num_kv_heads"] * dims["head_dim"]
+    text, visual = asked["text_tokens"] + asked["new_tokens"] / 2, asked["visual_tokens"]
+    core, parked, every = READ[name]
+
+    def read(share: float) -> float:
+        return float(weights * bits / 8 + asked["batch"] * row * (text + share * visual))
+
+    return read(1) / read(core + parked / every)
 
 
 def _peak(records: Mapping[str, Report], rows: Mapping[str, Rows], name: str) -> float:
