@@ -155,7 +155,8 @@ def quantized_sentence(report: dict[str, Any]) -> str:
         f"With `--quantize int4`, `llava-7b` takes {found['user_s']['median']:.0f} s of processor "
         f"time, {found['peak_rss_bytes']['max'] / 1e9:.2f} GB at its peak, and the package holds "
         f"{found['package_bytes']['max'] / 1e9:.1f} GB "
-        "([JSON](benchmarks/quantize-size.json))."
+        "(`scripts/export_size.py --models llava-7b --repeats 1 -- --quantize int4`, "
+        "[JSON](benchmarks/quantize-size.json))."
     )
 
 

@@ -23,8 +23,8 @@ def session_config(quantization: Quantization | None, encoder: bool, packs: bool
     """Entries of the session configuration for an encoder's or a decoder segment's graph.
 
     Prepacking copies floating-point weights into memory of the process, where they would else stay
-    mapped from their file. A decoder gains from it: a step reads packed weights a quarter faster,
-    one of several sequences twice as fast. An encoder does not.
+    mapped from their file. A decoder reads packed weights faster, and most so with several
+    sequences. An encoder multiplies many rows at a time, and gains nothing.
 
     Codes are fused into MatMulNBits, which is fast only with prepacking, and for 8 bits only with
     activations rounded to 8 bits as well (accuracy level 4): otherwise it dequantizes the whole
