@@ -237,6 +237,23 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def sentence(report: Mapping[str, Any], churns: Mapping[str, Any]) -> str:
+    """What a refresh moves, as the README quotes it; `churns` is what churn.py found."""
+    usual = "avl:keep=0.5,core=0.3,refresh=3"
+    tiny, random = (churns["packages"][name][usual]["median"] for name in ("avl-tiny", "S1-none"))
+    rows = report["batches"]["1"]
+    moved = rows["avl"]["exchange_ms"]
+    return (
+        f"A refresh replaces {100 * random:.0f} % of the core with random weights (median; "
+        f"{100 * tiny:.0f} % with avl-tiny's trained ones, `scripts/churn.py`, "
+        "[JSON](benchmarks/churn.json)), and rows change places outside the graph: at S1 that "
+        f"takes {moved['0.4']['median']:.1f} ms for 40 % of the core and "
+        f"{moved['0.1']['median']:.1f} ms for 10 %, where dense attention takes "
+        f"{rows['dense']['token_ms']:.1f} ms a token and A-VL's {rows['avl']['token_ms']:.1f} ms "
+        "(`scripts/attention_part.py`, [JSON](benchmarks/attention-part.json))."
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -82,11 +82,21 @@ def test_targets_are_ratios_of_records() -> None:
 
     records: dict[str, Any] = {
         "s1": {
+            "dims": {
+                "hidden_size": 8,
+                "intermediate_size": 16,
+                "num_layers": 2,
+                "num_heads": 2,
+                "num_kv_heads": 1,
+                "head_dim": 4,
+                "vocab_size": 32,
+            },
+            "workload": {"visual_tokens": 100, "text_tokens": 6, "new_tokens": 8, "batch": 3},
             "candidates": [
                 row("dense", decode_token=30.0, prefill=100.0),
                 row("avl", decode_token=18.0, prefill=100.0),
                 row("fastv", decode_token=20.0, prefill=70.0),
-            ]
+            ],
         },
         "long-text": {
             "candidates": [
@@ -97,6 +107,13 @@ def test_targets_are_ratios_of_records() -> None:
     found = {one["what"]: one for one in targets(records)}
     assert found["S1 fp32: speed-up of a token by A-VL"]["found"] == pytest.approx(
         30 / 18, abs=1e-4
+    )
+    # Weights: q, k, v, o, three of the MLP, and the head. A row: K and V of two layers.
+    weights = 4 * (2 * (64 + 32 + 32 + 64 + 3 * 128) + 256)
+    row = 4 * 2 * 2 * 4
+    dense, split = 3 * row * (100 + 6 + 4), 3 * row * (30 + 20 / 3 + 6 + 4)
+    assert found["S1 fp32: speed-up of a token by A-VL"]["bytes_allow"] == pytest.approx(
+        (weights + dense) / (weights + split), abs=1e-4
     )
     assert found["S1: prefill of FastV over dense"]["found"] == 0.7
     assert not found["S1: prefill of FastV over dense"]["reached"]

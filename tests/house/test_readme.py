@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import attention_part
 import bench_targets
 import build_7b
 import export_size
@@ -74,6 +75,8 @@ def test_the_speed_is_the_measured_one() -> None:
     }
     attention = json.loads((ROOT / "benchmarks/attention-part.json").read_text())
     assert targets(records, attention) == report["targets"]
+    churns = json.loads((ROOT / "benchmarks/churn.json").read_text())
+    assert attention_part.sentence(attention, churns) in README
     assert bench_targets.table(report["targets"]) in README
 
 
