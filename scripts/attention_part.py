@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from onnx import TensorProto, helper
 from avl_plugins.function import attention_node_attributes, split_cache_attention_function
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 from avl_runtime.bench.idle import wait_idle
+from avl_runtime.bench.surroundings import machine
 from avl_runtime.cache import SegmentCache
 from avl_runtime.huge_pages import huge_pages
 from avl_runtime.moves import exchange
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "shape": shape | {"visual_tokens": VISUAL, "text_tokens": TEXT},
         "threads": parsed.threads,
         "busy_before": busy,
-        "machine": platform.platform(),
+        "machine": machine(),
         "onnxruntime": ort.__version__,
         "date": time.strftime("%Y-%m-%d"),
         "batches": {

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from avl_runtime import LVLM
+from avl_runtime.bench.surroundings import machine
 from avl_runtime.images import ImageLike
 from avl_runtime.results import Placement
 from avl_runtime.tasks import TASKS, samples
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     report = {
         "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
         "packages": {
             package.stem: measure(package, parsed.count, parsed.tokens)
             for package in parsed.packages
