@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from avl_plugins.function import attention_node_attributes, split_cache_attention_function
+from avl_plugins.policies import parse
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 from avl_runtime.bench.idle import wait_idle
 from avl_runtime.bench.surroundings import machine
@@ -61,11 +62,16 @@ class Candidate:
         return read / (VISUAL + TEXT)
 
 
-CANDIDATES = {
-    "dense": Candidate(VISUAL),
-    "avl": Candidate(int(0.3 * VISUAL), int(0.2 * VISUAL), 3),
-    "avl:core=0.1,refresh=8": Candidate(int(0.1 * VISUAL), int(0.4 * VISUAL), 8),
-}
+def candidate(policy: str) -> Candidate:
+    """The cache that `policy` leaves."""
+    split = parse(policy).plan().split
+    if split is None:
+        return Candidate(VISUAL)
+    core, kept = round(split.core * VISUAL), round(split.keep * VISUAL)
+    return Candidate(core, kept - core, split.refresh)
+
+
+CANDIDATES = {name: candidate(name) for name in ("dense", "avl", "avl:core=0.1,refresh=8")}
 
 
 def attention_session(threads: int, batch: int) -> ort.InferenceSession:

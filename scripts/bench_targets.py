@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from avl_plugins.policies import parse
+
 AVL = "avl"
 TIGHT = "avl:core=0.1,refresh=8"
 CHAIN = "avl+fastv"
@@ -16,8 +18,6 @@ SDPA, GENAI = "transformers sdpa", "onnxruntime-genai"
 SPARE = 150 << 20  # bytes of memory that a run may take beside what it must
 CHUNK = 256  # rows of a prefill chunk
 INT4_BITS = 4.5  # of a weight in blocks of 64, with its share of a scale
-# Shares of the image rows that are core and parked, and steps from refresh to refresh.
-READ = {AVL: (0.3, 0.2, 3), TIGHT: (0.1, 0.4, 8)}
 
 Report = Mapping[str, Any]
 Rows = Mapping[str, Mapping[str, Any]]
@@ -171,12 +171,14 @@ def _fewer_bytes(records: Mapping[str, Report], record: str, bits: float, name: 
     weights = dims["num_layers"] * layer + dims["vocab_size"] * dims["hidden_size"]
     row = 2 * 4 * dims["num_layers"] * dims["num_kv_heads"] * dims["head_dim"]
     text, visual = asked["text_tokens"] + asked["new_tokens"] / 2, asked["visual_tokens"]
-    core, parked, every = READ[name]
+    split = parse(name).plan().split
+    if split is None:
+        raise ValueError(f"expected a policy that splits image rows, found {name}")
 
     def read(share: float) -> float:
         return float(weights * bits / 8 + asked["batch"] * row * (text + share * visual))
 
-    return read(1) / read(core + parked / every)
+    return read(1) / read(split.core + (split.keep - split.core) / split.refresh)
 
 
 def _peak(records: Mapping[str, Report], rows: Mapping[str, Rows], name: str) -> float:

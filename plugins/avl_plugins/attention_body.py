@@ -3,14 +3,14 @@
 It has three branches: a decode step over active rows, one that reads parked rows too (a
 refresh), and a prompt's chunk. A chunk goes to a runtime's own attention, over cached rows cut to
 the longest sequence; masses come from those rows alone that have a weight. A step takes matrix
-products. An ordinary step's branch is chosen first, as a choice costs as much as several nodes.
+products. An ordinary step's branch is chosen first, as a choice costs more than a node.
 
 Node overhead dominates a small decode step, so those branches are written for few nodes:
 
 - ONNX Runtime merges equal nodes of several layers, but not if a branch reads them: what branches
   read is a layer's own, and only the choice between them stands before them.
 - The queries are scaled, not the scores: a scale fused into a product of one row costs ONNX
-  Runtime its matrix-vector kernel, and half the speed.
+  Runtime its matrix-vector kernel.
 - Grouped query heads are rows of one matrix, [B, Hkv, G * S, D]: KV heads are never repeated.
 - Scores are concatenated, caches never are.
 - Scores are masked and normalised in float32; the casts vanish where T is float32.

@@ -1,8 +1,8 @@
 """Huge pages for what is loaded once and read by every step.
 
-A decode step reads every weight. In pages of 4 KiB the processor looks up so many addresses that
-it reads from memory slower than it could; `avl-bench` shows by how much. Linux gives huge pages by
-itself where /sys/kernel/mm/transparent_hugepage/enabled says `always`; elsewhere it wants advice.
+A decode step reads every weight, and in pages of 4 KiB the processor must look up an address for
+each of them. Linux gives huge pages by itself where
+/sys/kernel/mm/transparent_hugepage/enabled says `always`; elsewhere it wants advice.
 """
 
 from __future__ import annotations
