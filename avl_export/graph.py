@@ -8,7 +8,7 @@ from onnxscript.optimizer import _constant_folding
 
 from avl_export.flatten import flatten_rows
 from avl_export.trace import Traced
-from avl_plugins.function import attention_node_attributes, split_cache_attention_function
+from avl_plugins.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.schema import DOMAIN, VERSION
 
 FOLD_LIMIT = 1024  # bytes; folding is for shapes and scalars only
@@ -99,13 +99,13 @@ def _strip(model: ir.Model) -> None:
 
 
 def _attach_function(model: ir.Model, heads: tuple[int, int]) -> None:
-    """Give the attention nodes their plugin attributes, and the model the op's body."""
+    """Give the attention nodes their plugin attributes, and the model the op's bodies."""
     for node in [node for node in model.graph if node.domain == DOMAIN]:
         scale = node.attributes["scale"].as_float()
         for name, value in attention_node_attributes(scale).items():
             node.attributes[name] = ir.convenience.convert_attribute(name, value)
     # A runtime inlines the body only if its default opset is the model's.
-    proto = split_cache_attention_function(model.opset_imports[""], heads)
-    body = ir.serde.deserialize_function(proto)
-    model.functions[body.identifier()] = body
+    for proto in split_cache_attention_functions(model.opset_imports[""], heads):
+        body = ir.serde.deserialize_function(proto)
+        model.functions[body.identifier()] = body
     model.opset_imports[DOMAIN] = VERSION

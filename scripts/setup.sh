@@ -37,7 +37,8 @@ make_venv() {
 
 # What an installation depends on; a stamp with the same text needs no pip.
 fingerprint() {
-    "$VENV/bin/python" - "$ROOT/pyproject.toml" "$ROOT/constraints.txt" <<'PYTHON'
+    "$VENV/bin/python" - "$ROOT"/{pyproject.toml,constraints.txt,hatch_build.py} \
+        "$ROOT"/plugins/avl_plugins/cpu/{build.py,*.[ch]} <<'PYTHON'
 import hashlib, pathlib, sys
 digest = hashlib.sha256(repr((sys.version, sys.prefix)).encode())
 for path in sys.argv[1:]:

@@ -23,40 +23,45 @@ from collections.abc import Mapping
 _HEADS = ("Shape <start = 1, end = 2> (q)", "Shape <start = 1, end = 2> (k_new)")
 
 _ATTENTION = """
-    new = Shape <start = 2, end = 3> (row_weights)
-    new_size = Squeeze (new)
-    one = Constant <value_int = 1> ()
-    more_rows = Sub (new_size, one)
-    parked_most = ReduceMax <keepdims = 0> (parked_len)
-    zero = Constant <value_int = 0> ()
-    more = Max (more_rows, parked_most)
-    is_ordinary = Equal (more, zero)
-    scale_float = Constant <value_float: float = @scale> ()
-    scale_like = CastLike (scale_float, q)
-    q_scaled = Mul (q, scale_like)
+    rows_now = Shape <start = 2, end = 3> (row_weights)
+    one_row = Constant <value_ints = [1]> ()
+    is_step = Equal (rows_now, one_row)
+    out, mass_active, mass_parked, mass_new = If (is_step) <
+        then_branch = step () => (step_out, step_active, step_parked, step_new)
+        {
+            step_out, step_active, step_parked, step_new =
+                avl.SplitCacheStep <scale: float = @scale> (
+                    q, k_new, v_new, k_active, v_active, active_len,
+                    k_parked, v_parked, parked_len, row_weights
+                )
+        },
+        else_branch = prompt () => (prompt_out, prompt_active, prompt_parked, prompt_new)
+        { {prompt} }
+    >
+"""
+
+_STEPS = """
+    parked_most = ReduceMax <keepdims = 1> (parked_len)
+    nothing_parked = Constant <value_ints = [0]> ()
+    is_ordinary = Equal (parked_most, nothing_parked)
+    {scaled}
     out, mass_active, mass_parked, mass_new = If (is_ordinary) <
         then_branch = ordinary ()
             => (ordinary_out, ordinary_active, ordinary_parked, ordinary_new)
         { {ordinary} },
-        else_branch = other () => (other_out, other_active, other_parked, other_new)
-        {
-            one_row = Constant <value_int = 1> ()
-            read = Shape <start = 2, end = 3> (row_weights)
-            read_size = Squeeze (read)
-            is_refresh = Equal (read_size, one_row)
-            other_out, other_active, other_parked, other_new = If (is_refresh) <
-                then_branch = refresh ()
-                    => (refresh_out, refresh_active, refresh_parked, refresh_new)
-                { {refresh} },
-                else_branch = prompt ()
-                    => (prompt_out, prompt_active, prompt_parked, prompt_new)
-                { {prompt} }
-            >
-        }
+        else_branch = refresh ()
+            => (refresh_out, refresh_active, refresh_parked, refresh_new)
+        { {refresh} }
     >
 """
 
+_SCALED = """
+    scale_float = Constant <value_float: float = @scale> ()
+    scale_like = CastLike (scale_float, q)
+    q_scaled = Mul (q, scale_like)"""
+
 _PROMPT = """
+    {scaled}
     # Cached rows up to the longest sequence's, and which of them a sequence has.
     axis_0 = Constant <value_ints = [0]> ()
     axis_1 = Constant <value_ints = [1]> ()
@@ -241,12 +246,16 @@ _ORDINARY = {
 
 
 def attention_body(heads: tuple[int, int] | None) -> str:
-    """The function's nodes; `heads` (H, Hkv) writes the head counts into them."""
-    query, key = _HEADS if heads is None else (constant_ints(heads[0]), constant_ints(heads[1]))
-    body = _ATTENTION.replace("{prompt}", _PROMPT)
-    body = body.replace("{refresh}", _filled(_STEP, _REFRESH))
-    body = body.replace("{ordinary}", _filled(_STEP, _ORDINARY))
-    return body.replace("{heads}", query).replace("{kv_heads}", key)
+    """SplitCacheAttention's nodes; `heads` (H, Hkv) writes the head counts into them."""
+    return _with_heads(
+        _filled(_ATTENTION, {"prompt": _filled(_PROMPT, {"scaled": _SCALED})}), heads
+    )
+
+
+def step_body(heads: tuple[int, int] | None) -> str:
+    """SplitCacheStep's nodes; `heads` as for `attention_body`."""
+    branches = {"ordinary": _filled(_STEP, _ORDINARY), "refresh": _filled(_STEP, _REFRESH)}
+    return _with_heads(_filled(_STEPS, {"scaled": _SCALED, **branches}), heads)
 
 
 def constant_ints(value: int) -> str:
@@ -259,3 +268,8 @@ def _filled(template: str, parts: Mapping[str, str]) -> str:
     for name, text in parts.items():
         template = template.replace(f"{{{name}}}", text)
     return template
+
+
+def _with_heads(body: str, heads: tuple[int, int] | None) -> str:
+    query, key = _HEADS if heads is None else (constant_ints(heads[0]), constant_ints(heads[1]))
+    return _filled(body, {"heads": query, "kv_heads": key})

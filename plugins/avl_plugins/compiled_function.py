@@ -1,7 +1,7 @@
 """`avl::SplitCacheAttention` as a function for compilers that have no plugin: keys come first.
 
 TensorRT-RTX (and TensorRT without the plugin) compiles this body, which computes what
-`function.split_cache_attention_function` does. Found by reading the kernels in engines of
+`function.split_cache_attention_functions` do. Found by reading the kernels in engines of
 TensorRT-RTX 1.7, which spells a product that is not in its favourite layout out as copies:
 
 - Scores are [keys, G * S]. A product with transposed keys would copy every cached key at every

@@ -5,12 +5,14 @@ from __future__ import annotations
 import onnx
 from onnx import parser
 
-from avl_plugins.attention_body import attention_body
+from avl_plugins.attention_body import attention_body, step_body
 from avl_plugins.schema import (
     DOMAIN,
     PLUGIN_ATTRIBUTES,
     SPLIT_CACHE_ATTENTION,
+    SPLIT_CACHE_STEP,
     SPLIT_CACHE_UPDATE,
+    VERSION,
     Op,
 )
 
@@ -46,15 +48,21 @@ _UPDATE = """
 """
 
 
-def split_cache_attention_function(
+def split_cache_attention_functions(
     opset: int = 23, heads: tuple[int, int] | None = None
-) -> onnx.FunctionProto:
-    """`avl::SplitCacheAttention` as a function; a model needs the same default `opset`.
+) -> tuple[onnx.FunctionProto, onnx.FunctionProto]:
+    """`avl::SplitCacheAttention`, and `avl::SplitCacheStep` that it calls, as functions.
 
-    `heads` (H, Hkv) writes the head counts into the body. The result is the same, with fewer nodes:
-    what depends on the counts alone is then worked out when a graph is loaded.
+    A model needs both and the same default `opset`. ONNX Runtime takes a kernel of ours for the
+    step where one is registered (`avl_plugins.cpu`), and else its body.
+
+    `heads` (H, Hkv) writes the head counts into the bodies. The result is the same, with fewer
+    nodes: what depends on the counts alone is then worked out when a graph is loaded.
     """
-    return function_proto(SPLIT_CACHE_ATTENTION, attention_body(heads), opset)
+    return (
+        function_proto(SPLIT_CACHE_ATTENTION, attention_body(heads), opset),
+        function_proto(SPLIT_CACHE_STEP, step_body(heads), opset),
+    )
 
 
 def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
@@ -71,7 +79,7 @@ def function_proto(op: Op, body: str, opset: int) -> onnx.FunctionProto:
     """`body` in the parser's language as a function with the signature of `op`."""
     attributes = ", ".join(attribute.name for attribute in op.attributes)
     signature = (
-        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}]>\n'
         f"{op.name} {f'<{attributes}>' if attributes else ''} "
         f"({', '.join(value.name for value in op.inputs)}) "
         f"=> ({', '.join(value.name for value in op.outputs)})\n"

@@ -12,6 +12,7 @@ No dimension may be zero: an empty cache is one row of finite garbage with lengt
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -99,6 +100,13 @@ SPLIT_CACHE_ATTENTION = Op(
         Value("mass_new", "float32", ("B", "Hkv", "R", "S"), "attention on the new rows"),
     ),
     attributes=(Attribute("scale", "float", "factor on q . k, usually head_dim ** -0.5"),),
+)
+
+# A part of SplitCacheAttention and not an op of graphs: what a CPU kernel takes over.
+SPLIT_CACHE_STEP = dataclasses.replace(
+    SPLIT_CACHE_ATTENTION,
+    name="SplitCacheStep",
+    doc="SplitCacheAttention of one new row a sequence, S = 1: a decode step.",
 )
 
 SPLIT_CACHE_UPDATE = Op(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from avl_plugins import cpu
 from avl_plugins.errors import AvlError
 from avl_plugins.tensorrt import OLDEST
 from avl_runtime.engine_sets import DRIVER_OF_CUDA, dotted
@@ -47,6 +49,7 @@ def diagnose(machine: Machine, find: Find = installed) -> tuple[Finding, ...]:
         _plain("onnx", find, "avl-export and avl-build", "pip install 'avl[export]'"),
         _plain("cuda-python", find, "decoding on a GPU", "pip install 'avl[cuda]'"),
         _kernels(machine),
+        _cpu_kernels(),
     )
 
 
@@ -146,6 +149,18 @@ def _kernels(machine: Machine) -> Finding:
     targets = sorted({kernel.target for kernel in served})
     found = f"{len(names)} packaged" + (f", PTX for {', '.join(targets)} here" if targets else "")
     return Finding("kernels", found, wanted)
+
+
+def _cpu_kernels() -> Finding:
+    """Whether ort-cpu has kernels of ours, without which it takes standard ops and NumPy."""
+    wanted = "faster decoding on ort-cpu"
+    library = cpu.library()
+    if library is not None:
+        return Finding("CPU kernels", f"compiled, {library.name}", wanted)
+    if os.environ.get(cpu.SWITCH) == "off":
+        return Finding("CPU kernels", "switched off", wanted, f"unset {cpu.SWITCH}")
+    fix = "install a C compiler (Debian: gcc), then python -m avl_plugins.cpu.build"
+    return Finding("CPU kernels", "not compiled", wanted, fix)
 
 
 def _version_of(library: Library | None) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins import cpu
 from avl_runtime.cache import Array, Ints, SegmentCache
 
 Mask = NDArray[np.bool_]
@@ -100,27 +101,20 @@ def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> No
     moved = cache.positions[layers, row, 0, out]
     cache.positions[layers, row, :, out] = cache.parked_positions[layers, row, into, None]
     cache.parked_positions[layers, row, into] = moved
-    heads, capacity = cache.positions.shape[2:]
-    by_head = np.arange(row * heads, (row + 1) * heads)
-    active_slots = by_head * capacity + out[:, None]
-    parked_slots = by_head * cache.parked_positions.shape[2] + into[:, None]
+    swap_rows = cpu.swap_rows() or _swap_rows
 
     def swap(layer: int, part: slice[Any, Any, Any]) -> None:
-        to, origin = active_slots[part], parked_slots[part]
         for active, parked in (
-            (_elements(cache.k_active[layer]), _elements(cache.k_parked[layer])),
-            (_elements(cache.v_active[layer]), _elements(cache.v_parked[layer])),
+            (cache.k_active[layer], cache.k_parked[layer]),
+            (cache.v_active[layer], cache.v_parked[layer]),
         ):
-            kept = active.take(to)
-            active.put(to, parked.take(origin))
-            parked.put(origin, kept)
+            swap_rows(active[row], parked[row], out[part], into[part])
 
     parts = _by_layer(layers, cache.layers)
-    width = cache.k_active[0].shape[3] * cache.k_active[0].itemsize
-    if active_slots.size * width < WORTH_THREADS:
+    if len(out) * cache.k_active[0][row, :, 0].nbytes < WORTH_THREADS:
         for layer, part in parts:
             swap(layer, part)
-    else:  # NumPy lets other threads run while it moves rows, which wait for memory most of all
+    else:  # other threads may run while rows move, and memory is what they wait for most of all
         list(_threads().map(swap, *zip(*parts, strict=True)))
 
 
@@ -149,6 +143,16 @@ def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:
     targets += layer * cache.positions[0].size
     for numbers in (cache.positions, cache.mass):
         numbers.put(targets, numbers.take(targets + shifts))
+
+
+def _swap_rows(active: Array, parked: Array, out: Ints, into: Ints) -> None:
+    """`cpu.swap_rows` without its library."""
+    heads = np.arange(len(active))[:, None]
+    here, there = _elements(active), _elements(parked)
+    to, origin = heads * active.shape[1] + out, heads * parked.shape[1] + into
+    kept = here.take(to)
+    here.put(to, there.take(origin))
+    there.put(origin, kept)
 
 
 def _rows_at(rows: Array, slots: Ints) -> Array:

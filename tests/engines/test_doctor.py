@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from avl_plugins import cpu
 from avl_runtime.cli.doctor import main
 from avl_runtime.diagnosis import Finding, diagnose
 from avl_runtime.libraries import Library
@@ -27,6 +29,7 @@ NAMES = {
     "onnx",
     "cuda-python",
     "kernels",
+    "CPU kernels",
 }
 
 
@@ -54,7 +57,8 @@ def test_a_machine_with_everything() -> None:
     found = by_name(diagnose(FULL, EVERYTHING))
     assert set(found) == {*NAMES, "plugins"}
     missing = {name for name, one in found.items() if one.fix is not None}
-    assert missing <= {"onnxruntime"}  # the CPU build, where these tests run
+    # Where these tests run onnxruntime is the CPU build, and there may be no C compiler.
+    assert missing <= {"onnxruntime", "CPU kernels"}
     assert found["GPU"].found == "NVIDIA GeForce RTX 4090, compute capability 8.9, 24.0 GiB"
     assert found["driver"].found == "580.65.06, CUDA 13.0"
     assert "PTX for sm_" in found["kernels"].found
@@ -89,6 +93,17 @@ def test_jetpack_6() -> None:
 def test_a_gpu_older_than_all_kernels() -> None:
     turing = Machine("linux-x86_64", (Gpu("T4", 75, 16 << 30),), "580.65.06", (13, 0), None)
     assert "8.0 or later" in str(by_name(diagnose(turing, EVERYTHING))["kernels"].fix)
+
+
+def test_cpu_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "kernels.so")
+    missing = by_name(diagnose(BARE, EVERYTHING))["CPU kernels"]
+    assert missing.found == "not compiled"
+    assert "python -m avl_plugins.cpu.build" in str(missing.fix)
+    cpu.LIBRARY.touch()
+    assert by_name(diagnose(BARE, EVERYTHING))["CPU kernels"].fix is None
+    monkeypatch.setenv(cpu.SWITCH, "off")
+    assert by_name(diagnose(BARE, EVERYTHING))["CPU kernels"].found == "switched off"
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -27,7 +28,7 @@ NUMPY_TYPES = {
 
 def op_model(
     op: Op,
-    function: onnx.FunctionProto,
+    functions: Sequence[onnx.FunctionProto],
     dims: Mapping[str, int],
     attributes: Mapping[str, Any],
     *,
@@ -66,16 +67,21 @@ def op_model(
     model = helper.make_model(
         helper.make_graph(nodes, "ops", list(inputs.values()), outputs),
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(op.domain, op.version)],
-        functions=[function],
+        functions=functions,
         ir_version=11,
     )
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def session(model: onnx.ModelProto, **options: Any) -> ort.InferenceSession:
+def session(
+    model: onnx.ModelProto, kernels: Path | None = None, **options: Any
+) -> ort.InferenceSession:
+    """A session on `model`, with the kernels of the library `kernels` if there is one."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = 1
+    if kernels:
+        settings.register_custom_ops_library(str(kernels))
     settings.log_severity_level = 3
     for key, value in options.items():
         setattr(settings, key, value)

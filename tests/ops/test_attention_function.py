@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from avl_plugins.function import attention_node_attributes, split_cache_attention_function
+from avl_plugins.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 from ops.agreement import (
     assert_agrees_to_rounding,
@@ -41,7 +41,7 @@ def attention_model(
 ) -> onnx.ModelProto:
     return op_model(
         SPLIT_CACHE_ATTENTION,
-        split_cache_attention_function(heads=(heads, kv_heads) if constant_heads else None),
+        split_cache_attention_functions(heads=(heads, kv_heads) if constant_heads else None),
         {"H": heads, "Hkv": kv_heads, "D": head_dim},
         attention_node_attributes(scale_of(head_dim)),
         element=element,
@@ -108,7 +108,9 @@ def test_half_precision_agrees_to_rounding(group: int) -> None:
 )
 def test_bfloat16_agrees_to_rounding(arrays: Arrays) -> None:
     """In onnx's own evaluator: ONNX Runtime has no bfloat16 products on a CPU."""
-    model = attention_model(*key_of(arrays), TensorProto.BFLOAT16)
+    model = onnx.inliner.inline_local_functions(
+        attention_model(*key_of(arrays), TensorProto.BFLOAT16)
+    )
     outputs = ReferenceEvaluator(model).run(None, {f"{n}.0": a for n, a in arrays.items()})
     assert outputs[0].dtype == arrays["q"].dtype
     assert_agrees_to_rounding(arrays, outputs, 2.0**-8)
@@ -147,17 +149,11 @@ def test_masses_of_a_row_sum_to_its_weight() -> None:
 
 def test_a_step_takes_few_nodes(tmp_path: Path) -> None:
     layers = 6
-    model = attention_model(6, 3, 32, TensorProto.FLOAT, True, layers)
-    path = tmp_path / "optimised.onnx"
-    session(model, optimized_model_filepath=str(path))
-    nodes = onnx.load(path).graph.node
-    kinds = [node.op_type for node in nodes]
-    assert kinds.count("Shape") == 1  # how many rows are new is found once
-    assert len(kinds) <= 5 * layers + 3
-    for node in (node for node in nodes if node.op_type == "If"):
-        ordinary, other = (branch.node for branch in _branches(node))
-        (inner,) = (node for node in other if node.op_type == "If")
-        refresh, prompt = (branch.node for branch in _branches(inner))
+    for node in _choices(tmp_path, layers, None):
+        step, prompt = (branch.node for branch in _branches(node))
+        (inner,) = (node for node in step if node.op_type == "If")
+        ordinary, refresh = (branch.node for branch in _branches(inner))
+        assert len(step) <= 4
         assert len(ordinary) <= 27
         assert len(refresh) <= 30
         kinds = [node.op_type for branch in (ordinary, refresh, prompt) for node in branch]
@@ -166,14 +162,33 @@ def test_a_step_takes_few_nodes(tmp_path: Path) -> None:
         assert kinds.count("Attention") == 1
 
 
+def test_a_step_is_one_node_where_there_is_a_kernel(tmp_path: Path, kernels: Path) -> None:
+    for node in _choices(tmp_path, 6, kernels):
+        step, _ = (branch.node for branch in _branches(node))
+        assert [node.op_type for node in step] == ["SplitCacheStep"]
+
+
+def _choices(folder: Path, layers: int, kernels: Path | None) -> list[onnx.NodeProto]:
+    """The layers' choices between a step and a prompt, in the graph ONNX Runtime makes of them.
+
+    Beside them there is what chooses, found once.
+    """
+    path = folder / "optimised.onnx"
+    model = attention_model(6, 3, 32, TensorProto.FLOAT, True, layers)
+    session(model, kernels, optimized_model_filepath=str(path))
+    nodes = list(onnx.load(path).graph.node)
+    assert [node.op_type for node in nodes] == ["Shape", "Equal", *["If"] * layers]
+    return nodes[2:]
+
+
 def _branches(node: onnx.NodeProto) -> tuple[onnx.GraphProto, onnx.GraphProto]:
     found = {attribute.name: attribute.g for attribute in node.attribute}
     return found["then_branch"], found["else_branch"]
 
 
 def test_a_model_may_have_a_later_opset() -> None:
-    function = split_cache_attention_function(24)
+    functions = split_cache_attention_functions(24)
     attributes = attention_node_attributes(0.25)
-    model = op_model(SPLIT_CACHE_ATTENTION, function, {}, attributes, opset=24)
+    model = op_model(SPLIT_CACHE_ATTENTION, functions, {}, attributes, opset=24)
     assert model.functions[0].opset_import[0].version == 24
     session(model)

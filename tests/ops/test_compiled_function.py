@@ -34,7 +34,7 @@ def compiled_session(
 ) -> ort.InferenceSession:
     model = op_model(
         SPLIT_CACHE_ATTENTION,
-        compiled_attention_function(23, (heads, kv_heads)),
+        [compiled_attention_function(23, (heads, kv_heads))],
         {"H": heads, "Hkv": kv_heads, "D": head_dim},
         attention_node_attributes(scale_of(head_dim)),
         element=element,

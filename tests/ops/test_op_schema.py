@@ -6,32 +6,36 @@ import inspect
 import subprocess
 import sys
 
+import onnx
 import pytest
 from onnx import defs
 
 from avl_plugins import onnx_schema, reference
 from avl_plugins.function import (
     attention_node_attributes,
-    split_cache_attention_function,
+    split_cache_attention_functions,
     split_cache_update_function,
 )
-from avl_plugins.schema import OPS, SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
+from avl_plugins.schema import (
+    OPS,
+    SPLIT_CACHE_ATTENTION,
+    SPLIT_CACHE_STEP,
+    SPLIT_CACHE_UPDATE,
+    Op,
+)
 
+ATTENTION, STEP = split_cache_attention_functions()
 FORMS = [
-    (
-        SPLIT_CACHE_ATTENTION,
-        split_cache_attention_function,
-        reference.split_cache_attention,
-    ),
-    (SPLIT_CACHE_UPDATE, split_cache_update_function, reference.split_cache_update),
+    (SPLIT_CACHE_ATTENTION, ATTENTION, reference.split_cache_attention),
+    (SPLIT_CACHE_STEP, STEP, reference.split_cache_attention),
+    (SPLIT_CACHE_UPDATE, split_cache_update_function(), reference.split_cache_update),
 ]
 
 
-@pytest.mark.parametrize(("op", "function", "naive"), FORMS)
-def test_forms_have_the_schema_signature(op: Op, function: object, naive: object) -> None:
+@pytest.mark.parametrize(("op", "body", "naive"), FORMS)
+def test_forms_have_the_schema_signature(op: Op, body: onnx.FunctionProto, naive: object) -> None:
     inputs = [value.name for value in op.inputs]
     attributes = [attribute.name for attribute in op.attributes]
-    body = function()
     assert (body.domain, body.name) == (op.domain, op.name)
     assert list(body.input) == inputs
     assert list(body.output) == [value.name for value in op.outputs]

@@ -25,7 +25,7 @@ from ops.op_models import NUMPY_TYPES, Arrays, op_model, run, session
 def update_session(element: int, inline: bool) -> ort.InferenceSession:
     model = op_model(
         SPLIT_CACHE_UPDATE,
-        split_cache_update_function(),
+        [split_cache_update_function()],
         {},
         PLUGIN_ATTRIBUTES,
         element=element,

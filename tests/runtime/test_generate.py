@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from avl_plugins import policies
+from avl_plugins import cpu, policies
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.cache import SegmentCache
@@ -151,6 +152,18 @@ def test_a_text_budget_shrinks_the_total(tiny: LVLM) -> None:
         for cache in conversation.caches:
             text = int(cache.active_len[0]) - int(cache.image_rows[0]) - before
             assert text == max(round(0.6 * seen), 4)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_without_compiled_kernels_the_same_is_said(
+    tiny: LVLM, tiny_package: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cpu.SWITCH, "off")
+    plain = ask(LVLM.load(tiny_package), policy, "ocr")
+    monkeypatch.delenv(cpu.SWITCH)
+    compiled = ask(tiny, policy, "ocr")
+    assert compiled.token_ids == plain.token_ids
+    np.testing.assert_allclose(compiled.logits, plain.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_of_different_prompts_equals_single_runs(tiny: LVLM) -> None:

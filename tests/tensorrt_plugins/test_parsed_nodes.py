@@ -197,7 +197,7 @@ def test_an_update_is_its_plugin(
     """No package has this node; a graph of one's own may."""
     dims = {"B": 2, "Hkv": 3, "A": 7, "P": 11, "S": 5, "D": 64, "M": 9}
     function = split_cache_update_function()
-    model = op_model(SPLIT_CACHE_UPDATE, function, dims, PLUGIN_ATTRIBUTES, element=element)
+    model = op_model(SPLIT_CACHE_UPDATE, [function], dims, PLUGIN_ATTRIBUTES, element=element)
     data = model.SerializeToString()
     assert remote(parsing.parse_model, data, release, builtins(toolkit, model)) == ""
     types, shapes = dict[str, str](), {}

@@ -3,6 +3,9 @@
 Inputs and outputs are bound to NumPy arrays without copies: an OrtValue made from a NumPy array on
 the CPU shares its memory, so a decode step only writes into buffers bound before. A cache's arrays
 are bound again only when the cache has replaced them.
+
+Attention of a decode step is a kernel of ours where one was compiled (`avl_plugins.cpu`) and rows
+are float32, and else its body of standard ops.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from avl_plugins import cpu
 from avl_runtime.backends.ort_options import has_room, session_config, shrinking, tight_memory
 from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cache import SegmentCache
@@ -66,6 +70,9 @@ class OrtBackend:
         }
         for name, value in entries.items():
             options.add_session_config_entry(name, value)
+        kernels = cpu.library()
+        if kernels is not None and self.dtype == np.float32 and not encoder:
+            options.register_custom_ops_library(str(kernels))
         graph = package.read(file)
         try:
             return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from avl_plugins import cpu
 from avl_runtime.bench.candidates import weights_of
 from avl_runtime.bench.wire import Job, Run, serve
 from avl_runtime.engine import Request
@@ -62,7 +63,8 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
             "tokens": [list(result.token_ids) for result in results],
         }
 
-    versions = {"onnxruntime": version("onnxruntime")}
+    kernels = "none" if cpu.library() is None else "compiled"
+    versions = {"onnxruntime": version("onnxruntime"), "CPU kernels": kernels}
     return run, {"weights": weights_of(engine.package), "versions": versions}
 
 

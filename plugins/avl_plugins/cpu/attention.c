@@ -1,0 +1,231 @@
+// One decode step of attention. The rows of each KV head are cut into chunks that any core may read
+// (as in FlashDecoding): a chunk's keys stream through, then its values, each row once for all query
+// heads of the group. What the chunks found is merged afterwards.
+#include "attention.h"
+
+#include <float.h>
+#include <string.h>
+
+// Rows of a chunk: long enough for a core to read ahead, short enough that few heads keep many cores
+// busy and that its scores stay in the core's first cache.
+#define CHUNK 512
+
+// One source for all machines: the loader takes the best of these for the processor at hand.
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 12
+#define FOR_EVERY_MACHINE                                                                          \
+    __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define FOR_EVERY_MACHINE
+#endif
+// Inlined, helpers are compiled for each of them too.
+#define HELPER static inline __attribute__((always_inline))
+
+// Rows that lie together: `first` is where they begin among all rows of the sequence.
+typedef struct {
+    const float *keys, *values;
+    float *mass; // [R, capacity]
+    int64_t first, rows, capacity;
+} place;
+
+HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+HELPER int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Sizes of the scratch memory: scores [B * Hkv, G, keys], then of every chunk its results
+// [B * Hkv, chunks, G, D + 2]: sums of values, the greatest score and the sum of weights.
+HELPER int64_t group_of(const avl_step *step) { return step->heads / step->kv_heads; }
+HELPER int64_t keys_of(const avl_step *step) { return step->active + step->parked + 1; }
+HELPER int64_t chunks_of(const avl_step *step) { return (keys_of(step) + CHUNK - 1) / CHUNK; }
+
+int64_t avl_step_reads(const avl_step *step)
+{
+    return step->batch * step->kv_heads * chunks_of(step);
+}
+
+int64_t avl_step_scratch(const avl_step *step)
+{
+    int64_t results = chunks_of(step) * (step->head_dim + 2);
+    return step->batch * step->heads * (keys_of(step) + results);
+}
+
+HELPER float *scores_of(const avl_step *step, int64_t part)
+{
+    return step->scratch + part * group_of(step) * keys_of(step);
+}
+
+HELPER float *result_of(const avl_step *step, int64_t part, int64_t chunk)
+{
+    float *results = step->scratch + step->batch * step->heads * keys_of(step);
+    return results + (part * chunks_of(step) + chunk) * group_of(step) * (step->head_dim + 2);
+}
+
+HELPER void find_places(const avl_step *step, int64_t part, place places[3])
+{
+    int64_t row = part / step->kv_heads, d = step->head_dim, r = step->weightings;
+    int64_t active = step->active_len[row], parked = step->parked_len[row];
+    int64_t a = part * step->active, p = part * step->parked;
+    places[0] = (place){step->k_active + a * d, step->v_active + a * d, step->mass_active + a * r,
+                        0, active, step->active};
+    places[1] = (place){step->k_parked + p * d, step->v_parked + p * d, step->mass_parked + p * r,
+                        active, parked, step->parked};
+    places[2] = (place){step->k_new + part * d, step->v_new + part * d, step->mass_new + part * r,
+                        active + parked, 1, 1};
+}
+
+// e ** x for x <= 0, to float32's precision: 2 ** n times a polynomial of the rest (Cephes' expf).
+// Compilers make vectors of it, which not every C library's expf can be.
+HELPER float exp_of(float x)
+{
+    float bounded = x < -87.0f ? -87.0f : x;
+    float n = __builtin_floorf(bounded * 1.44269504088896341f + 0.5f);
+    float r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union {
+        int32_t bits;
+        float value;
+    } power = {((int32_t)n + 127) << 23};
+    return x < -87.0f ? 0.0f : p * power.value;
+}
+
+// scores[g, j] = scale * q[g] . keys[j], rows of scores `stride` apart.
+HELPER void score(const avl_step *step, int64_t d, const float *restrict q,
+                  const float *restrict keys, int64_t rows, float *restrict scores, int64_t stride)
+{
+    int64_t group = group_of(step);
+    for (int64_t j = 0; j < rows; j++)
+        for (int64_t g = 0; g < group; g++) {
+            float sum = 0.0f;
+            for (int64_t i = 0; i < d; i++)
+                sum += q[g * d + i] * keys[j * d + i];
+            scores[g * stride + j] = step->scale * sum;
+        }
+}
+
+// scores become their weights, e ** (score - top); top and the weights' sum are returned.
+HELPER void weigh(float *restrict scores, int64_t rows, float *top, float *sum)
+{
+    float greatest = -FLT_MAX, total = 0.0f;
+    for (int64_t j = 0; j < rows; j++)
+        greatest = scores[j] > greatest ? scores[j] : greatest;
+    for (int64_t j = 0; j < rows; j++) {
+        scores[j] = exp_of(scores[j] - greatest);
+        total += scores[j];
+    }
+    *top = greatest;
+    *sum = total;
+}
+
+// out[g] += sum of weights[g, j] * values[j], four rows at a time for fewer passes over out.
+HELPER void add_values(const avl_step *step, int64_t d, const float *restrict weights,
+                       int64_t stride, const float *restrict values, int64_t rows,
+                       float *restrict out)
+{
+    int64_t group = group_of(step), j = 0;
+    for (; j + 4 <= rows; j += 4)
+        for (int64_t g = 0; g < group; g++) {
+            const float *w = weights + g * stride + j, *value = values + j * d;
+            float *sum = out + g * d;
+            for (int64_t i = 0; i < d; i++)
+                sum[i] += w[0] * value[i] + w[1] * value[d + i] + w[2] * value[2 * d + i] +
+                          w[3] * value[3 * d + i];
+        }
+    for (; j < rows; j++)
+        for (int64_t g = 0; g < group; g++)
+            for (int64_t i = 0; i < d; i++)
+                out[g * d + i] += weights[g * stride + j] * values[j * d + i];
+}
+
+HELPER void read_chunk(const avl_step *step, int64_t index, int64_t d)
+{
+    int64_t part = index / chunks_of(step), chunk = index % chunks_of(step);
+    int64_t group = group_of(step), stride = keys_of(step);
+    int64_t begin = chunk * CHUNK, end = begin + CHUNK;
+    const float *q = step->q + part * group * d;
+    float *scores = scores_of(step, part), *out = result_of(step, part, chunk);
+    float *top = out + group * d, *sum = top + group;
+    place places[3];
+    find_places(step, part, places);
+    end = least(end, places[2].first + 1);
+    if (begin >= end)
+        return;
+    for (int p = 0; p < 3; p++) {
+        int64_t from = most(begin, places[p].first);
+        int64_t rows = least(end, places[p].first + places[p].rows) - from;
+        score(step, d, q, places[p].keys + (from - places[p].first) * d, rows, scores + from, stride);
+    }
+    for (int64_t g = 0; g < group; g++)
+        weigh(scores + g * stride + begin, end - begin, top + g, sum + g);
+    memset(out, 0, (size_t)(group * d) * sizeof(float));
+    for (int p = 0; p < 3; p++) {
+        int64_t from = most(begin, places[p].first);
+        int64_t rows = least(end, places[p].first + places[p].rows) - from;
+        const float *values = places[p].values + (from - places[p].first) * d;
+        add_values(step, d, scores + from, stride, values, rows, out);
+    }
+}
+
+FOR_EVERY_MACHINE
+void avl_step_read(const avl_step *step, int64_t index)
+{
+    // Loops over the usual sizes of a head are unrolled: a row is too short for a loop's overhead.
+    switch (step->head_dim) {
+    case 64: read_chunk(step, index, 64); break;
+    case 128: read_chunk(step, index, 128); break;
+    default: read_chunk(step, index, step->head_dim);
+    }
+}
+
+// mass[r, j] += share[r] * weights[j] for the rows of a place that lie in a chunk.
+HELPER void add_mass(const avl_step *step, const place *to, const float *weights, int64_t begin,
+                     int64_t end, const float *row_weights, float share)
+{
+    int64_t from = most(begin, to->first), until = least(end, to->first + to->rows);
+    for (int64_t r = 0; r < step->weightings; r++) {
+        float *mass = to->mass + r * to->capacity, factor = row_weights[r] * share;
+        for (int64_t j = from; j < until; j++)
+            mass[j - to->first] += factor * weights[j];
+    }
+}
+
+FOR_EVERY_MACHINE
+void avl_step_merge(const avl_step *step, int64_t part)
+{
+    int64_t group = group_of(step), d = step->head_dim, stride = keys_of(step);
+    const float *row_weights = step->row_weights + part / step->kv_heads * step->weightings;
+    place places[3];
+    find_places(step, part, places);
+    int64_t keys = places[2].first + 1, chunks = (keys + CHUNK - 1) / CHUNK;
+    for (int p = 0; p < 3; p++)
+        memset(places[p].mass, 0,
+               (size_t)(step->weightings * places[p].capacity) * sizeof(float));
+    for (int64_t g = 0; g < group; g++) {
+        float *out = step->out + (part * group + g) * d, top = -FLT_MAX, sum = 0.0f;
+        for (int64_t c = 0; c < chunks; c++) {
+            const float *tops = result_of(step, part, c) + group * d;
+            top = tops[g] > top ? tops[g] : top;
+        }
+        memset(out, 0, (size_t)d * sizeof(float));
+        for (int64_t c = 0; c < chunks; c++) {
+            const float *result = result_of(step, part, c), *tops = result + group * d;
+            float shrink = exp_of(tops[g] - top);
+            sum += shrink * tops[group + g];
+            for (int64_t i = 0; i < d; i++)
+                out[i] += shrink * result[g * d + i];
+        }
+        for (int64_t i = 0; i < d; i++)
+            out[i] /= sum;
+        for (int64_t c = 0; c < chunks && step->weightings; c++) {
+            const float *tops = result_of(step, part, c) + group * d;
+            float share = exp_of(tops[g] - top) / (sum * (float)group);
+            const float *weights = scores_of(step, part) + g * stride;
+            int64_t end = least((c + 1) * CHUNK, keys);
+            for (int p = 0; p < 3; p++)
+                add_mass(step, &places[p], weights, c * CHUNK, end, row_weights, share);
+        }
+    }
+}

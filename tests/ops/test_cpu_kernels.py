@@ -1,0 +1,191 @@
+"""The compiled CPU kernels against the reference, and against plain NumPy."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avl_plugins import cpu
+from avl_plugins.cpu import build
+from ops.agreement import assert_masked_rows_have_no_mass, expected
+from ops.op_models import Arrays, attention_inputs, run, session
+from ops.test_attention_function import GROUPS, attention_model, key_of
+
+HEAD_DIMS = (8, 32, 64, 80, 128)
+LONG = 1300  # more rows than two of the kernel's chunks
+
+
+@functools.cache
+def step_session(kernels: Path, *key: Any) -> ort.InferenceSession:
+    return session(attention_model(*key), kernels, intra_op_num_threads=2)
+
+
+def of_one_row(arrays: Arrays, weightings: int | None = None) -> Arrays:
+    """The same with the first new row alone, and as many row weightings as wanted."""
+    for name in ("q", "k_new", "v_new", "row_weights"):
+        arrays[name] = np.ascontiguousarray(arrays[name][:, :, :1])
+    if weightings is not None:
+        arrays["row_weights"] = np.resize(
+            arrays["row_weights"], (len(arrays["q"]), weightings, 1)
+        ).astype(np.float32)
+    return arrays
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_step_agrees_with_the_reference(group: int, head_dim: int, kernels: Path) -> None:
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None)
+    @given(arrays=st.sampled_from((12, LONG)).flatmap(_inputs(group, head_dim)))
+    def check(arrays: Arrays) -> None:
+        arrays = of_one_row(arrays)
+        outputs = run(step_session(kernels, *key_of(arrays)), arrays)
+        for found, wanted in zip(outputs, expected(arrays), strict=True):
+            assert found.shape == wanted.shape
+            assert found.dtype == wanted.dtype
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+        assert_masked_rows_have_no_mass(arrays, outputs)
+
+    check()
+
+
+def _inputs(group: int, head_dim: int) -> Callable[[int], st.SearchStrategy[Arrays]]:
+    return lambda largest: attention_inputs(group, head_dim, largest=largest)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(arrays=attention_inputs(2, 32))
+def test_a_step_without_masses(kernels: Path, arrays: Arrays) -> None:
+    wanted = expected(of_one_row(arrays, 1))[0]
+    out, *masses = run(step_session(kernels, *key_of(arrays)), of_one_row(arrays, 0))
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
+    assert [mass.shape[2] for mass in masses] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("factor", [1e-3, 30.0, 1e3])
+def test_scores_of_any_size(kernels: Path, factor: float) -> None:
+    """Probabilities from almost equal to one row that has all, over several chunks."""
+    numbers = np.random.default_rng(3)
+
+    def normal(*shape: int) -> np.ndarray[Any, Any]:
+        return numbers.standard_normal(shape, np.float32)
+
+    arrays: Arrays = {
+        "q": factor * normal(1, 4, 1, 64),
+        "k_new": normal(1, 2, 1, 64),
+        "v_new": normal(1, 2, 1, 64),
+        "row_weights": np.ones((1, 2, 1), np.float32),
+        "active_len": np.array([LONG]),
+        "parked_len": np.array([LONG - 1]),
+    }
+    for name in ("k_active", "v_active", "k_parked", "v_parked"):
+        arrays[name] = normal(1, 2, LONG, 64)
+    outputs = run(step_session(kernels, *key_of(arrays)), arrays)
+    # Scores of hundreds are rounded to float32 before they become exponents.
+    tolerance = max(1e-5, factor * 64**0.5 * 2.0**-23 * 8)
+    for found, wanted in zip(outputs, expected(arrays), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+    totals = np.concatenate(outputs[1:], axis=3).sum(axis=3)
+    np.testing.assert_allclose(totals, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "length"), [("active_len", 6), ("parked_len", -1)])
+def test_a_length_past_the_rows_is_refused(kernels: Path, name: str, length: int) -> None:
+    numbers = np.random.default_rng(0)
+    arrays: Arrays = {
+        "row_weights": np.ones((1, 2, 1), np.float32),
+        "active_len": np.array([5]),
+        "parked_len": np.array([0]),
+    }
+    shapes = {"q": 1, "k_new": 1, "v_new": 1, "k_active": 5, "v_active": 5, "k_parked": 3}
+    for key, rows in {**shapes, "v_parked": 3}.items():
+        arrays[key] = numbers.standard_normal((1, 2, rows, 32), np.float32)
+    arrays[name][:] = length
+    with pytest.raises(Exception, match="lengths within capacities"):
+        run(step_session(kernels, 2, 2, 32), arrays)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    heads=st.integers(1, 3),
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    width=st.sampled_from((1, 3, 16, 40, 128)),
+    kind=st.sampled_from((np.float32, np.float16)),
+    data=st.data(),
+)
+def test_rows_swap_places(
+    kernels: Path,
+    heads: int,
+    sizes: tuple[int, int],
+    width: int,
+    kind: type[Any],
+    data: st.DataObject,
+) -> None:
+    swap = cpu.swap_rows()
+    assert swap is not None
+    count = data.draw(st.integers(0, min(sizes)))
+    out, into = (
+        np.array(data.draw(st.permutations(range(size)))[:count], np.int64) for size in sizes
+    )
+    rows = np.arange(heads * sum(sizes) * width).reshape(heads, -1, width).astype(kind)
+    active, parked = (np.ascontiguousarray(part) for part in np.split(rows, [sizes[0]], 1))
+    wanted_active, wanted_parked = active.copy(), parked.copy()
+    wanted_active[:, out], wanted_parked[:, into] = parked[:, into], active[:, out]
+    swap(active, parked, out, into)
+    np.testing.assert_array_equal(active, wanted_active)
+    np.testing.assert_array_equal(parked, wanted_parked)
+
+
+def test_rows_that_do_not_fit_are_refused(kernels: Path) -> None:
+    swap = cpu.swap_rows()
+    assert swap is not None
+    rows, few = np.zeros((2, 4, 8), np.float32), np.arange(2)
+    for active, parked, out, into in (
+        (rows, rows.astype(np.float16), few, few),
+        (rows, rows[:, ::2], few, few),
+        (rows, rows[:1].copy(), few, few),
+        (rows, rows.copy(), few, np.arange(1)),
+        (rows, rows.copy(), few, np.array([3, 4])),
+        (rows, rows.copy(), np.array([-1, 0]), few),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            swap(active, parked, out, into)
+
+
+def test_the_kernels_can_be_switched_off(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpu.SWITCH, "off")
+    assert cpu.library() is None
+    assert cpu.swap_rows() is None
+
+
+def test_without_a_compiler_the_build_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(build.CompileError, match="expected a C compiler"):
+        build.build()
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path, kernels: Path) -> None:
+    for name in ("build.py", *build.SOURCES):
+        (tmp_path / name).write_bytes((build.FOLDER / name).read_bytes())
+    (tmp_path / "attention.h").write_text("#error broken\n")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "build.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: expected ")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".py", ".c", ".h"}
