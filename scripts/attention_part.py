@@ -4,11 +4,11 @@
     .venv/bin/python scripts/attention_part.py --json benchmarks/attention-part.json
 
 Runs the attention nodes of all layers of shape S1 of make_random.py as ONNX Runtime runs them in a
-decoder, over caches as large as a policy leaves them. Before each step other memory is read, as a
-decoder's weights are. Candidates are interleaved; a token's time is that of a policy's ordinary
-steps and its refresh, weighted by how often they come. The rows that a refresh exchanges are moved
-outside the graph: `exchange_ms` is that, once for a churn as random weights have it (two fifths of
-the core) and once for a tenth.
+decoder, by the compiled CPU kernel and by standard ops, over caches as large as a policy leaves
+them. Before each step other memory is read, as a decoder's weights are. Candidates are interleaved;
+a token's time is that of a policy's ordinary steps and its refresh, weighted by how often they
+come. The rows that a refresh exchanges are moved outside the graph: `exchange_ms` is that, once for
+a churn as random weights have it (two fifths of the core) and once for a tenth.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from avl_plugins import cpu
 from avl_plugins.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.policies import parse
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
@@ -74,7 +75,7 @@ def candidate(policy: str) -> Candidate:
 CANDIDATES = {name: candidate(name) for name in ("dense", "avl", "avl:core=0.1,refresh=8")}
 
 
-def attention_session(threads: int, batch: int) -> ort.InferenceSession:
+def attention_session(threads: int, batch: int, kernels: bool) -> ort.InferenceSession:
     """The attention nodes of all layers, each with a cache of its own."""
     sizes = {"B": batch, "H": HEADS, "Hkv": KV_HEADS, "D": HEAD_DIM, "S": 1}
     elements = {"T": TensorProto.FLOAT, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
@@ -103,6 +104,8 @@ def attention_session(threads: int, batch: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if kernels:
+        options.register_custom_ops_library(str(cpu.library()))
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -183,17 +186,24 @@ def swapped(cache: SegmentCache, churn: float, numbers: np.random.Generator) -> 
     return spent
 
 
-def measure(threads: int, batch: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds a step and a token of each candidate, and their ratios to dense."""
-    session = attention_session(threads, batch)
+def measure(threads: int, batch: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """Milliseconds a step and a token of each candidate, and their ratios to dense.
+
+    Returns:
+        The same for "kernel", the compiled one, and for "body", the op's standard ops.
+    """
+    sessions = {
+        way: attention_session(threads, batch, way == "kernel") for way in ("kernel", "body")
+    }
     with huge_pages():
         caches = {name: cache_of(one, batch) for name, one in CANDIDATES.items()}
     bindings = {
-        (name, refresh): bound(session, cache, refresh)
+        (way, name, refresh): bound(session, cache, refresh)
         for name, cache in caches.items()
         for refresh in ((False, True) if CANDIDATES[name].parked else (False,))
+        for way, session in sessions.items()
     }
-    steps: dict[tuple[str, bool], list[float]] = {key: [] for key in bindings}
+    steps: dict[tuple[str, str, bool], list[float]] = {key: [] for key in bindings}
     moves: dict[tuple[str, float], list[float]] = {
         (name, churn): [] for name, one in CANDIDATES.items() if one.parked for churn in CHURN
     }
@@ -202,7 +212,7 @@ def measure(threads: int, batch: int, repeats: int) -> dict[str, Any]:
         for key, binding in bindings.items():
             other.sum()
             begun = time.perf_counter()
-            session.run_with_iobinding(binding)
+            sessions[key[0]].run_with_iobinding(binding)
             if repeat >= 2:
                 steps[key].append((time.perf_counter() - begun) * 1e3)
         for (name, churn), spent in moves.items():
@@ -210,8 +220,17 @@ def measure(threads: int, batch: int, repeats: int) -> dict[str, Any]:
             once = swapped(caches[name], churn, numbers) * 1e3
             if repeat >= 2:
                 spent.append(once)
-    dense = statistics.median(steps["dense", False])
-    return {name: _row(name, one, dense, steps, moves) for name, one in CANDIDATES.items()}
+    return {way: _rows(way, steps, moves) for way in sessions}
+
+
+def _rows(
+    way: str,
+    steps: Mapping[tuple[str, str, bool], Sequence[float]],
+    moves: Mapping[tuple[str, float], Sequence[float]],
+) -> dict[str, Any]:
+    own = {(name, refresh): times for (by, name, refresh), times in steps.items() if by == way}
+    dense = statistics.median(own["dense", False])
+    return {name: _row(name, one, dense, own, moves) for name, one in CANDIDATES.items()}
 
 
 def _row(
@@ -247,7 +266,7 @@ def sentence(report: Mapping[str, Any], churns: Mapping[str, Any]) -> str:
     """What a refresh moves, as the README quotes it; `churns` is what churn.py found."""
     usual = "avl:keep=0.5,core=0.3,refresh=3"
     tiny, random = (churns["packages"][name][usual]["median"] for name in ("avl-tiny", "S1-none"))
-    rows = report["batches"]["1"]
+    rows, bodies = (report["batches"]["1"][way] for way in ("kernel", "body"))
     moved = rows["avl"]["exchange_ms"]
     return (
         f"A refresh replaces {100 * random:.0f} % of the core with random weights (median; "
@@ -255,7 +274,9 @@ def sentence(report: Mapping[str, Any], churns: Mapping[str, Any]) -> str:
         "[JSON](benchmarks/churn.json)), and rows change places outside the graph: at S1 that "
         f"takes {moved['0.4']['median']:.1f} ms for 40 % of the core and "
         f"{moved['0.1']['median']:.1f} ms for 10 %, where dense attention takes "
-        f"{rows['dense']['token_ms']:.1f} ms a token and A-VL's {rows['avl']['token_ms']:.1f} ms "
+        f"{rows['dense']['token_ms']:.1f} ms a token and A-VL's {rows['avl']['token_ms']:.1f} ms; "
+        f"without the compiled kernel they take {bodies['dense']['token_ms']:.1f} and "
+        f"{bodies['avl']['token_ms']:.1f} ms "
         "(`scripts/attention_part.py`, [JSON](benchmarks/attention-part.json))."
     )
 
@@ -269,6 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--idle-wait", type=float, default=60)
     parsed = parser.parse_args(arguments)
+    if cpu.library() is None:
+        parser.error("expected the compiled CPU kernels, found none; avl-doctor says why")
     busy = wait_idle(parsed.idle_wait)
     shape = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
     report = {
@@ -283,12 +306,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for batch in parsed.batches.split(",")
         },
     }
-    for batch, rows in report["batches"].items():
-        for name, row in rows.items():
-            print(
-                f"batch {batch}, {name}: {row['token_ms']:.2f} ms, {row['of_dense']:.3f} of dense "
-                f"(bytes say {row['bytes_say']:.3f}); exchange {row['exchange_ms']}"
-            )
+    for batch, ways in report["batches"].items():
+        for way, rows in ways.items():
+            for name, row in rows.items():
+                print(
+                    f"batch {batch}, {way}, {name}: {row['token_ms']:.2f} ms, "
+                    f"{row['of_dense']:.3f} of dense (bytes say {row['bytes_say']:.3f}); "
+                    f"exchange {row['exchange_ms']}"
+                )
     if parsed.json:
         parsed.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

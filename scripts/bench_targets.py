@@ -160,7 +160,7 @@ def _of_attention(report: Report) -> Iterator[Wanted]:
 
 
 def _found(report: Report, batch: str, name: str, part: str) -> float:
-    return float(report["batches"][batch][name][part])
+    return float(report["batches"][batch]["kernel"][name][part])
 
 
 def _fewer_bytes(records: Mapping[str, Report], record: str, bits: float, name: str) -> float:

@@ -111,7 +111,8 @@ def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> No
             swap_rows(active[row], parked[row], out[part], into[part])
 
     parts = _by_layer(layers, cache.layers)
-    if len(out) * cache.k_active[0][row, :, 0].nbytes < WORTH_THREADS:
+    _, heads, _, width = cache.k_active[0].shape
+    if len(out) * heads * width * cache.k_active[0].itemsize < WORTH_THREADS:
         for layer, part in parts:
             swap(layer, part)
     else:  # other threads may run while rows move, and memory is what they wait for most of all

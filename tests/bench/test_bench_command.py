@@ -41,7 +41,13 @@ def test_two_policies_and_transformers(
     assert all(f"`{name}`" in printed for name in rows)
     assert report["workload"]["visual_tokens"] == 144
     assert report["workload"]["text_tokens"] == 40
-    assert set(report["versions"]) == {"avl", "onnxruntime", "torch", "transformers"}
+    assert set(report["versions"]) == {
+        "avl",
+        "onnxruntime",
+        "CPU kernels",
+        "torch",
+        "transformers",
+    }
     dense, avl, eager, sdpa = rows.values()
     # The same weights, tokens and pictures: so the same answer.
     assert eager["same_tokens"] == sdpa["same_tokens"] == 1

@@ -10,14 +10,7 @@
 // busy and that its scores stay in the core's first cache.
 #define CHUNK 512
 
-// One source for all machines: the loader takes the best of these for the processor at hand.
-#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 12
-#define FOR_EVERY_MACHINE                                                                          \
-    __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define FOR_EVERY_MACHINE
-#endif
-// Inlined, helpers are compiled for each of them too.
+// Into a loop over rows, so that the compiler sees the loop whole.
 #define HELPER static inline __attribute__((always_inline))
 
 // Rows that lie together: `first` is where they begin among all rows of the sequence.
@@ -36,12 +29,12 @@ HELPER int64_t group_of(const avl_step *step) { return step->heads / step->kv_he
 HELPER int64_t keys_of(const avl_step *step) { return step->active + step->parked + 1; }
 HELPER int64_t chunks_of(const avl_step *step) { return (keys_of(step) + CHUNK - 1) / CHUNK; }
 
-int64_t avl_step_reads(const avl_step *step)
+static int64_t reads(const avl_step *step)
 {
     return step->batch * step->kv_heads * chunks_of(step);
 }
 
-int64_t avl_step_scratch(const avl_step *step)
+static int64_t scratch(const avl_step *step)
 {
     int64_t results = chunks_of(step) * (step->head_dim + 2);
     return step->batch * step->heads * (keys_of(step) + results);
@@ -169,8 +162,7 @@ HELPER void read_chunk(const avl_step *step, int64_t index, int64_t d)
     }
 }
 
-FOR_EVERY_MACHINE
-void avl_step_read(const avl_step *step, int64_t index)
+static void read(const avl_step *step, int64_t index)
 {
     // Loops over the usual sizes of a head are unrolled: a row is too short for a loop's overhead.
     switch (step->head_dim) {
@@ -192,8 +184,7 @@ HELPER void add_mass(const avl_step *step, const place *to, const float *weights
     }
 }
 
-FOR_EVERY_MACHINE
-void avl_step_merge(const avl_step *step, int64_t part)
+static void merge(const avl_step *step, int64_t part)
 {
     int64_t group = group_of(step), d = step->head_dim, stride = keys_of(step);
     const float *row_weights = step->row_weights + part / step->kv_heads * step->weightings;
@@ -229,3 +220,8 @@ void avl_step_merge(const avl_step *step, int64_t part)
         }
     }
 }
+
+#ifndef AVL_LEVEL
+#define AVL_LEVEL avl_step_base
+#endif
+const avl_step_kernels AVL_LEVEL = {scratch, reads, read, merge};

@@ -14,15 +14,20 @@ typedef struct avl_step {
     const float *q, *k_new, *v_new, *k_active, *v_active, *k_parked, *v_parked, *row_weights;
     const int64_t *active_len, *parked_len;
     float *out, *mass_active, *mass_parked, *mass_new;
-    float *scratch; // avl_step_scratch floats
+    float *scratch; // floats, as many as `scratch` below says
 } avl_step;
 
-int64_t avl_step_scratch(const avl_step *step);
+// What attention.c is compiled to for one level of the processor's instructions.
+typedef struct avl_step_kernels {
+    int64_t (*scratch)(const avl_step *step);
+    // A step is `read` for every index below `reads`, in any order and in any threads at once, then
+    // `merge` likewise for every index below B * Hkv.
+    int64_t (*reads)(const avl_step *step);
+    void (*read)(const avl_step *step, int64_t index);
+    void (*merge)(const avl_step *step, int64_t index);
+} avl_step_kernels;
 
-// A step is avl_step_read for every index below avl_step_reads, in any order and in any threads at
-// once, then avl_step_merge likewise for every index below B * Hkv.
-int64_t avl_step_reads(const avl_step *step);
-void avl_step_read(const avl_step *step, int64_t index);
-void avl_step_merge(const avl_step *step, int64_t index);
+// build.py compiles the levels above the base for x86-64 alone: AVX2 with FMA, and AVX-512.
+extern const avl_step_kernels avl_step_base, avl_step_avx2, avl_step_avx512;
 
 #endif

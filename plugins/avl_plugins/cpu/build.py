@@ -6,13 +6,16 @@ Only the standard library, as it runs before anything is installed.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = ("attention.c", "rows.c", "ort_ops.c")
+KERNELS = "attention.c"  # compiled once for every level of instructions
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")
 # Sums may be taken in any order, as vectors need; not -ffast-math, which has a library change how
@@ -25,11 +28,20 @@ FLAGS = (
     "-fno-signed-zeros",
     "-fno-trapping-math",
     "-fPIC",
-    "-shared",
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
 )
+# Beside the compiler's own level; `ort_ops.c` takes the best that the processor has.
+LEVELS = {
+    "avl_step_avx2": ("-mavx2", "-mfma"),
+    "avl_step_avx512": (
+        "-mavx2",
+        "-mfma",
+        *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")),
+    ),
+}
+X86 = ("x86_64", "AMD64")
 
 
 class CompileError(Exception):
@@ -60,18 +72,31 @@ def build() -> Path:
     """
     if sys.platform == "win32":
         raise CompileError("expected Linux or macOS, found Windows; nothing to do")
-    staged = LIBRARY.with_name(f"{LIBRARY.name}.{os.getpid()}")
-    command = [compiler(), *FLAGS, *(str(FOLDER / name) for name in SOURCES), "-o", str(staged)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            raise CompileError(
-                f"expected {command[0]} to compile {FOLDER}, found: {done.stderr[:2000]}"
+    found = compiler()
+    levels = LEVELS if platform.machine() in X86 else {}
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".build-") as folder:
+        objects = [_compiled(found, name, Path(folder), name) for name in SOURCES]
+        for level, options in levels.items():
+            objects.append(
+                _compiled(found, KERNELS, Path(folder), level, f"-DAVL_LEVEL={level}", *options)
             )
+        staged = Path(folder, LIBRARY.name)
+        _run(found, "-shared", *objects, "-o", str(staged))
         staged.replace(LIBRARY)
-    finally:
-        staged.unlink(missing_ok=True)
     return LIBRARY
+
+
+def _compiled(found: str, source: str, folder: Path, name: str, *options: str) -> str:
+    """The object file of a source."""
+    out = str(folder / f"{name}.o")
+    _run(found, *FLAGS, *options, "-c", str(FOLDER / source), "-o", out)
+    return out
+
+
+def _run(found: str, *arguments: str) -> None:
+    done = subprocess.run([found, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise CompileError(f"expected {found} to compile {FOLDER}, found: {done.stderr[:2000]}")
 
 
 if __name__ == "__main__":

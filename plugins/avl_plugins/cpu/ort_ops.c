@@ -14,6 +14,23 @@ static const int RANKS[INPUTS] = {4, 4, 4, 4, 4, 1, 4, 4, 1, 3};
 
 // What a session sees first holds for all: one process has one ONNX Runtime.
 static const OrtApi *api;
+static const avl_step_kernels *kernels;
+
+// The best level that this processor has.
+static const avl_step_kernels *best_kernels(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return &avl_step_base;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq"))
+        return &avl_step_avx2;
+    return &avl_step_avx512;
+#else
+    return &avl_step_base;
+#endif
+}
 
 static OrtStatus *input(OrtKernelContext *context, size_t index, const void **data, int64_t dims[4])
 {
@@ -67,8 +84,8 @@ static int fits(const avl_step *step, int64_t dims[INPUTS][4])
     return h > 0 && step->heads % h == 0;
 }
 
-static void read_chunk(void *step, size_t index) { avl_step_read(step, (int64_t)index); }
-static void merge_part(void *step, size_t index) { avl_step_merge(step, (int64_t)index); }
+static void read_chunk(void *step, size_t index) { kernels->read(step, (int64_t)index); }
+static void merge_part(void *step, size_t index) { kernels->merge(step, (int64_t)index); }
 
 static OrtStatus *compute(void *kernel, OrtKernelContext *context)
 {
@@ -95,10 +112,10 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
         (status = output(context, MASS_PARKED, b, h, r, step.parked, &step.mass_parked)) ||
         (status = output(context, MASS_NEW, b, h, r, 1, &step.mass_new)))
         return status;
-    step.scratch = malloc((size_t)avl_step_scratch(&step) * sizeof(float));
+    step.scratch = malloc((size_t)kernels->scratch(&step) * sizeof(float));
     if (!step.scratch)
         return api->CreateStatus(ORT_FAIL, "SplitCacheStep: expected memory for scores, found none");
-    size_t reads = (size_t)avl_step_reads(&step), parts = (size_t)(b * h);
+    size_t reads = (size_t)kernels->reads(&step), parts = (size_t)(b * h);
     status = api->KernelContext_ParallelFor(context, read_chunk, reads, reads, &step);
     if (!status && r)
         status = api->KernelContext_ParallelFor(context, merge_part, parts, 0, &step);
@@ -148,6 +165,7 @@ EXPORTED OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBa
     api = base->GetApi(ORT_API_VERSION);
     if (!api)
         return base->GetApi(1)->CreateStatus(ORT_FAIL, "expected ONNX Runtime 1.17 or newer");
+    kernels = best_kernels();
     if (!domain) {
         OrtStatus *status = api->CreateCustomOpDomain("avl", &domain);
         if (!status)

@@ -1,0 +1,107 @@
+"""Every level of instructions that the CPU kernel is compiled for, called without ONNX Runtime."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from avl_plugins.cpu import build
+from ops.agreement import expected
+from ops.op_models import Arrays
+
+FLAGS_OF = {
+    "avl_step_base": (),
+    "avl_step_avx2": ("avx2", "fma"),
+    "avl_step_avx512": ("avx512f", "avx512vl", "avx512bw", "avx512dq"),
+}
+SIZES = ("batch", "heads", "kv_heads", "head_dim", "active", "parked", "weightings")
+INPUTS = ("q", "k_new", "v_new", "k_active", "v_active", "k_parked", "v_parked", "row_weights")
+LENGTHS = ("active_len", "parked_len")
+OUTPUTS = ("out", "mass_active", "mass_parked", "mass_new")
+
+
+class Step(ctypes.Structure):
+    """avl_step of attention.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in SIZES),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in (*INPUTS, *LENGTHS, *OUTPUTS, "scratch")),
+    ]
+
+
+class Kernels(ctypes.Structure):
+    """avl_step_kernels of attention.h."""
+
+    _fields_ = [
+        ("scratch", ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.POINTER(Step))),
+        ("reads", ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.POINTER(Step))),
+        ("read", ctypes.CFUNCTYPE(None, ctypes.POINTER(Step), ctypes.c_int64)),
+        ("merge", ctypes.CFUNCTYPE(None, ctypes.POINTER(Step), ctypes.c_int64)),
+    ]
+
+
+def compiled(level: str, folder: Path) -> Kernels:
+    library = folder / f"{level}.so"
+    flags = [flag for flag in build.FLAGS if not flag.startswith("-fvisibility")]
+    options = [f"-DAVL_LEVEL={level}", *build.LEVELS.get(level, ())]
+    source = build.FOLDER / build.KERNELS
+    subprocess.run(
+        [build.compiler(), *flags, *options, "-shared", source, "-o", library], check=True
+    )
+    return Kernels.in_dll(ctypes.CDLL(str(library)), level)
+
+
+def ran(kernels: Kernels, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
+    """Outputs of a step, its parts in backward order."""
+    (b, h, _, d), (_, kv, a, _) = arrays["q"].shape, arrays["k_active"].shape
+    p, r = arrays["k_parked"].shape[2], arrays["row_weights"].shape[1]
+    shapes = ((b, h, 1, d), (b, kv, r, a), (b, kv, r, p), (b, kv, r, 1))
+    outputs = {
+        name: np.full(s, np.nan, np.float32) for name, s in zip(OUTPUTS, shapes, strict=True)
+    }
+    step = Step(*(b, h, kv, d, a, p, r), d**-0.5)
+    for name, array in {**arrays, **outputs}.items():
+        setattr(step, name, array.ctypes.data)
+    at = ctypes.byref(step)
+    scratch = np.full(kernels.scratch(at), np.nan, np.float32)
+    step.scratch = scratch.ctypes.data
+    for index in reversed(range(kernels.reads(at))):
+        kernels.read(at, index)
+    for index in reversed(range(b * kv)):
+        kernels.merge(at, index)
+    return list(outputs.values())
+
+
+@pytest.mark.parametrize("level", FLAGS_OF)
+def test_a_level_agrees_with_the_reference(level: str, tmp_path: Path, kernels: Path) -> None:
+    info = Path("/proc/cpuinfo")
+    has = set(info.read_text().split()) if info.is_file() else set()
+    if not has.issuperset(FLAGS_OF[level]):
+        pytest.skip(f"this processor lacks {', '.join(FLAGS_OF[level])}")
+    functions, numbers = compiled(level, tmp_path), np.random.default_rng(5)
+    for case in range(40):
+        group, kv, batch = (int(numbers.integers(1, 4)) for _ in range(3))
+        width = int(numbers.choice((5, 16, 64, 80, 128)))
+        rows = {place: int(numbers.integers(1, 1300 if case % 2 else 30)) for place in "ap"}
+        shapes = {"q": (group * kv, 1), "k_new": (kv, 1), "v_new": (kv, 1)}
+        shapes |= {"k_active": (kv, rows["a"]), "v_active": (kv, rows["a"])}
+        shapes |= {"k_parked": (kv, rows["p"]), "v_parked": (kv, rows["p"])}
+        arrays: Arrays = {
+            name: numbers.standard_normal((batch, *shape, width), np.float32)
+            for name, shape in shapes.items()
+        }
+        arrays["row_weights"] = numbers.random((batch, case % 3, 1), np.float32)
+        arrays["active_len"] = numbers.integers(0, rows["a"] + 1, batch)
+        arrays["parked_len"] = numbers.integers(0, rows["p"] + 1, batch)
+        found = ran(functions, arrays)
+        if not case % 3:  # the reference wants a weighting
+            arrays["row_weights"] = np.ones((batch, 1, 1), np.float32)
+        for output, wanted in zip(found, expected(arrays), strict=True):
+            if case % 3 or output.shape == wanted.shape:
+                np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-5)
