@@ -1,9 +1,9 @@
 """SplitCacheAttention in standard ONNX ops, in the language of `onnx.parser`.
 
-It has three branches: a decode step over active rows, one that reads parked rows too (a
-refresh), and a prompt's chunk. A chunk goes to a runtime's own attention, over cached rows cut to
-the longest sequence; masses come from those rows alone that have a weight. A step takes matrix
-products. An ordinary step's branch is chosen first, as a choice costs more than a node.
+A prompt's chunk goes to a runtime's own attention, over cached rows cut to the longest sequence's;
+masses come from those rows alone that have a weight. A decode step is a function of its own,
+SplitCacheStep, which a kernel may take over. Its body takes matrix products, and has a branch for
+steps that read parked rows (refreshes) and one for those that do not.
 
 Node overhead dominates a small decode step, so those branches are written for few nodes:
 
@@ -247,9 +247,8 @@ _ORDINARY = {
 
 def attention_body(heads: tuple[int, int] | None) -> str:
     """SplitCacheAttention's nodes; `heads` (H, Hkv) writes the head counts into them."""
-    return _with_heads(
-        _filled(_ATTENTION, {"prompt": _filled(_PROMPT, {"scaled": _SCALED})}), heads
-    )
+    prompt = _filled(_PROMPT, {"scaled": _SCALED})
+    return _with_heads(_filled(_ATTENTION, {"prompt": prompt}), heads)
 
 
 def step_body(heads: tuple[int, int] | None) -> str:
@@ -271,5 +270,6 @@ def _filled(template: str, parts: Mapping[str, str]) -> str:
 
 
 def _with_heads(body: str, heads: tuple[int, int] | None) -> str:
+    """`body` with the head counts, or with what finds them in the shapes of q and k_new."""
     query, key = _HEADS if heads is None else (constant_ints(heads[0]), constant_ints(heads[1]))
     return _filled(body, {"heads": query, "kv_heads": key})

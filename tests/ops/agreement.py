@@ -20,6 +20,15 @@ def expected(arrays: Arrays) -> tuple[np.ndarray[Any, Any], ...]:
     return split_cache_attention(*ordered, scale=scale_of(arrays["q"].shape[3]))
 
 
+def assert_agrees(arrays: Arrays, outputs: list[np.ndarray[Any, Any]]) -> None:
+    """Outputs in float32 are the reference's, in shape, dtype and value."""
+    for found, wanted in zip(outputs, expected(arrays), strict=True):
+        assert found.shape == wanted.shape
+        assert found.dtype == wanted.dtype
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    assert_masked_rows_have_no_mass(arrays, outputs)
+
+
 def assert_masked_rows_have_no_mass(arrays: Arrays, outputs: list[np.ndarray[Any, Any]]) -> None:
     for place, mass in zip(("active", "parked"), outputs[1:3], strict=True):
         for b, used in enumerate(arrays[f"{place}_len"]):

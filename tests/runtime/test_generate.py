@@ -166,6 +166,16 @@ def test_without_compiled_kernels_the_same_is_said(
     np.testing.assert_allclose(compiled.logits, plain.logits, rtol=1e-4, atol=1e-4)
 
 
+def test_damaged_kernels_are_refused(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kernels.so"
+    path.write_bytes(b"not a library")
+    monkeypatch.setattr(cpu, "LIBRARY", path)
+    with pytest.raises(AvlError, match="compile them with python -m avl_plugins"):
+        LVLM.load(tiny_package, backend="ort-cpu")
+
+
 def test_a_batch_of_different_prompts_equals_single_runs(tiny: LVLM) -> None:
     asked = [sample(task, "held-out", 5 + i) for i, task in enumerate(("caption", "vqa", "ocr"))]
     prompts = [one.prompt for one in asked] + ["Describe the image."]

@@ -70,9 +70,8 @@ class OrtBackend:
         }
         for name, value in entries.items():
             options.add_session_config_entry(name, value)
-        kernels = cpu.library()
-        if kernels is not None and self.dtype == np.float32 and not encoder:
-            options.register_custom_ops_library(str(kernels))
+        if self.dtype == np.float32 and not encoder:
+            _register_kernels(options)
         graph = package.read(file)
         try:
             return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -113,6 +112,26 @@ class OrtBackend:
                 **added,
             },
         )
+
+
+def _register_kernels(options: ort.SessionOptions) -> None:
+    """Offer a session the compiled kernels, if there are any.
+
+    Raises:
+        BackendError: they are not for this machine, or damaged.
+    """
+    library = cpu.library()
+    if library is None:
+        return
+    try:
+        options.register_custom_ops_library(str(library))
+    # ONNX Runtime's own exception classes share no base but Exception.
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        raise BackendError(
+            f"{library}: expected CPU kernels compiled on this machine, found: {reason}; compile "
+            f"them with python -m avl_plugins.cpu.build, or set {cpu.SWITCH}=off"
+        ) from error
 
 
 class OrtBoundSegment:
