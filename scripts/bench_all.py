@@ -52,7 +52,7 @@ class Record:
 
 
 RECORDS = {
-    "s1": Record("S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), repeats=5),
+    "s1": Record("S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), repeats=6),
     "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4", repeats=5),
     "s1-batch4": Record("S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4")),
     "s2": Record("S2", ("dense", AVL), LARGE, (TORCH, GENAI)),
