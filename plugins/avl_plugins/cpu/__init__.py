@@ -44,9 +44,9 @@ def swap_rows() -> SwapRows | None:
 @functools.cache
 def _swap_rows(path: Path) -> SwapRows:
     function = ctypes.CDLL(str(path)).avl_swap_rows
-    function.restype = None
-    function.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 2
-    function.argtypes = [*function.argtypes, ctypes.c_int64]
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.restype = ctypes.c_int
+    function.argtypes = [*[pointer] * 2, *[number] * 4, *[pointer] * 2, number]
 
     def swap(active: Rows, parked: Rows, out: NDArray[np.int64], into: NDArray[np.int64]) -> None:
         heads, active_rows, width = active.shape
@@ -63,10 +63,7 @@ def _swap_rows(path: Path) -> SwapRows:
                 f"expected contiguous rows that fit, found {active.dtype} {active.shape}, "
                 f"{parked.dtype} {parked.shape}, {len(out)} and {len(into)} rows"
             )
-        for rows, capacity in ((out, active_rows), (into, parked.shape[1])):
-            if len(rows) and not 0 <= rows.min() <= rows.max() < capacity:
-                raise ValueError(f"expected rows below {capacity}, found {rows.max()}")
-        function(
+        failed = function(
             active.ctypes.data,
             parked.ctypes.data,
             heads,
@@ -77,5 +74,10 @@ def _swap_rows(path: Path) -> SwapRows:
             into.ctypes.data,
             len(out),
         )
+        if failed:
+            raise ValueError(
+                f"expected rows below {active_rows} and {parked.shape[1]}, "
+                f"found {out.tolist()} and {into.tolist()}"
+            )
 
     return swap

@@ -167,11 +167,13 @@ EXPORTED OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBa
         return base->GetApi(1)->CreateStatus(ORT_FAIL, "expected ONNX Runtime 1.17 or newer");
     kernels = best_kernels();
     if (!domain) {
-        OrtStatus *status = api->CreateCustomOpDomain("avl", &domain);
+        OrtCustomOpDomain *made;
+        OrtStatus *status = api->CreateCustomOpDomain("avl", &made);
         if (!status)
-            status = api->CustomOpDomain_Add(domain, &STEP);
+            status = api->CustomOpDomain_Add(made, &STEP);
         if (status)
             return status;
+        domain = made;
     }
     return api->AddCustomOpDomain(options, domain);
 }

@@ -25,11 +25,21 @@ static void swap(char *restrict a, char *restrict b, int64_t bytes)
     memcpy(b + at, kept, (size_t)(bytes - at));
 }
 
-__attribute__((visibility("default")))
-void avl_swap_rows(char *active, char *parked, int64_t heads, int64_t active_rows,
-                   int64_t parked_rows, int64_t row_bytes, const int64_t *out, const int64_t *into,
-                   int64_t count)
+static int there(const int64_t *slots, int64_t count, int64_t rows)
 {
+    for (int64_t i = 0; i < count; i++)
+        if (slots[i] < 0 || slots[i] >= rows)
+            return 0;
+    return 1;
+}
+
+__attribute__((visibility("default")))
+int avl_swap_rows(char *active, char *parked, int64_t heads, int64_t active_rows,
+                  int64_t parked_rows, int64_t row_bytes, const int64_t *out, const int64_t *into,
+                  int64_t count)
+{
+    if (!there(out, count, active_rows) || !there(into, count, parked_rows))
+        return -1;
     for (int64_t h = 0; h < heads; h++) {
         char *a = active + h * active_rows * row_bytes, *p = parked + h * parked_rows * row_bytes;
         for (int64_t i = 0; i < count; i++) {
@@ -40,4 +50,5 @@ void avl_swap_rows(char *active, char *parked, int64_t heads, int64_t active_row
             swap(a + out[i] * row_bytes, p + into[i] * row_bytes, row_bytes);
         }
     }
+    return 0;
 }
