@@ -7,14 +7,16 @@ Runs the attention nodes of all layers of shape S1 of make_random.py as ONNX Run
 decoder, by the compiled CPU kernel and by standard ops, over caches as large as a policy leaves
 them. Before each step other memory is read, as a decoder's weights are. Candidates are interleaved;
 a token's time is that of a policy's ordinary steps and its refresh, weighted by how often they
-come. The rows that a refresh exchanges are moved outside the graph: `exchange_ms` is that, once for
-a churn as random weights have it (two fifths of the core) and once for a tenth.
+come. `exchange` is what a refresh takes beyond that, to rank the rows and swap those that the core
+changes: for queries that have nothing to do with the refresh before, as random weights make them,
+and for queries much like it. The kernel does it in the step; for the body it is NumPy's time alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from avl_plugins import cpu
+from avl_plugins.cpu.refresh import Refresh
 from avl_plugins.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.policies import parse
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
@@ -41,7 +44,7 @@ from avl_runtime.resources import cores
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 8, 16, 16, 64
 VISUAL, TEXT = 2880, 128  # at a reply's begin
 OTHER = 64 << 20  # bytes read between steps: twice this machine's last cache
-CHURN = (0.4, 0.1)
+ANGLES = {"unrelated": math.pi / 2, "alike": 0.2}  # radians from one refresh's queries to the next
 _OP = SPLIT_CACHE_ATTENTION
 
 
@@ -122,22 +125,25 @@ def cache_of(candidate: Candidate, batch: int) -> SegmentCache:
 
     active = candidate.core + TEXT
     cache.k_active, cache.v_active = rows(active), rows(active)
-    cache.positions = np.zeros((LAYERS, batch, KV_HEADS, active), np.int64)
+    cache.positions = np.zeros((LAYERS, batch, KV_HEADS, active), np.int64) + np.arange(active)
     cache.active_len[:], cache.image_rows[:] = active, candidate.core
     if candidate.parked:
         cache.k_parked, cache.v_parked = rows(candidate.parked), rows(candidate.parked)
-        cache.parked_positions = np.zeros((LAYERS, batch, candidate.parked), np.int64)
+        cache.parked_positions = active + np.broadcast_to(
+            np.arange(candidate.parked), (LAYERS, batch, candidate.parked)
+        )
         cache.parked_len[:] = candidate.parked
     return cache
 
 
-def bound(session: ort.InferenceSession, cache: SegmentCache, refresh: bool) -> ort.IOBinding:
-    """A step's inputs and outputs, bound to memory once, as the backend does it.
+def bound(
+    session: ort.InferenceSession, cache: SegmentCache, row: NDArray[np.float32], refresh: bool
+) -> ort.IOBinding:
+    """A step's inputs and outputs, bound to memory once, as the backend does it; `row` is q.
 
     Masses are made where they are read, at a refresh.
     """
     batch, weightings = len(cache.active_len), 2 if refresh else 0
-    row = np.random.default_rng(1).standard_normal((batch, HEADS, 1, HEAD_DIM), np.float32)
     nothing = [np.zeros((batch, KV_HEADS, 1, HEAD_DIM), np.float32)] * LAYERS
     arrays = {
         "q": row,
@@ -170,10 +176,9 @@ def bound(session: ort.InferenceSession, cache: SegmentCache, refresh: bool) -> 
     return binding
 
 
-def swapped(cache: SegmentCache, churn: float, numbers: np.random.Generator) -> float:
-    """Seconds that the exchange of one refresh takes."""
+def moved_rows(cache: SegmentCache, count: int, numbers: np.random.Generator) -> float:
+    """Seconds that NumPy takes to swap `count` rows of every layer, which are then swapped back."""
     core, apart = int(cache.image_rows[0]), int(cache.parked_len[0])
-    count = min(int(churn * core), apart)
     spent = 0.0
     for row in range(len(cache.active_len)):
         leaving, entering = np.zeros((LAYERS, core), np.bool_), np.zeros((LAYERS, apart), np.bool_)
@@ -183,7 +188,27 @@ def swapped(cache: SegmentCache, churn: float, numbers: np.random.Generator) -> 
         begun = time.perf_counter()
         exchange(cache, row, leaving, entering)
         spent += time.perf_counter() - begun
+        exchange(cache, row, leaving, entering)
     return spent
+
+
+def turn(query: NDArray[np.float32], angle: float, numbers: np.random.Generator) -> None:
+    """Turn a query [B, H, 1, D] in place, into a direction drawn at random."""
+    away = numbers.standard_normal(query.shape, np.float32)
+    query[:] = math.cos(angle) * query + math.sin(angle) * away
+
+
+@dataclass(slots=True)
+class Exchanges:
+    """Refreshes of one cache after queries of one kind.
+
+    Attributes:
+        rows: how many each layer swapped.
+        milliseconds: of the kernel's step with its exchange, and of NumPy's exchange alone.
+    """
+
+    rows: list[int]
+    milliseconds: dict[str, list[float]]
 
 
 def measure(threads: int, batch: int, repeats: int) -> dict[str, dict[str, Any]]:
@@ -197,17 +222,22 @@ def measure(threads: int, batch: int, repeats: int) -> dict[str, dict[str, Any]]
     }
     with huge_pages():
         caches = {name: cache_of(one, batch) for name, one in CANDIDATES.items()}
+    numbers = np.random.default_rng(2)
+    query = numbers.standard_normal((batch, HEADS, 1, HEAD_DIM), np.float32)
     bindings = {
-        (way, name, refresh): bound(session, cache, refresh)
+        (way, name, refresh): bound(session, cache, query, refresh)
         for name, cache in caches.items()
         for refresh in ((False, True) if CANDIDATES[name].parked else (False,))
         for way, session in sessions.items()
     }
     steps: dict[tuple[str, str, bool], list[float]] = {key: [] for key in bindings}
-    moves: dict[tuple[str, float], list[float]] = {
-        (name, churn): [] for name, one in CANDIDATES.items() if one.parked for churn in CHURN
+    exchanges = {
+        (name, kind): Exchanges([], {way: [] for way in sessions})
+        for name, one in CANDIDATES.items()
+        if one.parked
+        for kind in ANGLES
     }
-    other, numbers = np.ones(OTHER // 8), np.random.default_rng(2)
+    other = np.ones(OTHER // 8)
     for repeat in range(repeats + 2):
         for key, binding in bindings.items():
             other.sum()
@@ -215,41 +245,59 @@ def measure(threads: int, batch: int, repeats: int) -> dict[str, dict[str, Any]]
             sessions[key[0]].run_with_iobinding(binding)
             if repeat >= 2:
                 steps[key].append((time.perf_counter() - begun) * 1e3)
-        for (name, churn), spent in moves.items():
+        for (name, kind), found in exchanges.items():
+            cache = caches[name]
+            refresh = Refresh(
+                cache.k_active, cache.image_rows, cache.positions, cache.parked_positions
+            )
+            turn(query, ANGLES[kind], numbers)
             other.sum()
-            once = swapped(caches[name], churn, numbers) * 1e3
+            begun = time.perf_counter()
+            with refresh:
+                sessions["kernel"].run_with_iobinding(bindings["kernel", name, True])
+            with_exchange = (time.perf_counter() - begun) * 1e3
+            count = int(refresh.moved.mean())
+            other.sum()
+            alone = moved_rows(cache, count, numbers) * 1e3
             if repeat >= 2:
-                spent.append(once)
-    return {way: _rows(way, steps, moves) for way in sessions}
+                found.rows.append(count)
+                found.milliseconds["kernel"].append(with_exchange)
+                found.milliseconds["body"].append(alone)
+    return {way: _rows(way, steps, exchanges) for way in sessions}
 
 
 def _rows(
     way: str,
     steps: Mapping[tuple[str, str, bool], Sequence[float]],
-    moves: Mapping[tuple[str, float], Sequence[float]],
+    exchanges: Mapping[tuple[str, str], Exchanges],
 ) -> dict[str, Any]:
     own = {(name, refresh): times for (by, name, refresh), times in steps.items() if by == way}
     dense = statistics.median(own["dense", False])
-    return {name: _row(name, one, dense, own, moves) for name, one in CANDIDATES.items()}
+    rows: dict[str, Any] = {}
+    for name, one in CANDIDATES.items():
+        ordinary = statistics.median(own[name, False])
+        refresh = statistics.median(own[name, True]) if one.parked else ordinary
+        token = ((one.every - 1) * ordinary + refresh) / one.every
+        rows[name] = {
+            "ordinary_ms": _spread(own[name, False]),
+            "refresh_ms": _spread(own[name, True]) if one.parked else None,
+            "token_ms": round(token, 3),
+            "of_dense": round(token / dense, 4),
+            "bytes_say": round(one.bytes_say, 4),
+            "exchange": {
+                kind: _exchange(found, way, one.core, refresh)
+                for (by, kind), found in exchanges.items()
+                if by == name
+            },
+        }
+    return rows
 
 
-def _row(
-    name: str,
-    one: Candidate,
-    dense: float,
-    steps: Mapping[tuple[str, bool], Sequence[float]],
-    moves: Mapping[tuple[str, float], Sequence[float]],
-) -> dict[str, Any]:
-    ordinary = statistics.median(steps[name, False])
-    refresh = statistics.median(steps[name, True]) if one.parked else ordinary
-    token = ((one.every - 1) * ordinary + refresh) / one.every
+def _exchange(found: Exchanges, way: str, core: int, refresh: float) -> dict[str, Any]:
+    in_step = refresh if way == "kernel" else 0.0  # the kernel's time is that of the whole step
     return {
-        "ordinary_ms": _spread(steps[name, False]),
-        "refresh_ms": _spread(steps[name, True]) if one.parked else None,
-        "token_ms": round(token, 3),
-        "of_dense": round(token / dense, 4),
-        "bytes_say": round(one.bytes_say, 4),
-        "exchange_ms": {str(c): _spread(moves[name, c]) for c in CHURN} if one.parked else None,
+        "churn": round(statistics.median(found.rows) / core, 3),
+        "ms": _spread([each - in_step for each in found.milliseconds[way]]),
     }
 
 
@@ -267,16 +315,19 @@ def sentence(report: Mapping[str, Any], churns: Mapping[str, Any]) -> str:
     usual = "avl:keep=0.5,core=0.3,refresh=3"
     tiny, random = (churns["packages"][name][usual]["median"] for name in ("avl-tiny", "S1-none"))
     rows, bodies = (report["batches"]["1"][way] for way in ("kernel", "body"))
-    moved = rows["avl"]["exchange_ms"]
+    (most, few), (slow, _) = (
+        [way["avl"]["exchange"][kind] for kind in ANGLES] for way in (rows, bodies)
+    )
     return (
         f"A refresh replaces {100 * random:.0f} % of the core with random weights (median; "
         f"{100 * tiny:.0f} % with avl-tiny's trained ones, `scripts/churn.py`, "
-        "[JSON](benchmarks/churn.json)), and rows change places outside the graph: at S1 that "
-        f"takes {moved['0.4']['median']:.1f} ms for 40 % of the core and "
-        f"{moved['0.1']['median']:.1f} ms for 10 %, where dense attention takes "
+        "[JSON](benchmarks/churn.json)), and rows change places: at S1 that takes "
+        f"{most['ms']['median']:.1f} ms for {100 * most['churn']:.0f} % of the core and "
+        f"{few['ms']['median']:.1f} ms for {100 * few['churn']:.0f} %, where dense attention takes "
         f"{rows['dense']['token_ms']:.1f} ms a token and A-VL's {rows['avl']['token_ms']:.1f} ms; "
         f"without the compiled kernel they take {bodies['dense']['token_ms']:.1f} and "
-        f"{bodies['avl']['token_ms']:.1f} ms "
+        f"{bodies['avl']['token_ms']:.1f} ms, and the {100 * slow['churn']:.0f} % "
+        f"{slow['ms']['median']:.1f} ms "
         "(`scripts/attention_part.py`, [JSON](benchmarks/attention-part.json))."
     )
 
@@ -312,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(
                     f"batch {batch}, {way}, {name}: {row['token_ms']:.2f} ms, "
                     f"{row['of_dense']:.3f} of dense (bytes say {row['bytes_say']:.3f}); "
-                    f"exchange {row['exchange_ms']}"
+                    f"exchange {row['exchange']}"
                 )
     if parsed.json:
         parsed.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -92,8 +92,9 @@ class Decoder:
         split = self._plan.split
         self.refreshed = split is not None and split.is_refresh(self.step)
         selects = self.refreshed or self._plan.text is not None
-        for bound, cache, _ in self._segments:
-            bound.run(cache, parked=self.refreshed, masses=selects)
+        for bound, cache, first_layer in self._segments:
+            with self._selection.refreshing(cache, first_layer, rows, self.step):
+                bound.run(cache, parked=self.refreshed, masses=selects)
         # A run leaves neither code nor data of ours in the processor's caches. Rows move after the
         # last one, so that a step fetches what moves them once and not once a segment.
         for bound, cache, first_layer in self._segments:

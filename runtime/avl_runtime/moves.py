@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins import cpu
 from avl_runtime.cache import Array, Ints, SegmentCache
 
 Mask = NDArray[np.bool_]
@@ -101,14 +100,13 @@ def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> No
     moved = cache.positions[layers, row, 0, out]
     cache.positions[layers, row, :, out] = cache.parked_positions[layers, row, into, None]
     cache.parked_positions[layers, row, into] = moved
-    swap_rows = cpu.swap_rows() or _swap_rows
 
     def swap(layer: int, part: slice[Any, Any, Any]) -> None:
         for active, parked in (
             (cache.k_active[layer], cache.k_parked[layer]),
             (cache.v_active[layer], cache.v_parked[layer]),
         ):
-            swap_rows(active[row], parked[row], out[part], into[part])
+            _swap_rows(active[row], parked[row], out[part], into[part])
 
     parts = _by_layer(layers, cache.layers)
     _, heads, _, width = cache.k_active[0].shape
@@ -147,7 +145,7 @@ def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:
 
 
 def _swap_rows(active: Array, parked: Array, out: Ints, into: Ints) -> None:
-    """`cpu.swap_rows` without its library."""
+    """Swap rows `out` of `active` [Hkv, A, D] with rows `into` of `parked` [Hkv, P, D]."""
     heads = np.arange(len(active))[:, None]
     here, there = _elements(active), _elements(parked)
     to, origin = heads * active.shape[1] + out, heads * parked.shape[1] + into

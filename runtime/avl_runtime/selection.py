@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.refresh import Refresh
 from avl_plugins.policies import Plan, Split
 from avl_runtime.backends.protocol import Masses
 from avl_runtime.cache import Floats, SegmentCache
@@ -27,6 +29,31 @@ class HostSelection:
         self._plan = plan
         self._conversations = conversations
         self._image_tokens = [int(each.image_mask.sum()) for each in conversations]
+        self._exchanged: set[int] = set()  # segments, by first layer, whose step did the refresh
+
+    @contextmanager
+    def refreshing(
+        self, cache: SegmentCache, first_layer: int, rows: Sequence[int], step: int
+    ) -> Iterator[None]:
+        """Offer a segment's refresh to the step that is run inside, if one is due.
+
+        Where the step takes it, rows have changed places when it ends, and `follow` need not.
+        Arguments are those of `follow`.
+        """
+        split = self._plan.split
+        # What is drawn at random the step cannot rank.
+        if split is None or split.seed is not None or not split.is_refresh(step):
+            yield
+            return
+        core = np.zeros_like(cache.image_rows)
+        core[rows] = cache.image_rows[rows]
+        refresh = Refresh(cache.k_active, core, cache.positions, cache.parked_positions)
+        with refresh:
+            yield
+        if (refresh.moved >= 0).all():
+            self._exchanged.add(first_layer)
+        elif (refresh.moved >= 0).any():
+            raise RuntimeError("expected a step to refresh all of its layers or none, found some")
 
     def follow(
         self,
@@ -50,7 +77,9 @@ class HostSelection:
         if masses is None:
             append(None)
             return
-        if split is not None and split.is_refresh(step):
+        if first_layer in self._exchanged:
+            self._exchanged.remove(first_layer)
+        elif split is not None and split.is_refresh(step):
             for row in rows:
                 total = self._image_tokens[row]
                 _refresh(cache, masses, row, split, first_layer, total, step)

@@ -29,7 +29,7 @@ HELPER int64_t group_of(const avl_step *step) { return step->heads / step->kv_he
 HELPER int64_t keys_of(const avl_step *step) { return step->active + step->parked + 1; }
 HELPER int64_t chunks_of(const avl_step *step) { return (keys_of(step) + CHUNK - 1) / CHUNK; }
 
-static int64_t reads(const avl_step *step)
+static int64_t chunks(const avl_step *step)
 {
     return step->batch * step->kv_heads * chunks_of(step);
 }
@@ -133,42 +133,74 @@ HELPER void add_values(const avl_step *step, int64_t d, const float *restrict we
                 out[g * d + i] += weights[g * stride + j] * values[j * d + i];
 }
 
-HELPER void read_chunk(const avl_step *step, int64_t index, int64_t d)
-{
-    int64_t part = index / chunks_of(step), chunk = index % chunks_of(step);
-    int64_t group = group_of(step), stride = keys_of(step);
-    int64_t begin = chunk * CHUNK, end = begin + CHUNK;
-    const float *q = step->q + part * group * d;
-    float *scores = scores_of(step, part), *out = result_of(step, part, chunk);
-    float *top = out + group * d, *sum = top + group;
+// What a chunk reads: rows [begin, end) among all of its part.
+typedef struct {
+    int64_t part, begin, end;
     place places[3];
-    find_places(step, part, places);
-    end = least(end, places[2].first + 1);
-    if (begin >= end)
-        return;
-    for (int p = 0; p < 3; p++) {
-        int64_t from = most(begin, places[p].first);
-        int64_t rows = least(end, places[p].first + places[p].rows) - from;
-        score(step, d, q, places[p].keys + (from - places[p].first) * d, rows, scores + from, stride);
+    float *out, *top, *sum; // its results: [G, D], [G] and [G]
+} chunk;
+
+HELPER chunk chunk_at(const avl_step *step, int64_t index)
+{
+    int64_t part = index / chunks_of(step), number = index % chunks_of(step);
+    float *out = result_of(step, part, number), *top = out + group_of(step) * step->head_dim;
+    chunk found = {.part = part, .begin = number * CHUNK, .out = out, .top = top,
+                   .sum = top + group_of(step)};
+    find_places(step, part, found.places);
+    found.end = most(found.begin, least(found.begin + CHUNK, found.places[2].first + 1));
+    return found;
+}
+
+// How many of its rows are in a place, from `from` on; none if that is not positive.
+HELPER int64_t rows_in(const chunk *one, const place *of, int64_t *from)
+{
+    *from = most(one->begin, of->first);
+    return least(one->end, of->first + of->rows) - *from;
+}
+
+HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d)
+{
+    const chunk one = chunk_at(step, index);
+    int64_t group = group_of(step), stride = keys_of(step), from;
+    float *scores = scores_of(step, one.part);
+    for (const place *p = one.places; p < one.places + 3; p++) {
+        int64_t rows = rows_in(&one, p, &from);
+        const float *q = step->q + one.part * group * d, *keys = p->keys + (from - p->first) * d;
+        score(step, d, q, keys, rows, scores + from, stride);
     }
     for (int64_t g = 0; g < group; g++)
-        weigh(scores + g * stride + begin, end - begin, top + g, sum + g);
-    memset(out, 0, (size_t)(group * d) * sizeof(float));
-    for (int p = 0; p < 3; p++) {
-        int64_t from = most(begin, places[p].first);
-        int64_t rows = least(end, places[p].first + places[p].rows) - from;
-        const float *values = places[p].values + (from - places[p].first) * d;
-        add_values(step, d, scores + from, stride, values, rows, out);
+        weigh(scores + g * stride + one.begin, one.end - one.begin, one.top + g, one.sum + g);
+}
+
+HELPER void sum_chunk(const avl_step *step, int64_t index, int64_t d)
+{
+    const chunk one = chunk_at(step, index);
+    int64_t from;
+    const float *weights = scores_of(step, one.part);
+    memset(one.out, 0, (size_t)(group_of(step) * d) * sizeof(float));
+    for (const place *p = one.places; p < one.places + 3; p++) {
+        int64_t rows = rows_in(&one, p, &from);
+        const float *values = p->values + (from - p->first) * d;
+        add_values(step, d, weights + from, keys_of(step), values, rows, one.out);
     }
 }
 
-static void read(const avl_step *step, int64_t index)
+// Loops over the usual sizes of a head are unrolled: a row is too short for a loop's overhead.
+static void score_keys(const avl_step *step, int64_t index)
 {
-    // Loops over the usual sizes of a head are unrolled: a row is too short for a loop's overhead.
     switch (step->head_dim) {
-    case 64: read_chunk(step, index, 64); break;
-    case 128: read_chunk(step, index, 128); break;
-    default: read_chunk(step, index, step->head_dim);
+    case 64: score_chunk(step, index, 64); break;
+    case 128: score_chunk(step, index, 128); break;
+    default: score_chunk(step, index, step->head_dim);
+    }
+}
+
+static void sum_values(const avl_step *step, int64_t index)
+{
+    switch (step->head_dim) {
+    case 64: sum_chunk(step, index, 64); break;
+    case 128: sum_chunk(step, index, 128); break;
+    default: sum_chunk(step, index, step->head_dim);
     }
 }
 
@@ -184,39 +216,83 @@ HELPER void add_mass(const avl_step *step, const place *to, const float *weights
     }
 }
 
-static void merge(const avl_step *step, int64_t part)
+// How many chunks of a part have rows.
+HELPER int64_t filled(const place places[3])
 {
-    int64_t group = group_of(step), d = step->head_dim, stride = keys_of(step);
+    return (places[2].first + CHUNK) / CHUNK;
+}
+
+// What a chunk's weights count for beside those of others: e ** (its top - the greatest top).
+HELPER float shrink_of(const avl_step *step, int64_t part, int64_t g, int64_t number, float top)
+{
+    return exp_of(result_of(step, part, number)[group_of(step) * step->head_dim + g] - top);
+}
+
+// The greatest score of a query head and, relative to it, the sum of its weights.
+HELPER void total_of(const avl_step *step, int64_t part, int64_t g, int64_t chunks, float *top,
+                     float *sum)
+{
+    int64_t group = group_of(step), at = group * step->head_dim + g;
+    float greatest = -FLT_MAX, total = 0.0f;
+    for (int64_t c = 0; c < chunks; c++) {
+        float own = result_of(step, part, c)[at];
+        greatest = own > greatest ? own : greatest;
+    }
+    for (int64_t c = 0; c < chunks; c++)
+        total += shrink_of(step, part, g, c, greatest) * result_of(step, part, c)[at + group];
+    *top = greatest;
+    *sum = total;
+}
+
+static void sum_masses(const avl_step *step, int64_t part)
+{
+    int64_t group = group_of(step), stride = keys_of(step);
     const float *row_weights = step->row_weights + part / step->kv_heads * step->weightings;
     place places[3];
     find_places(step, part, places);
-    int64_t keys = places[2].first + 1, chunks = (keys + CHUNK - 1) / CHUNK;
     for (int p = 0; p < 3; p++)
         memset(places[p].mass, 0,
                (size_t)(step->weightings * places[p].capacity) * sizeof(float));
     for (int64_t g = 0; g < group; g++) {
-        float *out = step->out + (part * group + g) * d, top = -FLT_MAX, sum = 0.0f;
-        for (int64_t c = 0; c < chunks; c++) {
-            const float *tops = result_of(step, part, c) + group * d;
-            top = tops[g] > top ? tops[g] : top;
-        }
-        memset(out, 0, (size_t)d * sizeof(float));
-        for (int64_t c = 0; c < chunks; c++) {
-            const float *result = result_of(step, part, c), *tops = result + group * d;
-            float shrink = exp_of(tops[g] - top);
-            sum += shrink * tops[group + g];
-            for (int64_t i = 0; i < d; i++)
-                out[i] += shrink * result[g * d + i];
-        }
-        for (int64_t i = 0; i < d; i++)
-            out[i] /= sum;
-        for (int64_t c = 0; c < chunks && step->weightings; c++) {
-            const float *tops = result_of(step, part, c) + group * d;
-            float share = exp_of(tops[g] - top) / (sum * (float)group);
+        float top, sum;
+        total_of(step, part, g, filled(places), &top, &sum);
+        for (int64_t c = 0; c < filled(places); c++) {
+            float share = shrink_of(step, part, g, c, top) / (sum * (float)group);
             const float *weights = scores_of(step, part) + g * stride;
-            int64_t end = least((c + 1) * CHUNK, keys);
+            int64_t end = least((c + 1) * CHUNK, places[2].first + 1);
             for (int p = 0; p < 3; p++)
                 add_mass(step, &places[p], weights, c * CHUNK, end, row_weights, share);
+        }
+    }
+}
+
+static void merge(const avl_step *step, int64_t part)
+{
+    int64_t group = group_of(step), d = step->head_dim;
+    place places[3];
+    find_places(step, part, places);
+    for (int64_t g = 0; g < group; g++) {
+        float *out = step->out + (part * group + g) * d, top, sum;
+        total_of(step, part, g, filled(places), &top, &sum);
+        memset(out, 0, (size_t)d * sizeof(float));
+        for (int64_t c = 0; c < filled(places); c++) {
+            const float *result = result_of(step, part, c) + g * d;
+            float share = shrink_of(step, part, g, c, top) / sum;
+            for (int64_t i = 0; i < d; i++)
+                out[i] += share * result[i];
+        }
+    }
+}
+
+static void swap_rows(float *restrict active, float *restrict parked, int64_t head_dim,
+                      const int64_t *leaving, const int64_t *entering, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        float *a = active + leaving[i] * head_dim, *b = parked + entering[i] * head_dim;
+        for (int64_t j = 0; j < head_dim; j++) {
+            float kept = a[j];
+            a[j] = b[j];
+            b[j] = kept;
         }
     }
 }
@@ -224,4 +300,5 @@ static void merge(const avl_step *step, int64_t part)
 #ifndef AVL_LEVEL
 #define AVL_LEVEL avl_step_base
 #endif
-const avl_step_kernels AVL_LEVEL = {scratch, reads, read, merge};
+const avl_step_kernels AVL_LEVEL = {scratch,    chunks, score_keys, sum_values,
+                                    sum_masses, merge,  swap_rows};

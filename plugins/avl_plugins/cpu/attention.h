@@ -18,13 +18,21 @@ typedef struct avl_step {
 } avl_step;
 
 // What attention.c is compiled to for one level of the processor's instructions.
+//
+// A step is `score_keys` and then `sum_values` for every chunk, and then `merge` for every part; if
+// it has masses, `sum_masses` for every part is after the keys of all its chunks. Chunks are those
+// below `chunks`, parts those below B * Hkv, a KV head of a sequence each; both in the order of
+// sequences, and otherwise in any order and in any threads at once.
 typedef struct avl_step_kernels {
     int64_t (*scratch)(const avl_step *step);
-    // A step is `read` for every index below `reads`, in any order and in any threads at once, then
-    // `merge` likewise for every index below B * Hkv.
-    int64_t (*reads)(const avl_step *step);
-    void (*read)(const avl_step *step, int64_t index);
-    void (*merge)(const avl_step *step, int64_t index);
+    int64_t (*chunks)(const avl_step *step);
+    void (*score_keys)(const avl_step *step, int64_t chunk);
+    void (*sum_values)(const avl_step *step, int64_t chunk);
+    void (*sum_masses)(const avl_step *step, int64_t part);
+    void (*merge)(const avl_step *step, int64_t part);
+    // Swaps rows leaving[i] of `active` with rows entering[i] of `parked`, for i < count.
+    void (*swap_rows)(float *active, float *parked, int64_t head_dim, const int64_t *leaving,
+                      const int64_t *entering, int64_t count);
 } avl_step_kernels;
 
 // build.py compiles the levels above the base for x86-64 alone: AVX2 with FMA, and AVX-512.

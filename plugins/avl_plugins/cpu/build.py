@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("attention.c", "rows.c", "ort_ops.c")
+SOURCES = ("attention.c", "refresh.c", "step.c", "ort_ops.c")
 KERNELS = "attention.c"  # compiled once for every level of instructions
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")

@@ -1,6 +1,5 @@
 // SplitCacheStep as a custom op of ONNX Runtime's CPU provider.
-#include "attention.h"
-#include "ort_abi.h"
+#include "step.h"
 
 #include <stdlib.h>
 
@@ -84,9 +83,6 @@ static int fits(const avl_step *step, int64_t dims[INPUTS][4])
     return h > 0 && step->heads % h == 0;
 }
 
-static void read_chunk(void *step, size_t index) { kernels->read(step, (int64_t)index); }
-static void merge_part(void *step, size_t index) { kernels->merge(step, (int64_t)index); }
-
 static OrtStatus *compute(void *kernel, OrtKernelContext *context)
 {
     int64_t dims[INPUTS][4];
@@ -115,12 +111,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     step.scratch = malloc((size_t)kernels->scratch(&step) * sizeof(float));
     if (!step.scratch)
         return api->CreateStatus(ORT_FAIL, "SplitCacheStep: expected memory for scores, found none");
-    size_t reads = (size_t)kernels->reads(&step), parts = (size_t)(b * h);
-    status = api->KernelContext_ParallelFor(context, read_chunk, reads, reads, &step);
-    if (!status && r)
-        status = api->KernelContext_ParallelFor(context, merge_part, parts, 0, &step);
-    for (size_t i = 0; !status && !r && i < parts; i++)
-        merge_part(&step, i); // so little that waking other threads would take longer
+    status = avl_run_step(api, context, kernels, &step);
     free(step.scratch);
     return status;
 }

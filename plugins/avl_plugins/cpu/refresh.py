@@ -1,0 +1,104 @@
+"""Refreshes that the step kernel does itself, in the step that ranks the rows.
+
+Rows of a refresh are swapped most cheaply right after they were read, while the processor's cache
+holds them. Graphs cannot say that an op changes its inputs, so the host offers its cache to the
+steps that its thread runs next, and afterwards sees whether they took it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins import cpu
+
+Ints = NDArray[np.int64]
+
+
+class _Layer(ctypes.Structure):
+    """`avl_refresh` of refresh.h."""
+
+    _fields_ = (
+        ("k_active", ctypes.c_void_p),
+        ("active", ctypes.c_int64),
+        ("parked", ctypes.c_int64),
+        ("core", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("parked_positions", ctypes.c_void_p),
+        ("moved", ctypes.c_void_p),
+    )
+
+
+class Refresh:
+    """A refresh of L layers, offered to the runs inside the `with` statement.
+
+    A run takes it layer by layer, or not at all: without the library, or where another kernel
+    computes the step. Image rows are ranked by the step's mass 0, summed over the KV heads; rows
+    that the core changes swap places in K and V, and their labels with them, in place.
+
+    Attributes:
+        moved: [L, B] int64, how many rows were swapped; -1 in layers that no run took.
+    """
+
+    __slots__ = ("_held", "_layers", "moved")
+
+    def __init__(
+        self, k_active: Sequence[NDArray[Any]], core: Ints, positions: Ints, parked_positions: Ints
+    ) -> None:
+        """
+        Args:
+            k_active: L arrays [B, Hkv, A, D]; the very memory that is bound to the graph.
+            core: [B], how many of the first active rows are the core; 0 leaves a sequence as it is.
+            positions: [L, B, Hkv, A], labels of active rows; image rows have the same in each head.
+            parked_positions: [L, B, P].
+
+        Raises:
+            ValueError: labels do not lie in memory as they are indexed.
+        """
+        layers, batch, _, active = positions.shape
+        self.moved: Ints = np.full((layers, batch), -1, np.int64)
+        by_layer = (positions, parked_positions, self.moved)
+        if not all(labels.flags.c_contiguous for labels in (core, *by_layer)):
+            raise ValueError("expected contiguous labels, found strides between them")
+        # Addresses are read once an array: each time costs as much as a layer's other fields.
+        starts = [(labels.ctypes.data, labels.nbytes // layers) for labels in by_layer]
+        self._held = (k_active, core, by_layer)  # for as long as they are offered
+        self._layers = (_Layer * layers)(
+            *(
+                (rows.ctypes.data, active, parked_positions.shape[2], core.ctypes.data)
+                + tuple(start + layer * size for start, size in starts)
+                for layer, rows in enumerate(k_active)
+            )
+        )
+
+    def __enter__(self) -> Refresh:
+        _offer(self._layers, len(self._layers))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _offer(None, 0)
+
+
+def _offer(layers: ctypes.Array[_Layer] | None, count: int) -> None:
+    library = cpu.library()
+    if library is not None:
+        _function(library)(layers, count)
+
+
+@functools.cache
+def _function(library: Path) -> Any:
+    function = ctypes.CDLL(str(library)).avl_offer
+    function.restype, function.argtypes = None, (ctypes.c_void_p, ctypes.c_int64)
+    return function

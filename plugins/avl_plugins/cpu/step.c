@@ -1,0 +1,139 @@
+#include "step.h"
+
+#include "refresh.h"
+
+#include <stdlib.h>
+
+// Some sequences of a step, from `row` on.
+typedef struct {
+    const OrtApi *api;
+    OrtKernelContext *context;
+    const avl_step_kernels *kernels;
+    const avl_step *step;
+    int64_t row, rows;
+    int64_t first; // chunk or part of theirs
+    avl_swaps swaps;
+} share;
+
+typedef void (*task)(void *share, size_t index);
+
+static void score_keys(void *of, size_t i)
+{
+    const share *one = of;
+    one->kernels->score_keys(one->step, one->first + (int64_t)i);
+}
+
+static void sum_values(void *of, size_t i)
+{
+    const share *one = of;
+    one->kernels->sum_values(one->step, one->first + (int64_t)i);
+}
+
+static void read_rows(void *of, size_t i)
+{
+    score_keys(of, i);
+    sum_values(of, i);
+}
+
+static void sum_masses(void *of, size_t i)
+{
+    const share *one = of;
+    one->kernels->sum_masses(one->step, one->first + (int64_t)i);
+}
+
+static void merge(void *of, size_t i)
+{
+    const share *one = of;
+    one->kernels->merge(one->step, one->first + (int64_t)i);
+}
+
+static void merge_with_masses(void *of, size_t i)
+{
+    sum_masses(of, i);
+    merge(of, i);
+}
+
+// Rows are inputs of the op, but memory that the host has offered (refresh.h).
+static void swap_rows(const share *one, size_t i, const float *active, const float *parked)
+{
+    const avl_step *step = one->step;
+    int64_t part = one->first + (int64_t)i, d = step->head_dim;
+    one->kernels->swap_rows((float *)active + part * step->active * d,
+                            (float *)parked + part * step->parked * d, d, one->swaps.leaving,
+                            one->swaps.entering, one->swaps.count);
+}
+
+static void swap_keys(void *of, size_t i)
+{
+    const share *one = of;
+    swap_rows(one, i, one->step->k_active, one->step->k_parked);
+}
+
+static void merge_and_swap_values(void *of, size_t i)
+{
+    const share *one = of;
+    merge(of, i);
+    swap_rows(one, i, one->step->v_active, one->step->v_parked);
+}
+
+static OrtStatus *for_chunks(share *one, task what)
+{
+    int64_t each = one->kernels->chunks(one->step) / one->step->batch;
+    size_t count = (size_t)(each * one->rows);
+    one->first = each * one->row;
+    return one->api->KernelContext_ParallelFor(one->context, what, count, count, one);
+}
+
+static OrtStatus *for_parts(share *one, task what)
+{
+    size_t count = (size_t)(one->step->kv_heads * one->rows);
+    one->first = one->step->kv_heads * one->row;
+    return one->api->KernelContext_ParallelFor(one->context, what, count, 0, one);
+}
+
+// One sequence: its keys change places while the processor's cache has them, and so do its values.
+static OrtStatus *refresh_row(share *one, const avl_refresh *refresh)
+{
+    OrtStatus *status;
+    if ((status = for_chunks(one, score_keys)) || (status = for_parts(one, sum_masses)))
+        return status;
+    avl_rank(refresh, one->step, one->row, &one->swaps);
+    if ((status = for_parts(one, swap_keys)) || (status = for_chunks(one, sum_values)) ||
+        (status = for_parts(one, merge_and_swap_values)))
+        return status;
+    avl_label(refresh, one->step, one->row, &one->swaps);
+    return NULL;
+}
+
+static OrtStatus *refresh_rows(share *one, const avl_refresh *refresh)
+{
+    int64_t active = one->step->active, parked = one->step->parked;
+    int64_t *memory = malloc((size_t)(2 * parked + active + parked) * sizeof *memory);
+    if (!memory)
+        return one->api->CreateStatus(ORT_FAIL,
+                                      "SplitCacheStep: expected memory for ranks, found none");
+    one->swaps = (avl_swaps){memory, memory + parked, 0, (uint32_t *)(memory + 2 * parked)};
+    OrtStatus *status = NULL;
+    for (one->row = 0; !status && one->row < one->step->batch; one->row++)
+        status = refresh_row(one, refresh);
+    free(memory);
+    return status;
+}
+
+OrtStatus *avl_run_step(const OrtApi *api, OrtKernelContext *context,
+                        const avl_step_kernels *kernels, const avl_step *step)
+{
+    share all = {api, context, kernels, step, 0, 1, 0, {0}};
+    const avl_refresh *refresh = avl_offered(step);
+    if (refresh)
+        return refresh_rows(&all, refresh);
+    all.rows = step->batch;
+    OrtStatus *status = for_chunks(&all, read_rows);
+    if (!status && step->weightings)
+        return for_parts(&all, merge_with_masses);
+    // Without masses it is so little that waking other threads would take longer.
+    all.first = 0;
+    for (size_t i = 0; !status && i < (size_t)(step->batch * step->kv_heads); i++)
+        merge(&all, i);
+    return status;
+}
