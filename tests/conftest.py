@@ -1,4 +1,4 @@
-"""Packages exported once a session."""
+"""Packages exported once a session, and the library of CPU kernels as it was installed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 import avl_export
 from avl_export.cli import main as export
+from avl_plugins import cpu
+from avl_plugins.cpu.build import CompileError, compiler
 from avl_runtime import LVLM
 
 Packages = Callable[[Path], Path]
@@ -45,3 +47,15 @@ def tiny_package(tiny_checkpoint: Path, package_of: Packages) -> Path:
 def tiny(tiny_package: Path) -> LVLM:
     """avl-tiny, loaded."""
     return LVLM.load(tiny_package)
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Path:
+    """Where there is a C compiler, an installation without the library is a fault."""
+    try:
+        compiler()
+    except CompileError as error:
+        pytest.skip(str(error))
+    library = cpu.library()
+    assert library is not None, "install avl again"
+    return library

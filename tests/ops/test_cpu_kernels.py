@@ -111,57 +111,9 @@ def test_a_length_past_the_rows_is_refused(kernels: Path, name: str, length: int
         run(step_session(kernels, 2, 2, 32), arrays)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(
-    heads=st.integers(1, 3),
-    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    width=st.sampled_from((1, 3, 16, 40, 128)),
-    kind=st.sampled_from((np.float32, np.float16)),
-    data=st.data(),
-)
-def test_rows_swap_places(
-    kernels: Path,
-    heads: int,
-    sizes: tuple[int, int],
-    width: int,
-    kind: type[Any],
-    data: st.DataObject,
-) -> None:
-    swap = cpu.swap_rows()
-    assert swap is not None
-    count = data.draw(st.integers(0, min(sizes)))
-    out, into = (
-        np.array(data.draw(st.permutations(range(size)))[:count], np.int64) for size in sizes
-    )
-    rows = np.arange(heads * sum(sizes) * width).reshape(heads, -1, width).astype(kind)
-    active, parked = (np.ascontiguousarray(part) for part in np.split(rows, [sizes[0]], 1))
-    wanted_active, wanted_parked = active.copy(), parked.copy()
-    wanted_active[:, out], wanted_parked[:, into] = parked[:, into], active[:, out]
-    swap(active, parked, out, into)
-    np.testing.assert_array_equal(active, wanted_active)
-    np.testing.assert_array_equal(parked, wanted_parked)
-
-
-def test_rows_that_do_not_fit_are_refused(kernels: Path) -> None:
-    swap = cpu.swap_rows()
-    assert swap is not None
-    rows, few = np.zeros((2, 4, 8), np.float32), np.arange(2)
-    for active, parked, out, into in (
-        (rows, rows.astype(np.float16), few, few),
-        (rows, rows[:, ::2], few, few),
-        (rows, rows[:1].copy(), few, few),
-        (rows, rows.copy(), few, np.arange(1)),
-        (rows, rows.copy(), few, np.array([3, 4])),
-        (rows, rows.copy(), np.array([-1, 0]), few),
-    ):
-        with pytest.raises(ValueError, match="expected"):
-            swap(active, parked, out, into)
-
-
 def test_the_kernels_can_be_switched_off(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cpu.SWITCH, "off")
     assert cpu.library() is None
-    assert cpu.swap_rows() is None
 
 
 def test_without_a_compiler_the_build_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

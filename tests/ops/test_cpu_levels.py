@@ -40,9 +40,17 @@ class Kernels(ctypes.Structure):
 
     _fields_ = [
         ("scratch", ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.POINTER(Step))),
-        ("reads", ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.POINTER(Step))),
-        ("read", ctypes.CFUNCTYPE(None, ctypes.POINTER(Step), ctypes.c_int64)),
-        ("merge", ctypes.CFUNCTYPE(None, ctypes.POINTER(Step), ctypes.c_int64)),
+        ("chunks", ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.POINTER(Step))),
+        *(
+            (name, ctypes.CFUNCTYPE(None, ctypes.POINTER(Step), ctypes.c_int64))
+            for name in ("score_keys", "sum_values", "sum_masses", "merge")
+        ),
+        (
+            "swap_rows",
+            ctypes.CFUNCTYPE(
+                None, *[ctypes.c_void_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2, ctypes.c_int64
+            ),
+        ),
     ]
 
 
@@ -71,20 +79,29 @@ def ran(kernels: Kernels, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
     at = ctypes.byref(step)
     scratch = np.full(kernels.scratch(at), np.nan, np.float32)
     step.scratch = scratch.ctypes.data
-    for index in reversed(range(kernels.reads(at))):
-        kernels.read(at, index)
-    for index in reversed(range(b * kv)):
-        kernels.merge(at, index)
+    for stage, count in (
+        (kernels.score_keys, kernels.chunks(at)),
+        (kernels.sum_masses, b * kv if r else 0),
+        (kernels.sum_values, kernels.chunks(at)),
+        (kernels.merge, b * kv),
+    ):
+        for index in reversed(range(count)):
+            stage(at, index)
     return list(outputs.values())
 
 
-@pytest.mark.parametrize("level", FLAGS_OF)
-def test_a_level_agrees_with_the_reference(level: str, tmp_path: Path, kernels: Path) -> None:
+@pytest.fixture(params=FLAGS_OF)
+def functions(request: pytest.FixtureRequest, tmp_path: Path, kernels: Path) -> Kernels:
+    """A level that this processor has."""
     info = Path("/proc/cpuinfo")
     has = set(info.read_text().split()) if info.is_file() else set()
-    if not has.issuperset(FLAGS_OF[level]):
-        pytest.skip(f"this processor lacks {', '.join(FLAGS_OF[level])}")
-    functions, numbers = compiled(level, tmp_path), np.random.default_rng(5)
+    if not has.issuperset(FLAGS_OF[request.param]):
+        pytest.skip(f"this processor lacks {', '.join(FLAGS_OF[request.param])}")
+    return compiled(request.param, tmp_path)
+
+
+def test_a_level_agrees_with_the_reference(functions: Kernels) -> None:
+    numbers = np.random.default_rng(5)
     for case in range(40):
         group, kv, batch = (int(numbers.integers(1, 4)) for _ in range(3))
         width = int(numbers.choice((5, 16, 64, 80, 128)))
@@ -105,3 +122,16 @@ def test_a_level_agrees_with_the_reference(level: str, tmp_path: Path, kernels: 
         for output, wanted in zip(found, expected(arrays), strict=True):
             if case % 3 or output.shape == wanted.shape:
                 np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_level_swaps_rows(functions: Kernels) -> None:
+    numbers = np.random.default_rng(6)
+    for width in (1, 5, 16, 80, 128):
+        active, parked = (numbers.random((count, width), np.float32) for count in (40, 30))
+        slots = [numbers.permutation(count)[:20].astype(np.int64) for count in (40, 30)]
+        wanted = active.copy(), parked.copy()
+        wanted[0][slots[0]], wanted[1][slots[1]] = parked[slots[1]], active[slots[0]]
+        at = [array.ctypes.data for array in (active, parked, *slots)]
+        functions.swap_rows(*at[:2], width, *at[2:], 20)
+        np.testing.assert_array_equal(active, wanted[0])
+        np.testing.assert_array_equal(parked, wanted[1])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from unittest import mock
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avl_plugins import cpu
 from avl_runtime import moves
 from avl_runtime.cache import SegmentCache, dense_bytes, room, stacked
 from avl_runtime.moves import evict, exchange, image_positions, partition
@@ -163,8 +161,7 @@ def swap(cache: SegmentCache, naive: Naive, rng: np.random.Generator, row: int =
     out = [cache.positions[i, row, 0, :core][leaving[i]].tolist() for i in range(LAYERS)]
     into = [cache.parked_positions[i, row, :parked][entering[i]].tolist() for i in range(LAYERS)]
     threads = mock.patch.object(moves, "WORTH_THREADS", rng.choice((0, 1 << 20)))
-    kernels = mock.patch.dict(os.environ, {cpu.SWITCH: rng.choice(("on", "off"))})
-    with threads, kernels:
+    with threads:
         exchange(cache, row, leaving, entering)
     for layer, head in EACH:
         active, apart = naive.active[layer, head], naive.parked[layer, head]

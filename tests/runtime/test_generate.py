@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from avl_plugins import cpu, policies
+from avl_plugins.cpu.refresh import Refresh
 from avl_plugins.errors import AvlError
-from avl_runtime import LVLM
+from avl_runtime import LVLM, selection
 from avl_runtime.cache import SegmentCache
 from avl_runtime.engine import Request
 from avl_runtime.generate import Options
@@ -164,6 +166,32 @@ def test_without_compiled_kernels_the_same_is_said(
     compiled = ask(tiny, policy, "ocr")
     assert compiled.token_ids == plain.token_ids
     np.testing.assert_allclose(compiled.logits, plain.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_step_does_a_refresh_itself(
+    tiny: LVLM, kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchanged: list[int] = []
+    monkeypatch.setattr(selection, "exchange", lambda *_: exchanged.append(1))
+    result = ask(tiny, "avl:text=0.5,text_min=4", return_placements=True)
+    cores = [placement.core for placement in result.placements]
+    assert any((one != other).any() for one, other in pairwise(cores))
+    assert not exchanged
+    ask(tiny, "random:of=avl")  # the step ranks by attention, and this draws
+    assert exchanged
+
+
+def test_a_step_that_refreshes_some_layers_is_refused(
+    tiny: LVLM, kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Half(Refresh):
+        def __exit__(self, *error: object) -> None:
+            super().__exit__(*error)
+            self.moved[0] = -1
+
+    monkeypatch.setattr(selection, "Refresh", Half)
+    with pytest.raises(RuntimeError, match="all of its layers or none"):
+        ask(tiny, "avl")
 
 
 def test_damaged_kernels_are_refused(

@@ -69,11 +69,11 @@ class Refresh:
             raise ValueError("expected contiguous labels, found strides between them")
         # Addresses are read once an array: each time costs as much as a layer's other fields.
         starts = [(labels.ctypes.data, labels.nbytes // layers) for labels in by_layer]
+        sizes = active, parked_positions.shape[2], core.ctypes.data
         self._held = (k_active, core, by_layer)  # for as long as they are offered
         self._layers = (_Layer * layers)(
             *(
-                (rows.ctypes.data, active, parked_positions.shape[2], core.ctypes.data)
-                + tuple(start + layer * size for start, size in starts)
+                (rows.ctypes.data, *sizes, *(start + layer * size for start, size in starts))
                 for layer, rows in enumerate(k_active)
             )
         )
