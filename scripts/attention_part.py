@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--batches", default="1,4")
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=120)
     parser.add_argument("--idle-wait", type=float, default=60)
     parsed = parser.parse_args(arguments)
     if cpu.library() is None:
