@@ -6,7 +6,7 @@
 Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
 shape with avl-bench into benchmarks/bench-NAME.json and attention alone into attention-part.json,
 and sums up in bench-targets.json.
-Takes some 30 minutes on two idle cores. peers/bin/python is a virtual environment with
+Takes some 50 minutes on two idle cores. peers/bin/python is a virtual environment with
 onnxruntime-genai; without --peer-python that peer is left out.
 """
 
@@ -52,11 +52,13 @@ class Record:
 
 
 RECORDS = {
-    "s1": Record("S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), repeats=6),
-    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4", repeats=5),
-    "s1-batch4": Record("S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4")),
+    "s1": Record("S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), repeats=8),
+    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4", repeats=8),
+    "s1-batch4": Record(
+        "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), repeats=5
+    ),
     "s2": Record("S2", ("dense", AVL), LARGE, (TORCH, GENAI)),
-    "s3": Record("S3", ("dense",), TEXT, (TORCH, GENAI), repeats=7),
+    "s3": Record("S3", ("dense",), TEXT, (TORCH, GENAI), repeats=10),
     "deep": Record("deep", ("dense", FASTV), (*LARGE[:-1], "8"), (TORCH,)),
     "half-billion": Record(
         "half-billion",
@@ -123,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build/bench")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--peer-python", type=Path)
-    parser.add_argument("--repeats", type=int, help="rounds (default: what fits half an hour)")
+    parser.add_argument("--repeats", type=int, help="rounds of each record (default: its own)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--idle-wait", type=float, default=60)
     parsed = parser.parse_args(arguments)

@@ -92,12 +92,18 @@ class Decoder:
         split = self._plan.split
         self.refreshed = split is not None and split.is_refresh(self.step)
         selects = self.refreshed or self._plan.text is not None
-        for bound, cache, first_layer in self._segments:
-            with self._selection.refreshing(cache, first_layer, rows, self.step):
-                bound.run(cache, parked=self.refreshed, masses=selects)
+        done = [
+            bound.run(
+                cache,
+                parked=self.refreshed,
+                masses=selects,
+                core=self._selection.core(cache, rows, self.step),
+            )
+            for bound, cache, _ in self._segments
+        ]
         # A run leaves neither code nor data of ours in the processor's caches. Rows move after the
         # last one, so that a step fetches what moves them once and not once a segment.
-        for bound, cache, first_layer in self._segments:
+        for (bound, cache, first_layer), refreshed in zip(self._segments, done, strict=True):
             self._selection.follow(
                 cache,
                 first_layer,
@@ -105,6 +111,7 @@ class Decoder:
                 rows,
                 self.step,
                 partial(self._append, bound, cache, alive),
+                refreshed,
             )
         self._steps_left -= 1
         return np.asarray(self._logits[:, 0], np.float32)

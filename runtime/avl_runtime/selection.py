@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.cpu.refresh import Refresh
 from avl_plugins.policies import Plan, Split
 from avl_runtime.backends.protocol import Masses
-from avl_runtime.cache import Floats, SegmentCache
+from avl_runtime.cache import Floats, Ints, SegmentCache
 from avl_runtime.conversation import Conversation, evict_text
 from avl_runtime.moves import exchange
 
@@ -29,31 +27,18 @@ class HostSelection:
         self._plan = plan
         self._conversations = conversations
         self._image_tokens = [int(each.image_mask.sum()) for each in conversations]
-        self._exchanged: set[int] = set()  # segments, by first layer, whose step did the refresh
 
-    @contextmanager
-    def refreshing(
-        self, cache: SegmentCache, first_layer: int, rows: Sequence[int], step: int
-    ) -> Iterator[None]:
-        """Offer a segment's refresh to the step that is run inside, if one is due.
+    def core(self, cache: SegmentCache, rows: Sequence[int], step: int) -> Ints | None:
+        """Core rows [B] of the sequences in `rows` that a step is to rank, 0 for the others.
 
-        Where the step takes it, rows have changed places when it ends, and `follow` need not.
-        Arguments are those of `follow`.
+        None if the step is no refresh, or draws the core at random, which no step can.
         """
         split = self._plan.split
-        # What is drawn at random the step cannot rank.
         if split is None or split.seed is not None or not split.is_refresh(step):
-            yield
-            return
+            return None
         core = np.zeros_like(cache.image_rows)
         core[rows] = cache.image_rows[rows]
-        refresh = Refresh(cache.k_active, core, cache.positions, cache.parked_positions)
-        with refresh:
-            yield
-        if (refresh.moved >= 0).all():
-            self._exchanged.add(first_layer)
-        elif (refresh.moved >= 0).any():
-            raise RuntimeError("expected a step to refresh all of its layers or none, found some")
+        return core
 
     def follow(
         self,
@@ -63,6 +48,7 @@ class HostSelection:
         rows: Sequence[int],
         step: int,
         append: Callable[[Floats | None], None],
+        refreshed: bool = False,
     ) -> None:
         """Move a segment's rows after a step: refresh the core, add the new row, evict text.
 
@@ -72,14 +58,13 @@ class HostSelection:
             rows: the sequences that the step added to.
             step: its number, from 1 on.
             append: adds the new row to `cache`, given its H2O mass [L, B, Hkv] or None.
+            refreshed: whether the step did the refresh itself.
         """
         split, text = self._plan.split, self._plan.text
         if masses is None:
             append(None)
             return
-        if first_layer in self._exchanged:
-            self._exchanged.remove(first_layer)
-        elif split is not None and split.is_refresh(step):
+        if split is not None and split.is_refresh(step) and not refreshed:
             for row in rows:
                 total = self._image_tokens[row]
                 _refresh(cache, masses, row, split, first_layer, total, step)

@@ -14,6 +14,7 @@ from avl_plugins import cpu, policies
 from avl_plugins.cpu.refresh import Refresh
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM, selection
+from avl_runtime.backends import ort
 from avl_runtime.cache import SegmentCache
 from avl_runtime.engine import Request
 from avl_runtime.generate import Options
@@ -189,7 +190,7 @@ def test_a_step_that_refreshes_some_layers_is_refused(
             super().__exit__(*error)
             self.moved[0] = -1
 
-    monkeypatch.setattr(selection, "Refresh", Half)
+    monkeypatch.setattr(ort, "Refresh", Half)
     with pytest.raises(RuntimeError, match="all of its layers or none"):
         ask(tiny, "avl")
 

@@ -78,6 +78,18 @@ class Refresh:
             )
         )
 
+    @property
+    def done(self) -> bool:
+        """Whether a run took it.
+
+        Raises:
+            RuntimeError: it took some layers only.
+        """
+        taken = self.moved >= 0
+        if taken.any() and not taken.all():
+            raise RuntimeError("expected a step to refresh all of its layers or none, found some")
+        return bool(taken.all())
+
     def __enter__(self) -> Refresh:
         _offer(self._layers, len(self._layers))
         return self

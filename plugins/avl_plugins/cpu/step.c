@@ -123,16 +123,15 @@ static OrtStatus *refresh_rows(share *one, const avl_refresh *refresh)
 OrtStatus *avl_run_step(const OrtApi *api, OrtKernelContext *context,
                         const avl_step_kernels *kernels, const avl_step *step)
 {
-    share all = {api, context, kernels, step, 0, 1, 0, {0}};
     const avl_refresh *refresh = avl_offered(step);
+    share all = {.api = api, .context = context, .kernels = kernels, .step = step,
+                 .rows = refresh ? 1 : step->batch};
     if (refresh)
         return refresh_rows(&all, refresh);
-    all.rows = step->batch;
     OrtStatus *status = for_chunks(&all, read_rows);
     if (!status && step->weightings)
         return for_parts(&all, merge_with_masses);
     // Without masses it is so little that waking other threads would take longer.
-    all.first = 0;
     for (size_t i = 0; !status && i < (size_t)(step->batch * step->kv_heads); i++)
         merge(&all, i);
     return status;

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from avl_plugins import cpu
+from avl_plugins.cpu.refresh import Refresh
 from avl_runtime.backends.ort_options import has_room, session_config, shrinking, tight_memory
 from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cache import SegmentCache
@@ -166,8 +167,13 @@ class OrtBoundSegment:
         self._bound: tuple[SegmentCache, int] | None = None  # a cache, and the version bound
 
     def run(
-        self, cache: SegmentCache, parked: bool, ends: bool = False, masses: bool = True
-    ) -> None:
+        self,
+        cache: SegmentCache,
+        parked: bool,
+        ends: bool = False,
+        masses: bool = True,
+        core: NDArray[np.int64] | None = None,
+    ) -> bool:
         parked = parked and bool(cache.parked_len.any())
         if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.version:
             # All bindings at once, so that none keeps arrays alive that the cache has replaced.
@@ -181,7 +187,14 @@ class OrtBoundSegment:
         self.mass_active = binding.mass["mass_active"]
         self.mass_parked = binding.mass["mass_parked"]
         self.mass_new = binding.mass["mass_new"]
-        self._session.run_with_iobinding(binding.io, shrinking() if ends else None)
+        options = shrinking() if ends else None
+        if core is None:
+            self._session.run_with_iobinding(binding.io, options)
+            return False
+        refresh = Refresh(cache.k_active, core, cache.positions, cache.parked_positions)
+        with refresh:
+            self._session.run_with_iobinding(binding.io, options)
+        return refresh.done
 
     def release(self) -> None:
         self._bound = None

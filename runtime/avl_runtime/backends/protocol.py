@@ -54,17 +54,26 @@ class BoundSegment(Protocol):
     mass_new: NDArray[np.float32]
 
     def run(
-        self, cache: SegmentCache, parked: bool, ends: bool = False, masses: bool = True
-    ) -> None:
+        self,
+        cache: SegmentCache,
+        parked: bool,
+        ends: bool = False,
+        masses: bool = True,
+        core: NDArray[np.int64] | None = None,
+    ) -> bool:
         """Run on the current contents of the input buffers and the cache.
 
         Args:
-            cache: the segment's; read only.
+            cache: the segment's; read only, but for a refresh of `core`.
             parked: whether parked rows are read (a refresh or a prompt) or left out.
             ends: whether this was a prompt's last chunk, so that memory which only chunks need
                 can be given back.
             masses: whether somebody reads the attention that keys received; else the buffers for
                 it have no row.
+            core: [B] core rows that this step may refresh itself; None if it is no refresh.
+
+        Returns:
+            Whether the step did the refresh. If not, it is the caller's.
         """
         ...
 
