@@ -77,7 +77,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         wanted = f"{'at most' if one['at_most'] else 'at least'} {one['wanted']}"
         reached = "yes" if one["reached"] else "**no**"
         said = f"{one['bytes_allow']:.2f}" if one["bytes_allow"] else ""
-        lines.append(f"| {one['what']} | {one['found']:.2f} | {wanted} | {reached} | {said} |")
+        lines.append(f"| {one['what']} | {one['found']:.3f} | {wanted} | {reached} | {said} |")
     return "\n".join(lines)
 
 
