@@ -1,4 +1,4 @@
-"""The two ops as ONNX functions of standard ops, for every runtime without a kernel of ours."""
+"""The ops as ONNX functions of standard ops, for every runtime without a kernel of ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from avl_plugins.attention_body import attention_body, step_body
 from avl_plugins.schema import (
     DOMAIN,
     PLUGIN_ATTRIBUTES,
+    QUANTIZED_LINEAR,
     SPLIT_CACHE_ATTENTION,
     SPLIT_CACHE_STEP,
     SPLIT_CACHE_UPDATE,
@@ -47,6 +48,11 @@ _UPDATE = """
     v_active_out, v_parked_out, v_rest = Split <axis = 2> (v_after, sizes)
 """
 
+_QUANTIZED_LINEAR = """
+    weight = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> (codes, scales)
+    y = Gemm (x, weight)
+"""
+
 
 def split_cache_attention_functions(
     opset: int = 23, heads: tuple[int, int] | None = None
@@ -68,6 +74,15 @@ def split_cache_attention_functions(
 def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
     """`avl::SplitCacheUpdate` as a function; a model needs the same default `opset`."""
     return function_proto(SPLIT_CACHE_UPDATE, _UPDATE, opset)
+
+
+def quantized_linear_function(opset: int = 23) -> onnx.FunctionProto:
+    """`avl::QuantizedLinear` as a function; a model needs the same default `opset`.
+
+    ONNX Runtime takes a kernel of ours where one is registered; else it fuses the two nodes of the
+    body into MatMulNBits.
+    """
+    return function_proto(QUANTIZED_LINEAR, _QUANTIZED_LINEAR, opset)
 
 
 def attention_node_attributes(scale: float) -> dict[str, float | int | str]:

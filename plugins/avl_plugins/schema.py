@@ -22,7 +22,8 @@ from avl_plugins.errors import OpError
 DOMAIN = "avl"
 VERSION = 1
 
-DType = Literal["T", "int64", "float32"]  # T: the one floating type of the model
+# T: the one floating type of the model. codes: INT4 or INT8.
+DType = Literal["T", "int64", "float32", "codes"]
 FLOATS = ("float32", "float16", "bfloat16")  # what T may be
 
 
@@ -135,6 +136,26 @@ SPLIT_CACHE_UPDATE = Op(
         Value("v_active_out", "T", _ACTIVE, "active values after the moves"),
         Value("k_parked_out", "T", _PARKED, "parked keys after the moves"),
         Value("v_parked_out", "T", _PARKED, "parked values after the moves"),
+    ),
+)
+
+# Not modality-aware, and not for TensorRT, which is given its body: a CPU kernel takes it over.
+QUANTIZED_LINEAR = Op(
+    name="QuantizedLinear",
+    doc=(
+        "y = x . (codes * scales), a linear layer with quantized weights. A kernel may round x to 8 "
+        "bits, with one scale for the inputs of a row that share a scale of the weight, or for "
+        "fewer."
+    ),
+    inputs=(
+        Value("x", "T", ("rows", "inputs"), "what is multiplied"),
+        Value("codes", "codes", ("inputs", "outputs"), "the weight in units of its scales"),
+        Value("scales", "T", ("blocks", "outputs"), "[outputs] with one scale an output"),
+    ),
+    outputs=(Value("y", "T", ("rows", "outputs"), "the product"),),
+    attributes=(
+        Attribute("axis", "int", "as of DequantizeLinear: 0 with blocks, 1 with one scale"),
+        Attribute("block_size", "int", "inputs that share a scale; 0: all of an output's"),
     ),
 )
 

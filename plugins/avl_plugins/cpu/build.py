@@ -14,8 +14,12 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("attention.c", "refresh.c", "step.c", "ort_ops.c")
 KERNELS = "attention.c"  # compiled once for every level of instructions
+QUANTIZED = "quantized.c"  # for one level alone
+SOURCES = (
+    *(KERNELS, "refresh.c", "step.c", "unmap.c"),
+    *("ort_op.c", "ort_step.c", "ort_quantized.c", "ort_ops.c"),
+)
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")
 # Sums may be taken in any order, as vectors need; not -ffast-math, which has a library change how
@@ -32,15 +36,11 @@ FLAGS = (
     "-Wall",
     "-Wextra",
 )
-# Beside the compiler's own level; `ort_ops.c` takes the best that the processor has.
-LEVELS = {
-    "avl_step_avx2": ("-mavx2", "-mfma"),
-    "avl_step_avx512": (
-        "-mavx2",
-        "-mfma",
-        *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")),
-    ),
-}
+_AVX2 = ("-mavx2", "-mfma")
+_AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
+# Beside the compiler's own level; `ort_step.c` takes the best that the processor has.
+LEVELS = {"avl_step_avx2": _AVX2, "avl_step_avx512": _AVX512}
+QUANTIZED_LEVEL = (*_AVX512, "-mavx512vnni", "-mbmi2")
 X86 = ("x86_64", "AMD64")
 
 
@@ -73,13 +73,14 @@ def build() -> Path:
     if sys.platform == "win32":
         raise CompileError("expected Linux or macOS, found Windows; nothing to do")
     found = compiler()
-    levels = LEVELS if platform.machine() in X86 else {}
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".build-") as folder:
         objects = [_compiled(found, name, Path(folder), name) for name in SOURCES]
-        for level, options in levels.items():
-            objects.append(
+        if platform.machine() in X86:
+            objects += [
                 _compiled(found, KERNELS, Path(folder), level, f"-DAVL_LEVEL={level}", *options)
-            )
+                for level, options in LEVELS.items()
+            ]
+            objects.append(_compiled(found, QUANTIZED, Path(folder), QUANTIZED, *QUANTIZED_LEVEL))
         staged = Path(folder, LIBRARY.name)
         _run(found, "-shared", *objects, "-o", str(staged))
         staged.replace(LIBRARY)

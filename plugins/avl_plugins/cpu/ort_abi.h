@@ -13,7 +13,10 @@
 #define ORT_API_VERSION 17
 #define ORT_FAIL 1
 #define ORT_FLOAT 1 // ONNXTensorElementDataType
+#define ORT_INT8 3
 #define ORT_INT64 7
+#define ORT_INT4 22
+#define ORT_ANY 0
 
 typedef struct OrtStatus OrtStatus; // NULL: it went well
 typedef struct OrtValue OrtValue;
@@ -34,7 +37,8 @@ typedef struct OrtApi {
     OrtStatus *(*AddCustomOpDomain)(OrtSessionOptions *options, OrtCustomOpDomain *domain);
     void *unused_29[22];
     OrtStatus *(*GetTensorMutableData)(OrtValue *value, void **out); // 51
-    void *unused_52[9];
+    void *unused_52[8];
+    OrtStatus *(*GetTensorElementType)(const OrtTensorTypeAndShapeInfo *info, int *out); // 60
     OrtStatus *(*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo *info, size_t *out); // 61
     OrtStatus *(*GetDimensions)(const OrtTensorTypeAndShapeInfo *info, int64_t *dims, size_t count);
     void *unused_63[2];
@@ -43,14 +47,19 @@ typedef struct OrtApi {
     void *unused_66[19];
     OrtStatus *(*KernelInfoGetAttribute_float)(const OrtKernelInfo *info, const char *name,
                                                float *out); // 85
-    void *unused_86[4];
+    OrtStatus *(*KernelInfoGetAttribute_int64)(const OrtKernelInfo *info, const char *name,
+                                               int64_t *out);
+    void *unused_87[3];
     OrtStatus *(*KernelContext_GetInput)(const OrtKernelContext *context, size_t index,
                                          const OrtValue **out); // 90
     OrtStatus *(*KernelContext_GetOutput)(OrtKernelContext *context, size_t index,
                                           const int64_t *dims, size_t count, OrtValue **out);
     void *unused_92[7];
     void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo *info); // 99
-    void *unused_100[174];
+    void *unused_100[149];
+    OrtStatus *(*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo *info, size_t index,
+                                                    int *is_constant, const OrtValue **out); // 249
+    void *unused_250[24];
     OrtStatus *(*KernelContext_ParallelFor)(const OrtKernelContext *context,
                                             void (*function)(void *data, size_t index),
                                             size_t total, size_t batches, void *data); // 274

@@ -1,0 +1,62 @@
+#include "ort_op.h"
+
+const OrtApi *avl_api;
+
+static const avl_op *of(const OrtCustomOp *op) { return (const avl_op *)op; }
+
+const char *avl_op_name(const OrtCustomOp *op) { return of(op)->name; }
+const char *avl_op_provider(const OrtCustomOp *op) { return (void)op, (const char *)NULL; }
+int avl_op_input_type(const OrtCustomOp *op, size_t index) { return of(op)->input_types[index]; }
+size_t avl_op_inputs(const OrtCustomOp *op) { return of(op)->inputs; }
+int avl_op_output_type(const OrtCustomOp *op, size_t index)
+{
+    return (void)op, (void)index, ORT_FLOAT;
+}
+size_t avl_op_outputs(const OrtCustomOp *op) { return of(op)->outputs; }
+int avl_op_required(const OrtCustomOp *op, size_t index) { return (void)op, (void)index, 0; }
+int avl_op_one(const OrtCustomOp *op) { return (void)op, 1; }
+
+OrtStatus *avl_failed(const char *expected) { return avl_api->CreateStatus(ORT_FAIL, expected); }
+
+OrtStatus *avl_read(const OrtValue *value, avl_tensor *to)
+{
+    OrtTensorTypeAndShapeInfo *info;
+    OrtStatus *status = avl_api->GetTensorTypeAndShape(value, &info);
+    if (status)
+        return status;
+    status = avl_api->GetDimensionsCount(info, &to->rank);
+    if (!status && to->rank > AVL_MOST_DIMS)
+        status = avl_failed("expected inputs of the schema's rank");
+    if (!status)
+        status = avl_api->GetDimensions(info, to->dims, to->rank);
+    if (!status)
+        status = avl_api->GetTensorElementType(info, &to->type);
+    avl_api->ReleaseTensorTypeAndShapeInfo(info);
+    return status ? status : avl_api->GetTensorMutableData((OrtValue *)value, (void **)&to->data);
+}
+
+OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *to)
+{
+    const OrtValue *value;
+    OrtStatus *status = avl_api->KernelContext_GetInput(context, index, &value);
+    return status ? status : avl_read(value, to);
+}
+
+OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to)
+{
+    int is_constant = 0;
+    const OrtValue *value;
+    OrtStatus *status =
+        avl_api->KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value);
+    if (status)
+        return status;
+    return is_constant ? avl_read(value, to) : avl_failed("expected weights that are initializers");
+}
+
+OrtStatus *avl_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank,
+                      float **data)
+{
+    OrtValue *value;
+    OrtStatus *status = avl_api->KernelContext_GetOutput(context, index, dims, rank, &value);
+    return status ? status : avl_api->GetTensorMutableData(value, (void **)data);
+}

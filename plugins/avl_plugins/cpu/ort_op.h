@@ -1,0 +1,60 @@
+// What the custom ops of ONNX Runtime's CPU provider share.
+#ifndef AVL_ORT_OP_H
+#define AVL_ORT_OP_H
+
+#include "ort_abi.h"
+
+#define AVL_MOST_DIMS 4
+
+// An op: what ONNX Runtime asks about it, in the order of its schema.
+typedef struct avl_op {
+    OrtCustomOp op; // first, as ONNX Runtime is given its address
+    const char *name;
+    size_t inputs, outputs;
+    const int *input_types; // outputs are all float
+} avl_op;
+
+// The ops, each in a file of its own; QuantizedLinear is there on x86-64 alone.
+extern const avl_op avl_split_cache_step, avl_quantized_linear;
+
+// Set when the library is registered, for good: one process has one ONNX Runtime.
+extern const OrtApi *avl_api;
+
+const char *avl_op_name(const OrtCustomOp *op);
+const char *avl_op_provider(const OrtCustomOp *op);
+int avl_op_input_type(const OrtCustomOp *op, size_t index);
+size_t avl_op_inputs(const OrtCustomOp *op);
+int avl_op_output_type(const OrtCustomOp *op, size_t index);
+size_t avl_op_outputs(const OrtCustomOp *op);
+int avl_op_required(const OrtCustomOp *op, size_t index);
+int avl_op_one(const OrtCustomOp *op);
+
+#define AVL_OP(CREATE, COMPUTE, DESTROY)                                                           \
+    {                                                                                              \
+        .version = ORT_API_VERSION, .GetName = avl_op_name,                                        \
+        .GetExecutionProviderType = avl_op_provider, .GetInputType = avl_op_input_type,            \
+        .GetInputTypeCount = avl_op_inputs, .GetOutputType = avl_op_output_type,                   \
+        .GetOutputTypeCount = avl_op_outputs, .KernelDestroy = DESTROY,                            \
+        .GetInputCharacteristic = avl_op_required, .GetOutputCharacteristic = avl_op_required,     \
+        .GetInputMemoryType = avl_op_required, .GetVariadicInputMinArity = avl_op_one,             \
+        .GetVariadicInputHomogeneity = avl_op_one, .GetVariadicOutputMinArity = avl_op_one,        \
+        .GetVariadicOutputHomogeneity = avl_op_one, .CreateKernelV2 = CREATE,                      \
+        .KernelComputeV2 = COMPUTE, .GetStartVersion = avl_op_one, .GetEndVersion = avl_op_one     \
+    }
+
+typedef struct avl_tensor {
+    const void *data;
+    size_t rank;
+    int64_t dims[AVL_MOST_DIMS];
+    int type;
+} avl_tensor;
+
+// ONNX Runtime names the op itself.
+OrtStatus *avl_failed(const char *expected);
+OrtStatus *avl_read(const OrtValue *value, avl_tensor *to);
+OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *to);
+OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to);
+OrtStatus *avl_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank,
+                      float **data);
+
+#endif

@@ -1,0 +1,146 @@
+// QuantizedLinear as a custom op of ONNX Runtime's CPU provider.
+#include "ort_op.h"
+#include "quantized.h"
+#include "unmap.h"
+
+#include <stdlib.h>
+
+#if defined(__x86_64__)
+
+enum { X, CODES, SCALES, INPUTS };
+
+enum { TASKS = 16, ROWS_OF_A_TASK = 16, ALIGNMENT = 64 };
+
+static const int TYPES[INPUTS] = {ORT_FLOAT, ORT_ANY, ORT_FLOAT};
+
+typedef struct {
+    const avl_packed *weight;
+    avl_rounded x;
+    const float *from;
+    float *y;
+} product;
+
+static void round_rows(void *of, size_t index)
+{
+    const product *p = of;
+    int64_t first = (int64_t)index * ROWS_OF_A_TASK, end = first + ROWS_OF_A_TASK;
+    for (int64_t row = first; row < end && row < p->x.rows; row++)
+        avl_round_row(p->weight, p->from, &p->x, row);
+}
+
+static void multiply_share(void *of, size_t index)
+{
+    const product *p = of;
+    int64_t tiles = avl_tiles(p->weight), end = tiles * ((int64_t)index + 1) / TASKS;
+    for (int64_t tile = tiles * (int64_t)index / TASKS; tile < end; tile++)
+        avl_multiply_tile(p->weight, &p->x, tile, p->y);
+}
+
+static OrtStatus *multiply(OrtKernelContext *context, product *p)
+{
+    size_t tasks = (size_t)((p->x.rows + ROWS_OF_A_TASK - 1) / ROWS_OF_A_TASK);
+    OrtStatus *status = NULL;
+    if (tasks > 1)
+        status = avl_api->KernelContext_ParallelFor(context, round_rows, tasks, 0, p);
+    else // so few that waking other threads would take longer
+        round_rows(p, 0);
+    if (status)
+        return status;
+    return avl_api->KernelContext_ParallelFor(context, multiply_share, TASKS, 0, p);
+}
+
+static OrtStatus *compute(void *kernel, OrtKernelContext *context)
+{
+    const avl_packed *weight = kernel;
+    avl_tensor x;
+    OrtStatus *status = avl_input(context, X, &x);
+    if (status)
+        return status;
+    if (x.rank != 2 || x.dims[1] != weight->inputs)
+        return avl_failed("expected x [rows, inputs] with the weight's inputs");
+    product p = {.weight = weight, .x = {.rows = x.dims[0]}, .from = x.data};
+    const int64_t dims[2] = {x.dims[0], weight->outputs};
+    if ((status = avl_output(context, 0, dims, 2, &p.y)))
+        return status;
+    size_t codes = (size_t)(x.dims[0] * weight->inputs), spans = codes / (size_t)weight->span;
+    char *memory = malloc(codes + spans * (sizeof(float) + sizeof(int32_t)));
+    if (!memory)
+        return avl_failed("expected memory for rounded rows, found none");
+    p.x.scales = (float *)memory; // inputs, and so codes, are a multiple of 32
+    p.x.shifts = (int32_t *)(p.x.scales + spans);
+    p.x.codes = (int8_t *)(p.x.shifts + spans);
+    status = multiply(context, &p);
+    free(memory);
+    return status;
+}
+
+// The most inputs that may share a rounding, of those that share a scale; 0: not for this op.
+static int64_t span_of(int64_t block)
+{
+    for (int64_t span = 128; span >= 32; span /= 2)
+        if (block > 0 && block % span == 0)
+            return span;
+    return 0;
+}
+
+static OrtStatus *pack(const avl_tensor *codes, const avl_tensor *scales, int64_t block,
+                       avl_packed *weight)
+{
+    int per_output = block == 0;
+    if (codes->rank != 2 || (codes->type != ORT_INT4 && codes->type != ORT_INT8))
+        return avl_failed("expected INT4 or INT8 codes [inputs, outputs]");
+    weight->inputs = codes->dims[0];
+    weight->outputs = codes->dims[1];
+    weight->bits = codes->type == ORT_INT4 ? 4 : 8;
+    if (per_output)
+        block = weight->inputs;
+    weight->span = span_of(block);
+    if (!weight->span || weight->inputs % block || (weight->bits == 4 && weight->outputs % 2))
+        return avl_failed("expected blocks of a multiple of 32 inputs and, of INT4, even outputs");
+    if (scales->rank != (per_output ? 1 : 2) || scales->dims[scales->rank - 1] != weight->outputs ||
+        (!per_output && scales->dims[0] != weight->inputs / block))
+        return avl_failed("expected scales [inputs / block, outputs], or [outputs] without blocks");
+    int64_t bytes = avl_packed_bytes(weight);
+    weight->pieces = aligned_alloc(ALIGNMENT, (size_t)bytes);
+    if (bytes && !weight->pieces)
+        return avl_failed("expected memory for weights, found none");
+    for (int64_t tile = 0; tile < avl_tiles(weight); tile++)
+        avl_pack_tile(weight, tile, codes->data, scales->data, block);
+    avl_unmap(codes->data, (size_t)(weight->inputs * weight->outputs * weight->bits / 8));
+    avl_unmap(scales->data, (size_t)(weight->inputs / block * weight->outputs) * sizeof(float));
+    return NULL;
+}
+
+static void destroy(void *kernel)
+{
+    avl_packed *weight = kernel;
+    free(weight->pieces);
+    free(weight);
+}
+
+static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
+                         void **kernel)
+{
+    (void)op, (void)unused_api;
+    avl_tensor codes, scales;
+    int64_t block;
+    OrtStatus *status;
+    if ((status = avl_api->KernelInfoGetAttribute_int64(info, "block_size", &block)) ||
+        (status = avl_constant(info, CODES, &codes)) ||
+        (status = avl_constant(info, SCALES, &scales)))
+        return status;
+    avl_packed *weight = calloc(1, sizeof *weight);
+    if (!weight)
+        return avl_failed("expected memory, found none");
+    if ((status = pack(&codes, &scales, block, weight))) {
+        destroy(weight);
+        return status;
+    }
+    *kernel = weight;
+    return NULL;
+}
+
+const avl_op avl_quantized_linear = {AVL_OP(create, compute, destroy), "QuantizedLinear", INPUTS, 1,
+                                     TYPES};
+
+#endif

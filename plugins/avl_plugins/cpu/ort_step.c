@@ -1,0 +1,107 @@
+// SplitCacheStep as a custom op of ONNX Runtime's CPU provider.
+#include "ort_op.h"
+#include "step.h"
+
+#include <stdlib.h>
+
+enum { Q, K_NEW, V_NEW, K_ACTIVE, V_ACTIVE, ACTIVE_LEN, K_PARKED, V_PARKED, PARKED_LEN, WEIGHTS,
+       INPUTS };
+enum { OUT, MASS_ACTIVE, MASS_PARKED, MASS_NEW, OUTPUTS };
+
+static const int TYPES[INPUTS] = {
+    [Q] = ORT_FLOAT,          [K_NEW] = ORT_FLOAT,    [V_NEW] = ORT_FLOAT,    [K_ACTIVE] = ORT_FLOAT,
+    [V_ACTIVE] = ORT_FLOAT,   [ACTIVE_LEN] = ORT_INT64, [K_PARKED] = ORT_FLOAT, [V_PARKED] = ORT_FLOAT,
+    [PARKED_LEN] = ORT_INT64, [WEIGHTS] = ORT_FLOAT};
+static const size_t RANKS[INPUTS] = {4, 4, 4, 4, 4, 1, 4, 4, 1, 3};
+
+// The best level that this processor has.
+static const avl_step_kernels *best_kernels(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return &avl_step_base;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq"))
+        return &avl_step_avx2;
+    return &avl_step_avx512;
+#else
+    return &avl_step_base;
+#endif
+}
+
+static int fits(const avl_step *step, const avl_tensor given[INPUTS])
+{
+    const int64_t b = step->batch, h = step->kv_heads, d = step->head_dim;
+    const int64_t expected[INPUTS][4] = {
+        [Q] = {b, step->heads, 1, d}, [K_NEW] = {b, h, 1, d}, [V_NEW] = {b, h, 1, d},
+        [K_ACTIVE] = {b, h, step->active, d}, [V_ACTIVE] = {b, h, step->active, d},
+        [ACTIVE_LEN] = {b}, [K_PARKED] = {b, h, step->parked, d},
+        [V_PARKED] = {b, h, step->parked, d}, [PARKED_LEN] = {b},
+        [WEIGHTS] = {b, step->weightings, 1}};
+    for (int i = 0; i < INPUTS; i++)
+        for (size_t axis = 0; axis < RANKS[i]; axis++)
+            if (given[i].dims[axis] != expected[i][axis])
+                return 0;
+    for (int64_t row = 0; row < b; row++)
+        if (step->active_len[row] < 0 || step->active_len[row] > step->active ||
+            step->parked_len[row] < 0 || step->parked_len[row] > step->parked)
+            return 0;
+    return h > 0 && step->heads % h == 0;
+}
+
+static OrtStatus *compute(void *kernel, OrtKernelContext *context)
+{
+    avl_tensor given[INPUTS];
+    OrtStatus *status;
+    for (size_t i = 0; i < INPUTS; i++) {
+        if ((status = avl_input(context, i, &given[i])))
+            return status;
+        if (given[i].rank != RANKS[i])
+            return avl_failed("expected inputs of the schema's rank");
+    }
+    avl_step step = {
+        .batch = given[Q].dims[0], .heads = given[Q].dims[1], .kv_heads = given[K_NEW].dims[1],
+        .head_dim = given[Q].dims[3], .active = given[K_ACTIVE].dims[2],
+        .parked = given[K_PARKED].dims[2], .weightings = given[WEIGHTS].dims[1],
+        .scale = *(const float *)kernel, .q = given[Q].data, .k_new = given[K_NEW].data,
+        .v_new = given[V_NEW].data, .k_active = given[K_ACTIVE].data,
+        .v_active = given[V_ACTIVE].data, .k_parked = given[K_PARKED].data,
+        .v_parked = given[V_PARKED].data, .row_weights = given[WEIGHTS].data,
+        .active_len = given[ACTIVE_LEN].data, .parked_len = given[PARKED_LEN].data};
+    if (!fits(&step, given))
+        return avl_failed("expected one new row, lengths within capacities and shapes that agree "
+                          "(schema.py)");
+    const int64_t b = step.batch, h = step.kv_heads, r = step.weightings;
+    if ((status = avl_output(context, OUT, (int64_t[]){b, step.heads, 1, step.head_dim}, 4,
+                             &step.out)) ||
+        (status = avl_output(context, MASS_ACTIVE, (int64_t[]){b, h, r, step.active}, 4,
+                             &step.mass_active)) ||
+        (status = avl_output(context, MASS_PARKED, (int64_t[]){b, h, r, step.parked}, 4,
+                             &step.mass_parked)) ||
+        (status = avl_output(context, MASS_NEW, (int64_t[]){b, h, r, 1}, 4, &step.mass_new)))
+        return status;
+    const avl_step_kernels *kernels = best_kernels();
+    step.scratch = malloc((size_t)kernels->scratch(&step) * sizeof(float));
+    if (!step.scratch)
+        return avl_failed("expected memory for scores, found none");
+    status = avl_run_step(avl_api, context, kernels, &step);
+    free(step.scratch);
+    return status;
+}
+
+static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
+                         void **kernel)
+{
+    (void)op, (void)unused_api;
+    float *scale = malloc(sizeof *scale);
+    *kernel = scale;
+    if (!scale)
+        return avl_failed("expected memory, found none");
+    return avl_api->KernelInfoGetAttribute_float(info, "scale", scale);
+}
+
+static void destroy(void *kernel) { free(kernel); }
+
+const avl_op avl_split_cache_step = {AVL_OP(create, compute, destroy), "SplitCacheStep", INPUTS,
+                                     OUTPUTS, TYPES};
