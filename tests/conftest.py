@@ -10,7 +10,7 @@ import pytest
 import avl_export
 from avl_export.cli import main as export
 from avl_plugins import cpu
-from avl_plugins.cpu.build import CompileError, compiler
+from avl_plugins.cpu.build import QUANTIZED_LEVEL, CompileError, compiler
 from avl_runtime import LVLM
 
 Packages = Callable[[Path], Path]
@@ -59,3 +59,14 @@ def kernels() -> Path:
     library = cpu.library()
     assert library is not None, "install avl again"
     return library
+
+
+@pytest.fixture(scope="session")
+def quantized_kernel(kernels: Path) -> Path:
+    """The library, where this processor has what its kernel for quantized linears needs."""
+    needs = {option.removeprefix("-m") for option in QUANTIZED_LEVEL}
+    info = Path("/proc/cpuinfo")
+    has = set(info.read_text().replace("_", "").split()) if info.is_file() else set()
+    if not has.issuperset(needs):
+        pytest.skip(f"this processor lacks {', '.join(sorted(needs - has))}")
+    return kernels

@@ -58,10 +58,9 @@ def _replace(graph: ir.Graph, gemm: ir.Node, dequantize: ir.Node) -> None:
     )
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     nodes = [linear] if bias is None else [linear, ir.node("Add", [linear.outputs[0], bias])]
-    name = gemm.outputs[0].name
-    if bias is not None:
-        linear.outputs[0].name = f"{name}.product"
-    gemm.outputs[0].replace_all_uses_with(nodes[-1].outputs[0], replace_graph_outputs=True)
+    old, new = gemm.outputs[0], nodes[-1].outputs[0]
+    linear.outputs[0].name = f"{old.name}.product"
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.insert_before(gemm, nodes)
     graph.remove([gemm, dequantize], safe=True)
-    nodes[-1].outputs[0].name = name

@@ -55,7 +55,8 @@ def test_everything_in_int8(family: str, tmp_path: Path) -> None:
     package = load_package(tmp_path / "out")
     linears = 0
     for file in package.manifest.graphs:
-        quantized = nodes(package.file(file))["DequantizeLinear"]
+        plain = nodes(package.file(file))
+        quantized = plain["DequantizeLinear"] + plain["QuantizedLinear"]
         found = optimized(package, file, tmp_path / "optimized.onnx")
         assert found["MatMulNBits"] == quantized > 0, file
         assert found["DequantizeLinear"] == 0, file

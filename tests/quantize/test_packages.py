@@ -163,8 +163,9 @@ def test_graphs_are_valid_and_no_larger_than_before(
         graph = onnx.load(tiny_int4.folder / file, load_external_data=False).graph
         found = Counter(node.op_type for node in graph.node)
         expected = Counter(node.op_type for node in plain.node)
-        assert found["Gemm"] == expected["Gemm"]
-        assert len(graph.node) <= len(plain.node) + found["DequantizeLinear"]
+        assert found["Gemm"] + found["QuantizedLinear"] == expected["Gemm"]
+        assert found["DequantizeLinear"] == 0
+        assert len(graph.node) <= len(plain.node)
 
 
 def test_answers_are_those_of_the_original(tiny_int4: Exported, tiny_int8: Exported) -> None:

@@ -72,8 +72,12 @@ def test_logits_are_those_of_the_dequantized_weights(
         )
         assert (place.zeros is not None) == entry.zero_points
     graph = onnx.load(exported.folder / "decoder.0.onnx", load_external_data=False).graph
-    inputs = {len(node.input) for node in graph.node if node.op_type == "DequantizeLinear"}
-    assert inputs == ({3} if entry.zero_points else {2})
+    inputs = {
+        node.op_type: len(node.input)
+        for node in graph.node
+        if node.op_type in ("DequantizeLinear", "QuantizedLinear")
+    }
+    assert inputs == ({"DequantizeLinear": 3} if entry.zero_points else {"QuantizedLinear": 3})
     LVLM.load(exported.folder, threads=1).generate("a b", max_new_tokens=2)
 
 

@@ -60,7 +60,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
         return avl_failed("expected x [rows, inputs] with the weight's inputs");
     product p = {.weight = weight, .x = {.rows = x.dims[0]}, .from = x.data};
     const int64_t dims[2] = {x.dims[0], weight->outputs};
-    if ((status = avl_output(context, 0, dims, 2, &p.y)))
+    if ((status = avl_output(context, 0, dims, 2, &p.y)) || !dims[0])
         return status;
     size_t codes = (size_t)(x.dims[0] * weight->inputs), spans = codes / (size_t)weight->span;
     char *memory = malloc(codes + spans * (sizeof(float) + sizeof(int32_t)));

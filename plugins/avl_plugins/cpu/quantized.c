@@ -1,16 +1,21 @@
 #include "quantized.h"
 
+#include <float.h>
 #include <immintrin.h>
+#include <math.h>
 #include <string.h>
 
 #define HELPER static inline __attribute__((always_inline))
 
 enum {
-    TILE = 64,       // outputs
-    FEW = 4,         // rows up to which a weight is read for two rows at a time
-    MANY = 256,      // rows whose sums are kept at a time
-    LONGEST = 128,   // inputs of a span
+    TILE = 64,     // outputs
+    FEW = 4,       // rows up to which a weight is read for two rows at a time
+    MANY = 256,    // rows whose sums are kept at a time
+    LONGEST = 128, // inputs of a span
 };
+
+// Spans of x with nothing larger are taken for zeros: 127 over it would be infinite.
+#define SMALLEST (127.0f / FLT_MAX)
 
 // A tile's codes of four inputs, or its sums; a field has 16 outputs.
 typedef struct {
@@ -121,10 +126,14 @@ void avl_round_row(const avl_packed *w, const float *x, const avl_rounded *to, i
     int8_t *codes = to->codes + row * w->inputs;
     for (int64_t s = 0; s < spans_of(w); s++, x += w->span, codes += w->span) {
         __m512 top = _mm512_setzero_ps();
-        for (int64_t i = 0; i < w->span; i += 16)
-            top = _mm512_max_ps(top, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
-        float greatest = _mm512_reduce_max_ps(top);
-        __m512 factor = _mm512_set1_ps(greatest > 0.0f ? 127.0f / greatest : 0.0f);
+        __mmask16 not_numbers = 0;
+        for (int64_t i = 0; i < w->span; i += 16) {
+            __m512 v = _mm512_loadu_ps(x + i);
+            top = _mm512_max_ps(top, _mm512_abs_ps(v));
+            not_numbers |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        }
+        float greatest = not_numbers ? NAN : _mm512_reduce_max_ps(top);
+        __m512 factor = _mm512_set1_ps(greatest > SMALLEST ? 127.0f / greatest : 0.0f);
         __m512i sum = _mm512_setzero_si512();
         for (int64_t i = 0; i < w->span; i += 16) {
             __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor));

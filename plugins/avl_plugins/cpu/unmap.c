@@ -1,41 +1,46 @@
 #define _GNU_SOURCE
 #include "unmap.h"
 
-#include <stdint.h>
-#include <stdio.h>
 #if defined(__linux__)
+
+#include <fcntl.h>
+#include <stdint.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#endif
 
-#if defined(__linux__)
+// Bits of an entry of /proc/self/pagemap: in memory, swapped out, of a file.
+#define PRESENT ((uint64_t)1 << 63)
+#define SWAPPED ((uint64_t)1 << 62)
+#define OF_FILE ((uint64_t)1 << 61)
 
-// Whether all of [first, end) is one mapping of a file that nothing is written to.
-static int is_file(uintptr_t first, uintptr_t end)
+enum { ENTRIES = 512 };
+
+// Whether pages from `first` to before `end` hold nothing but what a file has: where a page was
+// written to, memory has a copy of its own.
+static int are_of_file(int pagemap, uintptr_t first, uintptr_t end)
 {
-    FILE *maps = fopen("/proc/self/maps", "re");
-    if (!maps)
-        return 0;
-    char line[512];
-    int found = 0;
-    while (!found && fgets(line, sizeof line, maps)) {
-        unsigned long start, stop, inode;
-        char may_write;
-        if (sscanf(line, "%lx-%lx %*c%c%*c%*c %*x %*x:%*x %lu", &start, &stop, &may_write,
-                   &inode) == 4)
-            found = inode && may_write == '-' && start <= first && end <= stop;
+    uint64_t entries[ENTRIES];
+    for (uintptr_t page = first; page < end; page += ENTRIES) {
+        size_t count = end - page < ENTRIES ? end - page : ENTRIES, bytes = count * sizeof *entries;
+        if (pread(pagemap, entries, bytes, (off_t)(page * sizeof *entries)) != (ssize_t)bytes)
+            return 0;
+        for (size_t i = 0; i < count; i++)
+            if ((entries[i] & SWAPPED) || ((entries[i] & PRESENT) && !(entries[i] & OF_FILE)))
+                return 0;
     }
-    fclose(maps);
-    return found;
+    return 1;
 }
 
 void avl_unmap(const void *at, size_t bytes)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t first = ((uintptr_t)at + page - 1) / page * page;
-    uintptr_t end = ((uintptr_t)at + bytes) / page * page;
-    if (first < end && is_file(first, end))
-        madvise((void *)first, end - first, MADV_DONTNEED);
+    uintptr_t size = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = ((uintptr_t)at + size - 1) / size, end = ((uintptr_t)at + bytes) / size;
+    int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (pagemap < 0)
+        return;
+    if (first < end && are_of_file(pagemap, first, end))
+        madvise((void *)(first * size), (end - first) * size, MADV_DONTNEED);
+    close(pagemap);
 }
 
 #else
