@@ -39,7 +39,10 @@ from avl_export.quantize.blocks import quantize as quantize_rows
 from avl_export.quantize.packing import pack_int4
 from avl_export.quantize.reading import read_weight
 from avl_export.quantize.spec import BITS, DEFAULT_BLOCK
+from avl_plugins import cpu
+from avl_plugins.function import quantized_linear_function
 from avl_plugins.policies import parse
+from avl_plugins.schema import DOMAIN, QUANTIZED_LINEAR, VERSION
 from avl_runtime import LVLM
 from avl_runtime.backends.ort_options import session_config
 from avl_runtime.evaluate.measure import forced_logits
@@ -131,8 +134,8 @@ def linear_ms(quantize: str) -> float:
     """Milliseconds of one row through a linear, the least of many runs."""
     rng, side = np.random.default_rng(0), 4096
     weights = rng.standard_normal((side, side), np.float32)
-    entry, tensors, nodes = None, [numpy_helper.from_array(weights, "w")], []
-    gemm = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
+    entry, tensors, functions = None, [numpy_helper.from_array(weights, "w")], []
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
     if quantize != "none":
         bits = BITS[quantize]
         block = DEFAULT_BLOCK if bits == 4 else None
@@ -143,17 +146,21 @@ def linear_ms(quantize: str) -> float:
             helper.make_tensor("q", kind, codes.T.shape, stored.tobytes(), raw=True),
             numpy_helper.from_array(np.ascontiguousarray(scales), "s"),
         ]
-        form: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
-        nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["w"], **form)]
-        gemm = helper.make_node("Gemm", ["x", "w"], ["y"])
+        op = QUANTIZED_LINEAR
+        form: dict[str, Any] = {"axis": 0 if block else 1, "block_size": block or 0}
+        node = helper.make_node(op.name, ["x", "q", "s"], ["y"], domain=op.domain, **form)
+        functions = [quantized_linear_function(op)]
         entry = Quantization("rtn", bits, block, ("decoder",), False, None)
     rows = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", side]) for n in "xy"]
-    graph = helper.make_graph([*nodes, gemm], "linear", rows[:1], rows[1:], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    graph = helper.make_graph([node], "linear", rows[:1], rows[1:], tensors)
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, VERSION)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     for name, value in session_config(entry, encoder=False, packs=True).items():
         options.add_session_config_entry(name, value)
+    if (library := cpu.library()) is not None:
+        options.register_custom_ops_library(str(library))
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -9,7 +9,6 @@ from avl_plugins.attention_body import attention_body, step_body
 from avl_plugins.schema import (
     DOMAIN,
     PLUGIN_ATTRIBUTES,
-    QUANTIZED_LINEAR,
     SPLIT_CACHE_ATTENTION,
     SPLIT_CACHE_STEP,
     SPLIT_CACHE_UPDATE,
@@ -49,7 +48,7 @@ _UPDATE = """
 """
 
 _QUANTIZED_LINEAR = """
-    weight = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> (codes, scales)
+    weight = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> ({weight})
     y = Gemm (x, weight)
 """
 
@@ -76,13 +75,14 @@ def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
     return function_proto(SPLIT_CACHE_UPDATE, _UPDATE, opset)
 
 
-def quantized_linear_function(opset: int = 23) -> onnx.FunctionProto:
-    """`avl::QuantizedLinear` as a function; a model needs the same default `opset`.
+def quantized_linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
+    """One of `schema.QUANTIZED_LINEARS` as a function; a model needs the same default `opset`.
 
     ONNX Runtime takes a kernel of ours where one is registered; else it fuses the two nodes of the
     body into MatMulNBits.
     """
-    return function_proto(QUANTIZED_LINEAR, _QUANTIZED_LINEAR, opset)
+    weight = ", ".join(value.name for value in op.inputs[1:])
+    return function_proto(op, _QUANTIZED_LINEAR.format(weight=weight), opset)
 
 
 def attention_node_attributes(scale: float) -> dict[str, float | int | str]:

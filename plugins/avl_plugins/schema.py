@@ -1,4 +1,4 @@
-"""The two ops of avl: names, inputs, outputs, attributes and shapes, said once.
+"""The ops of avl: names, inputs, outputs, attributes and shapes, said once.
 
 The reference, the ONNX schemas and function bodies, the kernels and the TensorRT plugins all read
 them from here. Shapes are named dimensions:
@@ -139,12 +139,12 @@ SPLIT_CACHE_UPDATE = Op(
     ),
 )
 
-# Not modality-aware, and not for TensorRT, which is given its body: a CPU kernel takes it over.
+# Not for TensorRT, which is given the body: what a CPU kernel takes over.
 QUANTIZED_LINEAR = Op(
     name="QuantizedLinear",
     doc=(
-        "y = x . (codes * scales), a linear layer with quantized weights. A kernel may round x to 8 "
-        "bits, with one scale for the inputs of a row that share a scale of the weight, or for "
+        "y = x . (codes * scales), a linear layer with quantized weights. A kernel may round x to "
+        "8 bits, with one scale for the inputs of a row that share a scale of the weight, or for "
         "fewer."
     ),
     inputs=(
@@ -159,7 +159,19 @@ QUANTIZED_LINEAR = Op(
     ),
 )
 
+# An op of its own, as ONNX Runtime fuses no body in which an optional input is left out.
+QUANTIZED_LINEAR_WITH_ZEROS = dataclasses.replace(
+    QUANTIZED_LINEAR,
+    name="QuantizedLinearWithZeros",
+    doc="y = x . ((codes - zero_points) * scales); else as QuantizedLinear.",
+    inputs=(
+        *QUANTIZED_LINEAR.inputs,
+        Value("zero_points", "codes", ("blocks", "outputs"), "codes that stand for 0, like scales"),
+    ),
+)
+
 OPS = (SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE)
+QUANTIZED_LINEARS = (QUANTIZED_LINEAR, QUANTIZED_LINEAR_WITH_ZEROS)
 
 
 def bind_dims(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from avl_plugins.function import quantized_linear_function
-from avl_plugins.schema import DOMAIN
+from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS
 from ops.op_models import session
 
 Codes = NDArray[np.int8]
@@ -34,34 +35,73 @@ def packed(name: str, codes: Codes, bits: int) -> onnx.TensorProto:
     return helper.make_tensor(name, TensorProto.INT4, codes.shape, raw, raw=True)
 
 
-def model_of(codes: Codes, scales: Floats, bits: int, constant: bool = True) -> onnx.ModelProto:
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Rows x [rows, inputs], codes [inputs, outputs] and scales and zero points [blocks, outputs].
+
+    Without blocks the last two are [outputs].
+    """
+
+    x: Floats
+    codes: Codes
+    scales: Floats
+    zeros: Codes | None
+    bits: int
+
+    @property
+    def span(self) -> int:
+        """Inputs of x that the kernel rounds with one scale."""
+        blocks = 1 if self.scales.ndim == 1 else len(self.scales)
+        block = len(self.codes) // blocks
+        return next(span for span in (128, 64, 32) if block % span == 0)
+
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        """[inputs, outputs]"""
+
+        def each(table: NDArray[Any]) -> NDArray[np.float64]:
+            rows = np.atleast_2d(table).astype(np.float64)
+            return np.repeat(rows, len(self.codes) // len(rows), axis=0)
+
+        zeros = 0.0 if self.zeros is None else each(self.zeros)
+        return (self.codes - zeros) * each(self.scales)
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        return model_of(self.codes, self.scales, self.bits, self.zeros)
+
+
+def model_of(
+    codes: Codes,
+    scales: Floats,
+    bits: int,
+    zeros: Codes | None = None,
+    constant: bool = True,
+) -> onnx.ModelProto:
     inputs, outputs = codes.shape
+    op = QUANTIZED_LINEARS[zeros is not None]
     blocks = {} if scales.ndim == 1 else {"block_size": inputs // len(scales)}
     attributes = {"axis": int(not blocks), "block_size": 0} | blocks
-    names = ["x", "codes", "scales"]
+    names = [value.name for value in op.inputs]
     given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", inputs])]
     weights = [packed("codes", codes, bits), onnx.numpy_helper.from_array(scales, "scales")]
+    if zeros is not None:
+        weights.append(packed("zero_points", zeros, bits))
     if not constant:
         given.append(helper.make_tensor_value_info("scales", TensorProto.FLOAT, scales.shape))
-        weights.pop()
+        del weights[1]
     return helper.make_model(
         helper.make_graph(
-            [helper.make_node("QuantizedLinear", names, ["y"], domain=DOMAIN, **attributes)],
+            [helper.make_node(op.name, names, ["y"], domain=DOMAIN, **attributes)],
             "linear",
             given,
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", outputs])],
             weights,
         ),
         opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)],
-        functions=[quantized_linear_function(23)],
+        functions=[quantized_linear_function(op, 23)],
         ir_version=11,
     )
-
-
-def weight_of(codes: Codes, scales: Floats) -> NDArray[np.float64]:
-    """[inputs, outputs]"""
-    table = np.atleast_2d(scales).astype(np.float64)
-    return codes * np.repeat(table, len(codes) // len(table), axis=0)
 
 
 def rounded(x: Floats, span: int) -> NDArray[np.float64]:
@@ -73,13 +113,8 @@ def rounded(x: Floats, span: int) -> NDArray[np.float64]:
     return (np.rint(parts * factors) * scales).reshape(x.shape)
 
 
-def span_of(scales: Floats, inputs: int) -> int:
-    block = inputs if scales.ndim == 1 else inputs // len(scales)
-    return next(span for span in (128, 64, 32) if block % span == 0)
-
-
 @st.composite
-def linears(draw: st.DrawFn) -> tuple[Floats, Codes, Floats, int]:
+def linears(draw: st.DrawFn) -> Linear:
     bits = draw(st.sampled_from((4, 8)))
     block = draw(st.sampled_from((32, 64, 96, 128, 256, None)))
     inputs = (block or 32) * draw(st.integers(1, 5))
@@ -87,22 +122,26 @@ def linears(draw: st.DrawFn) -> tuple[Floats, Codes, Floats, int]:
     rows = draw(st.one_of(st.integers(0, 12), st.integers(MANY - 2, MANY + 6)))
     numbers = np.random.default_rng(draw(st.integers(0, 2**32)))
     shape = (outputs,) if block is None else (inputs // block, outputs)
-    codes = numbers.integers(-MOST[bits] - 1, MOST[bits] + 1, (inputs, outputs), np.int8)
+
+    def codes(*shape: int) -> Codes:
+        return numbers.integers(-MOST[bits] - 1, MOST[bits] + 1, shape, np.int8)
+
     x = numbers.standard_normal((rows, inputs), np.float32)
     x *= np.exp(numbers.uniform(-9, 9, (rows, 1))).astype(np.float32)
     x[numbers.random(x.shape) < draw(st.sampled_from((0, 0.5, 1)))] = 0
-    return x, codes, numbers.uniform(0.001, 0.1, shape).astype(np.float32), bits
+    zeros = codes(*shape) if draw(st.booleans()) else None
+    scales = numbers.uniform(0.001, 0.1, shape).astype(np.float32)
+    return Linear(x, codes(inputs, outputs), scales, zeros, bits)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(linear=linears())
 def test_the_kernel_agrees_with_whole_numbers_summed_in_float64(
-    quantized_kernel: Path, linear: tuple[Floats, Codes, Floats, int]
+    quantized_kernel: Path, linear: Linear
 ) -> None:
-    x, codes, scales, bits = linear
-    run = session(model_of(codes, scales, bits), quantized_kernel, intra_op_num_threads=2)
-    (found,) = run.run(None, {"x": x})
-    weight, x_rounded = weight_of(codes, scales), rounded(x, span_of(scales, len(codes)))
+    run = session(linear.model, quantized_kernel, intra_op_num_threads=2)
+    (found,) = run.run(None, {"x": linear.x})
+    weight, x_rounded = linear.weight, rounded(linear.x, linear.span)
     # float32 sums of as many terms as there are spans, each of this size at most
     error = 2.0**-21 * (np.abs(x_rounded) @ np.abs(weight))
     assert found.dtype == np.float32
@@ -111,15 +150,11 @@ def test_the_kernel_agrees_with_whole_numbers_summed_in_float64(
 
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(linear=linears())
-def test_the_body_is_the_product_with_what_codes_stand_for(
-    linear: tuple[Floats, Codes, Floats, int],
-) -> None:
-    x, codes, scales, bits = linear
-    run = session(model_of(codes, scales, bits), graph_optimization_level=_unoptimized())
-    (found,) = run.run(None, {"x": x})
-    weight = weight_of(codes, scales)
-    error = 2.0**-20 * (np.abs(x).astype(np.float64) @ np.abs(weight))
-    assert (np.abs(found - x @ weight) <= error + 1e-30).all()
+def test_the_body_is_the_product_with_what_codes_stand_for(linear: Linear) -> None:
+    run = session(linear.model, graph_optimization_level=_unoptimized())
+    (found,) = run.run(None, {"x": linear.x})
+    error = 2.0**-20 * (np.abs(linear.x).astype(np.float64) @ np.abs(linear.weight))
+    assert (np.abs(found - linear.x @ linear.weight) <= error + 1e-30).all()
 
 
 def _unoptimized() -> Any:
@@ -145,7 +180,7 @@ def test_rows_of_any_size(quantized_kernel: Path, factor: float, rows: int) -> N
     scales = numbers.random((2, 6), np.float32)
     x = numbers.standard_normal((rows, 64), np.float32) * np.float32(factor)
     (found,) = session(model_of(codes, scales, 4), quantized_kernel).run(None, {"x": x})
-    wanted = x.astype(np.float64) @ weight_of(codes, scales)
+    wanted = x.astype(np.float64) @ Linear(x, codes, scales, None, 4).weight
     np.testing.assert_allclose(found, wanted, atol=max(0.03 * factor * 64, 1e-34))
 
 
@@ -174,6 +209,14 @@ def test_scales_that_do_not_fit_are_refused(quantized_kernel: Path) -> None:
     model = model_of(np.zeros((64, 4), np.int8), np.ones((2, 4), np.float32), 8)
     model.graph.node[0].attribute[1].i = 64
     with pytest.raises(Exception, match="expected scales"):
+        session(model, quantized_kernel)
+
+
+def test_zero_points_of_another_type_are_refused(quantized_kernel: Path) -> None:
+    codes, scales = np.zeros((64, 4), np.int8), np.ones((2, 4), np.float32)
+    model = model_of(codes, scales, 8, zeros=np.zeros((2, 4), np.int8))
+    model.graph.initializer[2].CopyFrom(packed("zero_points", codes[:2], 4))
+    with pytest.raises(Exception, match="zero points"):
         session(model, quantized_kernel)
 
 

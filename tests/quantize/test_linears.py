@@ -97,10 +97,13 @@ def types_of(model: onnx.ModelProto) -> Counter[str]:
 
 @pytest.mark.parametrize("block", [32, 64, None])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_linear_becomes_one_node(block: int | None, bias: bool) -> None:
-    plain = model_of(block=block, bias=bias)
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_linear_becomes_one_node(block: int | None, bias: bool, zeros: bool) -> None:
+    plain = model_of(block=block, bias=bias, zeros=zeros)
     model = joined(plain)
-    assert types_of(model) == Counter(["QuantizedLinear"] + ["Add"] * bias)
+    name = "QuantizedLinearWithZeros" if zeros else "QuantizedLinear"
+    assert types_of(model) == Counter([name] + ["Add"] * bias)
+    assert [function.name for function in model.functions] == [name]
     assert [value.name for value in model.graph.output] == ["y0"]
     np.testing.assert_allclose(*outputs_of(model), *outputs_of(plain), rtol=1e-6, atol=1e-6)
 
@@ -108,7 +111,6 @@ def test_a_linear_becomes_one_node(block: int | None, bias: bool) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(model_of(zeros=True), id="zero-points"),
         pytest.param(model_of(dtype=FLOAT16), id="fp16"),
         pytest.param(model_of(block=16), id="small-blocks"),
         pytest.param(model_of(inputs=48, block=None), id="odd-inputs"),
@@ -136,9 +138,7 @@ def mapped_bytes(name: str) -> int:
     return held
 
 
-def test_packed_weights_are_not_held_twice(
-    tiny_int4: Exported, quantized_kernel: Path
-) -> None:
+def test_packed_weights_are_not_held_twice(tiny_int4: Exported, quantized_kernel: Path) -> None:
     package = load_package(tiny_int4.folder)
     (name,) = (shard.path for shard in package.manifest.weights.shards if "int4" in shard.path)
     file = package.weights_folder / name

@@ -15,7 +15,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 KERNELS = "attention.c"  # compiled once for every level of instructions
-QUANTIZED = "quantized.c"  # for one level alone
+QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
 SOURCES = (
     *(KERNELS, "refresh.c", "step.c", "unmap.c"),
     *("ort_op.c", "ort_step.c", "ort_quantized.c", "ort_ops.c"),
@@ -80,7 +80,9 @@ def build() -> Path:
                 _compiled(found, KERNELS, Path(folder), level, f"-DAVL_LEVEL={level}", *options)
                 for level, options in LEVELS.items()
             ]
-            objects.append(_compiled(found, QUANTIZED, Path(folder), QUANTIZED, *QUANTIZED_LEVEL))
+            objects += [
+                _compiled(found, name, Path(folder), name, *QUANTIZED_LEVEL) for name in QUANTIZED
+            ]
         staged = Path(folder, LIBRARY.name)
         _run(found, "-shared", *objects, "-o", str(staged))
         staged.replace(LIBRARY)

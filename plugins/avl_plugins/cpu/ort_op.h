@@ -14,8 +14,8 @@ typedef struct avl_op {
     const int *input_types; // outputs are all float
 } avl_op;
 
-// The ops, each in a file of its own; QuantizedLinear is there on x86-64 alone.
-extern const avl_op avl_split_cache_step, avl_quantized_linear;
+// The ops; those for quantized weights are there on x86-64 alone.
+extern const avl_op avl_split_cache_step, avl_quantized_linear, avl_quantized_linear_with_zeros;
 
 // Set when the library is registered, for good: one process has one ONNX Runtime.
 extern const OrtApi *avl_api;

@@ -23,8 +23,9 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain)
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_step.op);
 #if defined(__x86_64__)
-    if (!status && has_vnni())
-        status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linear.op);
+    if (!status && has_vnni() &&
+        !(status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linear.op)))
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linear_with_zeros.op);
 #endif
     return status;
 }

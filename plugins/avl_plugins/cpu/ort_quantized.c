@@ -1,4 +1,4 @@
-// QuantizedLinear as a custom op of ONNX Runtime's CPU provider.
+// QuantizedLinear, with and without zero points, as custom ops of ONNX Runtime's CPU provider.
 #include "ort_op.h"
 #include "quantized.h"
 #include "unmap.h"
@@ -7,11 +7,11 @@
 
 #if defined(__x86_64__)
 
-enum { X, CODES, SCALES, INPUTS };
+enum { X, CODES, SCALES, ZEROS, MOST_INPUTS };
 
 enum { TASKS = 16, ROWS_OF_A_TASK = 16, ALIGNMENT = 64 };
 
-static const int TYPES[INPUTS] = {ORT_FLOAT, ORT_ANY, ORT_FLOAT};
+static const int TYPES[MOST_INPUTS] = {ORT_FLOAT, ORT_ANY, ORT_FLOAT, ORT_ANY};
 
 typedef struct {
     const avl_packed *weight;
@@ -67,8 +67,8 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     if (!memory)
         return avl_failed("expected memory for rounded rows, found none");
     p.x.scales = (float *)memory; // inputs, and so codes, are a multiple of 32
-    p.x.shifts = (int32_t *)(p.x.scales + spans);
-    p.x.codes = (int8_t *)(p.x.shifts + spans);
+    p.x.sums = (int32_t *)(p.x.scales + spans);
+    p.x.codes = (int8_t *)(p.x.sums + spans);
     status = multiply(context, &p);
     free(memory);
     return status;
@@ -83,31 +83,67 @@ static int64_t span_of(int64_t block)
     return 0;
 }
 
-static OrtStatus *pack(const avl_tensor *codes, const avl_tensor *scales, int64_t block,
-                       avl_packed *weight)
+// What a weight is made from.
+typedef struct {
+    avl_tensor codes, scales, zeros; // no zeros: rank 0
+    int64_t block; // inputs that share a scale; 0: all of an output's
+} source;
+
+static OrtStatus *read_source(const OrtKernelInfo *info, int has_zeros, source *from)
 {
-    int per_output = block == 0;
-    if (codes->rank != 2 || (codes->type != ORT_INT4 && codes->type != ORT_INT8))
+    OrtStatus *status;
+    if ((status = avl_api->KernelInfoGetAttribute_int64(info, "block_size", &from->block)) ||
+        (status = avl_constant(info, CODES, &from->codes)) ||
+        (status = avl_constant(info, SCALES, &from->scales)))
+        return status;
+    return has_zeros ? avl_constant(info, ZEROS, &from->zeros) : NULL;
+}
+
+// Whether a tensor is [blocks, outputs], or [outputs] with one block an output.
+static int is_table(const avl_tensor *table, const source *from, const avl_packed *weight)
+{
+    if (!from->block)
+        return table->rank == 1 && table->dims[0] == weight->outputs;
+    return table->rank == 2 && table->dims[0] == weight->inputs / from->block &&
+           table->dims[1] == weight->outputs;
+}
+
+static OrtStatus *measure(const source *from, avl_packed *weight)
+{
+    if (from->codes.rank != 2 || (from->codes.type != ORT_INT4 && from->codes.type != ORT_INT8))
         return avl_failed("expected INT4 or INT8 codes [inputs, outputs]");
-    weight->inputs = codes->dims[0];
-    weight->outputs = codes->dims[1];
-    weight->bits = codes->type == ORT_INT4 ? 4 : 8;
-    if (per_output)
-        block = weight->inputs;
+    weight->inputs = from->codes.dims[0];
+    weight->outputs = from->codes.dims[1];
+    weight->bits = from->codes.type == ORT_INT4 ? 4 : 8;
+    weight->has_zeros = from->zeros.rank != 0;
+    int64_t block = from->block ? from->block : weight->inputs;
     weight->span = span_of(block);
     if (!weight->span || weight->inputs % block || (weight->bits == 4 && weight->outputs % 2))
         return avl_failed("expected blocks of a multiple of 32 inputs and, of INT4, even outputs");
-    if (scales->rank != (per_output ? 1 : 2) || scales->dims[scales->rank - 1] != weight->outputs ||
-        (!per_output && scales->dims[0] != weight->inputs / block))
-        return avl_failed("expected scales [inputs / block, outputs], or [outputs] without blocks");
-    int64_t bytes = avl_packed_bytes(weight);
+    if (!is_table(&from->scales, from, weight) ||
+        (weight->has_zeros &&
+         (!is_table(&from->zeros, from, weight) || from->zeros.type != from->codes.type)))
+        return avl_failed("expected scales and zero points [inputs / block, outputs], or [outputs] "
+                          "without blocks, and zero points of the codes' type");
+    return NULL;
+}
+
+static OrtStatus *pack(const source *from, avl_packed *weight)
+{
+    OrtStatus *status = measure(from, weight);
+    if (status)
+        return status;
+    int64_t bytes = avl_packed_bytes(weight), block = from->block ? from->block : weight->inputs;
     weight->pieces = aligned_alloc(ALIGNMENT, (size_t)bytes);
     if (bytes && !weight->pieces)
         return avl_failed("expected memory for weights, found none");
     for (int64_t tile = 0; tile < avl_tiles(weight); tile++)
-        avl_pack_tile(weight, tile, codes->data, scales->data, block);
-    avl_unmap(codes->data, (size_t)(weight->inputs * weight->outputs * weight->bits / 8));
-    avl_unmap(scales->data, (size_t)(weight->inputs / block * weight->outputs) * sizeof(float));
+        avl_pack_tile(weight, tile, from->codes.data, from->scales.data, from->zeros.data, block);
+    int64_t scales = weight->inputs / block * weight->outputs;
+    avl_unmap(from->codes.data, (size_t)(weight->inputs * weight->outputs * weight->bits / 8));
+    avl_unmap(from->scales.data, (size_t)scales * sizeof(float));
+    if (weight->has_zeros)
+        avl_unmap(from->zeros.data, (size_t)(scales * weight->bits / 8));
     return NULL;
 }
 
@@ -121,18 +157,15 @@ static void destroy(void *kernel)
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
                          void **kernel)
 {
-    (void)op, (void)unused_api;
-    avl_tensor codes, scales;
-    int64_t block;
-    OrtStatus *status;
-    if ((status = avl_api->KernelInfoGetAttribute_int64(info, "block_size", &block)) ||
-        (status = avl_constant(info, CODES, &codes)) ||
-        (status = avl_constant(info, SCALES, &scales)))
+    (void)unused_api;
+    source from = {0};
+    OrtStatus *status = read_source(info, avl_op_inputs(op) > ZEROS, &from);
+    if (status)
         return status;
     avl_packed *weight = calloc(1, sizeof *weight);
     if (!weight)
         return avl_failed("expected memory, found none");
-    if ((status = pack(&codes, &scales, block, weight))) {
+    if ((status = pack(&from, weight))) {
         destroy(weight);
         return status;
     }
@@ -140,7 +173,9 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
     return NULL;
 }
 
-const avl_op avl_quantized_linear = {AVL_OP(create, compute, destroy), "QuantizedLinear", INPUTS, 1,
+const avl_op avl_quantized_linear = {AVL_OP(create, compute, destroy), "QuantizedLinear", ZEROS, 1,
                                      TYPES};
+const avl_op avl_quantized_linear_with_zeros = {AVL_OP(create, compute, destroy),
+                                                "QuantizedLinearWithZeros", MOST_INPUTS, 1, TYPES};
 
 #endif

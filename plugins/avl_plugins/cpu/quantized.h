@@ -10,30 +10,33 @@
 // A weight [inputs, outputs], its codes and scales in the order in which they are read.
 //
 // 64 outputs are a tile, and a span of a tile is a piece: codes without sign, for every four inputs
-// those of output 0, of output 1 and so on; then the scales of the 64 outputs. Codes of 4 bits share
+// those of output 0, of output 1 and so on; then the scales of the 64 outputs; then, if codes have
+// zero points, what the outputs' codes without sign are for 0, as 32 bits. Codes of 4 bits share
 // bytes: outputs 0 to 15 (32 to 47) have the low half, 16 to 31 (48 to 63) the high one.
 typedef struct avl_packed {
     int64_t inputs, outputs;
     int64_t span; // inputs of an output that share a scale: 32, 64 or 128, and a divisor of inputs
     int64_t bits; // 4, with an even number of outputs, or 8
+    int64_t has_zeros;
     uint8_t *pieces; // [tiles, spans, piece]; `avl_packed_bytes` of them
 } avl_packed;
 
 // Rows of x, rounded.
 typedef struct avl_rounded {
     int64_t rows;
-    int8_t *codes;   // [rows, inputs]
-    float *scales;   // [rows, spans]
-    int32_t *shifts; // [rows, spans]: minus what it adds to a sum that codes have no sign
+    int8_t *codes; // [rows, inputs]
+    float *scales; // [rows, spans]
+    int32_t *sums; // [rows, spans], of a span's codes
 } avl_rounded;
 
 int64_t avl_tiles(const avl_packed *weight);
 int64_t avl_packed_bytes(const avl_packed *weight);
 
 // Fills a tile from signed codes [inputs, outputs], of which 4 bits have the even output in the low
-// half, and scales [inputs / block, outputs]; `block` is a multiple of the span.
+// half, scales [inputs / block, outputs] and zero points like them, which are codes, or none (NULL).
+// `block` is a multiple of the span.
 void avl_pack_tile(const avl_packed *weight, int64_t tile, const uint8_t *codes,
-                   const float *scales, int64_t block);
+                   const float *scales, const uint8_t *zeros, int64_t block);
 
 // Rounds a row of x [rows, inputs].
 void avl_round_row(const avl_packed *weight, const float *x, const avl_rounded *to, int64_t row);

@@ -26,9 +26,9 @@ def session_config(quantization: Quantization | None, encoder: bool, packs: bool
     mapped from their file. A decoder reads packed weights faster, and most so with several
     sequences. An encoder multiplies many rows at a time, and gains nothing.
 
-    Codes are fused into MatMulNBits, which is fast only with prepacking, and for 8 bits only with
-    activations rounded to 8 bits as well (accuracy level 4): otherwise it dequantizes the whole
-    matrix on every run.
+    Codes that no kernel of ours takes are fused into MatMulNBits, which is fast only with
+    prepacking, and for 8 bits only with activations rounded to 8 bits as well (accuracy level 4):
+    otherwise it dequantizes the whole matrix on every run.
 
     Args:
         packs: whether the machine has the memory; see `has_room`.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from avl_plugins.compiled_function import compiled_attention_function
-from avl_plugins.schema import DOMAIN, QUANTIZED_LINEAR, SPLIT_CACHE_ATTENTION, WEIGHTINGS
+from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS, SPLIT_CACHE_ATTENTION, WEIGHTINGS
 from avl_runtime.engine_sets import ROW_BLOCK
 from avl_runtime.manifest import Dims
 
@@ -63,8 +63,9 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
     decoder = any(node.op_type == SPLIT_CACHE_ATTENTION.name for node in model.graph.node)
     row_block = 1
     if decoder:
-        # Builders know the op's body, and no kernel of ours for it.
-        model = onnx.inliner.inline_selected_functions(model, [(DOMAIN, QUANTIZED_LINEAR.name)])
+        # Builders know the body of these, and no kernel of ours.
+        bodies = [(op.domain, op.name) for op in QUANTIZED_LINEARS]
+        model = onnx.inliner.inline_selected_functions(model, bodies)
         _share_sizes(model.graph)
     if decoder and not plugins:
         opset = next(one.version for one in model.opset_import if one.domain == "")
