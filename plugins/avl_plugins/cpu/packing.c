@@ -3,7 +3,8 @@
 #include <float.h>
 #include <math.h>
 
-// Spans of x with nothing larger are taken for zeros: 127 over it would be infinite.
+// Spans of x with nothing larger are taken for zeros: 127 over it would be infinite. So are those
+// with something infinite or no number, which their scale then is too, and with it what they add.
 #define SMALLEST (127.0f / FLT_MAX)
 
 int64_t avl_tiles(const avl_packed *w) { return (w->outputs + TILE - 1) / TILE; }
@@ -101,10 +102,12 @@ void avl_round_row(const avl_packed *w, const float *x, const avl_rounded *to, i
             not_numbers |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
         }
         float greatest = not_numbers ? NAN : _mm512_reduce_max_ps(top);
-        __m512 factor = _mm512_set1_ps(greatest > SMALLEST ? 127.0f / greatest : 0.0f);
+        __mmask16 some = greatest > SMALLEST && greatest <= FLT_MAX ? 0xffff : 0;
+        __m512 factor = _mm512_set1_ps(127.0f / greatest);
         __m512i sum = _mm512_setzero_si512();
         for (int64_t i = 0; i < w->span; i += 16) {
-            __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor));
+            __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(x + i), factor);
+            __m512i code = _mm512_maskz_cvtps_epi32(some, scaled);
             sum = _mm512_add_epi32(sum, code);
             _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtsepi32_epi8(code));
         }
