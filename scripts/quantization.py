@@ -42,7 +42,7 @@ from avl_export.quantize.spec import BITS, DEFAULT_BLOCK
 from avl_plugins import cpu
 from avl_plugins.function import quantized_linear_function
 from avl_plugins.policies import parse
-from avl_plugins.schema import DOMAIN, QUANTIZED_LINEAR, VERSION
+from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS, VERSION
 from avl_runtime import LVLM
 from avl_runtime.backends.ort_options import session_config
 from avl_runtime.evaluate.measure import forced_logits
@@ -146,7 +146,7 @@ def linear_ms(quantize: str) -> float:
             helper.make_tensor("q", kind, codes.T.shape, stored.tobytes(), raw=True),
             numpy_helper.from_array(np.ascontiguousarray(scales), "s"),
         ]
-        op = QUANTIZED_LINEAR
+        op = QUANTIZED_LINEARS[1, False]
         form: dict[str, Any] = {"axis": 0 if block else 1, "block_size": block or 0}
         node = helper.make_node(op.name, ["x", "q", "s"], ["y"], domain=op.domain, **form)
         functions = [quantized_linear_function(op)]

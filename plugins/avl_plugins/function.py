@@ -48,8 +48,8 @@ _UPDATE = """
 """
 
 _QUANTIZED_LINEAR = """
-    weight = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> ({weight})
-    y = Gemm (x, weight)
+    {w} = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> ({tensors})
+    {y} = Gemm (x, {w})
 """
 
 
@@ -81,8 +81,14 @@ def quantized_linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
     ONNX Runtime takes a kernel of ours where one is registered; else it fuses the two nodes of the
     body into MatMulNBits.
     """
-    weight = ", ".join(value.name for value in op.inputs[1:])
-    return function_proto(op, _QUANTIZED_LINEAR.format(weight=weight), opset)
+    products = [value.name for value in op.outputs]
+    tensors = [value.name for value in op.inputs[1:]]
+    each = len(tensors) // len(products)
+    body = "".join(
+        _QUANTIZED_LINEAR.format(y=y, w=f"weight_of_{y}", tensors=", ".join(tensors[i : i + each]))
+        for y, i in zip(products, range(0, len(tensors), each), strict=True)
+    )
+    return function_proto(op, body, opset)
 
 
 def attention_node_attributes(scale: float) -> dict[str, float | int | str]:

@@ -139,39 +139,51 @@ SPLIT_CACHE_UPDATE = Op(
     ),
 )
 
-# Not for TensorRT, which is given the body: what a CPU kernel takes over.
-QUANTIZED_LINEAR = Op(
-    name="QuantizedLinear",
-    doc=(
-        "y = x . (codes * scales), a linear layer with quantized weights. A kernel may round x to "
-        "8 bits, with one scale for the inputs of a row that share a scale of the weight, or for "
-        "fewer."
-    ),
-    inputs=(
-        Value("x", "T", ("rows", "inputs"), "what is multiplied"),
-        Value("codes", "codes", ("inputs", "outputs"), "the weight in units of its scales"),
-        Value("scales", "T", ("blocks", "outputs"), "[outputs] with one scale an output"),
-    ),
-    outputs=(Value("y", "T", ("rows", "outputs"), "the product"),),
-    attributes=(
-        Attribute("axis", "int", "as of DequantizeLinear: 0 with blocks, 1 with one scale"),
-        Attribute("block_size", "int", "inputs that share a scale; 0: all of an output's"),
-    ),
-)
 
-# An op of its own, as ONNX Runtime fuses no body in which an optional input is left out.
-QUANTIZED_LINEAR_WITH_ZEROS = dataclasses.replace(
-    QUANTIZED_LINEAR,
-    name="QuantizedLinearWithZeros",
-    doc="y = x . ((codes - zero_points) * scales); else as QuantizedLinear.",
-    inputs=(
-        *QUANTIZED_LINEAR.inputs,
-        Value("zero_points", "codes", ("blocks", "outputs"), "codes that stand for 0, like scales"),
-    ),
-)
+def _quantized_linear(weights: int, zeros: bool) -> Op:
+    """A linear layer with quantized weights, or several that multiply the same x."""
+    numbers = [""] if weights == 1 else [f"_{number}" for number in range(weights)]
+
+    def each(number: str) -> tuple[Value, ...]:
+        table = (f"blocks{number}", f"outputs{number}")
+        return (
+            Value(f"codes{number}", "codes", ("inputs", table[1]), "in units of the scales"),
+            Value(f"scales{number}", "T", table, "[outputs] with one scale an output"),
+            Value(f"zero_points{number}", "codes", table, "codes that stand for 0, like scales"),
+        )[: 3 if zeros else 2]
+
+    return Op(
+        name="QuantizedLinear" + f"{weights}" * (weights > 1) + "WithZeros" * zeros,
+        doc=(
+            "y = x . weight for each weight = (codes - zero_points) * scales. A kernel may round x "
+            "to 8 bits, with one scale for inputs of a row that share one of the weight, or for "
+            "fewer of them."
+        ),
+        inputs=(
+            Value("x", "T", ("rows", "inputs"), "what is multiplied"),
+            *(value for number in numbers for value in each(number)),
+        ),
+        outputs=tuple(
+            Value(f"y{number}", "T", ("rows", f"outputs{number}"), "a product")
+            for number in numbers
+        ),
+        attributes=(
+            Attribute("axis", "int", "as of DequantizeLinear: 0 with blocks, 1 with one scale"),
+            Attribute("block_size", "int", "inputs that share a scale; 0: all of an output's"),
+        ),
+    )
+
+
+# By how many weights there are, and whether they have zero points. Each is an op of its own, as
+# ONNX Runtime fuses no body in which an input is left out. A CPU kernel takes them over; TensorRT
+# is given the bodies.
+QUANTIZED_LINEARS: Mapping[tuple[int, bool], Op] = {
+    (weights, zeros): _quantized_linear(weights, zeros)
+    for weights in (1, 2, 3)
+    for zeros in (False, True)
+}
 
 OPS = (SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE)
-QUANTIZED_LINEARS = (QUANTIZED_LINEAR, QUANTIZED_LINEAR_WITH_ZEROS)
 
 
 def bind_dims(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

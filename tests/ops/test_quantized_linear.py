@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,42 +68,53 @@ class Linear:
         zeros = 0.0 if self.zeros is None else each(self.zeros)
         return (self.codes - zeros) * each(self.scales)
 
-    @property
-    def model(self) -> onnx.ModelProto:
-        return model_of(self.codes, self.scales, self.bits, self.zeros)
 
-
-def model_of(
-    codes: Codes,
-    scales: Floats,
-    bits: int,
-    zeros: Codes | None = None,
-    constant: bool = True,
-) -> onnx.ModelProto:
-    inputs, outputs = codes.shape
-    op = QUANTIZED_LINEARS[zeros is not None]
-    blocks = {} if scales.ndim == 1 else {"block_size": inputs // len(scales)}
+def model_of(*linears: Linear, constant: bool = True) -> onnx.ModelProto:
+    """One node for all `linears`, which have the same x."""
+    first = linears[0]
+    op = QUANTIZED_LINEARS[len(linears), first.zeros is not None]
+    inputs = len(first.codes)
+    blocks = {} if first.scales.ndim == 1 else {"block_size": inputs // len(first.scales)}
     attributes = {"axis": int(not blocks), "block_size": 0} | blocks
     names = [value.name for value in op.inputs]
-    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", inputs])]
-    weights = [packed("codes", codes, bits), onnx.numpy_helper.from_array(scales, "scales")]
-    if zeros is not None:
-        weights.append(packed("zero_points", zeros, bits))
+    products = [value.name for value in op.outputs]
+    tensors = []
+    for linear in linears:
+        at = 1 + len(tensors)
+        tensors.append(packed(names[at], linear.codes, linear.bits))
+        tensors.append(onnx.numpy_helper.from_array(linear.scales, names[at + 1]))
+        if linear.zeros is not None:
+            tensors.append(packed(names[at + 2], linear.zeros, linear.bits))
+    given = [_info("x", ["rows", inputs])]
     if not constant:
-        given.append(helper.make_tensor_value_info("scales", TensorProto.FLOAT, scales.shape))
-        del weights[1]
+        given.append(_info(tensors.pop(1).name, first.scales.shape))
     return helper.make_model(
         helper.make_graph(
-            [helper.make_node(op.name, names, ["y"], domain=DOMAIN, **attributes)],
+            [helper.make_node(op.name, names, products, domain=DOMAIN, **attributes)],
             "linear",
             given,
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", outputs])],
-            weights,
+            [
+                _info(name, ["rows", linear.codes.shape[1]])
+                for name, linear in zip(products, linears, strict=True)
+            ],
+            tensors,
         ),
         opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)],
         functions=[quantized_linear_function(op, 23)],
         ir_version=11,
     )
+
+
+def _info(name: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def plain(codes: Codes, scales: Floats, bits: int) -> Linear:
+    """Without x and zero points."""
+    return Linear(np.zeros((0, len(codes)), np.float32), codes, scales, None, bits)
+
+
+NOTHING = plain(np.zeros((64, 4), np.int8), np.ones((2, 4), np.float32), 8)
 
 
 def rounded(x: Floats, span: int) -> NDArray[np.float64]:
@@ -139,7 +152,7 @@ def linears(draw: st.DrawFn) -> Linear:
 def test_the_kernel_agrees_with_whole_numbers_summed_in_float64(
     quantized_kernel: Path, linear: Linear
 ) -> None:
-    run = session(linear.model, quantized_kernel, intra_op_num_threads=2)
+    run = session(model_of(linear), quantized_kernel, intra_op_num_threads=2)
     (found,) = run.run(None, {"x": linear.x})
     weight, x_rounded = linear.weight, rounded(linear.x, linear.span)
     # float32 sums of as many terms as there are spans, each of this size at most
@@ -148,10 +161,38 @@ def test_the_kernel_agrees_with_whole_numbers_summed_in_float64(
     assert (np.abs(found - x_rounded @ weight) <= error + 1e-30).all()
 
 
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(linear=linears(), sizes=st.lists(st.integers(1, 150), min_size=1, max_size=2))
+def test_several_weights_give_what_each_gives_alone(
+    quantized_kernel: Path, linear: Linear, sizes: list[int]
+) -> None:
+    group = [linear]
+    for size in sizes:  # other columns of the same tables, repeated
+        columns = np.arange(2 * size) * 7 % linear.codes.shape[1]
+        tables = {
+            name: None if table is None else np.ascontiguousarray(table[..., columns])
+            for name in ("codes", "scales", "zeros")
+            for table in (getattr(linear, name),)
+        }
+        group.append(dataclasses.replace(linear, **tables))
+    feeds = {"x": linear.x}
+    found = session(model_of(*group), quantized_kernel).run(None, feeds)
+    for one, product in zip(group, found, strict=True):
+        (alone,) = session(model_of(one), quantized_kernel).run(None, feeds)
+        np.testing.assert_array_equal(product, alone)
+    bodies = session(model_of(*group), graph_optimization_level=_unoptimized()).run(None, feeds)
+    for one, product in zip(group, bodies, strict=True):
+        np.testing.assert_allclose(product, one.x @ one.weight, rtol=1e-4, atol=1e-4 * _size(one))
+
+
+def _size(linear: Linear) -> float:
+    return float(np.abs(linear.x).max(initial=0) * np.abs(linear.weight).sum(0).max())
+
+
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(linear=linears())
 def test_the_body_is_the_product_with_what_codes_stand_for(linear: Linear) -> None:
-    run = session(linear.model, graph_optimization_level=_unoptimized())
+    run = session(model_of(linear), graph_optimization_level=_unoptimized())
     (found,) = run.run(None, {"x": linear.x})
     error = 2.0**-20 * (np.abs(linear.x).astype(np.float64) @ np.abs(linear.weight))
     assert (np.abs(found - linear.x @ linear.weight) <= error + 1e-30).all()
@@ -165,7 +206,7 @@ def test_the_kernel_takes_the_place_of_the_body(quantized_kernel: Path) -> None:
     codes, scales = np.full((32, 2), 3, np.int8), np.ones((1, 2), np.float32)
     x = np.random.default_rng(1).random((1, 32), np.float32)
     results = [
-        session(model_of(codes, scales, 4), library).run(None, {"x": x})[0]
+        session(model_of(plain(codes, scales, 4)), library).run(None, {"x": x})[0]
         for library in (quantized_kernel, None)
     ]
     assert not np.array_equal(*results)  # one rounds x and the other does not
@@ -179,8 +220,8 @@ def test_rows_of_any_size(quantized_kernel: Path, factor: float, rows: int) -> N
     codes = numbers.integers(-8, 8, (64, 6), np.int8)
     scales = numbers.random((2, 6), np.float32)
     x = numbers.standard_normal((rows, 64), np.float32) * np.float32(factor)
-    (found,) = session(model_of(codes, scales, 4), quantized_kernel).run(None, {"x": x})
-    weight, x64 = Linear(x, codes, scales, None, 4).weight, x.astype(np.float64)
+    (found,) = session(model_of(plain(codes, scales, 4)), quantized_kernel).run(None, {"x": x})
+    weight, x64 = plain(codes, scales, 4).weight, x.astype(np.float64)
     # Too small to be rounded to a scale of float32, rows count as zeros.
     limit = np.abs(x64) @ np.abs(weight) if factor < 1e-36 else 0.03 * factor * 64
     assert (np.abs(found - x64 @ weight) <= limit).all()
@@ -192,7 +233,7 @@ def test_what_is_no_number_stays_none(quantized_kernel: Path, value: float, rows
     codes, scales = np.ones((64, 4), np.int8), np.ones((2, 4), np.float32)
     x = np.ones((rows, 64), np.float32)
     x[0, 40] = value
-    (found,) = session(model_of(codes, scales, 8), quantized_kernel).run(None, {"x": x})
+    (found,) = session(model_of(plain(codes, scales, 8)), quantized_kernel).run(None, {"x": x})
     assert not np.isfinite(found[0]).any()
     np.testing.assert_allclose(found[1:], 64, rtol=1e-6)
 
@@ -202,34 +243,39 @@ def test_blocks_for_other_kernels_are_refused(
     quantized_kernel: Path, inputs: int, block: int | None
 ) -> None:
     shape = (4,) if block is None else (inputs // block, 4)
-    model = model_of(np.zeros((inputs, 4), np.int8), np.ones(shape, np.float32), 8)
+    model = model_of(plain(np.zeros((inputs, 4), np.int8), np.ones(shape, np.float32), 8))
     with pytest.raises(Exception, match="multiple of 32 inputs"):
         session(model, quantized_kernel)
 
 
 def test_scales_that_do_not_fit_are_refused(quantized_kernel: Path) -> None:
-    model = model_of(np.zeros((64, 4), np.int8), np.ones((2, 4), np.float32), 8)
+    model = model_of(NOTHING)
     model.graph.node[0].attribute[1].i = 64
     with pytest.raises(Exception, match="expected scales"):
         session(model, quantized_kernel)
 
 
 def test_zero_points_of_another_type_are_refused(quantized_kernel: Path) -> None:
-    codes, scales = np.zeros((64, 4), np.int8), np.ones((2, 4), np.float32)
-    model = model_of(codes, scales, 8, zeros=np.zeros((2, 4), np.int8))
-    model.graph.initializer[2].CopyFrom(packed("zero_points", codes[:2], 4))
+    model = model_of(dataclasses.replace(NOTHING, zeros=np.zeros((2, 4), np.int8)))
+    model.graph.initializer[2].CopyFrom(packed("zero_points", np.zeros((2, 4), np.int8), 4))
     with pytest.raises(Exception, match="zero points"):
         session(model, quantized_kernel)
 
 
 def test_scales_that_are_not_constant_are_refused(quantized_kernel: Path) -> None:
-    model = model_of(np.zeros((64, 4), np.int8), np.ones((2, 4), np.float32), 8, constant=False)
+    model = model_of(NOTHING, constant=False)
     with pytest.raises(Exception, match="weights that are initializers"):
         session(model, quantized_kernel)
 
 
+def test_weights_with_other_inputs_are_refused(quantized_kernel: Path) -> None:
+    other = plain(np.zeros((32, 4), np.int8), np.ones((1, 4), np.float32), 8)
+    with pytest.raises(Exception, match="with the same inputs"):
+        session(model_of(NOTHING, other), quantized_kernel)
+
+
 def test_rows_of_another_width_are_refused(quantized_kernel: Path) -> None:
-    model = model_of(np.zeros((64, 4), np.int8), np.ones((2, 4), np.float32), 8)
+    model = model_of(NOTHING)
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "width"
     with pytest.raises(Exception, match="with the weight's inputs"):
         session(model, quantized_kernel).run(None, {"x": np.zeros((1, 32), np.float32)})

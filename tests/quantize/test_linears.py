@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.compose
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -106,6 +107,36 @@ def test_a_linear_becomes_one_node(block: int | None, bias: bool, zeros: bool) -
     assert [function.name for function in model.functions] == [name]
     assert [value.name for value in model.graph.output] == ["y0"]
     np.testing.assert_allclose(*outputs_of(model), *outputs_of(plain), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_linears_of_the_same_rows_become_one_node(count: int) -> None:
+    plain = merged([model_of(outputs=2 * n, bias=n == 2) for n in range(1, count + 1)])
+    model = joined(plain)
+    names = {2: ["2"], 3: ["3"], 4: ["3", ""]}[count]
+    assert types_of(model) == Counter([f"QuantizedLinear{name}" for name in names] + ["Add"])
+    for found, wanted in zip(outputs_of(model), outputs_of(plain), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_linears_that_differ_do_not() -> None:
+    others = [model_of(block=64), model_of(zeros=True), model_of()]
+    types = types_of(joined(merged(others)))
+    assert types == Counter(["QuantizedLinear"] * 2 + ["QuantizedLinearWithZeros"])
+
+
+def merged(models: list[onnx.ModelProto]) -> onnx.ModelProto:
+    """All of them in one graph, with the same x."""
+    result = onnx.ModelProto()
+    result.CopyFrom(models[0])
+    for number, model in enumerate(models[1:]):
+        graph = onnx.compose.add_prefix(model, f"{number}.").graph
+        for node in graph.node:
+            node.input[:] = ["x" if name == f"{number}.x" else name for name in node.input]
+        result.graph.node.extend(graph.node)
+        result.graph.initializer.extend(graph.initializer)
+        result.graph.output.extend(graph.output)
+    return result
 
 
 @pytest.mark.parametrize(

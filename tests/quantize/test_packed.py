@@ -18,6 +18,7 @@ from avl_export.check import check_package
 from avl_export.checkpoint import open_checkpoint
 from avl_export.families import load_family
 from avl_export.quantize.reading import read_weight
+from avl_plugins.schema import QUANTIZED_LINEARS
 from avl_runtime import LVLM
 from avl_runtime.package import load_package
 from quantize.conftest import Exports
@@ -73,7 +74,9 @@ def test_logits_are_those_of_the_dequantized_weights(
         assert (place.zeros is not None) == entry.zero_points
     graph = onnx.load(exported.folder / "decoder.0.onnx", load_external_data=False).graph
     types = {node.op_type for node in graph.node if "Quantized" in node.op_type}
-    assert types == {"QuantizedLinearWithZeros" if entry.zero_points else "QuantizedLinear"}
+    assert types == {
+        op.name for (_, zeros), op in QUANTIZED_LINEARS.items() if zeros == entry.zero_points
+    }
     LVLM.load(exported.folder, threads=1).generate("a b", max_new_tokens=2)
 
 

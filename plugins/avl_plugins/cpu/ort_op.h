@@ -15,7 +15,8 @@ typedef struct avl_op {
 } avl_op;
 
 // The ops; those for quantized weights are there on x86-64 alone.
-extern const avl_op avl_split_cache_step, avl_quantized_linear, avl_quantized_linear_with_zeros;
+#define AVL_QUANTIZED_LINEARS 6
+extern const avl_op avl_split_cache_step, avl_quantized_linears[AVL_QUANTIZED_LINEARS];
 
 // Set when the library is registered, for good: one process has one ONNX Runtime.
 extern const OrtApi *avl_api;

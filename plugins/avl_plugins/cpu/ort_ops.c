@@ -23,9 +23,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain)
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_step.op);
 #if defined(__x86_64__)
-    if (!status && has_vnni() &&
-        !(status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linear.op)))
-        status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linear_with_zeros.op);
+    for (size_t i = 0; !status && has_vnni() && i < AVL_QUANTIZED_LINEARS; i++)
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linears[i].op);
 #endif
     return status;
 }

@@ -1,4 +1,5 @@
-// QuantizedLinear, with and without zero points, as custom ops of ONNX Runtime's CPU provider.
+// QuantizedLinear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights
+// that are multiplied with the same x, with and without zero points.
 #include "ort_op.h"
 #include "quantized.h"
 #include "unmap.h"
@@ -7,17 +8,21 @@
 
 #if defined(__x86_64__)
 
-enum { X, CODES, SCALES, ZEROS, MOST_INPUTS };
+enum { MOST_WEIGHTS = 3, MOST_INPUTS = 1 + 3 * MOST_WEIGHTS };
 
 enum { TASKS = 16, ROWS_OF_A_TASK = 16, ALIGNMENT = 64 };
 
-static const int TYPES[MOST_INPUTS] = {ORT_FLOAT, ORT_ANY, ORT_FLOAT, ORT_ANY};
+// Weights of one op; all have the same inputs and span.
+typedef struct {
+    size_t count;
+    avl_packed weights[MOST_WEIGHTS];
+} packed_weights;
 
 typedef struct {
-    const avl_packed *weight;
+    const packed_weights *packed;
     avl_rounded x;
     const float *from;
-    float *y;
+    float *y[MOST_WEIGHTS];
 } product;
 
 static void round_rows(void *of, size_t index)
@@ -25,15 +30,25 @@ static void round_rows(void *of, size_t index)
     const product *p = of;
     int64_t first = (int64_t)index * ROWS_OF_A_TASK, end = first + ROWS_OF_A_TASK;
     for (int64_t row = first; row < end && row < p->x.rows; row++)
-        avl_round_row(p->weight, p->from, &p->x, row);
+        avl_round_row(p->packed->weights, p->from, &p->x, row);
 }
 
+// A part of all weights' tiles, those of the first weight first.
 static void multiply_share(void *of, size_t index)
 {
     const product *p = of;
-    int64_t tiles = avl_tiles(p->weight), end = tiles * ((int64_t)index + 1) / TASKS;
-    for (int64_t tile = tiles * (int64_t)index / TASKS; tile < end; tile++)
-        avl_multiply_tile(p->weight, &p->x, tile, p->y);
+    const avl_packed *weight = p->packed->weights;
+    int64_t tiles = 0;
+    for (size_t i = 0; i < p->packed->count; i++)
+        tiles += avl_tiles(&weight[i]);
+    int64_t tile = tiles * (int64_t)index / TASKS, end = tiles * ((int64_t)index + 1) / TASKS;
+    for (float *const *y = p->y; tile < end; weight++, y++) {
+        int64_t own = avl_tiles(weight);
+        for (; tile < own && tile < end; tile++)
+            avl_multiply_tile(weight, &p->x, tile, *y);
+        tile -= own;
+        end -= own;
+    }
 }
 
 static OrtStatus *multiply(OrtKernelContext *context, product *p)
@@ -51,18 +66,23 @@ static OrtStatus *multiply(OrtKernelContext *context, product *p)
 
 static OrtStatus *compute(void *kernel, OrtKernelContext *context)
 {
-    const avl_packed *weight = kernel;
+    const packed_weights *packed = kernel;
+    const avl_packed *first = packed->weights;
     avl_tensor x;
-    OrtStatus *status = avl_input(context, X, &x);
+    OrtStatus *status = avl_input(context, 0, &x);
     if (status)
         return status;
-    if (x.rank != 2 || x.dims[1] != weight->inputs)
+    if (x.rank != 2 || x.dims[1] != first->inputs)
         return avl_failed("expected x [rows, inputs] with the weight's inputs");
-    product p = {.weight = weight, .x = {.rows = x.dims[0]}, .from = x.data};
-    const int64_t dims[2] = {x.dims[0], weight->outputs};
-    if ((status = avl_output(context, 0, dims, 2, &p.y)) || !dims[0])
-        return status;
-    size_t codes = (size_t)(x.dims[0] * weight->inputs), spans = codes / (size_t)weight->span;
+    product p = {.packed = packed, .x = {.rows = x.dims[0]}, .from = x.data};
+    for (size_t i = 0; i < packed->count; i++) {
+        const int64_t dims[2] = {x.dims[0], first[i].outputs};
+        if ((status = avl_output(context, i, dims, 2, &p.y[i])))
+            return status;
+    }
+    if (!x.dims[0])
+        return NULL;
+    size_t codes = (size_t)(x.dims[0] * first->inputs), spans = codes / (size_t)first->span;
     char *memory = malloc(codes + spans * (sizeof(float) + sizeof(int32_t)));
     if (!memory)
         return avl_failed("expected memory for rounded rows, found none");
@@ -89,14 +109,15 @@ typedef struct {
     int64_t block; // inputs that share a scale; 0: all of an output's
 } source;
 
-static OrtStatus *read_source(const OrtKernelInfo *info, int has_zeros, source *from)
+// `tensors` of them are inputs of the op, from the one at `index` on.
+static OrtStatus *read_source(const OrtKernelInfo *info, size_t index, size_t tensors, source *from)
 {
     OrtStatus *status;
     if ((status = avl_api->KernelInfoGetAttribute_int64(info, "block_size", &from->block)) ||
-        (status = avl_constant(info, CODES, &from->codes)) ||
-        (status = avl_constant(info, SCALES, &from->scales)))
+        (status = avl_constant(info, index, &from->codes)) ||
+        (status = avl_constant(info, index + 1, &from->scales)))
         return status;
-    return has_zeros ? avl_constant(info, ZEROS, &from->zeros) : NULL;
+    return tensors == 3 ? avl_constant(info, index + 2, &from->zeros) : NULL;
 }
 
 // Whether a tensor is [blocks, outputs], or [outputs] with one block an output.
@@ -149,33 +170,64 @@ static OrtStatus *pack(const source *from, avl_packed *weight)
 
 static void destroy(void *kernel)
 {
-    avl_packed *weight = kernel;
-    free(weight->pieces);
-    free(weight);
+    packed_weights *packed = kernel;
+    for (size_t i = 0; i < packed->count; i++)
+        free(packed->weights[i].pieces);
+    free(packed);
+}
+
+// The inputs of an op after x are as many tensors for each of its outputs.
+static OrtStatus *pack_all(const avl_op *op, const OrtKernelInfo *info, packed_weights *packed)
+{
+    size_t tensors = (op->inputs - 1) / op->outputs;
+    for (; packed->count < op->outputs; packed->count++) {
+        avl_packed *weight = &packed->weights[packed->count];
+        source from = {0};
+        OrtStatus *status = read_source(info, 1 + packed->count * tensors, tensors, &from);
+        if (!status)
+            status = pack(&from, weight);
+        if (!status && weight->inputs != packed->weights->inputs) {
+            free(weight->pieces);
+            status = avl_failed("expected weights with the same inputs");
+        }
+        if (status)
+            return status;
+    }
+    return NULL;
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
                          void **kernel)
 {
     (void)unused_api;
-    source from = {0};
-    OrtStatus *status = read_source(info, avl_op_inputs(op) > ZEROS, &from);
-    if (status)
-        return status;
-    avl_packed *weight = calloc(1, sizeof *weight);
-    if (!weight)
+    packed_weights *packed = calloc(1, sizeof *packed);
+    if (!packed)
         return avl_failed("expected memory, found none");
-    if ((status = pack(&from, weight))) {
-        destroy(weight);
-        return status;
-    }
-    *kernel = weight;
-    return NULL;
+    OrtStatus *status = pack_all((const avl_op *)op, info, packed);
+    if (status)
+        destroy(packed);
+    else
+        *kernel = packed;
+    return status;
 }
 
-const avl_op avl_quantized_linear = {AVL_OP(create, compute, destroy), "QuantizedLinear", ZEROS, 1,
-                                     TYPES};
-const avl_op avl_quantized_linear_with_zeros = {AVL_OP(create, compute, destroy),
-                                                "QuantizedLinearWithZeros", MOST_INPUTS, 1, TYPES};
+static const int TYPES[] = {ORT_FLOAT, ORT_ANY, ORT_FLOAT, ORT_ANY, ORT_FLOAT, ORT_ANY, ORT_FLOAT};
+static const int TYPES_WITH_ZEROS[MOST_INPUTS] = {ORT_FLOAT, ORT_ANY, ORT_FLOAT, ORT_ANY, ORT_ANY,
+                                                  ORT_FLOAT, ORT_ANY, ORT_ANY,   ORT_FLOAT, ORT_ANY};
+
+#define LINEAR(NAME, WEIGHTS)                                                                      \
+    {AVL_OP(create, compute, destroy), NAME, 1 + 2 * (WEIGHTS), WEIGHTS, TYPES}
+#define LINEAR_WITH_ZEROS(NAME, WEIGHTS)                                                           \
+    {AVL_OP(create, compute, destroy), NAME "WithZeros", 1 + 3 * (WEIGHTS), WEIGHTS,               \
+     TYPES_WITH_ZEROS}
+
+const avl_op avl_quantized_linears[AVL_QUANTIZED_LINEARS] = {
+    LINEAR("QuantizedLinear", 1),
+    LINEAR("QuantizedLinear2", 2),
+    LINEAR("QuantizedLinear3", 3),
+    LINEAR_WITH_ZEROS("QuantizedLinear", 1),
+    LINEAR_WITH_ZEROS("QuantizedLinear2", 2),
+    LINEAR_WITH_ZEROS("QuantizedLinear3", 3),
+};
 
 #endif

@@ -64,7 +64,7 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
     row_block = 1
     if decoder:
         # Builders know the body of these, and no kernel of ours.
-        bodies = [(op.domain, op.name) for op in QUANTIZED_LINEARS]
+        bodies = [(op.domain, op.name) for op in QUANTIZED_LINEARS.values()]
         model = onnx.inliner.inline_selected_functions(model, bodies)
         _share_sizes(model.graph)
     if decoder and not plugins:
