@@ -6,7 +6,7 @@
 Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
 shape with avl-bench into benchmarks/bench-NAME.json and attention alone into attention-part.json,
 and sums up in bench-targets.json.
-Takes some 50 minutes on two idle cores. peers/bin/python is a virtual environment with
+Takes some 55 minutes on two idle cores. peers/bin/python is a virtual environment with
 onnxruntime-genai; without --peer-python that peer is left out.
 """
 
@@ -53,7 +53,7 @@ class Record:
 
 RECORDS = {
     "s1": Record("S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), repeats=8),
-    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4", repeats=8),
+    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4", repeats=16),
     "s1-batch4": Record(
         "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), repeats=5
     ),
