@@ -86,7 +86,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     char *memory = malloc(codes + spans * (sizeof(float) + sizeof(int32_t)));
     if (!memory)
         return avl_failed("expected memory for rounded rows, found none");
-    p.x.scales = (float *)memory; // inputs, and so codes, are a multiple of 32
+    p.x.scales = (float *)memory;
     p.x.sums = (int32_t *)(p.x.scales + spans);
     p.x.codes = (int8_t *)(p.x.sums + spans);
     status = multiply(context, &p);
