@@ -21,11 +21,7 @@ from avl_runtime.package import load_package
 from avl_runtime.tasks import TASKS, samples
 from quantize.conftest import Exported
 
-FLOAT, FLOAT16, INT8 = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.INT8,
-)
+FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
 def model_of(

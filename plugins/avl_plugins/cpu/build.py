@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 KERNELS = "attention.c"  # compiled once for every level of instructions
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
 SOURCES = (
-    *(KERNELS, "refresh.c", "step.c", "unmap.c"),
+    *(KERNELS, "refresh.c", "step.c", "processor.c", "unmap.c"),
     *("ort_op.c", "ort_step.c", "ort_quantized.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
@@ -38,7 +38,8 @@ FLAGS = (
 )
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
-# Beside the compiler's own level; `ort_step.c` takes the best that the processor has.
+# Beside the compiler's own level; `ort_step.c` takes the best that the processor has, of which
+# `processor.c` knows.
 LEVELS = {"avl_step_avx2": _AVX2, "avl_step_avx512": _AVX512}
 QUANTIZED_LEVEL = (*_AVX512, "-mavx512vnni", "-mbmi2")
 X86 = ("x86_64", "AMD64")

@@ -18,7 +18,7 @@ int avl_op_one(const OrtCustomOp *op) { return (void)op, 1; }
 
 OrtStatus *avl_failed(const char *expected) { return avl_api->CreateStatus(ORT_FAIL, expected); }
 
-OrtStatus *avl_read(const OrtValue *value, avl_tensor *to)
+static OrtStatus *read(const OrtValue *value, avl_tensor *to)
 {
     OrtTensorTypeAndShapeInfo *info;
     OrtStatus *status = avl_api->GetTensorTypeAndShape(value, &info);
@@ -29,8 +29,6 @@ OrtStatus *avl_read(const OrtValue *value, avl_tensor *to)
         status = avl_failed("expected inputs of the schema's rank");
     if (!status)
         status = avl_api->GetDimensions(info, to->dims, to->rank);
-    if (!status)
-        status = avl_api->GetTensorElementType(info, &to->type);
     avl_api->ReleaseTensorTypeAndShapeInfo(info);
     return status ? status : avl_api->GetTensorMutableData((OrtValue *)value, (void **)&to->data);
 }
@@ -39,7 +37,18 @@ OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *
 {
     const OrtValue *value;
     OrtStatus *status = avl_api->KernelContext_GetInput(context, index, &value);
-    return status ? status : avl_read(value, to);
+    return status ? status : read(value, to);
+}
+
+static OrtStatus *read_type(const OrtValue *value, int *type)
+{
+    OrtTensorTypeAndShapeInfo *info;
+    OrtStatus *status = avl_api->GetTensorTypeAndShape(value, &info);
+    if (status)
+        return status;
+    status = avl_api->GetTensorElementType(info, type);
+    avl_api->ReleaseTensorTypeAndShapeInfo(info);
+    return status;
 }
 
 OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to)
@@ -50,7 +59,10 @@ OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to)
         avl_api->KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value);
     if (status)
         return status;
-    return is_constant ? avl_read(value, to) : avl_failed("expected weights that are initializers");
+    if (!is_constant)
+        return avl_failed("expected weights that are initializers");
+    status = read_type(value, &to->type);
+    return status ? status : read(value, to);
 }
 
 OrtStatus *avl_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank,

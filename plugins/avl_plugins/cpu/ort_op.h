@@ -47,12 +47,11 @@ typedef struct avl_tensor {
     const void *data;
     size_t rank;
     int64_t dims[AVL_MOST_DIMS];
-    int type;
+    int type; // of constants alone: the schema says an input's
 } avl_tensor;
 
 // ONNX Runtime names the op itself.
 OrtStatus *avl_failed(const char *expected);
-OrtStatus *avl_read(const OrtValue *value, avl_tensor *to);
 OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *to);
 OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to);
 OrtStatus *avl_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank,

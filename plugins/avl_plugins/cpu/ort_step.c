@@ -1,5 +1,6 @@
 // SplitCacheStep as a custom op of ONNX Runtime's CPU provider.
 #include "ort_op.h"
+#include "processor.h"
 #include "step.h"
 
 #include <stdlib.h>
@@ -8,26 +9,25 @@ enum { Q, K_NEW, V_NEW, K_ACTIVE, V_ACTIVE, ACTIVE_LEN, K_PARKED, V_PARKED, PARK
        INPUTS };
 enum { OUT, MASS_ACTIVE, MASS_PARKED, MASS_NEW, OUTPUTS };
 
-static const int TYPES[INPUTS] = {
-    [Q] = ORT_FLOAT,          [K_NEW] = ORT_FLOAT,    [V_NEW] = ORT_FLOAT,    [K_ACTIVE] = ORT_FLOAT,
-    [V_ACTIVE] = ORT_FLOAT,   [ACTIVE_LEN] = ORT_INT64, [K_PARKED] = ORT_FLOAT, [V_PARKED] = ORT_FLOAT,
-    [PARKED_LEN] = ORT_INT64, [WEIGHTS] = ORT_FLOAT};
+static const int TYPES[INPUTS] = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT,
+                                  ORT_INT64, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_FLOAT};
 static const size_t RANKS[INPUTS] = {4, 4, 4, 4, 4, 1, 4, 4, 1, 3};
+
+typedef struct {
+    float scale;
+    const avl_step_kernels *kernels;
+} step_op;
 
 // The best level that this processor has.
 static const avl_step_kernels *best_kernels(void)
 {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
-        return &avl_step_base;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512vl") ||
-        !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq"))
+    if (avl_has_avx512())
+        return &avl_step_avx512;
+    if (avl_has_avx2())
         return &avl_step_avx2;
-    return &avl_step_avx512;
-#else
-    return &avl_step_base;
 #endif
+    return &avl_step_base;
 }
 
 static int fits(const avl_step *step, const avl_tensor given[INPUTS])
@@ -52,6 +52,7 @@ static int fits(const avl_step *step, const avl_tensor given[INPUTS])
 
 static OrtStatus *compute(void *kernel, OrtKernelContext *context)
 {
+    const step_op *op = kernel;
     avl_tensor given[INPUTS];
     OrtStatus *status;
     for (size_t i = 0; i < INPUTS; i++) {
@@ -64,7 +65,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
         .batch = given[Q].dims[0], .heads = given[Q].dims[1], .kv_heads = given[K_NEW].dims[1],
         .head_dim = given[Q].dims[3], .active = given[K_ACTIVE].dims[2],
         .parked = given[K_PARKED].dims[2], .weightings = given[WEIGHTS].dims[1],
-        .scale = *(const float *)kernel, .q = given[Q].data, .k_new = given[K_NEW].data,
+        .scale = op->scale, .q = given[Q].data, .k_new = given[K_NEW].data,
         .v_new = given[V_NEW].data, .k_active = given[K_ACTIVE].data,
         .v_active = given[V_ACTIVE].data, .k_parked = given[K_PARKED].data,
         .v_parked = given[V_PARKED].data, .row_weights = given[WEIGHTS].data,
@@ -81,11 +82,10 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
                              &step.mass_parked)) ||
         (status = avl_output(context, MASS_NEW, (int64_t[]){b, h, r, 1}, 4, &step.mass_new)))
         return status;
-    const avl_step_kernels *kernels = best_kernels();
-    step.scratch = malloc((size_t)kernels->scratch(&step) * sizeof(float));
+    step.scratch = malloc((size_t)op->kernels->scratch(&step) * sizeof(float));
     if (!step.scratch)
         return avl_failed("expected memory for scores, found none");
-    status = avl_run_step(avl_api, context, kernels, &step);
+    status = avl_run_step(context, op->kernels, &step);
     free(step.scratch);
     return status;
 }
@@ -94,11 +94,12 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
                          void **kernel)
 {
     (void)op, (void)unused_api;
-    float *scale = malloc(sizeof *scale);
-    *kernel = scale;
-    if (!scale)
+    step_op *made = malloc(sizeof *made);
+    *kernel = made;
+    if (!made)
         return avl_failed("expected memory, found none");
-    return avl_api->KernelInfoGetAttribute_float(info, "scale", scale);
+    made->kernels = best_kernels();
+    return avl_api->KernelInfoGetAttribute_float(info, "scale", &made->scale);
 }
 
 static void destroy(void *kernel) { free(kernel); }

@@ -1,12 +1,12 @@
 #include "step.h"
 
+#include "ort_op.h"
 #include "refresh.h"
 
 #include <stdlib.h>
 
 // Some sequences of a step, from `row` on.
 typedef struct {
-    const OrtApi *api;
     OrtKernelContext *context;
     const avl_step_kernels *kernels;
     const avl_step *step;
@@ -81,14 +81,14 @@ static OrtStatus *for_chunks(share *one, task what)
     int64_t each = one->kernels->chunks(one->step) / one->step->batch;
     size_t count = (size_t)(each * one->rows);
     one->first = each * one->row;
-    return one->api->KernelContext_ParallelFor(one->context, what, count, count, one);
+    return avl_api->KernelContext_ParallelFor(one->context, what, count, count, one);
 }
 
 static OrtStatus *for_parts(share *one, task what)
 {
     size_t count = (size_t)(one->step->kv_heads * one->rows);
     one->first = one->step->kv_heads * one->row;
-    return one->api->KernelContext_ParallelFor(one->context, what, count, 0, one);
+    return avl_api->KernelContext_ParallelFor(one->context, what, count, 0, one);
 }
 
 // One sequence: its keys change places while the processor's cache has them, and so do its values.
@@ -110,8 +110,7 @@ static OrtStatus *refresh_rows(share *one, const avl_refresh *refresh)
     int64_t active = one->step->active, parked = one->step->parked;
     int64_t *memory = malloc((size_t)(2 * parked + active + parked) * sizeof *memory);
     if (!memory)
-        return one->api->CreateStatus(ORT_FAIL,
-                                      "SplitCacheStep: expected memory for ranks, found none");
+        return avl_failed("expected memory for ranks, found none");
     one->swaps = (avl_swaps){memory, memory + parked, 0, (uint32_t *)(memory + 2 * parked)};
     OrtStatus *status = NULL;
     for (one->row = 0; !status && one->row < one->step->batch; one->row++)
@@ -120,11 +119,11 @@ static OrtStatus *refresh_rows(share *one, const avl_refresh *refresh)
     return status;
 }
 
-OrtStatus *avl_run_step(const OrtApi *api, OrtKernelContext *context,
-                        const avl_step_kernels *kernels, const avl_step *step)
+OrtStatus *avl_run_step(OrtKernelContext *context, const avl_step_kernels *kernels,
+                        const avl_step *step)
 {
     const avl_refresh *refresh = avl_offered(step);
-    share all = {.api = api, .context = context, .kernels = kernels, .step = step,
+    share all = {.context = context, .kernels = kernels, .step = step,
                  .rows = refresh ? 1 : step->batch};
     if (refresh)
         return refresh_rows(&all, refresh);

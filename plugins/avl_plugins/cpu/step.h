@@ -6,7 +6,7 @@
 #include "ort_abi.h"
 
 // Computes `step`, all of which is filled in, and does its refresh where one is offered.
-OrtStatus *avl_run_step(const OrtApi *api, OrtKernelContext *context,
-                        const avl_step_kernels *kernels, const avl_step *step);
+OrtStatus *avl_run_step(OrtKernelContext *context, const avl_step_kernels *kernels,
+                        const avl_step *step);
 
 #endif

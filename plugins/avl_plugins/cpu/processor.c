@@ -1,0 +1,30 @@
+#include "processor.h"
+
+#if defined(__x86_64__)
+
+int avl_has_avx2(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+int avl_has_avx512(void)
+{
+    return avl_has_avx2() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq");
+}
+
+int avl_has_vnni(void)
+{
+    return avl_has_avx512() && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("bmi2");
+}
+
+#else
+
+int avl_has_avx2(void) { return 0; }
+int avl_has_avx512(void) { return 0; }
+int avl_has_vnni(void) { return 0; }
+
+#endif

@@ -1,0 +1,9 @@
+// What the processor has, of what kernels are compiled for (build.py).
+#ifndef AVL_PROCESSOR_H
+#define AVL_PROCESSOR_H
+
+int avl_has_avx2(void);   // with FMA
+int avl_has_avx512(void); // with what LEVELS asks for beside it
+int avl_has_vnni(void);   // AVX-512 with what QUANTIZED_LEVEL asks for beside it
+
+#endif
