@@ -7,7 +7,7 @@ import onnx_ir.passes.common as passes
 from onnxscript.optimizer import _constant_folding
 
 from avl_export.flatten import flatten_rows
-from avl_export.quantize.linears import join_linears
+from avl_export.linears import join_linears
 from avl_export.trace import Traced
 from avl_plugins.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.schema import DOMAIN, VERSION

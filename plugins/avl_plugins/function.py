@@ -7,6 +7,7 @@ from onnx import parser
 
 from avl_plugins.attention_body import attention_body, step_body
 from avl_plugins.schema import (
+    CAST_LINEARS,
     DOMAIN,
     PLUGIN_ATTRIBUTES,
     SPLIT_CACHE_ATTENTION,
@@ -47,6 +48,11 @@ _UPDATE = """
     v_active_out, v_parked_out, v_rest = Split <axis = 2> (v_after, sizes)
 """
 
+_CAST_LINEAR = """
+    {w} = Cast <to = 1> ({tensors})
+    {y} = Gemm <transB = 1> (x, {w})
+"""
+
 _QUANTIZED_LINEAR = """
     {w} = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> ({tensors})
     {y} = Gemm (x, {w})
@@ -75,17 +81,18 @@ def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
     return function_proto(SPLIT_CACHE_UPDATE, _UPDATE, opset)
 
 
-def quantized_linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
-    """One of `schema.QUANTIZED_LINEARS` as a function; a model needs the same default `opset`.
+def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
+    """One of `schema.LINEARS` as a function; a model needs the same default `opset`.
 
-    ONNX Runtime takes a kernel of ours where one is registered; else it fuses the two nodes of the
-    body into MatMulNBits.
+    ONNX Runtime takes a kernel of ours where one is registered. Else it fuses the two nodes of a
+    quantized linear's body into MatMulNBits, and casts weights once, when it loads them.
     """
+    template = _CAST_LINEAR if op in CAST_LINEARS.values() else _QUANTIZED_LINEAR
     products = [value.name for value in op.outputs]
     tensors = [value.name for value in op.inputs[1:]]
     each = len(tensors) // len(products)
     body = "".join(
-        _QUANTIZED_LINEAR.format(y=y, w=f"weight_of_{y}", tensors=", ".join(tensors[i : i + each]))
+        template.format(y=y, w=f"weight_of_{y}", tensors=", ".join(tensors[i : i + each]))
         for y, i in zip(products, range(0, len(tensors), each), strict=True)
     )
     return function_proto(op, body, opset)

@@ -22,8 +22,8 @@ from avl_plugins.errors import OpError
 DOMAIN = "avl"
 VERSION = 1
 
-# T: the one floating type of the model. codes: INT4 or INT8.
-DType = Literal["T", "int64", "float32", "codes"]
+# T: the one floating type of the model. stored: float16 or bfloat16. codes: INT4 or INT8.
+DType = Literal["T", "int64", "float32", "stored", "codes"]
 FLOATS = ("float32", "float16", "bfloat16")  # what T may be
 
 
@@ -140,9 +140,39 @@ SPLIT_CACHE_UPDATE = Op(
 )
 
 
+def _numbers(weights: int) -> list[str]:
+    """How the names of several weights' tensors end."""
+    return [""] if weights == 1 else [f"_{number}" for number in range(weights)]
+
+
+def _products(weights: int) -> tuple[Value, ...]:
+    return tuple(
+        Value(f"y{number}", "T", ("rows", f"outputs{number}"), "a product")
+        for number in _numbers(weights)
+    )
+
+
+_X = Value("x", "T", ("rows", "inputs"), "what is multiplied")
+
+
+def _cast_linear(weights: int) -> Op:
+    """A linear layer with weights of 16 bits, or several that multiply the same x."""
+    return Op(
+        name="CastLinear" + f"{weights}" * (weights > 1),
+        doc="y = x . cast(weight)^T for each weight; a cast to float32 loses nothing.",
+        inputs=(
+            _X,
+            *(
+                Value(f"weight{number}", "stored", (f"outputs{number}", "inputs"), "a checkpoint's")
+                for number in _numbers(weights)
+            ),
+        ),
+        outputs=_products(weights),
+    )
+
+
 def _quantized_linear(weights: int, zeros: bool) -> Op:
     """A linear layer with quantized weights, or several that multiply the same x."""
-    numbers = [""] if weights == 1 else [f"_{number}" for number in range(weights)]
 
     def each(number: str) -> tuple[Value, ...]:
         table = (f"blocks{number}", f"outputs{number}")
@@ -160,13 +190,10 @@ def _quantized_linear(weights: int, zeros: bool) -> Op:
             "fewer of them."
         ),
         inputs=(
-            Value("x", "T", ("rows", "inputs"), "what is multiplied"),
-            *(value for number in numbers for value in each(number)),
+            _X,
+            *(value for number in _numbers(weights) for value in each(number)),
         ),
-        outputs=tuple(
-            Value(f"y{number}", "T", ("rows", f"outputs{number}"), "a product")
-            for number in numbers
-        ),
+        outputs=_products(weights),
         attributes=(
             Attribute("axis", "int", "as of DequantizeLinear: 0 with blocks, 1 with one scale"),
             Attribute("block_size", "int", "inputs that share a scale; 0: all of an output's"),
@@ -174,14 +201,16 @@ def _quantized_linear(weights: int, zeros: bool) -> Op:
     )
 
 
-# By how many weights there are, and whether they have zero points. Each is an op of its own, as
-# ONNX Runtime fuses no body in which an input is left out. A CPU kernel takes them over; TensorRT
-# is given the bodies.
+# CPU kernels take these linears over; TensorRT is given the bodies. By how many weights there are,
+CAST_LINEARS: Mapping[int, Op] = {weights: _cast_linear(weights) for weights in (1, 2, 3)}
+# and whether they have zero points. Each is an op of its own, as ONNX Runtime fuses no body in
+# which an input is left out.
 QUANTIZED_LINEARS: Mapping[tuple[int, bool], Op] = {
     (weights, zeros): _quantized_linear(weights, zeros)
     for weights in (1, 2, 3)
     for zeros in (False, True)
 }
+LINEARS = (*CAST_LINEARS.values(), *QUANTIZED_LINEARS.values())
 
 OPS = (SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from avl_plugins.function import quantized_linear_function
+from avl_plugins.function import linear_function
 from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS
 from ops.op_models import session
 
@@ -100,7 +100,7 @@ def model_of(*linears: Linear, constant: bool = True) -> onnx.ModelProto:
             tensors,
         ),
         opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)],
-        functions=[quantized_linear_function(op, 23)],
+        functions=[linear_function(op, 23)],
         ir_version=11,
     )
 

@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from avl_export.quantize.linears import join_linears
+from avl_export.linears import join_linears
 from avl_plugins import cpu
 from avl_runtime import LVLM
 from avl_runtime.backends.ort import OrtBackend

@@ -15,10 +15,11 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 KERNELS = "attention.c"  # compiled once for every level of instructions
+LINEAR = "linear.c"  # for the levels above the compiler's own
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
 SOURCES = (
     *(KERNELS, "refresh.c", "step.c", "processor.c", "unmap.c"),
-    *("ort_op.c", "ort_step.c", "ort_quantized.c", "ort_ops.c"),
+    *("ort_op.c", "ort_step.c", "ort_linear.c", "ort_quantized.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")
@@ -41,6 +42,10 @@ _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
 # Beside the compiler's own level; `ort_step.c` takes the best that the processor has, of which
 # `processor.c` knows.
 LEVELS = {"avl_step_avx2": _AVX2, "avl_step_avx512": _AVX512}
+LINEAR_LEVELS = {
+    "avl_linear_avx2": (*_AVX2, "-mf16c"),
+    "avl_linear_avx512": (*_AVX512, "-mf16c"),
+}
 QUANTIZED_LEVEL = (*_AVX512, "-mavx512vnni", "-mbmi2")
 X86 = ("x86_64", "AMD64")
 
@@ -78,8 +83,9 @@ def build() -> Path:
         objects = [_compiled(found, name, Path(folder), name) for name in SOURCES]
         if platform.machine() in X86:
             objects += [
-                _compiled(found, KERNELS, Path(folder), level, f"-DAVL_LEVEL={level}", *options)
-                for level, options in LEVELS.items()
+                _compiled(found, source, Path(folder), level, f"-DAVL_LEVEL={level}", *options)
+                for source, levels in ((KERNELS, LEVELS), (LINEAR, LINEAR_LEVELS))
+                for level, options in levels.items()
             ]
             objects += [
                 _compiled(found, name, Path(folder), name, *QUANTIZED_LEVEL) for name in QUANTIZED

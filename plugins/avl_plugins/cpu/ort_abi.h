@@ -15,6 +15,8 @@
 #define ORT_FLOAT 1 // ONNXTensorElementDataType
 #define ORT_INT8 3
 #define ORT_INT64 7
+#define ORT_HALF 10
+#define ORT_BFLOAT 16
 #define ORT_INT4 22
 #define ORT_ANY 0
 

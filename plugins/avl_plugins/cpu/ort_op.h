@@ -14,9 +14,11 @@ typedef struct avl_op {
     const int *input_types; // outputs are all float
 } avl_op;
 
-// The ops; those for quantized weights are there on x86-64 alone.
+// The ops; those of linear layers are there on x86-64 alone.
+#define AVL_CAST_LINEARS 3
 #define AVL_QUANTIZED_LINEARS 6
-extern const avl_op avl_split_cache_step, avl_quantized_linears[AVL_QUANTIZED_LINEARS];
+extern const avl_op avl_split_cache_step, avl_cast_linears[AVL_CAST_LINEARS],
+    avl_quantized_linears[AVL_QUANTIZED_LINEARS];
 
 // Set when the library is registered, for good: one process has one ONNX Runtime.
 extern const OrtApi *avl_api;

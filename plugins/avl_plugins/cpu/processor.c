@@ -2,10 +2,19 @@
 
 #if defined(__x86_64__)
 
+#include <cpuid.h>
+
 int avl_has_avx2(void)
 {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+// Not every compiler's __builtin_cpu_supports knows it.
+int avl_has_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return avl_has_avx2() && __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
 
 int avl_has_avx512(void)
@@ -24,6 +33,7 @@ int avl_has_vnni(void)
 #else
 
 int avl_has_avx2(void) { return 0; }
+int avl_has_f16c(void) { return 0; }
 int avl_has_avx512(void) { return 0; }
 int avl_has_vnni(void) { return 0; }
 

@@ -3,6 +3,7 @@
 #define AVL_PROCESSOR_H
 
 int avl_has_avx2(void);   // with FMA
+int avl_has_f16c(void);   // AVX2 with it
 int avl_has_avx512(void); // with what LEVELS asks for beside it
 int avl_has_vnni(void);   // AVX-512 with what QUANTIZED_LEVEL asks for beside it
 

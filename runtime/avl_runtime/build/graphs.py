@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from avl_plugins.compiled_function import compiled_attention_function
-from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS, SPLIT_CACHE_ATTENTION, WEIGHTINGS
+from avl_plugins.schema import DOMAIN, LINEARS, SPLIT_CACHE_ATTENTION, WEIGHTINGS
 from avl_runtime.engine_sets import ROW_BLOCK
 from avl_runtime.manifest import Dims
 
@@ -64,7 +64,7 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
     row_block = 1
     if decoder:
         # Builders know the body of these, and no kernel of ours.
-        bodies = [(op.domain, op.name) for op in QUANTIZED_LINEARS.values()]
+        bodies = [(op.domain, op.name) for op in LINEARS]
         model = onnx.inliner.inline_selected_functions(model, bodies)
         _share_sizes(model.graph)
     if decoder and not plugins:

@@ -1,0 +1,131 @@
+"""One node for linear layers whose weights are not float32, for runtimes that have a kernel for it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from avl_plugins.function import linear_function
+from avl_plugins.schema import CAST_LINEARS, DOMAIN, LINEARS, QUANTIZED_LINEARS, VERSION, Op
+
+# What kernels take: inputs that share a scale, and inputs of a weight in 16 bits.
+SPAN_MULTIPLE, CAST_MULTIPLE = 32, 16
+MOST_WEIGHTS = max(CAST_LINEARS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """A Gemm, and the node that makes its weight and that it alone reads.
+
+    Attributes:
+        attributes: of the node that takes their place.
+        kind: what linears of one node have in common.
+    """
+
+    gemm: ir.Node
+    weight: ir.Node
+    attributes: tuple[tuple[str, int], ...]
+    kind: tuple[Hashable, ...]
+
+    def op(self, weights: int) -> Op:
+        """The op for so many of its kind."""
+        if self.weight.op_type == "Cast":
+            return CAST_LINEARS[weights]
+        return QUANTIZED_LINEARS[weights, len(self.weight.inputs) > 2]  # codes and scales
+
+
+def join_linears(model: ir.Model) -> None:
+    """Let one node take the place of Gemms in float32 and of the nodes that make their weights.
+
+    A DequantizeLinear becomes part of a QuantizedLinear, a Cast from 16 bits of a CastLinear. Up to
+    three that multiply the same rows become one node, as q, k and v do. A bias becomes an Add of
+    its own. Sizes that kernels do not take stay as they are.
+    """
+    groups: dict[Hashable, list[_Linear]] = {}
+    for gemm in model.graph:
+        linear = _linear(gemm) if gemm.op_type == "Gemm" else None
+        if linear is not None:
+            groups.setdefault(linear.kind, []).append(linear)
+    used = set()
+    for group in groups.values():
+        for first in range(0, len(group), MOST_WEIGHTS):
+            used.add(_replace(model.graph, group[first : first + MOST_WEIGHTS]))
+    for op in LINEARS:
+        if op.name in used:
+            body = linear_function(op, model.opset_imports[""])
+            function = ir.serde.deserialize_function(body)
+            model.functions[function.identifier()] = function
+            model.opset_imports[DOMAIN] = VERSION
+
+
+def _linear(gemm: ir.Node) -> _Linear | None:
+    """The linear that ends with a Gemm, if kernels take it."""
+    weight = None if gemm.inputs[1] is None else gemm.inputs[1].producer()
+    if weight is None or len(weight.outputs[0].uses()) > 1:
+        return None
+    stored = weight.inputs[0]
+    if stored is None or stored.shape is None or len(stored.shape) != 2:
+        return None
+    if weight.op_type == "DequantizeLinear":
+        return _quantized(gemm, weight, *stored.shape.numpy())
+    if weight.op_type == "Cast" and stored.is_initializer():
+        return _cast(gemm, weight, stored)
+    return None
+
+
+def _quantized(gemm: ir.Node, weight: ir.Node, inputs: int, outputs: int) -> _Linear | None:
+    attribute = weight.attributes.get("block_size")
+    block = 0 if attribute is None else attribute.as_int()
+    scales = weight.inputs[1]
+    if (
+        scales is None
+        or scales.dtype != ir.DataType.FLOAT
+        or (block or inputs) % SPAN_MULTIPLE
+        or outputs % 2
+    ):
+        return None
+    attributes = (("axis", weight.attributes["axis"].as_int()), ("block_size", block))
+    zeros = len(weight.inputs) > 2
+    return _Linear(gemm, weight, attributes, (gemm.inputs[0], weight.op_type, block, zeros))
+
+
+def _cast(gemm: ir.Node, weight: ir.Node, stored: ir.Value) -> _Linear | None:
+    transposed = gemm.attributes.get("transB")
+    if (
+        weight.attributes["to"].as_int() != ir.DataType.FLOAT
+        or stored.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        or transposed is None
+        or not transposed.as_int()
+        or stored.shape is None
+        or stored.shape.numpy()[1] % CAST_MULTIPLE
+    ):
+        return None
+    return _Linear(gemm, weight, (), (gemm.inputs[0], weight.op_type))
+
+
+def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:
+    """The name of the op whose node takes their place."""
+    first = linears[0]
+    op = first.op(len(linears))
+    node = ir.node(
+        op.name,
+        [first.gemm.inputs[0], *(value for one in linears for value in one.weight.inputs)],
+        dict(first.attributes),
+        domain=DOMAIN,
+        num_outputs=len(linears),
+    )
+    graph.insert_before(first.gemm, node)
+    for one, product in zip(linears, node.outputs, strict=True):
+        old, new = one.gemm.outputs[0], product
+        bias = one.gemm.inputs[2] if len(one.gemm.inputs) > 2 else None
+        if bias is not None:
+            product.name = f"{old.name}.product"
+            add = ir.node("Add", [product, bias])
+            graph.insert_before(one.gemm, add)
+            new = add.outputs[0]
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove([one.gemm, one.weight], safe=True)
+    return op.name

@@ -1,0 +1,210 @@
+// Few rows stream a weight through, one output after another, as memory is fastest in its own order.
+// For many, some outputs' weights are widened to float32 once and stay in the core's cache while rows
+// are multiplied with them, a few rows and outputs at a time, whose sums fill the registers.
+#include "linear.h"
+
+#include <immintrin.h>
+
+#define HELPER static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define ROWS 6 // multiplied at a time, with as many of OUTPUTS: sums fill the registers
+#else
+#define LANES 8
+#define ROWS 3
+#endif
+#define OUTPUTS 4
+#define FEW 4       // rows that a weight streams through for at a time
+#define STREAMED 16 // rows up to which it does: what the second few read is in a cache by then
+#define SUMS 4      // of one row and output, so that no sum waits for the one before
+#define AHEAD 1024  // bytes
+#define TILE 16     // outputs widened at a time
+#define BLOCK 1024  // inputs widened at a time
+
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+HELPER int64_t size_of(avl_element element) { return element == AVL_SINGLE ? 4 : 2; }
+
+HELPER const char *row_of(const avl_stored *w, avl_element element, int64_t output)
+{
+    return (const char *)w->data + output * w->inputs * size_of(element);
+}
+
+// LANES elements of a row, from the one at `at` on.
+HELPER lanes widen(const char *row, int64_t at, avl_element element)
+{
+    const char *from = row + at * size_of(element);
+    if (element == AVL_SINGLE)
+        return *(const lanes *)from;
+#if defined(__AVX512F__)
+    __m256i v = _mm256_loadu_si256((const __m256i *)from);
+    if (element == AVL_HALF)
+        return (lanes)_mm512_cvtph_ps(v);
+    return (lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16);
+#else
+    __m128i v = _mm_loadu_si128((const __m128i *)from);
+    if (element == AVL_HALF)
+        return (lanes)_mm256_cvtph_ps(v);
+    return (lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16);
+#endif
+}
+
+HELPER __m256 fold(lanes v)
+{
+#if defined(__AVX512F__)
+    return _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+    return (__m256)v;
+#endif
+}
+
+HELPER __m128 fold_again(__m256 v)
+{
+    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+}
+
+HELPER float total(lanes v)
+{
+    __m128 four = fold_again(fold(v));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// The totals of four.
+HELPER __m128 totals(const lanes v[OUTPUTS])
+{
+    __m256 a = _mm256_hadd_ps(fold(v[0]), fold(v[1])), b = _mm256_hadd_ps(fold(v[2]), fold(v[3]));
+    return fold_again(_mm256_hadd_ps(a, b));
+}
+
+HELPER void multiply_few(const avl_stored *w, avl_element element, const float *x, int rows,
+                         int64_t first, int64_t end, float *y)
+{
+    const int count = rows == 1 ? SUMS : SUMS / 2;
+    for (int64_t output = first; output < end; output++) {
+        const char *row = row_of(w, element, output);
+        lanes sums[FEW][SUMS] = {0};
+        int64_t k = 0;
+        for (; k + LANES * count <= w->inputs; k += LANES * count)
+            UNROLL for (int i = 0; i < count; i++) {
+                int64_t at = k + i * LANES;
+                lanes weights = widen(row, at, element);
+                _mm_prefetch(row + at * size_of(element) + AHEAD, _MM_HINT_T0);
+                UNROLL for (int r = 0; r < rows; r++)
+                    sums[r][i] += weights * *(const lanes *)(x + r * w->inputs + at);
+            }
+        for (; k < w->inputs; k += LANES) {
+            lanes weights = widen(row, k, element);
+            UNROLL for (int r = 0; r < rows; r++)
+                sums[r][0] += weights * *(const lanes *)(x + r * w->inputs + k);
+        }
+        UNROLL for (int r = 0; r < rows; r++) {
+            UNROLL for (int i = 1; i < count; i++)
+                sums[r][0] += sums[r][i];
+            y[r * w->outputs + output] = total(sums[r][0]);
+        }
+    }
+}
+
+// Weights of TILE outputs and BLOCK inputs in float32, and what they are multiplied with.
+typedef struct {
+    float weights[TILE][BLOCK] __attribute__((aligned(64)));
+    int64_t inputs; // of BLOCK
+    const float *x; // rows `x_stride` apart
+    float *y;       // rows `y_stride` apart
+    int64_t x_stride, y_stride;
+    int adds; // whether the products are added to y
+} block;
+
+// `rows` rows from `row` on with `outputs` of the tile.
+HELPER void multiply_part(const block *b, int64_t row, int rows, int64_t output, int outputs)
+{
+    const float *x = b->x + row * b->x_stride;
+    float *y = b->y + row * b->y_stride + output;
+    lanes sums[ROWS][OUTPUTS] = {0};
+    for (int64_t k = 0; k < b->inputs; k += LANES) {
+        lanes weights[OUTPUTS];
+        UNROLL for (int i = 0; i < outputs; i++)
+            weights[i] = *(const lanes *)(b->weights[output + i] + k);
+        UNROLL for (int r = 0; r < rows; r++) {
+            lanes v = *(const lanes *)(x + r * b->x_stride + k);
+            UNROLL for (int i = 0; i < outputs; i++)
+                sums[r][i] += v * weights[i];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        float *to = y + r * b->y_stride;
+        if (outputs == OUTPUTS) {
+            __m128 all = totals(sums[r]);
+            _mm_storeu_ps(to, b->adds ? _mm_add_ps(_mm_loadu_ps(to), all) : all);
+        } else {
+            float sum = total(sums[r][0]);
+            *to = b->adds ? *to + sum : sum;
+        }
+    }
+}
+
+HELPER void multiply_rows(const block *b, int64_t row, int rows, int64_t outputs)
+{
+    int64_t output = 0;
+    for (; output + OUTPUTS <= outputs; output += OUTPUTS)
+        multiply_part(b, row, rows, output, OUTPUTS);
+    for (; output < outputs; output++)
+        multiply_part(b, row, rows, output, 1);
+}
+
+HELPER void multiply_many(const avl_stored *w, avl_element element, const float *x, int64_t rows,
+                          int64_t first, int64_t end, float *y)
+{
+    block b; // its weights are not filled with zeros
+    b.x_stride = w->inputs;
+    b.y_stride = w->outputs;
+    for (int64_t output = first; output < end; output += TILE) {
+        int64_t outputs = least(TILE, end - output);
+        for (int64_t k = 0; k < w->inputs; k += BLOCK) {
+            b.inputs = least(BLOCK, w->inputs - k);
+            b.x = x + k;
+            b.y = y + output;
+            b.adds = k > 0;
+            for (int64_t i = 0; i < outputs; i++)
+                for (int64_t j = 0; j < b.inputs; j += LANES)
+                    *(lanes *)(b.weights[i] + j) = widen(row_of(w, element, output + i), k + j, element);
+            int64_t row = 0;
+            for (; row + ROWS <= rows; row += ROWS)
+                multiply_rows(&b, row, ROWS, outputs);
+            for (; row + 2 <= rows; row += 2)
+                multiply_rows(&b, row, 2, outputs);
+            for (; row < rows; row++)
+                multiply_rows(&b, row, 1, outputs);
+        }
+    }
+}
+
+HELPER void multiply(const avl_stored *w, avl_element element, const float *x, int64_t rows,
+                     int64_t first, int64_t end, float *y)
+{
+    if (rows > STREAMED) {
+        multiply_many(w, element, x, rows, first, end, y);
+        return;
+    }
+    for (; rows >= FEW; rows -= FEW, x += FEW * w->inputs, y += FEW * w->outputs)
+        multiply_few(w, element, x, FEW, first, end, y);
+    if (rows == 3)
+        multiply_few(w, element, x, 3, first, end, y);
+    if (rows == 2)
+        multiply_few(w, element, x, 2, first, end, y);
+    if (rows == 1)
+        multiply_few(w, element, x, 1, first, end, y);
+}
+
+void AVL_LEVEL(const avl_stored *weight, const float *x, int64_t rows, int64_t first, int64_t end,
+               float *y)
+{
+    if (weight->element == AVL_HALF)
+        multiply(weight, AVL_HALF, x, rows, first, end, y);
+    else
+        multiply(weight, AVL_BFLOAT, x, rows, first, end, y);
+}

@@ -1,0 +1,27 @@
+// Linear layers whose weights are read in the 16 bits in which a checkpoint stores them: what the
+// kernel of CastLinear computes, in float32.
+#ifndef AVL_LINEAR_H
+#define AVL_LINEAR_H
+
+#include <stdint.h>
+
+// Of a weight's inputs there is a multiple of these.
+#define AVL_LINEAR_INPUTS 16
+
+typedef enum avl_element { AVL_HALF, AVL_BFLOAT, AVL_SINGLE } avl_element;
+
+typedef struct avl_stored {
+    int64_t inputs, outputs;
+    avl_element element; // AVL_HALF or AVL_BFLOAT
+    const void *data;    // [outputs, inputs]
+} avl_stored;
+
+// Fills columns `first` to before `end` of y [rows, outputs]: x [rows, inputs] times the weight's rows.
+typedef void avl_multiply_stored(const avl_stored *weight, const float *x, int64_t rows,
+                                 int64_t first, int64_t end, float *y);
+
+// One for each level of instructions that linear.c is compiled for; the first needs AVX2, FMA and
+// F16C.
+extern avl_multiply_stored avl_linear_avx2, avl_linear_avx512;
+
+#endif
