@@ -42,7 +42,7 @@ def finish(traced: Traced) -> ir.Model:
         model.graph.outputs.pop()
     if traced.heads:
         _attach_function(model, traced.heads)
-        join_linears(model)
+    join_linears(model)
     return model
 
 

@@ -62,10 +62,10 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
     model = onnx.load_model_from_string(data)
     decoder = any(node.op_type == SPLIT_CACHE_ATTENTION.name for node in model.graph.node)
     row_block = 1
+    # Builders know the body of these, and no kernel of ours.
+    bodies = [(op.domain, op.name) for op in LINEARS]
+    model = onnx.inliner.inline_selected_functions(model, bodies)
     if decoder:
-        # Builders know the body of these, and no kernel of ours.
-        bodies = [(op.domain, op.name) for op in LINEARS]
-        model = onnx.inliner.inline_selected_functions(model, bodies)
         _share_sizes(model.graph)
     if decoder and not plugins:
         opset = next(one.version for one in model.opset_import if one.domain == "")
