@@ -40,7 +40,7 @@ from avl_export.quantize.packing import pack_int4
 from avl_export.quantize.reading import read_weight
 from avl_export.quantize.spec import BITS, DEFAULT_BLOCK
 from avl_plugins import cpu
-from avl_plugins.function import quantized_linear_function
+from avl_plugins.function import linear_function
 from avl_plugins.policies import parse
 from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS, VERSION
 from avl_runtime import LVLM
@@ -149,7 +149,7 @@ def linear_ms(quantize: str) -> float:
         op = QUANTIZED_LINEARS[1, False]
         form: dict[str, Any] = {"axis": 0 if block else 1, "block_size": block or 0}
         node = helper.make_node(op.name, ["x", "q", "s"], ["y"], domain=op.domain, **form)
-        functions = [quantized_linear_function(op)]
+        functions = [linear_function(op)]
         entry = Quantization("rtn", bits, block, ("decoder",), False, None)
     rows = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", side]) for n in "xy"]
     graph = helper.make_graph([node], "linear", rows[:1], rows[1:], tensors)

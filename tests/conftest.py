@@ -10,7 +10,7 @@ import pytest
 import avl_export
 from avl_export.cli import main as export
 from avl_plugins import cpu
-from avl_plugins.cpu.build import QUANTIZED_LEVEL, CompileError, compiler
+from avl_plugins.cpu.build import LINEAR_LEVELS, QUANTIZED_LEVEL, CompileError, compiler
 from avl_runtime import LVLM
 
 Packages = Callable[[Path], Path]
@@ -62,9 +62,19 @@ def kernels() -> Path:
 
 
 @pytest.fixture(scope="session")
+def linear_kernel(kernels: Path) -> Path:
+    """The library, where this processor has what its kernel for weights of 16 bits needs."""
+    return _where_there_is(LINEAR_LEVELS["avl_linear_avx2"], kernels)
+
+
+@pytest.fixture(scope="session")
 def quantized_kernel(kernels: Path) -> Path:
     """The library, where this processor has what its kernel for quantized linears needs."""
-    needs = {option.removeprefix("-m") for option in QUANTIZED_LEVEL}
+    return _where_there_is(QUANTIZED_LEVEL, kernels)
+
+
+def _where_there_is(options: tuple[str, ...], kernels: Path) -> Path:
+    needs = {option.removeprefix("-m") for option in options}
     info = Path("/proc/cpuinfo")
     has = set(info.read_text().replace("_", "").split()) if info.is_file() else set()
     if not has.issuperset(needs):

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from avl_runtime.build.encoder_size import EncoderSize, encoder_size
+from avl_runtime.build.graphs import prepare
 from avl_runtime.package import load_package
 
 # Towers of real width with two or three layers, fp16: the largest pixel_values of a profile, and
@@ -33,7 +34,8 @@ def test_estimates_are_near_what_was_measured(model: str) -> None:
 def test_a_tower_with_a_convolution(tiny_package: Path) -> None:
     """The widest rows are those inside the layers, some times as wide as their states."""
     package = load_package(tiny_package)
-    graph = onnx.load_model_from_string(package.read("vision.onnx")).graph
+    dims = package.manifest.dims
+    graph = prepare(package.read("vision.onnx"), dims, plugins=True).model.graph
     weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     (patch,) = (dims for dims in weights.values() if len(dims) == 4)
     rows = {dims[0] for dims in weights.values() if len(dims) == 2}
@@ -43,7 +45,7 @@ def test_a_tower_with_a_convolution(tiny_package: Path) -> None:
     assert found.widest in rows
     assert found.widest >= 2 * patch[0]
     assert found.parts == 0
-    decoder = onnx.load_model_from_string(package.read("decoder.0.onnx")).graph
+    decoder = prepare(package.read("decoder.0.onnx"), dims, plugins=True).model.graph
     assert encoder_size(decoder) is None
 
 

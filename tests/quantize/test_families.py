@@ -17,7 +17,7 @@ from avl_runtime.backends.ort_options import session_config
 from avl_runtime.package import Package, load_package
 from families.support import picture, write_checkpoint
 from families.test_refusals import CASES
-from quantize.conftest import linears_of
+from quantize.conftest import quantized_linears_of
 
 
 def nodes(path: Path) -> Counter[str]:
@@ -57,7 +57,7 @@ def test_everything_in_int8(family: str, tmp_path: Path) -> None:
     linears = 0
     for file in package.manifest.graphs:
         plain = nodes(package.file(file))
-        quantized = plain["DequantizeLinear"] + linears_of(plain)
+        quantized = plain["DequantizeLinear"] + quantized_linears_of(plain)
         found = optimized(package, file, tmp_path / "optimized.onnx")
         assert found["MatMulNBits"] == quantized > 0, file
         assert found["DequantizeLinear"] == 0, file

@@ -163,7 +163,7 @@ def test_graphs_are_valid_and_no_larger_than_before(
         graph = onnx.load(tiny_int4.folder / file, load_external_data=False).graph
         found = Counter(node.op_type for node in graph.node)
         expected = Counter(node.op_type for node in plain.node)
-        assert found["Gemm"] + linears_of(found) == expected["Gemm"]
+        assert linears_of(found) == linears_of(expected) > 0
         assert found["DequantizeLinear"] == 0
         assert len(graph.node) <= len(plain.node)
 
