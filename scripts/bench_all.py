@@ -6,7 +6,7 @@
 Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
 shape with avl-bench into benchmarks/bench-NAME.json and attention alone into attention-part.json,
 and sums up in bench-targets.json.
-Takes some 55 minutes on two idle cores. peers/bin/python is a virtual environment with
+Takes some 80 minutes on two idle cores. peers/bin/python is a virtual environment with
 onnxruntime-genai; without --peer-python that peer is left out.
 """
 
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class Record:
     """One call of avl-bench.
 
     Attributes:
-        preset: of make_random; `quantize`: what its package is quantized to, or beside it.
+        preset: of make_random; `stored`: how its weights are.
+        quantize: what its package is quantized to, or `beside` it.
         asked: further arguments.
         repeats: rounds that count, after one that does not.
     """
@@ -46,19 +47,27 @@ class Record:
     policies: Sequence[str]
     asked: Sequence[str]
     against: Sequence[str] = ()
+    stored: str = "fp32"
     quantize: str = "none"
     beside: str | None = None
     repeats: int = 3
 
 
-RECORDS = {
+OF_FP32 = {
     "s1": Record("S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), repeats=8),
-    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4", repeats=16),
     "s1-batch4": Record(
         "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), repeats=5
     ),
     "s2": Record("S2", ("dense", AVL), LARGE, (TORCH, GENAI)),
     "s3": Record("S3", ("dense",), TEXT, (TORCH, GENAI), repeats=10),
+}
+RECORDS = {
+    **OF_FP32,
+    **{
+        name.replace(name[:2], f"{name[:2]}-fp16"): replace(record, stored="fp16")
+        for name, record in OF_FP32.items()
+    },
+    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4", repeats=16),
     "deep": Record("deep", ("dense", FASTV), (*LARGE[:-1], "8"), (TORCH,)),
     "half-billion": Record(
         "half-billion",
@@ -75,11 +84,13 @@ RECORDS = {
 }
 
 
-def package(folder: Path, preset: str, quantize: str) -> Path:
-    """A package of a preset's checkpoint, made if it is not there."""
-    checkpoint, made = folder / preset, folder / f"{preset}-{quantize}.avl"
+def package(folder: Path, record: Record, quantize: str) -> Path:
+    """A package of a record's checkpoint, made if it is not there."""
+    checkpoint = folder / f"{record.preset}-{record.stored}"
+    made = folder / f"{checkpoint.name}-{quantize}.avl"
     if not checkpoint.exists():
-        run(ROOT / "scripts/make_random.py", str(checkpoint), "--preset", preset)
+        options = ["--preset", record.preset, "--dtype", record.stored]
+        run(ROOT / "scripts/make_random.py", str(checkpoint), *options)
     if not made.exists():
         options = ["--model", str(checkpoint), "--out", str(made), "--no-check"]
         if quantize != "none":  # of a small model the head is a good part of a step's bytes
@@ -98,11 +109,11 @@ def run(*command: object) -> None:
 def measure(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     """One record, from its package to its file."""
     record, out = RECORDS[name], parsed.out / f"bench-{name}.json"
-    made = package(parsed.folder, record.preset, record.quantize)
+    made = package(parsed.folder, record, record.quantize)
     command = [made, "--policies", ",".join(record.policies), *record.asked]
     command += ["--repeats", parsed.repeats or record.repeats, "--idle-wait", parsed.idle_wait]
     if record.beside:
-        command += ["--beside", package(parsed.folder, record.preset, record.beside)]
+        command += ["--beside", package(parsed.folder, record, record.beside)]
     peers = [peer for peer in record.against if peer != GENAI or parsed.peer_python]
     if peers:
         command += ["--against", ",".join(peers)]

@@ -17,6 +17,8 @@ LONG = "avl:text=0.01,text_min=128"
 SDPA, GENAI = "transformers sdpa", "onnxruntime-genai"
 SPARE = 150 << 20  # bytes of memory that a run may take beside what it must
 CHUNK = 256  # rows of a prefill chunk
+# How names of records end, and what the table says: how the checkpoint stores its weights.
+STORED = {"": "", "-fp16": ", fp16 checkpoint"}
 INT4_BITS = 4.5  # of a weight in blocks of 64, with its share of a scale
 
 Report = Mapping[str, Any]
@@ -95,53 +97,50 @@ def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator
     def faster(record: str, name: str) -> Callable[[], float]:
         return lambda: step(record, "dense") / step(record, name)
 
-    for shape in ("s1", "s2", "s3"):
-        told = f"{shape.upper()}: dense decode over onnxruntime-genai's"
-        yield Wanted(told, 1.0, True, ratio(shape, "decode_token", "dense", GENAI))
-        told = f"{shape.upper()}: dense prefill over transformers sdpa's"
-        yield Wanted(told, 1.1, True, ratio(shape, "prefill", "dense", SDPA))
-    yield Wanted(
-        "S3: transformers sdpa's decode over dense", 1.8, False, ratio("s3", "decode_token", SDPA)
-    )
+    for suffix, stored in STORED.items():
+        for shape in ("s1", "s2", "s3"):
+            told = f"{shape.upper()}{stored}: dense decode over onnxruntime-genai's"
+            yield Wanted(told, 1.0, True, ratio(shape + suffix, "decode_token", "dense", GENAI))
+            told = f"{shape.upper()}{stored}: dense prefill over transformers sdpa's"
+            yield Wanted(told, 1.1, True, ratio(shape + suffix, "prefill", "dense", SDPA))
+        told = f"S3{stored}: transformers sdpa's decode over dense"
+        yield Wanted(told, 1.8, False, ratio("s3" + suffix, "decode_token", SDPA))
     kinds = (
-        ("s1", "fp32", 32, 1.2, 1.3),
-        ("s1-int4", "INT4", INT4_BITS, 1.5, 2.0),
-        ("s1-batch4", "batch 4", 32, 1.5, 2.0),
+        ("s1", "", 32, 1.2, 1.3),
+        ("s1-fp16", STORED["-fp16"], 16, 1.2, 1.3),
+        ("s1-int4", ", INT4", INT4_BITS, 1.5, 2.0),
+        ("s1-batch4", ", batch 4", 32, 1.5, 2.0),
+        ("s1-fp16-batch4", f"{STORED['-fp16']}, batch 4", 16, 1.5, 2.0),
     )
     for record, told, bits, usual, tight in kinds:
         for name, shown, limit in ((AVL, "A-VL", usual), (TIGHT, TIGHT, tight)):
             yield Wanted(
-                f"S1 {told}: speed-up of a token by {shown}",
+                f"S1{told}: speed-up of a token by {shown}",
                 limit,
                 False,
                 faster(record, name),
                 partial(_fewer_bytes, records, record, bits, name),
             )
-    yield Wanted("S1: prefill of FastV over dense", 0.68, True, ratio("s1", "prefill", "fastv"))
+    for suffix, stored in STORED.items():
+        told = f"S1{stored}: prefill of FastV over dense"
+        yield Wanted(told, 0.68, True, ratio("s1" + suffix, "prefill", "fastv"))
     yield Wanted(
         "24 layers: prefill of FastV over dense", 0.60, True, ratio("deep", "prefill", "fastv")
     )
-    yield Wanted(
-        "S1 fp32: end to end of A-VL with FastV over dense",
-        0.70,
-        True,
-        ratio("s1", "end_to_end", CHAIN),
-    )
-    yield Wanted(
-        "S1 INT4: end to end of A-VL with FastV over dense",
-        0.60,
-        True,
-        ratio("s1-int4", "end_to_end", CHAIN),
-    )
+    ends = (("s1", "", 0.70), ("s1-fp16", STORED["-fp16"], 0.70), ("s1-int4", ", INT4", 0.60))
+    for record, stored, limit in ends:
+        told = f"S1{stored}: end to end of A-VL with FastV over dense"
+        yield Wanted(told, limit, True, ratio(record, "end_to_end", CHAIN))
     yield Wanted(
         "0.5 B: speed-up of decode by INT4",
         2.0,
         False,
         ratio("half-billion", "decode_token", "dense [fp32]", "dense [int4]"),
     )
-    for name in ("dense", AVL, CHAIN):
-        told = f"S1: peak RSS of {name}, share of what it may take"
-        yield Wanted(told, 1.0, True, partial(_peak, records, rows, name))
+    for suffix, stored in STORED.items():
+        for name in ("dense", AVL, CHAIN):
+            told = f"S1{stored}: peak RSS of {name}, share of what it may take"
+            yield Wanted(told, 1.0, True, partial(_peak, records, rows, "s1" + suffix, name))
     told = "long text: step 2000 over step 200 under a text budget"
     yield Wanted(told, 1.1, True, lambda: _growth(rows["long-text"][LONG]))
 
@@ -181,8 +180,8 @@ def _fewer_bytes(records: Mapping[str, Report], record: str, bits: float, name: 
     return read(1) / read(split.core + (split.keep - split.core) / split.refresh)
 
 
-def _peak(records: Mapping[str, Report], rows: Mapping[str, Rows], name: str) -> float:
-    return _memory(records["s1"], rows["s1"][name])
+def _peak(records: Mapping[str, Report], rows: Mapping[str, Rows], record: str, name: str) -> float:
+    return _memory(records[record], rows[record][name])
 
 
 def _memory(report: Report, row: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Which Cast and Gemm become one CastLinear, and that weights are then read where they are stored."""
+"""Which Cast and Gemm become one CastLinear, and that it reads weights where they are stored."""
 
 from __future__ import annotations
 
