@@ -1,4 +1,4 @@
-"""One node for linear layers whose weights are not float32, for runtimes that have a kernel for it."""
+"""One node for linears whose weights are not float32, for runtimes that have a kernel for it."""
 
 from __future__ import annotations
 

@@ -251,6 +251,8 @@ def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "f
     dtype = OF_STORED.get(max(held, key=lambda d: held[d]), "fp32")
     if dtype == "bf16":
         return dtype, "the checkpoint's own; ONNX Runtime's CPU takes --dtype fp32 or --quantize"
+    if dtype == "fp16":
+        return dtype, "the checkpoint's own; for a CPU --dtype fp32 is faster, of the same weights"
     return dtype, "the checkpoint's own"
 
 

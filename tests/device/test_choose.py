@@ -93,6 +93,18 @@ def test_ort_cuda_answers_as_ort_cpu(tiny: LVLM, policy: str, park_on_host: bool
     assert not device.done["replay"]
 
 
+@pytest.mark.parametrize("name", ["auto", "ort-cpu"])
+@pytest.mark.parametrize(("dtype", "slow"), [("fp16", True), ("fp32", False)])
+def test_a_cpu_is_told_what_it_is_slow_at(
+    tiny_package: Path, capsys: pytest.CaptureFixture[str], name: str, dtype: Any, slow: bool
+) -> None:
+    package = load_package(tiny_package)
+    asked = replace(package, manifest=replace(package.manifest, dtype=dtype))
+    with mock.patch.object(choose, "OrtBackend", lambda *_: SimpleNamespace(name="ort-cpu")):
+        choose.load_backend(name, asked, 1, machine=BARE)
+    assert ("one exported with --dtype fp32 is faster" in capsys.readouterr().err) == slow
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

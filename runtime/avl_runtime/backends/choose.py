@@ -61,7 +61,7 @@ def load_backend(
     if park == "host" and name == "ort-cpu":
         raise _nothing_to_park()
     if name == "ort-cpu":  # needs nothing of the machine
-        return OrtBackend(package, threads)
+        return _on_cpu(package, threads)
     ways = candidates(package, threads, park, probe() if machine is None else machine)
     if name != "auto":
         return next(way for way in ways if way.name == name).load()
@@ -70,6 +70,16 @@ def load_backend(
         raise _nothing_to_park()
     print(line, file=sys.stderr)
     return backend
+
+
+def _on_cpu(package: Package, threads: int | None) -> OrtBackend:
+    if package.manifest.dtype == "fp16":
+        print(
+            "avl: this package computes in fp16, for GPUs; on a CPU one exported with --dtype fp32 "
+            "is faster and reads the same weights",
+            file=sys.stderr,
+        )
+    return OrtBackend(package, threads)
 
 
 def _nothing_to_park() -> BackendError:
@@ -92,7 +102,7 @@ def candidates(
             no_gpu,
         )
     )
-    made.append(Candidate("ort-cpu", lambda: OrtBackend(package, threads)))
+    made.append(Candidate("ort-cpu", lambda: _on_cpu(package, threads)))
     return made
 
 
