@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 
 from avl_plugins import cpu
 from avl_plugins.cpu.refresh import Refresh
-from avl_runtime.backends.ort_options import has_room, session_config, shrinking, tight_memory
+from avl_runtime.backends.ort_options import (
+    give_back,
+    has_room,
+    session_config,
+    shrinking,
+    tight_memory,
+)
 from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cache import SegmentCache
 from avl_runtime.huge_pages import huge_pages
@@ -190,6 +196,8 @@ class OrtBoundSegment:
         options = shrinking() if ends else None
         if core is None:
             self._session.run_with_iobinding(binding.io, options)
+            if ends:
+                give_back()
             return False
         refresh = Refresh(cache.k_active, core, cache.positions, cache.parked_positions)
         with refresh:

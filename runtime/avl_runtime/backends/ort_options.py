@@ -63,6 +63,14 @@ def shrinking() -> ort.RunOptions:
     return options
 
 
+def give_back() -> None:
+    """Give freed memory back to the system: glibc keeps what lies between blocks still in use."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    trim = getattr(libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 @contextmanager
 def tight_memory() -> Iterator[None]:
     """Give freed memory back at once while graphs are loaded in the block.
