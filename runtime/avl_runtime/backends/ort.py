@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from avl_plugins import cpu
 from avl_plugins.cpu.refresh import Refresh
 from avl_runtime.backends.ort_options import (
+    LARGE,
     give_back,
     has_room,
     session_config,
@@ -196,7 +197,7 @@ class OrtBoundSegment:
         options = shrinking() if ends else None
         if core is None:
             self._session.run_with_iobinding(binding.io, options)
-            if ends:
+            if ends and cache.nbytes >= LARGE:
                 give_back()
             return False
         refresh = Refresh(cache.k_active, core, cache.positions, cache.parked_positions)

@@ -17,6 +17,7 @@ from avl_runtime.resources import physical_memory
 # has used large blocks.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _WHILE_LOADING, _AFTERWARDS = 1 << 20, 32 << 20
+LARGE = 16 << 20  # bytes of a cache, from which on it is worth half a millisecond to `give_back`
 
 
 def session_config(quantization: Quantization | None, encoder: bool, packs: bool) -> dict[str, str]:
