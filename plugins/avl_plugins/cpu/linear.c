@@ -1,5 +1,5 @@
-// Few rows stream a weight through, one output after another, as memory is fastest in its own order.
-// For many, some outputs' weights are widened to float32 once and stay in the core's cache while rows
+// Few rows stream a weight through, one output after another, as memory is fastest in its own order
+// (or four, where rows are so long that reading them takes as long). For many, some outputs' weights are widened to float32 once and stay in the core's cache while rows
 // are multiplied with them, a few rows and outputs at a time, whose sums fill the registers.
 #include "linear.h"
 
@@ -10,16 +10,18 @@
 
 #if defined(__AVX512F__)
 #define LANES 16
-#define ROWS 6 // multiplied at a time, with as many of OUTPUTS: sums fill the registers
+#define ROWS 6 // multiplied at a time, with as many as OUTPUTS: sums fill the registers
 #else
 #define LANES 8
 #define ROWS 3
 #endif
 #define OUTPUTS 4
+#define MOST_ROWS 6
 #define FEW 4       // rows that a weight streams through for at a time
 #define STREAMED 16 // rows up to which it does: what the second few read is in a cache by then
 #define SUMS 4      // of one row and output, so that no sum waits for the one before
 #define AHEAD 1024  // bytes
+#define CACHED (24 << 10) // bytes of x that stay in a core's first cache beside weights
 #define TILE 16     // outputs widened at a time
 #define BLOCK 1024  // inputs widened at a time
 
@@ -52,6 +54,11 @@ HELPER lanes widen(const char *row, int64_t at, avl_element element)
 #endif
 }
 
+HELPER void read_ahead(const char *row, int64_t at, avl_element element)
+{
+    _mm_prefetch(row + at * size_of(element) + AHEAD, _MM_HINT_T0);
+}
+
 HELPER __m256 fold(lanes v)
 {
 #if defined(__AVX512F__)
@@ -80,9 +87,67 @@ HELPER __m128 totals(const lanes v[OUTPUTS])
     return fold_again(_mm256_hadd_ps(a, b));
 }
 
+// Rows of weights and what they are multiplied with.
+typedef struct {
+    const char *weights;     // rows `weight_stride` bytes apart
+    const float *x;          // rows `x_stride` apart
+    float *y;                // rows `y_stride` apart
+    int64_t weight_stride, x_stride, y_stride, inputs;
+    int adds;                // whether the products are added to y
+} part;
+
+// `rows` rows from `row` on with `outputs` outputs: OUTPUTS of them, or one.
+HELPER void multiply_part(const part *p, avl_element element, int64_t row, int rows, int64_t output,
+                          int outputs)
+{
+    const float *x = p->x + row * p->x_stride;
+    const char *from = p->weights + output * p->weight_stride;
+    float *y = p->y + row * p->y_stride + output;
+    lanes sums[MOST_ROWS][OUTPUTS] = {0};
+    for (int64_t k = 0; k < p->inputs; k += LANES) {
+        lanes weights[OUTPUTS];
+        UNROLL for (int i = 0; i < outputs; i++) {
+            weights[i] = widen(from + i * p->weight_stride, k, element);
+            if (element != AVL_SINGLE) // which lie in memory
+                read_ahead(from + i * p->weight_stride, k, element);
+        }
+        UNROLL for (int r = 0; r < rows; r++) {
+            lanes v = *(const lanes *)(x + r * p->x_stride + k);
+            UNROLL for (int i = 0; i < outputs; i++)
+                sums[r][i] += v * weights[i];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        float *to = y + r * p->y_stride;
+        if (outputs == OUTPUTS) {
+            __m128 all = totals(sums[r]);
+            _mm_storeu_ps(to, p->adds ? _mm_add_ps(_mm_loadu_ps(to), all) : all);
+        } else {
+            float sum = total(sums[r][0]);
+            *to = p->adds ? *to + sum : sum;
+        }
+    }
+}
+
+HELPER void multiply_rows(const part *p, avl_element element, int64_t row, int rows, int64_t outputs)
+{
+    int64_t output = 0;
+    for (; output + OUTPUTS <= outputs; output += OUTPUTS)
+        multiply_part(p, element, row, rows, output, OUTPUTS);
+    for (; output < outputs; output++)
+        multiply_part(p, element, row, rows, output, 1);
+}
+
 HELPER void multiply_few(const avl_stored *w, avl_element element, const float *x, int rows,
                          int64_t first, int64_t end, float *y)
 {
+    if (rows * w->inputs * (int64_t)sizeof(float) > CACHED && rows > 1) {
+        // x would be read anew for every output: several share it.
+        part all = {row_of(w, element, first), x, y + first, w->inputs * size_of(element),
+                    w->inputs, w->outputs, w->inputs, 0};
+        multiply_rows(&all, element, 0, rows, end - first);
+        return;
+    }
     const int count = rows == 1 ? SUMS : SUMS / 2;
     for (int64_t output = first; output < end; output++) {
         const char *row = row_of(w, element, output);
@@ -92,7 +157,7 @@ HELPER void multiply_few(const avl_stored *w, avl_element element, const float *
             UNROLL for (int i = 0; i < count; i++) {
                 int64_t at = k + i * LANES;
                 lanes weights = widen(row, at, element);
-                _mm_prefetch(row + at * size_of(element) + AHEAD, _MM_HINT_T0);
+                read_ahead(row, at, element);
                 UNROLL for (int r = 0; r < rows; r++)
                     sums[r][i] += weights * *(const lanes *)(x + r * w->inputs + at);
             }
@@ -109,76 +174,29 @@ HELPER void multiply_few(const avl_stored *w, avl_element element, const float *
     }
 }
 
-// Weights of TILE outputs and BLOCK inputs in float32, and what they are multiplied with.
-typedef struct {
-    float weights[TILE][BLOCK] __attribute__((aligned(64)));
-    int64_t inputs; // of BLOCK
-    const float *x; // rows `x_stride` apart
-    float *y;       // rows `y_stride` apart
-    int64_t x_stride, y_stride;
-    int adds; // whether the products are added to y
-} block;
-
-// `rows` rows from `row` on with `outputs` of the tile.
-HELPER void multiply_part(const block *b, int64_t row, int rows, int64_t output, int outputs)
-{
-    const float *x = b->x + row * b->x_stride;
-    float *y = b->y + row * b->y_stride + output;
-    lanes sums[ROWS][OUTPUTS] = {0};
-    for (int64_t k = 0; k < b->inputs; k += LANES) {
-        lanes weights[OUTPUTS];
-        UNROLL for (int i = 0; i < outputs; i++)
-            weights[i] = *(const lanes *)(b->weights[output + i] + k);
-        UNROLL for (int r = 0; r < rows; r++) {
-            lanes v = *(const lanes *)(x + r * b->x_stride + k);
-            UNROLL for (int i = 0; i < outputs; i++)
-                sums[r][i] += v * weights[i];
-        }
-    }
-    UNROLL for (int r = 0; r < rows; r++) {
-        float *to = y + r * b->y_stride;
-        if (outputs == OUTPUTS) {
-            __m128 all = totals(sums[r]);
-            _mm_storeu_ps(to, b->adds ? _mm_add_ps(_mm_loadu_ps(to), all) : all);
-        } else {
-            float sum = total(sums[r][0]);
-            *to = b->adds ? *to + sum : sum;
-        }
-    }
-}
-
-HELPER void multiply_rows(const block *b, int64_t row, int rows, int64_t outputs)
-{
-    int64_t output = 0;
-    for (; output + OUTPUTS <= outputs; output += OUTPUTS)
-        multiply_part(b, row, rows, output, OUTPUTS);
-    for (; output < outputs; output++)
-        multiply_part(b, row, rows, output, 1);
-}
-
 HELPER void multiply_many(const avl_stored *w, avl_element element, const float *x, int64_t rows,
                           int64_t first, int64_t end, float *y)
 {
-    block b; // its weights are not filled with zeros
-    b.x_stride = w->inputs;
-    b.y_stride = w->outputs;
+    float tile[TILE][BLOCK] __attribute__((aligned(64)));
+    part p = {.weights = (const char *)tile, .weight_stride = sizeof *tile, .x_stride = w->inputs,
+              .y_stride = w->outputs};
     for (int64_t output = first; output < end; output += TILE) {
         int64_t outputs = least(TILE, end - output);
         for (int64_t k = 0; k < w->inputs; k += BLOCK) {
-            b.inputs = least(BLOCK, w->inputs - k);
-            b.x = x + k;
-            b.y = y + output;
-            b.adds = k > 0;
+            p.inputs = least(BLOCK, w->inputs - k);
+            p.x = x + k;
+            p.y = y + output;
+            p.adds = k > 0;
             for (int64_t i = 0; i < outputs; i++)
-                for (int64_t j = 0; j < b.inputs; j += LANES)
-                    *(lanes *)(b.weights[i] + j) = widen(row_of(w, element, output + i), k + j, element);
+                for (int64_t j = 0; j < p.inputs; j += LANES)
+                    *(lanes *)(tile[i] + j) = widen(row_of(w, element, output + i), k + j, element);
             int64_t row = 0;
             for (; row + ROWS <= rows; row += ROWS)
-                multiply_rows(&b, row, ROWS, outputs);
+                multiply_rows(&p, AVL_SINGLE, row, ROWS, outputs);
             for (; row + 2 <= rows; row += 2)
-                multiply_rows(&b, row, 2, outputs);
+                multiply_rows(&p, AVL_SINGLE, row, 2, outputs);
             for (; row < rows; row++)
-                multiply_rows(&b, row, 1, outputs);
+                multiply_rows(&p, AVL_SINGLE, row, 1, outputs);
         }
     }
 }
