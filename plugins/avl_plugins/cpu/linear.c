@@ -1,6 +1,7 @@
-// Few rows stream a weight through, one output after another, as memory is fastest in its own order
-// (or four, where rows are so long that reading them takes as long). For many, some outputs' weights are widened to float32 once and stay in the core's cache while rows
-// are multiplied with them, a few rows and outputs at a time, whose sums fill the registers.
+// Few rows stream a weight through, one output after another, as memory is fastest in its own order;
+// where rows are longer than a core's first cache, four outputs share what is read of them. For many
+// rows, some outputs' weights are widened to float32 once and stay in the core's cache while rows are
+// multiplied with them, a few rows and outputs at a time, whose sums fill the registers.
 #include "linear.h"
 
 #include <immintrin.h>
@@ -10,20 +11,20 @@
 
 #if defined(__AVX512F__)
 #define LANES 16
-#define ROWS 6 // multiplied at a time, with as many as OUTPUTS: sums fill the registers
+#define ROWS 6 // multiplied at a time with OUTPUTS, so that sums fill the registers
 #else
 #define LANES 8
 #define ROWS 3
 #endif
 #define OUTPUTS 4
 #define MOST_ROWS 6
-#define FEW 4       // rows that a weight streams through for at a time
-#define STREAMED 16 // rows up to which it does: what the second few read is in a cache by then
-#define SUMS 4      // of one row and output, so that no sum waits for the one before
-#define AHEAD 1024  // bytes
-#define CACHED (24 << 10) // bytes of x that stay in a core's first cache beside weights
-#define TILE 16     // outputs widened at a time
-#define BLOCK 1024  // inputs widened at a time
+#define FEW 4             // rows that a weight streams through for at a time
+#define STREAMED 16       // rows up to which it does: the second few find it in a cache
+#define SUMS 4            // of one row and output, so that no sum waits for the one before
+#define AHEAD 1024        // bytes
+#define CACHED (24 << 10) // bytes of rows that stay in a core's first cache beside weights
+#define TILE 16           // outputs widened at a time
+#define BLOCK 1024        // inputs widened at a time
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
@@ -89,11 +90,11 @@ HELPER __m128 totals(const lanes v[OUTPUTS])
 
 // Rows of weights and what they are multiplied with.
 typedef struct {
-    const char *weights;     // rows `weight_stride` bytes apart
-    const float *x;          // rows `x_stride` apart
-    float *y;                // rows `y_stride` apart
+    const char *weights; // rows `weight_stride` bytes apart
+    const float *x;      // rows `x_stride` apart
+    float *y;            // rows `y_stride` apart
     int64_t weight_stride, x_stride, y_stride, inputs;
-    int adds;                // whether the products are added to y
+    int adds; // whether the products are added to y
 } part;
 
 // `rows` rows from `row` on with `outputs` outputs: OUTPUTS of them, or one.
@@ -142,7 +143,6 @@ HELPER void multiply_few(const avl_stored *w, avl_element element, const float *
                          int64_t first, int64_t end, float *y)
 {
     if (rows * w->inputs * (int64_t)sizeof(float) > CACHED && rows > 1) {
-        // x would be read anew for every output: several share it.
         part all = {row_of(w, element, first), x, y + first, w->inputs * size_of(element),
                     w->inputs, w->outputs, w->inputs, 0};
         multiply_rows(&all, element, 0, rows, end - first);
