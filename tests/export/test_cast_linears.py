@@ -10,15 +10,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from avl_export.linears import join_linears
 from avl_plugins import cpu
 from avl_runtime import LVLM
 from avl_runtime.tasks import TASKS, samples
 from ops.op_models import session
+from support.linears import joined, types_of
 
 KINDS = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 
@@ -64,18 +63,6 @@ def model_of(
         opset_imports=[helper.make_opsetid("", 23)],
         ir_version=11,
     )
-
-
-def joined(model: onnx.ModelProto) -> onnx.ModelProto:
-    found = ir.from_proto(model)
-    join_linears(found)
-    proto = ir.to_proto(found)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
-
-
-def types_of(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.node)
 
 
 @pytest.mark.parametrize("stored", KINDS)

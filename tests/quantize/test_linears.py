@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.compose
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from avl_export.linears import join_linears
 from avl_plugins import cpu
 from avl_runtime import LVLM
 from avl_runtime.backends.ort import OrtBackend
 from avl_runtime.package import load_package
 from avl_runtime.tasks import TASKS, samples
 from quantize.conftest import Exported
+from support.linears import joined, types_of
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -67,14 +66,6 @@ def model_of(
     )
 
 
-def joined(model: onnx.ModelProto) -> onnx.ModelProto:
-    found = ir.from_proto(model)
-    join_linears(found)
-    proto = ir.to_proto(found)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
-
-
 def outputs_of(model: onnx.ModelProto) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -86,10 +77,6 @@ def outputs_of(model: onnx.ModelProto) -> list[np.ndarray]:
     kind = np.float16 if given.type == "tensor(float16)" else np.float32
     x = np.random.default_rng(1).standard_normal((3, given.shape[1])).astype(kind)
     return session.run(None, {"x": x})
-
-
-def types_of(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.node)
 
 
 @pytest.mark.parametrize("block", [32, 64, None])
