@@ -84,8 +84,8 @@ def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
 def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
     """One of `schema.LINEARS` as a function; a model needs the same default `opset`.
 
-    ONNX Runtime takes a kernel of ours where one is registered. Else it fuses the two nodes of a
-    quantized linear's body into MatMulNBits, and casts weights once, when it loads them.
+    ONNX Runtime takes a kernel of ours where one is registered. Else it fuses DequantizeLinear and
+    Gemm into MatMulNBits, and does a Cast of weights when it loads the graph.
     """
     template = _CAST_LINEAR if op in CAST_LINEARS.values() else _QUANTIZED_LINEAR
     products = [value.name for value in op.outputs]

@@ -201,10 +201,10 @@ def _quantized_linear(weights: int, zeros: bool) -> Op:
     )
 
 
-# CPU kernels take these linears over; TensorRT is given the bodies. By how many weights there are,
+# CPU kernels take these linears over; TensorRT is given the bodies. By how many weights there are:
 CAST_LINEARS: Mapping[int, Op] = {weights: _cast_linear(weights) for weights in (1, 2, 3)}
-# and whether they have zero points. Each is an op of its own, as ONNX Runtime fuses no body in
-# which an input is left out.
+# The same, and by whether they have zero points. Each is an op of its own, as ONNX Runtime fuses no
+# body in which an input is left out.
 QUANTIZED_LINEARS: Mapping[tuple[int, bool], Op] = {
     (weights, zeros): _quantized_linear(weights, zeros)
     for weights in (1, 2, 3)
