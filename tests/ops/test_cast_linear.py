@@ -67,8 +67,10 @@ def random_linear(
 def linears(draw: st.DrawFn) -> Linear:
     rows = draw(st.one_of(st.integers(0, 24), st.integers(250, 262)))
     outputs = draw(st.lists(st.integers(1, 100), min_size=1, max_size=3))
-    # Weights are widened for 1024 inputs at a time.
-    inputs = 16 * draw(st.one_of(st.integers(1, 12), st.integers(62, 67)))
+    # Weights are widened for 1024 inputs at a time, and a few rows of some 1536 to 3072 inputs or
+    # more no longer stay in the first cache.
+    sizes = st.one_of(st.integers(1, 12), st.integers(62, 67), st.integers(95, 200))
+    inputs = 16 * draw(sizes)
     numbers = np.random.default_rng(draw(st.integers(0, 2**32)))
     return random_linear(numbers, rows, inputs, outputs, draw(st.sampled_from(TYPES)))
 
@@ -162,7 +164,7 @@ def test_a_level_fills_the_columns_it_is_asked_for(
     level: Callable[..., None], rows: int, kind: np.dtype[Any]
 ) -> None:
     numbers = np.random.default_rng(rows)
-    for inputs, first, end in ((16, 0, 1), (48, 3, 21), (1040, 0, 43), (1024, 5, 5)):
+    for inputs, first, end in ((16, 0, 1), (48, 3, 21), (1040, 0, 43), (1024, 5, 5), (3088, 2, 41)):
         linear = random_linear(numbers, rows, inputs, [43], kind)
         (weight,) = linear.weights
         stored = Stored(inputs, 43, TYPES.index(kind), weight.ctypes.data)

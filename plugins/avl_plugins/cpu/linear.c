@@ -17,8 +17,8 @@
 #define ROWS 3
 #endif
 #define OUTPUTS 4
-#define MOST_ROWS 6
 #define FEW 4             // rows that a weight streams through for at a time
+#define MOST_ROWS (ROWS > FEW ? ROWS : FEW)
 #define STREAMED 16       // rows up to which it does: the second few find it in a cache
 #define SUMS 4            // of one row and output, so that no sum waits for the one before
 #define AHEAD 1024        // bytes
