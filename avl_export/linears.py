@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,6 +13,10 @@ from avl_plugins.schema import CAST_LINEARS, DOMAIN, LINEARS, QUANTIZED_LINEARS,
 # What kernels take: inputs that share a scale, and inputs of a weight in 16 bits.
 SPAN_MULTIPLE, CAST_MULTIPLE = 32, 16
 MOST_WEIGHTS = max(CAST_LINEARS)
+WITHOUT_ZEROS, WITH_ZEROS = (
+    {weights: op for (weights, has), op in QUANTIZED_LINEARS.items() if has == zeros}
+    for zeros in (False, True)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +24,19 @@ class _Linear:
     """A Gemm, and the node that makes its weight and that it alone reads.
 
     Attributes:
-        attributes: of the node that takes their place.
-        kind: what linears of one node have in common.
+        ops: what may take their place, by the number of linears in one node.
+        attributes: of that node.
     """
 
     gemm: ir.Node
     weight: ir.Node
-    attributes: tuple[tuple[str, int], ...]
-    kind: tuple[Hashable, ...]
+    ops: Mapping[int, Op]
+    attributes: tuple[tuple[str, int], ...] = ()
 
-    def op(self, weights: int) -> Op:
-        """The op for so many of its kind."""
-        if self.weight.op_type == "Cast":
-            return CAST_LINEARS[weights]
-        return QUANTIZED_LINEARS[weights, len(self.weight.inputs) > 2]  # codes and scales
+    @property
+    def kind(self) -> Hashable:
+        """What linears of one node have in common."""
+        return self.gemm.inputs[0], self.ops[1].name, self.attributes
 
 
 def join_linears(model: ir.Model) -> None:
@@ -68,10 +71,11 @@ def _linear(gemm: ir.Node) -> _Linear | None:
     stored = weight.inputs[0]
     if stored is None or stored.shape is None or len(stored.shape) != 2:
         return None
+    rows, columns = stored.shape.numpy()
     if weight.op_type == "DequantizeLinear":
-        return _quantized(gemm, weight, *stored.shape.numpy())
+        return _quantized(gemm, weight, inputs=rows, outputs=columns)
     if weight.op_type == "Cast" and stored.is_initializer():
-        return _cast(gemm, weight, stored)
+        return _cast(gemm, weight, inputs=columns, stored=stored.dtype)
     return None
 
 
@@ -87,28 +91,29 @@ def _quantized(gemm: ir.Node, weight: ir.Node, inputs: int, outputs: int) -> _Li
     ):
         return None
     attributes = (("axis", weight.attributes["axis"].as_int()), ("block_size", block))
-    zeros = len(weight.inputs) > 2
-    return _Linear(gemm, weight, attributes, (gemm.inputs[0], weight.op_type, block, zeros))
+    ops = WITH_ZEROS if len(weight.inputs) > 2 else WITHOUT_ZEROS  # beside codes and scales
+    return _Linear(gemm, weight, ops, attributes)
 
 
-def _cast(gemm: ir.Node, weight: ir.Node, stored: ir.Value) -> _Linear | None:
+def _cast(
+    gemm: ir.Node, weight: ir.Node, inputs: int, stored: ir.DataType | None
+) -> _Linear | None:
     transposed = gemm.attributes.get("transB")
     if (
         weight.attributes["to"].as_int() != ir.DataType.FLOAT
-        or stored.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        or stored not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
         or transposed is None
         or not transposed.as_int()
-        or stored.shape is None
-        or stored.shape.numpy()[1] % CAST_MULTIPLE
+        or inputs % CAST_MULTIPLE
     ):
         return None
-    return _Linear(gemm, weight, (), (gemm.inputs[0], weight.op_type))
+    return _Linear(gemm, weight, CAST_LINEARS)
 
 
 def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:
     """The name of the op whose node takes their place."""
     first = linears[0]
-    op = first.op(len(linears))
+    op = first.ops[len(linears)]
     node = ir.node(
         op.name,
         [first.gemm.inputs[0], *(value for one in linears for value in one.weight.inputs)],
