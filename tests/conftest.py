@@ -12,6 +12,7 @@ from avl_export.cli import main as export
 from avl_plugins import cpu
 from avl_plugins.cpu.build import LINEAR_LEVELS, QUANTIZED_LEVEL, CompileError, compiler
 from avl_runtime import LVLM
+from support.compiled import require
 
 Packages = Callable[[Path], Path]
 
@@ -64,19 +65,12 @@ def kernels() -> Path:
 @pytest.fixture(scope="session")
 def linear_kernel(kernels: Path) -> Path:
     """The library, where this processor has what its kernel for weights of 16 bits needs."""
-    return _where_there_is(LINEAR_LEVELS["avl_linear_avx2"], kernels)
+    require(LINEAR_LEVELS["avl_linear_avx2"])
+    return kernels
 
 
 @pytest.fixture(scope="session")
 def quantized_kernel(kernels: Path) -> Path:
     """The library, where this processor has what its kernel for quantized linears needs."""
-    return _where_there_is(QUANTIZED_LEVEL, kernels)
-
-
-def _where_there_is(options: tuple[str, ...], kernels: Path) -> Path:
-    needs = {option.removeprefix("-m") for option in options}
-    info = Path("/proc/cpuinfo")
-    has = set(info.read_text().replace("_", "").split()) if info.is_file() else set()
-    if not has.issuperset(needs):
-        pytest.skip(f"this processor lacks {', '.join(sorted(needs - has))}")
+    require(QUANTIZED_LEVEL)
     return kernels

@@ -14,10 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from avl_plugins import cpu
-from avl_runtime import LVLM
-from avl_runtime.tasks import TASKS, samples
 from ops.op_models import session
-from support.linears import joined, types_of
+from support.linears import joined, replies, types_of
 
 KINDS = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 
@@ -153,14 +151,6 @@ def test_weights_are_not_copied(linear_kernel: Path, tmp_path: Path) -> None:
 def test_replies_are_the_same_without_the_kernel(
     tiny_package: Path, linear_kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def replies() -> list[list[int]]:
-        model = LVLM.load(tiny_package, threads=1)
-        return [
-            model.generate(sample.prompt, [sample.image], max_new_tokens=64).token_ids
-            for task in TASKS
-            for sample in samples(task, "held-out", 2, start=70)
-        ]
-
-    found = replies()
+    found = replies(tiny_package)
     monkeypatch.setenv(cpu.SWITCH, "off")
-    assert found == replies()
+    assert found == replies(tiny_package)

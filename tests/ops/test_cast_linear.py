@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from avl_plugins.cpu import build
-from avl_plugins.function import linear_function
-from avl_plugins.schema import CAST_LINEARS, DOMAIN
+from avl_plugins.schema import CAST_LINEARS
+from ops.linear_models import linear_model
 from ops.op_models import session
+from support.compiled import compiled, require
 
 Floats = NDArray[np.float32]
 
 TYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-FLAGS_OF = {
-    "avl_linear_avx2": ("avx2", "fma", "f16c"),
-    "avl_linear_avx512": ("avx512f", "avx512vl", "avx512bw", "avx512dq"),
-}
 SETTINGS = {"deadline": None, "derandomize": True, "database": None}
 
 
@@ -75,37 +71,14 @@ def linears(draw: st.DrawFn) -> Linear:
     return random_linear(numbers, rows, inputs, outputs, draw(st.sampled_from(TYPES)))
 
 
-def model_of(linear: Linear, constant: bool = True) -> onnx.ModelProto:
+def model_of(linear: Linear, fed: str | None = None) -> onnx.ModelProto:
     op = CAST_LINEARS[len(linear.weights)]
-    names = [value.name for value in op.inputs]
-    products = [value.name for value in op.outputs]
     tensors = [
-        numpy_helper.from_array(weight, name)
-        for weight, name in zip(linear.weights, names[1:], strict=True)
+        numpy_helper.from_array(weight, value.name)
+        for weight, value in zip(linear.weights, op.inputs[1:], strict=True)
     ]
-    inputs = [_info("x", ["rows", linear.x.shape[1]])]
-    if not constant:
-        taken = tensors.pop()
-        inputs.append(helper.make_tensor_value_info(taken.name, taken.data_type, taken.dims))
-    return helper.make_model(
-        helper.make_graph(
-            [helper.make_node(op.name, names, products, domain=DOMAIN)],
-            "linear",
-            inputs,
-            [
-                _info(name, ["rows", len(weight)])
-                for name, weight in zip(products, linear.weights, strict=True)
-            ],
-            tensors,
-        ),
-        opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)],
-        functions=[linear_function(op, 23)],
-        ir_version=11,
-    )
-
-
-def _info(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    outputs = [len(weight) for weight in linear.weights]
+    return linear_model(op, linear.x.shape[1], tensors, outputs, fed=fed)
 
 
 def assert_close(linear: Linear, found: list[Floats]) -> None:
@@ -138,23 +111,16 @@ class Stored(ctypes.Structure):
     ]
 
 
-@pytest.fixture(params=FLAGS_OF, scope="module")
+@pytest.fixture(params=build.LINEAR_LEVELS, scope="module")
 def level(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, kernels: Path
 ) -> Callable[..., None]:
     """linear.c for a level of instructions that this processor has, without ONNX Runtime."""
-    info = Path("/proc/cpuinfo")
-    has = set(info.read_text().split()) if info.is_file() else set()
-    if not has.issuperset(FLAGS_OF[request.param]):
-        pytest.skip(f"this processor lacks {', '.join(FLAGS_OF[request.param])}")
-    library = tmp_path_factory.mktemp("level") / "linear.so"
-    flags = [flag for flag in build.FLAGS if not flag.startswith("-fvisibility")]
-    options = [f"-DAVL_LEVEL={request.param}", *build.LINEAR_LEVELS[request.param]]
-    source = build.FOLDER / build.LINEAR
-    subprocess.run(
-        [build.compiler(), *flags, *options, "-shared", source, "-o", library], check=True
-    )
-    function: Callable[..., None] = getattr(ctypes.CDLL(str(library)), request.param)
+    options = build.LINEAR_LEVELS[request.param]
+    require(options)
+    folder = tmp_path_factory.mktemp("level")
+    library = compiled(build.LINEAR, folder, f"-DAVL_LEVEL={request.param}", *options)
+    function: Callable[..., None] = getattr(library, request.param)
     return function
 
 
@@ -231,7 +197,7 @@ def test_weights_for_other_kernels_are_refused(
 
 def test_weights_that_are_not_constant_are_refused(linear_kernel: Path) -> None:
     with pytest.raises(Exception, match="weights that are initializers"):
-        session(model_of(PLAIN, constant=False), linear_kernel)
+        session(model_of(PLAIN, fed="weight_1"), linear_kernel)
 
 
 def test_rows_of_another_width_are_refused(linear_kernel: Path) -> None:

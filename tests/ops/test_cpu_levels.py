@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,8 @@ import pytest
 from avl_plugins.cpu import build
 from ops.agreement import expected
 from ops.op_models import Arrays
+from support.compiled import compiled, require
 
-FLAGS_OF = {
-    "avl_step_base": (),
-    "avl_step_avx2": ("avx2", "fma"),
-    "avl_step_avx512": ("avx512f", "avx512vl", "avx512bw", "avx512dq"),
-}
 SIZES = ("batch", "heads", "kv_heads", "head_dim", "active", "parked", "weightings")
 INPUTS = ("q", "k_new", "v_new", "k_active", "v_active", "k_parked", "v_parked", "row_weights")
 LENGTHS = ("active_len", "parked_len")
@@ -54,17 +49,6 @@ class Kernels(ctypes.Structure):
     ]
 
 
-def compiled(level: str, folder: Path) -> Kernels:
-    library = folder / f"{level}.so"
-    flags = [flag for flag in build.FLAGS if not flag.startswith("-fvisibility")]
-    options = [f"-DAVL_LEVEL={level}", *build.LEVELS.get(level, ())]
-    source = build.FOLDER / build.KERNELS
-    subprocess.run(
-        [build.compiler(), *flags, *options, "-shared", source, "-o", library], check=True
-    )
-    return Kernels.in_dll(ctypes.CDLL(str(library)), level)
-
-
 def ran(kernels: Kernels, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
     """Outputs of a step, its parts in backward order."""
     (b, h, _, d), (_, kv, a, _) = arrays["q"].shape, arrays["k_active"].shape
@@ -90,14 +74,13 @@ def ran(kernels: Kernels, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
     return list(outputs.values())
 
 
-@pytest.fixture(params=FLAGS_OF)
+@pytest.fixture(params=("avl_step_base", *build.LEVELS))
 def functions(request: pytest.FixtureRequest, tmp_path: Path, kernels: Path) -> Kernels:
     """A level that this processor has."""
-    info = Path("/proc/cpuinfo")
-    has = set(info.read_text().split()) if info.is_file() else set()
-    if not has.issuperset(FLAGS_OF[request.param]):
-        pytest.skip(f"this processor lacks {', '.join(FLAGS_OF[request.param])}")
-    return compiled(request.param, tmp_path)
+    options = build.LEVELS.get(request.param, ())
+    require(options)
+    library = compiled(build.KERNELS, tmp_path, f"-DAVL_LEVEL={request.param}", *options)
+    return Kernels.in_dll(library, request.param)
 
 
 def test_a_level_agrees_with_the_reference(functions: Kernels) -> None:

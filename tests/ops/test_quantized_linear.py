@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from avl_plugins.function import linear_function
-from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS
+from avl_plugins.schema import QUANTIZED_LINEARS
+from ops.linear_models import linear_model
 from ops.op_models import session
 
 Codes = NDArray[np.int8]
@@ -69,7 +68,7 @@ class Linear:
         return (self.codes - zeros) * each(self.scales)
 
 
-def model_of(*linears: Linear, constant: bool = True) -> onnx.ModelProto:
+def model_of(*linears: Linear, fed: str | None = None) -> onnx.ModelProto:
     """One node for all `linears`, which have the same x."""
     first = linears[0]
     op = QUANTIZED_LINEARS[len(linears), first.zeros is not None]
@@ -77,36 +76,15 @@ def model_of(*linears: Linear, constant: bool = True) -> onnx.ModelProto:
     blocks = {} if first.scales.ndim == 1 else {"block_size": inputs // len(first.scales)}
     attributes = {"axis": int(not blocks), "block_size": 0} | blocks
     names = [value.name for value in op.inputs]
-    products = [value.name for value in op.outputs]
-    tensors = []
+    tensors: list[onnx.TensorProto] = []
     for linear in linears:
         at = 1 + len(tensors)
         tensors.append(packed(names[at], linear.codes, linear.bits))
         tensors.append(onnx.numpy_helper.from_array(linear.scales, names[at + 1]))
         if linear.zeros is not None:
             tensors.append(packed(names[at + 2], linear.zeros, linear.bits))
-    given = [_info("x", ["rows", inputs])]
-    if not constant:
-        given.append(_info(tensors.pop(1).name, first.scales.shape))
-    return helper.make_model(
-        helper.make_graph(
-            [helper.make_node(op.name, names, products, domain=DOMAIN, **attributes)],
-            "linear",
-            given,
-            [
-                _info(name, ["rows", linear.codes.shape[1]])
-                for name, linear in zip(products, linears, strict=True)
-            ],
-            tensors,
-        ),
-        opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)],
-        functions=[linear_function(op, 23)],
-        ir_version=11,
-    )
-
-
-def _info(name: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    outputs = [linear.codes.shape[1] for linear in linears]
+    return linear_model(op, inputs, tensors, outputs, fed=fed, **attributes)
 
 
 def plain(codes: Codes, scales: Floats, bits: int) -> Linear:
@@ -263,7 +241,7 @@ def test_zero_points_of_another_type_are_refused(quantized_kernel: Path) -> None
 
 
 def test_scales_that_are_not_constant_are_refused(quantized_kernel: Path) -> None:
-    model = model_of(NOTHING, constant=False)
+    model = model_of(NOTHING, fed="scales")
     with pytest.raises(Exception, match="weights that are initializers"):
         session(model, quantized_kernel)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from avl_plugins.cpu import build
+from support.compiled import compiled
 
 PAGES = 600  # more than are looked at together
 SIZE = PAGES * mmap.PAGESIZE
@@ -20,11 +19,7 @@ SIZE = PAGES * mmap.PAGESIZE
 def library(tmp_path: Path, kernels: Path) -> ctypes.CDLL:
     if sys.platform != "linux":
         pytest.skip("there is no /proc/self/pagemap")
-    target = tmp_path / "unmap.so"
-    flags = [flag for flag in build.FLAGS if not flag.startswith("-fvisibility")]
-    source = build.FOLDER / "unmap.c"
-    subprocess.run([build.compiler(), *flags, "-shared", source, "-o", target], check=True)
-    return ctypes.CDLL(str(target))
+    return compiled("unmap.c", tmp_path)
 
 
 def held(memory: mmap.mmap) -> int:

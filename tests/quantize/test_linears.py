@@ -13,12 +13,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from avl_plugins import cpu
-from avl_runtime import LVLM
 from avl_runtime.backends.ort import OrtBackend
 from avl_runtime.package import load_package
-from avl_runtime.tasks import TASKS, samples
 from quantize.conftest import Exported
-from support.linears import joined, types_of
+from support.linears import joined, replies, types_of
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -165,14 +163,6 @@ def test_packed_weights_are_not_held_twice(tiny_int4: Exported, quantized_kernel
 def test_replies_are_the_same_without_the_kernel(
     tiny_int4: Exported, quantized_kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def replies() -> list[list[int]]:
-        model = LVLM.load(tiny_int4.folder, threads=1)
-        return [
-            model.generate(sample.prompt, [sample.image], max_new_tokens=64).token_ids
-            for task in TASKS
-            for sample in samples(task, "held-out", 2, start=70)
-        ]
-
-    found = replies()
+    found = replies(tiny_int4.folder)
     monkeypatch.setenv(cpu.SWITCH, "off")
-    assert found == replies()
+    assert found == replies(tiny_int4.folder)
