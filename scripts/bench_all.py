@@ -38,7 +38,7 @@ class Record:
 
     Attributes:
         preset: of make_random; `stored`: how its weights are.
-        quantize: what its package is quantized to, or `beside` it.
+        kind: int4, or what it computes in; `beside` the same of the package measured with it.
         asked: further arguments.
         repeats: rounds that count, after one that does not.
     """
@@ -48,7 +48,7 @@ class Record:
     asked: Sequence[str]
     against: Sequence[str] = ()
     stored: str = "fp32"
-    quantize: str = "none"
+    kind: str = "fp32"
     beside: str | None = None
     repeats: int = 3
 
@@ -64,10 +64,11 @@ OF_FP32 = {
 RECORDS = {
     **OF_FP32,
     **{
-        name.replace(name[:2], f"{name[:2]}-fp16"): replace(record, stored="fp16")
+        f"{name[:2]}-fp16{name[2:]}": replace(record, stored="fp16")
         for name, record in OF_FP32.items()
     },
-    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, quantize="int4", repeats=16),
+    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, kind="int4", repeats=16),
+    "s1-computed": Record("S1", ("dense",), LARGE, stored="fp16", beside="fp16"),
     "deep": Record("deep", ("dense", FASTV), (*LARGE[:-1], "8"), (TORCH,)),
     "half-billion": Record(
         "half-billion",
@@ -84,18 +85,20 @@ RECORDS = {
 }
 
 
-def package(folder: Path, record: Record, quantize: str) -> Path:
+def package(folder: Path, record: Record, kind: str) -> Path:
     """A package of a record's checkpoint, made if it is not there."""
     checkpoint = folder / f"{record.preset}-{record.stored}"
-    made = folder / f"{checkpoint.name}-{quantize}.avl"
+    made = folder / f"{checkpoint.name}-{kind}.avl"
     if not checkpoint.exists():
         options = ["--preset", record.preset, "--dtype", record.stored]
         run(ROOT / "scripts/make_random.py", str(checkpoint), *options)
     if not made.exists():
         options = ["--model", str(checkpoint), "--out", str(made), "--no-check"]
-        if quantize != "none":  # of a small model the head is a good part of a step's bytes
-            options += ["--quantize-also", "lm_head"]
-        run("-m", "avl_export.cli", *options, "--quantize", quantize)
+        if kind == "int4":  # of a small model the head is a good part of a step's bytes
+            options += ["--quantize", kind, "--quantize-also", "lm_head"]
+        else:
+            options += ["--dtype", kind]
+        run("-m", "avl_export.cli", *options)
     return made
 
 
@@ -109,7 +112,7 @@ def run(*command: object) -> None:
 def measure(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     """One record, from its package to its file."""
     record, out = RECORDS[name], parsed.out / f"bench-{name}.json"
-    made = package(parsed.folder, record, record.quantize)
+    made = package(parsed.folder, record, record.kind)
     command = [made, "--policies", ",".join(record.policies), *record.asked]
     command += ["--repeats", parsed.repeats or record.repeats, "--idle-wait", parsed.idle_wait]
     if record.beside:

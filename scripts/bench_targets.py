@@ -83,6 +83,19 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def computed(report: Report) -> str:
+    """What README says of one fp16 checkpoint, computed in fp32 and in fp16."""
+    rows = {row["name"]: row for row in report["candidates"]}
+    wide, half = (rows[f"dense [{dtype}]"] for dtype in ("fp32", "fp16"))
+    took = [f"{row['decode_token']['median']:.1f} ms" for row in (wide, half)]
+    held = [f"{row['peak_rss_bytes'] / 1e6:.0f} MB" for row in (wide, half)]
+    return (
+        f"Of S1's fp16 checkpoint a dense token takes {took[0]} computed in fp32 and {took[1]} "
+        f"computed in fp16, with {held[0]} and {held[1]} at the peak "
+        "(`scripts/bench_all.py --only s1-computed`, [JSON](benchmarks/bench-s1-computed.json))."
+    )
+
+
 def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator[Wanted]:
 
     def time(record: str, name: str, part: str) -> float:

@@ -47,7 +47,8 @@ def has_room(nbytes: int) -> bool:
     """Whether `nbytes` of weights may lie in memory of the process: at most half of the machine's.
 
     Pages mapped from a file can be dropped when memory runs short; a process's own cannot.
-    Weights of 16 bits count as the float32 that they are packed as: see `Package.float32_bytes`.
+    Weights of 16 bits count as the float32 that they are packed as where no kernel of ours reads
+    them: see `Package.float32_bytes`.
     """
     memory = physical_memory()
     return memory is not None and 2 * nbytes <= memory
