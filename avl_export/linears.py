@@ -1,18 +1,18 @@
-"""One node for linears whose weights are not float32, for runtimes that have a kernel for it."""
+"""One node for linears and what makes their weights, for runtimes that have a kernel for it."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from avl_plugins.function import linear_function
-from avl_plugins.schema import CAST_LINEARS, DOMAIN, LINEARS, QUANTIZED_LINEARS, VERSION, Op
+from avl_plugins.schema import DOMAIN, LINEARS, PLAIN_LINEARS, QUANTIZED_LINEARS, VERSION, Op
 
-# What kernels take: inputs that share a scale, and inputs of a weight in 16 bits.
-SPAN_MULTIPLE, CAST_MULTIPLE = 32, 16
-MOST_WEIGHTS = max(CAST_LINEARS)
+# What kernels take: inputs that share a scale, and inputs of a weight without scales.
+SPAN_MULTIPLE, PLAIN_MULTIPLE = 32, 16
+MOST_WEIGHTS = max(PLAIN_LINEARS)
 WITHOUT_ZEROS, WITH_ZEROS = (
     {weights: op for (weights, has), op in QUANTIZED_LINEARS.items() if has == zeros}
     for zeros in (False, True)
@@ -21,15 +21,17 @@ WITHOUT_ZEROS, WITH_ZEROS = (
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
-    """A Gemm, and the node that makes its weight and that it alone reads.
+    """A Gemm, and the node that makes its weight and that it alone reads, if there is one.
 
     Attributes:
+        tensors: what its weight is made of.
         ops: what may take their place, by the number of linears in one node.
         attributes: of that node.
     """
 
     gemm: ir.Node
-    weight: ir.Node
+    maker: ir.Node | None
+    tensors: Sequence[ir.Value | None]
     ops: Mapping[int, Op]
     attributes: tuple[tuple[str, int], ...] = ()
 
@@ -42,9 +44,9 @@ class _Linear:
 def join_linears(model: ir.Model) -> None:
     """Let one node take the place of Gemms in float32 and of the nodes that make their weights.
 
-    A DequantizeLinear becomes part of a QuantizedLinear, a Cast from 16 bits of a CastLinear. Up to
-    three that multiply the same rows become one node, as q, k and v do. A bias becomes an Add of
-    its own. Sizes that kernels do not take stay as they are.
+    A DequantizeLinear becomes part of a QuantizedLinear, a Cast from 16 bits of a Linear, and so
+    does a weight stored in float32. Up to three that multiply the same rows become one node, as q,
+    k and v do. A bias becomes an Add of its own. Sizes that kernels do not take stay as they are.
     """
     groups: dict[Hashable, list[_Linear]] = {}
     for gemm in model.graph:
@@ -65,24 +67,34 @@ def join_linears(model: ir.Model) -> None:
 
 def _linear(gemm: ir.Node) -> _Linear | None:
     """The linear that ends with a Gemm, if kernels take it."""
-    weight = None if gemm.inputs[1] is None else gemm.inputs[1].producer()
-    if weight is None or len(weight.outputs[0].uses()) > 1:
+    weight = gemm.inputs[1]
+    if weight is None:
         return None
-    stored = weight.inputs[0]
-    if stored is None or stored.shape is None or len(stored.shape) != 2:
+    maker = weight.producer()
+    if maker is None:
+        return _plain(gemm, None, weight) if weight.dtype == ir.DataType.FLOAT else None
+    if len(weight.uses()) > 1:
         return None
-    rows, columns = stored.shape.numpy()
-    if weight.op_type == "DequantizeLinear":
-        return _quantized(gemm, weight, inputs=rows, outputs=columns)
-    if weight.op_type == "Cast" and stored.is_initializer():
-        return _cast(gemm, weight, inputs=columns, stored=stored.dtype)
+    if maker.op_type == "DequantizeLinear":
+        return _quantized(gemm, maker)
+    stored = maker.inputs[0]
+    if (
+        maker.op_type == "Cast"
+        and stored is not None
+        and maker.attributes["to"].as_int() == ir.DataType.FLOAT
+        and stored.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    ):
+        return _plain(gemm, maker, stored)
     return None
 
 
-def _quantized(gemm: ir.Node, weight: ir.Node, inputs: int, outputs: int) -> _Linear | None:
-    attribute = weight.attributes.get("block_size")
+def _quantized(gemm: ir.Node, maker: ir.Node) -> _Linear | None:
+    attribute = maker.attributes.get("block_size")
     block = 0 if attribute is None else attribute.as_int()
-    scales = weight.inputs[1]
+    codes, scales = maker.inputs[:2]
+    if codes is None or codes.shape is None or len(codes.shape) != 2:
+        return None
+    inputs, outputs = codes.shape.numpy()
     if (
         scales is None
         or scales.dtype != ir.DataType.FLOAT
@@ -90,24 +102,22 @@ def _quantized(gemm: ir.Node, weight: ir.Node, inputs: int, outputs: int) -> _Li
         or outputs % 2
     ):
         return None
-    attributes = (("axis", weight.attributes["axis"].as_int()), ("block_size", block))
-    ops = WITH_ZEROS if len(weight.inputs) > 2 else WITHOUT_ZEROS  # beside codes and scales
-    return _Linear(gemm, weight, ops, attributes)
+    attributes = (("axis", maker.attributes["axis"].as_int()), ("block_size", block))
+    ops = WITH_ZEROS if len(maker.inputs) > 2 else WITHOUT_ZEROS  # beside codes and scales
+    return _Linear(gemm, maker, maker.inputs, ops, attributes)
 
 
-def _cast(
-    gemm: ir.Node, weight: ir.Node, inputs: int, stored: ir.DataType | None
-) -> _Linear | None:
+def _plain(gemm: ir.Node, maker: ir.Node | None, stored: ir.Value) -> _Linear | None:
     transposed = gemm.attributes.get("transB")
     if (
-        weight.attributes["to"].as_int() != ir.DataType.FLOAT
-        or stored not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        not stored.is_initializer()
+        or stored.shape is None
         or transposed is None
         or not transposed.as_int()
-        or inputs % CAST_MULTIPLE
+        or stored.shape.numpy()[-1] % PLAIN_MULTIPLE
     ):
         return None
-    return _Linear(gemm, weight, CAST_LINEARS)
+    return _Linear(gemm, maker, [stored], PLAIN_LINEARS)
 
 
 def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:
@@ -116,7 +126,7 @@ def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:
     op = first.ops[len(linears)]
     node = ir.node(
         op.name,
-        [first.gemm.inputs[0], *(value for one in linears for value in one.weight.inputs)],
+        [first.gemm.inputs[0], *(value for one in linears for value in one.tensors)],
         dict(first.attributes),
         domain=DOMAIN,
         num_outputs=len(linears),
@@ -132,5 +142,5 @@ def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:
             new = add.outputs[0]
         new.name, new.shape, new.type = old.name, old.shape, old.type
         old.replace_all_uses_with(new, replace_graph_outputs=True)
-        graph.remove([one.gemm, one.weight], safe=True)
+        graph.remove([one.gemm, *filter(None, [one.maker])], safe=True)
     return op.name

@@ -7,8 +7,8 @@ from onnx import parser
 
 from avl_plugins.attention_body import attention_body, step_body
 from avl_plugins.schema import (
-    CAST_LINEARS,
     DOMAIN,
+    PLAIN_LINEARS,
     PLUGIN_ATTRIBUTES,
     SPLIT_CACHE_ATTENTION,
     SPLIT_CACHE_STEP,
@@ -48,7 +48,7 @@ _UPDATE = """
     v_active_out, v_parked_out, v_rest = Split <axis = 2> (v_after, sizes)
 """
 
-_CAST_LINEAR = """
+_PLAIN_LINEAR = """
     {w} = Cast <to = 1> ({tensors})
     {y} = Gemm <transB = 1> (x, {w})
 """
@@ -87,7 +87,7 @@ def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
     ONNX Runtime takes a kernel of ours where one is registered. Else it fuses DequantizeLinear and
     Gemm into MatMulNBits, and does a Cast of weights when it loads the graph.
     """
-    template = _CAST_LINEAR if op in CAST_LINEARS.values() else _QUANTIZED_LINEAR
+    template = _PLAIN_LINEAR if op in PLAIN_LINEARS.values() else _QUANTIZED_LINEAR
     products = [value.name for value in op.outputs]
     tensors = [value.name for value in op.inputs[1:]]
     each = len(tensors) // len(products)

@@ -22,7 +22,7 @@ from avl_plugins.errors import OpError
 DOMAIN = "avl"
 VERSION = 1
 
-# T: the one floating type of the model. stored: float16 or bfloat16. codes: INT4 or INT8.
+# T: the one floating type of the model. stored: any of FLOATS. codes: INT4 or INT8.
 DType = Literal["T", "int64", "float32", "stored", "codes"]
 FLOATS = ("float32", "float16", "bfloat16")  # what T may be
 
@@ -155,11 +155,11 @@ def _products(weights: int) -> tuple[Value, ...]:
 _X = Value("x", "T", ("rows", "inputs"), "what is multiplied")
 
 
-def _cast_linear(weights: int) -> Op:
-    """A linear layer with weights of 16 bits, or several that multiply the same x."""
+def _plain_linear(weights: int) -> Op:
+    """A linear layer with weights as stored, or several that multiply the same x."""
     return Op(
-        name="CastLinear" + f"{weights}" * (weights > 1),
-        doc="y = x . cast(weight)^T for each weight; a cast to float32 loses nothing.",
+        name="Linear" + f"{weights}" * (weights > 1),
+        doc="y = x . float32(weight)^T for each weight; the cast loses nothing.",
         inputs=(
             _X,
             *(
@@ -202,7 +202,7 @@ def _quantized_linear(weights: int, zeros: bool) -> Op:
 
 
 # CPU kernels take these linears over; TensorRT is given the bodies. By how many weights there are:
-CAST_LINEARS: Mapping[int, Op] = {weights: _cast_linear(weights) for weights in (1, 2, 3)}
+PLAIN_LINEARS: Mapping[int, Op] = {weights: _plain_linear(weights) for weights in (1, 2, 3)}
 # The same, and by whether they have zero points. Each is an op of its own, as ONNX Runtime fuses no
 # body in which an input is left out.
 QUANTIZED_LINEARS: Mapping[tuple[int, bool], Op] = {
@@ -210,7 +210,7 @@ QUANTIZED_LINEARS: Mapping[tuple[int, bool], Op] = {
     for weights in (1, 2, 3)
     for zeros in (False, True)
 }
-LINEARS = (*CAST_LINEARS.values(), *QUANTIZED_LINEARS.values())
+LINEARS = (*PLAIN_LINEARS.values(), *QUANTIZED_LINEARS.values())
 
 OPS = (SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE)
 

@@ -16,7 +16,7 @@ from avl_export import export as exporting
 from avl_export.export import Result, export
 from avl_export.options import Options
 from avl_export.plan import Plan, make_plan
-from avl_plugins.schema import CAST_LINEARS, QUANTIZED_LINEARS
+from avl_plugins.schema import PLAIN_LINEARS, QUANTIZED_LINEARS
 from export.checkpoints import make_config, write_random
 
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 100}
@@ -41,7 +41,7 @@ def quantized_linears_of(nodes: Counter[str]) -> int:
 
 def linears_of(nodes: Counter[str]) -> int:
     """How many linears there are in all."""
-    casts = sum(weights * nodes[op.name] for weights, op in CAST_LINEARS.items())
+    casts = sum(weights * nodes[op.name] for weights, op in PLAIN_LINEARS.items())
     return nodes["Gemm"] + casts + quantized_linears_of(nodes)
 
 

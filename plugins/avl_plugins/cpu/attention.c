@@ -10,6 +10,10 @@
 // busy and that its scores stay in the core's first cache.
 #define CHUNK 512
 
+// Bytes of a row's successors that are on their way from memory, into the second cache, for every
+// query head that reads them: the more is computed with a row, the more there have to be.
+#define AHEAD 2048
+
 // Into a loop over rows, so that the compiler sees the loop whole.
 #define HELPER static inline __attribute__((always_inline))
 
@@ -85,18 +89,28 @@ HELPER float exp_of(float x)
     return x < -87.0f ? 0.0f : p * power.value;
 }
 
+// Begin to read what follows a row [d] by so much.
+HELPER void read_ahead(const float *row, int64_t d, int64_t group)
+{
+    const int64_t line = 64 / sizeof(float);
+    for (int64_t i = 0; i < d; i += line)
+        __builtin_prefetch((const char *)(row + i) + AHEAD * group, 0, 2);
+}
+
 // scores[g, j] = scale * q[g] . keys[j], rows of scores `stride` apart.
 HELPER void score(const avl_step *step, int64_t d, const float *restrict q,
                   const float *restrict keys, int64_t rows, float *restrict scores, int64_t stride)
 {
     int64_t group = group_of(step);
-    for (int64_t j = 0; j < rows; j++)
+    for (int64_t j = 0; j < rows; j++) {
+        read_ahead(keys + j * d, d, group);
         for (int64_t g = 0; g < group; g++) {
             float sum = 0.0f;
             for (int64_t i = 0; i < d; i++)
                 sum += q[g * d + i] * keys[j * d + i];
             scores[g * stride + j] = step->scale * sum;
         }
+    }
 }
 
 // scores become their weights, e ** (score - top); top and the weights' sum are returned.
@@ -119,7 +133,8 @@ HELPER void add_values(const avl_step *step, int64_t d, const float *restrict we
                        float *restrict out)
 {
     int64_t group = group_of(step), j = 0;
-    for (; j + 4 <= rows; j += 4)
+    for (; j + 4 <= rows; j += 4) {
+        read_ahead(values + j * d, 4 * d, group);
         for (int64_t g = 0; g < group; g++) {
             const float *w = weights + g * stride + j, *value = values + j * d;
             float *sum = out + g * d;
@@ -127,6 +142,7 @@ HELPER void add_values(const avl_step *step, int64_t d, const float *restrict we
                 sum[i] += w[0] * value[i] + w[1] * value[d + i] + w[2] * value[2 * d + i] +
                           w[3] * value[3 * d + i];
         }
+    }
     for (; j < rows; j++)
         for (int64_t g = 0; g < group; g++)
             for (int64_t i = 0; i < d; i++)

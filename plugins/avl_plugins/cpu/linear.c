@@ -21,7 +21,7 @@
 #define MOST_ROWS (ROWS > FEW ? ROWS : FEW)
 #define STREAMED 16       // rows up to which it does: the second few find it in a cache
 #define SUMS 4            // of one row and output, so that no sum waits for the one before
-#define AHEAD 1024        // bytes
+#define AHEAD 8192        // bytes read ahead into the second cache, for a row and weights of one byte
 #define CACHED (24 << 10) // bytes of rows that stay in a core's first cache beside weights
 #define TILE 16           // outputs widened at a time
 #define BLOCK 1024        // inputs widened at a time
@@ -55,9 +55,11 @@ HELPER lanes widen(const char *row, int64_t at, avl_element element)
 #endif
 }
 
-HELPER void read_ahead(const char *row, int64_t at, avl_element element)
+// The more is computed with a weight, the more of them have to be on their way from memory.
+HELPER void read_ahead(const char *row, int64_t at, avl_element element, int rows)
 {
-    _mm_prefetch(row + at * size_of(element) + AHEAD, _MM_HINT_T0);
+    int64_t size = size_of(element);
+    _mm_prefetch(row + at * size + AHEAD * rows / size, _MM_HINT_T1);
 }
 
 HELPER __m256 fold(lanes v)
@@ -94,7 +96,8 @@ typedef struct {
     const float *x;      // rows `x_stride` apart
     float *y;            // rows `y_stride` apart
     int64_t weight_stride, x_stride, y_stride, inputs;
-    int adds; // whether the products are added to y
+    int adds;    // whether the products are added to y
+    int streams; // whether weights are read from memory, and not from a cache
 } part;
 
 // `rows` rows from `row` on with `outputs` outputs: OUTPUTS of them, or one.
@@ -109,8 +112,8 @@ HELPER void multiply_part(const part *p, avl_element element, int64_t row, int r
         lanes weights[OUTPUTS];
         UNROLL for (int i = 0; i < outputs; i++) {
             weights[i] = widen(from + i * p->weight_stride, k, element);
-            if (element != AVL_SINGLE) // which lie in memory
-                read_ahead(from + i * p->weight_stride, k, element);
+            if (p->streams)
+                read_ahead(from + i * p->weight_stride, k, element, rows);
         }
         UNROLL for (int r = 0; r < rows; r++) {
             lanes v = *(const lanes *)(x + r * p->x_stride + k);
@@ -144,7 +147,7 @@ HELPER void multiply_few(const avl_stored *w, avl_element element, const float *
 {
     if (rows * w->inputs * (int64_t)sizeof(float) > CACHED && rows > 1) {
         part all = {row_of(w, element, first), x, y + first, w->inputs * size_of(element),
-                    w->inputs, w->outputs, w->inputs, 0};
+                    w->inputs, w->outputs, w->inputs, 0, 1};
         multiply_rows(&all, element, 0, rows, end - first);
         return;
     }
@@ -157,7 +160,7 @@ HELPER void multiply_few(const avl_stored *w, avl_element element, const float *
             UNROLL for (int i = 0; i < count; i++) {
                 int64_t at = k + i * LANES;
                 lanes weights = widen(row, at, element);
-                read_ahead(row, at, element);
+                read_ahead(row, at, element, rows);
                 UNROLL for (int r = 0; r < rows; r++)
                     sums[r][i] += weights * *(const lanes *)(x + r * w->inputs + at);
             }
@@ -223,6 +226,8 @@ void AVL_LEVEL(const avl_stored *weight, const float *x, int64_t rows, int64_t f
 {
     if (weight->element == AVL_HALF)
         multiply(weight, AVL_HALF, x, rows, first, end, y);
-    else
+    else if (weight->element == AVL_BFLOAT)
         multiply(weight, AVL_BFLOAT, x, rows, first, end, y);
+    else
+        multiply(weight, AVL_SINGLE, x, rows, first, end, y);
 }

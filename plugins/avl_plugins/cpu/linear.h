@@ -1,5 +1,5 @@
-// Linear layers whose weights are read in the 16 bits in which a checkpoint stores them: what the
-// kernel of CastLinear computes, in float32.
+// Linear layers whose weights are read as a checkpoint stores them, in 16 bits or float32: what the
+// kernel of Linear computes, in float32.
 #ifndef AVL_LINEAR_H
 #define AVL_LINEAR_H
 
@@ -12,7 +12,7 @@ typedef enum avl_element { AVL_HALF, AVL_BFLOAT, AVL_SINGLE } avl_element;
 
 typedef struct avl_stored {
     int64_t inputs, outputs;
-    avl_element element; // AVL_HALF or AVL_BFLOAT
+    avl_element element;
     const void *data;    // [outputs, inputs]
 } avl_stored;
 

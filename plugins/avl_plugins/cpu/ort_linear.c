@@ -1,5 +1,5 @@
-// CastLinear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights in 16
-// bits that are multiplied with the same x.
+// Linear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights that are
+// multiplied with the same x.
 #include "linear.h"
 #include "ort_op.h"
 #include "processor.h"
@@ -63,18 +63,26 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     return p.rows ? avl_api->KernelContext_ParallelFor(context, multiply_share, TASKS, 0, &p) : NULL;
 }
 
+// Whether there is one for a type.
+static int element_of(int type, avl_element *element)
+{
+    *element = type == ORT_HALF ? AVL_HALF : type == ORT_BFLOAT ? AVL_BFLOAT : AVL_SINGLE;
+    return *element != AVL_SINGLE || type == ORT_FLOAT;
+}
+
 static OrtStatus *read_weight(const OrtKernelInfo *info, size_t index, avl_stored *weight)
 {
     avl_tensor from;
     OrtStatus *status = avl_constant(info, index, &from);
     if (status)
         return status;
-    if (from.rank != 2 || (from.type != ORT_HALF && from.type != ORT_BFLOAT) ||
-        from.dims[1] % AVL_LINEAR_INPUTS || !from.dims[1])
-        return avl_failed("expected float16 or bfloat16 weights [outputs, inputs] with a multiple of "
-                          "16 inputs");
-    *weight = (avl_stored){.outputs = from.dims[0], .inputs = from.dims[1], .data = from.data,
-                           .element = from.type == ORT_HALF ? AVL_HALF : AVL_BFLOAT};
+    if (!element_of(from.type, &weight->element) || from.rank != 2 || !from.dims[1] ||
+        from.dims[1] % AVL_LINEAR_INPUTS)
+        return avl_failed("expected float32, float16 or bfloat16 weights [outputs, inputs] with a "
+                          "multiple of 16 inputs");
+    weight->outputs = from.dims[0];
+    weight->inputs = from.dims[1];
+    weight->data = from.data;
     return NULL;
 }
 
@@ -114,10 +122,10 @@ static const int TYPES[] = {ORT_FLOAT, ORT_ANY, ORT_ANY, ORT_ANY};
 #define LINEAR(NAME, WEIGHTS)                                                                      \
     {AVL_OP(create, compute, destroy), NAME, 1 + (WEIGHTS), WEIGHTS, TYPES}
 
-const avl_op avl_cast_linears[AVL_CAST_LINEARS] = {
-    LINEAR("CastLinear", 1),
-    LINEAR("CastLinear2", 2),
-    LINEAR("CastLinear3", 3),
+const avl_op avl_plain_linears[AVL_PLAIN_LINEARS] = {
+    LINEAR("Linear", 1),
+    LINEAR("Linear2", 2),
+    LINEAR("Linear3", 3),
 };
 
 #endif
