@@ -40,7 +40,8 @@ class Record:
         preset: of make_random; `stored`: how its weights are.
         kind: int4, or what it computes in; `beside` the same of the package measured with it.
         asked: further arguments.
-        repeats: rounds that count, after one that does not.
+        starts: how often every candidate's process is started.
+        repeats: rounds of a start that count, after one that does not.
     """
 
     preset: str
@@ -50,16 +51,19 @@ class Record:
     stored: str = "fp32"
     kind: str = "fp32"
     beside: str | None = None
+    starts: int = 1
     repeats: int = 3
 
 
 OF_FP32 = {
-    "s1": Record("S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), repeats=8),
+    "s1": Record(
+        "S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), starts=3, repeats=2
+    ),
     "s1-batch4": Record(
-        "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), repeats=5
+        "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), starts=3, repeats=2
     ),
     "s2": Record("S2", ("dense", AVL), LARGE, (TORCH, GENAI)),
-    "s3": Record("S3", ("dense",), TEXT, (TORCH, GENAI), repeats=10),
+    "s3": Record("S3", ("dense",), TEXT, (TORCH, GENAI), starts=5, repeats=3),
 }
 RECORDS = {
     **OF_FP32,
@@ -67,7 +71,7 @@ RECORDS = {
         f"{name[:2]}-fp16{name[2:]}": replace(record, stored="fp16")
         for name, record in OF_FP32.items()
     },
-    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, kind="int4", repeats=16),
+    "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, kind="int4", starts=5, repeats=3),
     "s1-computed": Record("S1", ("dense",), LARGE, stored="fp16", beside="fp16"),
     "deep": Record("deep", ("dense", FASTV), (*LARGE[:-1], "8"), (TORCH,)),
     "half-billion": Record(
@@ -114,7 +118,8 @@ def measure(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     record, out = RECORDS[name], parsed.out / f"bench-{name}.json"
     made = package(parsed.folder, record, record.kind)
     command = [made, "--policies", ",".join(record.policies), *record.asked]
-    command += ["--repeats", parsed.repeats or record.repeats, "--idle-wait", parsed.idle_wait]
+    command += ["--starts", record.starts, "--repeats", parsed.repeats or record.repeats]
+    command += ["--idle-wait", parsed.idle_wait]
     if record.beside:
         command += ["--beside", package(parsed.folder, record, record.beside)]
     peers = [peer for peer in record.against if peer != GENAI or parsed.peer_python]
@@ -139,7 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build/bench")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--peer-python", type=Path)
-    parser.add_argument("--repeats", type=int, help="rounds of each record (default: its own)")
+    parser.add_argument(
+        "--repeats", type=int, help="rounds of each start (default: the record's own)"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--idle-wait", type=float, default=60)
     parsed = parser.parse_args(arguments)

@@ -64,7 +64,7 @@ def kernels() -> Path:
 
 @pytest.fixture(scope="session")
 def linear_kernel(kernels: Path) -> Path:
-    """The library, where this processor has what its kernel for weights of 16 bits needs."""
+    """The library, where this processor has what its kernel for plain linears needs."""
     require(LINEAR_LEVELS["avl_linear_avx2"])
     return kernels
 

@@ -25,7 +25,8 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     import onnxruntime_genai as genai
 
     made = Path(job["folder"])
-    _build(Path(job["checkpoint"]), made, job["precision"])
+    if not made.exists():  # as it does where the worker is started again
+        _build(Path(job["checkpoint"]), made, job["precision"])
     config_file = made / "model" / "genai_config.json"
     config = json.loads(config_file.read_text())
     config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = job["threads"]

@@ -75,6 +75,16 @@ def test_a_batch_without_pictures(tiny_package: Path, tmp_path: Path) -> None:
     assert row["encode"] is None and row["same_tokens"] == 1
 
 
+def test_processes_are_started_as_often_as_asked(
+    tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tiny_package), "--policies", "dense,fastv", "--threads", "1", *SMALL]
+    assert main([*arguments, "--starts", "3", "--repeats", "2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("loading dense") == captured.err.count("loading fastv") == 3
+    assert "; 6 runs each" in captured.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

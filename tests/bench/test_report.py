@@ -25,6 +25,7 @@ ENVIRONMENT: dict[str, Any] = {
     "family": "llava",
     "workload": {"visual_tokens": 20, "text_tokens": 20, "new_tokens": 4, "batch": 2},
     "threads": 2,
+    "starts": 2,
     "repeats": 3,
     "machine": {"cpu": "A CPU", "processors": 4, "memory_bytes": 8 << 30, "system": "Linux"},
     "versions": {"avl": "1.2.3", "torch": "4.5"},

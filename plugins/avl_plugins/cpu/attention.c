@@ -3,6 +3,8 @@
 // heads of the group. What the chunks found is merged afterwards.
 #include "attention.h"
 
+#include "exponent.h"
+
 #include <float.h>
 #include <string.h>
 
@@ -13,6 +15,7 @@
 // Bytes of a row's successors that are on their way from memory, into the second cache, for every
 // query head that reads them: the more is computed with a row, the more there have to be.
 #define AHEAD 2048
+#define LINE 64 // bytes that a cache reads at a time
 
 // Into a loop over rows, so that the compiler sees the loop whole.
 #define HELPER static inline __attribute__((always_inline))
@@ -68,33 +71,18 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
                         active + parked, 1, 1};
 }
 
-// e ** x for x <= 0, to float32's precision: 2 ** n times a polynomial of the rest (Cephes' expf).
-// Compilers make vectors of it, which not every C library's expf can be.
-HELPER float exp_of(float x)
-{
-    float bounded = x < -87.0f ? -87.0f : x;
-    float n = __builtin_floorf(bounded * 1.44269504088896341f + 0.5f);
-    float r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    union {
-        int32_t bits;
-        float value;
-    } power = {((int32_t)n + 127) << 23};
-    return x < -87.0f ? 0.0f : p * power.value;
-}
-
 // Begin to read what follows a row [d] by so much.
 HELPER void read_ahead(const float *row, int64_t d, int64_t group)
 {
-    const int64_t line = 64 / sizeof(float);
-    for (int64_t i = 0; i < d; i += line)
+    for (int64_t i = 0; i < d; i += LINE / (int64_t)sizeof(float))
         __builtin_prefetch((const char *)(row + i) + AHEAD * group, 0, 2);
+}
+
+// Begin to read an array, up to what `read_ahead` asks for at its first row.
+HELPER void read_ahead_first(const float *array, int64_t group)
+{
+    for (int64_t i = 0; i < AHEAD * group; i += LINE)
+        __builtin_prefetch((const char *)array + i, 0, 2);
 }
 
 // scores[g, j] = scale * q[g] . keys[j], rows of scores `stride` apart.
@@ -120,7 +108,7 @@ HELPER void weigh(float *restrict scores, int64_t rows, float *top, float *sum)
     for (int64_t j = 0; j < rows; j++)
         greatest = scores[j] > greatest ? scores[j] : greatest;
     for (int64_t j = 0; j < rows; j++) {
-        scores[j] = exp_of(scores[j] - greatest);
+        scores[j] = avl_exp(scores[j] - greatest);
         total += scores[j];
     }
     *top = greatest;
@@ -183,6 +171,8 @@ HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d)
         int64_t rows = rows_in(&one, p, &from);
         const float *q = step->q + one.part * group * d, *keys = p->keys + (from - p->first) * d;
         score(step, d, q, keys, rows, scores + from, stride);
+        if (rows > 0) // which are read next
+            read_ahead_first(p->values + (from - p->first) * d, group);
     }
     for (int64_t g = 0; g < group; g++)
         weigh(scores + g * stride + one.begin, one.end - one.begin, one.top + g, one.sum + g);
@@ -241,7 +231,7 @@ HELPER int64_t filled(const place places[3])
 // What a chunk's weights count for beside those of others: e ** (its top - the greatest top).
 HELPER float shrink_of(const avl_step *step, int64_t part, int64_t g, int64_t number, float top)
 {
-    return exp_of(result_of(step, part, number)[group_of(step) * step->head_dim + g] - top);
+    return avl_exp(result_of(step, part, number)[group_of(step) * step->head_dim + g] - top);
 }
 
 // The greatest score of a query head and, relative to it, the sum of its weights.

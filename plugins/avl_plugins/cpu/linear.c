@@ -55,11 +55,15 @@ HELPER lanes widen(const char *row, int64_t at, avl_element element)
 #endif
 }
 
-// The more is computed with a weight, the more of them have to be on their way from memory.
+// Elements read ahead: the more is computed with each, the more have to be on their way from memory.
+HELPER int64_t ahead_of(avl_element element, int rows)
+{
+    return AHEAD * rows / (size_of(element) * size_of(element));
+}
+
 HELPER void read_ahead(const char *row, int64_t at, avl_element element, int rows)
 {
-    int64_t size = size_of(element);
-    _mm_prefetch(row + at * size + AHEAD * rows / size, _MM_HINT_T1);
+    _mm_prefetch(row + (at + ahead_of(element, rows)) * size_of(element), _MM_HINT_T1);
 }
 
 HELPER __m256 fold(lanes v)
@@ -112,8 +116,12 @@ HELPER void multiply_part(const part *p, avl_element element, int64_t row, int r
         lanes weights[OUTPUTS];
         UNROLL for (int i = 0; i < outputs; i++) {
             weights[i] = widen(from + i * p->weight_stride, k, element);
-            if (p->streams)
-                read_ahead(from + i * p->weight_stride, k, element, rows);
+            if (p->streams) {
+                // Where a row ends, the next one that is read is that of the next outputs.
+                int ends = k + ahead_of(element, rows) >= p->inputs;
+                int64_t row = ends ? i + outputs - 1 : i;
+                read_ahead(from + row * p->weight_stride, k, element, rows);
+            }
         }
         UNROLL for (int r = 0; r < rows; r++) {
             lanes v = *(const lanes *)(x + r * p->x_stride + k);

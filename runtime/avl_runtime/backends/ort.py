@@ -4,8 +4,8 @@ Inputs and outputs are bound to NumPy arrays without copies: an OrtValue made fr
 the CPU shares its memory, so a decode step only writes into buffers bound before. A cache's arrays
 are bound again only when the cache has replaced them.
 
-Attention of a decode step and linears with weights of 16 bits and fewer are kernels of ours where
-those were compiled (`avl_plugins.cpu`) and rows are float32, and else their bodies of standard ops.
+Attention of a decode step and linears are kernels of ours where those were compiled
+(`avl_plugins.cpu`) and rows are float32, and else their bodies of standard ops.
 """
 
 from __future__ import annotations

@@ -23,9 +23,10 @@ LARGE = 16 << 20  # bytes of a cache, from which on it is worth half a milliseco
 def session_config(quantization: Quantization | None, encoder: bool, packs: bool) -> dict[str, str]:
     """Entries of the session configuration for an encoder's or a decoder segment's graph.
 
-    Prepacking copies floating-point weights into memory of the process, where they would else stay
-    mapped from their file. A decoder reads packed weights faster, and most so with several
-    sequences. An encoder multiplies many rows at a time, and gains nothing.
+    Prepacking copies floating-point weights that no kernel of ours reads into memory of the
+    process, where they would else stay mapped from their file. A decoder reads packed weights
+    faster, and most so with several sequences. An encoder multiplies many rows at a time, and gains
+    nothing.
 
     Codes that no kernel of ours takes are fused into MatMulNBits, which is fast only with
     prepacking, and for 8 bits only with activations rounded to 8 bits as well (accuracy level 4):

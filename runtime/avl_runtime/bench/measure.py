@@ -25,9 +25,17 @@ from avl_runtime.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to measure; `idle_wait_s` is the limit of waiting before each run, 0 for none."""
+    """How to measure.
+
+    Attributes:
+        starts: how often every candidate's process is started; each time there are `warm_up` rounds
+            that do not count and `repeats` that do. Where in memory a process lies makes it faster
+            or slower for as long as it lives.
+        idle_wait_s: the limit of waiting before each run, 0 for none.
+    """
 
     threads: int
+    starts: int
     repeats: int
     warm_up: int
     idle_wait_s: float
@@ -50,25 +58,12 @@ def measure(
     """
     loaded: dict[str, Loaded] = {}
     versions: dict[str, str] = {}
-    runners: dict[str, Callable[[], Run]] = {}
-    with ExitStack() as stack, TemporaryDirectory(prefix="avl-bench-") as place:
+    runs: dict[str, list[Run]] = {candidate.name: [] for candidate in candidates}
+    with TemporaryDirectory(prefix="avl-bench-") as place:
         job = _job(workload, manifest, settings.threads, Path(place))
-        for number, candidate in enumerate(candidates):
-            worker = Worker(candidate.name, candidate.command, settings.threads)
-            stack.callback(worker.close)
-            tell(f"loading {candidate.name}")
-            folder = str(Path(place, str(number)))
-            answer = worker.ask({"do": "load", "job": {**job, **candidate.job, "folder": folder}})
-            versions |= answer["versions"]
-            loaded[candidate.name] = Loaded(candidate, answer["weights"], answer["rss_bytes"])
-            runners[candidate.name] = partial(_run, worker)
-        tell(f"measuring, {settings.warm_up} + {settings.repeats} rounds")
-        runs = interleave(
-            runners,
-            settings.repeats,
-            settings.warm_up,
-            lambda: wait_idle(settings.idle_wait_s),
-        )
+        for _ in range(settings.starts):
+            for name, found in _start(candidates, job, settings, tell, loaded, versions).items():
+                runs[name] += found
     prompt = len(workload.input_ids)
     request = Request(prompt, workload.visual, workload.new_tokens - 1, workload.before)
     first = runs[candidates[0].name][0]
@@ -77,6 +72,36 @@ def measure(
         for name, found in runs.items()
     ]
     return _environment(workload, manifest, settings, versions), rows
+
+
+def _start(
+    candidates: Sequence[Candidate],
+    job: dict[str, Any],
+    settings: Settings,
+    tell: Callable[[str], None],
+    loaded: dict[str, Loaded],
+    versions: dict[str, str],
+) -> dict[str, list[Run]]:
+    """Start every candidate once and let them take turns; fills `loaded` and `versions`."""
+    runners: dict[str, Callable[[], Run]] = {}
+    with ExitStack() as stack:
+        for number, candidate in enumerate(candidates):
+            worker = Worker(candidate.name, candidate.command, settings.threads)
+            stack.callback(worker.close)
+            tell(f"loading {candidate.name}")
+            folder = str(Path(job["place"], str(number)))
+            answer = worker.ask({"do": "load", "job": {**job, **candidate.job, "folder": folder}})
+            versions |= answer["versions"]
+            one = Loaded(candidate, answer["weights"], answer["rss_bytes"])
+            loaded.setdefault(candidate.name, one)
+            runners[candidate.name] = partial(_run, worker)
+        tell(f"measuring, {settings.warm_up} + {settings.repeats} rounds")
+        return interleave(
+            runners,
+            settings.repeats,
+            settings.warm_up,
+            lambda: wait_idle(settings.idle_wait_s),
+        )
 
 
 def _run(worker: Worker) -> Run:
@@ -92,6 +117,7 @@ def _job(workload: Workload, manifest: Manifest, threads: int, place: Path) -> d
         files.append(str(place / f"{number}.png"))
         image.save(files[-1])
     return {
+        "place": str(place),
         "images": files,
         "input_ids": list(workload.input_ids),
         "visual_tokens": list(manifest.visual_tokens),
@@ -117,6 +143,7 @@ def _environment(
             "pictures": [list(image.size) for image in workload.images],
         },
         "threads": settings.threads,
+        "starts": settings.starts,
         "repeats": settings.repeats,
         "warm_up": settings.warm_up,
         "machine": machine(),

@@ -87,12 +87,13 @@ def as_markdown(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
 def _facts(environment: Mapping[str, Any]) -> str:
     machine, asked = environment["machine"], environment["workload"]
     versions = ", ".join(f"{name} {found}" for name, found in environment["versions"].items())
+    runs = environment["starts"] * environment["repeats"]
     return (
         f"{environment['model']} ({environment['family']}): {asked['visual_tokens']} visual and "
         f"{asked['text_tokens']} text tokens, {asked['new_tokens']} new, batch {asked['batch']}; "
         f"{environment['threads']} threads on {machine['cpu']} ({machine['processors']} "
         f"processors, {machine['memory_bytes'] / (1 << 30):.0f} GiB), {machine['system']}; "
-        f"{versions}; {environment['repeats']} runs each, {environment['date']}"
+        f"{versions}; {runs} runs each, {environment['date']}"
     )
 
 

@@ -43,7 +43,9 @@ def _run(parsed: argparse.Namespace) -> int:
         parsed.new_tokens,
         parsed.batch,
     )
-    settings = Settings(parsed.threads or cores(), parsed.repeats, parsed.warm_up, parsed.idle_wait)
+    settings = Settings(
+        parsed.threads or cores(), parsed.starts, parsed.repeats, parsed.warm_up, parsed.idle_wait
+    )
     environment, rows = measure(
         candidates,
         workload,
@@ -105,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--new-tokens", metavar="N", type=count, default=64, help="default: 64")
     add("--batch", metavar="N", type=count, default=1, help="sequences decoded together")
     add("--threads", metavar="N", type=count, help="default: all processors")
+    add(
+        "--starts",
+        metavar="N",
+        type=count,
+        default=1,
+        help="start every candidate's process anew N times, each for all rounds (default: 1)",
+    )
     add("--repeats", metavar="N", type=count, default=5, help="rounds that count (default: 5)")
     add("--warm-up", metavar="N", type=_none_or_more, default=1, help="rounds that do not")
     add(

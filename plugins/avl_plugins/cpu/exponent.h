@@ -1,0 +1,27 @@
+#ifndef AVL_EXPONENT_H
+#define AVL_EXPONENT_H
+
+#include <stdint.h>
+
+// e ** x for x <= 0, to float32's precision: 2 ** n times a polynomial of the rest (Cephes' expf).
+// Compilers make vectors of it, which not every C library's expf can be.
+static inline __attribute__((always_inline)) float avl_exp(float x)
+{
+    float bounded = x < -87.0f ? -87.0f : x;
+    float n = __builtin_floorf(bounded * 1.44269504088896341f + 0.5f);
+    float r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union {
+        int32_t bits;
+        float value;
+    } power = {((int32_t)n + 127) << 23};
+    return x < -87.0f ? 0.0f : p * power.value;
+}
+
+#endif
