@@ -65,7 +65,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
 
     versions = {
         "onnxruntime-genai": version("onnxruntime-genai"),
-        "onnxruntime": version("onnxruntime"),
+        "onnxruntime beside it": version("onnxruntime"),  # which need not be avl's
     }
     return run, {"weights": job["precision"], "versions": versions}
 

@@ -23,7 +23,7 @@ from ops.op_models import Arrays, attention_inputs, run, session
 from ops.test_attention_function import GROUPS, attention_model, key_of
 
 HEAD_DIMS = (8, 32, 64, 80, 128)
-LONG = 1300  # more rows than two of the kernel's chunks
+LONG = 2600  # more rows than two of the kernel's chunks
 
 
 @functools.cache

@@ -10,7 +10,7 @@
 
 // Rows of a chunk: long enough for a core to read ahead, short enough that few heads keep many cores
 // busy and that its scores stay in the core's first cache.
-#define CHUNK 512
+#define CHUNK 1024
 
 // Bytes of a row's successors that are on their way from memory, into the second cache, for every
 // query head that reads them: the more is computed with a row, the more there have to be.
