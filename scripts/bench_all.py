@@ -6,7 +6,7 @@
 Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
 shape with avl-bench into benchmarks/bench-NAME.json and attention alone into attention-part.json,
 and sums up in bench-targets.json.
-Takes some 80 minutes on two idle cores. peers/bin/python is a virtual environment with
+Takes some two hours on two idle cores. peers/bin/python is a virtual environment with
 onnxruntime-genai; without --peer-python that peer is left out.
 """
 
