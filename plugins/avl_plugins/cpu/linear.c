@@ -119,8 +119,8 @@ HELPER void multiply_part(const part *p, avl_element element, int64_t row, int r
             if (p->streams) {
                 // Where a row ends, the next one that is read is that of the next outputs.
                 int ends = k + ahead_of(element, rows) >= p->inputs;
-                int64_t row = ends ? i + outputs - 1 : i;
-                read_ahead(from + row * p->weight_stride, k, element, rows);
+                int64_t next = ends ? i + outputs - 1 : i;
+                read_ahead(from + next * p->weight_stride, k, element, rows);
             }
         }
         UNROLL for (int r = 0; r < rows; r++) {

@@ -13,7 +13,7 @@ typedef enum avl_element { AVL_HALF, AVL_BFLOAT, AVL_SINGLE } avl_element;
 typedef struct avl_stored {
     int64_t inputs, outputs;
     avl_element element;
-    const void *data;    // [outputs, inputs]
+    const void *data; // [outputs, inputs]
 } avl_stored;
 
 // Fills columns `first` to before `end` of y [rows, outputs]: x [rows, inputs] times the weight's rows.
