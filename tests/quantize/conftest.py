@@ -41,8 +41,8 @@ def quantized_linears_of(nodes: Counter[str]) -> int:
 
 def linears_of(nodes: Counter[str]) -> int:
     """How many linears there are in all."""
-    casts = sum(weights * nodes[op.name] for weights, op in PLAIN_LINEARS.items())
-    return nodes["Gemm"] + casts + quantized_linears_of(nodes)
+    plain = sum(weights * nodes[op.name] for weights, op in PLAIN_LINEARS.items())
+    return nodes["Gemm"] + plain + quantized_linears_of(nodes)
 
 
 @pytest.fixture(autouse=True, scope="session")

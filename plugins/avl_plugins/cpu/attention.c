@@ -16,6 +16,7 @@
 // query head that reads them: the more is computed with a row, the more there have to be.
 #define AHEAD 2048
 #define LINE 64 // bytes that a cache reads at a time
+#define SIZE (int64_t)sizeof(float)
 
 // Into a loop over rows, so that the compiler sees the loop whole.
 #define HELPER static inline __attribute__((always_inline))
@@ -71,18 +72,17 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
                         active + parked, 1, 1};
 }
 
-// Begin to read what follows a row [d] by so much.
-HELPER void read_ahead(const float *row, int64_t d, int64_t group)
+// Begin to read so many bytes, if it is a positive number.
+HELPER void fetch(const float *from, int64_t bytes)
 {
-    for (int64_t i = 0; i < d; i += LINE / (int64_t)sizeof(float))
-        __builtin_prefetch((const char *)(row + i) + AHEAD * group, 0, 2);
+    for (int64_t i = 0; i < bytes; i += LINE)
+        __builtin_prefetch((const char *)from + i, 0, 2);
 }
 
-// Begin to read an array, up to what `read_ahead` asks for at its first row.
-HELPER void read_ahead_first(const float *array, int64_t group)
+// Begin to read as many numbers as follow `row` by the distance of AHEAD.
+HELPER void read_ahead(const float *row, int64_t count, int64_t group)
 {
-    for (int64_t i = 0; i < AHEAD * group; i += LINE)
-        __builtin_prefetch((const char *)array + i, 0, 2);
+    fetch(row + AHEAD * group / SIZE, count * SIZE);
 }
 
 // scores[g, j] = scale * q[g] . keys[j], rows of scores `stride` apart.
@@ -171,8 +171,8 @@ HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d)
         int64_t rows = rows_in(&one, p, &from);
         const float *q = step->q + one.part * group * d, *keys = p->keys + (from - p->first) * d;
         score(step, d, q, keys, rows, scores + from, stride);
-        if (rows > 0) // which are read next
-            read_ahead_first(p->values + (from - p->first) * d, group);
+        // Their values are read next, the first of them without a row before them to ask for them.
+        fetch(p->values + (from - p->first) * d, least(AHEAD * group, rows * d * SIZE));
     }
     for (int64_t g = 0; g < group; g++)
         weigh(scores + g * stride + one.begin, one.end - one.begin, one.top + g, one.sum + g);

@@ -29,8 +29,8 @@ class Settings:
 
     Attributes:
         starts: how often every candidate's process is started; each time there are `warm_up` rounds
-            that do not count and `repeats` that do. Where in memory a process lies makes it faster
-            or slower for as long as it lives.
+            that do not count and `repeats` that do. So what differs from process to process, as
+            places in memory, is averaged too.
         idle_wait_s: the limit of waiting before each run, 0 for none.
     """
 
@@ -56,14 +56,14 @@ def measure(
     Raises:
         BenchError: a candidate fails, or the machine is busy.
     """
-    loaded: dict[str, Loaded] = {}
-    versions: dict[str, str] = {}
     runs: dict[str, list[Run]] = {candidate.name: [] for candidate in candidates}
-    with TemporaryDirectory(prefix="avl-bench-") as place:
-        job = _job(workload, manifest, settings.threads, Path(place))
+    with TemporaryDirectory(prefix="avl-bench-") as folder:
+        place = Path(folder)
+        job = _job(workload, manifest, settings.threads, place)
         for _ in range(settings.starts):
-            for name, found in _start(candidates, job, settings, tell, loaded, versions).items():
-                runs[name] += found
+            loaded, versions, found = _start(candidates, job, place, settings, tell)
+            for name, some in found.items():
+                runs[name] += some
     prompt = len(workload.input_ids)
     request = Request(prompt, workload.visual, workload.new_tokens - 1, workload.before)
     first = runs[candidates[0].name][0]
@@ -77,31 +77,36 @@ def measure(
 def _start(
     candidates: Sequence[Candidate],
     job: dict[str, Any],
+    place: Path,
     settings: Settings,
     tell: Callable[[str], None],
-    loaded: dict[str, Loaded],
-    versions: dict[str, str],
-) -> dict[str, list[Run]]:
-    """Start every candidate once and let them take turns; fills `loaded` and `versions`."""
+) -> tuple[dict[str, Loaded], dict[str, str], dict[str, list[Run]]]:
+    """Start every candidate and let them take turns: what was loaded, of which versions, and ran.
+
+    Args:
+        place: has a folder for each candidate, the same at every start.
+    """
+    loaded: dict[str, Loaded] = {}
+    versions: dict[str, str] = {}
     runners: dict[str, Callable[[], Run]] = {}
     with ExitStack() as stack:
         for number, candidate in enumerate(candidates):
             worker = Worker(candidate.name, candidate.command, settings.threads)
             stack.callback(worker.close)
             tell(f"loading {candidate.name}")
-            folder = str(Path(job["place"], str(number)))
+            folder = str(place / str(number))
             answer = worker.ask({"do": "load", "job": {**job, **candidate.job, "folder": folder}})
             versions |= answer["versions"]
-            one = Loaded(candidate, answer["weights"], answer["rss_bytes"])
-            loaded.setdefault(candidate.name, one)
+            loaded[candidate.name] = Loaded(candidate, answer["weights"], answer["rss_bytes"])
             runners[candidate.name] = partial(_run, worker)
         tell(f"measuring, {settings.warm_up} + {settings.repeats} rounds")
-        return interleave(
+        runs = interleave(
             runners,
             settings.repeats,
             settings.warm_up,
             lambda: wait_idle(settings.idle_wait_s),
         )
+    return loaded, versions, runs
 
 
 def _run(worker: Worker) -> Run:
@@ -117,7 +122,6 @@ def _job(workload: Workload, manifest: Manifest, threads: int, place: Path) -> d
         files.append(str(place / f"{number}.png"))
         image.save(files[-1])
     return {
-        "place": str(place),
         "images": files,
         "input_ids": list(workload.input_ids),
         "visual_tokens": list(manifest.visual_tokens),
