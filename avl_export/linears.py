@@ -8,11 +8,20 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from avl_plugins.function import linear_function
-from avl_plugins.schema import DOMAIN, LINEARS, PLAIN_LINEARS, QUANTIZED_LINEARS, VERSION, Op
+from avl_plugins.schema import (
+    DOMAIN,
+    LINEARS,
+    LOGITS_LINEAR,
+    PLAIN_LINEARS,
+    QUANTIZED_LINEARS,
+    VERSION,
+    Op,
+)
 
 # What kernels take: inputs that share a scale, and inputs of a weight without scales.
 SPAN_MULTIPLE, PLAIN_MULTIPLE = 32, 16
 MOST_WEIGHTS = max(PLAIN_LINEARS)
+LOGITS = "logits"  # a decoder's output
 WITHOUT_ZEROS, WITH_ZEROS = (
     {weights: op for (weights, has), op in QUANTIZED_LINEARS.items() if has == zeros}
     for zeros in (False, True)
@@ -45,8 +54,9 @@ def join_linears(model: ir.Model) -> None:
     """Let one node take the place of Gemms in float32 and of the nodes that make their weights.
 
     A DequantizeLinear becomes part of a QuantizedLinear, a Cast from 16 bits of a Linear, and so
-    does a weight stored in float32. Up to three that multiply the same rows become one node, as q,
-    k and v do. A bias becomes an Add of its own. Sizes that kernels do not take stay as they are.
+    does a weight stored in float32; what ends in logits, of a LogitsLinear. Up to three that
+    multiply the same rows become one node, as q, k and v do. A bias becomes an Add of its own.
+    Sizes that kernels do not take stay as they are.
     """
     groups: dict[Hashable, list[_Linear]] = {}
     for gemm in model.graph:
@@ -117,7 +127,16 @@ def _plain(gemm: ir.Node, maker: ir.Node | None, stored: ir.Value) -> _Linear | 
         or stored.shape.numpy()[-1] % PLAIN_MULTIPLE
     ):
         return None
-    return _Linear(gemm, maker, [stored], PLAIN_LINEARS)
+    return _Linear(gemm, maker, [stored], {1: LOGITS_LINEAR} if _ends(gemm) else PLAIN_LINEARS)
+
+
+def _ends(gemm: ir.Node) -> bool:
+    """Whether it makes a decoder's logits, and nothing is added to them."""
+    made = gemm.outputs[0]
+    readers = [use.node for use in made.uses()]
+    if len(readers) == 1 and readers[0].op_type == "Reshape":
+        made = readers[0].outputs[0]
+    return made.name == LOGITS and made.is_graph_output() and len(gemm.inputs) == 2
 
 
 def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:

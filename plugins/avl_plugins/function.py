@@ -8,8 +8,8 @@ from onnx import parser
 from avl_plugins.attention_body import attention_body, step_body
 from avl_plugins.schema import (
     DOMAIN,
-    PLAIN_LINEARS,
     PLUGIN_ATTRIBUTES,
+    QUANTIZED_LINEARS,
     SPLIT_CACHE_ATTENTION,
     SPLIT_CACHE_STEP,
     SPLIT_CACHE_UPDATE,
@@ -87,7 +87,7 @@ def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
     ONNX Runtime takes a kernel of ours where one is registered. Else it fuses DequantizeLinear and
     Gemm into MatMulNBits, and does a Cast of weights when it loads the graph.
     """
-    template = _PLAIN_LINEAR if op in PLAIN_LINEARS.values() else _QUANTIZED_LINEAR
+    template = _QUANTIZED_LINEAR if op in QUANTIZED_LINEARS.values() else _PLAIN_LINEAR
     products = [value.name for value in op.outputs]
     tensors = [value.name for value in op.inputs[1:]]
     each = len(tensors) // len(products)

@@ -171,6 +171,17 @@ def _plain_linear(weights: int) -> Op:
     )
 
 
+# What it is for is said by its name, so that a host can ask its kernel for less.
+LOGITS_LINEAR = dataclasses.replace(
+    _plain_linear(1),
+    name="LogitsLinear",
+    doc=(
+        "Linear whose products are logits. Where the host reads the largest of each row alone, a "
+        "kernel may give -inf in place of the others."
+    ),
+)
+
+
 def _quantized_linear(weights: int, zeros: bool) -> Op:
     """A linear layer with quantized weights, or several that multiply the same x."""
 
@@ -210,7 +221,7 @@ QUANTIZED_LINEARS: Mapping[tuple[int, bool], Op] = {
     for weights in (1, 2, 3)
     for zeros in (False, True)
 }
-LINEARS = (*PLAIN_LINEARS.values(), *QUANTIZED_LINEARS.values())
+LINEARS = (*PLAIN_LINEARS.values(), LOGITS_LINEAR, *QUANTIZED_LINEARS.values())
 
 OPS = (SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Plan, Prune, TextBudget
 from avl_runtime.backends.protocol import Masses
@@ -137,8 +138,13 @@ class Conversation(abc.ABC):
         self.next_position += added if advance is None else advance
         self.token_ids.extend(token_ids)
 
-    def prefill(self, rows: PromptRows, plan: Plan) -> NDArray[np.float32]:
+    def prefill(
+        self, rows: PromptRows, plan: Plan, logits: Logits = Logits.ALL
+    ) -> NDArray[np.float32]:
         """Read a prompt and place its rows under `plan`; returns the last row's logits [V].
+
+        Args:
+            logits: which of them the caller reads.
 
         Raises:
             PromptTooLongError: the model's context is too short.
@@ -147,13 +153,13 @@ class Conversation(abc.ABC):
         position_ids = rows.position_ids + self.next_position
         self.grow(rows.token_ids.tolist(), rows.image_mask, rows.next_position)
         try:
-            return self._read(np.arange(start, self.length), position_ids, rows, plan)
+            return self._read(np.arange(start, self.length), position_ids, rows, plan, logits)
         except BaseException:  # Ctrl-C too: half a prompt must not stay in the cache
             self._restore(before)
             raise
 
     def _read(
-        self, positions: Ints, position_ids: Ints, rows: PromptRows, plan: Plan
+        self, positions: Ints, position_ids: Ints, rows: PromptRows, plan: Plan, logits: Logits
     ) -> NDArray[np.float32]:
         """Run all segments over a prompt's rows and place them; logits [V] of the last row."""
         hidden, deepstack = rows.hidden, rows.deepstack
@@ -168,7 +174,7 @@ class Conversation(abc.ABC):
                 position_ids, deepstack = position_ids[:, kept], deepstack[:, kept]
             added, deepstack = np.split(deepstack, [len(segment.deepstack)])
             chunk = Chunk(hidden, positions, position_ids, added)
-            hidden, mass = self._run_chunks(index, cache, chunk, plan)
+            hidden, mass = self._run_chunks(index, cache, chunk, plan, logits)
             self._split(cache, mass, segment.first_layer, plan)
         if plan.text is not None:
             for cache in self.caches:
@@ -188,9 +194,9 @@ class Conversation(abc.ABC):
 
     @abc.abstractmethod
     def _run_chunks(
-        self, index: int, cache: SegmentCache, rows: Chunk, plan: Plan
+        self, index: int, cache: SegmentCache, rows: Chunk, plan: Plan, logits: Logits
     ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Run one segment over all rows, adding them to its cache.
+        """Run one segment over all rows, adding them to its cache; `logits` are read of the last.
 
         Returns its output rows ([N, C], or [1, V] logits) and, if the plan ranks by it, the last
         row's head-mean attention by position, [L, tokens so far].

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.logits import Logits
 from avl_plugins.policies import Plan
 from avl_runtime.backends import BoundSegment, HostBackend
 from avl_runtime.cache import Floats, SegmentCache, stacked
@@ -33,11 +34,17 @@ class Decoder:
         conversations: Sequence[Conversation],
         plan: Plan,
         max_steps: int,
+        logits: Logits = Logits.ALL,
     ) -> None:
+        """
+        Args:
+            logits: which of them the caller reads.
+        """
         dims, batch = manifest.dims, len(conversations)
         self._conversations = list(conversations)
         self._embedding = embedding
         self._plan = plan
+        self._wanted = logits
         self._steps_left = max_steps
         self.step = 0
         self.refreshed = False  # whether the last step read parked rows and chose a new core
@@ -98,6 +105,7 @@ class Decoder:
                 parked=self.refreshed,
                 masses=selects,
                 core=self._selection.core(cache, rows, self.step),
+                logits=self._wanted,
             )
             for bound, cache, _ in self._segments
         ]

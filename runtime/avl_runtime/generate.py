@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError
 from avl_runtime.conversation import Conversation
 from avl_runtime.results import FinishReason, Placement
@@ -66,6 +67,12 @@ class Options:
                 f"max_new_tokens: expected at least 1, found {self.max_new_tokens}; "
                 "ask for one token or more"
             )
+
+    @property
+    def logits(self) -> Logits:
+        """Which logits the choice of tokens reads."""
+        greedy = self.temperature == 0 and self.repetition_penalty == 1
+        return Logits.LARGEST if greedy else Logits.ALL
 
     def sampler(self) -> Sampler:
         return Sampler(self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.logits import Logits
 from avl_plugins.policies import Plan
 from avl_runtime.backends import BoundSegment, HostBackend
 from avl_runtime.cache import SegmentCache
@@ -41,7 +42,7 @@ class HostConversation(Conversation):
         self.backend = backend
 
     def _run_chunks(
-        self, index: int, cache: SegmentCache, rows: Chunk, plan: Plan
+        self, index: int, cache: SegmentCache, rows: Chunk, plan: Plan, logits: Logits
     ) -> tuple[NDArray[Any], NDArray[np.float32]]:
         last = index == len(self._manifest.segments) - 1
         ranked = plan.prune is not None or plan.split is not None
@@ -53,7 +54,7 @@ class HostConversation(Conversation):
             ends = begin + CHUNK >= len(rows.positions)
             weights = self._row_weights(chunk.positions, ranked and ends, plan.text is not None)
             bound = self._bind(index, chunk, weights)
-            bound.run(cache, parked=True, ends=ends)
+            bound.run(cache, parked=True, ends=ends, logits=logits if ends else Logits.NONE)
             bound.release()
             if ranked and ends:
                 mass = attention_by_position(cache, bound, chunk.positions, self.length)

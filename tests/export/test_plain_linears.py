@@ -103,6 +103,43 @@ def test_what_the_kernel_does_not_take_stays(model: onnx.ModelProto) -> None:
     assert not found.functions
 
 
+def ending_in_logits(model: onnx.ModelProto, reshaped: bool) -> onnx.ModelProto:
+    """`model` with its one product as the output `logits`, of rank 3 if `reshaped`."""
+    graph = model.graph
+    (output,) = graph.output
+    shape = output.type.tensor_type.shape
+    if reshaped:
+        graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 5]), "shape"))
+        graph.node.append(helper.make_node("Reshape", [output.name, "shape"], ["logits"]))
+        shape.dim.insert(1, helper.make_tensor_value_info("", 1, [1]).type.tensor_type.shape.dim[0])
+    else:
+        graph.node[-1].output[0] = "logits"
+    output.name = "logits"
+    return model
+
+
+@pytest.mark.parametrize("reshaped", [False, True])
+@pytest.mark.parametrize("stored", KINDS)
+def test_a_linear_for_logits_says_so(stored: int, reshaped: bool) -> None:
+    plain = ending_in_logits(model_of(5, stored=stored), reshaped)
+    model = joined(plain)
+    assert types_of(model) == Counter(["LogitsLinear"] + ["Reshape"] * reshaped)
+    feeds = {"x": np.random.default_rng(1).standard_normal((3, 32), np.float32)}
+    (found,), (wanted,) = (session(each).run(None, feeds) for each in (model, plain))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_logits_to_which_a_bias_is_added_are_no_products() -> None:
+    model = joined(ending_in_logits(model_of(5, bias=True), reshaped=False))
+    assert types_of(model) == Counter(["Linear", "Add"])
+
+
+def test_a_decoder_has_one_linear_for_logits(tiny_package: Path) -> None:
+    for file, count in {"decoder.0.onnx": 0, "decoder.1.onnx": 1, "vision.onnx": 0}.items():
+        model = onnx.load(tiny_package / file, load_external_data=False)
+        assert types_of(model)["LogitsLinear"] == count
+
+
 def test_no_cast_of_a_matrix_is_left(tiny_package: Path) -> None:
     """avl-tiny is stored in fp16; what is still widened are norms, biases and a convolution."""
     for file in ("decoder.0.onnx", "decoder.1.onnx", "vision.onnx"):

@@ -15,11 +15,11 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 KERNELS = "attention.c"  # compiled once for every level of instructions
-LINEAR = "linear.c"  # for the levels above the compiler's own
+LINEAR, SCREEN = "linear.c", "screen.c"  # for the levels above the compiler's own
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
 SOURCES = (
     *(KERNELS, "refresh.c", "step.c", "processor.c", "unmap.c"),
-    *("ort_op.c", "ort_step.c", "ort_linear.c", "ort_quantized.c", "ort_ops.c"),
+    *("ort_op.c", "ort_step.c", "ort_linear.c", "ort_logits.c", "ort_quantized.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")
@@ -45,6 +45,9 @@ LEVELS = {"avl_step_avx2": _AVX2, "avl_step_avx512": _AVX512}
 LINEAR_LEVELS = {
     "avl_linear_avx2": (*_AVX2, "-mf16c"),
     "avl_linear_avx512": (*_AVX512, "-mf16c"),
+}
+SCREEN_LEVELS = {
+    level.replace("linear", "screen"): options for level, options in LINEAR_LEVELS.items()
 }
 QUANTIZED_LEVEL = (*_AVX512, "-mavx512vnni", "-mbmi2")
 X86 = ("x86_64", "AMD64")
@@ -84,7 +87,11 @@ def build() -> Path:
         if platform.machine() in X86:
             objects += [
                 _compiled(found, source, Path(folder), level, f"-DAVL_LEVEL={level}", *options)
-                for source, levels in ((KERNELS, LEVELS), (LINEAR, LINEAR_LEVELS))
+                for source, levels in (
+                    (KERNELS, LEVELS),
+                    (LINEAR, LINEAR_LEVELS),
+                    (SCREEN, SCREEN_LEVELS),
+                )
                 for level, options in levels.items()
             ]
             objects += [

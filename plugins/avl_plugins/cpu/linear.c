@@ -2,18 +2,13 @@
 // where rows are longer than a core's first cache, four outputs share what is read of them. For many
 // rows, some outputs' weights are widened to float32 once and stay in the core's cache while rows are
 // multiplied with them, a few rows and outputs at a time, whose sums fill the registers.
-#include "linear.h"
+#include "widen.h"
 
-#include <immintrin.h>
-
-#define HELPER static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
 #if defined(__AVX512F__)
-#define LANES 16
 #define ROWS 6 // multiplied at a time with OUTPUTS, so that sums fill the registers
 #else
-#define LANES 8
 #define ROWS 3
 #endif
 #define OUTPUTS 4
@@ -25,35 +20,6 @@
 #define CACHED (24 << 10) // bytes of rows that stay in a core's first cache beside weights
 #define TILE 16           // outputs widened at a time
 #define BLOCK 1024        // inputs widened at a time
-
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-
-HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-HELPER int64_t size_of(avl_element element) { return element == AVL_SINGLE ? 4 : 2; }
-
-HELPER const char *row_of(const avl_stored *w, avl_element element, int64_t output)
-{
-    return (const char *)w->data + output * w->inputs * size_of(element);
-}
-
-// LANES elements of a row, from the one at `at` on.
-HELPER lanes widen(const char *row, int64_t at, avl_element element)
-{
-    const char *from = row + at * size_of(element);
-    if (element == AVL_SINGLE)
-        return *(const lanes *)from;
-#if defined(__AVX512F__)
-    __m256i v = _mm256_loadu_si256((const __m256i *)from);
-    if (element == AVL_HALF)
-        return (lanes)_mm512_cvtph_ps(v);
-    return (lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16);
-#else
-    __m128i v = _mm_loadu_si128((const __m128i *)from);
-    if (element == AVL_HALF)
-        return (lanes)_mm256_cvtph_ps(v);
-    return (lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16);
-#endif
-}
 
 // Elements read ahead: the more is computed with each, the more have to be on their way from memory.
 HELPER int64_t ahead_of(avl_element element, int rows)
@@ -80,11 +46,11 @@ HELPER __m128 fold_again(__m256 v)
     return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
 }
 
+// In the order of `totals`, so that a product does not depend on which others are asked for.
 HELPER float total(lanes v)
 {
-    __m128 four = fold_again(fold(v));
-    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    __m256 pairs = _mm256_hadd_ps(fold(v), fold(v));
+    return _mm_cvtss_f32(fold_again(_mm256_hadd_ps(pairs, pairs)));
 }
 
 // The totals of four.
@@ -234,6 +200,8 @@ void AVL_LEVEL(const avl_stored *weight, const float *x, int64_t rows, int64_t f
 {
     if (weight->element == AVL_HALF)
         multiply(weight, AVL_HALF, x, rows, first, end, y);
+    else if (weight->element == AVL_BYTE)
+        multiply(weight, AVL_BYTE, x, rows, first, end, y);
     else if (weight->element == AVL_BFLOAT)
         multiply(weight, AVL_BFLOAT, x, rows, first, end, y);
     else

@@ -1,5 +1,5 @@
 // Linear layers whose weights are read as a checkpoint stores them, in 16 bits or float32: what the
-// kernel of Linear computes, in float32.
+// kernel of Linear computes, in float32. Weights of 8 bits, whole numbers, are those of screen.h.
 #ifndef AVL_LINEAR_H
 #define AVL_LINEAR_H
 
@@ -8,7 +8,7 @@
 // Of a weight's inputs there is a multiple of these.
 #define AVL_LINEAR_INPUTS 16
 
-typedef enum avl_element { AVL_HALF, AVL_BFLOAT, AVL_SINGLE } avl_element;
+typedef enum avl_element { AVL_HALF, AVL_BFLOAT, AVL_SINGLE, AVL_BYTE } avl_element;
 
 typedef struct avl_stored {
     int64_t inputs, outputs;

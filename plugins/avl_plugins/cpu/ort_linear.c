@@ -1,6 +1,6 @@
 // Linear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights that are
 // multiplied with the same x.
-#include "linear.h"
+#include "ort_linear.h"
 #include "ort_op.h"
 #include "processor.h"
 
@@ -70,7 +70,7 @@ static int element_of(int type, avl_element *element)
     return *element != AVL_SINGLE || type == ORT_FLOAT;
 }
 
-static OrtStatus *read_weight(const OrtKernelInfo *info, size_t index, avl_stored *weight)
+OrtStatus *avl_read_stored(const OrtKernelInfo *info, size_t index, avl_stored *weight)
 {
     avl_tensor from;
     OrtStatus *status = avl_constant(info, index, &from);
@@ -90,7 +90,7 @@ static OrtStatus *read_weights(const avl_op *op, const OrtKernelInfo *info, stor
 {
     for (; stored->count < op->outputs; stored->count++) {
         avl_stored *weight = &stored->weights[stored->count];
-        OrtStatus *status = read_weight(info, 1 + stored->count, weight);
+        OrtStatus *status = avl_read_stored(info, 1 + stored->count, weight);
         if (status)
             return status;
         if (weight->inputs != stored->weights->inputs)

@@ -13,6 +13,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain)
     // Elsewhere the ops' bodies are computed, for which ONNX Runtime has kernels.
     for (size_t i = 0; !status && avl_has_f16c() && i < AVL_PLAIN_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_plain_linears[i].op);
+    if (!status && avl_has_f16c())
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_logits_linear.op);
     for (size_t i = 0; !status && avl_has_vnni() && i < AVL_QUANTIZED_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linears[i].op);
 #endif

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from avl_plugins import cpu
+from avl_plugins.cpu.logits import Logits, wanted
 from avl_plugins.cpu.refresh import Refresh
 from avl_runtime.backends.ort_options import (
     LARGE,
@@ -180,6 +181,7 @@ class OrtBoundSegment:
         ends: bool = False,
         masses: bool = True,
         core: NDArray[np.int64] | None = None,
+        logits: Logits = Logits.ALL,
     ) -> bool:
         parked = parked and bool(cache.parked_len.any())
         if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.version:
@@ -196,12 +198,13 @@ class OrtBoundSegment:
         self.mass_new = binding.mass["mass_new"]
         options = shrinking() if ends else None
         if core is None:
-            self._session.run_with_iobinding(binding.io, options)
+            with wanted(logits):
+                self._session.run_with_iobinding(binding.io, options)
             if ends and cache.nbytes >= LARGE:
                 give_back()
             return False
         refresh = Refresh(cache.k_active, core, cache.positions, cache.parked_positions)
-        with refresh:
+        with refresh, wanted(logits):
             self._session.run_with_iobinding(binding.io, options)
         return refresh.done
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError
 from avl_runtime.cache import SegmentCache
 from avl_runtime.vision import Kind
@@ -60,6 +61,7 @@ class BoundSegment(Protocol):
         ends: bool = False,
         masses: bool = True,
         core: NDArray[np.int64] | None = None,
+        logits: Logits = Logits.ALL,
     ) -> bool:
         """Run on the current contents of the input buffers and the cache.
 
@@ -71,6 +73,7 @@ class BoundSegment(Protocol):
             masses: whether somebody reads the attention that keys received; else the buffers for
                 it have no row.
             core: [B] core rows that this step may refresh itself; None if it is no refresh.
+            logits: which of them are read, if this is the last segment.
 
         Returns:
             Whether the step did the refresh. If not, it is the caller's.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.logits import Logits
 from avl_plugins.policies import Plan
 from avl_runtime.cache import SegmentCache
 from avl_runtime.conversation import (
@@ -50,7 +51,9 @@ class DeviceConversation(Conversation):
         held = max((int(cache.active_len[0]) for cache in self.caches), default=0)
         return min(super().room_left(), self.backend.limits.cache_rows - held)
 
-    def prefill(self, rows: PromptRows, plan: Plan) -> NDArray[np.float32]:
+    def prefill(
+        self, rows: PromptRows, plan: Plan, logits: Logits = Logits.ALL
+    ) -> NDArray[np.float32]:
         """As `Conversation.prefill`.
 
         Raises:
@@ -64,7 +67,7 @@ class DeviceConversation(Conversation):
         device = self.backend.device
         free, total = device.memory()
         try:
-            return super().prefill(rows, plan)
+            return super().prefill(rows, plan, logits)
         except OutOfDeviceMemoryError as error:
             raise self._does_not_fit(len(rows.token_ids), free, total) from error
         finally:
@@ -96,7 +99,7 @@ class DeviceConversation(Conversation):
         )
 
     def _run_chunks(
-        self, index: int, cache: SegmentCache, rows: Chunk, plan: Plan
+        self, index: int, cache: SegmentCache, rows: Chunk, plan: Plan, logits: Logits
     ) -> tuple[NDArray[Any], NDArray[np.float32]]:
         cache = _on_device(cache)
         count, most = len(rows.positions), self.backend.limits.prompt_rows

@@ -1,0 +1,11 @@
+// What ops of linear layers with stored weights share.
+#ifndef AVL_ORT_LINEAR_H
+#define AVL_ORT_LINEAR_H
+
+#include "linear.h"
+#include "ort_abi.h"
+
+// Input `index` of a node, which has to be an initializer that kernels take.
+OrtStatus *avl_read_stored(const OrtKernelInfo *info, size_t index, avl_stored *weight);
+
+#endif
