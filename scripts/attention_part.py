@@ -41,6 +41,7 @@ from attention_nodes import (
     cache_of,
 )
 from avl_plugins import cpu
+from avl_plugins.cpu.host import host
 from avl_plugins.cpu.refresh import Refresh
 from avl_runtime.bench.idle import wait_idle
 from avl_runtime.bench.surroundings import machine
@@ -114,6 +115,10 @@ def measure(threads: int, batch: int, repeats: int) -> dict[str, dict[str, Any]]
         if one.parked
         for kind in ANGLES
     }
+    refreshes = {
+        name: Refresh(cache.k_active, cache.positions, cache.parked_positions, host())
+        for name, cache in caches.items()
+    }
     other = np.ones(OTHER // 8)
     for repeat in range(repeats + 2):
         for key, binding in bindings.items():
@@ -124,9 +129,7 @@ def measure(threads: int, batch: int, repeats: int) -> dict[str, dict[str, Any]]
                 steps[key].append((time.perf_counter() - begun) * 1e3)
         for (name, kind), found in exchanges.items():
             cache = caches[name]
-            refresh = Refresh(
-                cache.k_active, cache.image_rows, cache.positions, cache.parked_positions
-            )
+            refresh = refreshes[name].of(cache.image_rows)
             turn(query, ANGLES[kind], numbers)
             other.sum()
             begun = time.perf_counter()

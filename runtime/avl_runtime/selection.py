@@ -36,6 +36,8 @@ class HostSelection:
         split = self._plan.split
         if split is None or split.seed is not None or not split.is_refresh(step):
             return None
+        if len(rows) == len(cache.image_rows):
+            return cache.image_rows
         core = np.zeros_like(cache.image_rows)
         core[rows] = cache.image_rows[rows]
         return core

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from avl_plugins.cpu import build
-from avl_plugins.cpu.logits import Logits, wanted
+from avl_plugins.cpu.host import host
+from avl_plugins.cpu.logits import Logits, Wanted
 from avl_plugins.schema import LOGITS_LINEAR
 from ops.linear_models import linear_model
 from ops.op_models import session
@@ -66,7 +67,7 @@ def assert_the_largest_are_there(linear: Linear, found: NDArray[np.float32]) -> 
 @given(linear=heads())
 def test_the_largest_logits_are_right(linear_kernel: Path, linear: Linear) -> None:
     run = session(model_of(linear), linear_kernel, intra_op_num_threads=2).run
-    with wanted(Logits.LARGEST):
+    with Wanted(host(), Logits.LARGEST):
         (found,) = run(None, {"x": linear.x})
     assert_the_largest_are_there(linear, found)
     (whole,) = run(None, {"x": linear.x})
@@ -80,7 +81,7 @@ def test_the_largest_logits_are_right(linear_kernel: Path, linear: Linear) -> No
 @settings(max_examples=20, **SETTINGS)
 @given(linear=heads())
 def test_the_body_gives_all(linear: Linear) -> None:
-    with wanted(Logits.LARGEST):
+    with Wanted(host(), Logits.LARGEST):
         assert_close(linear, session(model_of(linear)).run(None, {"x": linear.x}))
 
 
@@ -177,7 +178,7 @@ def usual(rows: int = 1, kind: type[np.generic] = np.float32) -> Linear:
 @pytest.mark.parametrize("rows", [1, 4])
 def test_few_are_computed(linear_kernel: Path, rows: int) -> None:
     linear = usual(rows)
-    with wanted(Logits.LARGEST):
+    with Wanted(host(), Logits.LARGEST):
         (found,) = session(model_of(linear), linear_kernel).run(None, {"x": linear.x})
     assert np.isfinite(found).sum(1).max() < 100
 
@@ -187,7 +188,7 @@ def test_few_are_computed(linear_kernel: Path, rows: int) -> None:
 def test_what_is_no_number_is_not_left_out(linear_kernel: Path, value: float, where: str) -> None:
     linear = usual(2)
     (linear.x[1] if where == "x" else linear.weights[0][7])[5] = value
-    with wanted(Logits.LARGEST):
+    with Wanted(host(), Logits.LARGEST):
         (found,) = session(model_of(linear), linear_kernel).run(None, {"x": linear.x})
     (whole,) = session(model_of(linear), linear_kernel).run(None, {"x": linear.x})
     if where == "x":
@@ -202,7 +203,7 @@ def test_unusual_rows_are_computed_whole(linear_kernel: Path, size: float) -> No
     linear = usual()
     linear.x[:] *= size
     run = session(model_of(linear), linear_kernel).run
-    with wanted(Logits.LARGEST):
+    with Wanted(host(), Logits.LARGEST):
         (found,) = run(None, {"x": linear.x})
     np.testing.assert_array_equal(found, run(None, {"x": linear.x})[0])
 
@@ -210,7 +211,7 @@ def test_unusual_rows_are_computed_whole(linear_kernel: Path, size: float) -> No
 def test_no_logits_are_no_numbers(linear_kernel: Path) -> None:
     linear = usual()
     run = session(model_of(linear), linear_kernel).run
-    with wanted(Logits.NONE):
+    with Wanted(host(), Logits.NONE):
         assert np.isnan(run(None, {"x": linear.x})[0]).all()
     assert_close(linear, run(None, {"x": linear.x}))
 
@@ -218,7 +219,7 @@ def test_no_logits_are_no_numbers(linear_kernel: Path) -> None:
 def test_other_threads_are_given_all(linear_kernel: Path) -> None:
     linear, found = usual(), []
     run = session(model_of(linear), linear_kernel).run
-    with wanted(Logits.LARGEST):
+    with Wanted(host(), Logits.LARGEST):
         other = threading.Thread(target=lambda: found.extend(run(None, {"x": linear.x})))
         other.start()
         other.join()
@@ -236,7 +237,8 @@ import sys
 from pathlib import Path
 import numpy as np
 import onnxruntime as ort
-from avl_plugins.cpu.logits import Logits, wanted
+from avl_plugins.cpu.host import host
+from avl_plugins.cpu.logits import Logits, Wanted
 
 def own():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -247,7 +249,7 @@ options.intra_op_num_threads = 1
 options.register_custom_ops_library(sys.argv[2])
 before = own()
 session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-with wanted(Logits[sys.argv[3]]):
+with Wanted(host(), Logits[sys.argv[3]]):
     for _ in range(3):
         session.run(None, {"x": np.ones((1, 1024), np.float32)})
 print(own() - before)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avl_plugins import cpu
+from avl_plugins.cpu.host import host
 from avl_plugins.cpu.refresh import Refresh
 from ops.agreement import assert_agrees, expected
 from ops.op_models import Arrays, attention_inputs, run
@@ -32,7 +33,7 @@ def labelled(arrays: Arrays, numbers: np.random.Generator) -> Labels:
 
 
 def refresh_of(arrays: Arrays, core: np.ndarray[Any, Any], labels: Labels) -> Refresh:
-    return Refresh([arrays["k_active"]], core, *labels)
+    return Refresh([arrays["k_active"]], *labels, host()).of(core)
 
 
 def rows_by_position(arrays: Arrays, labels: Labels, b: int) -> dict[tuple[int, int], bytes]:
@@ -149,7 +150,7 @@ def test_what_is_not_offered_stays(kernels: Path) -> None:
 
     core = np.array([3, 3])
     other = arrays["k_active"].copy()
-    assert_not_taken(Refresh([other], core, *labels))
+    assert_not_taken(Refresh([other], *labels, host()).of(core))
     assert_not_taken(refresh_of(arrays, core, labels), row_weights=np.zeros((2, 0, 1), np.float32))
     assert_not_taken(refresh_of(arrays, np.array([3, 5]), labels))  # of four active rows
     assert_not_taken(refresh_of(arrays, np.array([-1, 3]), labels))

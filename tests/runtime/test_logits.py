@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from avl_plugins.cpu.logits import Logits, wanted
+from avl_plugins.cpu.host import Host
+from avl_plugins.cpu.logits import Logits, Wanted
 from avl_runtime import LVLM
 from avl_runtime.backends import ort
 from avl_runtime.tasks import TASKS, samples
@@ -41,11 +41,11 @@ def test_a_request_asks_for_what_it_reads(
 ) -> None:
     found: list[Logits] = []
 
-    def noted(logits: Logits) -> AbstractContextManager[None]:
+    def noted(host: Host | None, logits: Logits) -> Wanted:
         found.append(logits)
-        return wanted(logits)
+        return Wanted(host, logits)
 
-    monkeypatch.setattr(ort, "wanted", noted)
+    monkeypatch.setattr(ort, "Wanted", noted)
     (one,) = samples("vqa", "held-out", 1)
     # More rows than a chunk of a prompt has.
     tiny.generate(one.prompt, [one.image] * 2, max_new_tokens=4, **options)

@@ -6,15 +6,10 @@ have no word for that, so the host says it for the runs of its thread.
 
 from __future__ import annotations
 
-import ctypes
 import enum
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from types import TracebackType
 
-from avl_plugins import cpu
+from avl_plugins.cpu.host import Host
 
 
 class Logits(enum.IntEnum):
@@ -29,23 +24,27 @@ class Logits(enum.IntEnum):
     NONE = 2
 
 
-@contextmanager
-def wanted(logits: Logits) -> Iterator[None]:
+class Wanted:
     """Runs inside the `with` statement, of this thread, may leave out what is not read."""
-    library = cpu.library()
-    if library is None or logits is Logits.ALL:
-        yield
-        return
-    say = _function(library)
-    say(logits)
-    try:
-        yield
-    finally:
-        say(Logits.ALL)
 
+    __slots__ = ("_host", "_logits")
 
-@functools.cache
-def _function(library: Path) -> Any:
-    function = ctypes.CDLL(str(library)).avl_want_logits
-    function.restype, function.argtypes = None, (ctypes.c_int,)
-    return function
+    def __init__(self, host: Host | None, logits: Logits) -> None:
+        """
+        Args:
+            host: None where there is no library, and all are computed.
+        """
+        self._host, self._logits = host, logits
+
+    def __enter__(self) -> None:
+        if self._host is not None:
+            self._host.want(self._logits)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._host is not None:
+            self._host.want(Logits.ALL)

@@ -64,26 +64,44 @@ void avl_rank(const avl_refresh *refresh, const avl_step *step, int64_t row, avl
     const int64_t *positions = refresh->positions + row * step->kv_heads * step->active;
     const int64_t *apart = refresh->parked_positions + row * step->parked;
     uint32_t *keys = swaps->keys, *ties = keys + n; // a tie's key is higher, the lower its position
-    int64_t above = 0, left = 0, entered = 0;
+    int64_t above = 0, equal = 0, left = 0, entered = 0;
     swaps->count = refresh->moved[row] = 0;
     if (!core)
         return;
     score(step, row, core, parked, keys);
     const uint32_t limit = limit_of(keys, n, core);
     for (int64_t j = 0; j < n; j++) {
-        int64_t position = j < core ? positions[j] : apart[j - core];
-        ties[j] = keys[j] == limit ? UINT32_MAX - (uint32_t)position : 0;
         above += keys[j] > limit;
+        equal += keys[j] == limit;
     }
-    const uint32_t tie = limit_of(ties, n, core - above);
-    for (int64_t j = 0; j < n; j++) {
-        int chosen = keys[j] > limit || (keys[j] == limit && ties[j] >= tie);
-        if (j < core && !chosen)
-            swaps->leaving[left++] = j;
-        if (j >= core && chosen)
-            swaps->entering[entered++] = j - core;
+    uint32_t tie = 0;
+    memset(ties, 0, (size_t)n * sizeof *ties);
+    if (above + equal > core) {
+        for (int64_t j = 0; j < n; j++) {
+            int64_t position = j < core ? positions[j] : apart[j - core];
+            ties[j] = keys[j] == limit ? UINT32_MAX - (uint32_t)position : 0;
+        }
+        tie = limit_of(ties, n, core - above);
+    }
+    // Without branches, as no processor guesses who is chosen.
+    for (int64_t j = 0; j < core; j++) {
+        swaps->leaving[left] = j;
+        left += keys[j] < limit || (keys[j] == limit && ties[j] < tie);
+    }
+    for (int64_t j = core; j < n; j++) {
+        swaps->entering[entered] = j - core;
+        entered += keys[j] > limit || (keys[j] == limit && ties[j] >= tie);
     }
     swaps->count = refresh->moved[row] = left;
+}
+
+void avl_label_head(const avl_refresh *refresh, const avl_step *step, int64_t row, int64_t head,
+                    const avl_swaps *swaps)
+{
+    int64_t *positions = refresh->positions + (row * step->kv_heads + head) * step->active;
+    const int64_t *apart = refresh->parked_positions + row * step->parked;
+    for (int64_t i = 0; i < swaps->count; i++)
+        positions[swaps->leaving[i]] = apart[swaps->entering[i]];
 }
 
 void avl_label(const avl_refresh *refresh, const avl_step *step, int64_t row,
@@ -92,10 +110,9 @@ void avl_label(const avl_refresh *refresh, const avl_step *step, int64_t row,
     int64_t *positions = refresh->positions + row * step->kv_heads * step->active;
     int64_t *apart = refresh->parked_positions + row * step->parked;
     for (int64_t i = 0; i < swaps->count; i++) {
-        int64_t slot = swaps->leaving[i], left = positions[slot];
-        int64_t *entered = &apart[swaps->entering[i]];
-        for (int64_t h = 0; h < step->kv_heads; h++)
-            positions[h * step->active + slot] = *entered;
-        *entered = left;
+        int64_t *active = &positions[swaps->leaving[i]], *parked = &apart[swaps->entering[i]];
+        int64_t left = *active;
+        *active = *parked;
+        *parked = left;
     }
 }

@@ -19,7 +19,7 @@ typedef struct avl_refresh {
 
 // The swaps of one sequence.
 typedef struct avl_swaps {
-    int64_t *leaving, *entering; // [P] active and parked slots, ascending
+    int64_t *leaving, *entering; // [P + 1] active and parked slots, ascending
     int64_t count;
     uint32_t *keys; // [2 * (A + P)], scratch memory of the ranking
 } avl_swaps;
@@ -34,7 +34,10 @@ const avl_refresh *avl_offered(const avl_step *step);
 // Equal attention favours the lower position.
 void avl_rank(const avl_refresh *refresh, const avl_step *step, int64_t row, avl_swaps *swaps);
 
-// Has the labels of one sequence follow its rows.
+// Has the labels of one sequence follow its rows: those of every head but the first, in any order
+// and in any threads at once, and then the others.
+void avl_label_head(const avl_refresh *refresh, const avl_step *step, int64_t row, int64_t head,
+                    const avl_swaps *swaps);
 void avl_label(const avl_refresh *refresh, const avl_step *step, int64_t row,
                const avl_swaps *swaps);
 

@@ -8,16 +8,14 @@ steps that its thread runs next, and afterwards sees whether they took it.
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins import cpu
+from avl_plugins.cpu.host import Host
 
 Ints = NDArray[np.int64]
 
@@ -37,46 +35,69 @@ class _Layer(ctypes.Structure):
 
 
 class Refresh:
-    """A refresh of L layers, offered to the runs inside the `with` statement.
+    """Refreshes of the L layers of one cache, each offered to the runs inside a `with` statement.
 
     A run takes it layer by layer, or not at all: without the library, or where another kernel
     computes the step. Image rows are ranked by the step's mass 0, summed over the KV heads; rows
     that the core changes swap places in K and V, and their labels with them, in place.
 
     Attributes:
-        moved: [L, B] int64, how many rows were swapped; -1 in layers that no run took.
+        moved: [L, B] int64, how many rows the last one swapped; -1 in layers that no run took.
     """
 
-    __slots__ = ("_held", "_layers", "moved")
+    __slots__ = ("_core", "_held", "_host", "_layers", "moved")
 
     def __init__(
-        self, k_active: Sequence[NDArray[Any]], core: Ints, positions: Ints, parked_positions: Ints
+        self,
+        k_active: Sequence[NDArray[Any]],
+        positions: Ints,
+        parked_positions: Ints,
+        host: Host | None,
     ) -> None:
         """
         Args:
             k_active: L arrays [B, Hkv, A, D]; the very memory that is bound to the graph.
-            core: [B], how many of the first active rows are the core; 0 leaves a sequence as it is.
             positions: [L, B, Hkv, A], labels of active rows; image rows have the same in each head.
             parked_positions: [L, B, P].
+            host: None where there is no library, and no run takes it.
 
         Raises:
             ValueError: labels do not lie in memory as they are indexed.
         """
         layers, batch, _, active = positions.shape
         self.moved: Ints = np.full((layers, batch), -1, np.int64)
+        self._core: Ints = np.zeros(batch, np.int64)
         by_layer = (positions, parked_positions, self.moved)
-        if not all(labels.flags.c_contiguous for labels in (core, *by_layer)):
+        if not all(labels.flags.c_contiguous for labels in by_layer):
             raise ValueError("expected contiguous labels, found strides between them")
         # Addresses are read once an array: each time costs as much as a layer's other fields.
         starts = [(labels.ctypes.data, labels.nbytes // layers) for labels in by_layer]
-        sizes = active, parked_positions.shape[2], core.ctypes.data
-        self._held = (k_active, core, by_layer)  # for as long as they are offered
+        sizes = active, parked_positions.shape[2], self._core.ctypes.data
+        self._held = (*k_active, *by_layer)  # for as long as they may be offered
         self._layers = (_Layer * layers)(
             *(
                 (rows.ctypes.data, *sizes, *(start + layer * size for start, size in starts))
                 for layer, rows in enumerate(k_active)
             )
         )
+        self._host = host
+
+    def is_of(
+        self, k_active: Sequence[NDArray[Any]], positions: Ints, parked_positions: Ints
+    ) -> bool:
+        """Whether it was made of these very arrays."""
+        given = (*k_active, positions, parked_positions)
+        return all(one is held for one, held in zip(given, self._held, strict=False))
+
+    def of(self, core: Ints) -> Refresh:
+        """The next one.
+
+        Args:
+            core: [B], how many of the first active rows are the core; 0 leaves a sequence as it is.
+        """
+        self._core[:] = core
+        self.moved[:] = -1
+        return self
 
     @property
     def done(self) -> bool:
@@ -85,13 +106,14 @@ class Refresh:
         Raises:
             RuntimeError: it took some layers only.
         """
-        taken = self.moved >= 0
-        if taken.any() and not taken.all():
+        taken = int(np.count_nonzero(self.moved >= 0))
+        if 0 < taken < self.moved.size:
             raise RuntimeError("expected a step to refresh all of its layers or none, found some")
-        return bool(taken.all())
+        return taken > 0
 
     def __enter__(self) -> Refresh:
-        _offer(self._layers, len(self._layers))
+        if self._host is not None:
+            self._host.offer(self._layers, len(self._layers))
         return self
 
     def __exit__(
@@ -100,17 +122,5 @@ class Refresh:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _offer(None, 0)
-
-
-def _offer(layers: ctypes.Array[_Layer] | None, count: int) -> None:
-    library = cpu.library()
-    if library is not None:
-        _function(library)(layers, count)
-
-
-@functools.cache
-def _function(library: Path) -> Any:
-    function = ctypes.CDLL(str(library)).avl_offer
-    function.restype, function.argtypes = None, (ctypes.c_void_p, ctypes.c_int64)
-    return function
+        if self._host is not None:
+            self._host.offer(None, 0)

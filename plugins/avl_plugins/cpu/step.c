@@ -12,6 +12,7 @@ typedef struct {
     const avl_step *step;
     int64_t row, rows;
     int64_t first; // chunk or part of theirs
+    const avl_refresh *refresh;
     avl_swaps swaps;
 } share;
 
@@ -54,32 +55,40 @@ static void merge_with_masses(void *of, size_t i)
 }
 
 // Rows are inputs of the op, but memory that the host has offered (refresh.h).
-static void swap_rows(const share *one, size_t i, const float *active, const float *parked)
+static void swap_rows(const share *one, int64_t head, const float *active, const float *parked)
 {
     const avl_step *step = one->step;
-    int64_t part = one->first + (int64_t)i, d = step->head_dim;
+    int64_t part = one->row * step->kv_heads + head, d = step->head_dim;
     one->kernels->swap_rows((float *)active + part * step->active * d,
                             (float *)parked + part * step->parked * d, d, one->swaps.leaving,
                             one->swaps.entering, one->swaps.count);
 }
 
-static void swap_keys(void *of, size_t i)
+// The keys of a head while the processor has them, or a chunk's values.
+static void swap_keys_or_sum_values(void *of, size_t i)
 {
     const share *one = of;
-    swap_rows(one, i, one->step->k_active, one->step->k_parked);
+    const size_t heads = (size_t)one->step->kv_heads;
+    if (i < heads)
+        swap_rows(one, (int64_t)i, one->step->k_active, one->step->k_parked);
+    else
+        sum_values(of, i - heads);
 }
 
 static void merge_and_swap_values(void *of, size_t i)
 {
     const share *one = of;
     merge(of, i);
-    swap_rows(one, i, one->step->v_active, one->step->v_parked);
+    swap_rows(one, (int64_t)i, one->step->v_active, one->step->v_parked);
+    if (i)
+        avl_label_head(one->refresh, one->step, one->row, (int64_t)i, &one->swaps);
 }
 
-static OrtStatus *for_chunks(share *one, task what)
+// After so many tasks `before`.
+static OrtStatus *for_chunks(share *one, task what, int64_t before)
 {
     int64_t each = one->kernels->chunks(one->step) / one->step->batch;
-    size_t count = (size_t)(each * one->rows);
+    size_t count = (size_t)(before + each * one->rows);
     one->first = each * one->row;
     return avl_api->KernelContext_ParallelFor(one->context, what, count, count, one);
 }
@@ -92,29 +101,29 @@ static OrtStatus *for_parts(share *one, task what)
 }
 
 // One sequence: its keys change places while the processor's cache has them, and so do its values.
-static OrtStatus *refresh_row(share *one, const avl_refresh *refresh)
+static OrtStatus *refresh_row(share *one)
 {
     OrtStatus *status;
-    if ((status = for_chunks(one, score_keys)) || (status = for_parts(one, sum_masses)))
+    if ((status = for_chunks(one, score_keys, 0)) || (status = for_parts(one, sum_masses)))
         return status;
-    avl_rank(refresh, one->step, one->row, &one->swaps);
-    if ((status = for_parts(one, swap_keys)) || (status = for_chunks(one, sum_values)) ||
+    avl_rank(one->refresh, one->step, one->row, &one->swaps);
+    if ((status = for_chunks(one, swap_keys_or_sum_values, one->step->kv_heads)) ||
         (status = for_parts(one, merge_and_swap_values)))
         return status;
-    avl_label(refresh, one->step, one->row, &one->swaps);
+    avl_label(one->refresh, one->step, one->row, &one->swaps);
     return NULL;
 }
 
-static OrtStatus *refresh_rows(share *one, const avl_refresh *refresh)
+static OrtStatus *refresh_rows(share *one)
 {
-    int64_t active = one->step->active, parked = one->step->parked;
-    int64_t *memory = malloc((size_t)(2 * parked + active + parked) * sizeof *memory);
+    int64_t slots = one->step->parked + 1, keys = one->step->active + one->step->parked;
+    int64_t *memory = malloc((size_t)(2 * slots + keys) * sizeof *memory);
     if (!memory)
         return avl_failed("expected memory for ranks, found none");
-    one->swaps = (avl_swaps){memory, memory + parked, 0, (uint32_t *)(memory + 2 * parked)};
+    one->swaps = (avl_swaps){memory, memory + slots, 0, (uint32_t *)(memory + 2 * slots)};
     OrtStatus *status = NULL;
     for (one->row = 0; !status && one->row < one->step->batch; one->row++)
-        status = refresh_row(one, refresh);
+        status = refresh_row(one);
     free(memory);
     return status;
 }
@@ -124,10 +133,10 @@ OrtStatus *avl_run_step(OrtKernelContext *context, const avl_step_kernels *kerne
 {
     const avl_refresh *refresh = avl_offered(step);
     share all = {.context = context, .kernels = kernels, .step = step,
-                 .rows = refresh ? 1 : step->batch};
+                 .rows = refresh ? 1 : step->batch, .refresh = refresh};
     if (refresh)
-        return refresh_rows(&all, refresh);
-    OrtStatus *status = for_chunks(&all, read_rows);
+        return refresh_rows(&all);
+    OrtStatus *status = for_chunks(&all, read_rows, 0);
     if (!status && step->weightings)
         return for_parts(&all, merge_with_masses);
     // Without masses it is so little that waking other threads would take longer.

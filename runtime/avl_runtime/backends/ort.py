@@ -18,7 +18,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from avl_plugins import cpu
-from avl_plugins.cpu.logits import Logits, wanted
+from avl_plugins.cpu.host import Host, host
+from avl_plugins.cpu.logits import Logits, Wanted
 from avl_plugins.cpu.refresh import Refresh
 from avl_runtime.backends.ort_options import (
     LARGE,
@@ -65,6 +66,7 @@ class OrtBackend:
             self._sessions = [
                 self._session(package, part.file, encoder=False) for part in manifest.segments
             ]
+        self._host = host() if self.dtype == np.float32 else None
 
     def _session(self, package: Package, file: str, *, encoder: bool) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -114,6 +116,7 @@ class OrtBackend:
             self._segments[segment],
             self._dims,
             segment == len(self._segments) - 1,
+            self._host,
             {
                 "hidden": hidden,
                 "position_ids": position_ids,
@@ -152,6 +155,7 @@ class OrtBoundSegment:
         segment: Segment,
         dims: Dims,
         last: bool,
+        host: Host | None,
         inputs: dict[str, NDArray[Any]],
     ) -> None:
         hidden = inputs["hidden"]
@@ -165,6 +169,8 @@ class OrtBoundSegment:
             (count, batch, heads, 0, rows), np.float32
         )
         self._session = session
+        self._host = host
+        self._refresh: Refresh | None = None
         self._layers = range(segment.first_layer, segment.last_layer)
         self._inputs = inputs
         self._output_name = "logits" if last else "hidden_out"
@@ -198,18 +204,25 @@ class OrtBoundSegment:
         self.mass_new = binding.mass["mass_new"]
         options = shrinking() if ends else None
         if core is None:
-            with wanted(logits):
+            with Wanted(self._host, logits):
                 self._session.run_with_iobinding(binding.io, options)
             if ends and cache.nbytes >= LARGE:
                 give_back()
             return False
-        refresh = Refresh(cache.k_active, core, cache.positions, cache.parked_positions)
-        with refresh, wanted(logits):
+        refresh = self._refresh_of(cache)
+        with refresh.of(core), Wanted(self._host, logits):
             self._session.run_with_iobinding(binding.io, options)
         return refresh.done
 
+    def _refresh_of(self, cache: SegmentCache) -> Refresh:
+        """Made once for the arrays that a cache has, as that takes as long as a small layer."""
+        arrays = cache.k_active, cache.positions, cache.parked_positions
+        if self._refresh is None or not self._refresh.is_of(*arrays):
+            self._refresh = Refresh(*arrays, self._host)
+        return self._refresh
+
     def release(self) -> None:
-        self._bound = None
+        self._bound = self._refresh = None
         for binding in self._bindings.values():
             for layer in self._layers:
                 binding.bind_input(f"k_active.{layer}", self._nothing)

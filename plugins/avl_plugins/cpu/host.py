@@ -1,0 +1,40 @@
+"""What a host tells the kernels beside their inputs, for the runs of its thread."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avl_plugins import cpu
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Functions of a compiled library.
+
+    Attributes:
+        offer: offers layers to refresh, and how many (refresh.h).
+        want: says which logits are read (ort_logits.c).
+    """
+
+    offer: Callable[[ctypes.Array[Any] | None, int], None]
+    want: Callable[[int], None]
+
+
+def host() -> Host | None:
+    """Those of the library in use; None where there is none."""
+    library = cpu.library()
+    return None if library is None else _functions(library)
+
+
+@functools.cache
+def _functions(library: Path) -> Host:
+    loaded = ctypes.CDLL(str(library))
+    offer, want = loaded.avl_offer, loaded.avl_want_logits
+    offer.restype, offer.argtypes = None, (ctypes.c_void_p, ctypes.c_int64)
+    want.restype, want.argtypes = None, (ctypes.c_int,)
+    return Host(offer, want)
