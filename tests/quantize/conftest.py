@@ -16,7 +16,7 @@ from avl_export import export as exporting
 from avl_export.export import Result, export
 from avl_export.options import Options
 from avl_export.plan import Plan, make_plan
-from avl_plugins.schema import PLAIN_LINEARS, QUANTIZED_LINEARS
+from avl_plugins.schema import LOGITS_LINEAR, PLAIN_LINEARS, QUANTIZED_LINEARS
 from export.checkpoints import make_config, write_random
 
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 100}
@@ -42,7 +42,7 @@ def quantized_linears_of(nodes: Counter[str]) -> int:
 def linears_of(nodes: Counter[str]) -> int:
     """How many linears there are in all."""
     plain = sum(weights * nodes[op.name] for weights, op in PLAIN_LINEARS.items())
-    return nodes["Gemm"] + plain + quantized_linears_of(nodes)
+    return nodes["Gemm"] + plain + nodes[LOGITS_LINEAR.name] + quantized_linears_of(nodes)
 
 
 @pytest.fixture(autouse=True, scope="session")
