@@ -57,10 +57,10 @@ class Record:
 
 OF_FP32 = {
     "s1": Record(
-        "S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), starts=3, repeats=2
+        "S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), starts=4, repeats=2
     ),
     "s1-batch4": Record(
-        "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), starts=3, repeats=2
+        "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), starts=4, repeats=2
     ),
     "s2": Record("S2", ("dense", AVL), LARGE, (TORCH, GENAI)),
     "s3": Record("S3", ("dense",), TEXT, (TORCH, GENAI), starts=5, repeats=3),

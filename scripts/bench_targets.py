@@ -20,6 +20,7 @@ CHUNK = 256  # rows of a prefill chunk
 # How names of records end, and what the table says: how the checkpoint stores its weights.
 STORED = {"": "", "-fp16": ", fp16 checkpoint"}
 INT4_BITS = 4.5  # of a weight in blocks of 64, with its share of a scale
+HEAD_BITS = 8  # of the output matrix's copy, which greedy steps read (LogitsLinear)
 
 Report = Mapping[str, Any]
 Rows = Mapping[str, Mapping[str, Any]]
@@ -180,7 +181,8 @@ def _fewer_bytes(records: Mapping[str, Report], record: str, bits: float, name: 
     dims, asked = records[record]["dims"], records[record]["workload"]
     heads = 2 * dims["head_dim"] * (dims["num_heads"] + dims["num_kv_heads"])
     layer = dims["hidden_size"] * (heads + 3 * dims["intermediate_size"])
-    weights = dims["num_layers"] * layer + dims["vocab_size"] * dims["hidden_size"]
+    head = dims["vocab_size"] * dims["hidden_size"]
+    weights = (dims["num_layers"] * layer * bits + head * min(bits, HEAD_BITS)) / 8
     row = 2 * 4 * dims["num_layers"] * dims["num_kv_heads"] * dims["head_dim"]
     text, visual = asked["text_tokens"] + asked["new_tokens"] / 2, asked["visual_tokens"]
     split = parse(name).plan().split
@@ -188,7 +190,7 @@ def _fewer_bytes(records: Mapping[str, Report], record: str, bits: float, name: 
         raise ValueError(f"expected a policy that splits image rows, found {name}")
 
     def read(share: float) -> float:
-        return float(weights * bits / 8 + asked["batch"] * row * (text + share * visual))
+        return float(weights + asked["batch"] * row * (text + share * visual))
 
     return read(1) / read(split.core + (split.keep - split.core) / split.refresh)
 

@@ -106,8 +106,9 @@ def test_targets_are_ratios_of_records() -> None:
     }
     found = {one["what"]: one for one in targets(records)}
     assert found["S1: speed-up of a token by A-VL"]["found"] == pytest.approx(30 / 18, abs=1e-4)
-    # Weights: q, k, v, o, three of the MLP, and the head. A row: K and V of two layers.
-    weights = 4 * (2 * (64 + 32 + 32 + 64 + 3 * 128) + 256)
+    # Weights: q, k, v, o, three of the MLP; and the head's copy in 8 bits. A row: K and V of two
+    # layers.
+    weights = 4 * 2 * (64 + 32 + 32 + 64 + 3 * 128) + 256
     row = 4 * 2 * 2 * 4
     dense, split = 3 * row * (100 + 6 + 4), 3 * row * (30 + 20 / 3 + 6 + 4)
     assert found["S1: speed-up of a token by A-VL"]["bytes_allow"] == pytest.approx(

@@ -1,8 +1,8 @@
 """CPU kernels of our own, compiled when avl is installed where there is a C compiler.
 
 `SplitCacheStep` is a custom op of ONNX Runtime's CPU provider, in place of its function body. It
-also does a refresh (`avl_plugins.cpu.refresh`). So are `Linear` and its like where the
-processor has AVX2 and F16C, and `QuantizedLinear` where it has AVX-512 VNNI. The library is
+also does a refresh (`avl_plugins.cpu.refresh`). So are `Linear`, `LogitsLinear` and the like where
+the processor has AVX2 and F16C, and `QuantizedLinear` where it has AVX-512 VNNI. The library is
 optional: without it the same is computed by ONNX Runtime's standard ops and NumPy.
 """
 
