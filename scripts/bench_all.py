@@ -6,7 +6,7 @@
 Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
 shape with avl-bench into benchmarks/bench-NAME.json and attention alone into attention-part.json,
 and sums up in bench-targets.json.
-Takes some two hours on two idle cores. peers/bin/python is a virtual environment with
+Takes some three hours on two idle cores. peers/bin/python is a virtual environment with
 onnxruntime-genai; without --peer-python that peer is left out.
 """
 
@@ -57,7 +57,7 @@ class Record:
 
 OF_FP32 = {
     "s1": Record(
-        "S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), starts=4, repeats=2
+        "S1", ("dense", FASTV, AVL, TIGHT, CHAIN), LARGE, (TORCH, GENAI), starts=6, repeats=2
     ),
     "s1-batch4": Record(
         "S1", ("dense", AVL, TIGHT), (*LARGE[:-1], "64", "--batch", "4"), starts=4, repeats=2
