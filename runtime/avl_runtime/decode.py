@@ -34,17 +34,11 @@ class Decoder:
         conversations: Sequence[Conversation],
         plan: Plan,
         max_steps: int,
-        logits: Logits = Logits.ALL,
     ) -> None:
-        """
-        Args:
-            logits: which of them the caller reads.
-        """
         dims, batch = manifest.dims, len(conversations)
         self._conversations = list(conversations)
         self._embedding = embedding
         self._plan = plan
-        self._wanted = logits
         self._steps_left = max_steps
         self.step = 0
         self.refreshed = False  # whether the last step read parked rows and chose a new core
@@ -81,12 +75,18 @@ class Decoder:
         """As `selection.placement`."""
         return placement(self.caches, row, image_mask)
 
-    def run(self, tokens: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def run(
+        self,
+        tokens: NDArray[np.int64],
+        alive: NDArray[np.bool_],
+        logits: Logits = Logits.ALL,
+    ) -> NDArray[np.float32]:
         """One step: the newest token of each sequence in, the next token's logits [B, V] out.
 
         Args:
             tokens: [B]; ignored where not alive.
             alive: [B]; finished sequences add no rows.
+            logits: which of them the caller reads.
         """
         self.step += 1
         rows = [row for row, lives in enumerate(alive.tolist()) if lives]
@@ -105,7 +105,7 @@ class Decoder:
                 parked=self.refreshed,
                 masses=selects,
                 core=self._selection.core(cache, rows, self.step),
-                logits=self._wanted,
+                logits=logits,
             )
             for bound, cache, _ in self._segments
         ]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import Plan, Policy
 from avl_runtime.backends import load_backend
@@ -47,23 +46,14 @@ class Engine:
         """A new conversation with nothing in its cache."""
         return self.execution.conversation()
 
-    def decoder(
-        self,
-        conversations: Sequence[Conversation],
-        plan: Plan,
-        max_steps: int,
-        logits: Logits = Logits.ALL,
-    ) -> Steps:
+    def decoder(self, conversations: Sequence[Conversation], plan: Plan, max_steps: int) -> Steps:
         """Decode steps over conversations of this engine whose prompts have been read.
-
-        Args:
-            logits: which of them the caller reads.
 
         Raises:
             TypeError: a conversation is another engine's.
             AvlError: a device has no room for them.
         """
-        return self.execution.decoder(conversations, plan, max_steps, logits)
+        return self.execution.decoder(conversations, plan, max_steps)
 
     def embed(self, prompt: Prompt) -> PromptRows:
         """What the decoder reads of a prompt; runs the encoders where features are not known."""
@@ -117,7 +107,6 @@ class Request:
         self._prompts = prompts
         self._policy = policy
         self._options = options
-        self._wanted = Logits.ALL if return_logits else options.logits
         self._trace = return_placements
         tokens = engine.package.manifest.tokens
         self.replies = [
@@ -132,8 +121,10 @@ class Request:
         engine, plan = self._engine, self._policy.plan()
         begun = time.perf_counter()
         logits = [
-            conversation.prefill(engine.embed(prompt), plan, self._wanted)
-            for conversation, prompt in zip(self._conversations, self._prompts, strict=True)
+            conversation.prefill(engine.embed(prompt), plan, reply.reads)
+            for conversation, prompt, reply in zip(
+                self._conversations, self._prompts, self.replies, strict=True
+            )
         ]
         for conversation, prompt in zip(self._conversations, self._prompts, strict=True):
             conversation.visuals += [media.cells for media in prompt.media]
@@ -143,7 +134,7 @@ class Request:
             min(self._options.max_new_tokens, conversation.room_left() + 1)
             for conversation in self._conversations
         ]
-        self._decoder = engine.decoder(self._conversations, plan, max(limits) - 1, self._wanted)
+        self._decoder = engine.decoder(self._conversations, plan, max(limits) - 1)
         self._prefill_ms = (time.perf_counter() - begun) * 1e3
         generation = run(
             self._decoder, self._conversations, self.replies, np.stack(logits), limits, self._trace

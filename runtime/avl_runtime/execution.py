@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from avl_plugins.cpu.logits import Logits
 from avl_plugins.policies import Plan
 from avl_runtime.backends import HostBackend
 from avl_runtime.cache import dense_bytes
@@ -31,18 +30,11 @@ class Execution(Protocol):
         """A new conversation with nothing in its cache."""
         ...
 
-    def decoder(
-        self,
-        conversations: Sequence[Conversation],
-        plan: Plan,
-        max_steps: int,
-        logits: Logits = Logits.ALL,
-    ) -> Steps:
+    def decoder(self, conversations: Sequence[Conversation], plan: Plan, max_steps: int) -> Steps:
         """Decode steps over conversations whose prompts have been read.
 
         Args:
             conversations: begun by this very execution.
-            logits: which of them the caller reads.
 
         Raises:
             TypeError: one was begun by another.
@@ -77,15 +69,9 @@ class HostExecution:
     def conversation(self) -> HostConversation:
         return HostConversation(self._backend, self._manifest)
 
-    def decoder(
-        self,
-        conversations: Sequence[Conversation],
-        plan: Plan,
-        max_steps: int,
-        logits: Logits = Logits.ALL,
-    ) -> Decoder:
+    def decoder(self, conversations: Sequence[Conversation], plan: Plan, max_steps: int) -> Decoder:
         own = _own(conversations, HostConversation, self._backend)
-        return Decoder(self._backend, self._manifest, self._embedding, own, plan, max_steps, logits)
+        return Decoder(self._backend, self._manifest, self._embedding, own, plan, max_steps)
 
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
         dims = self._manifest.dims
@@ -106,11 +92,7 @@ class DeviceExecution:
         return DeviceConversation(self._backend)
 
     def decoder(
-        self,
-        conversations: Sequence[Conversation],
-        plan: Plan,
-        max_steps: int,
-        logits: Logits = Logits.ALL,
+        self, conversations: Sequence[Conversation], plan: Plan, max_steps: int
     ) -> DeviceDecoder:
         own = _own(conversations, DeviceConversation, self._backend)
         return DeviceDecoder(self._backend, self._embedding, own, plan, max_steps)

@@ -37,7 +37,12 @@ class Steps(Protocol):
         self, row: int, image_mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]: ...
 
-    def run(self, tokens: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np.float32]: ...
+    def run(
+        self,
+        tokens: NDArray[np.int64],
+        alive: NDArray[np.bool_],
+        logits: Logits = Logits.ALL,
+    ) -> NDArray[np.float32]: ...
 
 
 class OptionError(AvlError):
@@ -68,18 +73,16 @@ class Options:
                 "ask for one token or more"
             )
 
-    @property
-    def logits(self) -> Logits:
-        """Which logits the choice of tokens reads."""
-        greedy = self.temperature == 0 and self.repetition_penalty == 1
-        return Logits.LARGEST if greedy else Logits.ALL
-
     def sampler(self) -> Sampler:
         return Sampler(self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed)
 
 
 class Reply:
-    """One sequence's reply as it grows."""
+    """One sequence's reply as it grows.
+
+    Attributes:
+        reads: which logits `take` needs.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, eos: Sequence[int], options: Options, keep_logits: bool
@@ -90,6 +93,7 @@ class Reply:
         self.finish_reason: FinishReason | None = None
         self.text = ""
         self._sampler = options.sampler()
+        self.reads = Logits.ALL if keep_logits else self._sampler.reads
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopMatcher(options.stop)
         self._eos = frozenset(eos)
@@ -136,6 +140,7 @@ def run(
     """Generate until every reply is finished; yields the new text of each after every step.
 
     Args:
+        replies: one for each sequence, which all read the same logits.
         first_logits: [B, V], from prefill.
         limits: tokens each reply may have in all.
         trace: whether to note where image tokens are, after prefill and after every refresh.
@@ -153,7 +158,8 @@ def run(
         alive = np.array([reply.finish_reason is None for reply in replies])
         if not alive.any():
             return
-        logits = decoder.run(np.array([r.token_ids[-1] for r in replies], np.int64), alive)
+        tokens = np.array([reply.token_ids[-1] for reply in replies], np.int64)
+        logits = decoder.run(tokens, alive, replies[0].reads)
         if trace and decoder.refreshed:
             _note_placements(decoder, conversations, replies)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError
 
 Floats = NDArray[np.float64]
@@ -21,6 +22,9 @@ class Sampler:
     """Repetition penalty, temperature, top-k, top-p, then one draw; temperature 0 is greedy.
 
     The same seed gives the same draws on every machine (PCG64), one draw a call.
+
+    Attributes:
+        reads: which logits its choice needs.
 
     Raises:
         SamplingError: an option is out of range.
@@ -48,13 +52,15 @@ class Sampler:
         self.top_k = int(top_k)
         self.top_p = float(top_p)
         self.repetition_penalty = float(repetition_penalty)
+        plain = self.temperature == 0 and self.repetition_penalty == 1
+        self.reads = Logits.LARGEST if plain else Logits.ALL
         self._generator = np.random.Generator(np.random.PCG64(int(seed)))
 
     def __call__(self, logits: NDArray[np.floating], seen_ids: Sequence[int]) -> int:
         """The next token.
 
         Args:
-            logits: [V]
+            logits: [V], those that it `reads`.
             seen_ids: prompt and generated tokens so far, for the repetition penalty.
 
         Raises:
@@ -62,7 +68,7 @@ class Sampler:
         """
         if self.temperature == 0:
             # Without a penalty no copy is made: this is what most tokens come from.
-            plain = self.repetition_penalty == 1
+            plain = self.reads is Logits.LARGEST
             scores = logits if plain else self._penalized(logits, seen_ids)
             best = int(scores.argmax())
             _check_finite(scores.item(best))  # argmax finds a NaN if there is one

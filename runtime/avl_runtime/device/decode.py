@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Plan
 from avl_runtime.conversation import Conversation
@@ -96,8 +97,13 @@ class DeviceDecoder:
                 steps.books.recall()
         return placement(self.caches, row, image_mask)
 
-    def run(self, tokens: NDArray[np.int64], alive: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """As `decode.Decoder.run`.
+    def run(
+        self,
+        tokens: NDArray[np.int64],
+        alive: NDArray[np.bool_],
+        logits: Logits = Logits.ALL,
+    ) -> NDArray[np.float32]:
+        """As `decode.Decoder.run`; a device computes all logits.
 
         Raises:
             OutOfDeviceMemoryError: a cache is full and cannot grow.
@@ -120,11 +126,11 @@ class DeviceDecoder:
             step.host["budget"][:] = [self._budget(each) for each in self._conversations]
         self._queue(self.refreshed)
         self._backend.device.synchronize()
-        logits = np.array(self._backend.element.decode(self._logits)[:, 0], np.float32)
+        found = np.array(self._backend.element.decode(self._logits)[:, 0], np.float32)
         for index, steps in enumerate(self._segments):
             self._follow(index, steps, positions, alive)
         self._steps_left -= 1
-        return logits
+        return found
 
     def _queue(self, refresh: bool) -> None:
         """Queue a step: the first of its kind as it is, the second recorded, the rest replayed."""
