@@ -82,13 +82,6 @@ class Refresh:
         )
         self._host = host
 
-    def is_of(
-        self, k_active: Sequence[NDArray[Any]], positions: Ints, parked_positions: Ints
-    ) -> bool:
-        """Whether it was made of these very arrays."""
-        given = (*k_active, positions, parked_positions)
-        return all(one is held for one, held in zip(given, self._held, strict=False))
-
     def of(self, core: Ints) -> Refresh:
         """The next one.
 

@@ -170,7 +170,8 @@ class OrtBoundSegment:
         )
         self._session = session
         self._host = host
-        self._refresh: Refresh | None = None
+        self._last = last
+        self._refresh: Refresh | None = None  # of the cache that is bound
         self._layers = range(segment.first_layer, segment.last_layer)
         self._inputs = inputs
         self._output_name = "logits" if last else "hidden_out"
@@ -195,6 +196,7 @@ class OrtBoundSegment:
             for (reads_parked, _), binding in self._bindings.items():
                 self._bind_cache(binding, cache, reads_parked)
             self._bound = (cache, cache.version)
+            self._refresh = None
         if (parked, masses) not in self._bindings:
             self._bindings[parked, masses] = self._make_binding(masses)
             self._bind_cache(self._bindings[parked, masses], cache, parked)
@@ -203,23 +205,20 @@ class OrtBoundSegment:
         self.mass_parked = binding.mass["mass_parked"]
         self.mass_new = binding.mass["mass_new"]
         options = shrinking() if ends else None
+        wanted = Wanted(self._host if self._last else None, logits)
         if core is None:
-            with Wanted(self._host, logits):
+            with wanted:
                 self._session.run_with_iobinding(binding.io, options)
             if ends and cache.nbytes >= LARGE:
                 give_back()
             return False
-        refresh = self._refresh_of(cache)
-        with refresh.of(core), Wanted(self._host, logits):
+        if self._refresh is None:  # made once, as that takes as long as a small layer
+            self._refresh = Refresh(
+                cache.k_active, cache.positions, cache.parked_positions, self._host
+            )
+        with self._refresh.of(core) as refresh, wanted:
             self._session.run_with_iobinding(binding.io, options)
         return refresh.done
-
-    def _refresh_of(self, cache: SegmentCache) -> Refresh:
-        """Made once for the arrays that a cache has, as that takes as long as a small layer."""
-        arrays = cache.k_active, cache.positions, cache.parked_positions
-        if self._refresh is None or not self._refresh.is_of(*arrays):
-            self._refresh = Refresh(*arrays, self._host)
-        return self._refresh
 
     def release(self) -> None:
         self._bound = self._refresh = None
