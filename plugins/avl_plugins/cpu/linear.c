@@ -24,12 +24,12 @@
 // Elements read ahead: the more is computed with each, the more have to be on their way from memory.
 HELPER int64_t ahead_of(avl_element element, int rows)
 {
-    return AHEAD * rows / (size_of(element) * size_of(element));
+    return AHEAD * rows / (avl_size_of(element) * avl_size_of(element));
 }
 
 HELPER void read_ahead(const char *row, int64_t at, avl_element element, int rows)
 {
-    _mm_prefetch(row + (at + ahead_of(element, rows)) * size_of(element), _MM_HINT_T1);
+    _mm_prefetch(row + (at + ahead_of(element, rows)) * avl_size_of(element), _MM_HINT_T1);
 }
 
 HELPER __m256 fold(lanes v)
@@ -120,7 +120,7 @@ HELPER void multiply_few(const avl_stored *w, avl_element element, const float *
                          int64_t first, int64_t end, float *y)
 {
     if (rows * w->inputs * (int64_t)sizeof(float) > CACHED && rows > 1) {
-        part all = {row_of(w, element, first), x, y + first, w->inputs * size_of(element),
+        part all = {row_of(w, element, first), x, y + first, w->inputs * avl_size_of(element),
                     w->inputs, w->outputs, w->inputs, 0, 1};
         multiply_rows(&all, element, 0, rows, end - first);
         return;

@@ -10,6 +10,12 @@
 
 typedef enum avl_element { AVL_HALF, AVL_BFLOAT, AVL_SINGLE, AVL_BYTE } avl_element;
 
+// Bytes of one.
+static inline int64_t avl_size_of(avl_element element)
+{
+    return element == AVL_SINGLE ? 4 : element == AVL_BYTE ? 1 : 2;
+}
+
 typedef struct avl_stored {
     int64_t inputs, outputs;
     avl_element element;

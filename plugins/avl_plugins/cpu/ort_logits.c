@@ -54,7 +54,7 @@ static void make_share(void *of, size_t index)
 {
     const head *h = ((product *)of)->of;
     const int64_t first = begin_of(h, index), end = begin_of(h, index + 1);
-    const int64_t bytes = h->weight.inputs * (h->weight.element == AVL_SINGLE ? 4 : 2);
+    const int64_t bytes = h->weight.inputs * avl_size_of(h->weight.element);
     h->with->make(&h->weight, &h->screen, first, end);
     avl_unmap((const char *)h->weight.data + first * bytes, (size_t)((end - first) * bytes));
 }

@@ -18,20 +18,15 @@ typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4
 
 HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-HELPER int64_t size_of(avl_element element)
-{
-    return element == AVL_SINGLE ? 4 : element == AVL_BYTE ? 1 : 2;
-}
-
 HELPER const char *row_of(const avl_stored *w, avl_element element, int64_t output)
 {
-    return (const char *)w->data + output * w->inputs * size_of(element);
+    return (const char *)w->data + output * w->inputs * avl_size_of(element);
 }
 
 // LANES elements of a row, from the one at `at` on.
 HELPER lanes widen(const char *row, int64_t at, avl_element element)
 {
-    const char *from = row + at * size_of(element);
+    const char *from = row + at * avl_size_of(element);
     if (element == AVL_SINGLE)
         return *(const lanes *)from;
 #if defined(__AVX512F__)
