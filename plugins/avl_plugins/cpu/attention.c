@@ -16,6 +16,9 @@
 // query head that reads them: the more is computed with a row, the more there have to be.
 #define AHEAD 2048
 #define LINE 64 // bytes that a cache reads at a time
+
+// Rows that change places lie apart, and no processor guesses where the next one is.
+#define SWAPS_AHEAD 8
 #define SIZE (int64_t)sizeof(float)
 
 // Into a loop over rows, so that the compiler sees the loop whole.
@@ -77,6 +80,13 @@ HELPER void fetch(const float *from, int64_t bytes)
 {
     for (int64_t i = 0; i < bytes; i += LINE)
         __builtin_prefetch((const char *)from + i, 0, 2);
+}
+
+// The same of bytes that are to be written.
+HELPER void fetch_to_write(const float *from, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += LINE)
+        __builtin_prefetch((const char *)from + i, 1, 3);
 }
 
 // Begin to read as many numbers as follow `row` by the distance of AHEAD.
@@ -294,6 +304,9 @@ static void swap_rows(float *restrict active, float *restrict parked, int64_t he
                       const int64_t *leaving, const int64_t *entering, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
+        int64_t next = least(i + SWAPS_AHEAD, count - 1);
+        fetch_to_write(active + leaving[next] * head_dim, head_dim * SIZE);
+        fetch_to_write(parked + entering[next] * head_dim, head_dim * SIZE);
         float *a = active + leaving[i] * head_dim, *b = parked + entering[i] * head_dim;
         for (int64_t j = 0; j < head_dim; j++) {
             float kept = a[j];
