@@ -55,7 +55,8 @@ class Decoder:
         axes = () if dims.position_axes == 1 else (dims.position_axes,)
         self._position_ids = np.zeros((*axes, batch, 1), np.int64)
         text_only = np.zeros((batch, 1, dims.hidden_size), backend.dtype)
-        weights = np.ones((batch, 2, 1), np.float32)
+        # Where text stays nobody reads the attention that keys received from text rows.
+        weights = np.ones((batch, 1 if plan.text is None else 2, 1), np.float32)
         self._segments: list[tuple[BoundSegment, SegmentCache, int]] = []
         rows: NDArray[Any] = self._hidden
         for index, (segment, cache) in enumerate(zip(manifest.segments, self.caches, strict=True)):

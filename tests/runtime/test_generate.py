@@ -96,6 +96,15 @@ def test_reported_bytes_are_those_of_the_live_arrays(tiny: LVLM, policy: str) ->
     assert all(a.base is None or a.base.nbytes == a.nbytes for a in arrays)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_replies_do_not_depend_on_room(tiny: LVLM, policy: str, monkeypatch) -> None:
+    roomy = ask(tiny, policy, return_logits=True)
+    monkeypatch.setattr("avl_runtime.cache.room", lambda rows, steps: 1)
+    tight = ask(tiny, policy, return_logits=True)
+    assert tight.token_ids == roomy.token_ids
+    assert np.array_equal(tight.logits, roomy.logits)
+
+
 @pytest.mark.parametrize("policy", ["dense", "avl"])
 def test_rows_are_freed_as_they_are_replaced(tiny: LVLM, policy: str, monkeypatch) -> None:
     replaced = {"extend": 0, "append": 0}

@@ -190,7 +190,7 @@ class OrtBoundSegment:
         core: NDArray[np.int64] | None = None,
         logits: Logits = Logits.ALL,
     ) -> bool:
-        parked = parked and bool(cache.parked_len.any())
+        parked = parked and any(cache.parked_len.tolist())  # a tenth of the time of NumPy's any()
         if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.version:
             # All bindings at once, so that none keeps arrays alive that the cache has replaced.
             for (reads_parked, _), binding in self._bindings.items():
@@ -228,7 +228,8 @@ class OrtBoundSegment:
                 binding.bind_input(f"v_active.{layer}", self._nothing)
 
     def _make_binding(self, masses: bool) -> _Binding:
-        binding = _Binding(self._session.io_binding(), 2 if masses else 0)
+        weightings = self._inputs["row_weights"].shape[1] if masses else 0
+        binding = _Binding(self._session.io_binding(), weightings)
         for name, array in self._inputs.items():
             binding.bind_input(name, array)
         if not masses:
