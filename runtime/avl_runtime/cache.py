@@ -26,9 +26,9 @@ Floats = NDArray[np.float32]
 def room(rows: int, steps: int) -> int:
     """Rows to allocate beyond `rows` when at most `steps` more are to come.
 
-    A sixteenth keeps the copying of a growing cache at a constant cost a token.
+    An eighth has a growing cache copy eight rows a token, however many it has.
     """
-    return max(1, min(steps, max(16, rows // 16)))
+    return max(1, min(steps, max(16, rows // 8)))
 
 
 class SegmentCache:
