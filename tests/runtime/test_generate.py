@@ -98,9 +98,9 @@ def test_reported_bytes_are_those_of_the_live_arrays(tiny: LVLM, policy: str) ->
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_replies_do_not_depend_on_room(tiny: LVLM, policy: str, monkeypatch) -> None:
-    roomy = ask(tiny, policy, return_logits=True)
+    roomy = ask(tiny, policy)
     monkeypatch.setattr("avl_runtime.cache.room", lambda rows, steps: 1)
-    tight = ask(tiny, policy, return_logits=True)
+    tight = ask(tiny, policy)
     assert tight.token_ids == roomy.token_ids
     assert np.array_equal(tight.logits, roomy.logits)
 

@@ -16,10 +16,10 @@
 // query head that reads them: the more is computed with a row, the more there have to be.
 #define AHEAD 2048
 #define LINE 64 // bytes that a cache reads at a time
+#define SIZE (int64_t)sizeof(float)
 
 // Rows that change places lie apart, and no processor guesses where the next one is.
 #define SWAPS_AHEAD 8
-#define SIZE (int64_t)sizeof(float)
 
 // Into a loop over rows, so that the compiler sees the loop whole.
 #define HELPER static inline __attribute__((always_inline))
@@ -82,7 +82,7 @@ HELPER void fetch(const float *from, int64_t bytes)
         __builtin_prefetch((const char *)from + i, 0, 2);
 }
 
-// The same of bytes that are to be written.
+// The same, into the first cache, of bytes that are to be written.
 HELPER void fetch_to_write(const float *from, int64_t bytes)
 {
     for (int64_t i = 0; i < bytes; i += LINE)

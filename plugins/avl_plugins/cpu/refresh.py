@@ -99,7 +99,7 @@ class Refresh:
         Raises:
             RuntimeError: it took some layers only.
         """
-        # A list, as NumPy's functions take a while where a run has taken them out of the caches.
+        # A list, as NumPy's functions are slow where a run has emptied the processor's caches.
         taken = [moved >= 0 for layer in self.moved.tolist() for moved in layer]
         if any(taken) and not all(taken):
             raise RuntimeError("expected a step to refresh all of its layers or none, found some")

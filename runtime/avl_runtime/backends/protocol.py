@@ -42,9 +42,9 @@ class BoundSegment(Protocol):
     Attributes:
         output: [B, S, C] hidden states, or [B, 1, V] logits of the last row.
         k_new, v_new: [L, B, Hkv, S, D].
-        mass_active, mass_parked, mass_new: [L, B, Hkv, R, rows] float32, as `row_weights` say. Row
-            0 is the last query row's attention, row 1, where a policy evicts text, the sum over
-            text query rows; `rows` may exceed the cache's length.
+        mass_active, mass_parked, mass_new: [L, B, Hkv, R, rows] float32, weighted by `row_weights`.
+            Row 0 is the last query row's attention, row 1, if bound, the sum over text query rows;
+            `rows` may exceed the cache's length.
     """
 
     output: NDArray[Any]
@@ -122,7 +122,7 @@ class HostBackend(Backend, Protocol):
         Args:
             hidden: [B, S, C].
             position_ids: [B, S], or [3, B, S] for M-RoPE.
-            row_weights: [B, R, S], for R masses of a key: 2, or 1 where text stays.
+            row_weights: [B, R, S] of R masses: 2, or 1 if nobody reads that of text rows.
             deepstack: [B, S, C] for each of the segment's deepstack layers.
         """
         ...
