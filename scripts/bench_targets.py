@@ -97,6 +97,17 @@ def computed(report: Report) -> str:
     )
 
 
+def spread(report: Report) -> str:
+    """What README says of how far runs of one record differ."""
+    rows = {row["name"]: row["decode_step"] for row in report["candidates"]}
+    own, peer = (
+        f"{rows[name]['minimum']:.1f} ms in its best run and {rows[name]['median']:.1f} ms in the "
+        "median"
+        for name in ("dense", "onnxruntime-genai")
+    )
+    return f"dense steps of S1's record take {own}, onnxruntime-genai's {peer}"
+
+
 def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator[Wanted]:
 
     def time(record: str, name: str, part: str) -> float:

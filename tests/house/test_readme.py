@@ -79,6 +79,7 @@ def test_the_speed_is_the_measured_one() -> None:
     assert attention_part.sentence(attention, churns) in README
     assert bench_targets.table(report["targets"]) in README
     assert bench_targets.computed(records["s1-computed"]) in README
+    assert bench_targets.spread(records["s1"]) in README
 
 
 def test_the_table_of_models_is_complete() -> None:
