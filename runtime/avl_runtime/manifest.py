@@ -11,7 +11,8 @@ from avl_runtime.engine_sets import EngineSet
 from avl_runtime.quantization import Quantization
 from avl_runtime.vision import ImageLayout, Kind, VideoLayout
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+READ_VERSIONS = (4, 5)  # fields that a version added have defaults: what packages lacked before it
 
 
 @dataclass(frozen=True, slots=True)

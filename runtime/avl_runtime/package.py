@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from avl_plugins.errors import AvlError
 from avl_runtime.manifest import (
     FORMAT_VERSION,
+    READ_VERSIONS,
     Dims,
     Embedding,
     FileEntry,
@@ -204,7 +205,7 @@ def load_package(folder: str | Path) -> Package:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
         raise PackageError(f"{path}: expected a format_version, found none; export again")
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         way_out = "update avl" if version > FORMAT_VERSION else "export again"
         raise PackageError(
             f"{path}: expected package format {FORMAT_VERSION}, found {version}; {way_out}"

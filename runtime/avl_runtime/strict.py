@@ -22,7 +22,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
         where: what is being read, for messages.
 
     Raises:
-        FormatError: a wrong type, an unknown or a missing key.
+        FormatError: a wrong type, an unknown key, or a missing one that has no default.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -45,7 +45,13 @@ def _build_object(kind: Any, value: Any, where: str) -> Any:
     unknown = next((key for key in value if key not in hints), None)
     if unknown is not None:
         raise FormatError(f"{where}: expected known keys, found {unknown!r}")
-    missing = next((key for key in hints if key not in value), None)
+    optional = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is not dataclasses.MISSING
+        or field.default_factory is not dataclasses.MISSING
+    }
+    missing = next((key for key in hints if key not in value and key not in optional), None)
     if missing is not None:
         raise FormatError(f"{where}: expected the key {missing!r}, found none")
     return kind(**{k: build(hints[k], v, f"{where}: {k}") for k, v in value.items()})

@@ -55,6 +55,17 @@ def test_a_newer_format(copy: Path, capsys) -> None:
     refused(copy, f"format {FORMAT_VERSION}", "99", "update avl", capsys=capsys)
 
 
+def test_a_package_of_the_format_before(copy: Path) -> None:
+    """What a version added has a default, so that packages of before still run."""
+    edit(copy, lambda m: m.update(format_version=4))
+    before = LVLM.load(copy, backend="ort-cpu").generate("What?", max_new_tokens=4)
+    edit(copy, lambda m: m.update(format_version=FORMAT_VERSION))
+    assert (
+        before.token_ids
+        == LVLM.load(copy, backend="ort-cpu").generate("What?", max_new_tokens=4).token_ids
+    )
+
+
 def test_an_unknown_key(copy: Path, capsys) -> None:
     edit(copy, lambda m: m.update(trust_remote_code=True))
     refused(copy, "trust_remote_code", capsys=capsys)
