@@ -1,13 +1,19 @@
-"""The one base of every error a user may meet."""
+"""The one base of every error a user may meet, and how errors quote what a user gave."""
 
 from __future__ import annotations
+
+import os
+import reprlib
+from typing import Final
+
+QUOTED: Final = 100  # characters of one value; a message may quote two
 
 
 class AvlError(Exception):
     """An expected failure.
 
     Its message is one line: what was expected, what was found and what to do. Command lines print
-    it without a traceback and exit with 1.
+    it without a traceback and exit with 1. What a user gave stands in it as `shown` or `quoted`.
     """
 
 
@@ -17,3 +23,32 @@ class PolicyError(AvlError):
 
 class OpError(AvlError):
     """Arrays given to an op do not fit its schema."""
+
+
+def shown(value: object, limit: int = QUOTED) -> str:
+    """A path, an address or a name as messages write it: bare, on one line, `limit` characters.
+
+    Of longer ones the middle is left out. Characters that cannot be printed are escaped.
+    """
+    text = os.fsdecode(value) if isinstance(value, os.PathLike) else str(value)
+    if len(text) > 2 * limit:  # enough is left to escape, and no copy is made of megabytes
+        text = _cut(text, 2 * limit)
+    return _cut("".join(one if one.isprintable() else ascii(one)[1:-1] for one in text), limit)
+
+
+def quoted(value: object, limit: int = QUOTED) -> str:
+    """Any value as messages quote it: its `repr` in at most `limit` characters."""
+    short = reprlib.Repr()
+    short.maxother = short.maxlong = limit
+    short.maxstring = limit - 2
+    if isinstance(value, os.PathLike):
+        value = os.fsdecode(value)
+    text = short.repr(value) if not isinstance(value, str) else repr(_cut(value, limit - 2))
+    return _cut(text, limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 1]}…{text[-tail:]}"
