@@ -7,8 +7,9 @@ from typing import Any, cast
 
 from torch import nn
 
-from avl_export.checkpoint import SINGLE, Checkpoint
+from avl_export.checkpoint import Checkpoint
 from avl_export.safetensors_header import ITEM_BITS, TensorRecord
+from avl_export.weight_files import SINGLE
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from avl_export import hub
 from avl_export.aliases import BUNDLED, HUB_IDS, Files, known_files, names, stand_ins
+from avl_export.json_files import read_object
 from avl_export.quantize.packing_config import Packing, packing_of
 from avl_export.safetensors_header import (
     FETCH_AGAIN,
@@ -18,12 +18,17 @@ from avl_export.safetensors_header import (
     TensorRecord,
     read_header,
 )
+from avl_export.weight_files import (
+    SINGLE,
+    aside_note,
+    no_weights,
+    pickles,
+    some,
+    weight_files,
+)
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-PICKLES = (".bin", ".pt", ".pth", ".bin.index.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class Checkpoint:
     `stand_ins`, JSON files that avl knows of this checkpoint (`built_in`) or of a relative.
 
     `packing` is set where the linears already are INT4; `config` then is the one without it.
+
+    `notes` are lines that people shall read: which of its files were left aside.
     """
 
     name: str
@@ -51,6 +58,7 @@ class Checkpoint:
     missing: tuple[str, ...] = ()
     stand_ins: Files = field(default_factory=dict)
     packing: Packing | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -65,7 +73,7 @@ class Checkpoint:
         """
         path = self.folder / name
         if path.is_file() and not self.built_in:
-            return _read_json(path)
+            return read_object(path)
         return dict(self.stand_ins.get(name, {}))
 
 
@@ -91,6 +99,7 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
         HubError: it could not be fetched.
     """
     hub_id, folder = None, BUNDLED.get(model)
+    listed: Collection[str] = ()
     if folder is not None and not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder}: expected the bundled model {model}, found none; install avl again"
@@ -112,13 +121,13 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
         if folder is None and dry_run and model in HUB_IDS:
             return _built_in(model, hub_id)
         if folder is None or (_missing(folder) and not (dry_run and model in HUB_IDS)):
-            folder = _fetch(hub_id, revision, folder, dry_run)
-    config = _read_json(folder / "config.json")
+            folder, listed = _fetch(hub_id, revision, folder, dry_run)
+    config = _config(folder)
     packing = packing_of(config, folder)
     if packing is not None:
         # transformers would want the tools that made the codes, even for a model without weights.
         config = {key: value for key, value in config.items() if key != "quantization_config"}
-    missing = _missing(folder)
+    missing = _missing(folder, listed)
     return Checkpoint(
         name=model_name(model),
         folder=folder,
@@ -139,23 +148,46 @@ def open_weights(checkpoint: Checkpoint) -> Checkpoint:
     """
     folder = checkpoint.folder
     if checkpoint.hub_id is not None and _missing_shards(folder):
-        hub.fetch_weights(checkpoint.hub_id, folder, _missing_shards(folder))
-    shards = {name: (folder / name).resolve() for name in _local_shard_names(folder)}
+        listed = hub.listing(checkpoint.hub_id, folder)  # may name what comes before an index
+        hub.fetch_weights(checkpoint.hub_id, folder, _missing_shards(folder, listed), listed)
+    files = weight_files(folder, _config(folder))
+    if not files.shards:
+        raise no_weights(folder)
+    shards = {name: (folder / name).resolve() for name in files.shards}
     tensors: dict[str, tuple[str, TensorRecord]] = {}
+    twice: dict[str, str] = {}
     for name, path in shards.items():
         if not path.is_file():
             raise CheckpointError(
-                f"{folder / name}: expected a shard named in {INDEX}, found none; {FETCH_AGAIN}"
+                f"{folder / name}: expected a shard named in {files.index or 'config.json'}, "
+                f"found none; {FETCH_AGAIN}"
             )
         for key, record in read_header(path).items():
             if key in tensors:
-                raise CheckpointError(
-                    f"{folder / name}: {key}: expected each key once, found it in "
-                    f"{tensors[key][0]} too; {FETCH_AGAIN}"
-                )
+                twice[key] = tensors[key][0]
             tensors[key] = (name, record)
     missing = tuple(name for name in checkpoint.missing if not name.endswith(".safetensors"))
-    return replace(checkpoint, shards=shards, tensors=tensors, missing=missing)
+    notes = [line for line in (aside_note(files), _twice_note(twice, tensors)) if line]
+    return replace(
+        checkpoint,
+        shards=shards,
+        tensors=tensors,
+        missing=missing,
+        notes=(*checkpoint.notes, *notes),
+    )
+
+
+def _twice_note(
+    twice: Mapping[str, str], tensors: Mapping[str, tuple[str, TensorRecord]]
+) -> str | None:
+    """One line about tensors of an earlier shard that a later one holds too."""
+    if not twice:
+        return None
+    earlier = some(sorted(set(twice.values())))
+    return (
+        f"tensors of {earlier} lie in a later shard too, which counts as by transformers; left "
+        f"aside: {some(list(twice))}"
+    )
 
 
 def weights_root(checkpoint: Checkpoint) -> Path:
@@ -183,22 +215,29 @@ def _built_in(alias: str, hub_id: str) -> Checkpoint:
     )
 
 
-def _fetch(hub_id: str, revision: str | None, found: Path | None, dry_run: bool) -> Path:
-    """Complete what the cache holds; without a connection, whole weights are good enough."""
+def _fetch(
+    hub_id: str, revision: str | None, found: Path | None, dry_run: bool
+) -> tuple[Path, Collection[str]]:
+    """Complete what the cache holds; without a connection, whole weights are good enough.
+
+    Returns the snapshot and, for a dry run that lacks weights, what the hub has besides.
+    """
     try:
         folder = hub.fetch_small(hub_id, revision)
     except hub.HubError:
         if found is None or (_missing_shards(found) and not dry_run):
             raise
-        return found
-    if dry_run and _missing_shards(folder):
-        hub.sizes(hub_id, folder, _missing_shards(folder))
-    return folder
+        return found, ()
+    if not dry_run or not _missing_shards(folder):
+        return folder, ()
+    listed = hub.listing(hub_id, folder)
+    hub.check_listed(hub_id, listed, _missing_shards(folder, listed))
+    return folder, listed
 
 
-def _missing(folder: Path) -> tuple[str, ...]:
+def _missing(folder: Path, listed: Collection[str] = ()) -> tuple[str, ...]:
     """Files that an export needs and `folder` lacks."""
-    missing = _missing_shards(folder)
+    missing = _missing_shards(folder, listed)
     if not (folder / TOKENIZER).is_file():
         missing += (TOKENIZER,)
     if not any((folder / name).is_file() for name in PROCESSORS):
@@ -206,48 +245,26 @@ def _missing(folder: Path) -> tuple[str, ...]:
     return missing
 
 
-def _missing_shards(folder: Path) -> tuple[str, ...]:
-    found = _shard_names(folder)
-    if not found and not _pickles(folder):
+def _missing_shards(folder: Path, listed: Collection[str] = ()) -> tuple[str, ...]:
+    """Shards that `folder` lacks, where the hub has the files `listed`."""
+    found = weight_files(folder, _config(folder), listed).shards
+    if not found and not pickles(folder):
         return (SINGLE,)
     return tuple(name for name in found if not (folder / name).is_file())
 
 
-def _shard_names(folder: Path) -> list[str]:
-    """Shards by the index, or the single file; [] if there is neither."""
-    index = folder / INDEX
-    if not index.is_file():
-        return [SINGLE] if (folder / SINGLE).is_file() else []
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: expected a weight_map; {FETCH_AGAIN}")
-    found = sorted({str(name) for name in weight_map.values()})
-    for name in found:
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
-            raise CheckpointError(
-                f"{index}: expected shards inside the folder, found {name!r}; "
-                "do not use this checkpoint"
-            )
-    return found
+def _config(folder: Path) -> dict[str, Any]:
+    """The configuration that counts: config.json may name one for newer transformers."""
+    config = read_object(folder / "config.json")
+    named = config.get("configuration_files")
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        return config
+    from transformers.configuration_utils import get_configuration_file
 
-
-def _local_shard_names(folder: Path) -> list[str]:
-    found = _shard_names(folder)
-    if found:
-        return found
-    pickles = _pickles(folder)
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: expected .safetensors weights, found only {pickles[0]}, which can run "
-            "code when read; save it with save_pretrained(safe_serialization=True) where you "
-            "trust it"
-        )
-    raise CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, found neither; {FETCH_AGAIN}")
-
-
-def _pickles(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name.endswith(PICKLES))
+    chosen = str(get_configuration_file(named))
+    if chosen == "config.json" or Path(chosen).name != chosen:
+        return config
+    return read_object(folder / chosen)
 
 
 def model_name(model: str) -> str:
@@ -262,20 +279,3 @@ def model_name(model: str) -> str:
     if place.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.rsplit("--", 1)[-1]
     return place.name
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: expected a Hugging Face checkpoint with {path.name}, found none; "
-            "pass the folder that holds it"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: expected a JSON object, found {str(error)[:80]}; {FETCH_AGAIN}"
-        ) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object; {FETCH_AGAIN}")
-    return value

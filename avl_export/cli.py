@@ -56,6 +56,8 @@ def _run(parsed: argparse.Namespace) -> int:
     from avl_export.plan import make_plan
 
     plan = make_plan(options)
+    for line in plan.notes:
+        print(f"avl-export: {line}", file=sys.stderr)
     report: dict[str, Any] = plan.report()
     if parsed.dry_run:
         print(json.dumps(report) if parsed.json else plan_text(report))

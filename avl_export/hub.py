@@ -60,33 +60,45 @@ def fetch_small(hub_id: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def sizes(hub_id: str, folder: Path, shards: Sequence[str]) -> dict[str, int]:
-    """Bytes of each of `shards` in the revision that `folder` is the snapshot of.
+def listing(hub_id: str, folder: Path) -> dict[str, int]:
+    """Bytes of each file in the revision that `folder` is the snapshot of.
 
     Raises:
-        HubError: see `fetch_small`; or the model has no such files.
+        HubError: see `fetch_small`.
     """
     from huggingface_hub import HfApi
 
     with _explained(hub_id, folder.name):
         info = HfApi().model_info(hub_id, revision=folder.name, files_metadata=True)
-    listed = {entry.rfilename: entry.size or 0 for entry in info.siblings or ()}
+    return {entry.rfilename: entry.size or 0 for entry in info.siblings or ()}
+
+
+def check_listed(hub_id: str, listed: Mapping[str, int], shards: Sequence[str]) -> None:
+    """Refuse a repository that lacks one of `shards`.
+
+    Raises:
+        HubError: it does.
+    """
     for name in shards:
         if name not in listed:
             raise _no_safetensors(hub_id, name, listed)
-    return {name: listed[name] for name in shards}
 
 
-def fetch_weights(hub_id: str, folder: Path, shards: Sequence[str]) -> None:
+def fetch_weights(
+    hub_id: str, folder: Path, shards: Sequence[str], nbytes: Mapping[str, int]
+) -> None:
     """Fetch `shards` into the snapshot `folder`, one after the other.
 
+    Args:
+        nbytes: what `listing` says.
+
     Raises:
-        HubError: see `sizes`; or the disk lacks room.
+        HubError: see `check_listed` and `fetch_small`; or the disk lacks room.
     """
     from huggingface_hub import hf_hub_download
 
-    nbytes = sizes(hub_id, folder, shards)
-    needed = sum(nbytes.values()) + SLACK
+    check_listed(hub_id, nbytes, shards)
+    needed = sum(nbytes[name] for name in shards) + SLACK
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise HubError(

@@ -73,6 +73,11 @@ class Plan:
     weight_nbytes: int
     check: bool
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines that people shall read: what of the checkpoint was left aside."""
+        return self.checkpoint.notes
+
     def report(self) -> dict[str, Any]:
         """The plan as one JSON object."""
         dims = self.family.traits.dims
@@ -100,6 +105,7 @@ class Plan:
             "copied_bytes": self.copied_nbytes,
             "quantization": quantization_report(self.store) if self.store else None,
             "check": self.check,
+            "notes": list(self.notes),
             "files": [
                 *sorted({c.file for c in self.components if c.file.endswith(".onnx")}),
                 TOKENIZER,

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from avl_export.checkpoint import weights_root
+from avl_export.plan import Plan
 from export.checkpoints import make_config, write_extras
 
+NUMPY = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 Renaming = tuple[tuple[str, str], ...]
 PARTS: Renaming = (
     (r"^model\.language_model\.", "language_model.model."),
@@ -90,3 +94,20 @@ def as_hub_cache(folder: Path, root: Path) -> Path:
         path.rename(blob)
         (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
     return snapshot
+
+
+def assert_reads_as_transformers(plan: Plan) -> None:
+    """The bytes that graphs would be bound to are the parameters that transformers loads."""
+    root = weights_root(plan.checkpoint)
+    reference: Any = plan.family.reference()
+    used = dict(plan.family.model.named_parameters())
+    loaded = dict(reference.named_parameters(remove_duplicate=False))
+    assert used.keys() <= loaded.keys()
+    for name, parameter in used.items():
+        placed = plan.weights.place(name, tuple(parameter.shape))
+        record = placed.record
+        with (root / placed.location).open("rb") as file:
+            file.seek(record.offset)
+            raw = file.read(record.nbytes)
+        stored = np.frombuffer(raw, NUMPY[record.dtype]).reshape(record.shape)
+        np.testing.assert_array_equal(stored, loaded[name].detach().numpy(), name)

@@ -6,41 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from avl_export import cli
-from avl_export.checkpoint import model_name, open_checkpoint, weights_root
+from avl_export.checkpoint import model_name, open_checkpoint
 from avl_export.families import load_family
 from avl_export.options import Options
 from avl_export.plan import Plan, make_plan
 from avl_runtime.package import load_package
-from export.layouts import CASES, FAMILIES, as_hub_cache, split_shards, write_layout
-
-NUMPY = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+from export.layouts import (
+    CASES,
+    FAMILIES,
+    as_hub_cache,
+    assert_reads_as_transformers,
+    split_shards,
+    write_layout,
+)
 
 
 def planned(folder: Path, out: Path) -> Plan:
     return make_plan(Options(str(folder), out, split=(1,)))
-
-
-def assert_reads_as_transformers(plan: Plan) -> None:
-    """The bytes that graphs would be bound to are the parameters that transformers loads."""
-    root = weights_root(plan.checkpoint)
-    reference: Any = plan.family.reference()
-    used = dict(plan.family.model.named_parameters())
-    loaded = dict(reference.named_parameters(remove_duplicate=False))
-    assert used.keys() <= loaded.keys()
-    for name, parameter in used.items():
-        placed = plan.weights.place(name, tuple(parameter.shape))
-        record = placed.record
-        with (root / placed.location).open("rb") as file:
-            file.seek(record.offset)
-            raw = file.read(record.nbytes)
-        stored = np.frombuffer(raw, NUMPY[record.dtype]).reshape(record.shape)
-        np.testing.assert_array_equal(stored, loaded[name].detach().numpy(), name)
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])

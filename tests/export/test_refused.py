@@ -166,11 +166,13 @@ def test_no_image_processor(checkpoint: Path, refused: Refused) -> None:
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/x.safetensors", "a\\b"])
 def test_index_leaves_the_folder(name: str, checkpoint: Path, refused: Refused) -> None:
+    (checkpoint / SHARD).unlink()  # beside it no index is read
     edit_json(checkpoint / "model.safetensors.index.json", weight_map={"w": name})
     assert "do not use" in refused(checkpoint)
 
 
 def test_missing_shard(checkpoint: Path, refused: Refused) -> None:
+    (checkpoint / SHARD).unlink()
     edit_json(checkpoint / "model.safetensors.index.json", weight_map={"w": "gone.safetensors"})
     assert "gone.safetensors" in refused(checkpoint)
 
