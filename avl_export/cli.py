@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
 from avl_export.plan_text import plan_text, quantization_text
 from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.status import exit_status
+from avl_runtime.installation import shortage
 from avl_runtime.sizes import size_text
-
-NEEDED = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,12 +113,9 @@ def _teller(quiet: bool) -> Callable[[Row], None]:
 
 
 def _check_extra() -> None:
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise OptionsError(
-            f"expected the packages of the export extra, found no {', '.join(missing)}; "
-            "run: pip install 'avl[export]'"
-        )
+    lacking = shortage("export")
+    if lacking is not None:
+        raise OptionsError(lacking)
 
 
 def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:

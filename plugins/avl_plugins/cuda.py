@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from avl_plugins.errors import AvlError
+from avl_plugins.installation import install_extra
 from avl_plugins.packaged import KernelError, PackagedKernel, kernel
 
 _GRID_LIMIT = (2**31 - 1, 65535, 65535)
@@ -48,8 +49,8 @@ def load_driver() -> ModuleType:
         from cuda.bindings import driver
     except ImportError as error:
         raise CudaError(
-            "expected cuda-python for GPU kernels, found none; "
-            "pip install 'avl[cuda]', or use --backend ort-cpu"
+            "expected cuda-python for GPU kernels, found none; run: "
+            f"{install_extra('cuda')}, or use --backend ort-cpu"
         ) from error
     try:
         status = driver.cuInit(0)[0]

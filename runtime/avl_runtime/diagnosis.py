@@ -4,17 +4,42 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from avl_plugins import cpu
 from avl_plugins.errors import AvlError
 from avl_plugins.tensorrt import OLDEST
 from avl_runtime.engine_sets import DRIVER_OF_CUDA, dotted
+from avl_runtime.installation import (
+    Requirement,
+    checkout,
+    extras,
+    install,
+    install_extra,
+    python,
+    too_old,
+    uninstall,
+)
 from avl_runtime.libraries import Library, installed
 from avl_runtime.machine import Machine
 
 DRIVERS = "https://www.nvidia.com/drivers"
+
+# What extras are for, in the order in which people want them.
+USES = {
+    "export": "avl-export",
+    "eval": "avl-eval",
+    "video": "video files",
+    "heic": "HEIC pictures",
+    "chat": "editing lines in a conversation",
+    "tensorrt-rtx": "avl-build",
+    "tensorrt": "avl-build",
+    "cuda": "decoding on a GPU",
+    "kernels": "compiling the packaged kernels anew",
+}
+INTERNAL = ("dev",)
+OWN = ("tensorrt", "tensorrt-rtx")  # have a finding of their own
 
 Find = Callable[[str], Library | None]
 
@@ -39,15 +64,13 @@ def diagnose(machine: Machine, find: Find = installed) -> tuple[Finding, ...]:
     """Look for everything that a backend or a build may need."""
     return (
         Finding("python", f"{platform.python_version()} on {machine.platform}", "everything"),
-        Finding("avl", _version_of(find("avl")) or "not installed", "everything"),
+        Finding("avl", _avl(find), "everything"),
         *_gpus(machine),
         _driver(machine),
         _onnxruntime(machine, find),
         *_tensorrt(machine, find),
         _rtx(find),
-        _plain("polygraphy", find, "avl-build", "pip install 'avl[tensorrt-rtx]'"),
-        _plain("onnx", find, "avl-export and avl-build", "pip install 'avl[export]'"),
-        _plain("cuda-python", find, "decoding on a GPU", "pip install 'avl[cuda]'"),
+        *_optional(find),
         _kernels(machine),
         _cpu_kernels(),
     )
@@ -91,20 +114,20 @@ def _onnxruntime(machine: Machine, find: Find) -> Finding:
     library = find("onnxruntime")
     wanted = "ort-cpu and ort-cuda"
     if library is None:
-        return Finding("onnxruntime", "none", wanted, "pip install onnxruntime")
+        return Finding("onnxruntime", "none", wanted, install("onnxruntime"))
     import onnxruntime
 
     providers = [str(name) for name in onnxruntime.get_available_providers()]
     found = f"{library.version}: {', '.join(providers)}"
     lacks = machine.gpus and "CUDAExecutionProvider" not in providers
-    fix = "pip uninstall onnxruntime && pip install onnxruntime-gpu" if lacks else None
-    return Finding("onnxruntime", found, wanted, fix)
+    fix = f"{uninstall('onnxruntime')} && {install('onnxruntime-gpu[cuda,cudnn]')}"
+    return Finding("onnxruntime", found, wanted, fix if lacks else None)
 
 
 def _tensorrt(machine: Machine, find: Find) -> list[Finding]:
     library = find("tensorrt")
     if library is None:
-        fix = "pip install 'avl[tensorrt]'"
+        fix = install_extra("tensorrt")
         if not machine.gpus:
             fix += " on a machine with a GPU: it builds and runs nowhere else"
         return [Finding("tensorrt", "none", "tensorrt", fix)]
@@ -116,7 +139,7 @@ def _tensorrt(machine: Machine, find: Find) -> list[Finding]:
                 "plugins",
                 f"TensorRT {library.version} takes none: attention is its function body",
                 "tensorrt",
-                "pip install 'tensorrt>=10.9', or the JetPack that has it",
+                f"{install('tensorrt>=10.9')}, or the JetPack that has it",
             ),
         ]
     return [found, Finding("plugins", "taken by this TensorRT", "tensorrt")]
@@ -124,13 +147,42 @@ def _tensorrt(machine: Machine, find: Find) -> list[Finding]:
 
 def _rtx(find: Find) -> Finding:
     version = _version_of(find("tensorrt-rtx"))
-    fix = "pip install 'avl[tensorrt-rtx]'" if version is None else None
+    fix = install_extra("tensorrt-rtx") if version is None else None
     return Finding("tensorrt-rtx", version or "none", "tensorrt-rtx; builds without a GPU", fix)
 
 
-def _plain(name: str, find: Find, needed_for: str, fix: str) -> Finding:
-    version = _version_of(find(name))
-    return Finding(name, version or "none", needed_for, fix if version is None else None)
+def _optional(find: Find) -> list[Finding]:
+    """The packages of all extras, but those that have a finding of their own."""
+    known = extras()
+    names = [name for name in USES if name in known]
+    names += [name for name in known if name not in USES and name not in INTERNAL]
+    users: dict[str, list[str]] = {}
+    for extra in names:
+        for one in known[extra]:
+            users.setdefault(one.name, []).append(extra)
+    return [
+        _package(one, find, users[one.name])
+        for extra in names
+        for one in known[extra]
+        if one.applies and users[one.name][0] == extra and one.name not in OWN
+    ]
+
+
+def _package(needed: Requirement, find: Find, users: Sequence[str]) -> Finding:
+    library = find(needed.name)
+    what_for = " and ".join(dict.fromkeys(USES.get(extra, f"extra {extra}") for extra in users))
+    found, fix = _version_of(library) or "none", install_extra(users[0])
+    if library is not None:
+        if not too_old(library, needed):
+            return Finding(needed.name, found, what_for)
+        found += f", older than {needed.oldest}"
+    return Finding(needed.name, found, what_for, fix)
+
+
+def _avl(find: Find) -> str:
+    folder = checkout()
+    version = _version_of(find("avl")) or "not installed"
+    return version if folder is None else f"{version}, from {folder}"
 
 
 def _kernels(machine: Machine) -> Finding:
@@ -159,7 +211,8 @@ def _cpu_kernels() -> Finding:
         return Finding("CPU kernels", f"compiled, {library.name}", wanted)
     if os.environ.get(cpu.SWITCH) == "off":
         return Finding("CPU kernels", "switched off", wanted, f"unset {cpu.SWITCH}")
-    fix = "install a C compiler (Debian: gcc), then python -m avl_plugins.cpu.build"
+    build = python("-m", "avl_plugins.cpu.build")
+    fix = f"install a C compiler (Debian: gcc), then {build}"
     return Finding("CPU kernels", "not compiled", wanted, fix)
 
 

@@ -23,9 +23,16 @@ class Library:
 
     @property
     def release(self) -> tuple[int, ...]:
-        """The version's numbers, to compare: (10, 9, 0)."""
-        parts = self.version.split("+")[0].split(".")
-        return tuple(int(part) for part in parts if part.isdigit())
+        """The version's numbers, to compare: (10, 9, 1)."""
+        return release(self.version)
+
+
+def release(text: str) -> tuple[int, ...]:
+    """The numbers of a version, to compare: (2, 13) of "2.13.0+cpu"; zeros at its end count not."""
+    numbers = [int(part) for part in text.split("+", maxsplit=1)[0].split(".") if part.isdigit()]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def installed(name: str) -> Library | None:

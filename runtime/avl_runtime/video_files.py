@@ -19,6 +19,7 @@ from PIL import Image
 
 from avl_plugins.errors import AvlError
 from avl_runtime.images import MAX_PIXELS
+from avl_runtime.installation import install_extra
 
 MAX_BYTES: Final = 4 << 30
 MAX_FRAMES: Final = 1 << 20  # nearly 10 hours at 30 frames a second
@@ -166,8 +167,8 @@ def _open(path: str) -> Iterator[Any]:
         import av
     except ImportError:
         raise VideoError(
-            f"{path}: expected PyAV to read video files, found none; run: pip install "
-            "'avl[video]', or pass the frames as a list of pictures"
+            f"{path}: expected PyAV to read video files, found none; run: "
+            f"{install_extra('video')}, or pass the frames as a list of pictures"
         ) from None
     try:
         # As an open file it can name no protocol, and so reaches nothing but itself.

@@ -16,6 +16,7 @@ from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cli.eval import main as avl_eval
 from avl_runtime.cli.run import main as avl_run
 from avl_runtime.engine_sets import EngineSet, Limits
+from avl_runtime.installation import install, uninstall
 from avl_runtime.machine import Gpu, Machine
 from avl_runtime.package import load_package
 from device.loop_cases import ask, same
@@ -25,6 +26,7 @@ from device.standin import HostDevice
 ADA = Gpu("NVIDIA GeForce RTX 4090", 89, 24 << 30)
 GPU = Machine("linux-x86_64", (ADA,), "580.65.06", (13, 0), None)
 BARE = Machine("linux-x86_64", (), None, None, "no NVIDIA driver: libcuda.so.1 is missing")
+WITH_CUDA = install("onnxruntime-gpu[cuda,cudnn]")
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -38,8 +40,12 @@ def onnxruntime(*providers: str, cuda: str = "13.0") -> Any:
     ("machine", "module", "says"),
     [
         (BARE, onnxruntime(CUDA, CPU), "expected an NVIDIA GPU for ort-cuda, found none (no NVID"),
-        (GPU, onnxruntime(CPU, cuda=""), "found onnxruntime 1.31.1 with CPUExecutionProvider; pip"),
-        (GPU, onnxruntime(CPU, cuda=""), "pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+        (
+            GPU,
+            onnxruntime(CPU, cuda=""),
+            "found onnxruntime 1.31.1 with CPUExecutionProvider; "
+            f"run: {uninstall('onnxruntime')} && {WITH_CUDA}, or use",
+        ),
         (
             replace(GPU, driver="550.54.14", cuda=(12, 4)),
             onnxruntime(CUDA, CPU),
@@ -64,8 +70,9 @@ def test_ort_cuda_takes_a_machine_that_has_everything() -> None:
 def test_a_provider_that_does_not_start_is_an_error(tiny_package: Path) -> None:
     """ONNX Runtime itself goes on with the CPU after a warning."""
     without_cuda = HostSessions(HostDevice(interpreted=False), providers=[CPU])
-    with pytest.raises(BackendError, match="cannot load CUDA or cuDNN; pip install"):
+    with pytest.raises(BackendError, match="cannot load CUDA or cuDNN; run: ") as error:
         open_on_sessions(without_cuda, load_package(tiny_package))
+    assert f"cuDNN; run: {WITH_CUDA}, or" in str(error.value)
 
 
 def test_a_graph_that_does_not_load_is_an_error(tiny_package: Path) -> None:

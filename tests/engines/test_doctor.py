@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from avl_plugins import cpu
+from avl_runtime.cli import doctor
 from avl_runtime.cli.doctor import main
 from avl_runtime.diagnosis import Finding, diagnose
+from avl_runtime.installation import install_extra
 from avl_runtime.libraries import Library
 from avl_runtime.machine import Gpu, Machine
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", 89, 24 << 30)
 FULL = Machine("linux-x86_64", (ADA,), "580.65.06", (13, 0), None)
 BARE = Machine("linux-x86_64", (), None, None, "no NVIDIA driver: libcuda.so.1 is missing")
-NAMES = {
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+EXTRAS = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+# Every package that a user's extra installs.
+OPTIONAL = {
+    re.split(r"[^\w.-]", text)[0] for name in EXTRAS if name != "dev" for text in EXTRAS[name]
+}
+NAMES = OPTIONAL | {
     "python",
     "avl",
     "GPU",
@@ -25,9 +35,6 @@ NAMES = {
     "onnxruntime",
     "tensorrt",
     "tensorrt-rtx",
-    "polygraphy",
-    "onnx",
-    "cuda-python",
     "kernels",
     "CPU kernels",
 }
@@ -39,13 +46,12 @@ def have(**versions: str) -> Callable[[str], Library | None]:
 
 
 EVERYTHING = have(
+    **dict.fromkeys(OPTIONAL - {"tensorrt", "tensorrt-rtx", "torch"}, "99.0"),
     avl="0.1.0",
     onnxruntime="1.31.1",
     tensorrt="11.4.0",
     tensorrt_rtx="1.7.1.116",
-    polygraphy="0.53.6",
-    onnx="1.23.2",
-    cuda_python="13.4.4",
+    torch="2.13.0+cpu",
 )
 
 
@@ -67,9 +73,14 @@ def test_a_machine_with_everything() -> None:
 def test_a_machine_with_nothing() -> None:
     found = by_name(diagnose(BARE, have(onnxruntime="1.31.1")))
     assert set(found) == NAMES
-    for name in ("tensorrt", "tensorrt-rtx", "polygraphy", "onnx", "cuda-python"):
+    assert len(OPTIONAL) >= 13
+    for name in OPTIONAL:
         assert found[name].found == "none"
-        assert str(found[name].fix).startswith("pip install 'avl[")
+    for extra, texts in EXTRAS.items():
+        assert extra == "dev" or any(
+            str(found[re.split(r"[^\w.-]", text)[0]].fix).startswith(install_extra(extra))
+            for text in texts
+        )
     assert "libcuda.so.1 is missing" in found["GPU"].found
     for name in ("GPU", "driver"):
         assert "https://www.nvidia.com/drivers" in str(found[name].fix)
@@ -88,6 +99,14 @@ def test_jetpack_6() -> None:
     found = by_name(diagnose(FULL, have(onnxruntime="1.31.1", tensorrt="10.3.0")))
     assert "10.3.0 takes none" in found["plugins"].found
     assert "tensorrt>=10.9" in str(found["plugins"].fix)
+
+
+def test_a_package_older_than_avl_takes() -> None:
+    versions = {"transformers": "4.57.1", "torch": "2.8.0+cpu", "pillow": "1.0"}
+    found = by_name(diagnose(BARE, have(onnxruntime="1.31.1", **versions)))
+    assert found["transformers"].found.startswith("4.57.1, older than 5")
+    assert found["torch"].found.startswith("2.8.0+cpu, older than 2.")
+    assert found["transformers"].fix == found["torch"].fix == install_extra("export")
 
 
 def test_a_gpu_older_than_all_kernels() -> None:
@@ -115,3 +134,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert {one["name"] for one in findings} >= NAMES
     for one in findings:
         assert one["fix"] is None or f"-> {one['fix']}" in text
+
+
+def test_neighbours_with_the_same_command_say_it_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "diagnose", lambda machine: diagnose(BARE, have(avl="0.1.0")))
+    assert doctor.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    command = f"-> {install_extra('export')}"
+    (place,) = (number for number, line in enumerate(lines) if command in line)
+    assert [line.split()[1] for line in lines[place - 6 : place]] == [
+        re.split(r"[^\w.-]", text)[0] for text in EXTRAS["export"]
+    ]

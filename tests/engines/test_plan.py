@@ -16,6 +16,7 @@ from avl_runtime.build.options import CACHE_ROWS, BuildError, Options
 from avl_runtime.build.plan import Plan, make_plan
 from avl_runtime.build.profiles import Range, encoder_profile, segment_profiles
 from avl_runtime.engine_sets import ROW_BLOCK, Limits
+from avl_runtime.installation import install_extra
 from avl_runtime.libraries import Library
 from avl_runtime.machine import Gpu, Machine
 from avl_runtime.package import load_package
@@ -127,7 +128,7 @@ def test_codes_with_zero_points_are_refused(fp16: Path, library: Any) -> None:
 
 def test_a_missing_library(fp16: Path, library: Any) -> None:
     library(None)
-    assert "found no tensorrt-rtx; run: pip install 'avl[tensorrt-rtx]'" in refusal(fp16)
+    assert f"found no tensorrt-rtx; run: {install_extra('tensorrt-rtx')}" in refusal(fp16)
     assert plan_of(fp16, dry_run=True).library is None
     library(None, "polygraphy")
     assert "found no polygraphy, tensorrt-rtx" in refusal(fp16)

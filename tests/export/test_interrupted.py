@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from avl_export import cli, export, progress
+from avl_runtime.installation import install_extra
 from avl_runtime.package import load_package
 
 
@@ -117,8 +119,11 @@ def test_dry_run_writes_nothing(
 def test_missing_extra(
     master: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "torch" else object())
-    assert "pip install 'avl[export]'" in refused(master)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    lacking = (
+        f"expected the packages of the export extra, found no torch; run: {install_extra('export')}"
+    )
+    assert lacking in refused(master)
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:

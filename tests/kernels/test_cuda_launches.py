@@ -15,6 +15,7 @@ import pytest
 from avl_plugins.cuda import CudaError, Device, compute_capability, load_driver
 from avl_plugins.cuda_attention import Attention, Sizes
 from avl_plugins.errors import AvlError
+from avl_plugins.installation import install_extra
 from avl_plugins.kernels.catalog import evaluate, scale_bits, splits
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 
@@ -260,7 +261,8 @@ except AvlError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "expected cuda-python for GPU kernels, found none; pip install" in done.stdout
+    assert install_extra("cuda") in done.stdout
+    assert "expected cuda-python for GPU kernels, found none; run: " in done.stdout
 
 
 def test_without_a_driver_the_message_says_so() -> None:

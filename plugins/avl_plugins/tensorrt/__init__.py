@@ -7,6 +7,7 @@ ops; without it TensorRT runs the function bodies that the nodes carry.
 from __future__ import annotations
 
 from avl_plugins.errors import AvlError
+from avl_plugins.installation import install_extra
 from avl_plugins.kernels.catalog import CAPABILITIES
 
 OLDEST = (10, 9)  # the first TensorRT with plugins compiled ahead of time
@@ -30,8 +31,8 @@ def register(capability: int | None = None) -> None:
         import tensorrt
     except ImportError as error:
         raise TensorRTError(
-            "expected TensorRT for its plugins, found none; pip install 'avl[tensorrt]', or build "
-            "for tensorrt-rtx, which needs no plugins"
+            f"expected TensorRT for its plugins, found none; run: {install_extra('tensorrt')}, or "
+            "build for tensorrt-rtx, which needs no plugins"
         ) from error
     version = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
     if version < OLDEST or not hasattr(tensorrt, "QuickPluginCreationRequest"):

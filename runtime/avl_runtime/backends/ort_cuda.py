@@ -14,11 +14,12 @@ from avl_runtime.device.memory import Memory
 from avl_runtime.device.ort import OrtEncoder, OrtSegment
 from avl_runtime.device.protocol import Device
 from avl_runtime.engine_sets import Limits, cuda_words
+from avl_runtime.installation import install, uninstall
 from avl_runtime.machine import Machine
 from avl_runtime.package import Package
 
 PROVIDER = "CUDAExecutionProvider"
-INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+WITH_CUDA = "onnxruntime-gpu[cuda,cudnn]"
 PROMPT_ROWS = 256  # of one pass; a pass holds scores of all heads, its rows and all rows before
 STEP_ROWS = 8
 ANY_BATCH = 1 << 16
@@ -117,7 +118,7 @@ def _session(package: Package, file: str, threads: int | None, device: Device, m
     if PROVIDER not in made.get_providers():
         raise BackendError(
             f"expected ONNX Runtime {module.__version__} to start its CUDA provider, found that it "
-            f"cannot load CUDA or cuDNN; {INSTALL}, or use --backend ort-cpu"
+            f"cannot load CUDA or cuDNN; run: {install(WITH_CUDA)}, or use --backend ort-cpu"
         )
     return made
 
@@ -140,8 +141,8 @@ def check_ort_cuda(machine: Machine, module: Any = ort) -> None:
     if PROVIDER not in providers:
         raise BackendError(
             f"expected onnxruntime-gpu for ort-cuda, found onnxruntime {module.__version__} with "
-            f"{', '.join(providers)}; pip uninstall onnxruntime && {INSTALL}, or use "
-            "--backend ort-cpu"
+            f"{', '.join(providers)}; run: {uninstall('onnxruntime')} && {install(WITH_CUDA)}, or "
+            "use --backend ort-cpu"
         )
     wanted = str(getattr(module, "cuda_version", "") or "").partition(".")[0]
     if wanted.isdigit() and machine.cuda is not None and machine.cuda[0] < int(wanted):

@@ -22,6 +22,7 @@ from avl_runtime.device.engine import (
 from avl_runtime.device.memory import Memory
 from avl_runtime.device.protocol import Device, OutOfDeviceMemoryError, mebibytes
 from avl_runtime.engine_sets import EngineBackend
+from avl_runtime.installation import install
 from avl_runtime.machine import Machine
 from avl_runtime.package import Package
 
@@ -46,7 +47,7 @@ def load_engines(
     except (ImportError, OSError) as error:  # installed, but a library of its own is missing
         raise BackendError(
             f"expected {name} {engines.made.version} to start, found: {error}; "
-            f"pip install --force-reinstall {name}, or use --backend ort-cpu"
+            f"run: {install('--force-reinstall', name)}, or use --backend ort-cpu"
         ) from error
     return open_engines(package, engines, module, CudaDevice(), park_on_host=park_on_host)
 

@@ -37,9 +37,7 @@ def foreign_command(python: str, module: str) -> list[str]:
     for name in _ROOTS:
         spec = find_spec(name)
         if spec is None or not spec.submodule_search_locations:
-            raise BenchError(
-                f"expected {name}, found none; install avl with pip install 'avl[export]'"
-            )
+            raise BenchError(f"expected {name}, found none; install avl anew, all of it")
         folders.append(str(spec.submodule_search_locations[0]))
     return [python, "-c", _BOOT, module, *folders]
 

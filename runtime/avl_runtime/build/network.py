@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from avl_runtime.build.lint import Attention, Layer, Listing
 from avl_runtime.build.options import BuildError
 from avl_runtime.engine_sets import EngineBackend
+from avl_runtime.installation import install_extra
 
 if TYPE_CHECKING:
     import onnx
@@ -62,7 +63,7 @@ def load_toolkit(backend: EngineBackend) -> Toolkit:
     name = missing(backend)
     if name is not None:
         raise BuildError(
-            f"expected the Python package {name}, found none; run: pip install 'avl[{backend}]'"
+            f"expected the Python package {name}, found none; run: {install_extra(backend)}"
         )
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if backend == "tensorrt-rtx" else "0"
     from polygraphy.logger import G_LOGGER

@@ -18,6 +18,7 @@ from avl_runtime.engine_sets import (
     dotted,
     target_name,
 )
+from avl_runtime.installation import install_extra
 from avl_runtime.libraries import Library, installed
 from avl_runtime.machine import Machine
 from avl_runtime.manifest import Manifest
@@ -81,7 +82,7 @@ def make_plan(options: Options, machine: Machine) -> Plan:
     if missing and (not options.dry_run or "onnx" in missing):
         raise BuildError(
             f"expected the packages of the {options.backend} extra, found no "
-            f"{', '.join(missing)}; run: pip install 'avl[{options.backend}]'"
+            f"{', '.join(missing)}; run: {install_extra(options.backend)}"
         )
     targets = options.targets
     if options.backend == "tensorrt":

@@ -16,6 +16,7 @@ from avl_runtime.build.plan import Plan, make_plan
 from avl_runtime.build.run import Built, build, examine
 from avl_runtime.cli.status import exit_status
 from avl_runtime.engine_sets import gpu_words
+from avl_runtime.installation import install_extra
 from avl_runtime.machine import probe
 from avl_runtime.sizes import size_text
 
@@ -170,7 +171,7 @@ def _plan_text(plan: Plan, built: Sequence[Built]) -> str:
         lines.append(f"{one.graph}: {operators}")
         lines += [f"  not supported: {text}" for text in one.outcome.unsupported]
         if not one.outcome.checked:
-            lines.append(f"  not checked: run pip install 'avl[{plan.options.backend}]'")
+            lines.append(f"  not checked: run {install_extra(plan.options.backend)}")
         elif not one.outcome.unsupported:
             lines.append("  all supported, every input is read, lengths and masks are in place")
     return "\n".join(lines)

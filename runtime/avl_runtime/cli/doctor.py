@@ -31,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _lines(findings: Sequence[Finding]) -> list[str]:
     width = max(len(one.name) for one in findings)
     lines = []
-    for one in findings:
+    for number, one in enumerate(findings):
         mark = "ok" if one.fix is None else "--"
         lines.append(f"{mark}  {one.name:<{width}}  {one.found}  (for {one.needed_for})")
-        if one.fix is not None:
+        following = findings[number + 1].fix if number + 1 < len(findings) else None
+        if one.fix is not None and one.fix != following:  # once for neighbours with the same
             lines.append(f"    {'':<{width}}  -> {one.fix}")
     return lines
 

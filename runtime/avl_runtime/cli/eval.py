@@ -20,6 +20,7 @@ from avl_runtime.cli.output import check_file, check_picture, write_text
 from avl_runtime.cli.status import exit_status
 from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
 from avl_runtime.evaluate.report import plot, table
+from avl_runtime.installation import need
 from avl_runtime.model import LVLM
 from avl_runtime.package import load_package
 from avl_runtime.tasks import TASKS
@@ -51,6 +52,9 @@ def _run(arguments: argparse.Namespace) -> int:
         check_file(arguments.json)
     if arguments.plot is not None:
         check_picture(arguments.plot)
+        need("eval", "matplotlib", what_for="--plot")
+    if arguments.data is None and "ocr" in arguments.tasks:
+        need("eval", "scikit-learn", what_for="--tasks ocr")
     model = load_package(arguments.package).manifest.model
     jobs = [(arguments, [policy]) for policy in chosen]
     begun = time.perf_counter()

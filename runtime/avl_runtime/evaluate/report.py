@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from avl_plugins.errors import AvlError
+from avl_runtime.installation import need
 
 Row = dict[str, Any]
 
@@ -47,14 +48,12 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draw mean quality against KV bytes and against FLOPs, both as shares of dense, as PNG.
 
     Raises:
-        PlotError: matplotlib is not installed, or the file cannot be written.
+        MissingError: matplotlib is not installed.
+        PlotError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PlotError(
-            "--plot: expected matplotlib, found none; run: pip install 'avl[eval]'"
-        ) from None
+    need("eval", "matplotlib", what_for="--plot")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     names = (("kv", "KV bytes, share of dense"), ("flops", "FLOPs, share of dense"))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
+from avl_runtime.installation import need
 from avl_runtime.tasks.scene import IMAGE_SIZE, background
 
 LINES = 4
@@ -24,6 +25,7 @@ GLYPH = 14  # pixels: one patch
 
 @functools.cache
 def _digits(held_out: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    need("eval", "scikit-learn", what_for="handwritten digits")
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
