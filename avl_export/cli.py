@@ -14,6 +14,7 @@ from avl_export import aliases
 from avl_export.checkpoint import model_name
 from avl_export.layer_table import HEADER, Row
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
+from avl_export.place import examine
 from avl_export.plan_text import plan_text, quantization_text
 from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.status import exit_status
@@ -49,6 +50,7 @@ def _run(parsed: argparse.Namespace) -> int:
         quantize_also=parsed.quantize_also,
         quantize_method=parsed.quantize_method,
         block_size=parsed.block_size,
+        force=parsed.force,
     )
     _check_extra()
     from avl_export.plan import make_plan
@@ -58,12 +60,17 @@ def _run(parsed: argparse.Namespace) -> int:
         print(f"avl-export: {line}", file=sys.stderr)
     report: dict[str, Any] = plan.report()
     if parsed.dry_run:
+        report["replaces"] = asdict(examine(options.out))
         print(json.dumps(report) if parsed.json else plan_text(report))
         return 0
     from avl_export.export import export
 
     result = export(plan, _teller(parsed.json))
+    if result.removed:
+        names = ", ".join(result.removed)
+        print(f"avl-export: removed from {result.folder}: {names}", file=sys.stderr)
     if parsed.json:
+        report["removed"] = list(result.removed)
         report["package_bytes"] = result.nbytes
         report["largest_logit_difference"] = result.report.logits if result.report else None
         report["layer_check"] = [asdict(row) for row in result.layers]
@@ -149,6 +156,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help=f"folder, hub id, or {aliases.names()} (default: avl-tiny)")
     add("--revision", help="branch, tag or commit of a hub id (default: main)")
     add("--out", type=Path, help="package folder (default: ./<name>.avl)")
+    add(
+        "--force",
+        action="store_true",
+        help="replace a package together with engines and other files in its folder",
+    )
     add("--policy", default="dense", help="default policy of the package (default: dense)")
     add("--split", type=_layers, default=(2,), help="layers to cut after (default: 2)")
     add("--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto")

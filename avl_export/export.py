@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +16,7 @@ from avl_export.checkpoint import TOKENIZER, weights_root
 from avl_export.graph import finish
 from avl_export.layer_check import check_layers
 from avl_export.layer_table import Row
+from avl_export.place import ExportError, Found, check_place, staged
 from avl_export.plan import Plan
 from avl_export.progress import Progress
 from avl_export.quantize.check import check_quantized
@@ -27,7 +26,6 @@ from avl_export.shards import copy_shards, link_shards
 from avl_export.streamed import Load, checkpoint_loader, quantized_loader
 from avl_export.trace import Traced, trace_encoder, trace_segment
 from avl_export.weights import bind
-from avl_plugins.errors import AvlError
 from avl_runtime.package import (
     FORMAT_VERSION,
     MANIFEST,
@@ -41,25 +39,26 @@ from avl_runtime.package import (
 SLACK = 64 << 20  # bytes left free beside copied weights, for graphs and everyone else
 
 
-class ExportError(AvlError):
-    """The package could not be written."""
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A written package; `report` is None and `layers` empty where no such check ran."""
+    """A written package; `report` is None and `layers` empty where no such check ran.
+
+    `removed` names what else lay in the folder, as --force had it removed.
+    """
 
     folder: Path
     nbytes: int
     report: Report | None
     layers: tuple[Row, ...] = ()
+    removed: tuple[str, ...] = ()
 
 
 def export(plan: Plan, tell: Callable[[Row], None] = lambda _: None) -> Result:
     """Write the package that `plan` describes.
 
     It is written beside its place and moved there when complete and checked: whatever fails, no
-    part of it is left behind, and a package already there stays as it was.
+    part of it is left behind, and a package already there stays as it was. What else lies there is
+    removed only where the options say `force`.
 
     Args:
         tell: hears of each row of a check by layers.
@@ -71,8 +70,9 @@ def export(plan: Plan, tell: Callable[[Row], None] = lambda _: None) -> Result:
     out = plan.options.out
     _check_place(plan)
     progress = Progress(2 + plan.family.traits.dims.num_layers + 2 * int(plan.check))
+    replaced: list[Found] = []
     try:
-        with _staged(out) as folder:
+        with staged(out, plan.options.force, replaced.append) as folder:
             manifest = _write(plan, folder, progress)
             report, layers = None, []
             if plan.check:
@@ -95,7 +95,7 @@ def export(plan: Plan, tell: Callable[[Row], None] = lambda _: None) -> Result:
         ) from None
     finally:
         progress.close()
-    return Result(out, nbytes, report, tuple(layers))
+    return Result(out, nbytes, report, tuple(layers), replaced[0].others)
 
 
 def _loader(plan: Plan, folder: Path) -> Load:
@@ -106,16 +106,8 @@ def _loader(plan: Plan, folder: Path) -> Load:
 
 def _check_place(plan: Plan) -> None:
     out = plan.options.out
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(
-            f"{out}: expected a free place or an avl package to replace, found something else; "
-            "choose another --out"
-        )
-    if any(path.is_relative_to(out.resolve()) for path in plan.checkpoint.shards.values()):
-        raise ExportError(
-            f"{out}: expected a place outside the checkpoint, found its weights inside; "
-            "choose another --out"
-        )
+    sources = (plan.checkpoint.folder, *plan.checkpoint.shards.values())
+    check_place(out, plan.options.force, sources)
     if plan.self_contained:
         above = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
         free = shutil.disk_usage(above).free
@@ -129,32 +121,6 @@ def _check_place(plan: Plan) -> None:
 
 def _what(plan: Plan) -> str:
     return "--copy" if plan.store is None else "quantized weights"
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place if the block succeeds, and is removed if not."""
-    place = out.resolve()
-    created = [p for p in place.parents if not p.exists()]
-    stage = place.with_name(f".{place.name}.partial-{os.getpid()}")
-    old = place.with_name(f".{place.name}.old-{os.getpid()}")
-    done = False
-    try:
-        stage.mkdir(parents=True)
-        yield stage
-        if place.exists():
-            place.rename(old)
-        stage.rename(place)
-        done = True
-    finally:
-        if not done and old.exists() and not place.exists():
-            old.rename(place)
-        shutil.rmtree(stage, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-        if not done:
-            for parent in created:
-                if parent.is_dir() and not any(parent.iterdir()):
-                    parent.rmdir()
 
 
 def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:

@@ -27,7 +27,7 @@ class Options:
     `split` holds the layers after which the decoder is cut, ascending; `check` is None to check
     small models only, and `layers` compares layer by layer. `revision` is the hub's branch, tag or
     commit. A `dry_run` is planned and not exported. `hash_weights` records a hash of all bytes of
-    linked weights.
+    linked weights. `force` removes what else lies in the folder of a package that is replaced.
 
     `quantize` turns the linears of the decoder's layers into codes of 4 or 8 bits, and what
     `quantize_also` names. `block_size` inputs share a scale; None is 64 for int4 and one scale an
@@ -49,6 +49,7 @@ class Options:
     quantize_also: tuple[str, ...] = ()
     quantize_method: str | None = None
     block_size: int | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", str(parse(self.policy)))

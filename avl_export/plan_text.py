@@ -8,7 +8,7 @@ from avl_runtime.sizes import size_text
 
 
 def plan_text(report: dict[str, Any]) -> str:
-    """What an export would do; `report` is `Plan.report()`."""
+    """What an export would do; `report` is `Plan.report()` and what the package replaces."""
     lines = [
         f"{report['model']} ({report['family']}, {report['layers']} layers, "
         f"images {report['image']}, videos {report['video'] or 'none'}) -> {report['out']}",
@@ -28,9 +28,18 @@ def plan_text(report: dict[str, Any]) -> str:
         else f"weights: {size_text(report['copied_bytes'])} copied into the package",
         *quantization_text(report["quantization"]),
         f"would write: {', '.join(report['files'])}",
+        *_place_text(report["replaces"]),
         f"check against transformers: {'yes' if report['check'] else 'no'}",
     ]
     return "\n".join([*lines, *_missing_text(report)])
+
+
+def _place_text(found: dict[str, Any]) -> list[str]:
+    """Lines about what lies where the package would go."""
+    lines = ["would replace the package there"] if found["package"] else []
+    if found["others"]:
+        lines.append(f"needs --force, which would also remove {', '.join(found['others'])}")
+    return lines
 
 
 def quantization_text(found: dict[str, Any] | None) -> list[str]:

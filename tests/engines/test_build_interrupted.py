@@ -21,6 +21,7 @@ from avl_runtime.build.options import BuildError
 from avl_runtime.build.plan import Plan
 from avl_runtime.cli import build as cli
 from avl_runtime.package import load_package
+from avl_runtime.staging import PARTIAL
 
 pytest.importorskip("tensorrt_rtx")
 ARGUMENTS = ["--backend", "tensorrt-rtx"]
@@ -144,13 +145,42 @@ def test_what_a_killed_build_left_is_swept_away(fp16: Path, work: Any) -> None:
     gone = subprocess.run(command, capture_output=True, check=True)
     dead, alive = int(gone.stdout), os.getppid()
     for number in (dead, alive):
-        stage = fp16 / "engines" / f".tensorrt-rtx-1-sm80+{run.PARTIAL}{number}"
+        stage = fp16 / "engines" / f".tensorrt-rtx-1-sm80+{PARTIAL}{number}"
         stage.mkdir(parents=True)
         (stage / "vision.engine").write_bytes(b"half")
     work(None)
     assert cli.main([str(fp16), *ARGUMENTS]) == 0
-    left = [path.name for path in (fp16 / "engines").iterdir() if run.PARTIAL in path.name]
-    assert left == [f".tensorrt-rtx-1-sm80+{run.PARTIAL}{alive}"]
+    left = [path.name for path in (fp16 / "engines").iterdir() if PARTIAL in path.name]
+    assert left == [f".tensorrt-rtx-1-sm80+{PARTIAL}{alive}"]
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_files_among_the_engines_stay(
+    when: str,
+    fp16: Path,
+    work: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work(None)
+    assert cli.main([str(fp16), *ARGUMENTS]) == 0
+    (engines,) = load_package(fp16).manifest.engines
+    notes = fp16 / engines.folder / "notes.txt"
+    fake = run._work
+
+    def come(plan: Plan, graph: str, out: Path | None) -> run.Built:
+        assert when == "meanwhile"  # nothing is built where nothing may be replaced
+        notes.write_text("took an hour")
+        return fake(plan, graph, out)
+
+    if when == "before":
+        notes.write_text("took an hour")
+    monkeypatch.setattr(run, "_work", come)
+    assert cli.main([str(fp16), *ARGUMENTS, "--max-prompt", "7"]) == 1
+    assert "found 'notes.txt'; move that elsewhere" in capsys.readouterr().err
+    assert notes.read_text() == "took an hour"
+    assert load_package(fp16).manifest.engines == (engines,)
+    assert not list((fp16 / "engines").glob(".*"))
 
 
 @pytest.mark.parametrize(

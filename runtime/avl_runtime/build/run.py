@@ -19,9 +19,9 @@ from avl_runtime.build.plan import Plan
 from avl_runtime.engine_sets import EngineFile, EngineSet
 from avl_runtime.manifest import Manifest
 from avl_runtime.package import MANIFEST, Package, load_package
+from avl_runtime.staging import stage_of, sweep
 
 WORKER = "avl_runtime.build.worker"
-PARTIAL = ".partial-"  # and the number of the process that builds there
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,14 @@ def build(plan: Plan) -> tuple[EngineSet, tuple[Built, ...]]:
     part of them is left behind, and engines already there stay as they were.
 
     Raises:
-        AvlError: a graph cannot be built, or there is no room for its engine.
+        AvlError: a graph cannot be built, there is no room for its engine, or files that are none
+            of the package's lie in the folder.
     """
     package = plan.package
     place = package.folder / plan.engine_set(()).folder
     built, files = [], []
     try:
+        _check_free(place, package.manifest)
         with _staged(place) as stage:
             for graph in package.manifest.graphs:
                 path = stage / Path(graph).with_suffix(".engine").name
@@ -63,7 +65,11 @@ def build(plan: Plan) -> tuple[EngineSet, tuple[Built, ...]]:
                 name = f"{place.relative_to(package.folder).as_posix()}/{path.name}"
                 files.append(EngineFile(graph, name, one.outcome.size, one.outcome.sha256))
             made = plan.engine_set(files)
-            _move(stage, place, package.folder / MANIFEST, _entered(package, made))
+            now = _current(package)
+            _check_free(place, now)
+            others = [one for one in now.engines if one.folder != made.folder]
+            entered = replace(now, engines=(*others, made))
+            _move(stage, place, package.folder / MANIFEST, entered)
     except OSError as error:
         raise BuildError(
             f"{place}: expected to write engines there, found {error.strerror or error}; "
@@ -72,8 +78,8 @@ def build(plan: Plan) -> tuple[EngineSet, tuple[Built, ...]]:
     return made, tuple(built)
 
 
-def _entered(package: Package, made: EngineSet) -> Manifest:
-    """The manifest as it is by now, with the new engines.
+def _current(package: Package) -> Manifest:
+    """The manifest as it is by now.
 
     Raises:
         BuildError: the package was exported anew in the meantime.
@@ -84,8 +90,25 @@ def _entered(package: Package, made: EngineSet) -> Manifest:
             f"{package.folder}: expected the package that the build began with, found another; "
             "build again"
         )
-    others = [one for one in now.engines if one.folder != made.folder]
-    return replace(now, engines=(*others, made))
+    return now
+
+
+def _check_free(place: Path, manifest: Manifest) -> None:
+    """Refuse to replace a folder in which more lies than the engines of an older set.
+
+    Raises:
+        BuildError: it holds files that the manifest does not know.
+    """
+    paths = [Path(file.path) for one in manifest.engines for file in one.files]
+    known = {path.name for path in paths if path.parent.name == place.name}
+    lying = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    foreign = [name for name in lying if name not in known]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise BuildError(
+            f"{place}: expected nothing but an older set of engines, which would be replaced, "
+            f"found {foreign[0][:60]!r}{more}; move that elsewhere"
+        )
 
 
 def _work(plan: Plan, graph: str, out: Path | None) -> Built:
@@ -146,8 +169,8 @@ def _staged(place: Path) -> Iterator[Path]:
     """An empty folder beside `place`, which is removed again with all that is left in it."""
     parent = place.parent
     fresh = not parent.exists()
-    stage = place.with_name(f".{place.name}{PARTIAL}{os.getpid()}")
-    _sweep(parent)
+    stage = stage_of(place)
+    sweep(parent)
     try:
         stage.mkdir(parents=True)
         yield stage
@@ -155,24 +178,6 @@ def _staged(place: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
         if fresh and parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what builds left that were killed, and could not do it themselves."""
-    for stage in folder.glob(f".*{PARTIAL}*"):
-        number = stage.name.rpartition("-")[2]
-        if number.isdigit() and not _runs(int(number)):
-            shutil.rmtree(stage, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is someone else's
-        return True
-    return True
 
 
 def _move(stage: Path, place: Path, path: Path, manifest: Manifest) -> None:
