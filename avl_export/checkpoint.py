@@ -26,6 +26,7 @@ from avl_export.weight_files import (
     some,
     weight_files,
 )
+from avl_plugins.errors import shown
 
 TOKENIZER = "tokenizer.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -104,8 +105,8 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
         raise CheckpointError(
             f"{folder}: expected the bundled model {model}, found none; install avl again"
         )
-    if folder is None and Path(model).expanduser().is_dir():
-        folder = Path(model).expanduser()
+    if folder is None:
+        folder = _folder(model)
     if folder is not None and revision is not None:
         raise CheckpointError(
             f"{model}: expected a hub id with --revision, found a folder; leave --revision out"
@@ -114,7 +115,7 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
         hub_id = HUB_IDS.get(model, model)
         if not hub.is_hub_id(hub_id):
             raise CheckpointError(
-                f"{model}: expected a checkpoint folder, an alias ({names()}) or a hub id "
+                f"{shown(model)}: expected a checkpoint folder, an alias ({names()}) or a hub id "
                 "ORG/NAME, found none; check the name"
             )
         folder = hub.find(hub_id, revision)
@@ -233,6 +234,14 @@ def _fetch(
     listed = hub.listing(hub_id, folder)
     hub.check_listed(hub_id, listed, _missing_shards(folder, listed))
     return folder, listed
+
+
+def _folder(model: str) -> Path | None:
+    try:
+        folder = Path(model).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # a name too long for a file, or a home that nobody has
+        return None
 
 
 def _missing(folder: Path, listed: Collection[str] = ()) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from avl_export.layer_table import HEADER, Row
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
 from avl_export.place import examine
 from avl_export.plan_text import plan_text, quantization_text
+from avl_plugins.errors import quoted
 from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.status import exit_status
 from avl_runtime.installation import shortage
@@ -215,7 +216,7 @@ def _layers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected layer numbers as 2 or 2,8,16, found {text!r}"
+            f"expected layer numbers as 2 or 2,8,16, found {quoted(text)}"
         ) from None
 
 

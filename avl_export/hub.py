@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from avl_export.safetensors_header import CheckpointError
+from avl_plugins.errors import quoted
 
 SMALL = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 NESTED = ("*/*",)  # other formats and training leftovers lie in folders
@@ -176,7 +177,9 @@ def _explain(error: BaseException, hub_id: str, revision: str | None) -> HubErro
             "run 'hf auth login'"
         )
     elif isinstance(error, errors.RevisionNotFoundError):
-        text = f"a branch, tag or commit, found no {revision!r}; see {site}/{hub_id}/tree/main"
+        text = (
+            f"a branch, tag or commit, found no {quoted(revision)}; see {site}/{hub_id}/tree/main"
+        )
     elif isinstance(error, errors.RepositoryNotFoundError):
         text = (
             f"a checkpoint folder or a model at {site}, found neither; check the name, or run "

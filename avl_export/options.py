@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted
 from avl_plugins.policies import parse
 
 DtypeOption = Literal["auto", "fp32", "fp16", "bf16"]
@@ -63,8 +63,8 @@ class Options:
         unknown = [part for part in self.quantize_also if part not in ALSO]
         if unknown:
             raise OptionsError(
-                f"--quantize-also: expected {', '.join(ALSO)}, found {unknown[0]!r}; the linears "
-                "of the decoder's layers are always quantized"
+                f"--quantize-also: expected {', '.join(ALSO)}, found {quoted(unknown[0])}; the "
+                "linears of the decoder's layers are always quantized"
             )
         for option, value, allowed in (
             ("--block-size", self.block_size, BLOCK_SIZES),

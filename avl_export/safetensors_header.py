@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted
 from avl_runtime.package import HEADER_LIMIT
 
 ITEM_BITS = {
@@ -129,7 +129,7 @@ def _record(entry: Any, start: int, data_size: int, where: str) -> TensorRecord:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
         raise CheckpointError(
-            f"{where}: expected a dtype of {', '.join(ITEM_BITS)}, found {str(dtype)[:20]!r}; "
+            f"{where}: expected a dtype of {', '.join(ITEM_BITS)}, found {quoted(str(dtype), 22)}; "
             "save the checkpoint in fp32, fp16 or bf16"
         )
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:

@@ -10,6 +10,7 @@ from typing import Any
 
 from avl_export.json_files import read_object
 from avl_export.safetensors_header import FETCH_AGAIN, CheckpointError
+from avl_plugins.errors import quoted
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -54,7 +55,7 @@ def weight_files(
         if not explicit.endswith((".safetensors", ".safetensors.index.json")):
             raise CheckpointError(
                 f"{folder / 'config.json'}: expected {EXPLICIT} to name a .safetensors file or its "
-                f"index, found {explicit[:80]!r}; fix the file"
+                f"index, found {quoted(explicit)}; fix the file"
             )
     there = (folder / single).is_file() or single in listed or isinstance(explicit, str)
     if not single.endswith(".json") and there:
@@ -123,6 +124,6 @@ def _check_inside(where: Path, name: str) -> None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
         raise CheckpointError(
-            f"{where}: expected shards inside the folder, found {name[:80]!r}; "
+            f"{where}: expected shards inside the folder, found {quoted(name)}; "
             "do not use this checkpoint"
         )

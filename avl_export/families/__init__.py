@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from avl_export.families.base import EncoderGraph, Family, FamilyError, Traits
+from avl_plugins.errors import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ def check_supported(checkpoint: Checkpoint) -> str:
     if model_type not in SUPPORTED:
         raise FamilyError(
             f"{checkpoint.folder}: expected an architecture of {', '.join(SUPPORTED)}, "
-            f"found {model_type!r}; this version of avl cannot export it"
+            f"found {quoted(model_type)}; this version of avl cannot export it"
         )
     return str(model_type)
 

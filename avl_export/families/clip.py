@@ -12,6 +12,7 @@ from torch import nn
 
 from avl_export.families.base import EncoderGraph, FamilyError
 from avl_export.replicate import repeat
+from avl_plugins.errors import quoted
 
 
 class ClipFeatures(nn.Module):
@@ -82,7 +83,7 @@ def check_clip(vision: Any, where: str, kind: str = "clip_vision_model") -> None
     """
     if vision.model_type != kind:
         raise FamilyError(
-            f"{where}: expected a {kind} tower, found {vision.model_type!r}; "
+            f"{where}: expected a {kind} tower, found {quoted(vision.model_type)}; "
             "this version of avl cannot export it"
         )
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from avl_export.families.base import FamilyError
+from avl_plugins.errors import quoted
 from avl_runtime.manifest import Dims
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic")
@@ -23,13 +24,13 @@ def check_decoder(text: Any, types: Sequence[str], where: str) -> None:
     if text.model_type not in types:
         raise FamilyError(
             f"{where}: expected a decoder of {', '.join(types)}, found "
-            f"{text.model_type!r}; this version of avl cannot export it"
+            f"{quoted(text.model_type)}; this version of avl cannot export it"
         )
     rope = (text.rope_parameters or {}).get("rope_type", "default")
     if rope not in STATIC_ROPE:
         raise FamilyError(
-            f"{where}: expected a rope_type of {', '.join(STATIC_ROPE)}, found {rope!r}, whose "
-            "frequencies change with the length; this version of avl cannot export it"
+            f"{where}: expected a rope_type of {', '.join(STATIC_ROPE)}, found {quoted(rope)}, "
+            "whose frequencies change with the length; this version of avl cannot export it"
         )
 
 

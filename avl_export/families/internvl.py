@@ -26,6 +26,7 @@ from avl_export.families.preprocessing import (
 )
 from avl_export.families.videos import frame_count, frame_processing
 from avl_export.replicate import repeat
+from avl_plugins.errors import quoted
 from avl_runtime.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.processor import Prompt
 from avl_runtime.vision.tiles import FrameLines, TiledImage
@@ -202,7 +203,7 @@ def _check_parts(config: Any, where: str) -> None:
     vision = config.vision_config
     if vision.model_type != "internvl_vision":
         raise FamilyError(
-            f"{where}: expected an internvl_vision tower, found {vision.model_type!r}; "
+            f"{where}: expected an internvl_vision tower, found {quoted(vision.model_type)}; "
             "this version of avl cannot export it"
         )
     check_decoder(config.text_config, TEXT_TYPES, where)
@@ -215,7 +216,7 @@ def _check_parts(config: Any, where: str) -> None:
     if config.vision_feature_select_strategy != "default":
         raise FamilyError(
             f"{where}: expected vision_feature_select_strategy default, found "
-            f"{config.vision_feature_select_strategy!r}; this version of avl cannot export it"
+            f"{quoted(config.vision_feature_select_strategy)}; this version of avl cannot export it"
         )
     (height, width), (down, across) = vision.image_size, vision.patch_size
     step = round(1 / config.downsample_ratio)

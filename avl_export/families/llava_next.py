@@ -24,6 +24,7 @@ from avl_export.families.decoder import check_decoder, decoder_constants, decode
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import chat_template, special_tokens, token_text
 from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
+from avl_plugins.errors import quoted
 from avl_runtime.manifest import ImageEncoder
 from avl_runtime.processor import Prompt
 from avl_runtime.vision.anyres import AnyresImage
@@ -108,6 +109,6 @@ def _check_parts(config: Any, where: str) -> None:
     if config.vision_feature_select_strategy != "default":
         raise FamilyError(
             f"{where}: expected vision_feature_select_strategy 'default', found "
-            f"{config.vision_feature_select_strategy!r}, whose class token has no place in a grid "
-            "of tiles; this version of avl cannot export it"
+            f"{quoted(config.vision_feature_select_strategy)}, whose class token has no "
+            "place in a grid of tiles; this version of avl cannot export it"
         )

@@ -31,6 +31,7 @@ from avl_export.families.preprocessing import (
 )
 from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
 from avl_export.families.videos import frame_count, frame_processing
+from avl_plugins.errors import quoted
 from avl_runtime.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.processor import Prompt
 from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
@@ -151,11 +152,11 @@ def _check(config: Any, where: str) -> None:
     if config.vision_feature_select_strategy != "full":
         raise FamilyError(
             f"{where}: expected vision_feature_select_strategy 'full', found "
-            f"{config.vision_feature_select_strategy!r}, which takes a feature from each tile; "
-            "this version of avl cannot export it"
+            f"{quoted(config.vision_feature_select_strategy)}, which takes a feature "
+            "from each tile; this version of avl cannot export it"
         )
     if not re.fullmatch(r"anyres_max_[1-9]\d*", config.vision_aspect_ratio):
         raise FamilyError(
             f"{where}: expected vision_aspect_ratio anyres_max_N, found "
-            f"{config.vision_aspect_ratio!r}; this version of avl cannot export it"
+            f"{quoted(config.vision_aspect_ratio)}; this version of avl cannot export it"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avl_export.safetensors_header import CheckpointError
+from avl_plugins.errors import quoted
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 SMALLEST, LARGEST = 16, 128  # inputs that share a scale in blocks that every backend takes
@@ -53,13 +54,13 @@ def packing_of(config: dict[str, Any], folder: Path) -> Packing | None:
     if layout not in ("gemm", "gptq", "gptq_v2"):
         raise CheckpointError(
             f"{where}: expected {method} codes in the gemm, gptq or gptq_v2 layout, found "
-            f"{layout!r}; {WAY_OUT}"
+            f"{quoted(layout)}; {WAY_OUT}"
         )
     group = found.get("group_size", -1)
     if group != -1 and (not isinstance(group, int) or group < SMALLEST or group & (group - 1)):
         raise CheckpointError(
             f"{where}: expected a group_size of -1, or of {SMALLEST} or more and a power of two, "
-            f"found {group!r}; {WAY_OUT}"
+            f"found {quoted(group)}; {WAY_OUT}"
         )
     return Packing(method, None if group == -1 else group, int(layout == "gptq"))
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from typing import Final
 
 QUOTED: Final = 100  # characters of one value; a message may quote two
+_LONG_WORD: Final = re.compile(rf"\S{{{2 * QUOTED + 1},}}")
 
 
 class AvlError(Exception):
     """An expected failure.
 
     Its message is one line: what was expected, what was found and what to do. Command lines print
-    it without a traceback and exit with 1. What a user gave stands in it as `shown` or `quoted`.
+    it without a traceback and exit with 1. What a user gave stands in it as `shown` or `quoted`;
+    of any other word of more than 200 characters (a path, mostly) the middle is left out.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_LONG_WORD.sub(lambda found: _cut(found[0], 2 * QUOTED), message))
 
 
 class PolicyError(AvlError):

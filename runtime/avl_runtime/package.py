@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted, shown
 from avl_runtime.manifest import (
     FORMAT_VERSION,
     READ_VERSIONS,
@@ -191,9 +191,9 @@ def load_package(folder: str | Path) -> Package:
     """
     root = Path(folder)
     path = root / MANIFEST
-    if not path.is_file():
+    if not _is_there(path):
         raise PackageError(
-            f"{root}: expected a package folder with {MANIFEST}, found none; "
+            f"{shown(root)}: expected a package folder with {MANIFEST}, found none; "
             "make one with avl-export"
         )
     if path.stat().st_size > MANIFEST_LIMIT:
@@ -218,6 +218,16 @@ def load_package(folder: str | Path) -> Package:
     return Package(root, manifest)
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name too long for a file, or a folder that may not be read
+        reason = error.strerror
+        raise PackageError(
+            f"{shown(path.parent)}: expected a package folder, found: {reason}; check the path"
+        ) from None
+
+
 def _check_paths(manifest: Manifest, path: Path) -> None:
     names = [entry.path for entry in manifest.files]
     names += [shard.path for shard in manifest.weights.shards]
@@ -227,12 +237,12 @@ def _check_paths(manifest: Manifest, path: Path) -> None:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not name:
             raise PackageError(
-                f"{path}: expected paths inside the package, found {name!r}; "
+                f"{path}: expected paths inside the package, found {quoted(name)}; "
                 "do not use this package"
             )
     for name in (entry.path for entry in manifest.files):
         if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
             raise PackageError(
-                f"{path}: expected files inside the package, found {name!r} leading out of it; "
-                "do not use this package"
+                f"{path}: expected files inside the package, found {quoted(name)} leading out of "
+                "it; do not use this package"
             )

@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted
 
 
 class FormatError(AvlError):
@@ -44,7 +44,7 @@ def _build_object(kind: Any, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     unknown = next((key for key in value if key not in hints), None)
     if unknown is not None:
-        raise FormatError(f"{where}: expected known keys, found {unknown!r}")
+        raise FormatError(f"{where}: expected known keys, found {quoted(unknown)}")
     optional = {
         field.name
         for field in dataclasses.fields(kind)
@@ -113,4 +113,4 @@ def _name(kind: Any) -> str:
 
 
 def _mismatch(where: str, expected: str, value: Any) -> FormatError:
-    return FormatError(f"{where}: expected {expected}, found {str(value)[:60]!r}")
+    return FormatError(f"{where}: expected {expected}, found {quoted(str(value), 60)}")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avl_plugins.errors import quoted, shown
+from avl_plugins.errors import AvlError, quoted, shown
+from avl_plugins.policies import parse
+from avl_runtime import LVLM
+from avl_runtime.cli.output import check_picture
+from avl_runtime.evaluate.cases import read_cases, task_cases
+from avl_runtime.package import load_package
 
 VALUES = st.one_of(
     st.text(max_size=300),
@@ -41,3 +47,35 @@ def test_of_long_values_both_ends_are_kept() -> None:
     assert shown(text).startswith("begin") and shown(text).endswith("end.png")
     assert quoted(text).startswith("'begin") and quoted(text).endswith("end.png'")
     assert "…" in shown(text) and "…" in quoted(text)
+
+
+def test_no_word_of_an_error_is_longer_than_200_characters() -> None:
+    message = str(AvlError(f"{'/folder' * 90}/a.png: expected one, found {'x' * 5000}"))
+    assert max(map(len, message.split())) == 200 and "a.png: expected one, found" in message
+    assert str(AvlError("found 'a path of an ordinary length'")).endswith("length'")
+
+
+@pytest.mark.parametrize("joint", ["", " ", "/", "+", ",", "\n"])
+def test_public_faces_quote_little_of_long_values(joint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model.avl"
+    value = joint.join(f"w{number}" for number in range(10_000))
+    for refused in (
+        lambda: parse(value),
+        lambda: parse(f"avl:{value}"),
+        lambda: parse(f"avl:keep={value}"),
+        lambda: parse(f"avl:{value}=1,{value}=2"),
+        lambda: parse(f"random:of={value}"),
+        lambda: load_package(value),
+        lambda: LVLM.load(value),
+        lambda: LVLM.load(folder, backend=value),
+        lambda: check_picture(Path(value)),
+        lambda: check_picture(Path(f"{value}.png")),
+        lambda: read_cases(Path(value)),
+        lambda: list(task_cases(value, 1)),
+    ):
+        with pytest.raises(AvlError) as caught:
+            refused()
+        message = str(caught.value)
+        assert "\n" not in message
+        assert sum(value[at : at + 9] in message for at in range(len(value) - 8)) <= 200
+        assert len(message) < 600

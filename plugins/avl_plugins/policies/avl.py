@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from avl_plugins.errors import PolicyError
+from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.base import (
     UNSET,
     Policy,
@@ -60,7 +60,7 @@ class AVL(Policy):
         )
         if not 0 <= self.heavy <= 1:
             raise PolicyError(
-                f"avl: expected heavy from 0 to 1, found {self.heavy!r}; "
+                f"avl: expected heavy from 0 to 1, found {quoted(self.heavy)}; "
                 "0 keeps only the most recent text"
             )
         if self.prefill < self.keep:

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import ClassVar
 
-from avl_plugins.errors import PolicyError
+from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.plan import Plan
 
 
@@ -41,7 +41,7 @@ def check_fraction(policy: str, option: str, value: object) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:  # type: ignore[operator]
         raise PolicyError(
-            f"{policy}: expected {option} above 0 and at most 1, found {value!r}; "
+            f"{policy}: expected {option} above 0 and at most 1, found {quoted(value)}; "
             "it is a fraction, 1 means all"
         )
 
@@ -51,7 +51,7 @@ def check_count(policy: str, option: str, value: object, minimum: int, meaning: 
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise PolicyError(
             f"{policy}: expected {option} to be a whole number of at least {minimum}, "
-            f"found {value!r}; {meaning}"
+            f"found {quoted(value)}; {meaning}"
         )
 
 

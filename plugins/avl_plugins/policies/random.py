@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from avl_plugins.errors import PolicyError
+from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.base import (
     UNSET,
     Policy,
@@ -38,7 +38,7 @@ class Random(Policy):
     def __post_init__(self) -> None:
         if self.of not in ("fastv", "avl"):
             raise PolicyError(
-                f"random: expected of = fastv or avl, found {self.of!r}; "
+                f"random: expected of = fastv or avl, found {quoted(self.of)}; "
                 "name the policy to be the control of"
             )
         check_fraction(self.name, "keep", self.keep)

@@ -7,7 +7,7 @@ import math
 import typing
 from typing import Any
 
-from avl_plugins.errors import PolicyError
+from avl_plugins.errors import PolicyError, quoted, shown
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.chain import Chain
@@ -28,7 +28,7 @@ def parse(text: str) -> Policy:
     parts = text.split("+")
     if len(parts) > 2:
         raise PolicyError(
-            f"{text!r}: expected at most two policies joined by +, found {len(parts)}; "
+            f"{quoted(text)}: expected at most two policies joined by +, found {len(parts)}; "
             "a chain is A-VL with FastV, as avl+fastv"
         )
     policies = [_parse_one(part) for part in parts]
@@ -40,18 +40,20 @@ def _parse_one(text: str) -> Policy:
     kind = _KINDS.get(name.strip())
     if kind is None:
         raise PolicyError(
-            f"expected a policy, found {name.strip()!r}; use {', '.join(_KINDS)} or avl+fastv"
+            f"expected a policy, found {quoted(name.strip())}; use {', '.join(_KINDS)} or avl+fastv"
         )
     values: dict[str, Any] = {}
     for option in options.split(",") if colon else []:
         key, equals, value = (part.strip() for part in option.partition("="))
         if not equals or not key or not value:
             raise PolicyError(
-                f"{name}: expected options as key=value, found {option!r}; "
+                f"{name}: expected options as key=value, found {quoted(option)}; "
                 f"write them as in avl:keep=0.5,core=0.3"
             )
         if key in values:
-            raise PolicyError(f"{name}: expected each option once, found {key} twice; keep one")
+            raise PolicyError(
+                f"{name}: expected each option once, found {shown(key)} twice; keep one"
+            )
         values[key] = _parse_value(kind, key, value)
     return kind(**values)
 
@@ -60,7 +62,7 @@ def _parse_value(kind: type[Policy], key: str, value: str) -> Any:
     options = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if key not in options:
         allowed = f"use {', '.join(options)}" if options else "it has none"
-        raise PolicyError(f"{kind.name}: expected a known option, found {key!r}; {allowed}")
+        raise PolicyError(f"{kind.name}: expected a known option, found {quoted(key)}; {allowed}")
     wanted = typing.get_type_hints(kind)[key]
     if wanted not in (int, float):
         return value
@@ -72,6 +74,6 @@ def _parse_value(kind: type[Policy], key: str, value: str) -> Any:
     except ValueError:
         noun = "a whole number" if wanted is int else "a number"
         raise PolicyError(
-            f"{kind.name}: expected {noun} for {key}, found {value!r}; write it as {key}="
+            f"{kind.name}: expected {noun} for {key}, found {quoted(value)}; write it as {key}="
             f"{3 if wanted is int else 0.5}"
         ) from None

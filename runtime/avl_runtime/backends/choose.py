@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted
 from avl_runtime.backends.ort import OrtBackend
 from avl_runtime.backends.ort_cuda import load_ort_cuda
 from avl_runtime.backends.protocol import BACKENDS, PARKS, BackendError, HostBackend
@@ -52,11 +52,11 @@ def load_backend(
     """
     if park not in PARKS:
         raise BackendError(
-            f"expected park to be {' or '.join(PARKS)}, found {park!r}; choose one of them"
+            f"expected park to be {' or '.join(PARKS)}, found {quoted(park)}; choose one of them"
         )
     if name not in BACKENDS:
         raise BackendError(
-            f"expected a backend of {', '.join(BACKENDS)}, found {name!r}; choose one of them"
+            f"expected a backend of {', '.join(BACKENDS)}, found {quoted(name)}; choose one of them"
         )
     if park == "host" and name == "ort-cpu":
         raise _nothing_to_park()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avl_plugins.errors import quoted
 from avl_plugins.policies import Dense, Plan, parse
 from avl_runtime.bench.errors import BenchError
 from avl_runtime.bench.workers import foreign_command, own_command
@@ -30,6 +31,7 @@ GENAI_NOTE = (
 _LOOK = """
 import sys
 from importlib.util import find_spec
+
 print(*[name for name in sys.argv[1:] if not find_spec(name)])
 """
 
@@ -111,7 +113,7 @@ def peer_candidates(
     found = []
     for peer in dict.fromkeys(against):
         if peer not in PEERS:
-            raise BenchError(f"--against: expected {' or '.join(PEERS)}, found {peer!r}")
+            raise BenchError(f"--against: expected {' or '.join(PEERS)}, found {quoted(peer)}")
         interpreter = _interpreter(peer, python)
         if peer == "transformers":
             command = tuple(foreign_command(interpreter, "avl_export.peers.transformers_peer"))

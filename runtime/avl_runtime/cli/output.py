@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, shown
 from avl_runtime.results import Result, Stats
 from avl_runtime.sizes import size_text
 
@@ -79,7 +79,7 @@ def check_picture(path: Path) -> None:
         OutputError: the ending is unknown, or the folder is missing or not writable.
     """
     if path.suffix.lower() not in PICTURES:
-        raise OutputError(f"{path}: expected a file name with {', '.join(PICTURES)}")
+        raise OutputError(f"{shown(path)}: expected a file name with {', '.join(PICTURES)}")
     check_file(path)
 
 
@@ -90,8 +90,16 @@ def check_file(path: Path) -> None:
         OutputError: the folder is missing or not writable, or the file is a folder.
     """
     folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OutputError(f"{path}: expected a file in a writable folder; make the folder first")
+    try:
+        fits = not path.is_dir() and folder.is_dir() and os.access(folder, os.W_OK)
+    except OSError as error:  # a name that is too long
+        raise OutputError(
+            f"{shown(path)}: expected a file in a writable folder, found: {error.strerror}"
+        ) from None
+    if not fits:
+        raise OutputError(
+            f"{shown(path)}: expected a file in a writable folder; make the folder first"
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,7 +111,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{path}: expected to write it, found: {error.strerror}") from None
+        raise OutputError(f"{shown(path)}: expected to write it, found: {error.strerror}") from None
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
@@ -125,7 +133,7 @@ def save_picture(image: Image.Image, path: Path) -> None:
         Path(name).chmod(0o666 & ~mask)
         Path(name).replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: expected to write it, found: {error.strerror}") from None
+        raise OutputError(f"{shown(path)}: expected to write it, found: {error.strerror}") from None
     finally:
         if name:
             Path(name).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, shown
 from avl_runtime.backends.protocol import BACKENDS, PARKS
 from avl_runtime.cli.output import check_picture
 from avl_runtime.cli.session import Extras, Session, Shown
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 1
     except OSError as error:
-        print(f"avl-run: expected to read and write, found: {error}", file=sys.stderr)
+        print(f"avl-run: expected to read and write, found: {shown(error)}", file=sys.stderr)
         _drop_output()
         return 1
     return 0

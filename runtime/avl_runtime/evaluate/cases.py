@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted, shown
 from avl_runtime.evaluate.metrics import METRICS
 from avl_runtime.images import ImageLike
 from avl_runtime.tasks import TASKS, samples
@@ -40,8 +40,8 @@ def task_cases(task: str, count: int) -> Iterator[Case]:
     """
     if task not in TASKS:
         raise CaseError(
-            f"expected a task of {', '.join(TASKS)}, found {task!r}; for data of your own use "
-            "--data FILE.jsonl"
+            f"expected a task of {', '.join(TASKS)}, found {quoted(task)}; for data of your own "
+            "use --data FILE.jsonl"
         )
     for sample in samples(task, "held-out", count):
 
@@ -64,7 +64,9 @@ def read_cases(path: Path) -> list[Case]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CaseError(f"{path}: expected a JSONL file in UTF-8, found {error}") from None
+        raise CaseError(
+            f"{shown(path)}: expected a JSONL file in UTF-8, found {shown(error)}"
+        ) from None
     lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     raw = [_parsed(line, f"{path}:{number}") for number, line in lines]
     if not raw:
@@ -91,25 +93,29 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or set(entry) != KEYS:
         raise CaseError(f"{where}: expected an object with {', '.join(sorted(KEYS))}")
     if not isinstance(entry["prompt"], str):
-        raise CaseError(f"{where}: expected a prompt as text, found {entry['prompt']!r}")
+        raise CaseError(f"{where}: expected a prompt as text, found {quoted(entry['prompt'])}")
     for key in ("images", "answers"):
         value = entry[key]
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise CaseError(f"{where}: expected {key} as a list of texts, found {value!r}")
+            raise CaseError(f"{where}: expected {key} as a list of texts, found {quoted(value)}")
     if not entry["answers"]:
         raise CaseError(f"{where}: expected at least one answer, found none")
     if entry["metric"] not in METRICS:
         raise CaseError(
-            f"{where}: expected a metric of {', '.join(METRICS)}, found {entry['metric']!r}"
+            f"{where}: expected a metric of {', '.join(METRICS)}, found {quoted(entry['metric'])}"
         )
     return entry
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder) or not path.is_file():
+    try:
+        fits = path.is_relative_to(folder) and path.is_file()
+    except OSError:  # too long for a name
+        fits = False
+    if not fits:
         raise CaseError(
-            f"{where}: expected a picture in the folder of the JSONL file, found {name!r}; "
+            f"{where}: expected a picture in the folder of the JSONL file, found {quoted(name)}; "
             "put it there"
         )
     return path

@@ -9,6 +9,7 @@ from typing import Literal
 
 from PIL import Image
 
+from avl_plugins.errors import quoted
 from avl_runtime.tasks import page, scene
 
 Task = Literal["caption", "vqa", "ocr"]
@@ -38,7 +39,7 @@ def sample(task: Task, split: Split, index: int) -> Sample:
     if task not in TASKS or split not in ("train", "held-out"):
         raise ValueError(
             f"expected a task of {', '.join(TASKS)} and split train or held-out, "
-            f"found {task!r} and {split!r}"
+            f"found {quoted(task)} and {quoted(split)}"
         )
     rng = random.Random(f"avl/{split}/{task}/{index}")
     if task == "ocr":
