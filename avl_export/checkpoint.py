@@ -106,7 +106,7 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
             f"{folder}: expected the bundled model {model}, found none; install avl again"
         )
     if folder is None:
-        folder = _folder(model)
+        folder = folder_of(model)
     if folder is not None and revision is not None:
         raise CheckpointError(
             f"{model}: expected a hub id with --revision, found a folder; leave --revision out"
@@ -236,7 +236,8 @@ def _fetch(
     return folder, listed
 
 
-def _folder(model: str) -> Path | None:
+def folder_of(model: str) -> Path | None:
+    """The folder that `model` names, None if it names none."""
     try:
         folder = Path(model).expanduser()
         return folder if folder.is_dir() else None
@@ -278,10 +279,10 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def model_name(model: str) -> str:
     """What to call `model`: the alias, the hub's name for it, or the folder's own."""
-    path = Path(model).expanduser()
+    path = folder_of(model)
     if model in BUNDLED or model in HUB_IDS:
         return model
-    if not path.is_dir():
+    if path is None:
         return model.rstrip("/").rsplit("/", 1)[-1]
     place = path.resolve()
     repository = place.parent.parent.name  # models--ORG--NAME/snapshots/REVISION in a hub cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from avl_export import aliases
-from avl_export.checkpoint import model_name
+from avl_export.checkpoint import folder_of, model_name
 from avl_export.layer_table import HEADER, Row
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
 from avl_export.place import examine
@@ -227,9 +227,10 @@ def _names(text: str) -> tuple[str, ...]:
 def default_out(model: str) -> Path:
     """A place in the working directory, or beside the checkpoint for one who works in it."""
     out = Path(f"{model_name(model)}.avl")
-    folder = Path(model).expanduser().resolve()
-    inside = folder.is_dir() and Path.cwd().is_relative_to(folder)
-    return folder.parent / out if inside else out
+    folder = folder_of(model)
+    if folder is None or not Path.cwd().is_relative_to(folder.resolve()):
+        return out
+    return folder.resolve().parent / out
 
 
 if __name__ == "__main__":

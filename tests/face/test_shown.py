@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avl_export.cli import default_out
+from avl_export.options import Options
+from avl_export.plan import make_plan
 from avl_plugins.errors import AvlError, quoted, shown
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
@@ -65,6 +68,7 @@ def test_public_faces_quote_little_of_long_values(joint: str, tmp_path: Path) ->
         lambda: parse(f"avl:keep={value}"),
         lambda: parse(f"avl:{value}=1,{value}=2"),
         lambda: parse(f"random:of={value}"),
+        lambda: make_plan(Options(model=value, out=default_out(value))),
         lambda: load_package(value),
         lambda: LVLM.load(value),
         lambda: LVLM.load(folder, backend=value),
