@@ -20,6 +20,7 @@ from avl_export.checkpoint import (
     weights_root,
 )
 from avl_export.families import Family, check_supported, load_family
+from avl_export.families.processor_files import processor_notes
 from avl_export.options import Options, OptionsError
 from avl_export.quantize.planning import plan_quantization, stored_weights
 from avl_export.quantize.report import quantization_report
@@ -76,7 +77,8 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines that people shall read: what of the checkpoint was left aside."""
-        return self.checkpoint.notes
+        video = self.family.traits.video is not None
+        return (*self.checkpoint.notes, *processor_notes(self.checkpoint, video))
 
     def report(self) -> dict[str, Any]:
         """The plan as one JSON object."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError
+from avl_export.families.processor_files import settings_of
 from avl_runtime.manifest import Tokens
 from avl_runtime.vision.steps import ImageProcessing
 
@@ -18,21 +19,18 @@ BICUBIC = 3
 def image_processor(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
     """Parameters of the image processor, and the path of the file that holds them.
 
-    They are those of preprocessor_config.json, or of processor_config.json's image_processor.
+    They are those of processor_config.json's image_processor, or of preprocessor_config.json.
 
     Raises:
         FamilyError: neither is there.
     """
-    raw = checkpoint.read_json("processor_config.json").get("image_processor")
-    where = "processor_config.json"
-    if not isinstance(raw, dict):
-        raw, where = checkpoint.read_json("preprocessor_config.json"), "preprocessor_config.json"
-    if not raw:
+    found = settings_of(checkpoint, "image")
+    if not found:
         raise FamilyError(
             f"{checkpoint.folder}: expected preprocessor_config.json or processor_config.json "
             "with an image_processor, found neither; fetch them from the model's page"
         )
-    return raw, str(checkpoint.folder / where)
+    return found[0].values, str(checkpoint.folder / found[0].file)
 
 
 def image_processing(
@@ -60,13 +58,10 @@ def video_processor(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
     Raises:
         FamilyError: there are none at all.
     """
-    nested = checkpoint.read_json("processor_config.json").get("video_processor")
-    if isinstance(nested, dict):
-        return nested, f"{checkpoint.folder / 'processor_config.json'}"
-    raw = checkpoint.read_json("video_preprocessor_config.json")
-    if raw:
-        return raw, f"{checkpoint.folder / 'video_preprocessor_config.json'}"
-    return image_processor(checkpoint)
+    found = settings_of(checkpoint, "video")
+    if not found:
+        return image_processor(checkpoint)
+    return found[0].values, str(checkpoint.folder / found[0].file)
 
 
 def clip_defaults(image_size: int) -> dict[str, Any]:

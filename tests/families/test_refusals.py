@@ -98,6 +98,7 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
 
 def index(shard: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
+        (folder / SHARD).unlink(missing_ok=True)  # beside it no index is read
         edit(folder, INDEX, weight_map={"weight": shard})
 
     return damage
