@@ -27,7 +27,7 @@ from PIL import Image
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.engine import Request
-from avl_runtime.generate import Options
+from avl_runtime.options import Options
 
 LAYERS = 8
 POLICIES = ("dense", "avl", "avl:text=0.6", "fastv", "avl+fastv")
@@ -102,7 +102,7 @@ def step_overheads(model: LVLM, policy: str, tokens: int) -> list[float]:
     """Milliseconds outside the sessions for each decode step of one generation."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (168, 168, 3), np.uint8))
     prompt = model.processor.encode("Describe the image.", [image])
-    engine, options = model.engine, Options(max_new_tokens=tokens)
+    engine, options = model.engine, Options.neutral(tokens)
     request = Request(engine, [engine.conversation()], [prompt], parse(policy), options)
     steps = request.steps()
     found = []

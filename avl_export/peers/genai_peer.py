@@ -40,6 +40,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         "batch_size": job["batch"],
         "min_length": total,
         "max_length": total,
+        "repetition_penalty": 1.0,  # which its builder takes from the checkpoint
     }
 
     def run() -> dict[str, Any]:

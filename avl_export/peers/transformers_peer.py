@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, GenerationConfig
 
 from avl_runtime.bench.wire import Job, Run, serve
 
@@ -38,7 +38,8 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         local_files_only=True,
         use_safetensors=True,
     ).eval()
-    model.generation_config.eos_token_id = None
+    # Neither penalties nor an end, whatever the checkpoint's settings.
+    model.generation_config = GenerationConfig(pad_token_id=0)
     inputs = _inputs(job, model)
     entered: list[float] = []
     model.get_submodule("model.language_model").register_forward_pre_hook(

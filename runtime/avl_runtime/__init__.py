@@ -2,7 +2,10 @@
 
 from avl_plugins import policies
 from avl_plugins.errors import AvlError
+from avl_runtime.chat import Chat
 from avl_runtime.model import LVLM
+from avl_runtime.options import Options
+from avl_runtime.results import Result
 
 __version__ = "0.1.0"
-__all__ = ["LVLM", "AvlError", "policies"]
+__all__ = ["LVLM", "AvlError", "Chat", "Options", "Result", "policies"]

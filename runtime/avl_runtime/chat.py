@@ -8,8 +8,8 @@ from typing import Any
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy
 from avl_runtime.engine import Engine, Request
-from avl_runtime.generate import Options
 from avl_runtime.images import ImageLike
+from avl_runtime.options import Options
 from avl_runtime.processor import Prompt, Turn
 from avl_runtime.results import Result
 from avl_runtime.videos import VideoLike
@@ -44,8 +44,8 @@ class Chat:
     def send(
         self,
         prompt: str,
-        images: Sequence[ImageLike] = (),
-        videos: Sequence[VideoLike] = (),
+        images: Sequence[ImageLike] | None = (),
+        videos: Sequence[VideoLike] | None = (),
         return_logits: bool = False,
         return_placements: bool = False,
         **options: Any,
@@ -65,8 +65,8 @@ class Chat:
     def stream(
         self,
         prompt: str,
-        images: Sequence[ImageLike] = (),
-        videos: Sequence[VideoLike] = (),
+        images: Sequence[ImageLike] | None = (),
+        videos: Sequence[VideoLike] | None = (),
         return_logits: bool = False,
         return_placements: bool = False,
         **options: Any,
@@ -84,8 +84,8 @@ class Chat:
     def _request(
         self,
         prompt: str,
-        images: Sequence[ImageLike],
-        videos: Sequence[VideoLike],
+        images: Sequence[ImageLike] | None,
+        videos: Sequence[VideoLike] | None,
         options: dict[str, Any],
         return_logits: bool = False,
         return_placements: bool = False,
@@ -109,7 +109,7 @@ class Chat:
             [self._conversation],
             [encoded],
             self._policy,
-            Options(**options),
+            Options.of(options),
             return_logits,
             return_placements,
         )

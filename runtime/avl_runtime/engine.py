@@ -16,6 +16,7 @@ from avl_runtime.execution import execution_on
 from avl_runtime.features import FeatureCache
 from avl_runtime.generate import Options, Reply, Steps, run
 from avl_runtime.memory import peak_rss_bytes
+from avl_runtime.options import MAX_NEW_TOKENS
 from avl_runtime.package import Package
 from avl_runtime.processor import Processor, Prompt
 from avl_runtime.results import Result, Stats
@@ -102,15 +103,18 @@ class Request:
         return_placements: bool = False,
     ) -> None:
         engine.check(policy)
+        manifest = engine.package.manifest
+        options.check_ids(manifest.dims.vocab_size)
+        options = options.over(manifest.generation)
         self._engine = engine
         self._conversations = list(conversations)
         self._prompts = prompts
         self._policy = policy
-        self._options = options
         self._trace = return_placements
-        tokens = engine.package.manifest.tokens
+        self._max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
         self.replies = [
-            Reply(engine.processor.tokenizer, tokens.eos, options, return_logits) for _ in prompts
+            Reply(engine.processor.tokenizer, manifest.tokens.eos, options, return_logits)
+            for _ in prompts
         ]
         self._decoder: Steps | None = None
         self._prefill_ms = self._decode_ms = 0.0
@@ -131,7 +135,7 @@ class Request:
         self._tokens_read = [conversation.length for conversation in self._conversations]
         # A reply's last token needs no row of its own, hence one more than the context has room.
         limits = [
-            min(self._options.max_new_tokens, conversation.room_left() + 1)
+            min(self._max_new_tokens, conversation.room_left() + 1)
             for conversation in self._conversations
         ]
         self._decoder = engine.decoder(self._conversations, plan, max(limits) - 1)
@@ -154,7 +158,7 @@ class Request:
         conversation, batch = self._conversations[row], len(self.replies)
         steps = conversation.length - self._tokens_read[row]
         engine, read = self._engine, self._tokens_read[row]
-        dense = engine.execution.dense_bytes(read, steps, self._options.max_new_tokens - 1)
+        dense = engine.execution.dense_bytes(read, steps, self._max_new_tokens - 1)
         stats = Stats(
             policy=str(self._policy),
             backend=engine.backend.name,
@@ -167,6 +171,7 @@ class Request:
             kv_bytes_dense=dense,
             peak_rss_bytes=peak_rss_bytes(),
             device_bytes=engine.execution.device_bytes(),
+            seed=reply.seed,
         )
         logits = None if reply.logits is None else np.stack(reply.logits)
         return Result(
@@ -177,4 +182,5 @@ class Request:
             stats,
             tuple(reply.placements),
             tuple(conversation.visuals),
+            None if reply.logprobs is None else tuple(reply.logprobs),
         )

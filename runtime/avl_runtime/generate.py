@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +10,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from avl_plugins.cpu.logits import Logits
-from avl_plugins.errors import AvlError
 from avl_runtime.conversation import Conversation
-from avl_runtime.results import FinishReason, Placement
-from avl_runtime.sampling import Sampler
+from avl_runtime.logprobs import token_logprobs
+from avl_runtime.options import OptionError, Options
+from avl_runtime.results import FinishReason, Placement, TokenLogprobs
 from avl_runtime.text import StopMatcher, StreamDecoder
+
+__all__ = ["OptionError", "Options", "Reply", "Steps", "run"]
 
 
 class Steps(Protocol):
@@ -45,43 +46,12 @@ class Steps(Protocol):
     ) -> NDArray[np.float32]: ...
 
 
-class OptionError(AvlError):
-    """A generation option is out of range."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to generate; temperature 0 is greedy.
-
-    Raises:
-        OptionError: `max_new_tokens` is below 1.
-        SamplingError: a sampling option is out of range (when the sampler is made).
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    stop: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise OptionError(
-                f"max_new_tokens: expected at least 1, found {self.max_new_tokens}; "
-                "ask for one token or more"
-            )
-
-    def sampler(self) -> Sampler:
-        return Sampler(self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed)
-
-
 class Reply:
     """One sequence's reply as it grows.
 
     Attributes:
         reads: which logits `take` needs.
+        seed: of the draws, or the one asked for; None where nothing is drawn.
     """
 
     def __init__(
@@ -92,23 +62,30 @@ class Reply:
         self.placements: list[Placement] = []
         self.finish_reason: FinishReason | None = None
         self.text = ""
-        self._sampler = options.sampler()
-        self.reads = Logits.ALL if keep_logits else self._sampler.reads
+        self.logprobs: list[TokenLogprobs] | None = None if options.logprobs is None else []
+        self._top = options.logprobs or 0
+        self._sampler = options.sampler(eos)
+        self.seed = self._sampler.seed if self._sampler.draws else options.seed
+        noted = keep_logits or self.logprobs is not None
+        self.reads = Logits.ALL if noted else self._sampler.reads
+        self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
-        self._stops = StopMatcher(options.stop)
+        self._stops = StopMatcher(options.stop or ())
         self._eos = frozenset(eos)
 
     def take(self, logits: NDArray[np.float32], history: Sequence[int], limit: int) -> str:
         """Choose the next token from logits [V]; returns the text that became certain.
 
         Args:
-            history: tokens before the reply's, for the repetition penalty.
+            history: tokens of the prompt and of the reply so far, for penalties.
             limit: tokens the reply may have in all.
         """
         if self.logits is not None:
             self.logits.append(logits.copy())
-        token = self._sampler(logits, history)
+        token = self._sampler(logits, history, len(self.token_ids))
         self.token_ids.append(token)
+        if self.logprobs is not None:
+            self.logprobs.append(token_logprobs(logits, token, self._top, self._tokenizer))
         piece = ""
         if token in self._eos:
             self.finish_reason = "eos"

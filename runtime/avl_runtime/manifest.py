@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from avl_runtime.engine_sets import EngineSet
+from avl_runtime.generation_defaults import NEUTRAL, GenerationDefaults
 from avl_runtime.quantization import Quantization
 from avl_runtime.vision import ImageLayout, Kind, VideoLayout
 
@@ -151,6 +152,7 @@ class Manifest:
     weights: Weights
     files: tuple[FileEntry, ...]
     engines: tuple[EngineSet, ...]
+    generation: GenerationDefaults = NEUTRAL
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -9,8 +9,9 @@ from typing import Any
 from avl_plugins.policies import Policy, parse
 from avl_runtime.chat import Chat
 from avl_runtime.engine import Engine, Request
-from avl_runtime.generate import OptionError, Options
 from avl_runtime.images import ImageLike
+from avl_runtime.option_values import OptionError, whole
+from avl_runtime.options import Options
 from avl_runtime.package import Package, load_package
 from avl_runtime.processor import Processor
 from avl_runtime.results import Result
@@ -20,8 +21,9 @@ from avl_runtime.videos import VideoLike
 class LVLM:
     """A vision-language model ready to generate.
 
-    Every generating method takes the fields of `generate.Options` as keywords: max_new_tokens,
-    temperature, top_k, top_p, repetition_penalty, seed, stop.
+    Every generating method takes the fields of `Options` as keywords (max_new_tokens, temperature,
+    top_p, seed, stop and so on), or `options=Options(…)`. What is left out, or None, is as the
+    package says.
     """
 
     def __init__(self, engine: Engine, policy: Policy) -> None:
@@ -65,6 +67,8 @@ class LVLM:
         Raises:
             AvlError: the package, the backend or the policy cannot be used, with the reason.
         """
+        if threads is not None:
+            threads = whole("threads", threads, 1)
         package = load_package(folder)
         package.check_shards(whole=verify)
         chosen = _policy(package.manifest.default_policy if policy is None else policy)
@@ -73,8 +77,8 @@ class LVLM:
     def stream(
         self,
         prompt: str,
-        images: Sequence[ImageLike] = (),
-        videos: Sequence[VideoLike] = (),
+        images: Sequence[ImageLike] | None = (),
+        videos: Sequence[VideoLike] | None = (),
         policy: str | Policy | None = None,
         **options: Any,
     ) -> Iterator[str]:
@@ -89,8 +93,8 @@ class LVLM:
     def generate(
         self,
         prompt: str,
-        images: Sequence[ImageLike] = (),
-        videos: Sequence[VideoLike] = (),
+        images: Sequence[ImageLike] | None = (),
+        videos: Sequence[VideoLike] | None = (),
         policy: str | Policy | None = None,
         return_logits: bool = False,
         return_placements: bool = False,
@@ -113,24 +117,23 @@ class LVLM:
     def generate_batch(
         self,
         prompts: Sequence[str],
-        images: Sequence[Sequence[ImageLike]],
+        images: Sequence[Sequence[ImageLike] | None] | None = None,
         policy: str | Policy | None = None,
         return_logits: bool = False,
         return_placements: bool = False,
-        videos: Sequence[Sequence[VideoLike]] | None = None,
+        videos: Sequence[Sequence[VideoLike] | None] | None = None,
         **options: Any,
     ) -> list[Result]:
         """Generate replies to several prompts, each with its own images, as one batch.
 
         Args:
-            videos: a list for each prompt; None if there are none at all.
+            images, videos: a list for each prompt; None if there are none at all.
 
         Raises:
             AvlError: as `stream`; also if there are not as many lists of images as prompts.
         """
-        films: Sequence[Sequence[VideoLike]] = [()] * len(prompts) if videos is None else videos
         request = self._request(
-            prompts, images, films, policy, options, return_logits, return_placements
+            prompts, images, videos, policy, options, return_logits, return_placements
         )
         for _ in request.steps():
             pass
@@ -149,20 +152,26 @@ class LVLM:
     def _request(
         self,
         prompts: Sequence[str],
-        images: Sequence[Sequence[ImageLike]],
-        videos: Sequence[Sequence[VideoLike]],
+        images: Sequence[Sequence[ImageLike] | None] | None,
+        videos: Sequence[Sequence[VideoLike] | None] | None,
         policy: str | Policy | None,
         options: dict[str, Any],
         return_logits: bool = False,
         return_placements: bool = False,
     ) -> Request:
+        chosen = Options.of(options)
+        if isinstance(prompts, str):
+            raise OptionError(
+                "expected a list of prompts, found a text; write prompts=[…], or call generate"
+            )
+        images = [()] * len(prompts) if images is None else images
+        videos = [()] * len(prompts) if videos is None else videos
         if not len(prompts) == len(images) == len(videos) or not prompts:
             raise OptionError(
                 f"expected one list of images and of videos a prompt, found {len(prompts)} "
                 f"prompts, {len(images)} lists of images and {len(videos)} of videos; pass an "
                 "empty list for a prompt without any"
             )
-        chosen = Options(**options)
         encode = self.engine.processor.encode
         encoded = [encode(*turn) for turn in zip(prompts, images, videos, strict=True)]
         return Request(

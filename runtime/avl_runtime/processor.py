@@ -16,6 +16,7 @@ from avl_runtime.images import ImageLike, load_image
 from avl_runtime.manifest import Manifest, VideoEncoder
 from avl_runtime.package import Package
 from avl_runtime.prompt import Prompt
+from avl_runtime.text import check_text
 from avl_runtime.videos import VideoLike, load_video
 from avl_runtime.vision import Kind, Media
 
@@ -86,14 +87,15 @@ class Processor:
     def encode(
         self,
         prompt: str,
-        images: Sequence[ImageLike] = (),
-        videos: Sequence[VideoLike] = (),
+        images: Sequence[ImageLike] | None = (),
+        videos: Sequence[VideoLike] | None = (),
     ) -> Prompt:
         """One user turn, up to where the answer begins, with BOS as Hugging Face sets it.
 
         Raises:
-            PromptError: the prompt is empty or holds special tokens, `images` or `videos` is no
-                list, or the model takes no videos.
+            TextError: the prompt is no text, or none that UTF-8 has.
+            PromptError: it is empty or holds special tokens, `images` or `videos` is no list, or
+                the model takes no videos.
             ImageError, VideoError: a picture or a video cannot be loaded.
             TemplateError: the chat template refuses the turn.
         """
@@ -113,8 +115,8 @@ class Processor:
         self,
         history: Sequence[Turn],
         prompt: str,
-        images: Sequence[ImageLike] = (),
-        videos: Sequence[VideoLike] = (),
+        images: Sequence[ImageLike] | None = (),
+        videos: Sequence[VideoLike] | None = (),
     ) -> Prompt:
         """The tokens of a new turn after those of `history`.
 
@@ -199,8 +201,12 @@ class Processor:
             front += "" if placed else f"{placeholder}\n" * sent
         return front + prompt
 
-    def _media(self, images: Sequence[ImageLike], videos: Sequence[VideoLike]) -> tuple[Media, ...]:
+    def _media(
+        self, images: Sequence[ImageLike] | None, videos: Sequence[VideoLike] | None
+    ) -> tuple[Media, ...]:
         """Everything loaded and made ready, pictures first."""
+        images = () if images is None else images
+        videos = () if videos is None else videos
         _check_list(images, "images")
         _check_list(videos, "videos")
         seen_as = self._manifest.image.layout_among(len(images))
@@ -267,6 +273,7 @@ class Processor:
 
 
 def _check_said(prompt: str) -> None:
+    check_text(prompt, "prompt")
     if not prompt.strip():
         raise PromptError("expected a prompt, found an empty one; ask something")
 

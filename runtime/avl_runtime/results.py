@@ -29,13 +29,33 @@ class DeviceBytes:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token, its text by itself, and the natural logarithm of its probability."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs(Logprob):
+    """A token of a reply, and the likeliest ones in its place, the likeliest first.
+
+    Probabilities are the model's own: of the logits before any sampling rule.
+    """
+
+    top: tuple[Logprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Measured on the request itself; times are wall time in milliseconds.
 
     `kv_bytes` are the bytes of the live KV arrays when the last token was made, and
     `kv_bytes_dense` what dense attention would hold at the same point. In a batch both are the
     sequence's equal share. `device_bytes`, of all conversations that are alive, is None where
-    caches are in the host's memory.
+    caches are in the host's memory. `seed` is that of the draws, or the one asked for; None where
+    nothing is drawn.
     """
 
     policy: str
@@ -49,6 +69,7 @@ class Stats:
     kv_bytes_dense: int
     peak_rss_bytes: int
     device_bytes: DeviceBytes | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +90,7 @@ class Result:
 
     `logits` is [new tokens, vocab] float32, before any sampling rule, if asked for. `visuals` tells
     what the image tokens of `placements` show, one entry for each picture and video of the
-    conversation.
+    conversation. `logprobs` has an entry for each of `token_ids`, if asked for.
     """
 
     text: str
@@ -79,3 +100,4 @@ class Result:
     stats: Stats
     placements: tuple[Placement, ...]
     visuals: tuple[Cells, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.cpu.logits import Logits
-from avl_plugins.errors import AvlError
+from avl_runtime import logit_rules as rules
+from avl_runtime.logit_rules import Floats, as_ids
+from avl_runtime.option_values import OptionError, number
 
-Floats = NDArray[np.float64]
 
-
-class SamplingError(AvlError):
+class SamplingError(OptionError):
     """A sampling option is out of range, or the logits are unusable."""
 
 
 class Sampler:
-    """Repetition penalty, temperature, top-k, top-p, then one draw; temperature 0 is greedy.
+    """Bias, penalties and bans, then temperature, top-k, top-p, min-p and one draw.
 
-    The same seed gives the same draws on every machine (PCG64), one draw a call.
+    Temperature 0 is greedy. The same seed gives the same draws on every machine (PCG64), one draw
+    a call. The options are those of `options.Options`.
 
     Attributes:
         reads: which logits its choice needs.
+        seed: of the draws.
 
     Raises:
         SamplingError: an option is out of range.
@@ -37,52 +39,88 @@ class Sampler:
         top_p: float = 1.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        *,
+        min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        no_repeat_ngram_size: int = 0,
+        bad_words_ids: Sequence[Sequence[int]] = (),
+        min_length: int = 0,
+        min_new_tokens: int = 0,
+        suppress_tokens: Sequence[int] = (),
+        begin_suppress_tokens: Sequence[int] = (),
+        eos: Sequence[int] = (),
     ) -> None:
-        _check("temperature", temperature, temperature >= 0, "a number of at least 0 (0 is greedy)")
-        _check("top_k", top_k, top_k >= 0 and int(top_k) == top_k, "a whole number (0 is off)")
-        _check("top_p", top_p, 0 < top_p <= 1, "a number in (0, 1] (1 is off)")
-        _check(
-            "repetition_penalty",
-            repetition_penalty,
-            repetition_penalty > 0,
-            "a number above 0 (1 is off)",
-        )
-        _check("seed", seed, seed >= 0 and int(seed) == seed, "a whole number of at least 0")
-        self.temperature = float(temperature)
-        self.top_k = int(top_k)
-        self.top_p = float(top_p)
-        self.repetition_penalty = float(repetition_penalty)
-        plain = self.temperature == 0 and self.repetition_penalty == 1
-        self.reads = Logits.LARGEST if plain else Logits.ALL
-        self._generator = np.random.Generator(np.random.PCG64(int(seed)))
+        """
+        Args:
+            eos: the tokens that end a reply, which come no sooner than `min_length` and
+                `min_new_tokens` allow.
+        """
 
-    def __call__(self, logits: NDArray[np.floating], seen_ids: Sequence[int]) -> int:
+        def checked(name: str, value: object) -> float:
+            return number(name, value, SamplingError)
+
+        self.temperature = checked("temperature", temperature)
+        self.top_k = int(checked("top_k", top_k))
+        self.top_p = checked("top_p", top_p)
+        self.min_p = checked("min_p", min_p)
+        self.repetition_penalty = checked("repetition_penalty", repetition_penalty)
+        self.seed = int(checked("seed", seed))
+        self._presence = checked("presence_penalty", presence_penalty)
+        self._frequency = checked("frequency_penalty", frequency_penalty)
+        self._bias = dict(logit_bias or {})
+        self._ngram = int(checked("no_repeat_ngram_size", no_repeat_ngram_size))
+        self._eos = as_ids(eos)
+        # As in `generate`, an end token is no bad word by itself.
+        self._words = [
+            as_ids(word) for word in bad_words_ids if not (len(word) == 1 and word[0] in eos)
+        ]
+        self._least = int(checked("min_length", min_length)) if len(eos) else 0
+        self._least_new = int(checked("min_new_tokens", min_new_tokens)) if len(eos) else 0
+        self._never, self._never_first = as_ids(suppress_tokens), as_ids(begin_suppress_tokens)
+        self._ruled = bool(
+            self.repetition_penalty != 1
+            or any((self._presence, self._frequency, self._bias, self._ngram, self._words))
+            or any((self._least, self._least_new, self._never.size, self._never_first.size))
+        )
+        self.reads = Logits.ALL if self._ruled or self.draws else Logits.LARGEST
+        self._generator = np.random.Generator(np.random.PCG64(self.seed))
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn, and not the likeliest ones taken."""
+        return self.temperature > 0
+
+    def __call__(self, logits: NDArray[np.floating], seen_ids: Sequence[int], said: int = 0) -> int:
         """The next token.
 
         Args:
             logits: [V], those that it `reads`.
-            seen_ids: prompt and generated tokens so far, for the repetition penalty.
+            seen_ids: tokens of the prompt and of the reply so far.
+            said: how many of them, at the end, are the reply's.
 
         Raises:
-            SamplingError: the logits hold NaN or no finite value.
+            SamplingError: the logits hold NaN or no finite value, or the rules leave no token.
         """
-        if self.temperature == 0:
-            # Without a penalty no copy is made: this is what most tokens come from.
-            plain = self.reads is Logits.LARGEST
-            scores = logits if plain else self._penalized(logits, seen_ids)
+        if not self.draws:
+            # Without a rule no copy is made: this is what most tokens come from.
+            scores = self._changed(logits, seen_ids, said) if self._ruled else logits
             best = int(scores.argmax())
             _check_finite(scores.item(best))  # argmax finds a NaN if there is one
             return best
-        weights = self.probabilities(logits, seen_ids)
+        weights = self.probabilities(logits, seen_ids, said)
         alive = np.flatnonzero(weights)
         summed = np.cumsum(weights[alive])
         place = int(np.searchsorted(summed, self._generator.random() * summed[-1], side="right"))
         return int(alive[min(place, alive.size - 1)])
 
-    def probabilities(self, logits: NDArray[np.floating], seen_ids: Sequence[int]) -> Floats:
+    def probabilities(
+        self, logits: NDArray[np.floating], seen_ids: Sequence[int], said: int = 0
+    ) -> Floats:
         """Probability of every token [V]; greedy decoding puts 1 on its choice."""
-        scores = self._penalized(logits, seen_ids)
-        if self.temperature == 0:
+        scores = self._changed(logits, seen_ids, said)
+        if not self.draws:
             greedy: Floats = np.zeros(scores.shape)
             greedy[np.argmax(scores)] = 1.0
             return greedy
@@ -99,16 +137,36 @@ class Sampler:
             tail[-1] = False  # one token always stays
             weights[ascending[tail]] = 0.0
             weights /= weights.sum()
+        if self.min_p > 0:
+            weights[weights < self.min_p * weights.max()] = 0.0
+            weights /= weights.sum()
         return weights
 
-    def _penalized(self, logits: NDArray[np.floating], seen_ids: Sequence[int]) -> Floats:
+    def _changed(self, logits: NDArray[np.floating], seen_ids: Sequence[int], said: int) -> Floats:
+        """A copy of the logits to which the rules have been applied."""
         scores: Floats = logits.astype(np.float64)
         _check_finite(float(scores.max()))
-        if self.repetition_penalty != 1 and len(seen_ids) > 0:
-            seen = np.unique(np.asarray(seen_ids, np.int64))
-            rated = scores[seen]
-            factor = self.repetition_penalty
-            scores[seen] = np.where(rated < 0, rated * factor, rated / factor)
+        if not self._ruled:
+            return scores
+        seen = as_ids(seen_ids)
+        rules.add_bias(scores, self._bias)
+        if self.repetition_penalty != 1:
+            rules.penalize_seen(scores, seen, self.repetition_penalty)
+        if said and (self._presence or self._frequency):
+            rules.penalize_said(scores, seen[-said:], self._presence, self._frequency)
+        if self._ngram:
+            rules.ban_ngrams(scores, seen, self._ngram)
+        rules.ban_words(scores, seen, self._words)
+        if len(seen) < self._least or said < self._least_new:
+            rules.ban(scores, self._eos)
+        rules.ban(scores, self._never)
+        if not said:
+            rules.ban(scores, self._never_first)
+        if scores.max() == -math.inf:
+            raise SamplingError(
+                "expected a token that penalties and bans leave, found none; allow some of "
+                "suppress_tokens, begin_suppress_tokens and bad_words_ids"
+            )
         return scores
 
 
@@ -118,8 +176,3 @@ def _check_finite(largest: float) -> None:
             "expected finite logits, found NaN or infinity; the weights or the dtype are at "
             "fault, check the package with avl-export --check"
         )
-
-
-def _check(name: str, value: float, fits: bool, expected: str) -> None:
-    if not fits or not math.isfinite(value):
-        raise SamplingError(f"{name}: expected {expected}, found {value}")

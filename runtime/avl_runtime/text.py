@@ -7,13 +7,34 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted
 
 REPLACEMENT: Final = "\ufffd"  # what decoders put in place of bytes that are no whole character
 
 
 class TextError(AvlError):
     """A prompt or a stop string that cannot be used."""
+
+
+def check_text(text: object, what: str) -> None:
+    """Refuse anything but text that UTF-8 can hold, as tokenizers need it.
+
+    Args:
+        what: it is, for the message.
+
+    Raises:
+        TextError: it is no text, or has lone surrogates: bytes of a command line or a file name
+            that are no UTF-8.
+    """
+    if not isinstance(text, str):
+        raise TextError(f"expected a {what} of text, found {quoted(text)}; pass a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TextError(
+            f"expected a {what} in UTF-8, found {quoted(text[error.start])} as character "
+            f"{error.start + 1}, which it cannot hold; convert the text to UTF-8"
+        ) from None
 
 
 class StreamDecoder:

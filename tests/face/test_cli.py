@@ -21,8 +21,15 @@ from PIL import Image
 
 from avl_plugins.errors import AvlError
 from avl_runtime.cli import run
-from avl_runtime.cli.output import stats_lines
-from avl_runtime.results import DeviceBytes, Placement, Result, Stats
+from avl_runtime.cli.output import as_json, stats_lines
+from avl_runtime.results import (
+    DeviceBytes,
+    Logprob,
+    Placement,
+    Result,
+    Stats,
+    TokenLogprobs,
+)
 from avl_runtime.vision import Cells
 from face.support import tiny_processor
 
@@ -32,6 +39,7 @@ KEYS = [
     "finish_reason",
     "policy",
     "backend",
+    "seed",
     "prompt_tokens",
     "visual_tokens",
     "prefill_ms",
@@ -125,11 +133,60 @@ def test_text_on_stdout_and_statistics_on_stderr(
         "top_p": 0.9,
         "top_k": 4,
         "seed": 3,
-        "repetition_penalty": 1.0,
         "stop": ("x", "yz"),
     }
     for part in ("150 tokens (144 visual)", "7500.0 tokens/s", "400.0 tokens/s", "3.81 MiB"):
         assert part in err
+
+
+def test_options_that_are_not_given_are_left_to_the_package(model: FakeModel) -> None:
+    assert run.main(["pkg", "What?"]) == 0
+    assert (
+        run.main(
+            [
+                "pkg",
+                "What?",
+                "--json",
+                "--logit-bias",
+                "5=-1.5",
+                "--logit-bias",
+                "7=2",
+                "--logprobs",
+                "3",
+                "--min-p",
+                "0.1",
+                "--presence-penalty",
+                "1",
+                "--frequency-penalty=-0.5",
+            ]
+        )
+        == 0
+    )
+    assert model.asked[0][2] == {"return_placements": False, "max_new_tokens": 256}
+    assert model.asked[1][2] == {
+        "return_placements": False,
+        "max_new_tokens": 256,
+        "min_p": 0.1,
+        "presence_penalty": 1.0,
+        "frequency_penalty": -0.5,
+        "logit_bias": {5: -1.5, 7: 2.0},
+        "logprobs": 3,
+    }
+
+
+def test_log_probabilities_are_valid_json() -> None:
+    noted = (TokenLogprobs(5, "a", -0.5, (Logprob(6, "b", -np.inf),)),)
+    stats = Stats("dense", "ort-cpu", 150, 144, 4, 20.0, 2.5, 1000, 4_000_000, 5_000_000, None, 9)
+    told = as_json(Result("a", (5,), "eos", None, stats, (), (), noted))
+    assert "Infinity" not in json.dumps(told) and told["seed"] == 9
+    (one,) = told["logprobs"]
+    assert one == {
+        "token_id": 5,
+        "text": "a",
+        "logprob": -0.5,
+        "top": ({"token_id": 6, "text": "b", "logprob": -9999.0},),
+    }
+    assert "seed:     9" in stats_lines(stats)
 
 
 def test_device_memory_is_told_by_what_it_is_for() -> None:
@@ -174,6 +231,9 @@ def test_show_and_heatmap(
         ["pkg", "--image", "-"],
         ["pkg", "What?", "--image", "-", "--image", "-"],
         ["pkg", "What?", "--temperature", "warm"],
+        ["pkg", "What?", "--logit-bias", "5"],
+        ["pkg", "What?", "--logit-bias", "a=1"],
+        ["pkg", "What?", "--logprobs", "3"],
     ],
 )
 def test_usage_errors(
@@ -191,6 +251,9 @@ def test_usage_errors(
         (["--image", "missing.png"], "missing.png"),
         (["--temperature", "-1"], "temperature"),
         (["--top-p", "2"], "top_p"),
+        (["--min-p", "nan"], "min_p"),
+        (["--presence-penalty", "3"], "presence_penalty"),
+        (["--logit-bias", "5=inf"], "logit_bias"),
         (["--stop", ""], "stop"),
         (["--image", "CAT", "--heatmap", "no/such/folder/x.png"], "folder"),
         (["--image", "CAT", "--heatmap", "x.txt"], ".png"),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -26,6 +31,28 @@ CASES = [
     {"temperature": 1.0, "top_p": 0.01},
     {"temperature": 0.8, "top_k": 20, "top_p": 0.7, "repetition_penalty": 1.3},
     {"temperature": 1.2, "repetition_penalty": 0.6},
+    {"temperature": 1.0, "min_p": 0.05},
+    {"temperature": 1.5, "min_p": 1.0},
+    {"temperature": 0.8, "top_k": 30, "top_p": 0.95, "min_p": 0.1},
+]
+END = (2, 7)
+RULES = [
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3},
+    {"bad_words_ids": [[5], [7], [4, 6], [3, 3, 8], [9] * 90]},
+    {"suppress_tokens": [1, 2, 11, 500]},
+    {"begin_suppress_tokens": [3, 4, 5]},
+    {"min_length": 63},
+    {"min_new_tokens": 4},
+    {
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 2,
+        "bad_words_ids": [[5], [4, 6]],
+        "min_new_tokens": 5,
+        "suppress_tokens": [1],
+        "begin_suppress_tokens": [3, 4],
+    },
 ]
 
 
@@ -38,6 +65,8 @@ def oracle(logits: np.ndarray, seen: list[int], case: dict[str, float]) -> np.nd
         rules.append(TopKLogitsWarper(int(case["top_k"])))
     if "top_p" in case:
         rules.append(TopPLogitsWarper(case["top_p"]))
+    if "min_p" in case:
+        rules.append(MinPLogitsWarper(case["min_p"]))
     scores = rules(torch.tensor([seen]), torch.from_numpy(logits)[None].double())
     return scores.softmax(-1)[0].numpy()
 
@@ -52,6 +81,64 @@ def test_probabilities_equal_transformers(case: dict[str, float]) -> None:
         wanted = oracle(logits, seen, case)
         np.testing.assert_array_equal(found > 0, wanted > 0)
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_rules_equal_those_that_generate_makes(case: dict[str, Any]) -> None:
+    """Its own list of processors, so that their order is its own too."""
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=12, num_attention_heads=1, **small)
+    model = LlamaForCausalLM(config)
+    rng = np.random.default_rng(1)
+    for said in (0, 1, 3, 4, 5, 30):
+        seen = [int(token) for token in rng.integers(0, 12, 60 + said)]
+        settings = GenerationConfig(**case, eos_token_id=list(END), do_sample=True, top_k=0)
+        model._prepare_special_tokens(settings, device="cpu")
+        rules = model._get_logits_processor(settings, 60, device="cpu", model_kwargs={})
+        sampler = Sampler(1.0, **case, eos=END)
+        for _ in range(5):
+            logits = rng.normal(0, 3, 12).astype(np.float32)
+            scores = rules(torch.tensor([seen]), torch.from_numpy(logits)[None].double())
+            if scores.isinf().all():
+                with pytest.raises(SamplingError, match="found none"):
+                    sampler.probabilities(logits, seen, said)
+                continue
+            found = sampler.probabilities(logits, seen, said)
+            wanted = scores.softmax(-1)[0].numpy()
+            np.testing.assert_array_equal(found > 0, wanted > 0)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-12)
+            greedy = Sampler(**case, eos=END)(logits, seen, said)
+            assert greedy == int(scores.argmax())
+
+
+def test_presence_and_frequency_count_the_reply_alone() -> None:
+    """As OpenAI defines them: mu[j] - c[j] * frequency - (c[j] > 0) * presence."""
+    logits = np.arange(6, dtype=np.float32)
+    seen, said = [0, 5, 5, 1, 2, 2, 3, 2, 99], 6
+    wanted = logits.astype(np.float64)
+    for token, times in ((1, 1), (2, 3), (3, 1)):
+        wanted[token] -= times * 0.75 + 0.5
+    sampler = Sampler(1.0, presence_penalty=0.5, frequency_penalty=0.75)
+    wanted = np.exp(wanted) / np.exp(wanted).sum()
+    np.testing.assert_allclose(sampler.probabilities(logits, seen, said), wanted, rtol=1e-12)
+    assert sampler.probabilities(logits, seen, 0).argmax() == 5
+
+
+def test_a_bias_is_added_before_all_else() -> None:
+    logits = np.array([1.0, 2.0, -1.0], np.float32)
+    sampler = Sampler(1.0, logit_bias={0: 3.0, 2: -1.0}, repetition_penalty=2.0)
+    wanted = np.exp([4.0 / 2, 2.0, -2.0 * 2])
+    found = sampler.probabilities(logits, [0, 2], 0)
+    np.testing.assert_allclose(found, wanted / wanted.sum(), rtol=1e-12)
+
+
+def test_tokens_beyond_the_logits_are_passed_over() -> None:
+    """Visual tokens may have ids that the head has no row for."""
+    logits = np.array([1.0, 2.0], np.float32)
+    seen = [1, 700, 700]
+    rules = {"repetition_penalty": 4.0, "frequency_penalty": 1.0, "no_repeat_ngram_size": 1}
+    assert Sampler(**rules)(logits, seen, 1) == 0  # type: ignore[arg-type]
+    assert Sampler(suppress_tokens=[700], bad_words_ids=[[700]])(logits, seen, 0) == 1
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -100,6 +187,12 @@ def test_extreme_values() -> None:
         {"repetition_penalty": 0.0},
         {"repetition_penalty": math.inf},
         {"seed": -1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": -math.inf},
+        {"no_repeat_ngram_size": -1},
+        {"top_k": 2.5},
     ],
     ids=str,
 )

@@ -14,8 +14,8 @@ from avl_runtime.bench.candidates import weights_of
 from avl_runtime.bench.wire import Job, Run, serve
 from avl_runtime.engine import Request
 from avl_runtime.features import FeatureCache
-from avl_runtime.generate import Options
 from avl_runtime.model import LVLM
+from avl_runtime.options import Options
 from avl_runtime.package import Package
 from avl_runtime.processor import Prompt
 
@@ -39,7 +39,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         media,
         manifest.dims.position_axes,
     )
-    options = Options(max_new_tokens=job["new_tokens"])
+    options = Options.neutral(job["new_tokens"])
     batch: int = job["batch"]
 
     def run() -> dict[str, Any]:

@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="avl-bench",
         description="Measure speed and memory of policies, and of other libraries on the same "
-        "checkpoint. Candidates take turns, each in a process of its own.",
+        "checkpoint. Candidates take turns, each in a process of its own, and decode greedily "
+        "without penalties, whatever the checkpoint's generation settings.",
     )
     add = parser.add_argument
     add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")

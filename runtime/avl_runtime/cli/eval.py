@@ -98,7 +98,9 @@ def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="avl-eval", description="Measure quality, memory and arithmetic of policies."
+        prog="avl-eval",
+        description="Measure quality, memory and arithmetic of policies. Answers are greedy, with "
+        "the penalties and bans of the package.",
     )
     add = parser.add_argument
     add("package", type=Path)

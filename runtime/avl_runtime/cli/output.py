@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image
 
 from avl_plugins.errors import AvlError, shown
-from avl_runtime.results import Result, Stats
+from avl_runtime.results import Result, Stats, TokenLogprobs
 from avl_runtime.sizes import size_text
 
+IMPOSSIBLE = -9999.0  # in the place of minus infinity, which JSON lacks; OpenAI's API says so too
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -24,12 +25,14 @@ class OutputError(AvlError):
 def as_json(result: Result) -> dict[str, Any]:
     """The object that `--json` prints."""
     stats = result.stats
+    noted = {} if result.logprobs is None else {"logprobs": list(map(_logprobs, result.logprobs))}
     return {
         "text": result.text,
         "token_ids": list(result.token_ids),
         "finish_reason": result.finish_reason,
         "policy": stats.policy,
         "backend": stats.backend,
+        "seed": stats.seed,
         "prompt_tokens": stats.prompt_tokens,
         "visual_tokens": stats.visual_tokens,
         "prefill_ms": stats.prefill_ms,
@@ -38,7 +41,15 @@ def as_json(result: Result) -> dict[str, Any]:
         "kv_bytes_dense": stats.kv_bytes_dense,
         "peak_rss_bytes": stats.peak_rss_bytes,
         "device_bytes": None if stats.device_bytes is None else asdict(stats.device_bytes),
+        **noted,
     }
+
+
+def _logprobs(token: TokenLogprobs) -> dict[str, Any]:
+    told = asdict(token)
+    for one in (told, *told["top"]):
+        one["logprob"] = max(one["logprob"], IMPOSSIBLE)
+    return told
 
 
 def stats_lines(stats: Stats) -> str:
@@ -62,6 +73,8 @@ def stats_lines(stats: Stats) -> str:
         ),
         ("peak RSS", size_text(stats.peak_rss_bytes)),
     ]
+    if stats.seed is not None:
+        lines.insert(1, ("seed", str(stats.seed)))
     held = stats.device_bytes
     if held is not None:
         told = f"weights {size_text(held.weights)}, active {size_text(held.active)}, parked "

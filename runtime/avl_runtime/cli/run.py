@@ -11,19 +11,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from avl_plugins.errors import AvlError, shown
 from avl_runtime.backends.protocol import BACKENDS, PARKS
+from avl_runtime.cli.generation import add_generation, generation_options
 from avl_runtime.cli.output import check_picture
 from avl_runtime.cli.session import Extras, Session, Shown
 from avl_runtime.images import MAX_BYTES, ImageError, load_image
 from avl_runtime.model import LVLM
 from avl_runtime.processor import PromptError
-from avl_runtime.sampling import Sampler
-from avl_runtime.text import StopMatcher
 from avl_runtime.videos import load_video
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
@@ -64,7 +62,9 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
         parser.error("--json needs a prompt, as an argument or on stdin")
     if arguments.heatmap is not None and not sources and not arguments.video and not talk:
         parser.error("--heatmap needs an image or a video, add --image PATH or --video PATH")
-    options = _options(arguments)
+    if arguments.logprobs is not None and not arguments.json:
+        parser.error("--logprobs needs --json, which prints them")
+    options = generation_options(arguments)
     extras = Extras(arguments.stats, arguments.json, arguments.show, arguments.heatmap)
     # Whatever can be refused is refused before the model is loaded.
     if extras.heatmap is not None:
@@ -126,21 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--verify", action="store_true", help="compare all weights with their recorded hashes"
     )
-    parser.add_argument("--max-new-tokens", metavar="N", type=_positive, default=256)
-    parser.add_argument(
-        "--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)"
-    )
-    parser.add_argument("--top-p", metavar="P", type=float, default=1.0)
-    parser.add_argument("--top-k", metavar="K", type=int, default=0)
-    parser.add_argument("--repetition-penalty", metavar="R", type=float, default=1.0)
-    parser.add_argument("--seed", metavar="S", type=int, default=0)
-    parser.add_argument(
-        "--stop",
-        metavar="TEXT",
-        action="append",
-        default=[],
-        help="end the answer before this text; repeat it for several",
-    )
     parser.add_argument("--stats", action="store_true", help="speed and memory at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
@@ -149,17 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--heatmap", metavar="FILE.png", type=Path, help="draw what was kept over the pictures"
     )
+    add_generation(parser)
     return parser
-
-
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    rules = {
-        name: getattr(arguments, name)
-        for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
-    }
-    Sampler(**rules)
-    StopMatcher(arguments.stop)
-    return {**rules, "max_new_tokens": arguments.max_new_tokens, "stop": tuple(arguments.stop)}
 
 
 def _image(source: str) -> Image.Image:
@@ -180,13 +156,6 @@ def _stdin_prompt() -> str:
         raise PromptError(
             "expected a prompt in UTF-8 on stdin, found other data; for a picture use --image -"
         ) from None
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
-    return value
 
 
 def _drop_output() -> None:

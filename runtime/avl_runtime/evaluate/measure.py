@@ -53,7 +53,7 @@ class Measured:
 
 
 def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list[Measured]:
-    """Run every case under every policy.
+    """Run every case under every policy, greedily, with the package's penalties and bans.
 
     Raises:
         AvlError: a policy or a picture cannot be used.
@@ -67,6 +67,7 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
             case.images,
             policy="dense",
             max_new_tokens=MAX_NEW_TOKENS,
+            temperature=0,
             return_logits=True,
             return_placements=True,
         )
@@ -79,6 +80,7 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
                     case.images,
                     policy=measured.policy,
                     max_new_tokens=MAX_NEW_TOKENS,
+                    temperature=0,
                     return_placements=True,
                 )
                 logits = forced_logits(engine, prompt, plan, reply.token_ids)

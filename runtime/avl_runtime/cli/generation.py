@@ -1,0 +1,112 @@
+"""Generation options on a command line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from avl_runtime.options import Options
+
+NAMES = (
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+    "stop",
+    "logprobs",
+)
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a parser; those left out are as the package's checkpoint says."""
+    group = parser.add_argument_group(
+        "generation", "What is left out is as the package says: avl-info PACKAGE shows it."
+    )
+    add = group.add_argument
+    add("--max-new-tokens", metavar="N", type=_positive, default=256, help="default: 256")
+    add("--temperature", metavar="T", type=float, help="0 is greedy")
+    add("--top-p", metavar="P", type=float, help="draw among tokens of this share, 1 is off")
+    add("--top-k", metavar="K", type=int, help="draw among the K likeliest tokens, 0 is off")
+    add(
+        "--min-p",
+        metavar="P",
+        type=float,
+        help="drop tokens less likely than this share of the likeliest one, 0 is off",
+    )
+    add(
+        "--repetition-penalty",
+        metavar="R",
+        type=float,
+        help="divide logits of tokens that were there, 1 is off",
+    )
+    add(
+        "--presence-penalty",
+        metavar="A",
+        type=float,
+        help="subtract from logits of tokens in the answer (default: 0)",
+    )
+    add(
+        "--frequency-penalty",
+        metavar="A",
+        type=float,
+        help="the same, times how often they are there (default: 0)",
+    )
+    add(
+        "--logit-bias",
+        metavar="ID=B",
+        type=_bias,
+        action="append",
+        help="add B to the logit of a token; repeat it for several",
+    )
+    add("--seed", metavar="S", type=int, help="of the draws (default: another one each time)")
+    add(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        help="end the answer before this text; repeat it for several",
+    )
+    add(
+        "--logprobs",
+        metavar="N",
+        type=int,
+        help="with --json: each token's log probability, and the N likeliest ones",
+    )
+
+
+def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was given, as generating methods take it.
+
+    Raises:
+        OptionError: a value is out of range.
+        TextError: a stop string is empty or no text.
+    """
+    given = {name: getattr(arguments, name) for name in NAMES}
+    if given["logit_bias"] is not None:
+        given["logit_bias"] = dict(given["logit_bias"])
+    checked = Options.of(given)
+    return {name: getattr(checked, name) for name in NAMES if given[name] is not None}
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, equals, number = text.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        return int(token), float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a token id and a number as 42=-1.5, found {text[:60]!r}"
+        ) from None
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    return value
