@@ -1,78 +1,93 @@
-"""Pictures from files, addresses, bytes and arrays, with limits that hostile ones run into.
+"""Pictures from files, addresses, text, bytes and arrays, with limits that hostile ones run into.
 
-A file holds one picture: of an animation or a document of several pages, the first frame counts.
-Pictures from files, bytes and addresses are turned upright by their EXIF orientation, as viewers
-and Hugging Face's `load_image` do; a `PIL.Image` and an array are taken as they are. Transparency
-is laid over white, as Hugging Face's image processors do.
+Of an animation or a document of several pages the first frame is taken, unless `Frame` or
+`#frame=N` behind the name says another. Pictures from files, bytes and addresses are turned upright
+by their EXIF orientation, as viewers and Hugging Face's `load_image` do; a `PIL.Image` and an array
+are taken as they are. Transparency is laid over white, as Hugging Face's image processors do.
+Samples of more than 8 bits are scaled to 8 (`avl_runtime.deep`).
 """
 
 from __future__ import annotations
 
-import io
-import time
-import urllib.error
-import urllib.request
+import os
+import re
 import warnings
-from http.client import HTTPException
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted, shown
+from avl_runtime import sources
+from avl_runtime.decoding import FORMATS, DecodeError, opened, starts_as_picture
+from avl_runtime.deep import eight_bits, is_deep
+from avl_runtime.sources import SourceError
 
-ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+__all__ = ["FORMATS", "Frame", "ImageError", "ImageLike", "load_image"]
 
 MAX_PIXELS: Final = 64_000_000
 MAX_BYTES: Final = 128 << 20
-CONNECT_SECONDS: Final = 15.0
-DOWNLOAD_SECONDS: Final = 60.0
-# Formats that only hold pixels. Pillow's others may start outside programs (EPS) or draw commands.
-FORMATS: Final[tuple[str, ...]] = (
-    "PNG",
-    "JPEG",
-    "MPO",
-    "WEBP",
-    "AVIF",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-    "JPEG2000",
-)
+MAX_SOUGHT: Final = 1 << 30  # pixels of all the frames that are decoded to reach one
+APART: Final = ("TIFF", "MPO", "HEIF")  # formats whose frames do not need those before them
+ORIENTATION: Final = 0x0112
+_FRAME: Final = re.compile(r"(.+)#frame=(\d{1,9})", re.DOTALL)
 
 
 class ImageError(AvlError):
     """A picture is missing, damaged, too large or no picture."""
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of an animation, or one page of a document, from 0 on; None is the one in front.
+
+    `source` is a path, an address, the bytes of a file or an open file, as `load_image` takes them.
+    """
+
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+    index: int | None
+
+
+ImageLike = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | IO[bytes]
+    | Image.Image
+    | NDArray[np.uint8]
+    | Frame
+)
+
+
 def load_image(source: ImageLike) -> Image.Image:
     """Load a picture as RGB.
 
     Args:
-        source: a path, an http or https address, the bytes of a file, a PIL image, or an array
-            [height, width, 3] of uint8.
+        source: a path (also with `~`, or as a file: address), an http or https address, a `data:`
+            address or base64 alone, the bytes of a file, a file open in binary mode (read from its
+            beginning), a `Frame` of one of these, a PIL image, or an array of uint8, [height,
+            width], [height, width, 1], [height, width, 3] or, with transparency, [height, width,
+            4]. A text `NAME#frame=N` is frame N, from 0, unless there is a file of that name.
 
     Raises:
         ImageError: the source cannot be read as a picture within the limits.
     """
     if isinstance(source, Image.Image):
-        check_size(source.size, "image")
-        return to_rgb(source)
+        return _from_pil(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), "image bytes")
-    if isinstance(source, str) and "://" in source:
-        return _decode(_download(source), source)
-    if isinstance(source, (str, Path)):
-        return _decode(_read(Path(source)), str(source))
-    raise ImageError(
-        "expected an image as path, address, bytes, PIL image or uint8 array, "
-        f"found {type(source).__name__}"
-    )
+    inner = source.source if isinstance(source, Frame) else source
+    name = shown(inner if isinstance(inner, (str, os.PathLike)) else "image bytes")
+    try:
+        frame = _framed(source)
+        return _decode(_bytes_of(frame.source), name, frame.index)
+    except SourceError as error:
+        raise ImageError(f"{name}: {error}") from None
 
 
 def check_size(size: tuple[int, int], name: str) -> None:
@@ -96,113 +111,121 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+def _framed(source: Any) -> Frame:
+    """A source and which of its frames; what a file is called comes before `#frame=N`."""
+    if isinstance(source, str) and "#frame=" in source[-16:]:
+        found = _FRAME.fullmatch(source)
+        if found is not None and not sources.is_name(source):
+            return Frame(found[1], int(found[2]))
+    if not isinstance(source, Frame):
+        return Frame(source, None)
+    index: object = source.index
+    if index is not None and (not isinstance(index, int) or isinstance(index, bool) or index < 0):
+        raise SourceError(f"expected the number of a frame from 0 on, found {quoted(index)}")
+    return source
+
+
+def _from_pil(image: Image.Image) -> Image.Image:
+    check_size(image.size, "image")
+    try:
+        return to_rgb(eight_bits(image, "image") if is_deep(image) else image)
+    except Exception as error:  # it may be read from its file only now
         raise ImageError(
-            "expected an image array [height, width, 3] of uint8, "
-            f"found {list(array.shape)} of {array.dtype}"
+            f"expected a PIL image that can be read, found one that cannot ({_reason(error)}); "
+            "load it first"
+        ) from None
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    flat = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    fits = flat.ndim == 2 or (flat.ndim == 3 and flat.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not fits:
+        raise ImageError(
+            "expected an image array [height, width], or [height, width, 1, 3 or 4], of uint8, "
+            f"found {shown(list(array.shape))} of {shown(array.dtype)}; bring it into that order, "
+            "scale it to 0 to 255 and use .astype('uint8')"
         )
     check_size((array.shape[1], array.shape[0]), "image array")
-    return Image.fromarray(np.ascontiguousarray(array))
+    return to_rgb(Image.fromarray(np.ascontiguousarray(flat)))
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise ImageError(f"{path}: expected an image file, found a folder; name a file in it")
-        if not path.exists():
-            raise ImageError(f"{path}: expected an image file, found nothing; check the path")
-        if not path.is_file():
-            raise ImageError(f"{path}: expected an image file, found a device or a pipe")
-        if path.stat().st_size > MAX_BYTES:
-            raise ImageError(
-                f"{path}: expected at most {MAX_BYTES >> 20} MiB, "
-                f"found {path.stat().st_size >> 20} MiB; scale the image down first"
-            )
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        name = ascii(str(path))[1:-1]
-        raise ImageError(f"{name}: expected a readable image file, found: {reason}") from None
+def _bytes_of(source: object) -> bytes:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        sources.check_length(memoryview(source).nbytes, MAX_BYTES)
+        return bytes(source)
+    if isinstance(source, str):
+        return _from_text(source)
+    if isinstance(source, os.PathLike):
+        return sources.read_file(sources.local_path(Path(source)), "an image", MAX_BYTES)
+    if callable(getattr(source, "read", None)):
+        return sources.read_stream(source, "an image", MAX_BYTES)
+    raise ImageError(
+        "expected an image as path, address, bytes, open file, PIL image or uint8 array, "
+        f"found {type(source).__name__}"
+    )
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
+def _from_text(text: str) -> bytes:
+    if text[:5].lower() == "data:":
+        return sources.data_address(text, MAX_BYTES)
+    if text[:6].lower() != "file:/" and sources.ADDRESS.match(text):
+        return sources.download(text, MAX_BYTES)
+    # What begins like a picture in base64 and is no file's name is a picture in base64.
+    if not sources.is_name(text) and starts_as_picture(sources.base64_start(text)):
+        return sources.from_base64(text, MAX_BYTES)
+    return sources.read_file(sources.local_path(text), "an image", MAX_BYTES)
+
+
+def _decode(data: bytes, name: str, index: int | None) -> Image.Image:
     if not data:
         raise ImageError(f"{name}: expected an image, found no bytes")
-    Image.init()
-    formats = [known for known in FORMATS if known in Image.OPEN]
     # Pillow's warnings (damaged EXIF data, large sizes) would reach the user as stray lines.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data), formats=formats)
+            image = opened(data)
         except Image.DecompressionBombError:
             limit = MAX_PIXELS // 1_000_000
             raise ImageError(
                 f"{name}: expected at most {limit} megapixels, found more than twice as many; "
                 "scale the image down first"
             ) from None
-        except Exception:  # decoders raise whatever damaged headers lead them to
-            raise ImageError(
-                f"{name}: expected an image ({', '.join(formats)}), found {_kind(data)}"
-            ) from None
+        except DecodeError as error:
+            raise ImageError(f"{name}: {error}") from None
         check_size(image.size, name)
         try:
+            if index is not None:
+                _seek(image, index, name)
             image.load()
             check_size(image.size, name)
+            if is_deep(image):
+                turn = image.getexif().get(ORIENTATION, 1)
+                image = eight_bits(image, name)
+                image.getexif()[ORIENTATION] = turn
             return to_rgb(ImageOps.exif_transpose(image))
         except ImageError:
             raise
-        except Exception as error:  # as above, for damaged pixels
-            reason = " ".join(str(error).split())[:120]
+        except Exception as error:  # decoders raise whatever damaged pixels lead them to
             raise ImageError(
-                f"{name}: expected a whole {image.format} image, found a damaged one ({reason}); "
-                "save or fetch it again"
+                f"{name}: expected a whole {image.format} image, found a damaged one "
+                f"({_reason(error)}); save or fetch it again"
             ) from None
 
 
-def _kind(data: bytes) -> str:
-    try:
-        data[:512].decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < 500:
-            return "other data"
-    return "text"
+def _seek(image: Image.Image, index: int, name: str) -> None:
+    count = int(getattr(image, "n_frames", 1))
+    if index >= count:
+        has = "one frame" if count == 1 else f"frames 0 to {count - 1}"
+        raise ImageError(f"{name}: expected the number of a frame, found {index}; it has {has}")
+    between = 1 if image.format in APART else index + 1
+    if between * image.width * image.height > MAX_SOUGHT:
+        raise ImageError(
+            f"{name}: expected at most {MAX_SOUGHT // 1_000_000} megapixels in all frames up to "
+            f"the one asked for, found {between} of {image.width} x {image.height}; scale it down"
+        )
+    image.seek(index)
+    check_size(image.size, name)
 
 
-def _download(address: str) -> bytes:
-    scheme = address.split("://", 1)[0].lower()
-    if scheme not in ("http", "https"):
-        raise ImageError(f"{address}: expected a path or an http or https address")
-    # An opener with these handlers alone follows no redirect to a file: or ftp: address.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPRedirectHandler(),
-    ):
-        opener.add_handler(handler)
-    opener.addheaders = [("User-Agent", "avl"), ("Accept", "image/*")]
-    deadline = time.monotonic() + DOWNLOAD_SECONDS
-    try:
-        with opener.open(address, timeout=CONNECT_SECONDS) as response:
-            data = bytearray()
-            while chunk := response.read1(1 << 16):
-                data += chunk
-                if len(data) > MAX_BYTES:
-                    raise ImageError(f"{address}: expected at most {MAX_BYTES >> 20} MiB")
-                if time.monotonic() > deadline:
-                    raise ImageError(f"{address}: expected an answer in {DOWNLOAD_SECONDS:.0f} s")
-            return bytes(data)
-    except urllib.error.HTTPError as error:
-        raise ImageError(
-            f"{address}: expected an image, found HTTP status {error.code}; check the address"
-        ) from None
-    except (OSError, HTTPException, ValueError) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())
-        raise ImageError(
-            f"{address}: expected an answer, found: {reason}; check the address and the network"
-        ) from None
+def _reason(error: Exception) -> str:
+    return shown(" ".join(str(error).split()), 120)

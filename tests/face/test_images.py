@@ -124,7 +124,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     refused("nul\0byte.png")
     refused("x" * 5000)
     assert "http" in refused("ftp://example.org/cat.png")
-    assert "http" in refused(f"file://{text}")
+    assert "found text" in refused(f"file://{text}")
     assert "found int" in refused(3)
 
 
@@ -136,7 +136,10 @@ def test_no_postscript() -> None:
     "array",
     [
         COLOURS.astype(np.float32),
-        COLOURS[..., 0],
+        COLOURS.astype(np.uint16),
+        COLOURS[0, 0],
+        COLOURS[..., :2],
+        COLOURS[None],
         COLOURS.transpose(2, 0, 1),
         np.zeros((0, 5, 3), np.uint8),
     ],

@@ -56,7 +56,7 @@ def test_every_direct_dependency_is_pinned() -> None:
         requirement.split(">=")[0].lower()
         for requirement in [
             *project["dependencies"],
-            *(one for extra in ("export", "eval", "video", "dev") for one in extras[extra]),
+            *(one for extra in ("export", "eval", "video", "heic", "dev") for one in extras[extra]),
         ]
         if not requirement.startswith("avl[")
     }
