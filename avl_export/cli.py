@@ -16,8 +16,10 @@ from avl_export.layer_table import HEADER, Row
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
 from avl_export.place import examine
 from avl_export.plan_text import plan_text, quantization_text
-from avl_plugins.errors import quoted
+from avl_plugins.errors import AvlError, quoted
 from avl_runtime.backends.protocol import BACKENDS
+from avl_runtime.cli.lists import policy
+from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.installation import shortage
 from avl_runtime.sizes import size_text
@@ -28,14 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     parsed = parser.parse_args(arguments)
     _check_usage(parser, parsed)
-    return exit_status("avl-export", lambda: _run(parsed), "no package was left behind")
+    try:
+        options = _options(parsed)
+    except AvlError as error:
+        parser.error(str(error))
+    return exit_status("avl-export", lambda: _run(parsed, options), "no package was left behind")
 
 
-def _run(parsed: argparse.Namespace) -> int:
-    if parsed.package is not None:
-        return _recheck(parsed)
+def _options(parsed: argparse.Namespace) -> Options:
     model = parsed.model or "avl-tiny"
-    options = Options(
+    return Options(
         model=model,
         out=parsed.out or default_out(model),
         policy=parsed.policy,
@@ -53,6 +57,11 @@ def _run(parsed: argparse.Namespace) -> int:
         block_size=parsed.block_size,
         force=parsed.force,
     )
+
+
+def _run(parsed: argparse.Namespace, options: Options) -> int:
+    if parsed.package is not None:
+        return _recheck(parsed)
     _check_extra()
     from avl_export.plan import make_plan
 
@@ -150,26 +159,46 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="avl-export", description="Turn a vision-language checkpoint into an avl package."
+    parser = CommandParser(
+        "avl-export",
+        "Turn a vision-language checkpoint into an avl package.",
+        "avl-export --model avl-tiny --out avl-tiny.avl",
     )
     add = parser.add_argument
-    add("--model", help=f"folder, hub id, or {aliases.names()} (default: avl-tiny)")
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
-    add("--out", type=Path, help="package folder (default: ./<name>.avl)")
+    add(
+        "--model", metavar="MODEL", help=f"folder, hub id, or {aliases.names()} (default: avl-tiny)"
+    )
+    add("--revision", metavar="NAME", help="branch, tag or commit of a hub id (default: main)")
+    add("--out", metavar="DIR", type=Path, help="package folder (default: ./<name>.avl)")
     add(
         "--force",
         action="store_true",
         help="replace a package together with engines and other files in its folder",
     )
-    add("--policy", default="dense", help="default policy of the package (default: dense)")
-    add("--split", type=_layers, default=(2,), help="layers to cut after (default: 2)")
-    add("--dtype", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
+    add(
+        "--policy",
+        type=policy,
+        default="dense",
+        help="what the package uses where nobody says another (default: dense)",
+    )
+    add(
+        "--split",
+        metavar="LAYERS",
+        type=_layers,
+        default=(2,),
+        help="layers to cut after, as 2 or 2,8 (default: 2)",
+    )
+    add(
+        "--dtype",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default="auto",
+        help="what the graphs compute in (default: auto, what fits the weights and the machine)",
+    )
     add(
         "--quantize",
         choices=("none", "int8", "int4"),
         default="none",
-        help="store the linears of the decoder's layers as codes of 8 or 4 bits",
+        help="store the linears of the decoder's layers as codes of 8 or 4 bits (default: none)",
     )
     add(
         "--quantize-also",
@@ -204,7 +233,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         choices=[name for name in BACKENDS if name != "auto"],
         default=[],
-        help="compare all outputs of this backend with transformers'; given twice, two backends",
+        help="compare all outputs of this backend with transformers'; given twice, two backends "
+        "(default: none)",
     )
     add("--package", type=Path, metavar="DIR", help="check this one, with --layers or --backend")
     add("--json", action="store_true", help="print one JSON object")

@@ -75,6 +75,16 @@ def test_a_batch_without_pictures(tiny_package: Path, tmp_path: Path) -> None:
     assert row["encode"] is None and row["same_tokens"] == 1
 
 
+def test_json_on_stdout_is_one_object(
+    tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tiny_package), "--policies", "dense", "--threads", "1", *SMALL]
+    assert main([*arguments, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert [row["name"] for row in json.loads(out)["candidates"]] == ["dense"]
+    assert "`dense`" in err
+
+
 def test_processes_are_started_as_often_as_asked(
     tiny_package: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,11 +101,8 @@ def test_processes_are_started_as_often_as_asked(
         (["--visual-tokens", "150"], r"--visual-tokens: .* \(one gives 144\), found 150;"),
         (["--text-tokens", "1"], r"--text-tokens: expected at least \d+, .* found 1$"),
         (["--new-tokens", "100000"], "expected at most .* context"),
-        (["--against", "vllm"], "--against: expected transformers or onnxruntime-genai, found"),
         (["--policies", "fastv:layer=4"], "fastv:layer=4: expected a package split after layer 4"),
-        (["--policies", "dense,dense"], "expected each candidate once, found dense twice"),
-        (["--policies", "quick"], "expected a policy, found 'quick'"),
-        (["--backends", "ort-moon"], "ort-moon"),
+        (["--policies", "fastv,fastv:layer=2"], "expected each candidate once, found fastv twice"),
         (["--json", "/no/such/folder/x.json"], "expected a file in a writable folder"),
         (["--against", "transformers", "--checkpoint", "/no/such"], "name its folder with --check"),
         (
@@ -125,10 +132,28 @@ def test_refusals_are_one_sentence(
     assert re.search(sentence, lines[0]), lines[0]
 
 
-@pytest.mark.parametrize("option", ["--batch=0", "--visual-tokens=-1", "--idle-wait=nan"])
-def test_wrong_numbers_end_with_2(option: str, tiny_package: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--batch=0"], "expected a whole number of at least 1, found '0'"),
+        (["--visual-tokens=-1"], "expected a whole number of at least 0, found '-1'"),
+        (["--idle-wait=nan"], "expected a number, found 'nan'"),
+        (["--against", "vllm"], "--against: expected transformers, onnxruntime-genai, found"),
+        (["--policies", "dense,dense"], "expected each once, found 'dense' twice"),
+        (["--policies", "quick"], "--policies: expected a policy, found 'quick'"),
+        (["--policies", ","], "expected policies as dense,avl, found ','"),
+        (["--backends", "ort-moon"], "'ort-moon'"),
+        (["--checkpoint", "x"], "--checkpoint is for peers, name them with --against"),
+        (["--json", "-", "--csv", "-"], "stdout takes one of them"),
+    ],
+)
+def test_wrong_values_end_with_2(
+    options: list[str], part: str, tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main([str(tiny_package), option])
+        main([str(tiny_package), *options])
+    out, err = capsys.readouterr()
+    assert out == "" and part in err.splitlines()[-1]
 
 
 def test_prompts_have_exactly_the_tokens_asked_for(tiny: LVLM) -> None:

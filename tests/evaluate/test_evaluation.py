@@ -98,11 +98,19 @@ def test_damaged_data_names_its_line(tmp_path: Path, line: str) -> None:
 
 def test_usage_and_failures(tiny: LVLM, tmp_path: Path, capsys) -> None:
     package = str(tiny.package.folder)
-    assert command.main([package, "--tasks", "chess"]) == 1
-    assert "expected a task of caption, vqa, ocr" in capsys.readouterr().err
+    for options, part in (
+        (["--tasks", "chess"], "--tasks: expected caption, vqa, ocr, found 'chess'"),
+        (["--policies", "dense,quick"], "--policies: expected a policy, found 'quick'"),
+        (["--samples", "0"], "--samples: expected a whole number of at least 1, found '0'"),
+        (["--samples", "few"], "--samples: expected a whole number of at least 1, found 'few'"),
+        (["--plot", "x.txt"], "--plot: expected a file name with .png"),
+        (["--data", "x.jsonl", "--tasks", "vqa"], "--tasks is for avl-tiny's own tasks"),
+        (["--data", "x.jsonl", "--samples", "3"], "--samples is for avl-tiny's own tasks"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            command.main([package, *options])
+        assert part in capsys.readouterr().err.splitlines()[-1]
     assert command.main([str(tmp_path), "--samples", "1"]) == 1
-    with pytest.raises(SystemExit, match="2"):
-        command.main([package, "--samples", "0"])
 
 
 @pytest.mark.parametrize(

@@ -182,9 +182,6 @@ def test_missing_shard(checkpoint: Path, refused: Refused) -> None:
     [
         (("--split", "3"), "1 to 2"),
         (("--split", "0"), "1 to 2"),
-        (("--split", "2,1"), "ascending"),
-        (("--policy", "avl:keep=2"), "keep"),
-        (("--policy", "magic"), "magic"),
         (("--quantize", "int4"), "48 inputs are no multiple of 64; pass --quantize int8"),
         (("--dtype", "bf16", "--check"), "--no-check"),
     ],
@@ -192,6 +189,28 @@ def test_missing_shard(checkpoint: Path, refused: Refused) -> None:
 )
 def test_options(arguments: tuple[str, ...], part: str, master: Path, refused: Refused) -> None:
     assert part in refused(master, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--split", "2,1"), "ascending"),
+        (("--split", "two"), "two"),
+        (("--policy", "avl:keep=2"), "keep"),
+        (("--policy", "magic"), "magic"),
+        (("--layers", "--no-check"), "leave one out"),
+    ],
+    ids=str,
+)
+def test_options_that_are_wrong_on_any_checkpoint(
+    arguments: tuple[str, ...], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from avl_export.cli import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(list(arguments))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("avl-export: error: ") and part in line
 
 
 def test_place_is_taken(master: Path, tmp_path: Path, refused: Refused) -> None:

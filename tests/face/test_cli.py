@@ -230,10 +230,26 @@ def test_show_and_heatmap(
         ["pkg", "What?", "--heatmap", "x.png"],
         ["pkg", "--image", "-"],
         ["pkg", "What?", "--image", "-", "--image", "-"],
+        ["pkg", "What?", "--show"],
         ["pkg", "What?", "--temperature", "warm"],
         ["pkg", "What?", "--logit-bias", "5"],
         ["pkg", "What?", "--logit-bias", "a=1"],
+        ["pkg", "What?", "--logit-bias", "5=inf"],
         ["pkg", "What?", "--logprobs", "3"],
+        ["pkg", "What?", "--min-p", "nan"],
+        ["pkg", "What?", "--presence-penalty", "3"],
+        ["pkg", "What?", "--temperature", "-1"],
+        ["pkg", "What?", "--temperature", "nan"],
+        ["pkg", "What?", "--top-p", "7"],
+        ["pkg", "What?", "--top-k", "-1"],
+        ["pkg", "What?", "--seed", "x"],
+        ["pkg", "What?", "--repetition-penalty", "0"],
+        ["pkg", "What?", "--policy", "nonsense"],
+        ["pkg", "What?", "--policy", "avl:keep=7"],
+        ["pkg", "What?", "--threads", "0"],
+        ["pkg", "What?", "--stop", ""],
+        ["pkg", "What?", "--image", "cat.png", "--heatmap", "x.txt"],
+        ["pkg", "What?", "else"],
     ],
 )
 def test_usage_errors(
@@ -242,21 +258,16 @@ def test_usage_errors(
     with pytest.raises(SystemExit) as caught:
         run.main(arguments)
     assert caught.value.code == 2 and not model.loaded
-    assert capsys.readouterr().out == ""
+    out, err = capsys.readouterr()
+    assert out == "" and "avl-run: error: " in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["--image", "missing.png"], "missing.png"),
-        (["--temperature", "-1"], "temperature"),
-        (["--top-p", "2"], "top_p"),
-        (["--min-p", "nan"], "min_p"),
-        (["--presence-penalty", "3"], "presence_penalty"),
-        (["--logit-bias", "5=inf"], "logit_bias"),
-        (["--stop", ""], "stop"),
         (["--image", "CAT", "--heatmap", "no/such/folder/x.png"], "folder"),
-        (["--image", "CAT", "--heatmap", "x.txt"], ".png"),
+        (["--image", "CAT", "missing.png"], "missing.png"),
     ],
 )
 def test_bad_input_is_one_line_before_the_model_loads(
@@ -417,3 +428,26 @@ def test_a_real_terminal_begins_a_conversation() -> None:
     out, _ = process.communicate(timeout=60)
     os.close(host)
     assert process.returncode == 0 and "a red circle é日" in out.decode()
+
+
+def test_threads_and_quiet(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = model.load
+
+    def telling(folder: Path, **options: Any) -> FakeModel:
+        print("avl: backend ort-cpu, the best that works", file=sys.stderr)
+        return load(folder, **options)
+
+    monkeypatch.setattr(model, "load", telling)
+    assert run.main(["pkg", "What?", "--threads", "3"]) == 0
+    assert model.loaded["threads"] == 3
+    assert capsys.readouterr().err == "avl: backend ort-cpu, the best that works\n"
+    assert run.main(["pkg", "What?", "--quiet"]) == 0
+    assert model.loaded["threads"] is None
+    assert capsys.readouterr() == ("a red circle é日\n", "")
+    assert run.main(["pkg", "What?", "--quiet", "--stats"]) == 0
+    assert capsys.readouterr().err.startswith("policy:")
+    model.fails = AvlError("expected a package")
+    assert run.main(["pkg", "What?", "--quiet"]) == 1
+    assert capsys.readouterr().err == "avl-run: expected a package\n"

@@ -27,10 +27,6 @@ NARROW = ("--quantize", "int4", "--block-size", "32")
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("--block-size", "32"), ("--block-size", "--quantize")),
-        (("--quantize-also", "vision"), ("--quantize-also", "--quantize")),
-        (("--quantize-method", "hqq"), ("--quantize-method", "--quantize")),
-        ((*NARROW, "--quantize-also", "decoder"), ("'decoder'", "always")),
         (("--quantize", "int4"), ("96 inputs are no multiple of 64", "--block-size 32")),
         ((*NARROW, "--dtype", "bf16", "--check"), ("--no-check",)),
     ],
@@ -40,6 +36,27 @@ def test_options(
     arguments: tuple[str, ...], parts: tuple[str, ...], small: Path, refused: Refused
 ) -> None:
     line = refused(small, *arguments)
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--block-size", "32"), ("--block-size", "--quantize")),
+        (("--quantize-also", "vision"), ("--quantize-also", "--quantize")),
+        (("--quantize-method", "hqq"), ("--quantize-method", "--quantize")),
+        ((*NARROW, "--quantize-also", "decoder"), ("'decoder'", "always")),
+    ],
+    ids=str,
+)
+def test_options_that_are_wrong_on_any_checkpoint(
+    arguments: tuple[str, ...], parts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(list(arguments))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("avl-export: error: ")
     for part in parts:
         assert part in line
 

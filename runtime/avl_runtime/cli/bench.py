@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.bench.candidates import PEERS, own_candidates, peer_candidates
 from avl_runtime.bench.measure import Settings, measure
 from avl_runtime.bench.report import as_csv, as_json, as_markdown
 from avl_runtime.bench.workload import TEXT_TOKENS, make_workload
-from avl_runtime.cli.lists import count, names, policies
-from avl_runtime.cli.output import check_file, write_text
+from avl_runtime.cli.lists import count, names_of, none_or_more, policies, seconds
+from avl_runtime.cli.output import STDOUT, check_file, write_text
+from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.package import load_package
 from avl_runtime.processor import Processor
@@ -24,7 +26,9 @@ POLICIES = ("dense", "fastv", "avl", "avl+fastv")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
-    parsed = _parser().parse_args(argv)
+    parser = _parser()
+    parsed = parser.parse_args(argv)
+    _check_usage(parser, parsed)
     return exit_status("avl-bench", lambda: _run(parsed))
 
 
@@ -57,16 +61,27 @@ def _run(parsed: argparse.Namespace) -> int:
         write_text(parsed.json, json.dumps(as_json(environment, rows), indent=2) + "\n")
     if parsed.csv is not None:
         write_text(parsed.csv, as_csv(rows))
-    print(as_markdown(environment, rows))
+    alone = STDOUT in (parsed.json, parsed.csv)
+    print(as_markdown(environment, rows), file=sys.stderr if alone else sys.stdout)
     return 0
 
 
+def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Refuse options that nothing would look at."""
+    if parsed.json == parsed.csv == STDOUT:
+        parser.error("--json - and --csv -: stdout takes one of them, write the other to a file")
+    for option in ("peer_python", "checkpoint"):
+        if getattr(parsed, option) is not None and not parsed.against:
+            parser.error(f"--{option.replace('_', '-')} is for peers, name them with --against")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="avl-bench",
-        description="Measure speed and memory of policies, and of other libraries on the same "
+    parser = CommandParser(
+        "avl-bench",
+        "Measure speed and memory of policies, and of other libraries on the same "
         "checkpoint. Candidates take turns, each in a process of its own, and decode greedily "
         "without penalties, whatever the checkpoint's generation settings.",
+        "avl-bench avl-tiny.avl --policies dense,avl --idle-wait 0",
     )
     add = parser.add_argument
     add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
@@ -74,9 +89,15 @@ def _parser() -> argparse.ArgumentParser:
         "--policies",
         type=policies,
         default=list(POLICIES),
-        help="as dense,fastv:keep=0.5,avl (default: %(default)s)",
+        help=f"as dense,fastv:keep=0.5,avl (default: {','.join(POLICIES)})",
     )
-    add("--backends", type=names, default=["ort-cpu"], help="of avl (default: ort-cpu)")
+    add(
+        "--backends",
+        metavar="BACKENDS",
+        type=names_of(BACKENDS),
+        default=["ort-cpu"],
+        help=f"of {', '.join(BACKENDS)} (default: ort-cpu)",
+    )
     add(
         "--beside",
         metavar="PACKAGE",
@@ -85,8 +106,18 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a package of the same model, as with INT4 weights; repeat it for several",
     )
-    add("--against", type=names, default=[], help=f"of {','.join(PEERS)}")
-    add("--peer-python", metavar="PYTHON", help="for peers that this Python has not")
+    add(
+        "--against",
+        metavar="PEERS",
+        type=names_of(tuple(PEERS)),
+        default=[],
+        help=f"other libraries, of {', '.join(PEERS)}",
+    )
+    add(
+        "--peer-python",
+        metavar="PYTHON",
+        help="for peers that this Python has not (default: this Python)",
+    )
     add(
         "--checkpoint",
         metavar="DIR",
@@ -96,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--visual-tokens",
         metavar="N",
-        type=_none_or_more,
+        type=none_or_more,
         help="pictures are repeated to reach N (default: one picture)",
     )
     add(
@@ -106,7 +137,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of the prompt, its template included (default: {TEXT_TOKENS})",
     )
     add("--new-tokens", metavar="N", type=count, default=64, help="default: 64")
-    add("--batch", metavar="N", type=count, default=1, help="sequences decoded together")
+    add(
+        "--batch",
+        metavar="N",
+        type=count,
+        default=1,
+        help="sequences decoded together (default: 1)",
+    )
     add("--threads", metavar="N", type=count, help="default: all processors")
     add(
         "--starts",
@@ -116,31 +153,23 @@ def _parser() -> argparse.ArgumentParser:
         help="start every candidate's process anew N times, each for all rounds (default: 1)",
     )
     add("--repeats", metavar="N", type=count, default=5, help="rounds that count (default: 5)")
-    add("--warm-up", metavar="N", type=_none_or_more, default=1, help="rounds that do not")
+    add(
+        "--warm-up",
+        metavar="N",
+        type=none_or_more,
+        default=1,
+        help="rounds that do not (default: 1)",
+    )
     add(
         "--idle-wait",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds,
         default=60.0,
         help="wait so long before each run for an idle machine, 0 for not at all (default: 60)",
     )
-    add("--json", metavar="FILE", type=Path, help="write all figures there")
-    add("--csv", metavar="FILE", type=Path, help="write a line a candidate there")
+    add("--json", metavar="FILE", type=Path, help="write all figures there, - is stdout")
+    add("--csv", metavar="FILE", type=Path, help="write a line a candidate there, - is stdout")
     return parser
-
-
-def _none_or_more(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, found {text}")
-    return number
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected 0 or more seconds, found {text}")
-    return number
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from avl_runtime.build.estimate import cache_bytes
-from avl_runtime.build.options import CACHE_ROWS, PROMPT_ROWS, Options
+from avl_runtime.build.options import CACHE_ROWS, PROMPT_ROWS, BuildError, Options
 from avl_runtime.build.plan import Plan, make_plan
 from avl_runtime.build.run import Built, build, examine
+from avl_runtime.cli.lists import count
+from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.engine_sets import gpu_words
 from avl_runtime.installation import install_extra
@@ -23,21 +25,25 @@ from avl_runtime.sizes import size_text
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
-    parsed = _parser().parse_args(arguments)
-    return exit_status("avl-build", lambda: _run(parsed), "no engine was left behind")
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        options = Options(
+            package=parsed.package,
+            backend=parsed.backend,
+            targets=parsed.compute_capability,
+            max_prompt=parsed.max_prompt,
+            max_context=parsed.max_context,
+            max_batch=parsed.max_batch,
+            plugins=parsed.plugins,
+            dry_run=parsed.dry_run,
+        )
+    except BuildError as error:
+        parser.error(str(error))
+    return exit_status("avl-build", lambda: _run(parsed, options), "no engine was left behind")
 
 
-def _run(parsed: argparse.Namespace) -> int:
-    options = Options(
-        package=parsed.package,
-        backend=parsed.backend,
-        targets=parsed.compute_capability,
-        max_prompt=parsed.max_prompt,
-        max_context=parsed.max_context,
-        max_batch=parsed.max_batch,
-        plugins=parsed.plugins,
-        dry_run=parsed.dry_run,
-    )
+def _run(parsed: argparse.Namespace, options: Options) -> int:
     plan = make_plan(options, probe())
     if plan.package.manifest.dtype == "fp32":
         print(
@@ -66,15 +72,16 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="avl-build",
-        description="Build engines of a package made by avl-export and add them to it.",
-        epilog="TensorRT-RTX builds on any machine, also without a GPU; TensorRT builds for the "
-        "GPU that it runs on.",
+    parser = CommandParser(
+        "avl-build",
+        "Build engines of a package made by avl-export and add them to it.",
+        "avl-build llava.avl --backend tensorrt-rtx --dry-run",
+        "TensorRT-RTX builds on any machine, also without a GPU; TensorRT builds for the GPU that "
+        "it runs on.",
     )
     add = parser.add_argument
     add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
-    add("--backend", choices=("tensorrt", "tensorrt-rtx"), required=True)
+    add("--backend", choices=("tensorrt", "tensorrt-rtx"), required=True, help="what to build for")
     add(
         "--compute-capability",
         metavar="89,120",
@@ -85,16 +92,22 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-prompt",
         metavar="N",
-        type=int,
+        type=count,
         help=f"tokens of a prompt read in one pass (default: {PROMPT_ROWS}); longer ones take more",
     )
     add(
         "--max-context",
         metavar="N",
-        type=int,
+        type=count,
         help=f"tokens that a conversation may have (default: the model's, up to {CACHE_ROWS})",
     )
-    add("--max-batch", metavar="N", type=int, default=1, help="sequences decoded together")
+    add(
+        "--max-batch",
+        metavar="N",
+        type=count,
+        default=1,
+        help="sequences decoded together (default: 1)",
+    )
     add(
         "--no-plugins",
         dest="plugins",

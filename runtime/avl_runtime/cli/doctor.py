@@ -8,18 +8,25 @@ import json
 import sys
 from collections.abc import Sequence
 
+from avl_runtime.cli.parser import CommandParser
+from avl_runtime.cli.status import exit_status
 from avl_runtime.diagnosis import Finding, diagnose
 from avl_runtime.machine import probe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0 whatever is missing, as ort-cpu needs none of it."""
-    parser = argparse.ArgumentParser(
-        prog="avl-doctor",
-        description="Say what this machine has for each backend and how to install the rest.",
+    parser = CommandParser(
+        "avl-doctor",
+        "Say what this machine has for each backend and how to install the rest.",
+        "avl-doctor --json",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parsed = parser.parse_args(arguments)
+    return exit_status("avl-doctor", lambda: _run(parsed))
+
+
+def _run(parsed: argparse.Namespace) -> int:
     findings = diagnose(probe())
     if parsed.json:
         print(json.dumps({"findings": [dataclasses.asdict(one) for one in findings]}))

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from avl_plugins.policies import parse
 from avl_runtime.backends.protocol import BACKENDS
-from avl_runtime.cli.lists import count, names, policies
-from avl_runtime.cli.output import check_file, check_picture, write_text
+from avl_runtime.cli.lists import count, names_of, picture_name, policies
+from avl_runtime.cli.output import STDOUT, check_file, check_picture, write_text
+from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
 from avl_runtime.evaluate.report import plot, table
@@ -41,7 +42,11 @@ SWEEP = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
-    parsed = _parser().parse_args(argv)
+    parser = _parser()
+    parsed = parser.parse_args(argv)
+    for option in ("tasks", "samples"):
+        if parsed.data is not None and getattr(parsed, option) != parser.get_default(option):
+            parser.error(f"--{option} is for avl-tiny's own tasks, --data asks other questions")
     return exit_status("avl-eval", lambda: _run(parsed))
 
 
@@ -78,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
         write_text(arguments.json, json.dumps(report, indent=2) + "\n")
     if arguments.plot is not None:
         plot(rows, arguments.plot, f"{model}: quality against what each policy keeps")
-    print(table(rows))
+    print(table(rows), file=sys.stderr if arguments.json == STDOUT else sys.stdout)
     return 0
 
 
@@ -97,21 +102,56 @@ def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="avl-eval",
-        description="Measure quality, memory and arithmetic of policies. Answers are greedy, with "
-        "the penalties and bans of the package.",
+    parser = CommandParser(
+        "avl-eval",
+        "Measure quality, memory and arithmetic of policies. Answers are greedy, with the "
+        "penalties and bans of the package.",
+        "avl-eval avl-tiny.avl --tasks vqa --policies dense,avl --samples 10",
     )
     add = parser.add_argument
-    add("package", type=Path)
-    add("--tasks", type=names, default=list(TASKS), help=f"of {', '.join(TASKS)}")
-    add("--data", type=Path, help="JSONL of images, prompt, answers and metric, instead of tasks")
-    add("--policies", type=policies, default=list(SWEEP), help="as dense,fastv:keep=0.5,avl")
+    add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
+    add(
+        "--tasks",
+        metavar="TASKS",
+        type=names_of(tuple(TASKS)),
+        default=list(TASKS),
+        help=f"of {', '.join(TASKS)} (default: all)",
+    )
+    add(
+        "--data",
+        metavar="FILE",
+        type=Path,
+        help="JSONL of images, prompt, answers and metric, instead of tasks",
+    )
+    add(
+        "--policies",
+        metavar="POLICIES",
+        type=policies,
+        default=list(SWEEP),
+        help=f"as dense,fastv:keep=0.5,avl (default: {len(SWEEP)}, every budget of each)",
+    )
     add("--backend", choices=BACKENDS, default="auto", help="default: auto, the best that works")
-    add("--samples", type=count, default=50, help="held-out samples a task (default: 50)")
-    add("--jobs", type=count, default=1, help="policies measured at once, a thread each")
-    add("--json", type=Path, help="write all figures there")
-    add("--plot", type=Path, help="draw quality against memory and arithmetic, a PNG")
+    add(
+        "--samples",
+        metavar="N",
+        type=count,
+        default=50,
+        help="held-out samples a task (default: 50)",
+    )
+    add(
+        "--jobs",
+        metavar="N",
+        type=count,
+        default=1,
+        help="policies measured at once, a thread each (default: 1)",
+    )
+    add("--json", metavar="FILE", type=Path, help="write all figures there, - is stdout")
+    add(
+        "--plot",
+        metavar="FILE.png",
+        type=picture_name,
+        help="draw quality against memory and arithmetic",
+    )
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from avl_runtime.cli.lists import count
 from avl_runtime.options import Options
 
 NAMES = (
@@ -22,6 +23,8 @@ NAMES = (
     "logprobs",
 )
 
+PACKAGE = "(default: the package's)"
+
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """Add the options to a parser; those left out are as the package's checkpoint says."""
@@ -29,21 +32,31 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         "generation", "What is left out is as the package says: avl-info PACKAGE shows it."
     )
     add = group.add_argument
-    add("--max-new-tokens", metavar="N", type=_positive, default=256, help="default: 256")
-    add("--temperature", metavar="T", type=float, help="0 is greedy")
-    add("--top-p", metavar="P", type=float, help="draw among tokens of this share, 1 is off")
-    add("--top-k", metavar="K", type=int, help="draw among the K likeliest tokens, 0 is off")
+    add("--max-new-tokens", metavar="N", type=count, default=256, help="default: 256")
+    add("--temperature", metavar="T", type=float, help=f"0 is greedy {PACKAGE}")
+    add(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help=f"draw among tokens of this share, 1 is off {PACKAGE}",
+    )
+    add(
+        "--top-k",
+        metavar="K",
+        type=int,
+        help=f"draw among the K likeliest tokens, 0 is off {PACKAGE}",
+    )
     add(
         "--min-p",
         metavar="P",
         type=float,
-        help="drop tokens less likely than this share of the likeliest one, 0 is off",
+        help=f"drop tokens less likely than this share of the likeliest one, 0 is off {PACKAGE}",
     )
     add(
         "--repetition-penalty",
         metavar="R",
         type=float,
-        help="divide logits of tokens that were there, 1 is off",
+        help=f"divide logits of tokens that were there, 1 is off {PACKAGE}",
     )
     add(
         "--presence-penalty",
@@ -103,10 +116,3 @@ def _bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(
             f"expected a token id and a number as 42=-1.5, found {text[:60]!r}"
         ) from None
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
-    return value

@@ -1,13 +1,44 @@
-"""Values of options that several commands take."""
+"""Values of options that several commands take; what cannot be one ends with exit status 2."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from avl_plugins.errors import AvlError
+from avl_plugins.policies import parse
+from avl_runtime.cli.output import PICTURES
 
 
 def names(text: str) -> list[str]:
     """Words separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def names_of(allowed: Sequence[str]) -> Callable[[str], list[str]]:
+    """A reader of words separated by commas, at least one, each once and of `allowed`."""
+
+    def read(text: str) -> list[str]:
+        found = names(text)
+        unknown = [name for name in found if name not in allowed]
+        if unknown or not found:
+            raise argparse.ArgumentTypeError(
+                f"expected {', '.join(allowed)}, found {unknown[0] if unknown else text!r}"
+            )
+        return _once(found)
+
+    return read
+
+
+def policy(text: str) -> str:
+    """A policy, as it was written."""
+    try:
+        parse(text)
+    except AvlError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def policies(text: str) -> list[str]:
@@ -18,12 +49,64 @@ def policies(text: str) -> list[str]:
             found[-1] += f",{part}"
         else:
             found.append(part)
-    return found
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected policies as dense,avl, found {text!r}")
+    return _once([policy(one) for one in found])
+
+
+def picture_name(text: str) -> Path:
+    """A file name with the ending of a picture."""
+    path = Path(text)
+    if path.suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(
+            f"expected a file name with {', '.join(PICTURES)}, found {text!r}"
+        )
+    return path
 
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {text}")
-    return number
+    return _whole(text, 1)
+
+
+def none_or_more(text: str) -> int:
+    """A whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
+    return found
+
+
+def seconds(text: str) -> float:
+    """A time of at least 0."""
+    found = number(text)
+    if found < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more seconds, found {text!r}")
+    return found
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        found = int(text)
+    except ValueError:
+        found = least - 1
+    if found < least:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at least {least}, found {text!r}"
+        )
+    return found
+
+
+def _once(found: list[str]) -> list[str]:
+    for one in found:
+        if found.count(one) > 1:
+            raise argparse.ArgumentTypeError(f"expected each once, found {one!r} twice")
+    return found

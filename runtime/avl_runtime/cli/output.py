@@ -1,4 +1,4 @@
-"""What avl-run prints and writes besides the text."""
+"""What commands write besides the text: reports, pictures, statistics."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from avl_runtime.sizes import size_text
 
 IMPOSSIBLE = -9999.0  # in the place of minus infinity, which JSON lacks; OpenAI's API says so too
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+STDOUT = Path("-")
 
 
 class OutputError(AvlError):
@@ -102,6 +103,8 @@ def check_file(path: Path) -> None:
     Raises:
         OutputError: the folder is missing or not writable, or the file is a folder.
     """
+    if path == STDOUT:
+        return
     folder = path.parent
     try:
         fits = not path.is_dir() and folder.is_dir() and os.access(folder, os.W_OK)
@@ -116,11 +119,14 @@ def check_file(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file.
+    """Write a text file, or to stdout for `-`.
 
     Raises:
         OutputError: it cannot be written.
     """
+    if path == STDOUT:
+        print(text, end="", flush=True)
+        return
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

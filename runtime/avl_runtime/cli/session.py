@@ -6,13 +6,12 @@ import importlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from PIL import Image
 
@@ -41,12 +40,13 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What is told besides the text."""
+    """What is told besides the text, and where."""
 
     stats: bool
     json: bool
     show: bool
     heatmap: Path | None
+    stream: TextIO
 
 
 class Session:
@@ -101,7 +101,7 @@ class Session:
         """
         with suppress(ImportError):
             importlib.import_module("readline")  # where there is one, input() can edit lines
-        print(HELP, file=sys.stderr)
+        print(HELP, file=self._extras.stream)
         while True:
             try:
                 line = input("> ").strip()
@@ -112,13 +112,13 @@ class Session:
                 return
             try:
                 if line.startswith("/"):
-                    shown = _command(line, shown)
+                    shown = self._command(line, shown)
                 elif line:
                     asked, shown = shown, Shown()
                     with self._interruptible():
                         self.ask(line, asked)
             except AvlError as error:
-                print(f"avl-run: {error}", file=sys.stderr)
+                print(f"avl-run: {error}", file=self._extras.stream)
 
     def _look(self, shown: Shown) -> None:
         """Note what the model sees of new pictures and videos, in the order of its tokens."""
@@ -135,15 +135,15 @@ class Session:
         if extras.json:
             print(json.dumps(as_json(result), ensure_ascii=False), flush=True)
         if extras.show and self._seen:
-            colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+            colour = extras.stream.isatty() and not os.environ.get("NO_COLOR")
             told = grids(result.placements, visuals, steps, colour=colour)
-            print(told, file=sys.stderr)
+            print(told, file=extras.stream)
         if extras.heatmap is not None and self._seen:
             title = f"{result.stats.policy} · {prompt}"
             sheet = draw(self._seen, result.placements, visuals, steps, title)
             save_picture(sheet, extras.heatmap)
         if extras.stats:
-            print(stats_lines(result.stats), file=sys.stderr)
+            print(stats_lines(result.stats), file=extras.stream)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -159,14 +159,13 @@ class Session:
         finally:
             signal.signal(signal.SIGINT, before)
 
-
-def _command(line: str, shown: Shown) -> Shown:
-    """`shown` and what a command adds."""
-    name, _, rest = line.partition(" ")
-    source = rest.strip()
-    if name == "/image" and source:
-        return Shown((*shown.images, load_image(source)), shown.videos)
-    if name == "/video" and source:
-        return Shown(shown.images, (*shown.videos, load_video(source)))
-    print(HELP, file=sys.stderr)
-    return shown
+    def _command(self, line: str, shown: Shown) -> Shown:
+        """`shown` and what a command adds."""
+        name, _, rest = line.partition(" ")
+        source = rest.strip()
+        if name == "/image" and source:
+            return Shown((*shown.images, load_image(source)), shown.videos)
+        if name == "/video" and source:
+            return Shown(shown.images, (*shown.videos, load_video(source)))
+        print(HELP, file=self._extras.stream)
+        return shown
