@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, shown
 from avl_runtime.package import MANIFEST, MANIFEST_LIMIT
 from avl_runtime.sizes import size_text
 from avl_runtime.staging import is_left_behind, stage_of, sweep
 
 INSIDE = "package"  # what stages are named after in a folder that is there already
 NAMED = 3  # things that a refusal names one by one
-LONGEST = 60  # characters of a name or a path in a message
+LONGEST = 60  # characters of a name or a path below the folder
 
 
 class ExportError(AvlError):
@@ -57,7 +57,7 @@ def examine(out: Path, sources: Iterable[Path] = ()) -> Found:
     Raises:
         ExportError: something else than an empty folder or a package, or what the export reads.
     """
-    where = _short(str(out))
+    where = shown(out)
     try:
         place = out.resolve()
         is_folder = place.is_dir()
@@ -83,7 +83,7 @@ def examine(out: Path, sources: Iterable[Path] = ()) -> Found:
         return Found(package=False)
     manifest = _manifest(place)
     if manifest is None:
-        found = Found(False, tuple(sorted(_short(entry.name) for entry in entries)))
+        found = Found(False, tuple(sorted(shown(entry.name, LONGEST) for entry in entries)))
         raise ExportError(
             f"{where}: expected a free place or an avl package to replace, found something else "
             f"({found.text()}); choose another --out"
@@ -100,7 +100,7 @@ def check_place(out: Path, force: bool, sources: Iterable[Path] = ()) -> Found:
     found = examine(out, sources)
     if found.others and not force:
         raise ExportError(
-            f"{_short(str(out))}: expected nothing beside the package that would be replaced, "
+            f"{shown(out)}: expected nothing beside the package that would be replaced, "
             f"found {found.text()}; move that elsewhere, choose another --out, or pass --force to "
             "remove it"
         )
@@ -138,7 +138,7 @@ def staged(
             _exchange(stage, place, old)
         elif os.path.lexists(place):
             raise ExportError(
-                f"{_short(str(out))}: expected a free place, as it was at first, found that "
+                f"{shown(out)}: expected a free place, as it was at first, found that "
                 "something has come there; choose another --out"
             )
         else:
@@ -211,7 +211,7 @@ def _others(place: Path, manifest: dict[str, Any]) -> Iterator[str]:
         if built:
             known.update(built)
             nbytes = sum(left.pop(path) for path in built)
-            yield f"{_short(built[0].rpartition('/')[0])} (engines, {size_text(nbytes)})"
+            yield f"{shown(built[0].rpartition('/')[0], LONGEST)} (engines, {size_text(nbytes)})"
     folders = {name.partition("/")[0] for name in known}
     groups: dict[str, list[int]] = {}
     for name, size in sorted(left.items()):
@@ -219,7 +219,7 @@ def _others(place: Path, manifest: dict[str, Any]) -> Iterator[str]:
         groups.setdefault(f"{top}/" if rest and top not in folders else name, []).append(size)
     for name, sizes in groups.items():
         count = f"{len(sizes)} files, " if len(sizes) > 1 else ""
-        yield f"{_short(name)} ({count}{size_text(sum(sizes))})"
+        yield f"{shown(name, LONGEST)} ({count}{size_text(sum(sizes))})"
 
 
 def _files(place: Path) -> Iterator[tuple[str, int]]:
@@ -240,10 +240,3 @@ def _paths(entries: Any) -> list[str]:
 
 def _get(value: Any, key: str) -> Any:
     return value.get(key) if isinstance(value, dict) else None
-
-
-def _short(text: str) -> str:
-    """`text` on one line, its middle left out if it is long."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    half = LONGEST // 2
-    return text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"

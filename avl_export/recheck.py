@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from avl_export.quantize.check import dequantized_model
 from avl_export.runners import load_runner
 from avl_export.streamed import checkpoint_loader
 from avl_runtime.package import MANIFEST, Package, load_package
+from avl_runtime.shard_files import Compared
 
 
 def recheck(folder: Path, model: str | None, tell: Callable[[Row], None]) -> list[Row]:
@@ -32,13 +34,14 @@ def recheck(folder: Path, model: str | None, tell: Callable[[Row], None]) -> lis
         CheckError: a layer differs; or the checkpoint is another one, or not to be found.
         PackageError: the package or its weights are damaged.
     """
-    package = _whole(folder)
+    package, compared = _whole(folder)
     if package.manifest.quantization is not None:
         raise CheckError(
             f"{folder}: expected a package without quantized weights, found some; check it when "
             "it is made, with avl-export --quantize ... --check --layers"
         )
     checkpoint, family = _original(package, model)
+    _say(compared)
     return check_layers(package, family, checkpoint_loader(checkpoint, family.model), tell)
 
 
@@ -59,11 +62,13 @@ def recheck_backends(
         BackendError: a backend cannot run the package on this machine.
         PackageError: the package or its weights are damaged.
     """
-    package = _whole(folder)
+    package, compared = _whole(folder)
     *reference, tested = (load_runner(name, package) for name in backends)
     if reference:
+        _say(compared)
         return compare_backends(package, reference[0], tested, tell)
     checkpoint, family = _original(package, model)
+    _say(compared)
     if package.manifest.quantization is None:
         transformers = reference_model(family)
     else:
@@ -72,13 +77,18 @@ def recheck_backends(
     return compare_with_transformers(package, family, transformers, tested, tell)
 
 
-def _whole(folder: Path) -> Package:
-    """The package in `folder`, every file as it was written."""
+def _whole(folder: Path) -> tuple[Package, Compared]:
+    """The package in `folder`, every file as it was written; and what of its weights was read."""
     package = load_package(folder)
-    package.check_shards()
+    recorded = all(shard.sha256 is not None for shard in package.manifest.weights.shards)
+    compared = package.check_shards(whole=recorded)
     for entry in package.manifest.files:
         package.read(entry.path)
-    return package
+    return package, compared
+
+
+def _say(compared: Compared) -> None:
+    print(f"avl-export: {compared.text()}", file=sys.stderr)
 
 
 def _original(package: Package, model: str | None) -> tuple[Checkpoint, Family]:

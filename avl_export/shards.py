@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from avl_export.progress import Progress
-from avl_runtime.package import Shard, header_sha256
+from avl_runtime.package import Shard
+from avl_runtime.shard_files import describe
 
 CHUNK = 8 << 20  # bytes read at a time
 
@@ -16,13 +17,13 @@ def link_shards(files: Mapping[str, Path], whole: bool) -> tuple[Shard, ...]:
     """Pin `files` (by location, as graphs name them) where they lie.
 
     Args:
-        whole: hash all of each file, not just its header.
+        whole: hash all of each file, not just its header and a sample.
     """
     progress = Progress(sum(path.stat().st_size for path in files.values()) if whole else 0)
     shards = []
     for location, path in files.items():
         digest = _read(path, None, progress, f"hashing {path.name}") if whole else None
-        shards.append(Shard(location, path.stat().st_size, header_sha256(path), digest))
+        shards.append(describe(path, location, digest, linked=True))
     progress.close()
     return tuple(shards)
 
@@ -35,7 +36,7 @@ def copy_shards(files: Mapping[str, Path], folder: Path) -> tuple[Shard, ...]:
         target = folder / location
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = _read(source, target, progress, f"copying {location}")
-        shards.append(Shard(location, target.stat().st_size, header_sha256(target), digest))
+        shards.append(describe(target, location, digest, linked=False))
     progress.close()
     return tuple(shards)
 

@@ -19,8 +19,9 @@ from avl_export.quantize.places import QuantizedPlace
 from avl_export.quantize.source import PIECE, Source, pieces, stored_bytes
 from avl_export.quantize.store import Store
 from avl_export.safetensors_header import CheckpointError
-from avl_runtime.package import Shard, header_sha256
+from avl_runtime.package import Shard
 from avl_runtime.resources import cores
+from avl_runtime.shard_files import describe
 
 Step = Callable[[str, int], None]
 
@@ -59,7 +60,7 @@ def _write(file: File, folder: Path, data: Iterator[bytes], label: str, step: St
     size = target.stat().st_size
     if size != file.nbytes:
         raise RuntimeError(f"{file.name}: planned {file.nbytes} bytes, wrote {size}")
-    return Shard(file.name, size, header_sha256(target), digest.hexdigest())
+    return describe(target, file.name, digest.hexdigest(), linked=False)
 
 
 def _plain(store: Store) -> Iterator[bytes]:

@@ -7,13 +7,19 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from avl_plugins.errors import AvlError
 from avl_runtime.engine_sets import EngineSet
 from avl_runtime.generation_defaults import NEUTRAL, GenerationDefaults
 from avl_runtime.quantization import Quantization
 from avl_runtime.vision import ImageLayout, Kind, VideoLayout
 
+MANIFEST = "avl.json"
 FORMAT_VERSION = 5
 READ_VERSIONS = (4, 5)  # fields that a version added have defaults: what packages lacked before it
+
+
+class PackageError(AvlError):
+    """A package is missing, damaged, foreign or from a newer version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +35,17 @@ class FileEntry:
 class Shard:
     """A safetensors file the graphs read weights from.
 
-    `header_sha256` hashes the 8 length bytes and the header; `sha256` the whole file, if asked for.
+    `header_sha256` hashes the 8 length bytes and the header; `sha256` the whole file, if asked for;
+    `sample_sha256` a sample of it (`shard_files`). `modified_ns` is the time, in nanoseconds, at
+    which a file that the package links to was last modified.
     """
 
     path: str
     size: int
     header_sha256: str
     sha256: str | None
+    modified_ns: int | None = None
+    sample_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ class LVLM:
             policy: what calls use that name none; the package's default if None. As text,
                 `dense` or `avl:keep=0.5,core=0.3`.
             threads: CPU threads; all that this process may use by default.
-            verify: read all weights first and compare their hashes with those recorded.
+            verify: first read all weights and compare them with their recorded SHA-256; of a
+                package without (linked and exported without --hash-weights) a sample of them, as
+                every load does. A line on stderr says what was compared.
             park: where rows lie that only refreshes read: with the others on the "device", or in
                 the "host"'s memory, for backends that keep rows on a GPU.
 
@@ -70,7 +73,9 @@ class LVLM:
         if threads is not None:
             threads = whole("threads", threads, 1)
         package = load_package(folder)
-        package.check_shards(whole=verify)
+        compared = package.check_shards(whole=verify)
+        if verify:
+            print(f"avl: {compared.text()}", file=sys.stderr)
         chosen = _policy(package.manifest.default_policy if policy is None else policy)
         return cls(Engine(package, backend, threads, park), chosen)
 

@@ -2,7 +2,8 @@
 
 A package is a folder. `avl.json` names every other file in it with size and SHA-256, and the
 safetensors shards its weights live in: inside the package, or in the checkpoint's own folder
-(pinned by size and header hash). Reading it never executes anything and never leaves the folder.
+(pinned by size, header and a sample of the weights). Reading it never executes anything and never
+leaves the folder.
 """
 
 from __future__ import annotations
@@ -12,25 +13,35 @@ import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from avl_plugins.errors import AvlError, quoted, shown
+from avl_plugins.errors import quoted, shown
 from avl_runtime.manifest import (
     FORMAT_VERSION,
+    MANIFEST,
     READ_VERSIONS,
     Dims,
     Embedding,
     FileEntry,
     ImageEncoder,
     Manifest,
+    PackageError,
     Segment,
     Shard,
     Tokens,
     VideoEncoder,
     Weights,
 )
+from avl_runtime.shard_files import (
+    HEADER_LIMIT,
+    Compared,
+    check_file,
+    float32_bytes,
+    header_sha256,
+)
 from avl_runtime.strict import FormatError, build
 
 __all__ = [
     "FORMAT_VERSION",
+    "HEADER_LIMIT",
     "MANIFEST",
     "Dims",
     "Embedding",
@@ -48,14 +59,7 @@ __all__ = [
     "load_package",
 ]
 
-MANIFEST = "avl.json"
 MANIFEST_LIMIT = 16 << 20  # bytes; a real manifest has some kilobytes
-HEADER_LIMIT = 100 << 20  # bytes; what safetensors itself allows
-HALVES = ("F16", "BF16")
-
-
-class PackageError(AvlError):
-    """A package is missing, damaged, foreign or from a newer version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,81 +109,23 @@ class Package:
     def float32_bytes(self) -> int:
         """Bytes of all weights where 16-bit floats have become float32, as a CPU computes."""
         folder, shards = self.weights_folder, self.manifest.weights.shards
-        return sum(_float32_bytes(folder / shard.path) for shard in shards)
+        return sum(float32_bytes(folder / shard.path) for shard in shards)
 
-    def check_shards(self, whole: bool = False) -> None:
-        """Check that every shard is there with the recorded size and header.
+    def check_shards(self, whole: bool = False) -> Compared:
+        """Check that every shard is the file that the export saw: size, header and a sample.
 
         Args:
             whole: read all bytes too and compare their SHA-256, which packages with weights of
                 their own and those exported with --hash-weights record.
 
         Raises:
-            PackageError: a shard is missing or differs from the one exported; or there is no
-                hash to compare with.
+            PackageError: a shard is missing or differs from the one exported; or with `whole`,
+                neither a hash nor a sample is recorded.
         """
+        compared = Compared()
         for shard in self.manifest.weights.shards:
-            path = self.weights_folder / shard.path
-            if not path.is_file():
-                raise PackageError(
-                    f"{path}: expected the weights this package is linked to, found none; "
-                    "put the checkpoint back, or export with --copy to make a package movable"
-                )
-            found = path.stat().st_size
-            if found != shard.size:
-                raise PackageError(
-                    f"{path}: expected {shard.size} bytes, found {found}; "
-                    "the checkpoint has changed since export, export again"
-                )
-            if header_sha256(path) != shard.header_sha256:
-                raise PackageError(
-                    f"{path}: expected the safetensors header seen at export, found another; "
-                    "the checkpoint has changed since export, export again"
-                )
-            if whole:
-                _check_content(path, shard.sha256)
-
-
-def _check_content(path: Path, expected: str | None) -> None:
-    if expected is None:
-        raise PackageError(
-            f"{path}: expected its SHA-256 in {MANIFEST}, found none; export with --hash-weights"
-        )
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise PackageError(
-            f"{path}: expected SHA-256 {expected[:12]}…, found {found[:12]}…; "
-            "the weights have changed since export, fetch them again or export again"
-        )
-
-
-def header_sha256(path: Path) -> str:
-    """SHA-256 of a safetensors file's length field and header."""
-    return hashlib.sha256(b"".join(_header(path))).hexdigest()
-
-
-def _float32_bytes(path: Path) -> int:
-    tensors = json.loads(_header(path)[1])
-    tensors.pop("__metadata__", None)
-    total = 0
-    for tensor in tensors.values():
-        begin, end = tensor["data_offsets"]
-        total += (end - begin) * (2 if tensor["dtype"] in HALVES else 1)
-    return total
-
-
-def _header(path: Path) -> tuple[bytes, bytes]:
-    """A safetensors file's length field and its header, which is JSON."""
-    with path.open("rb") as file:
-        length_field = file.read(8)
-        length = int.from_bytes(length_field, "little")
-        if len(length_field) < 8 or length > min(HEADER_LIMIT, path.stat().st_size - 8):
-            raise PackageError(
-                f"{path}: expected a safetensors header, found a length of {length} bytes "
-                "that the file cannot hold; fetch the checkpoint again"
-            )
-        return length_field, file.read(length)
+            check_file(self.weights_folder / shard.path, shard, whole, compared)
+        return compared
 
 
 def load_package(folder: str | Path) -> Package:
