@@ -9,6 +9,10 @@ import torch
 from torch import nn
 
 from avl_export.families.base import FamilyError
+from avl_plugins.errors import quoted
+
+# The sections that transformers' modules take where a config has none.
+DEFAULTS = {"qwen2_5_vl_text": (16, 24, 24), "qwen3_vl_text": (24, 20, 20)}
 
 
 class AxisRotary(nn.Module):
@@ -39,8 +43,7 @@ class AxisRotary(nn.Module):
 def mrope_constants(text: Any, rotary_class: Any, name: str) -> dict[str, torch.Tensor]:
     """Values of the buffers of an `AxisRotary` called `name`, for the decoder `text` configures."""
     rotary = rotary_class(text)
-    interleaved = bool(text.rope_parameters.get("mrope_interleaved"))
-    axes = section_axes(rotary.mrope_section, len(rotary.inv_freq), interleaved)
+    axes = section_axes(rotary.mrope_section, len(rotary.inv_freq), _interleaves(text))
     return {f"{name}.inv_freq": rotary.inv_freq, f"{name}.axes": torch.tensor(axes)}
 
 
@@ -62,13 +65,22 @@ def section_axes(sections: Sequence[int], count: int, interleaved: bool) -> list
 def check_sections(text: Any, head_dim: int, where: str) -> None:
     """Refuse sections that do not cover the frequencies of a head.
 
+    Interleaved ones cover any: what is beyond the head is left out, and time has the rest.
+
     Raises:
-        FamilyError: mrope_section is missing or has another sum.
+        FamilyError: mrope_section is no list of numbers, or has another sum.
     """
-    sections = (text.rope_parameters or {}).get("mrope_section")
+    sections = (text.rope_parameters or {}).get("mrope_section", DEFAULTS.get(text.model_type))
     known = sections if isinstance(sections, list | tuple) else ()
-    if len(known) != 3 or sum(known) != head_dim // 2:
+    are_sizes = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in known)
+    fits = len(known) == 3 if _interleaves(text) else sum(known) == head_dim // 2
+    if not known or not are_sizes or not fits:
         raise FamilyError(
             f"{where}: expected an mrope_section of three numbers with the sum {head_dim // 2}, "
-            f"found {str(sections)[:60]}; fix config.json"
+            f"found {quoted(sections, 60)}; fix config.json"
         )
+
+
+def _interleaves(text: Any) -> bool:
+    """Whether transformers' decoder interleaves sections: by its kind, whatever its config says."""
+    return str(text.model_type).startswith("qwen3_vl")
