@@ -185,8 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         "--split",
         metavar="LAYERS",
         type=_layers,
-        default=(2,),
-        help="layers to cut after, as 2 or 2,8 (default: 2)",
+        help="layers to cut after, as 2 or 2,8 (default: 2, or 1 in a decoder of two layers)",
     )
     add(
         "--dtype",

@@ -24,10 +24,11 @@ class OptionsError(AvlError):
 class Options:
     """What to export and how.
 
-    `split` holds the layers after which the decoder is cut, ascending; `check` is None to check
-    small models only, and `layers` compares layer by layer. `revision` is the hub's branch, tag or
-    commit. A `dry_run` is planned and not exported. `hash_weights` records a hash of all bytes of
-    linked weights. `force` removes what else lies in the folder of a package that is replaced.
+    `split` holds the layers after which the decoder is cut, ascending; None is 2, or 1 in a decoder
+    of two layers. `check` is None to check small models only, and `layers` compares layer by layer.
+    `revision` is the hub's branch, tag or commit. A `dry_run` is planned and not exported.
+    `hash_weights` records a hash of all bytes of linked weights. `force` removes what else lies in
+    the folder of a package that is replaced.
 
     `quantize` turns the linears of the decoder's layers into codes of 4 or 8 bits, and what
     `quantize_also` names. `block_size` inputs share a scale; None is 64 for int4 and one scale an
@@ -37,7 +38,7 @@ class Options:
     model: str
     out: Path
     policy: str = "dense"
-    split: tuple[int, ...] = (2,)
+    split: tuple[int, ...] | None = None
     dtype: DtypeOption = "auto"
     copy: bool = False
     check: bool | None = None
@@ -53,7 +54,7 @@ class Options:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", str(parse(self.policy)))
-        if list(self.split) != sorted(set(self.split)):
+        if self.split is not None and list(self.split) != sorted(set(self.split)):
             raise OptionsError(
                 f"--split: expected layers in ascending order, each once, "
                 f"found {','.join(map(str, self.split))}; sort them"

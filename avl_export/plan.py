@@ -27,8 +27,10 @@ from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
 from avl_export.trace import SegmentModule, deepstack_layers
 from avl_export.weights import WeightMap, embedding, map_weights
+from avl_plugins.policies import parse
 from avl_runtime.package import Embedding, Segment
 
+SPLIT = 2  # layers before FastV's usual cut
 SMALL = 1 << 30  # bytes; what fp32 and a check by default are for
 DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -175,7 +177,7 @@ def make_plan(options: Options) -> Plan:
     else:
         locations = {n: p.relative_to(root).as_posix() for n, p in checkpoint.shards.items()}
     weights = map_weights(checkpoint, family.model, locations)
-    segments = _segments(options.split, family)
+    segments = _segments(options, family)
     graphs = _graphs(family, segments)
     modules = [module for _, _, module in graphs]
     store = plan_quantization(options, checkpoint, family, weights, modules, dtype)
@@ -264,14 +266,31 @@ def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "f
     return dtype, "the checkpoint's own"
 
 
-def _segments(split: tuple[int, ...], family: Family) -> tuple[Segment, ...]:
+def _segments(options: Options, family: Family) -> tuple[Segment, ...]:
+    """The decoder's graphs; the default policy finds the cut that it needs."""
     layers = family.traits.dims.num_layers
-    if split and not all(1 <= after < layers for after in split):
+    prune = parse(options.policy).plan().prune
+    needed = {prune.layer} if prune is not None else set()
+    after = options.split
+    if after is None:
+        usual = {min(SPLIT, layers - 1)} if layers > 1 else set()
+        after = tuple(sorted(usual | needed))
+    for option, wrong in (
+        ("--policy", sorted(n for n in needed if n >= layers)),
+        ("--split", [n for n in after if not 1 <= n < layers]),
+    ):
+        if wrong:
+            allowed = f"layers from 1 to {layers - 1} for a model of {layers} layers"
+            raise OptionsError(
+                f"{option}: expected {allowed if layers > 1 else 'no cut in a model of one layer'},"
+                f" found {','.join(map(str, wrong))}; choose others or leave {option} out"
+            )
+    if not needed.issubset(after):
         raise OptionsError(
-            f"--split: expected layers from 1 to {layers - 1} for a model of {layers} layers, "
-            f"found {','.join(map(str, split))}; choose others"
+            f"--split: expected layer {min(needed)} among them, as --policy {options.policy} drops "
+            f"tokens there, found {','.join(map(str, after))}; add it or leave --split out"
         )
-    bounds = (0, *split, layers)
+    bounds = (0, *after, layers)
     return tuple(
         Segment(f"decoder.{number}.onnx", first, last, deepstack_layers(family, first, last))
         for number, (first, last) in enumerate(pairwise(bounds))
