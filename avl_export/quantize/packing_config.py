@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from avl_export.quantize.foreign import describe
 from avl_export.safetensors_header import CheckpointError
 from avl_plugins.errors import quoted
 
@@ -35,20 +36,21 @@ def packing_of(config: dict[str, Any], folder: Path) -> Packing | None:
     Raises:
         CheckpointError: quantized otherwise than with GPTQ or AWQ to 4 bits.
     """
+    where = folder / "config.json"
     found = config.get("quantization_config")
     if found is None:
+        _check_parts(config, where)
         return None
-    where = folder / "config.json"
     if not isinstance(found, dict):
         raise CheckpointError(
-            f"{where}: expected an object as quantization_config, found {str(found)[:40]}; "
+            f"{where}: expected an object as quantization_config, found {quoted(found, 40)}; "
             "fetch the checkpoint again"
         )
     method, bits = found.get("quant_method"), found.get("bits")
     if method not in ("gptq", "awq") or bits != 4:
         raise CheckpointError(
             f"{where}: expected weights in fp32, fp16 or bf16, or quantized with gptq or awq to "
-            f"4 bits, found them quantized with {method} to {bits} bits; {WAY_OUT}"
+            f"4 bits, found them quantized with {describe(found)}; {WAY_OUT}"
         )
     layout = str(found.get("version", "gemm") if method == "awq" else _gptq_format(found)).lower()
     if layout not in ("gemm", "gptq", "gptq_v2"):
@@ -63,6 +65,20 @@ def packing_of(config: dict[str, Any], folder: Path) -> Packing | None:
             f"found {quoted(group)}; {WAY_OUT}"
         )
     return Packing(method, None if group == -1 else group, int(layout == "gptq"))
+
+
+def _check_parts(config: dict[str, Any], where: Path) -> None:
+    """Refuse what is quantized in part, or says so where older tools did."""
+    parts = {"compression_config": config.get("compression_config")}
+    for name in ("text_config", "llm_config", "vision_config"):
+        part = config.get(name)
+        parts[name] = part.get("quantization_config") if isinstance(part, dict) else None
+    for name, found in parts.items():
+        if isinstance(found, dict):
+            raise CheckpointError(
+                f"{where}: expected weights in fp32, fp16 or bf16, found in {name} that they are "
+                f"quantized with {describe(found)}; {WAY_OUT}"
+            )
 
 
 def _gptq_format(found: dict[str, Any]) -> str:
