@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from avl_export.families.base import EncoderGraph, Family, FamilyError, Traits
+from avl_export.families.original import original_layout
 from avl_plugins.errors import quoted
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def check_supported(checkpoint: Checkpoint) -> str:
         FamilyError: no family exports it.
     """
     model_type = checkpoint.config.get("model_type")
+    original = original_layout(checkpoint.config)
+    if original is not None:
+        raise FamilyError(
+            f"{checkpoint.folder}: expected a checkpoint in transformers' layout, found {original}"
+        )
     if model_type not in SUPPORTED:
         raise FamilyError(
             f"{checkpoint.folder}: expected an architecture of {', '.join(SUPPORTED)}, "
