@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 NAME = "avl"
-_OURS = "avl_runtime.cli.run:main"  # of avl-run; another project may bear the name as well
+_OURS = "avl_runtime."  # what avl-run calls; another project may bear the name as well
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(\[[^\]]*\])?\s*([^;]*?)\s*(?:;\s*(.+))?")
 _EXTRA = re.compile(r"""\s*(?:and\s+)?extra\s*==\s*['"]([^'"]+)['"]""")
 _CONDITION = re.compile(r"""\(?\s*(\w+)\s*==\s*['"]([^'"]*)['"]\s*\)?""")
@@ -46,7 +46,7 @@ def installed() -> Distribution | None:
         found = distribution(NAME)
     except PackageNotFoundError:
         return None
-    return found if any(one.value == _OURS for one in found.entry_points) else None
+    return found if any(one.value.startswith(_OURS) for one in found.entry_points) else None
 
 
 def checkout() -> Path | None:
