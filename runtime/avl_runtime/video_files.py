@@ -9,17 +9,22 @@ programme streams, GIF) at the beginning.
 from __future__ import annotations
 
 import contextlib
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, BinaryIO, Final
 
 from PIL import Image
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import shown
+from avl_runtime.animations import AnimationFrames, is_animation, open_animation
+from avl_runtime.decoding import starts_as_picture
+from avl_runtime.frame_times import FrameTimes, frame_times
 from avl_runtime.images import MAX_PIXELS
 from avl_runtime.installation import install_extra
+from avl_runtime.video_source import VideoError, VideoFile, VideoFileLike, video_file
 
 MAX_BYTES: Final = 4 << 30
 MAX_FRAMES: Final = 1 << 20  # nearly 10 hours at 30 frames a second
@@ -38,16 +43,16 @@ FORMATS: Final[tuple[str, ...]] = (
 )
 NAMES: Final = ("MP4", "MOV", "MKV", "WebM", "AVI", "MPEG", "GIF", "FLV", "Ogg", "WMV")
 EXACT: Final = FORMATS[:2]
-TURNS: Final = {
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    -180: Image.Transpose.ROTATE_180,
-    -90: Image.Transpose.ROTATE_270,
+# What a file's display matrix asks for, by where it sends the axes to the right and down.
+TURNS: Final[dict[tuple[int, ...], Image.Transpose]] = {
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
-
-
-class VideoError(AvlError):
-    """A video is missing, damaged, too large or no video."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,13 +60,15 @@ class FileFrames:
     """The frames of a file.
 
     Attributes:
+        stream: the number of the stream that they come from.
         size: width and height as the file announces them, before it is turned upright.
         times: when each frame is shown, ascending, in the stream's time base; frames of a
             container without exact times are numbered instead.
         keys: those of `times` that belong to key frames; empty in such containers.
     """
 
-    path: str
+    file: VideoFile
+    stream: int
     size: tuple[int, int]
     times: tuple[int, ...]
     keys: tuple[int, ...]
@@ -78,13 +85,13 @@ class FileFrames:
         wanted = {self.times[index] for index in indices}
         found: dict[int, Image.Image] = {}
         if self.keys:
-            with _open(self.path) as container:
+            with _open(self.file) as container:
                 found = self._from_keys(container, sorted(wanted))
         if len(found) < len(wanted):
             # Without exact times, or where a damaged key frame hides what lies behind it.
             wanted_at = {index: self.times[index] for index in indices}
-            with _open(self.path) as container:
-                for number, frame in enumerate(container.decode(video=0)):
+            with _open(self.file) as container:
+                for number, frame in enumerate(container.decode(container.streams[self.stream])):
                     if number in wanted_at:
                         found[wanted_at[number]] = self._picture(frame)
                     if number >= max(wanted_at):
@@ -92,14 +99,14 @@ class FileFrames:
         missing = [index for index in indices if self.times[index] not in found]
         if missing:
             raise VideoError(
-                f"{self.path}: expected {len(self)} frames, found none that can be decoded at "
+                f"{self.file.name}: expected {len(self)} frames, found none that can be decoded at "
                 f"{missing[0]}; the file is damaged, save or fetch it again"
             )
         return [found[self.times[index]] for index in indices]
 
     def _from_keys(self, container: Any, wanted: list[int]) -> dict[int, Image.Image]:
         """Frames by time, each run of them from the key frame before it."""
-        stream = container.streams.video[0]
+        stream = container.streams[self.stream]
         found: dict[int, Image.Image] = {}
         at = 0
         while at < len(wanted):
@@ -118,122 +125,183 @@ class FileFrames:
         return max(0, bisect_right(self.keys, time) - 1)
 
     def _picture(self, frame: Any) -> Image.Image:
-        _check_size((frame.width, frame.height), self.path)
+        _check_size((frame.width, frame.height), self.file.name)
         image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-        turn = TURNS.get(round(frame.rotation))
+        turn = _turn(frame)
         return image if turn is None else image.transpose(turn)
 
 
-def open_file(source: str | Path) -> tuple[FileFrames, float | None]:
-    """A file's frames and how many of them are shown a second, if it says so.
+@dataclass(slots=True)
+class _Packets:
+    """What the packets of one stream say of its frames."""
+
+    times: list[int | None] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    lasts: int = 0  # how long the frame that is shown last is shown
+    latest: int | None = None
+    decoded_at: int | None = None
+    in_order: bool = True  # whether decoding times ascend, as they do unless files were joined
+
+    def add(self, packet: Any) -> None:
+        time = packet.pts
+        self.times.append(time)
+        if packet.dts is not None:
+            if self.decoded_at is not None and packet.dts < self.decoded_at:
+                self.in_order = False
+            self.decoded_at = packet.dts
+        if time is None:
+            return
+        if packet.is_keyframe:
+            self.keys.append(time)
+        if self.latest is None or time >= self.latest:
+            self.latest, self.lasts = time, packet.duration or 0
+
+
+def open_file(source: VideoFileLike) -> tuple[FileFrames | AnimationFrames, FrameTimes]:
+    """A file's frames and when they are shown.
 
     Raises:
         VideoError: PyAV is not installed, or the file cannot be read as a video within the limits.
     """
-    path = str(source)
-    _check_file(path)
-    times: list[int | None] = []
-    keys: list[int] = []
-    with _open(path) as container:
+    file = video_file(source, MAX_BYTES)
+    head = _head(file)
+    if is_animation(head):
+        return open_animation(file)
+    with _open(file) as container:
         # Whatever is asked of a stream is asked now: behind the block its memory is gone.
-        stream = container.streams.video[0]
+        packets = _read(container, file.name)
+        number = _moving(packets)
+        stream, found = container.streams[number], packets[number]
         size = (int(stream.width), int(stream.height))
-        rate = stream.average_rate
+        rate, tick = stream.average_rate, stream.time_base
         exact = container.format.name in EXACT
-        _check_size(size, path)
-        for packet in container.demux(stream):
-            if not packet.size or packet.is_discard:
-                continue  # the end of the stream, or a frame that is cut off
-            times.append(packet.pts)
-            if packet.is_keyframe and packet.pts is not None:
-                keys.append(packet.pts)
-            if len(times) > MAX_FRAMES:
-                raise VideoError(
-                    f"{path}: expected at most {MAX_FRAMES} frames, found more; cut the video first"
-                )
-    if not times:
-        raise VideoError(f"{path}: expected a video of at least one frame, found none")
-    known = sorted({time for time in times if time is not None})
-    fps = float(rate) if rate else None
-    if not exact or not keys or len(known) < len(times):
-        return FileFrames(path, size, tuple(range(len(times))), ()), fps
-    return FileFrames(path, size, tuple(known), tuple(sorted(keys))), fps
+        _check_size(size, file.name)
+    known = [time for time in found.times if time is not None]
+    if len(known) < len(found.times) or not (exact or found.in_order):
+        shown_at = FrameTimes(float(rate) if rate else None, None)
+    else:
+        shown_at = frame_times(sorted(known), Fraction(tick), found.lasts, rate)
+    if not exact or not found.keys or len(set(known)) < len(found.times):
+        return FileFrames(file, number, size, tuple(range(len(found.times))), ()), shown_at
+    keys = tuple(sorted(found.keys))
+    return FileFrames(file, number, size, tuple(sorted(known)), keys), shown_at
+
+
+def _read(container: Any, name: str) -> dict[int, _Packets]:
+    """The packets of every stream that may be the video, by the stream's number."""
+    streams = _candidates(container)
+    found = {stream.index: _Packets() for stream in streams}
+    count = 0
+    for packet in container.demux(streams):
+        if not packet.size or packet.is_discard:
+            continue  # the end of the stream, or a frame that is cut off
+        found[packet.stream.index].add(packet)
+        count += 1
+        if count > MAX_FRAMES:
+            raise VideoError(
+                f"{name}: expected at most {MAX_FRAMES} frames, found more; cut the video first"
+            )
+    if not count:
+        raise VideoError(f"{name}: expected a video of at least one frame, found none")
+    return found
+
+
+def _moving(packets: dict[int, _Packets]) -> int:
+    """The first stream that moves; some files have a still picture in front."""
+    with_frames = [number for number, found in packets.items() if found.times]
+    moving = [number for number in with_frames if len(packets[number].times) > 1]
+    return (moving or with_frames)[0]
+
+
+def _candidates(container: Any) -> list[Any]:
+    """Streams of pictures that are no cover of what the file plays."""
+    import av
+
+    aside = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    return [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not stream.disposition & aside
+    ]
+
+
+def _turn(frame: Any) -> Image.Transpose | None:
+    """How to turn a frame upright, or mirror it, as its display matrix says."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return None
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    largest = max(map(abs, (a, b, c, d))) or 1
+    signs = tuple(round(number / largest) for number in (a, b, c, d))
+    return TURNS.get(signs)
+
+
+def _head(file: VideoFile) -> bytes:
+    try:
+        return file.head()
+    except OSError as error:
+        raise VideoError(
+            f"{file.name}: expected a readable video file, found: {_reason(error)}"
+        ) from None
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[Any]:
+def _open(file: VideoFile) -> Iterator[Any]:
     """The file as a PyAV container with a video stream."""
+    name = file.name
     try:
         import av
     except ImportError:
         raise VideoError(
-            f"{path}: expected PyAV to read video files, found none; run: "
+            f"{name}: expected PyAV to read video files, found none; run: "
             f"{install_extra('video')}, or pass the frames as a list of pictures"
         ) from None
     try:
         # As an open file it can name no protocol, and so reaches nothing but itself.
-        with Path(path).open("rb") as file, _container(av, file, path) as container:
+        with file.open() as opened, _container(av, opened, file) as container:
             yield container
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
-            f"{path}: expected a whole video, found a damaged one ({_reason(error)}); save or "
+            f"{name}: expected a whole video, found a damaged one ({_reason(error)}); save or "
             "fetch it again"
         ) from None
 
 
-def _container(av: Any, file: BinaryIO, path: str) -> Any:
+def _container(av: Any, opened: BinaryIO, file: VideoFile) -> Any:
     options = {"format_whitelist": ",".join(FORMATS)}
     try:
         # Titles and tags in an odd encoding are no reason to refuse a video.
-        container = av.open(file, options=options, metadata_errors="ignore")
+        container = av.open(opened, options=options, metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
+        if starts_as_picture(file.head()):
+            raise VideoError(
+                f"{file.name}: expected a video, found a picture; pass it as an image"
+            ) from None
         raise VideoError(
-            f"{path}: expected a video ({', '.join(NAMES)}), found other data or a damaged file "
-            f"({_reason(error)})"
+            f"{file.name}: expected a video ({', '.join(NAMES)}), found other data or a damaged "
+            f"file ({_reason(error)})"
         ) from None
-    streams = container.streams.video
-    if not streams or streams[0].codec_context is None:
-        found = "one in an unknown coding" if streams else "a file without pictures"
+    if not _candidates(container):
+        found = (
+            "a file without pictures"
+            if not container.streams.video
+            else ("one in an unknown coding, or a cover alone")
+        )
         container.close()
-        raise VideoError(f"{path}: expected a video, found {found}")
+        raise VideoError(f"{file.name}: expected a video, found {found}")
     return container
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
+    return shown(" ".join(str(getattr(error, "strerror", None) or error).split()), 120)
 
 
-def _check_file(path: str) -> None:
-    if "://" in path:
-        raise VideoError(f"{path}: expected the path of a video file, found an address; fetch it")
-    place = Path(path)
-    try:
-        if place.is_dir():
-            raise VideoError(f"{path}: expected a video file, found a folder; name a file in it")
-        if not place.exists():
-            raise VideoError(f"{path}: expected a video file, found nothing; check the path")
-        if not place.is_file():
-            raise VideoError(f"{path}: expected a video file, found a device or a pipe")
-        size = place.stat().st_size
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        name = ascii(path)[1:-1]
-        raise VideoError(f"{name}: expected a readable video file, found: {reason}") from None
-    if not size:
-        raise VideoError(f"{path}: expected a video, found no bytes")
-    if size > MAX_BYTES:
-        raise VideoError(
-            f"{path}: expected at most {MAX_BYTES >> 30} GiB, found {size / (1 << 30):.1f} GiB; "
-            "cut or scale the video down first"
-        )
-
-
-def _check_size(size: tuple[int, int], path: str) -> None:
+def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise VideoError(f"{path}: expected frames with pixels, found {width} x {height}")
+        raise VideoError(f"{name}: expected frames with pixels, found {width} x {height}")
     if width * height > MAX_PIXELS:
         raise VideoError(
-            f"{path}: expected at most {MAX_PIXELS // 1_000_000} megapixels a frame, "
+            f"{name}: expected at most {MAX_PIXELS // 1_000_000} megapixels a frame, "
             f"found {width} x {height}; scale the video down first"
         )

@@ -81,15 +81,22 @@ class PatchVideo:
     def _picked(self, video: Video) -> tuple[list[int], list[Image.Image]]:
         indices = list(range(video.count))
         if video.fps is not None and video.count >= self.patches.temporal:
-            indices = self._sample(video.count, video.fps)
+            indices = self._sample(video, video.fps)
         return indices, video.pick(indices)
 
-    def _sample(self, total: int, fps: float) -> list[int]:
-        """As transformers' Qwen2VLVideoProcessor does for `do_sample_frames=True, fps=self.fps`."""
-        group = self.patches.temporal
+    def _sample(self, video: Video, fps: float) -> list[int]:
+        """As transformers' Qwen2VLVideoProcessor does for `do_sample_frames=True, fps=self.fps`.
+
+        Its positions are evenly apart in time, so where the rate varies the frames are those that
+        are on screen at such times.
+        """
+        group, total = self.patches.temporal, video.count
         most = min(self.max_frames, total) // group * group
         wanted = min(max(total / fps * self.fps, self.min_frames), most, total)
         count = max(math.floor(wanted / group), 1) * group
+        if video.seconds is not None:
+            times = np.arange(count, dtype=np.float64) * (total / fps / count)
+            return [int(place) for place in video.places(times)]
         return [int(i) for i in (np.arange(count) * (total / count)).astype(np.float32)]
 
     def _size(self, frames: Sequence[Image.Image]) -> tuple[int, int]:
@@ -132,7 +139,7 @@ class TimedVideo:
         cells = self.patches.cells_of(height, width, groups)
         tokens = len(cells.index)
         seen = self.opening + token * (tokens // groups) + self.closing
-        times = self._times(indices, video.fps or UNKNOWN_FPS)
+        times = self._times(indices, video)
         block = self.patches.block(height, width, np.zeros(1, np.int64))
         return Media(
             kind="video",
@@ -160,15 +167,19 @@ class TimedVideo:
         if self.fps is not None:
             wanted = int(video.count / (video.fps or UNKNOWN_FPS) * self.fps)
             count = min(max(wanted, self.min_frames), self.max_frames, video.count)
-            indices = [int(i) for i in np.linspace(0, video.count - 1, count).round()]
+            places = np.linspace(0, video.count - 1, count)
+            if video.seconds is not None:  # those nearest to times that are evenly apart
+                places = video.places(np.linspace(0, video.seconds[-1], count))
+            indices = [int(i) for i in places.round()]
         return indices, video.pick(indices)
 
-    def _times(self, indices: Sequence[int], fps: float) -> list[float]:
+    def _times(self, indices: Sequence[int], video: Video) -> list[float]:
         """Seconds at the middle of each group of frames."""
         group = self.patches.temporal
         padded = [*indices, *[indices[-1]] * (-len(indices) % group)]
-        ends = zip(padded[::group], padded[group - 1 :: group], strict=True)
-        return [(first / fps + last / fps) / 2 for first, last in ends]
+        seconds = [video.second(index, UNKNOWN_FPS) for index in padded]
+        ends = zip(seconds[::group], seconds[group - 1 :: group], strict=True)
+        return [(first + last) / 2 for first, last in ends]
 
     def _size(self, frames: Sequence[Image.Image]) -> tuple[int, int]:
         """Hugging Face's `smart_resize` for Qwen3-VL: limits are for all frames together."""
