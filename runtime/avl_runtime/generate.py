@@ -69,7 +69,7 @@ class Reply:
         noted = keep_logits or self.logprobs is not None
         self.reads = Logits.ALL if noted else self._sampler.reads
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, options.skip_special_tokens is not False)
         self._stops = StopMatcher(options.stop or ())
         self._eos = frozenset(eos)
 

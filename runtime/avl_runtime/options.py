@@ -48,6 +48,8 @@ class Options:
         begin_suppress_tokens: tokens that do not come first.
         logprobs: note each token's log probability, and those of this many likeliest ones; None
             notes nothing.
+        skip_special_tokens: leave special tokens out of the reply's text, which models write around
+            places in a picture; an end token is no part of it in any case. True by default.
 
     Raises:
         OptionError: a value is of the wrong type or out of range.
@@ -72,6 +74,7 @@ class Options:
     suppress_tokens: Sequence[int] | None = None
     begin_suppress_tokens: Sequence[int] | None = None
     logprobs: int | None = None
+    skip_special_tokens: bool | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -113,7 +116,7 @@ class Options:
             field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)
         }
         named |= {"max_new_tokens": MAX_NEW_TOKENS, "presence_penalty": 0.0}
-        named |= {"frequency_penalty": 0.0, "logit_bias": {}}
+        named |= {"frequency_penalty": 0.0, "logit_bias": {}, "skip_special_tokens": True}
         if self.min_new_tokens is not None:
             named["min_length"] = 0  # `generate` lets the newer of the two settings win
         missing = {name: value for name, value in named.items() if getattr(self, name) is None}
@@ -164,6 +167,14 @@ def _stops(name: str, value: object) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(
+            f"{name}: expected true or false, found {quoted(value)}; write {name}=True"
+        )
+    return value
+
+
 def _bias(name: str, value: object) -> dict[int, float]:
     if not isinstance(value, Mapping):
         raise OptionError(
@@ -188,6 +199,7 @@ _LISTS: dict[str, Any] = {
     "bad_words_ids": id_lists,
     "suppress_tokens": ids,
     "begin_suppress_tokens": ids,
+    "skip_special_tokens": _flag,
 }
 _SAMPLING = (
     "temperature",

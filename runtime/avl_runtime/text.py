@@ -38,37 +38,48 @@ def check_text(text: object, what: str) -> None:
 
 
 class StreamDecoder:
-    """Turns ids into text one by one; special tokens are left out.
+    """Turns ids into text one by one; special tokens are left out unless they are asked for.
 
-    The pieces put together equal the tokenizer's decoding of all ids. Some tokenizers decode a
+    The pieces put together equal the tokenizer's decoding of all ids, unless the ids break off
+    inside a character that is written as bytes: a decoder with byte fallback then takes back all
+    bytes of the run, characters that were whole too, and here they stay. Some tokenizers decode a
     token differently after another than alone (a leading space, a character in several bytes), so
     every piece is the difference of two decodings of a short window of ids. The window moves on at
     whole characters only.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
         self._window: list[int] = []
         self._told = 0  # ids at the start of the window whose text has been handed out
 
     def push(self, token: int) -> str:
         """The text that became certain with `token`: empty inside a character."""
         self._window.append(token)
-        before, now = self._decode(self._window[: self._told]), self._decode(self._window)
-        if now.endswith(REPLACEMENT) or len(now) <= len(before):
+        piece = self._piece()
+        if not piece or piece.endswith(REPLACEMENT):
             return ""
         self._window = self._window[self._told :]
         self._told = len(self._window)
-        return now[len(before) :]
+        return piece
 
     def flush(self) -> str:
         """What is left at the end, where an unfinished character becomes U+FFFD."""
-        before, now = self._decode(self._window[: self._told]), self._decode(self._window)
+        piece = self._piece()
         self._window, self._told = [], 0
+        return piece
+
+    def _piece(self) -> str:
+        """The text of the window that has not been handed out."""
+        before, now = self._decode(self._window[: self._told]), self._decode(self._window)
+        if REPLACEMENT in now and not now.startswith(before):
+            # Bytes that make no character have taken back those in front of them.
+            return self._decode(self._window[self._told :])
         return now[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(ids, skip_special_tokens=self._skip))
 
 
 class StopMatcher:

@@ -61,6 +61,20 @@ def test_unfinished_character_is_flushed() -> None:
     assert pieces(tokenizer, ids[:1]) == ["", "\ufffd"]
 
 
+@pytest.mark.parametrize("kind", ["prefix", "metaspace"])
+def test_bytes_of_an_unfinished_character_take_nothing_back(kind: str) -> None:
+    """A decoder with byte fallback makes U+FFFD of all bytes of a run that breaks off."""
+    tokenizer = TOKENIZERS[kind]
+    data = "ßé漢字".encode()
+    ids = [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in data]
+    for count in range(len(ids) + 1):
+        whole = data[:count].decode(errors="ignore")
+        left = count - len(whole.encode())
+        assert "".join(pieces(tokenizer, ids[:count])) == whole + "\ufffd" * left
+    told = pieces(tokenizer, [*ids[:8], *tokenizer.encode("a", add_special_tokens=False).ids])
+    assert "".join(told) == "ßé漢\ufffd a"
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.text("abx", max_size=40),
