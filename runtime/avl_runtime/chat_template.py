@@ -6,19 +6,16 @@ strings, numbers and lists only.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from avl_plugins.errors import AvlError
+from avl_runtime.messages import Message, Part, Place, Text, said_by
+from avl_runtime.template_environment import environment
 from avl_runtime.vision import Kind
 
 PROBE = "avl-probe-6f1d"  # a text no user and no template writes
@@ -28,18 +25,40 @@ class TemplateError(AvlError):
     """A chat template is damaged or refuses a conversation."""
 
 
+class RewrittenError(TemplateError):
+    """A chat template writes what has been said differently once more is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """A finished exchange: what the user sent and what the model answered.
 
-    `media` are the kinds of what came with the prompt, in order; `reply` is the decoded answer;
-    `reply_ended` tells whether its tokens end with an end token.
+    Attributes:
+        prompt: the text, behind `media`; or parts, which say where they go.
+        media: kinds of what came with the prompt, in order.
+        reply: the text of the answer.
+        reply_ended: whether its tokens end with an end token.
+        reply_special: whether special tokens in the reply are meant.
     """
 
-    prompt: str
+    prompt: str | tuple[Part, ...]
     media: tuple[Kind, ...]
     reply: str
     reply_ended: bool
+    reply_special: bool = False
+
+    @property
+    def said(self) -> Message:
+        """What the user sent."""
+        parts = self.prompt
+        if isinstance(parts, str):
+            parts = (*(Place(kind) for kind in self.media), Text(parts))
+        return Message("user", parts, tuple((kind, None) for kind in self.media))
+
+    @property
+    def answered(self) -> Message:
+        """What the model answered."""
+        return said_by("assistant", self.reply, special=self.reply_special)
 
 
 class ChatTemplate:
@@ -60,26 +79,23 @@ class ChatTemplate:
         self._tokens = dict(tokens)
         self._placeholders = dict(placeholders)
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment().from_string(source)
         except jinja2.TemplateError as error:
             raise TemplateError(
                 f"expected a chat template in Jinja, found an error: {_line(error)}; export again"
             ) from None
-        self._parts = self._takes_parts()
+        self._parts = self._takes(parts=True)
 
-    def render(self, history: Sequence[Turn], prompt: str, media: Sequence[Kind]) -> str:
-        """The conversation up to where the answer to `prompt` begins.
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation up to where the next answer begins.
 
         Raises:
-            TemplateError: the template refuses the conversation or loses an image or a video.
+            TemplateError: the template refuses the conversation or loses an image, a video or a
+                text of it.
         """
-        messages: list[dict[str, Any]] = []
-        for turn in history:
-            messages.append(self._message("user", turn.prompt, turn.media))
-            messages.append(self._message("assistant", turn.reply, ()))
-        messages.append(self._message("user", prompt, media))
-        text = self._render(messages)
-        sent = [kind for turn in history for kind in turn.media] + list(media)
+        self._check_texts(messages)
+        text = self._render([self._form(message) for message in messages])
+        sent = [kind for message in messages for kind in message.kinds]
         for kind, placeholder in self._placeholders.items():
             expected, found = sent.count(kind), text.count(placeholder)
             if found != expected:
@@ -89,39 +105,138 @@ class ChatTemplate:
                 )
         return text
 
-    def render_next(self, history: Sequence[Turn], prompt: str, media: Sequence[Kind]) -> str:
-        """What comes between the last answer's text and the answer to `prompt`.
+    def render_next(self, messages: Sequence[Message]) -> str:
+        """What comes between the last answer's text and the answer to the last message.
+
+        Args:
+            messages: the last two are an answer and what the user says to it.
 
         Raises:
-            TemplateError: as in `render`, or the template writes earlier turns differently once
-                a new one follows.
+            RewrittenError: the template writes what is in front of the last message differently
+                once that follows.
+            TemplateError: as in `render`.
         """
-        last = history[-1]
-        marked = [*history[:-1], Turn(last.prompt, last.media, PROBE, last.reply_ended)]
-        before, *after = self.render(marked, prompt, media).split(PROBE)
-        if len(after) != 1 or not before.startswith(
-            self.render(history[:-1], last.prompt, last.media).rstrip()
+        *earlier, answer, said = messages
+        whole = self.render(messages)
+        before, *after = self.render([*earlier, said_by("assistant", PROBE), said]).split(PROBE)
+        reply = "".join(part.text for part in answer.parts if isinstance(part, Text))
+        if (
+            len(after) != 1
+            or len(whole) < len(before) + len(after[0])
+            or not before.startswith(self.render(earlier).rstrip())
+            or not whole.startswith(before)
+            or not whole.endswith(after[0])
+            or whole[len(before) : len(whole) - len(after[0])].strip() != reply.strip()
         ):
-            raise TemplateError(
+            raise RewrittenError(
                 "expected a chat template that leaves earlier turns as they are, found one that "
                 "rewrites them; start a new chat for every question"
             )
         return after[0]
 
-    def _takes_parts(self) -> bool:
-        """Whether content is a list of parts; older templates take one string."""
+    def around(self, kind: Kind, special: Callable[[str], bool]) -> str:
+        """A placeholder with the special tokens that the template writes around it.
+
+        Args:
+            special: whether a text is special tokens and nothing else.
+        """
+        placeholder = self._placeholders[kind]
+        parts = (Text(PROBE), Place(kind), Text(PROBE))
         try:
-            text = self._render([{"role": "user", "content": [{"type": "text", "text": PROBE}]}])
+            found = self._render([self._form(Message("user", parts))]).split(PROBE)
+        except TemplateError:
+            return placeholder
+        written = found[1].strip() if len(found) == 3 else ""
+        return written if placeholder in written and special(written) else placeholder
+
+    def check_system(self) -> None:
+        """Refuse a system prompt where the template has no place for one.
+
+        Raises:
+            TemplateError: it has none.
+        """
+        if self._system is None:
+            raise TemplateError(
+                "expected a chat template with a place for a system prompt, found one that "
+                "refuses or ignores it; put the text into the first question"
+            )
+
+    @functools.cached_property
+    def _system(self) -> bool | None:
+        """Whether a system prompt's content is a list of parts; None if there is no place."""
+        return self._sort_of("system", [], [said_by("user", "x")])
+
+    @functools.cached_property
+    def _assistant(self) -> bool:
+        """Whether an answer's content is a list of parts."""
+        said = said_by("user", "x")
+        found = self._sort_of("assistant", [said], [said])
+        return self._parts if found is None else found
+
+    def _sort_of(
+        self, role: str, before: Sequence[Message], behind: Sequence[Message]
+    ) -> bool | None:
+        """Whether the content of a message is a list of parts; None if it is nothing at all."""
+        sorts = (self._parts, not self._parts)  # first as the user's
+        return next((sort for sort in sorts if self._takes(sort, role, before, behind)), None)
+
+    def _takes(
+        self,
+        parts: bool,
+        role: str = "user",
+        before: Sequence[Message] = (),
+        behind: Sequence[Message] = (),
+    ) -> bool:
+        """Whether content may be a list of parts, or one string as in older templates."""
+        content = [{"type": "text", "text": PROBE}] if parts else PROBE
+        front, back = ([self._form(one) for one in some] for some in (before, behind))
+        try:
+            text = self._render([*front, {"role": role, "content": content}, *back])
         except TemplateError:
             return False
         return PROBE in text and f"'{PROBE}'" not in text
 
-    def _message(self, role: str, text: str, media: Sequence[Kind]) -> dict[str, Any]:
-        if not self._parts:
-            lines = "".join(f"{self._placeholders[kind]}\n" for kind in media)
-            return {"role": role, "content": lines + text}
-        parts: list[dict[str, str]] = [{"type": kind} for kind in media]
-        return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
+    def _check_texts(self, messages: Sequence[Message]) -> None:
+        """Refuse what the template would leave out of a message without a word."""
+        if any(message.role == "system" for message in messages):
+            self.check_system()
+        probed: list[Message] = []
+        probes: list[str] = []
+        for message in messages:
+            parts = list(message.parts)
+            texts = sum(isinstance(part, Text) for part in parts)
+            if texts > 1 and message.role != "assistant":
+                for at, part in enumerate(parts):
+                    if isinstance(part, Text) and part.text.strip():
+                        probes.append(f"{PROBE}-{len(probes)}-")
+                        parts[at] = Text(probes[-1])
+            probed.append(Message(message.role, tuple(parts)))
+        if probes:
+            text = self._render([self._form(message) for message in probed])
+            if not all(probe in text for probe in probes):
+                raise TemplateError(
+                    "expected a chat template that writes all texts of a message, found one that "
+                    "leaves some out; put them into one part"
+                )
+
+    def _form(self, message: Message) -> dict[str, Any]:
+        """A message as the template takes it."""
+        parts = self._parts
+        if message.role == "system":
+            parts = self._system is not False
+        elif message.role == "assistant":
+            parts = self._assistant
+        if not parts:
+            texts = [
+                part.text if isinstance(part, Text) else f"{self._placeholders[part.kind]}\n"
+                for part in message.parts
+            ]
+            return {"role": message.role, "content": "".join(texts)}
+        content = [
+            {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": part.kind}
+            for part in message.parts
+        ]
+        return {"role": message.role, "content": content}
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         try:
@@ -137,52 +252,6 @@ class ChatTemplate:
             raise TemplateError(
                 f"expected the chat template to take this conversation, found: {_line(error)}"
             ) from None
-
-
-class _Generation(jinja2.ext.Extension):
-    """Renders what `{% generation %}` encloses; Hugging Face marks answers for training so."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja declares it as a plain set
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = _now
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML characters.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def _line(error: Exception) -> str:

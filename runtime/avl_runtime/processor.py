@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from avl_plugins.errors import AvlError
 from avl_runtime.chat_template import ChatTemplate, Turn
-from avl_runtime.images import ImageLike, load_image
-from avl_runtime.manifest import Manifest, VideoEncoder
+from avl_runtime.heard import Ears, Heard
+from avl_runtime.images import ImageLike
+from avl_runtime.manifest import Manifest
+from avl_runtime.messages import (
+    Message,
+    Place,
+    PromptError,
+    Said,
+    Text,
+    conversation,
+    system_message,
+)
 from avl_runtime.package import Package
+from avl_runtime.plain_text import PlainText
 from avl_runtime.prompt import Prompt
-from avl_runtime.text import check_text
-from avl_runtime.videos import VideoLike, load_video
+from avl_runtime.videos import VideoLike
 from avl_runtime.vision import Kind, Media
 
 __all__ = ["Processor", "Prompt", "PromptError", "Turn"]
@@ -26,16 +34,14 @@ TOKENIZER = "tokenizer.json"
 IDS = 1 << 32  # tokenizers counts tokens in 32 bits
 
 
-class PromptError(AvlError):
-    """A prompt is empty or holds text that only the chat template may write."""
-
-
 class Processor:
     """Tokenizer, chat template and image preprocessing of a package.
 
-    A user's turn is its pictures, its videos and then its text, put through the package's chat
-    template. A package without one is prompted raw: the prompt is taken as it stands, with a
-    placeholder and a line break for each in front, unless the prompt places them itself.
+    A user's turn that is a text is its pictures, its videos and then the text, put through the
+    package's chat template; a list of parts says where they go. Special tokens in texts are
+    encoded as the ordinary text that they are, unless the caller means them. A package without a
+    template is prompted raw: the prompt is taken as it stands, its special tokens too, with a
+    placeholder and a line break for each picture in front, unless the prompt places them itself.
     """
 
     def __init__(self, manifest: Manifest, tokenizer: Tokenizer) -> None:
@@ -47,22 +53,22 @@ class Processor:
         self._placeholders: dict[Kind, str] = {"image": manifest.image.placeholder}
         if manifest.video is not None:
             self._placeholders["video"] = manifest.video.placeholder
-        self._image = _content(tokenizer, manifest.image.token)
-        self._video = "" if manifest.video is None else _content(tokenizer, manifest.video.token)
+        visual: dict[Kind, str] = {"image": _content(tokenizer, manifest.image.token)}
+        if manifest.video is not None:
+            visual["video"] = _content(tokenizer, manifest.video.token)
+        self._ears = Ears(manifest, visual)
         self._bos = None
         if manifest.tokens.bos is not None:
             self._bos = _content(tokenizer, manifest.tokens.bos)
-        special = [
-            token.content
-            for token in tokenizer.get_added_tokens_decoder().values()
-            if token.special
-        ]
-        self._reserved = tuple(dict.fromkeys([*special, *self._placeholders.values()]))
+        self._plain = PlainText(tokenizer, [*self._placeholders.values(), *visual.values()])
         self._template: ChatTemplate | None = None
+        self._meant = tuple(self._placeholders.values())
         if manifest.chat_template is not None:
             self._template = ChatTemplate(
                 manifest.chat_template, self._named_tokens(), self._placeholders
             )
+            around = [self._template.around(kind, self._plain.only) for kind in self._placeholders]
+            self._meant = tuple(dict.fromkeys([*self._meant, *around]))
 
     @classmethod
     def from_package(cls, package: Package) -> Processor:
@@ -86,37 +92,37 @@ class Processor:
 
     def encode(
         self,
-        prompt: str,
+        prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
+        system: str | None = None,
+        placeholders: bool = False,
     ) -> Prompt:
-        """One user turn, up to where the answer begins, with BOS as Hugging Face sets it.
+        """What is said up to where the answer begins, with BOS as Hugging Face sets it.
+
+        Args:
+            prompt: a text, or parts or messages as in `messages`.
+            system: a system prompt in front of it.
+            placeholders: a text's placeholder strings mark where `images` and `videos` go.
 
         Raises:
             TextError: the prompt is no text, or none that UTF-8 has.
-            PromptError: it is empty or holds special tokens, `images` or `videos` is no list, or
-                the model takes no videos.
+            PromptError: it is empty, `images` or `videos` is no list or not what the prompt speaks
+                of, or the model takes no videos.
             ImageError, VideoError: a picture or a video cannot be loaded.
-            TemplateError: the chat template refuses the turn.
+            TemplateError: the chat template refuses what is said.
         """
-        _check_said(prompt)
-        media = self._media(images, videos)
-        kinds = [part.kind for part in media]
-        if self._template is None:
-            text = self._raw(prompt, kinds)
-        else:
-            self._check(prompt)
-            text = self._template.render((), prompt, kinds)
-        starts = self._bos is not None and text.startswith(self._bos)
-        filled, placed = self._filled(text, media)
-        return self._prompt(self._ids(filled, with_bos=not starts), placed)
+        said = conversation(prompt, images, videos, system, placeholders)
+        return self.read([self.hear(message) for message in said])
 
     def continue_chat(
         self,
         history: Sequence[Turn],
-        prompt: str,
+        prompt: Said | Heard,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
+        system: str | Message | None = None,
+        placeholders: bool = False,
     ) -> Prompt:
         """The tokens of a new turn after those of `history`.
 
@@ -126,21 +132,57 @@ class Processor:
         Raises:
             PromptError: as in `encode`, or the package has no chat template.
             ImageError, VideoError: a picture or a video cannot be loaded.
-            TemplateError: the chat template rewrites earlier turns.
+            RewrittenError: the chat template rewrites earlier turns.
         """
+        if not isinstance(prompt, Heard):
+            (message,) = conversation(prompt, images, videos, None, placeholders)
+            prompt = self.hear(message)
+        if isinstance(system, str):
+            system = system_message(system)
+        front = [] if system is None else [system]
         if not history:
-            return self.encode(prompt, images, videos)
-        if self._template is None:
-            raise PromptError(
-                "expected a chat template for a second turn, found none in the package; "
-                "ask one question at a time"
-            )
-        _check_said(prompt)
-        self._check(prompt)
-        media = self._media(images, videos)
-        text = self._template.render_next(history, prompt, [part.kind for part in media])
-        filled, placed = self._filled(text, media)
+            return self.read([*map(self.hear, front), prompt])
+        template = self._template_for("a second turn")
+        earlier = [message for turn in history for message in (turn.said, turn.answered)]
+        marked = self._marked([*front, *earlier, prompt.message])
+        media = self._ears.among(prompt, prompt.count("image"))
+        filled, placed = self._filled(template.render_next(marked), media)
         return self._prompt(self._tail_ids(filled, history[-1].reply_ended), placed)
+
+    def hear(self, message: Message) -> Heard:
+        """A message with its pictures and videos loaded and made ready.
+
+        Raises:
+            PromptError: the model takes no videos.
+            ImageError, VideoError: a picture or a video cannot be loaded.
+        """
+        return self._ears.hear(message)
+
+    def read(self, said: Sequence[Heard]) -> Prompt:
+        """A whole conversation up to where the next answer begins.
+
+        Raises:
+            PromptError: it has several messages and the package no chat template.
+            TemplateError: the chat template refuses it.
+        """
+        among = sum(heard.count("image") for heard in said)
+        media = [part for heard in said for part in self._ears.among(heard, among)]
+        if self._template is None:
+            text = self._raw([heard.message for heard in said])
+        else:
+            text = self._template.render(self._marked([heard.message for heard in said]))
+        starts = self._bos is not None and text.startswith(self._bos)
+        filled, placed = self._filled(text, media)
+        return self._prompt(self._plain.encode(filled, with_bos=not starts), placed)
+
+    def check_system(self) -> None:
+        """Refuse system prompts where they cannot be used.
+
+        Raises:
+            PromptError: the package has no chat template.
+            TemplateError: the chat template has no place for one.
+        """
+        self._template_for("a system prompt").check_system()
 
     def after(self, tokens: Sequence[int], prompt: Prompt) -> Prompt:
         """`prompt` behind text tokens that have no row yet."""
@@ -157,7 +199,7 @@ class Processor:
         Args:
             among: how many pictures the turn comes with.
         """
-        return self._manifest.image.layout_among(among).view(load_image(image))
+        return self._ears.view(image, among)
 
     def view_video(self, video: VideoLike) -> Image.Image:
         """One of the frames that the model sees of a video, resized as it sees it.
@@ -166,7 +208,7 @@ class Processor:
             PromptError: the model takes no videos.
             ImageError, VideoError: the video cannot be loaded.
         """
-        return self._video_encoder([video]).layout.view(load_video(video))
+        return self._ears.view_video(video)
 
     def _named_tokens(self) -> dict[str, str]:
         ids = {
@@ -181,49 +223,42 @@ class Processor:
         }
         return named | {f"{kind}_token": text for kind, text in self._placeholders.items()}
 
-    def _check(self, prompt: str) -> None:
-        found = next((token for token in self._reserved if token in prompt), None)
-        if found is not None:
+    def _template_for(self, what: str) -> ChatTemplate:
+        if self._template is None:
             raise PromptError(
-                f"expected a prompt of plain text, found the special token {found!r}; "
-                "leave it out, pictures and turns get their tokens by themselves"
+                f"expected a chat template for {what}, found none in the package; "
+                "ask one question at a time"
             )
+        return self._template
 
-    def _raw(self, prompt: str, kinds: Sequence[Kind]) -> str:
-        front = ""
+    def _marked(self, messages: Sequence[Message]) -> list[Message]:
+        return [self._plain.marked(message, self._meant) for message in messages]
+
+    def _raw(self, messages: Sequence[Message]) -> str:
+        if len(messages) > 1:
+            first = "a system prompt" if messages[0].role == "system" else "a second turn"
+            self._template_for(first)
+        (message,) = messages
+        texts = [part for part in message.parts if isinstance(part, Text)]
+        if len(texts) != 1 or isinstance(message.parts[-1], Place):
+            return "".join(
+                self._plain.mark(part.text, self._placeholders.values())
+                if isinstance(part, Text)
+                else f"{self._placeholders[part.kind]}\n"
+                for part in message.parts
+            )
+        front, text = "", texts[0].text
         for kind, placeholder in self._placeholders.items():
-            placed, sent = prompt.count(placeholder), kinds.count(kind)
-            if placed not in (0, sent):
+            placed, sent = text.count(placeholder), message.kinds.count(kind)
+            if not sent and not texts[0].placeholders:
+                text = self._plain.mark(text, [placeholder])
+            elif placed not in (0, sent):
                 raise PromptError(
                     f"expected {sent} {kind} placeholders ({placeholder}) or none in the prompt, "
                     f"found {placed}"
                 )
             front += "" if placed else f"{placeholder}\n" * sent
-        return front + prompt
-
-    def _media(
-        self, images: Sequence[ImageLike] | None, videos: Sequence[VideoLike] | None
-    ) -> tuple[Media, ...]:
-        """Everything loaded and made ready, pictures first."""
-        images = () if images is None else images
-        videos = () if videos is None else videos
-        _check_list(images, "images")
-        _check_list(videos, "videos")
-        seen_as = self._manifest.image.layout_among(len(images))
-        media = [seen_as.prepare(load_image(source), self._image) for source in images]
-        if videos:
-            layout = self._video_encoder(videos).layout
-            media += [layout.prepare(load_video(source), self._video) for source in videos]
-        return tuple(media)
-
-    def _video_encoder(self, videos: Sequence[VideoLike]) -> VideoEncoder:
-        encoder = self._manifest.video
-        if encoder is None:
-            raise PromptError(
-                f"expected images only, found {len(videos)} videos, which a model of the "
-                f"{self._manifest.family} family does not take; send single frames as images"
-            )
-        return encoder
+        return front + text
 
     def _filled(self, text: str, media: Sequence[Media]) -> tuple[str, tuple[Media, ...]]:
         """`text` with all placeholders replaced, and `media` in the order of their places."""
@@ -238,9 +273,6 @@ class Processor:
         filled = re.sub("|".join(map(re.escape, kinds)), replacement, text)
         return filled, tuple(placed)
 
-    def _ids(self, text: str, *, with_bos: bool) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=with_bos).ids)
-
     def _tail_ids(self, text: str, reply_ended: bool) -> list[int]:
         """Ids of the text after a reply, as they come out behind one.
 
@@ -250,12 +282,12 @@ class Processor:
         ends = [_content(self.tokenizer, token) for token in self.tokens.eos]
         closing = next((end for end in ends if text.startswith(end)), None)
         if closing is not None:
-            return self._ids(text, with_bos=False)[1 if reply_ended else 0 :]
+            return self._plain.encode(text, with_bos=False)[1 if reply_ended else 0 :]
         anchor = ends[0] if reply_ended and ends else "a"
-        start = self._ids(anchor, with_bos=False)
-        ids = self._ids(anchor + text, with_bos=False)
+        start = self._plain.encode(anchor, with_bos=False)
+        ids = self._plain.encode(anchor + text, with_bos=False)
         if ids[: len(start)] != start:
-            return self._ids(text, with_bos=False)
+            return self._plain.encode(text, with_bos=False)
         return ids[len(start) :]
 
     def _prompt(self, ids: list[int], media: Sequence[Media]) -> Prompt:
@@ -270,20 +302,6 @@ class Processor:
                 "the tokenizer does not know the image placeholder, export again"
             )
         return prompt
-
-
-def _check_said(prompt: str) -> None:
-    check_text(prompt, "prompt")
-    if not prompt.strip():
-        raise PromptError("expected a prompt, found an empty one; ask something")
-
-
-def _check_list(sources: Sequence[object], name: str) -> None:
-    """A path or an array is a sequence too, and would be taken apart."""
-    if isinstance(sources, (str, bytes, Path, Image.Image, np.ndarray)):
-        raise PromptError(
-            f"expected a list of {name}, found {type(sources).__name__}; write {name}=[…]"
-        )
 
 
 def _content(tokenizer: Tokenizer, token: int) -> str:

@@ -1,0 +1,240 @@
+"""Texts, parts and messages as prompts, against transformers' templates and tokenizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import AutoProcessor
+
+from avl_runtime.chat_template import TemplateError
+from avl_runtime.manifest import Tokens
+from avl_runtime.messages import PromptError, conversation
+from avl_runtime.processor import Processor
+from avl_runtime.text import TextError
+from face.support import (
+    CHATML_TEMPLATE,
+    LLAVA_TEMPLATE,
+    MODEL,
+    manifest,
+    sentencepiece_tokenizer,
+    tiny_processor,
+)
+from face.test_preprocess import picture
+
+THEIRS = AutoProcessor.from_pretrained(MODEL)
+IN_ORDER = (
+    "{% for m in messages %}{{ m['role'].upper() }}: {% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<image>\n{% else %}{{ p['text'] | trim }}{% endif %}{% endfor %} "
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+ONE, TWO = picture((90, 60)), picture((40, 130))
+TALK: list[dict[str, Any]] = [
+    {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "First: "},
+            {"type": "image", "image": ONE},
+            {"type": "text", "text": " second: "},
+            {"type": "image", "image": TWO},
+            {"type": "text", "text": " which is red?"},
+        ],
+    },
+    {"role": "assistant", "content": [{"type": "text", "text": "the first"}]},
+    {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+]
+
+
+def their_ids(messages: Any, images: list[Any], template: str | None = None) -> list[int]:
+    text = THEIRS.apply_chat_template(messages, template, add_generation_prompt=True)
+    return [int(token) for token in THEIRS(text=text, images=images or None)["input_ids"][0]]
+
+
+def plain(tokenizer: Tokenizer, text: str, *, with_bos: bool = True) -> list[int]:
+    """Ids of a text none of whose special tokens counts, by the tokenizers library."""
+    tokenizer.encode_special_tokens = True
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=with_bos).ids)
+    finally:
+        tokenizer.encode_special_tokens = False
+
+
+@pytest.mark.parametrize("template", [IN_ORDER, LLAVA_TEMPLATE, "tiny"])
+def test_messages_are_those_of_transformers(template: str) -> None:
+    source = THEIRS.chat_template if template == "tiny" else template
+    ours = tiny_processor(source)
+    for talk in (TALK[1:], TALK[1:2], *([] if template == "tiny" else [TALK])):
+        found = ours.encode(talk)
+        assert found.input_ids.tolist() == their_ids(talk, [ONE, TWO], source)
+        assert len({part.digest for part in found.media}) == 2
+    parts = ours.encode(TALK[1]["content"])
+    assert parts.input_ids.tolist() == their_ids(TALK[1:2], [ONE, TWO], source)
+
+
+def test_parts_without_pictures_take_those_beside_them() -> None:
+    ours = tiny_processor(IN_ORDER)
+    said = [{"type": "text", "text": "this"}, {"type": "image"}, {"type": "image", "image": TWO}]
+    found = ours.encode(said, [ONE])
+    wanted = ours.encode([said[0], {"type": "image", "image": ONE}, said[2]])
+    assert found.input_ids.tolist() == wanted.input_ids.tolist()
+    assert [part.digest for part in found.media] == [part.digest for part in wanted.media]
+
+
+def test_a_system_prompt_is_the_templates() -> None:
+    for source in (IN_ORDER, LLAVA_TEMPLATE):
+        found = tiny_processor(source).encode("Why?", [ONE], system="Be brief.")
+        parts = [{"type": "image"}, {"type": "text", "text": "Why?"}]
+        talk = [TALK[0], {"role": "user", "content": parts}]
+        assert found.input_ids.tolist() == their_ids(talk, [ONE], source)
+    # Content that is one string, of every role or of the system alone.
+    text_only = tiny_processor(CHATML_TEMPLATE).encode("why?", system="Be brief.")
+    expected = "<s><|im_start|>system\nBe brief.</s>\n<|im_start|>user\nwhy?</s>\n"
+    expected += "<|im_start|>assistant\n"
+    tokenizer = text_only_tokenizer()
+    assert text_only.input_ids.tolist() == tokenizer.encode(expected, add_special_tokens=False).ids
+    mixed = "{% if messages[0].role == 'system' %}[{{ messages[0].content }}]{% endif %}"
+    mixed += "{% for m in messages if m.role == 'user' %}{{ m.content[0].text }}{% endfor %}"
+    found = tiny_processor(mixed).encode("why?", system="Be brief.")
+    assert found.input_ids.tolist() == tokenizer.encode("[Be brief.]why?").ids
+
+
+def text_only_tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+
+
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        REFUSING + IN_ORDER,
+        THEIRS.chat_template,
+        "{% for m in messages if m.role == 'user' %}{{ m.content[0].text }}{% endfor %}",
+    ],
+)
+def test_a_template_without_a_place_for_a_system_prompt_is_told(template: str) -> None:
+    ours = tiny_processor(template)
+    assert len(ours.encode("why?").input_ids)
+    for said in ({"prompt": "why?", "system": "Be brief."}, {"prompt": [TALK[0], TALK[3]]}):
+        with pytest.raises(TemplateError, match="place for a system prompt"):
+            ours.encode(**said)
+    with pytest.raises(PromptError, match="chat template for a system prompt"):
+        tiny_processor(None).encode("why?", system="Be brief.")
+
+
+LOOK_ALIKES = [
+    "In HTML <s>this</s> is struck out",
+    "<s>",
+    "a <pad>b  </s><s> c",
+    "<<s>>",
+    "read: <image> and </image>",
+]
+
+
+@pytest.mark.parametrize("text", LOOK_ALIKES)
+def test_what_looks_like_a_special_token_is_plain_text(text: str) -> None:
+    ours = tiny_processor(IN_ORDER)
+    found = ours.encode(text)
+    assert found.input_ids.tolist() == plain(ours.tokenizer, f"USER: {text} ASSISTANT:")
+    shown = ours.encode(text, [ONE])
+    assert shown.image_mask.sum() == 144
+    front = ours.tokenizer.encode("USER: " + "<image>" * 144).ids
+    tail = plain(ours.tokenizer, f"\n{text} ASSISTANT:", with_bos=False)
+    assert shown.input_ids.tolist() == front + tail
+    # In a later turn, with special tokens of the template's own in front.
+    history = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    talk = ours.encode([*history, {"role": "user", "content": text}])
+    front = plain(ours.tokenizer, f"USER: {text} ASSISTANT: {text} ")
+    tail = plain(ours.tokenizer, f"USER: {text} ASSISTANT:", with_bos=False)
+    assert talk.input_ids.tolist() == [*front, 2, *tail]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_plain_text_under_llavas_tokenizer(legacy: bool) -> None:
+    """Special tokens of its kind are pieces of the vocabulary, and texts get a space in front."""
+    tokenizer = sentencepiece_tokenizer(legacy=legacy)
+    ours = Processor(manifest(LLAVA_TEMPLATE, Tokens(1, (2,), None)), tokenizer)
+    for text in ("the <s> and </s>", "<image>", "a<unk>b"):
+        found = ours.encode(text).input_ids.tolist()
+        assert found == plain(tokenizer, f"USER: {text} ASSISTANT:")
+        assert found.count(1) == 1 and 2 not in found and 3 not in found and 0 not in found
+
+
+def test_texts_that_look_like_a_token_only_together() -> None:
+    ours = tiny_processor(IN_ORDER)
+    for first, second in (("a <ima", "ge> b"), ("</", "s>"), ("<s", ">")):
+        parts = [{"type": "text", "text": first}, {"type": "text", "text": second}]
+        found = ours.encode([*parts, {"type": "image", "image": ONE}])
+        assert found.image_mask.sum() == 144
+        front = plain(ours.tokenizer, f"USER: {first}{second}")
+        assert found.input_ids[: len(front)].tolist() == front
+
+
+def test_placeholders_mark_places_where_the_caller_says_so() -> None:
+    text = "First: <image> Second: <image> <s>Which?"
+    for source in (IN_ORDER, LLAVA_TEMPLATE):
+        ours = tiny_processor(source)
+        found = ours.encode(text, [ONE, TWO], placeholders=True)
+        one = "<image>" * 144
+        behind = plain(ours.tokenizer, " <s>Which? ASSISTANT:", with_bos=False)
+        front = ours.tokenizer.encode(f"USER: First: {one} Second: {one}").ids
+        assert found.input_ids.tolist() == front + behind
+        without = text.replace("<s>", "")
+        said = [{"role": "user", "content": [{"type": "text", "text": without}]}]
+        found = ours.encode(without, [ONE, TWO], placeholders=True)
+        assert found.input_ids.tolist() == their_ids(said, [ONE, TWO], source)
+        literal = ours.encode(text, [ONE, TWO])
+        assert literal.image_mask.sum() == 288 and literal.image_mask[:300].sum() > 280
+        with pytest.raises(TemplateError, match="expected 1 image placeholders"):
+            ours.encode(text, [ONE], placeholders=True)
+
+
+def test_a_template_that_would_lose_a_text_is_told() -> None:
+    ours = tiny_processor(
+        "{% for m in messages %}{% for p in m.content if p.type == 'image' %}<image>{% endfor %}"
+        "{{ (m.content | selectattr('type', 'equalto', 'text') | list)[0].text }}{% endfor %}"
+    )
+    assert ours.encode("one", [ONE]).image_mask.sum() == 144
+    with pytest.raises(TemplateError, match="leaves some out"):
+        ours.encode(TALK[1:2])
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "told"),
+    [
+        ([], {}, "empty"),
+        ([{"type": "text", "text": " "}], {}, "empty"),
+        ([{"type": "audio", "audio": "a.wav"}], {}, "types text, image and video, found 'audio'"),
+        ([{"type": "image"}], {}, "none left of images"),
+        ([{"type": "text", "text": "a"}], {"images": [ONE]}, "1 images more than parts"),
+        ([{"role": "user", "content": "a"}, {"type": "text", "text": "b"}], {}, "both in one"),
+        ([{"role": "tool", "content": "a"}], {}, "found 'tool'"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            {},
+            "ends with",
+        ),
+        ([{"role": "user", "content": None}], {}, "found none"),
+        (["a", "b"], {}, "as mappings"),
+        (b"a", {}, "found bytes"),
+        (17, {}, "found int"),
+        ("lone \ud800", {}, "character 6"),
+        ([{"type": "text", "text": 17}], {}, "prompt of text, found 17"),
+        ([TALK[0], TALK[3]], {"system": "b"}, "found one in the messages"),
+        ("a", {"system": ""}, "system: expected a text"),
+        ([{"type": "text", "text": "a"}], {"placeholders": True}, "placeholders"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(said: Any, more: dict[str, Any], told: str) -> None:
+    with pytest.raises((PromptError, TextError), match=told) as caught:
+        conversation(said, **more)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_pictures_may_be_none() -> None:
+    ours = tiny_processor()
+    assert ours.encode("a", None, None).input_ids.tolist() == ours.encode("a").input_ids.tolist()
