@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from avl_plugins.errors import AvlError
-from avl_plugins.policies import Policy
+from avl_plugins.policies import Policy, parse
+from avl_runtime.chat_template import RewrittenError
+from avl_runtime.conversation import Conversation
 from avl_runtime.engine import Engine, Request
+from avl_runtime.exchanges import Exchange, placed, recalled
+from avl_runtime.heard import Heard
 from avl_runtime.images import ImageLike
+from avl_runtime.messages import (
+    Message,
+    PromptError,
+    Said,
+    conversation,
+    read_messages,
+    system_message,
+)
 from avl_runtime.options import Options
-from avl_runtime.processor import Prompt, Turn
+from avl_runtime.processor import Prompt
 from avl_runtime.results import Result
 from avl_runtime.videos import VideoLike
 from avl_runtime.vision import Kind
@@ -23,125 +37,284 @@ class ChatError(AvlError):
 class Chat:
     """Turns share one cache: each prompt is read once, and images may come in any turn.
 
-    A turn whose prompt cannot be read to its end changes nothing. A stream that is given up leaves
-    its reply as far as it went, and the next turn goes on from there. After an interruption inside
-    a decode step the cache is incomplete, and the chat refuses to go on.
+    A turn begins when its reply is first asked for, and one turn runs at a time, in whatever
+    thread. A turn whose prompt cannot be read to its end changes nothing. A stream that is given
+    up leaves its reply as far as it was told, and the next turn goes on from there. After an
+    interruption inside a decode step the cache is incomplete, and the chat refuses to go on until
+    the turn is undone.
+
+    The whole conversation is read anew where the cache does not hold what comes in front of a
+    turn: after `undo`, `set_system`, `set_policy` and a reply cut inside of what was generated
+    (a stop string), and with a chat template that writes earlier turns otherwise than it did.
     """
 
-    def __init__(self, engine: Engine, policy: Policy) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Policy,
+        system: str | None = None,
+        messages: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """
+        Args:
+            system: a system prompt.
+            messages: what was said before, as `messages` gives it.
+
+        Raises:
+            AvlError: the system prompt or a message cannot be used.
+        """
         self._engine = engine
         self._policy = policy
-        self._conversation = engine.conversation()
-        self._history: tuple[Turn, ...] = ()
+        self._system: Message | None = None
+        self._exchanges: tuple[Exchange, ...] = ()
+        self._conversation: Conversation | None = None  # None: what was said has to be read
         self._pending: list[int] = []
         self._interrupted = False
+        self._running = threading.Lock()
+        said = list(read_messages(messages)) if messages else []
+        if said and said[0].role == "system":
+            if system is not None:
+                raise PromptError(
+                    "expected one system prompt, found one in the messages and one beside them; "
+                    "leave one of them out"
+                )
+            self._set_system(said.pop(0))
+        elif system is not None:
+            self._set_system(system_message(system))
+        self._exchanges = recalled(said, engine.processor)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the turns to come."""
+        return self._policy
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """What has been said, as transformers' chat templates take it.
+
+        {"role": ..., "content": a list of parts}, in order; pictures and videos as they were
+        given. A turn that runs is not among them.
+        """
+        said = [] if self._system is None else [self._system]
+        for one in self._exchanges:
+            said += [one.heard.message, one.turn.answered]
+        return [message.to_dict() for message in said]
 
     @property
     def media(self) -> tuple[Kind, ...]:
         """What the conversation holds besides text, in the order of its tokens."""
-        return tuple(kind for turn in self._history for kind in turn.media)
+        return tuple(kind for one in self._exchanges for kind in one.media)
 
     def send(
         self,
-        prompt: str,
+        prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
         return_logits: bool = False,
         return_placements: bool = False,
+        placeholders: bool = False,
         **options: Any,
     ) -> Result:
-        """Say something and wait for the whole reply; options as for `LVLM.generate`.
+        """Say something and wait for the whole reply; arguments as for `LVLM.generate`.
 
         Raises:
-            AvlError: the prompt, an image or an option cannot be used.
+            AvlError: the prompt, an image or an option cannot be used, or another turn runs.
         """
-        request, encoded = self._request(
-            prompt, images, videos, options, return_logits, return_placements
+        steps = self.stream(
+            prompt, images, videos, return_logits, return_placements, placeholders, **options
         )
-        for _ in self._steps(request, prompt, encoded):
-            pass
-        return request.result(0)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
 
     def stream(
         self,
-        prompt: str,
+        prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
         return_logits: bool = False,
         return_placements: bool = False,
+        placeholders: bool = False,
         **options: Any,
     ) -> Generator[str, None, Result]:
         """Say something and yield the reply in pieces of whole characters.
 
+        The turn begins with the first piece that is asked for and ends with the last one, or when
+        the stream is closed.
+
         Raises:
-            AvlError: as `send`.
+            AvlError: as `send`; what depends on the turns before is refused with the first piece.
         """
-        request, encoded = self._request(
-            prompt, images, videos, options, return_logits, return_placements
-        )
-        return self._steps(request, prompt, encoded)
-
-    def _request(
-        self,
-        prompt: str,
-        images: Sequence[ImageLike] | None,
-        videos: Sequence[VideoLike] | None,
-        options: dict[str, Any],
-        return_logits: bool = False,
-        return_placements: bool = False,
-    ) -> tuple[Request, Prompt]:
-        if self._interrupted:
-            raise ChatError(
-                "expected a chat between two turns, found one interrupted inside a decode step; "
-                "start a new chat"
+        said = conversation(prompt, images, videos, None, placeholders)
+        if len(said) != 1:
+            raise PromptError(
+                f"expected one message of the user, found {len(said)} messages; "
+                "begin a chat with the earlier ones"
             )
-        processor = self._engine.processor
-        encoded = (
-            processor.continue_chat(self._history, prompt, images, videos)
-            if self._history
-            else processor.encode(prompt, images, videos)
-        )
-        if self._pending:
-            # The last token of a reply has no row yet: it is read with the next prompt.
-            encoded = processor.after(self._pending, encoded)
-        request = Request(
-            self._engine,
-            [self._conversation],
-            [encoded],
-            self._policy,
-            Options.of(options),
-            return_logits,
-            return_placements,
-        )
-        return request, encoded
+        chosen = Options.of(options)
+        heard = self._engine.processor.hear(said[0])
+        return self._turn(heard, chosen, return_logits, return_placements)
 
-    def _steps(
-        self, request: Request, prompt: str, encoded: Prompt
-    ) -> Generator[str, None, Result]:
-        start = self._conversation.length
+    def undo(self) -> None:
+        """Take back the last thing said and its reply.
+
+        Raises:
+            ChatError: nothing has been said, or a turn runs.
+        """
+        with self._alone():
+            if not self._exchanges:
+                raise ChatError("expected something said to take back, found nothing; ask first")
+            self._exchanges = self._exchanges[:-1]
+            self._forget()
+
+    def clear(self) -> None:
+        """Take back all that has been said; the system prompt and the policy stay.
+
+        Raises:
+            ChatError: a turn runs.
+        """
+        with self._alone():
+            self._exchanges = ()
+            self._forget()
+
+    def set_policy(self, policy: str | Policy) -> None:
+        """Read all that was said, and go on, under another policy from the next turn on.
+
+        Raises:
+            PolicyError: the policy cannot be used with this package.
+            ChatError: a turn runs.
+        """
+        chosen = parse(policy) if isinstance(policy, str) else policy
+        self._engine.check(chosen)
+        with self._alone():
+            if chosen != self._policy:
+                self._policy = chosen
+                self._forget()
+
+    def set_system(self, text: str | None) -> None:
+        """Have another system prompt, or none, from the next turn on.
+
+        Raises:
+            AvlError: the chat template has no place for one, or a turn runs.
+        """
+        with self._alone():
+            self._set_system(None if text is None else system_message(text))
+            self._forget()
+
+    def _set_system(self, message: Message | None) -> None:
+        if message is not None:
+            self._engine.processor.check_system()
+        self._system = message
+
+    def _forget(self) -> None:
+        """Drop the cache: the next turn reads what was said."""
+        self._conversation = None
+        self._pending = []
+        self._interrupted = False
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Mark a turn, or a change, as running."""
+        if not self._running.acquire(blocking=False):
+            raise ChatError(
+                "expected a chat between two turns, found one whose turn still runs; "
+                "finish or close its stream first"
+            )
         try:
-            for pieces in request.steps():
-                if pieces[0]:
-                    yield pieces[0]
-        except GeneratorExit:
-            raise
-        except BaseException:
-            self._interrupted = self._conversation.length > start
-            raise
+            yield
         finally:
-            if self._conversation.length > start:
-                self._remember(request, prompt, encoded, start + len(encoded.input_ids))
-        return request.result(0)
+            self._running.release()
 
-    def _remember(self, request: Request, prompt: str, encoded: Prompt, prompt_end: int) -> None:
+    def _turn(
+        self, heard: Heard, options: Options, return_logits: bool, return_placements: bool
+    ) -> Generator[str, None, Result]:
+        with self._alone():
+            if self._interrupted:
+                raise ChatError(
+                    "expected a chat between two turns, found one interrupted inside a decode "
+                    "step; undo that turn, or start a new chat"
+                )
+            conversation, encoded = self._encoded(heard)
+            request = Request(
+                self._engine,
+                [conversation],
+                [encoded],
+                self._policy,
+                options,
+                return_logits,
+                return_placements,
+            )
+            start = conversation.length
+            try:
+                for pieces in request.steps():
+                    if pieces[0]:
+                        yield pieces[0]
+            except GeneratorExit:
+                raise
+            except BaseException:
+                self._interrupted = conversation.length > start
+                raise
+            finally:
+                if conversation.length > start:
+                    self._remember(request, conversation, heard, encoded, options, start)
+            return request.result(0)
+
+    def _encoded(self, heard: Heard) -> tuple[Conversation, Prompt]:
+        """What has to be read for a turn, and the conversation that it goes on."""
+        processor, system = self._engine.processor, self._system
+        history = [one.turn for one in self._exchanges]
+        if self._conversation is not None:
+            try:
+                encoded = processor.continue_chat(history, heard, (), (), system)
+            except RewrittenError:
+                pass
+            else:
+                # The last token of a reply has no row yet: it is read with the next prompt.
+                if self._pending:
+                    encoded = processor.after(self._pending, encoded)
+                return self._conversation, encoded
+        whole = [] if system is None else [processor.hear(system)]
+        for one in self._exchanges:
+            whole += [one.heard, processor.hear(one.turn.answered)]
+        encoded = processor.read([*whole, heard])
+        # First the old one's memory is given back. What was said is known without it.
+        self._conversation, self._pending = None, []
+        return self._engine.conversation(), encoded
+
+    def _remember(
+        self,
+        request: Request,
+        conversation: Conversation,
+        heard: Heard,
+        encoded: Prompt,
+        options: Options,
+        start: int,
+    ) -> None:
+        """Note what a turn has left in the cache, which began at token `start`."""
         reply = request.replies[0]
-        in_cache = self._conversation.length - prompt_end
-        self._pending = reply.token_ids[in_cache:]
-        self._history += (
-            Turn(
-                prompt=prompt,
-                media=tuple(part.kind for part in encoded.media),
-                reply=self._engine.processor.decode(reply.token_ids),
-                reply_ended=reply.finish_reason == "eos",
-            ),
+        in_cache = conversation.length - start - len(encoded.input_ids)
+        ended = reply.finish_reason == "eos"
+        special = options.skip_special_tokens is False
+        said = Exchange(heard, heard.message.kinds, reply.text, ended, special)
+        kinds = [part.kind for part in encoded.media]
+        self._exchanges = (
+            (*self._exchanges, *placed([said], kinds))
+            if start
+            else placed([*self._exchanges, said], kinds)
         )
+        self._conversation, self._pending = conversation, reply.token_ids[in_cache:]
+        if reply.finish_reason in ("eos", "length") or self._reads(reply.token_ids, said):
+            return
+        # The reply was cut: what was told ends inside of what was generated.
+        self._pending = []
+        if not self._reads(reply.token_ids[:in_cache], said):
+            self._conversation = None
+
+    def _reads(self, token_ids: Sequence[int], said: Exchange) -> bool:
+        """Whether tokens are the reply as it was told."""
+        decode = self._engine.processor.tokenizer.decode
+        text = decode(list(token_ids), skip_special_tokens=not said.special)
+        return bool(text.lstrip() == said.reply)

@@ -89,13 +89,14 @@ class Engine:
 class Request:
     """One generation over one or more conversations, from prompts to results.
 
-    Prompts are read when `steps` begins; results are there when it has ended.
+    Prompts are read when `steps` begins, in new conversations if none are given; results are there
+    when it has ended.
     """
 
     def __init__(
         self,
         engine: Engine,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Conversation] | None,
         prompts: Sequence[Prompt],
         policy: Policy,
         options: Options,
@@ -107,7 +108,7 @@ class Request:
         options.check_ids(manifest.dims.vocab_size)
         options = options.over(manifest.generation)
         self._engine = engine
-        self._conversations = list(conversations)
+        self._conversations = [] if conversations is None else list(conversations)
         self._prompts = prompts
         self._policy = policy
         self._trace = return_placements
@@ -123,6 +124,8 @@ class Request:
     def steps(self) -> Iterator[list[str]]:
         """Run; yields every reply's new text after each step."""
         engine, plan = self._engine, self._policy.plan()
+        if not self._conversations:
+            self._conversations = [engine.conversation() for _ in self._prompts]
         begun = time.perf_counter()
         logits = [
             conversation.prefill(engine.embed(prompt), plan, reply.reads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from avl_plugins.policies import Policy, parse
 from avl_runtime.chat import Chat
 from avl_runtime.engine import Engine, Request
 from avl_runtime.images import ImageLike
+from avl_runtime.messages import Said
 from avl_runtime.option_values import OptionError, whole
 from avl_runtime.options import Options
 from avl_runtime.package import Package, load_package
@@ -18,9 +19,17 @@ from avl_runtime.processor import Processor
 from avl_runtime.results import Result
 from avl_runtime.videos import VideoLike
 
+# What `Processor.encode` takes.
+_Asked = tuple[Said, Sequence[ImageLike] | None, Sequence[VideoLike] | None, str | None, bool]
+
 
 class LVLM:
     """A vision-language model ready to generate.
+
+    A prompt is a text, which stands behind its pictures and videos; a list of parts, which says
+    where they go; or a list of messages (see `messages`). Special tokens that a text happens to
+    hold are ordinary text in it, unless `placeholders` is set, with which the placeholders of
+    pictures and videos in a text mark where they go. `system` is a system prompt.
 
     Every generating method takes the fields of `Options` as keywords (max_new_tokens, temperature,
     top_p, seed, stop and so on), or `options=Options(…)`. What is left out, or None, is as the
@@ -81,10 +90,12 @@ class LVLM:
 
     def stream(
         self,
-        prompt: str,
+        prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
         policy: str | Policy | None = None,
+        system: str | None = None,
+        placeholders: bool = False,
         **options: Any,
     ) -> Iterator[str]:
         """Generate a reply and yield its text in pieces of whole characters.
@@ -92,17 +103,20 @@ class LVLM:
         Raises:
             AvlError: the prompt, an image, the policy or an option cannot be used.
         """
-        request = self._request([prompt], [images], [videos], policy, options)
+        asked = [(prompt, images, videos, system, placeholders)]
+        request = self._request(asked, policy, options)
         return (pieces[0] for pieces in request.steps() if pieces[0])
 
     def generate(
         self,
-        prompt: str,
+        prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
         policy: str | Policy | None = None,
         return_logits: bool = False,
         return_placements: bool = False,
+        system: str | None = None,
+        placeholders: bool = False,
         **options: Any,
     ) -> Result:
         """Generate a whole reply.
@@ -114,74 +128,93 @@ class LVLM:
         Raises:
             AvlError: as `stream`.
         """
-        (result,) = self.generate_batch(
-            [prompt], [images], policy, return_logits, return_placements, [videos], **options
-        )
+        asked = [(prompt, images, videos, system, placeholders)]
+        (result,) = self._results(asked, policy, options, return_logits, return_placements)
         return result
 
     def generate_batch(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Said],
         images: Sequence[Sequence[ImageLike] | None] | None = None,
         policy: str | Policy | None = None,
         return_logits: bool = False,
         return_placements: bool = False,
         videos: Sequence[Sequence[VideoLike] | None] | None = None,
+        system: str | None = None,
+        placeholders: bool = False,
         **options: Any,
     ) -> list[Result]:
         """Generate replies to several prompts, each with its own images, as one batch.
 
         Args:
             images, videos: a list for each prompt; None if there are none at all.
+            system: the system prompt of each.
 
         Raises:
             AvlError: as `stream`; also if there are not as many lists of images as prompts.
         """
-        request = self._request(
-            prompts, images, videos, policy, options, return_logits, return_placements
-        )
-        for _ in request.steps():
-            pass
-        return [request.result(row) for row in range(len(prompts))]
-
-    def chat(self, policy: str | Policy | None = None) -> Chat:
-        """A conversation that keeps its KV cache between turns and takes images in any turn.
-
-        Raises:
-            PolicyError: the policy cannot be used with this package.
-        """
-        chosen = self.policy if policy is None else _policy(policy)
-        self.engine.check(chosen)
-        return Chat(self.engine, chosen)
-
-    def _request(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Sequence[ImageLike] | None] | None,
-        videos: Sequence[Sequence[VideoLike] | None] | None,
-        policy: str | Policy | None,
-        options: dict[str, Any],
-        return_logits: bool = False,
-        return_placements: bool = False,
-    ) -> Request:
-        chosen = Options.of(options)
         if isinstance(prompts, str):
             raise OptionError(
                 "expected a list of prompts, found a text; write prompts=[…], or call generate"
             )
-        images = [()] * len(prompts) if images is None else images
-        videos = [()] * len(prompts) if videos is None else videos
+        images = [None] * len(prompts) if images is None else images
+        videos = [None] * len(prompts) if videos is None else videos
         if not len(prompts) == len(images) == len(videos) or not prompts:
             raise OptionError(
                 f"expected one list of images and of videos a prompt, found {len(prompts)} "
                 f"prompts, {len(images)} lists of images and {len(videos)} of videos; pass an "
                 "empty list for a prompt without any"
             )
+        turns = zip(prompts, images, videos, strict=True)
+        asked = [(*turn, system, placeholders) for turn in turns]
+        return self._results(asked, policy, options, return_logits, return_placements)
+
+    def chat(
+        self,
+        policy: str | Policy | None = None,
+        system: str | None = None,
+        messages: Sequence[Mapping[str, Any]] = (),
+    ) -> Chat:
+        """A conversation that keeps its KV cache between turns and takes images in any turn.
+
+        Args:
+            messages: what was said before, as `Chat.messages` gives it.
+
+        Raises:
+            PolicyError: the policy cannot be used with this package.
+            AvlError: the system prompt or a message cannot be used.
+        """
+        chosen = self.policy if policy is None else _policy(policy)
+        self.engine.check(chosen)
+        return Chat(self.engine, chosen, system, messages)
+
+    def _results(
+        self,
+        asked: Sequence[_Asked],
+        policy: str | Policy | None,
+        options: dict[str, Any],
+        return_logits: bool,
+        return_placements: bool,
+    ) -> list[Result]:
+        request = self._request(asked, policy, options, return_logits, return_placements)
+        for _ in request.steps():
+            pass
+        return [request.result(row) for row in range(len(asked))]
+
+    def _request(
+        self,
+        asked: Sequence[_Asked],
+        policy: str | Policy | None,
+        options: dict[str, Any],
+        return_logits: bool = False,
+        return_placements: bool = False,
+    ) -> Request:
+        chosen = Options.of(options)
         encode = self.engine.processor.encode
-        encoded = [encode(*turn) for turn in zip(prompts, images, videos, strict=True)]
+        encoded = [encode(*one) for one in asked]
         return Request(
             self.engine,
-            [self.engine.conversation() for _ in encoded],
+            None,
             encoded,
             self.policy if policy is None else _policy(policy),
             chosen,
