@@ -66,19 +66,19 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
     from avl_export.plan import make_plan
 
     plan = make_plan(options)
-    for line in plan.notes:
-        print(f"avl-export: {line}", file=sys.stderr)
     report: dict[str, Any] = plan.report()
     if parsed.dry_run:
+        for note in plan.notes:
+            _say(note)
         report["replaces"] = asdict(examine(options.out))
         print(json.dumps(report) if parsed.json else plan_text(report))
         return 0
     from avl_export.export import export
 
-    result = export(plan, _teller(parsed.json))
+    result = export(plan, _teller(parsed.json), _say)
     if result.removed:
         names = ", ".join(result.removed)
-        print(f"avl-export: removed from {result.folder}: {names}", file=sys.stderr)
+        _say(f"removed from {result.folder}: {names}")
     if parsed.json:
         report["removed"] = list(result.removed)
         report["package_bytes"] = result.nbytes
@@ -92,6 +92,10 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
     if result.report:
         print(result.report.line())
     return 0
+
+
+def _say(line: str) -> None:
+    print(f"avl-export: {line}", file=sys.stderr)
 
 
 def _recheck(parsed: argparse.Namespace) -> int:

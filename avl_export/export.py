@@ -53,7 +53,11 @@ class Result:
     removed: tuple[str, ...] = ()
 
 
-def export(plan: Plan, tell: Callable[[Row], None] = lambda _: None) -> Result:
+def export(
+    plan: Plan,
+    tell: Callable[[Row], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Result:
     """Write the package that `plan` describes.
 
     It is written beside its place and moved there when complete and checked: whatever fails, no
@@ -62,6 +66,7 @@ def export(plan: Plan, tell: Callable[[Row], None] = lambda _: None) -> Result:
 
     Args:
         tell: hears of each row of a check by layers.
+        say: is given the plan's notes when it is begun.
 
     Raises:
         ExportError: the place is taken, or the disk is full or not writable.
@@ -69,6 +74,8 @@ def export(plan: Plan, tell: Callable[[Row], None] = lambda _: None) -> Result:
     """
     out = plan.options.out
     _check_place(plan)
+    for note in plan.notes:
+        say(note)
     progress = Progress(2 + plan.family.traits.dims.num_layers + 2 * int(plan.check))
     replaced: list[Found] = []
     try:

@@ -26,7 +26,9 @@ from avl_export.quantize.planning import plan_quantization, stored_weights
 from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
 from avl_export.trace import SegmentModule, deepstack_layers
-from avl_export.weights import WeightMap, embedding, map_weights
+from avl_export.unread import Unread, unread_tensors
+from avl_export.weight_map import WeightMap, map_weights
+from avl_export.weights import embedding
 from avl_plugins.policies import parse
 from avl_runtime.package import Embedding, Segment
 
@@ -66,6 +68,7 @@ class Plan:
     family: Family
     weights: WeightMap
     store: Store | None
+    unread: Unread
     options: Options
     dtype: Literal["fp32", "fp16", "bf16"]
     why_dtype: str
@@ -80,7 +83,11 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """Lines that people shall read: what of the checkpoint was left aside."""
         video = self.family.traits.video is not None
-        return (*self.checkpoint.notes, *processor_notes(self.checkpoint, video))
+        return (
+            *self.checkpoint.notes,
+            *processor_notes(self.checkpoint, video),
+            *self.unread.notes(self.family.model),
+        )
 
     def report(self) -> dict[str, Any]:
         """The plan as one JSON object."""
@@ -110,6 +117,7 @@ class Plan:
             "quantization": quantization_report(self.store) if self.store else None,
             "check": self.check,
             "notes": list(self.notes),
+            "unread_tensors": list(self.unread.names),
             "files": [
                 *sorted({c.file for c in self.components if c.file.endswith(".onnx")}),
                 TOKENIZER,
@@ -180,6 +188,7 @@ def make_plan(options: Options) -> Plan:
     segments = _segments(options, family)
     graphs = _graphs(family, segments)
     modules = [module for _, _, module in graphs]
+    unread = unread_tensors(checkpoint, weights, family.model, _read(family, modules))
     store = plan_quantization(options, checkpoint, family, weights, modules, dtype)
     if store is not None:
         weights = stored_weights(store, weights)
@@ -202,6 +211,7 @@ def make_plan(options: Options) -> Plan:
         family=family,
         weights=weights,
         store=store,
+        unread=unread,
         options=options,
         dtype=dtype,
         why_dtype=why,
@@ -212,6 +222,13 @@ def make_plan(options: Options) -> Plan:
         weight_nbytes=nbytes,
         check=check,
     )
+
+
+def _read(family: Family, modules: list[nn.Module]) -> set[str]:
+    """Names of the parameters that graphs and the lookup of tokens read."""
+    names = {id(t): n for n, t in family.model.named_parameters()}
+    table = family.text_model.get_submodule("embed_tokens")
+    return {names[id(p)] for module in (*modules, table) for p in module.parameters()}
 
 
 def _graphs(family: Family, segments: tuple[Segment, ...]) -> list[tuple[str, str, nn.Module]]:

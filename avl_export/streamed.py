@@ -20,7 +20,7 @@ from avl_export.checkpoint import Checkpoint
 from avl_export.families import Family
 from avl_export.quantize.reading import read_weight
 from avl_export.quantize.store import Store
-from avl_export.weights import map_weights
+from avl_export.weight_map import map_weights
 
 Load = Callable[[str, tuple[int, ...]], torch.Tensor]
 

@@ -59,9 +59,16 @@ def check_supported(checkpoint: Checkpoint) -> str:
 def load_family(checkpoint: Checkpoint, dtype: torch.dtype) -> Family:
     """The family of `checkpoint`, its modules in `dtype` on the meta device.
 
+    Of a checkpoint whose weights are opened, matrices that are stored apart are not tied.
+
     Raises:
         FamilyError: unknown architecture, or a variant that the family does not support.
+        CheckpointError: its tensors are not those of such a model.
     """
     module = import_module(f"avl_export.families.{MODULES[check_supported(checkpoint)]}")
     family: Family = module.load(checkpoint, dtype)
+    if checkpoint.shards:
+        from avl_export.tied import untie_stored
+
+        untie_stored(checkpoint, family.model)
     return family

@@ -51,8 +51,13 @@ class HfFamily:
         return list(model.get_submodule("model.language_model.layers").children())
 
     def reference(self) -> nn.Module:
-        bar = transformers_logging.is_progress_bar_enabled()
+        # What transformers leaves out or initialises has been named or refused by then.
+        bar, level = (
+            transformers_logging.is_progress_bar_enabled(),
+            transformers_logging.get_verbosity(),
+        )
         transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
         try:
             model = self.model_class.from_pretrained(
                 self.folder,
@@ -62,6 +67,7 @@ class HfFamily:
                 use_safetensors=True,
             )
         finally:
+            transformers_logging.set_verbosity(level)
             if bar:
                 transformers_logging.enable_progress_bar()
         return cast(nn.Module, model.eval())

@@ -26,6 +26,7 @@ from avl_export.quantize.packaged import Packaged, read_packaged
 from avl_export.quantize.packed import PackedSource
 from avl_export.quantize.reading import read_weight
 from avl_export.quantize.store import Store
+from avl_export.tied import untie_as
 from avl_runtime.package import Package
 
 # Rounding to 4 bits moves a weight matrix by about a tenth of its norm; another matrix differs by
@@ -99,6 +100,7 @@ def _from_package(package: Package, family: Family, packaged: Packaged) -> nn.Mo
     meta = cast(Any, family.model)
     config = copy.deepcopy(meta.config)
     model = type(meta)._from_config(config, dtype=torch.float32, attn_implementation="eager")
+    untie_as(model, family.model)
     parameters, table, embedding = _untied(model)
     with torch.no_grad():
         for name, source in packaged.plain.items():

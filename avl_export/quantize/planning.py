@@ -17,7 +17,7 @@ from avl_export.quantize.source import Source
 from avl_export.quantize.spec import Spec, spec_of
 from avl_export.quantize.store import PLAIN, Store, Wanted, plan_store
 from avl_export.safetensors_header import CheckpointError
-from avl_export.weights import Placed, WeightMap
+from avl_export.weight_map import Placed, WeightMap
 
 
 def plan_quantization(

@@ -57,6 +57,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 
     def run(model: Path | str, *arguments: str) -> str:
         before = {p.name for p in tmp_path.iterdir()}
+        capsys.readouterr()  # what was said before is none of its lines
         status = main(["--model", str(model), "--out", str(tmp_path / "out"), *arguments])
         lines = [
             line for line in capsys.readouterr().err.splitlines() if not line.startswith(PROGRESS)

@@ -1,0 +1,71 @@
+"""Two matrices that config.json calls one, and that a checkpoint stores apart.
+
+Merged fine-tunes come so: the configuration is the base's, the output matrix is no longer the
+embedding. transformers keeps both where both are stored and differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from avl_export.checkpoint import Checkpoint
+from avl_export.quantize.source import PIECE, Source
+from avl_export.weight_map import Placed, map_weights
+
+
+def untie_stored(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Give each of two tied parameters of `model` its own tensor if `checkpoint` has two.
+
+    Reads both where both are stored, up to the first value that differs.
+
+    Raises:
+        CheckpointError: see `map_weights`.
+    """
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    if not tied:
+        return
+    weights = map_weights(checkpoint, model, {name: name for name in checkpoint.shards})
+    for target, source in tied.items():
+        one, other = weights.places.get(target), weights.places.get(source)
+        apart = one is not None and other is not None and not _equal(checkpoint, one, other)
+        if apart or weights.packed.keys() & {target, source}:
+            _untie(model, target)
+
+
+def untie_as(model: nn.Module, family_model: nn.Module) -> None:
+    """Untie in `model` what is untied in `family_model`, of the same class."""
+    kept = dict(getattr(family_model, "all_tied_weights_keys", None) or {})
+    for target in dict(getattr(model, "all_tied_weights_keys", None) or {}):
+        if target not in kept:
+            _untie(model, target)
+
+
+def _untie(model: nn.Module, target: str) -> None:
+    path, _, name = target.rpartition(".")
+    owner = model.get_submodule(path)
+    shared = owner.get_parameter(name)
+    setattr(owner, name, nn.Parameter(torch.empty_like(shared), requires_grad=False))
+    cast(Any, model).all_tied_weights_keys.pop(target)
+
+
+def _equal(checkpoint: Checkpoint, one: Placed, other: Placed) -> bool:
+    if one == other:
+        return True
+    if one.record.shape != other.record.shape:
+        return False
+    sources = [
+        Source(placed.key, checkpoint.shards[checkpoint.tensors[placed.key][0]], placed.record)
+        for placed in (one, other)
+    ]
+    rows, *columns = one.record.shape
+    step = max(1, PIECE // (4 * int(np.prod(columns, dtype=np.int64))))
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        here, there = (source.read_floats(first, last) for source in sources)
+        if not np.array_equal(here, there):
+            return False
+    return True
