@@ -6,9 +6,11 @@ where they hold numbers from 0 to 1. Here they are scaled to 8 bits:
 - 16 bits (I;16 in any byte order, and what else Pillow reads from PNG, PGM and JPEG 2000 files):
   0 to 65535 becomes black to white.
 - Whole numbers of 32 bits (I) and floating-point numbers (F): the range is that of their values.
-  0 to 255 in whole numbers stays as it is (8 bits that were put into a wider picture), likewise
-  16 bits in memory; 0 to 1 in floats, and 0 to 65535 in whole numbers, become black to white.
-  All others go from their smallest to their largest. NaN and infinity are black.
+  0 to 1 in floats, and 0 to 65535 in whole numbers, become black to white. 0 to 255 in whole
+  numbers stays as it is. All others go from their smallest to their largest. NaN and infinity are
+  black.
+- Of a picture in memory that came from no file, 0 to 255 stays as it is in every mode, fractions
+  cut off as Pillow does: it holds 8 bits that were converted to a wider mode.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def eight_bits(image: Image.Image, name: str) -> Image.Image:
         part[~np.isfinite(part)] = low
         if high > low:
             part = (part - low) * (EIGHT / (high - low))
-            grey[row : row + ROWS] = np.rint(part).clip(0, 255)
+            grey[row : row + ROWS] = (np.rint(part) if how else part).clip(0, 255)
     if _tiff(image, INVERTED, 1) == 0:
         grey = 255 - grey
     clear = image.info.get("transparency")
@@ -70,19 +72,18 @@ def _values(image: Image.Image) -> NDArray[Any]:
 def _range(values: NDArray[Any], image: Image.Image) -> tuple[float, float, str]:
     """What becomes black and white, and how people call it; nothing to say of 8 bits."""
     sixteen = (0.0, SIXTEEN, "16 bits a sample, 0 to 65535,")
-    floats = image.mode == "F"
-    if image.mode.startswith("I;16") and image.format:
-        return sixteen
-    if image.format in SIXTEEN_BITS and not floats:
+    floats, stored = image.mode == "F", image.format is not None
+    if (image.mode.startswith("I;16") and stored) or (image.format in SIXTEEN_BITS and not floats):
         return sixteen
     finite = values[np.isfinite(values)] if floats else values
-    if not finite.size:
-        return 0.0, EIGHT, ""
-    low, high = float(finite.min()), float(finite.max())
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if floats and low >= 0 and high <= 1:
         return 0.0, 1.0, "floating-point samples, 0 to 1,"
-    if low >= 0 and high <= SIXTEEN and (not floats or bool((finite == np.rint(finite)).all())):
-        return (0.0, EIGHT, "") if high <= EIGHT else sixteen
+    whole = not floats or bool((finite == np.rint(finite)).all())
+    if low >= 0 and high <= EIGHT and (whole or not stored):
+        return 0.0, EIGHT, ""
+    if low >= 0 and high <= SIXTEEN and whole:
+        return sixteen
     kind = "floating-point samples" if floats else "32 bits a sample"
     return low, high, f"{kind}, here {low:g} to {high:g},"
 

@@ -104,6 +104,8 @@ def check_size(size: tuple[int, int], name: str) -> None:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB, with transparent parts over white."""
+    if image.mode in ("La", "RGBa"):  # colours multiplied by their alpha
+        image = image.convert(image.mode.upper())
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         layer = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -154,6 +154,9 @@ def test_8_bits_in_a_wider_mode_stay_as_they_are(
     image = Image.fromarray(GREY).convert(mode)
     np.testing.assert_array_equal(grey_of(image), np.asarray(image.convert("RGB"))[..., 0])
     np.testing.assert_array_equal(grey_of(image), GREY)
+    mixed = Image.merge("RGB", [Image.fromarray(np.roll(GREY, n, 0)) for n in (0, 5, 9)])
+    wide = mixed.convert(mode)  # of mode F, with fractions
+    np.testing.assert_array_equal(grey_of(wide), np.asarray(wide.convert("RGB"))[..., 0])
     assert capsys.readouterr().err == ""
 
 
@@ -175,7 +178,7 @@ def test_values_that_are_no_numbers_are_black() -> None:
     expected[0, :3] = 0
     np.testing.assert_array_equal(grey_of(Image.fromarray(values)), expected)
     assert grey_of(Image.fromarray(np.full((2, 2), np.nan, np.float32))).max() == 0
-    assert grey_of(Image.fromarray(np.full((2, 2), 7.5, np.float32))).max() == 0
+    assert grey_of(Image.fromarray(np.full((2, 2), 999.5, np.float32))).max() == 0
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
