@@ -3,24 +3,25 @@
 Parts and messages are those of transformers' chat templates. A part is a mapping: {"type": "text",
 "text": ...}, {"type": "image", "image": ...} or {"type": "video", "video": ...}, where `url`,
 `path` and, for pictures, `base64` may stand for the last key; without any the next of `images` or
-`videos` is meant. A message is {"role": "system", "user" or "assistant", "content": a text or a
-list of parts}.
+`videos` is meant. {"type": "image_url", "image_url": {"url": ...}} and the like for videos are
+taken too, as clients of OpenAI's protocol send them. A message is {"role": "system", "user" or
+"assistant", "content": a text or a list of parts}.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from PIL import Image
 
 from avl_plugins.errors import AvlError, quoted
-from avl_runtime.images import ImageLike
+from avl_runtime.images import Frame, ImageLike
 from avl_runtime.text import check_text
-from avl_runtime.videos import VideoLike
+from avl_runtime.videos import Video, VideoLike
 from avl_runtime.vision import Kind
 
 Said = str | Sequence[Mapping[str, Any]]
@@ -30,6 +31,18 @@ SOURCES: Final[dict[Kind, tuple[str, ...]]] = {
     "image": ("image", "url", "path", "base64"),
     "video": ("video", "url", "path"),
 }
+ADDRESSED: Final[dict[str, Kind]] = {"image_url": "image", "video_url": "video"}  # as OpenAI has it
+ONE_SOURCE: Final = (
+    str,
+    bytes,
+    bytearray,
+    memoryview,
+    os.PathLike,
+    Image.Image,
+    np.ndarray,
+    Frame,
+    Video,
+)
 
 
 class PromptError(AvlError):
@@ -246,6 +259,10 @@ def _part(
 ) -> tuple[Part, list[tuple[Kind, Any]]]:
     """A part, and the pictures or videos that it brings."""
     sort = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping) and isinstance(sort, str) and sort in ADDRESSED:
+        address = part.get(sort)
+        sort = ADDRESSED[sort]
+        part = {"url": address.get("url") if isinstance(address, Mapping) else address}
     if not isinstance(part, Mapping) or sort not in ("text", *SOURCES):
         raise PromptError(
             "expected parts of the types text, image and video, found "
@@ -278,7 +295,7 @@ def _listed(sources: Sequence[Any] | None, name: str) -> Sequence[Any]:
     """A path or an array is a sequence too, and would be taken apart."""
     if sources is None:
         return ()
-    if isinstance(sources, (str, bytes, Path, Image.Image, np.ndarray)):
+    if isinstance(sources, ONE_SOURCE) or not isinstance(sources, Sequence):
         raise PromptError(
             f"expected a list of {name}, found {type(sources).__name__}; write {name}=[…]"
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoProcessor
 
 from avl_runtime.chat_template import TemplateError
+from avl_runtime.images import Frame
 from avl_runtime.manifest import Tokens
 from avl_runtime.messages import PromptError, conversation
 from avl_runtime.processor import Processor
@@ -81,6 +85,32 @@ def test_parts_without_pictures_take_those_beside_them() -> None:
     wanted = ours.encode([said[0], {"type": "image", "image": ONE}, said[2]])
     assert found.input_ids.tolist() == wanted.input_ids.tolist()
     assert [part.digest for part in found.media] == [part.digest for part in wanted.media]
+
+
+def test_pictures_as_clients_of_openai_send_them() -> None:
+    ours = tiny_processor(IN_ORDER)
+    file = io.BytesIO()
+    ONE.save(file, "PNG")
+    address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    text = {"type": "text", "text": "this"}
+    plain_part = ours.encode([text, {"type": "image", "image": ONE}])
+    for url in ({"url": address, "detail": "auto"}, address):
+        found = ours.encode([text, {"type": "image_url", "image_url": url}])
+        assert found.input_ids.tolist() == plain_part.input_ids.tolist()
+        assert [part.digest for part in found.media] == [plain_part.media[0].digest]
+    for empty in ({}, {"url": None}, None):
+        with pytest.raises(PromptError, match="none left of images"):
+            conversation([text, {"type": "image_url", "image_url": empty}])
+
+
+@pytest.mark.parametrize(
+    "single",
+    [io.BytesIO(), bytearray(b"a"), memoryview(b"a"), Frame("a.gif", 1), Path("a.png"), 7, "a.png"],
+)
+def test_pictures_and_videos_come_in_a_list(single: Any) -> None:
+    for name in ("images", "videos"):
+        with pytest.raises(PromptError, match=rf"expected a list of {name}, found \w+; write"):
+            conversation("a", **{name: single})
 
 
 def test_a_system_prompt_is_the_templates() -> None:
