@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from avl_export import hub
-from avl_export.aliases import BUNDLED, HUB_IDS, Files, known_files, names, stand_ins
+from avl_export.aliases import BUNDLED, HUB_IDS, Files, known_files, stand_ins
 from avl_export.json_files import read_object
+from avl_export.model_names import is_path, misfit, no_config
 from avl_export.quantize.packing_config import Packing, packing_of
 from avl_export.safetensors_header import (
     FETCH_AGAIN,
@@ -26,7 +27,6 @@ from avl_export.weight_files import (
     some,
     weight_files,
 )
-from avl_plugins.errors import shown
 
 TOKENIZER = "tokenizer.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -114,15 +114,16 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
     if folder is None:
         hub_id = HUB_IDS.get(model, model)
         if not hub.is_hub_id(hub_id):
-            raise CheckpointError(
-                f"{shown(model)}: expected a checkpoint folder, an alias ({names()}) or a hub id "
-                "ORG/NAME, found none; check the name"
-            )
+            raise CheckpointError(misfit(model))
         folder = hub.find(hub_id, revision)
+        if folder is None and revision is None and model not in HUB_IDS and is_path(model):
+            raise CheckpointError(misfit(model))
         if folder is None and dry_run and model in HUB_IDS:
             return _built_in(model, hub_id)
         if folder is None or (_missing(folder) and not (dry_run and model in HUB_IDS)):
             folder, listed = _fetch(hub_id, revision, folder, dry_run)
+    elif not (folder / "config.json").is_file():
+        raise CheckpointError(no_config(folder))
     config = _config(folder)
     packing = packing_of(config, folder)
     if packing is not None:
@@ -229,6 +230,8 @@ def _fetch(
         if found is None or (_missing_shards(found) and not dry_run):
             raise
         return found, ()
+    if not (folder / "config.json").is_file():
+        raise hub.HubError(no_config(hub_id, hub.listing(hub_id, folder)))
     if not dry_run or not _missing_shards(folder):
         return folder, ()
     listed = hub.listing(hub_id, folder)

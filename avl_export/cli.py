@@ -16,12 +16,14 @@ from avl_export.layer_table import HEADER, Row
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
 from avl_export.place import examine
 from avl_export.plan_text import plan_text, quantization_text
+from avl_export.survey import survey
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.lists import policy
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.installation import shortage
+from avl_runtime.package import load_package
 from avl_runtime.sizes import size_text
 
 
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(parsed: argparse.Namespace) -> Options:
-    model = parsed.model or "avl-tiny"
+    model = "avl-tiny" if parsed.model is None else parsed.model
     return Options(
         model=model,
         out=parsed.out or default_out(model),
@@ -63,9 +65,10 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
     if parsed.package is not None:
         return _recheck(parsed)
     _check_extra()
+    checkpoint = survey(options)
     from avl_export.plan import make_plan
 
-    plan = make_plan(options)
+    plan = make_plan(options, checkpoint)
     report: dict[str, Any] = plan.report()
     if parsed.dry_run:
         for note in plan.notes:
@@ -100,6 +103,7 @@ def _say(line: str) -> None:
 
 def _recheck(parsed: argparse.Namespace) -> int:
     _check_extra()
+    load_package(parsed.package)
     from avl_export.recheck import recheck, recheck_backends
 
     report: dict[str, Any] = {"package": str(parsed.package)}

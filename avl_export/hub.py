@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from avl_export.model_names import kinds
 from avl_export.safetensors_header import CheckpointError
-from avl_plugins.errors import quoted
+from avl_plugins.errors import quoted, shown
 
 SMALL = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 NESTED = ("*/*",)  # other formats and training leftovers lie in folders
@@ -116,6 +117,11 @@ def _no_safetensors(hub_id: str, name: str, listed: Mapping[str, int]) -> HubErr
     top = [n for n in listed if "/" not in n]
     pickles = [n for n in top if n.endswith((".bin", ".pt", ".pth"))]
     if not pickles or any(n.endswith(".safetensors") for n in top):
+        for kind in kinds([n for n in top if not n.endswith(".bin.index.json")]):
+            return HubError(
+                f"{hub_id}: expected {name}, found {kind.what} ({shown(kind.name)}) on the hub; "
+                f"{kind.advice}"
+            )
         return HubError(
             f"{hub_id}: expected {name}, found no such file on the hub; choose another model"
         )

@@ -53,6 +53,10 @@ class Options:
     force: bool = False
 
     def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise OptionsError(
+                "--model: expected an alias, a folder or a hub id, found an empty name; name one"
+            )
         object.__setattr__(self, "policy", str(parse(self.policy)))
         if self.split is not None and list(self.split) != sorted(set(self.split)):
             raise OptionsError(

@@ -14,17 +14,17 @@ from avl_export.assumed import assume_weights
 from avl_export.checkpoint import (
     TOKENIZER,
     Checkpoint,
-    find_checkpoint,
     lacks_weights,
     open_weights,
     weights_root,
 )
-from avl_export.families import Family, check_supported, load_family
+from avl_export.families import Family, load_family
 from avl_export.families.processor_files import processor_notes
 from avl_export.options import Options, OptionsError
 from avl_export.quantize.planning import plan_quantization, stored_weights
 from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
+from avl_export.survey import survey
 from avl_export.trace import SegmentModule, deepstack_layers
 from avl_export.unread import Unread, unread_tensors
 from avl_export.weight_map import WeightMap, map_weights
@@ -149,36 +149,34 @@ class Plan:
         return sum(path.stat().st_size for path in self.checkpoint.shards.values())
 
 
-def make_plan(options: Options) -> Plan:
+def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
     """Open the checkpoint and decide how to export it; reads no weights and writes no package.
 
     A hub id's files are fetched into the hub's cache unless they are there. A dry run fetches no
     weights: it goes by the config where they are missing.
 
+    Args:
+        checkpoint: what `survey` has found.
+
     Raises:
         AvlError: the checkpoint cannot be exported, or not with these options.
     """
-    checkpoint = find_checkpoint(options.model, options.revision, options.dry_run)
-    check_supported(checkpoint)
+    if checkpoint is None:
+        checkpoint = survey(options)
     if lacks_weights(checkpoint):
         # Before gigabytes are fetched, see whether this variant can be exported at all.
         family = load_family(checkpoint, torch.float16)
-    if lacks_weights(checkpoint) and options.dry_run:
-        if checkpoint.packing is not None:
+        if not options.dry_run:
+            checkpoint = open_weights(checkpoint)
+        elif checkpoint.packing is None:
+            checkpoint = assume_weights(checkpoint, family.model)
+        else:
             raise OptionsError(
                 f"--dry-run: expected the weights of a {checkpoint.packing.method} checkpoint on "
                 f"this machine, found none in {checkpoint.folder}; fetch them first"
             )
-        checkpoint = assume_weights(checkpoint, family.model)
-    else:
-        checkpoint = open_weights(checkpoint)
     dtype, why = _dtype(options, checkpoint)
     family = load_family(checkpoint, DTYPES[dtype])
-    if TOKENIZER in checkpoint.missing and not options.dry_run:
-        raise OptionsError(
-            f"{checkpoint.folder}: expected {TOKENIZER}, found none; convert with transformers: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
     root = weights_root(checkpoint)
     if options.copy:
         locations = {name: name for name in checkpoint.shards}

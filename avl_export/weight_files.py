@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from avl_export.json_files import read_object
+from avl_export.model_names import entries, kinds
 from avl_export.safetensors_header import FETCH_AGAIN, CheckpointError
-from avl_plugins.errors import quoted
+from avl_plugins.errors import quoted, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -94,14 +95,19 @@ def no_weights(folder: Path) -> CheckpointError:
             f"{folder}: expected {SINGLE} or {INDEX}, found only {some(others)}; rename the file "
             f"to {SINGLE}, or fetch the index of its shards"
         )
+    for kind in kinds(entries(folder)):
+        return CheckpointError(
+            f"{folder}: expected {SINGLE} or {INDEX}, found {kind.what} ({shown(kind.name)}); "
+            f"{kind.advice}"
+        )
     return CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, found neither; {FETCH_AGAIN}")
 
 
 def some(names: Collection[str], most: int = 3) -> str:
     """The first of `names`, each cut short, and how many more there are."""
-    shown = [name if len(name) <= 90 else f"{name[:87]}..." for name in list(names)[:most]]
+    first = [shown(name, 90) for name in list(names)[:most]]
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shown) + more
+    return ", ".join(first) + more
 
 
 def _others(folder: Path, read: Collection[str]) -> tuple[str, ...]:
