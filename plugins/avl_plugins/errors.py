@@ -36,7 +36,10 @@ def shown(value: object, limit: int = QUOTED) -> str:
 
     Of longer ones the middle is left out. Characters that cannot be printed are escaped.
     """
-    text = os.fsdecode(value) if isinstance(value, os.PathLike) else str(value)
+    try:
+        text = os.fsdecode(value) if isinstance(value, os.PathLike) else str(value)
+    except ValueError:
+        text = _endless(value)
     if len(text) > 2 * limit:  # enough is left to escape, and no copy is made of megabytes
         text = _cut(text, 2 * limit)
     return _cut("".join(one if one.isprintable() else ascii(one)[1:-1] for one in text), limit)
@@ -49,8 +52,17 @@ def quoted(value: object, limit: int = QUOTED) -> str:
     short.maxstring = limit - 2
     if isinstance(value, os.PathLike):
         value = os.fsdecode(value)
-    text = short.repr(value) if not isinstance(value, str) else repr(_cut(value, limit - 2))
-    return _cut(text, limit)
+    if isinstance(value, str):
+        return _cut(repr(_cut(value, limit - 2)), limit)
+    try:
+        return _cut(short.repr(value), limit)
+    except ValueError:
+        return _cut(_endless(value), limit)
+
+
+def _endless(value: object) -> str:
+    """What holds a number of so many digits that Python does not write it."""
+    return f"{type(value).__name__} of very many digits"
 
 
 def _cut(text: str, limit: int) -> str:
