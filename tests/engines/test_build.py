@@ -39,12 +39,13 @@ def run(capsys: pytest.CaptureFixture[str], folder: Path, *options: str) -> dict
 @pytest.mark.parametrize(
     "options",
     [
+        ("--dtype", "fp32"),
         ("--dtype", "fp16"),
         ("--dtype", "bf16"),
         ("--dtype", "fp16", "--quantize", "int4", "--block-size", "32"),
         ("--dtype", "fp16", "--quantize", "int8"),
     ],
-    ids=["fp16", "bf16", "int4", "int8"],
+    ids=["fp32", "fp16", "bf16", "int4", "int8"],
 )
 def test_avl_tiny(
     options: tuple[str, ...],

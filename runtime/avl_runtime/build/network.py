@@ -90,7 +90,9 @@ def load_toolkit(backend: EngineBackend) -> Toolkit:
 def parse(toolkit: Toolkit, model: onnx.ModelProto, near: str) -> tuple[Parsed, list[str]]:
     """Parse a model; returns its network and, where that is incomplete, what is not supported.
 
-    Weights are mapped from the files that the model names, not read.
+    Weights are mapped from the files that the model names, not read. Fused attention may be taken
+    apart: TensorRT-RTX has no kernel for it in fp32 or with heads above 256 where sizes may change,
+    and would refuse to build what it parsed.
 
     Args:
         near: a path in the folder that the names of weight files are relative to.
@@ -99,6 +101,8 @@ def parse(toolkit: Toolkit, model: onnx.ModelProto, near: str) -> tuple[Parsed, 
     parser = toolkit.trt.OnnxParser(network, toolkit.logger)
     parsed = Parsed(builder, network, parser)
     if parser.parse(model.SerializeToString(), near):
+        for attention in _attentions(toolkit.trt, network):
+            attention.decomposable = True
         return parsed, []
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     return parsed, [_unsupported(error, model) for error in errors] or [toolkit.errors]
@@ -135,11 +139,24 @@ def _layers(trt: Any, network: Any) -> Iterator[Layer]:
         )
 
 
-def _attention(trt: Any, layer: Any) -> Attention | None:
+def _attentions(trt: Any, network: Any) -> Iterator[Any]:
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    fused = (_fused(trt, layer) for layer in layers)
+    return (attention for attention in fused if attention is not None)
+
+
+def _fused(trt: Any, layer: Any) -> Any:
+    """The fused attention that begins with `layer`, None if that is another layer."""
     if layer.type.name != "ATTENTION_INPUT":
         return None
     layer.__class__ = trt.IAttentionInputLayer
-    found = layer.attention
+    return layer.attention
+
+
+def _attention(trt: Any, layer: Any) -> Attention | None:
+    found = _fused(trt, layer)
+    if found is None:
+        return None
     kind = getattr(found, "causal_kind", None)
     queries, keys = (found.get_input(i).shape[2] for i in (0, 1))
     return Attention(
