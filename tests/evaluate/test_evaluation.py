@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.cli import eval as command
-from avl_runtime.evaluate import CaseError, measure, read_cases, task_cases
+from avl_runtime.evaluate import CaseError, Measured, measure, read_cases, task_cases
 from avl_runtime.evaluate.cost import decode_flops, prefill_flops
 from avl_runtime.evaluate.measure import forced_logits
-from avl_runtime.evaluate.report import CURVES, curve_of
+from avl_runtime.evaluate.records import read_record
+from avl_runtime.evaluate.report import (
+    CURVES,
+    curve_of,
+    plot,
+    point_label,
+    standard_error,
+    table,
+)
 from avl_runtime.manifest import Dims
 from avl_runtime.tasks import sample
 
@@ -113,20 +124,167 @@ def test_usage_and_failures(tiny: LVLM, tmp_path: Path, capsys) -> None:
     assert command.main([str(tmp_path), "--samples", "1"]) == 1
 
 
+def test_no_work_is_begun_for_nothing(tiny: LVLM, tmp_path: Path, monkeypatch, capsys) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(command, "_measure", work)
+    package = str(tiny.package.folder)
+    for option, value in (("--policies", " , "), ("--tasks", ","), ("--tasks", "vqa,chess")):
+        with pytest.raises(SystemExit, match="2"):
+            command.main([package, option, value, "--plot", str(tmp_path / "x.png")])
+        assert f"{option}: expected" in capsys.readouterr().err
+    for more in ([], [package, "--from-json", "x.json"], ["--from-json", "x", "--json", "y"]):
+        with pytest.raises(SystemExit, match="2"):
+            command.main(more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_standard_errors_are_those_of_the_samples() -> None:
+    measured = Measured("dense", {"vqa": [1.0, 0.0, 1.0, 1.0], "ocr": [0.5]})
+    row = measured.row()
+    # Of 3 in 4 right: the variance is 3/4 * 1/4 * 4/3, of their mean a fourth of that.
+    assert row["standard_errors"] == {"vqa": 0.25, "ocr": None}
+    assert standard_error(row) is None  # of one sample there is none
+    del row["scores"]["ocr"]
+    assert standard_error(row) == 0.25
+    two = {"scores": {"a": 1, "b": 0}, "standard_errors": {"a": 0.03, "b": 0.04}}
+    assert standard_error(two) == pytest.approx(0.025)
+
+
 @pytest.mark.parametrize(
-    ("policy", "curve"),
+    ("policy", "curve", "label"),
     [
-        ("dense", "dense"),
-        ("fastv:keep=0.1", "fastv"),
-        ("avl:keep=0.25,core=0.1", "avl"),
-        ("avl:core=0.1", "avl, core"),
-        ("avl:refresh=8", "avl, refresh"),
-        ("avl:text=0.6", None),
-        ("avl+fastv", None),
-        ("random", "random, of fastv"),
-        ("random:keep=0.1,of=avl", "random, of avl"),
+        ("dense", "dense", "dense"),
+        ("fastv", "fastv", "0.5"),
+        ("fastv:keep=0.1", "fastv", "0.1"),
+        ("avl:keep=1", "avl", "1"),
+        ("avl:keep=0.25,core=0.1", "avl", "0.25, core 0.1"),
+        ("avl:core=0.1", "avl, core", "core 0.1"),
+        ("avl:refresh=8", "avl, refresh", "refresh 8"),
+        ("avl:text=0.6", "avl, text", "text 0.6"),
+        ("avl:keep=0.25,text=0.6", "avl, text", "0.25, text 0.6"),
+        ("avl+fastv", "avl+fastv", "avl+fastv"),
+        ("avl:keep=0.25+fastv", "avl+fastv", "0.25+0.5"),
+        ("random", "random, of fastv", "0.5"),
+        ("random:keep=0.1,of=avl", "random, of avl", "0.1"),
     ],
 )
-def test_curves_of_the_plot(policy: str, curve: str | None) -> None:
-    assert curve_of(str(parse(policy))) == curve
-    assert curve is None or curve in CURVES
+def test_every_policy_has_a_curve_and_a_label(policy: str, curve: str, label: str) -> None:
+    name = str(parse(policy))
+    assert curve_of(name) == curve
+    assert point_label(name) == label
+    assert curve in CURVES
+
+
+def row_of(policy: str, score: float, share: float, error: float | None = None) -> dict[str, Any]:
+    names = ("kv", "image_kv", "flops", "first_token")
+    row: dict[str, Any] = {"policy": policy, "scores": {"vqa": score}, "divergence": 0.0}
+    if error is not None:
+        row["standard_errors"] = {"vqa": error}
+    return row | dict.fromkeys(names, share)
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], path: Path) -> Figure:
+    """What `plot` draws, as matplotlib has it when it is saved."""
+    found: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(self: Figure, *args: Any, **options: Any) -> None:
+        found.append(self)
+        save(self, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    plot(rows, path, "title")
+    return found[0]
+
+
+def test_every_policy_is_drawn_with_its_label_and_bar(monkeypatch, tmp_path: Path) -> None:
+    """A chain, a text budget and a policy of someone else's alone, as what stood in no curve."""
+    names = ["avl+fastv", "avl:text=0.6", "theirs:tokens=64"]
+    rows = [row_of(name, 0.4 + 0.2 * i, 0.5 + 0.1 * i, 0.05) for i, name in enumerate(names)]
+    figure = drawn(monkeypatch, rows, tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").width > 800
+    for panel in figure.axes:
+        points = {
+            (float(x), float(y))
+            for bars in panel.containers
+            for x, y in zip(*bars.lines[0].get_data(), strict=True)
+        }
+        assert points == {(row["kv"], row["scores"]["vqa"]) for row in rows}
+        heights = [
+            abs(float(y[1] - y[0]))
+            for bars in panel.containers
+            for segment in bars.lines[2][0].get_segments()
+            for y in [segment[:, 1]]
+        ]
+        assert heights == pytest.approx([0.1] * 3)
+        assert {text.get_text() for text in panel.texts} == {"avl+fastv", "text 0.6", "tokens 64"}
+    (legend,) = figure.legends
+    curves = {text.get_text() for text in legend.get_texts()}
+    assert curves == {"avl+fastv", "avl, text", "theirs"}
+
+
+def test_labels_lie_on_no_other_label_and_on_no_point(monkeypatch, tmp_path: Path) -> None:
+    """The record in the repository, whose FLOPs are nearly the same for a dozen policies."""
+    record = read_record(Path(__file__).parents[2] / "benchmarks/evaluation.json")
+    rows = record["policies"]
+    figure = drawn(monkeypatch, rows, tmp_path / "x.png")
+    renderer = figure.canvas.get_renderer()
+    for panel in figure.axes:
+        boxes = [text.get_window_extent(renderer) for text in panel.texts]
+        assert len(boxes) == len(rows) >= 20
+        inside = panel.get_window_extent(renderer)
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.overlaps(other)
+        for box in boxes:
+            assert inside.x0 <= box.x0 and box.x1 <= inside.x1
+            assert inside.y0 <= box.y0 and box.y1 <= inside.y1
+
+
+def test_an_earlier_record_is_drawn_again(tmp_path: Path, capsys) -> None:
+    record, picture = tmp_path / "old.json", tmp_path / "x.png"
+    rows = [row_of("dense", 0.9, 1.0), row_of("avl", 0.8, 0.5)]
+    record.write_text(json.dumps({"model": "m", "policies": rows}))
+    assert command.main(["--from-json", str(record), "--plot", str(picture)]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == table(rows).splitlines()
+    assert "old.json has no standard errors" in said.err
+    assert Image.open(picture).width > 800
+    rows[1]["standard_errors"] = {"vqa": 0.01}
+    record.write_text(json.dumps({"model": "m", "policies": rows}))
+    assert command.main(["--from-json", str(record)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("nothing", "expected a record that avl-eval --json wrote"),
+        ("[]", "expected a record that avl-eval --json wrote"),
+        ('{"model": "m", "policies": []}', "expected at least one policy, found []"),
+        ('{"model": "m", "policies": [7]}', "expected of policy 1 an object"),
+        (
+            json.dumps({"model": "m", "policies": [row_of("a", 1, 1) | {"scores": {}}]}),
+            "expected of policy 1 scores by task, found {}",
+        ),
+        (
+            json.dumps({"model": "m", "policies": [row_of("a", 1, 1) | {"kv": None}]}),
+            "expected of policy 1 a number as kv, found None",
+        ),
+        (
+            json.dumps(
+                {"model": "m", "policies": [row_of("a", 1, 1), {**row_of("b", 1, 1), "flops": "x"}]}
+            ),
+            "expected of policy 2 a number as flops, found 'x'",
+        ),
+    ],
+)
+def test_what_is_no_record_is_refused(text: str, fault: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "x.json").write_text(text)
+    arguments = ["--from-json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png")]
+    assert command.main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert fault in line
+    assert not (tmp_path / "x.png").exists()
+    assert command.main(["--from-json", str(tmp_path / "none.json")]) == 1

@@ -12,7 +12,9 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+from avl_plugins.errors import shown
 from avl_plugins.policies import parse
 from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.lists import count, names_of, picture_name, policies
@@ -20,6 +22,7 @@ from avl_runtime.cli.output import STDOUT, check_file, check_picture, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
+from avl_runtime.evaluate.records import read_record
 from avl_runtime.evaluate.report import plot, table
 from avl_runtime.installation import need
 from avl_runtime.model import LVLM
@@ -39,6 +42,8 @@ SWEEP = (
     "avl+fastv",
 )
 
+MEASURING = ("tasks", "data", "policies", "backend", "samples", "jobs", "json")  # options
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
@@ -47,17 +52,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option in ("tasks", "samples"):
         if parsed.data is not None and getattr(parsed, option) != parser.get_default(option):
             parser.error(f"--{option} is for avl-tiny's own tasks, --data asks other questions")
+    if (parsed.package is None) == (parsed.from_json is None):
+        parser.error("expected a PACKAGE to measure, or --from-json FILE of an earlier run")
+    for option in MEASURING:
+        if parsed.from_json and getattr(parsed, option) != parser.get_default(option):
+            parser.error(f"--{option} is for measuring, --from-json shows what was measured")
     return exit_status("avl-eval", lambda: _run(parsed))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    chosen = [str(parse(policy)) for policy in arguments.policies]
-    # Before hours of work.
-    if arguments.json is not None:
-        check_file(arguments.json)
-    if arguments.plot is not None:
+    if arguments.plot is not None:  # before hours of work
         check_picture(arguments.plot)
         need("eval", "matplotlib", what_for="--plot")
+    report = _measured(arguments) if arguments.from_json is None else _earlier(arguments.from_json)
+    rows = report["policies"]
+    if arguments.plot is not None:
+        title = f"{shown(report['model'])}: quality against what each policy keeps"
+        plot(rows, arguments.plot, title)
+    print(table(rows), file=sys.stderr if arguments.json == STDOUT else sys.stdout)
+    return 0
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    report = read_record(path)
+    if not any(row.get("standard_errors") for row in report["policies"]):
+        print(
+            f"avl-eval: {shown(path)} has no standard errors, so points have no bars; "
+            "records written by this version have them",
+            file=sys.stderr,
+        )
+    return report
+
+
+def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, write what --json asks for, and return the report."""
+    chosen = [str(parse(policy)) for policy in arguments.policies]
+    if arguments.json is not None:
+        check_file(arguments.json)
     if arguments.data is None and "ocr" in arguments.tasks:
         need("eval", "scikit-learn", what_for="--tasks ocr")
     model = load_package(arguments.package).manifest.model
@@ -81,10 +112,7 @@ def _run(arguments: argparse.Namespace) -> int:
     }
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(report, indent=2) + "\n")
-    if arguments.plot is not None:
-        plot(rows, arguments.plot, f"{model}: quality against what each policy keeps")
-    print(table(rows), file=sys.stderr if arguments.json == STDOUT else sys.stdout)
-    return 0
+    return report
 
 
 def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]:
@@ -109,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "avl-eval avl-tiny.avl --tasks vqa --policies dense,avl --samples 10",
     )
     add = parser.add_argument
-    add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
+    add("package", metavar="PACKAGE", type=Path, nargs="?", help="folder with avl.json")
     add(
         "--tasks",
         metavar="TASKS",
@@ -151,6 +179,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE.png",
         type=picture_name,
         help="draw quality against memory and arithmetic",
+    )
+    add(
+        "--from-json",
+        metavar="FILE",
+        type=Path,
+        help="measure nothing: show and draw what --json wrote",
     )
     return parser
 

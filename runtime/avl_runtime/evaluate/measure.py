@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,13 +43,14 @@ class Measured:
     divergence: list[float] = field(default_factory=list)
 
     def row(self) -> dict[str, object]:
-        """Means, as a JSON object."""
+        """Means, and the standard errors of scores (None of one sample), as a JSON object."""
         means = {
             name: round(float(np.mean(getattr(self, name))), 5) if getattr(self, name) else None
             for name in ("kv", "image_kv", "flops", "first_token", "divergence")
         }
         scores = {task: round(float(np.mean(found)), 4) for task, found in self.scores.items()}
-        return {"policy": self.policy, "scores": scores, **means}
+        errors = {task: _standard_error(found) for task, found in self.scores.items()}
+        return {"policy": self.policy, "scores": scores, "standard_errors": errors, **means}
 
 
 def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list[Measured]:
@@ -134,6 +135,13 @@ def flops_share(dims: Dims, prompt: Prompt, plan: Plan, result: Result) -> float
         dims, dense, request, *placed_rows(dims, dense, request.visual)
     )
     return (prefill + sum(steps)) / (dense_prefill + sum(dense_steps))
+
+
+def _standard_error(found: Sequence[float]) -> float | None:
+    """Of the mean of samples that were drawn by themselves."""
+    if len(found) < 2:
+        return None
+    return round(float(np.std(found, ddof=1)) / math.sqrt(len(found)), 5)
 
 
 def _divergence(dense: NDArray[np.float32], other: NDArray[np.float32]) -> float:
