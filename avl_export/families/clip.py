@@ -1,10 +1,11 @@
-"""What families with a CLIP tower share: which of its states they read, and its graph.
+"""What families with a CLIP or SigLIP tower share: which of its states they read, and its graph.
 
 SigLIP's tower is CLIP's without a class token and without a norm in front of the layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,9 @@ from avl_export.families.base import EncoderGraph, FamilyError
 from avl_export.replicate import repeat
 from avl_plugins.errors import quoted
 
+CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
+STRATEGIES = {CLIP: "default", SIGLIP: "full"}  # what leaves one feature for each patch
+
 
 class ClipFeatures(nn.Module):
     """A CLIP or SigLIP tower up to the layers that a LLaVA reads, and the projector.
@@ -22,11 +26,12 @@ class ClipFeatures(nn.Module):
         tower: a CLIPVisionModel or SiglipVisionModel.
         projector: [images, tokens, C * states] -> [images, tokens, hidden].
         layers: for each state that is read, how many encoder layers come before it.
-        keep_class: whether the first token, CLIP's class token, comes along.
+        keep_first: whether the first token, which is CLIP's class token and SigLIP's first patch,
+            comes along: vision_feature_select_strategy is "full".
     """
 
     def __init__(
-        self, tower: nn.Module, projector: nn.Module, layers: tuple[int, ...], keep_class: bool
+        self, tower: nn.Module, projector: nn.Module, layers: tuple[int, ...], keep_first: bool
     ) -> None:
         super().__init__()
         parts: Any = tower
@@ -35,7 +40,7 @@ class ClipFeatures(nn.Module):
         self.layers = nn.ModuleList(parts.encoder.layers[: max(layers)])
         self.projector = projector
         self.read = layers
-        self.first = 0 if keep_class else 1
+        self.first = 0 if keep_first else 1
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[images, 3, H, W] -> [images, tokens, hidden]."""
@@ -75,17 +80,42 @@ def clip_constants(model: nn.Module, tower: str) -> dict[str, torch.Tensor]:
     return {name: torch.arange(model.get_buffer(name).shape[-1])[None]}
 
 
-def check_clip(vision: Any, where: str, kind: str = "clip_vision_model") -> None:
+def check_clip(vision: Any, where: str, kinds: Sequence[str] = (CLIP,)) -> None:
     """Refuse a tower of another kind.
 
     Raises:
-        FamilyError: `vision` configures anything but `kind`.
+        FamilyError: `vision` configures none of `kinds`.
     """
-    if vision.model_type != kind:
+    if vision.model_type not in kinds:
         raise FamilyError(
-            f"{where}: expected a {kind} tower, found {quoted(vision.model_type)}; "
+            f"{where}: expected a {' or '.join(kinds)} tower, found {quoted(vision.model_type)}; "
             "this version of avl cannot export it"
         )
+
+
+def check_grid(config: Any, where: str) -> None:
+    """Refuse a tower of another kind than CLIP and SigLIP, or one with more or less than a grid.
+
+    Raises:
+        FamilyError: features are not one for each patch.
+    """
+    check_clip(config.vision_config, where, tuple(STRATEGIES))
+    tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
+    if STRATEGIES[tower] == strategy:
+        return
+    known = " or ".join(
+        f"a {kind} tower with vision_feature_select_strategy {wanted!r}"
+        for kind, wanted in STRATEGIES.items()
+    )
+    why = (
+        "whose class token has no place in a grid of tiles"
+        if tower == CLIP
+        else "which takes a feature from each tile"
+    )
+    raise FamilyError(
+        f"{where}: expected {known}, found {tower} with {strategy!r}, {why}; "
+        "this version of avl cannot export it"
+    )
 
 
 def feature_layers(config: Any, where: str) -> tuple[int, ...]:

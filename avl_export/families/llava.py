@@ -1,4 +1,4 @@
-"""LLaVA 1.5 and its relatives: CLIP tower, two-layer projector, Llama-like decoder."""
+"""LLaVA 1.5 and its relatives: CLIP or SigLIP, a two-layer projector, a Llama-like decoder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import EncoderGraph, Traits
 from avl_export.families.clip import (
+    CLIP,
+    SIGLIP,
     ClipFeatures,
     check_clip,
     clip_constants,
@@ -43,7 +45,7 @@ class Llava(HfFamily):
 
     model_class: ClassVar[Any] = LlavaForConditionalGeneration
     feature_layers: tuple[int, ...]
-    keep_class: bool
+    keep_first: bool
 
     def encoders(self) -> Sequence[EncoderGraph]:
         part = self.model.get_submodule
@@ -51,7 +53,7 @@ class Llava(HfFamily):
             part("model.vision_tower"),
             part("model.multi_modal_projector"),
             self.feature_layers,
-            self.keep_class,
+            self.keep_first,
         )
         return [clip_graph(self.traits.image.file, features, self.config.vision_config, self.dtype)]
 
@@ -87,7 +89,9 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
     vision = config.vision_config
     layers = feature_layers(config, str(checkpoint.folder / "config.json"))
     side = vision.image_size // vision.patch_size
-    keep_class = config.vision_feature_select_strategy == "full"
+    keep_first = config.vision_feature_select_strategy == "full"
+    # CLIP puts a class token in front of its patches; SigLIP does not, and may lose a patch.
+    tokens = side * side + int(vision.model_type == CLIP) - int(not keep_first)
     processing = image_processing(checkpoint, vision.image_size)
     check_side(processing, vision.image_size, image_processor(checkpoint)[1])
     traits = Traits(
@@ -102,13 +106,13 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
                 kind="fixed",
                 processing=processing,
                 grid=(side, side),
-                tokens=side * side + int(keep_class),
+                tokens=tokens,
             ),
         ),
     )
-    return Llava("llava", checkpoint.folder, traits, model, layers, keep_class)
+    return Llava("llava", checkpoint.folder, traits, model, layers, keep_first)
 
 
 def _check_parts(config: Any, where: str) -> None:
-    check_clip(config.vision_config, where)
+    check_clip(config.vision_config, where, (CLIP, SIGLIP))
     check_decoder(config.text_config, TEXT_TYPES, where)

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from avl_export.checkpoint import Checkpoint
-from avl_export.families.base import EncoderGraph, FamilyError, Traits
+from avl_export.families.base import EncoderGraph, Traits
 from avl_export.families.clip import (
     ClipFeatures,
-    check_clip,
+    check_grid,
     clip_constants,
     clip_graph,
     feature_layers,
@@ -24,7 +24,6 @@ from avl_export.families.decoder import check_decoder, decoder_constants, decode
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import chat_template, special_tokens, token_text
 from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
-from avl_plugins.errors import quoted
 from avl_runtime.manifest import ImageEncoder
 from avl_runtime.processor import Prompt
 from avl_runtime.vision.anyres import AnyresImage
@@ -45,7 +44,7 @@ class LlavaNext(HfFamily):
             part("model.vision_tower"),
             part("model.multi_modal_projector"),
             self.feature_layers,
-            keep_class=False,
+            keep_first=self.config.vision_feature_select_strategy == "full",
         )
         line_break = self.model.get_parameter("model.image_newline")
         module = TilesAndBreak(tower, line_break)
@@ -104,11 +103,5 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaNext:
 
 
 def _check_parts(config: Any, where: str) -> None:
-    check_clip(config.vision_config, where)
+    check_grid(config, where)
     check_decoder(config.text_config, TEXT_TYPES, where)
-    if config.vision_feature_select_strategy != "default":
-        raise FamilyError(
-            f"{where}: expected vision_feature_select_strategy 'default', found "
-            f"{quoted(config.vision_feature_select_strategy)}, whose class token has no "
-            "place in a grid of tiles; this version of avl cannot export it"
-        )

@@ -16,7 +16,7 @@ from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import EncoderGraph, FamilyError, Traits
 from avl_export.families.clip import (
     ClipFeatures,
-    check_clip,
+    check_grid,
     clip_constants,
     clip_graph,
     feature_layers,
@@ -54,7 +54,7 @@ class LlavaOnevision(HfFamily):
             part("model.vision_tower"),
             part("model.multi_modal_projector"),
             self.feature_layers,
-            keep_class=True,  # SigLIP has none, so nothing is cut off
+            keep_first=self.config.vision_feature_select_strategy == "full",
         )
         line_break = self.model.get_parameter("model.image_newline")
         module = TilesAndBreak(tower, line_break)
@@ -147,14 +147,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaOnevision:
 
 
 def _check(config: Any, where: str) -> None:
-    check_clip(config.vision_config, where, "siglip_vision_model")
+    check_grid(config, where)
     check_decoder(config.text_config, TEXT_TYPES, where)
-    if config.vision_feature_select_strategy != "full":
-        raise FamilyError(
-            f"{where}: expected vision_feature_select_strategy 'full', found "
-            f"{quoted(config.vision_feature_select_strategy)}, which takes a feature "
-            "from each tile; this version of avl cannot export it"
-        )
     if not re.fullmatch(r"anyres_max_[1-9]\d*", config.vision_aspect_ratio):
         raise FamilyError(
             f"{where}: expected vision_aspect_ratio anyres_max_N, found "

@@ -13,6 +13,7 @@ from avl_runtime.vision.steps import ImageProcessing
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 BICUBIC = 3
 
 
@@ -36,7 +37,7 @@ def image_processor(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
 def image_processing(
     checkpoint: Checkpoint, image_size: int, *, pads_batches: bool = False
 ) -> ImageProcessing:
-    """The steps of a CLIP image processor.
+    """The steps of an image processor: SigLIP's if it is called so, or CLIP's.
 
     Args:
         pads_batches: whether do_pad only makes batches of pictures even, which changes nothing.
@@ -47,7 +48,9 @@ def image_processing(
     raw, place = image_processor(checkpoint)
     if pads_batches:
         raw = {**raw, "do_pad": False}
-    return processing_of(raw, place, clip_defaults(image_size))
+    siglip = str(raw.get("image_processor_type")).startswith("SiglipImageProcessor")
+    defaults = siglip_defaults(image_size) if siglip else clip_defaults(image_size)
+    return processing_of(raw, place, defaults)
 
 
 def video_processor(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
@@ -72,6 +75,11 @@ def clip_defaults(image_size: int) -> dict[str, Any]:
         "do_center_crop": True,
         "crop_size": {"height": image_size, "width": image_size},
     }
+
+
+def siglip_defaults(image_size: int) -> dict[str, Any]:
+    """What a SigLIP processor does unless its settings say otherwise: it cuts nothing off."""
+    return tile_defaults(image_size) | {"image_mean": SIGLIP_MEAN, "image_std": SIGLIP_STD}
 
 
 def tile_defaults(side: int) -> dict[str, Any]:

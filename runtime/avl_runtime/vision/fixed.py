@@ -22,7 +22,8 @@ class FixedImage:
     Raises:
         FormatError: tokens and grid do not fit each other.
 
-    `tokens` exceeds rows x columns of `grid` by one where the class token comes first.
+    `tokens` exceeds rows x columns of `grid` by one where a class token comes first, and is one
+    less where the first patch is left out.
     """
 
     kind: Literal["fixed"]
@@ -32,9 +33,9 @@ class FixedImage:
 
     def __post_init__(self) -> None:
         shown = self.grid[0] * self.grid[1]
-        if not 0 < shown <= self.tokens <= min(shown + 1, MAX_TOKENS):
+        if not 0 < self.tokens <= MAX_TOKENS or abs(self.tokens - shown) > 1:
             raise FormatError(
-                f"image layout: expected a token for each cell and at most one more, found "
+                f"image layout: expected a token for each cell, or one more or less, found "
                 f"{self.tokens} for a grid of {self.grid[0]} x {self.grid[1]}"
             )
 
@@ -46,8 +47,8 @@ class FixedImage:
         """
         values = pixel_values(fit(image, self.processing), self.processing)
         rows, columns = self.grid
-        cells = np.full(self.tokens, -1, np.int64)
-        cells[self.tokens - rows * columns :] = np.arange(rows * columns)
+        # Tokens end with the last cell; -1 is a class token, which shows none.
+        cells = np.arange(rows * columns - self.tokens, rows * columns, dtype=np.int64)
         return Media(
             kind="image",
             inputs={"pixel_values": values[None]},
