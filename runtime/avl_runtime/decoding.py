@@ -56,7 +56,7 @@ def opened(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise
     except Exception:  # decoders raise whatever damaged headers lead them to
-        if _is_heic(data):
+        if is_heic(data):
             return _heic(data)
         raise DecodeError(
             f"expected an image ({', '.join((*formats, 'HEIC'))}), found {_kind(data)}"
@@ -68,7 +68,7 @@ def starts_as_picture(data: bytes) -> bool:
     if len(data) < 16:
         return False
     accepted = (Image.OPEN[name][1] for name in _known())
-    return _is_heic(data) or any(accept is not None and accept(data[:16]) for accept in accepted)
+    return is_heic(data) or any(accept is not None and accept(data[:16]) for accept in accepted)
 
 
 def _known() -> list[str]:
@@ -76,7 +76,8 @@ def _known() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _is_heic(data: bytes) -> bool:
+def is_heic(data: bytes) -> bool:
+    """Whether the first bytes of a file are those of a HEIF file with pictures in HEVC."""
     if data[4:8] != b"ftyp":
         return False
     end = min(int.from_bytes(data[:4], "big"), 256)

@@ -20,9 +20,9 @@ from PIL import Image
 
 from avl_plugins.errors import shown
 from avl_runtime.animations import AnimationFrames, is_animation, open_animation
-from avl_runtime.decoding import starts_as_picture
+from avl_runtime.decoding import is_heic, starts_as_picture
 from avl_runtime.frame_times import FrameTimes, frame_times
-from avl_runtime.images import MAX_PIXELS
+from avl_runtime.images import MAX_PIXELS, to_rgb
 from avl_runtime.installation import install_extra
 from avl_runtime.video_source import VideoError, VideoFile, VideoFileLike, video_file
 
@@ -126,7 +126,9 @@ class FileFrames:
 
     def _picture(self, frame: Any) -> Image.Image:
         _check_size((frame.width, frame.height), self.file.name)
-        image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+        clear = any(component.is_alpha for component in frame.format.components)
+        pixels = frame.to_ndarray(format="rgba" if clear else "rgb24")
+        image = to_rgb(Image.fromarray(pixels))
         turn = _turn(frame)
         return image if turn is None else image.transpose(turn)
 
@@ -176,6 +178,8 @@ def open_file(source: VideoFileLike) -> tuple[FileFrames | AnimationFrames, Fram
         rate, tick = stream.average_rate, stream.time_base
         exact = container.format.name in EXACT
         _check_size(size, file.name)
+    if len(found.times) == 1 and is_heic(head):
+        raise VideoError(f"{file.name}: expected a video, found a picture; pass it as an image")
     known = [time for time in found.times if time is not None]
     if len(known) < len(found.times) or not (exact or found.in_order):
         shown_at = FrameTimes(float(rate) if rate else None, None)

@@ -44,6 +44,7 @@ def read(*words: str) -> Any:
         ('pkg --image a.png "What is in a.png"', "What is in a.png", "a.png", ""),
         ("pkg Why --image a.png - b.png", "Why", "a.png - b.png", ""),
         ("pkg Why --im a.png b.png", "Why", "a.png b.png", ""),
+        ("pkg --image a.png b.gif#frame=2 Why", "Why", "a.png b.gif#frame=2", ""),
         ("pkg Why --video c.mp4 d.mkv --image a.png", "Why", "a.png", "c.mp4 d.mkv"),
         ("pkg Why --image a.png b.png --video c.mp4", "Why", "a.png b.png", "c.mp4"),
         ("pkg -- -why", "-why", "", ""),

@@ -238,12 +238,29 @@ def test_animated_pictures_are_videos_with_their_own_times(tmp_path: Path, name:
     assert constant.seconds is None and constant.fps == pytest.approx(12.5)
 
 
-@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.avif"])
+def test_heic_pictures_are_no_videos(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif (the extra heic) is missing")
+    path = tmp_path / "a.heic"
+    heif.from_pillow(Image.new("RGB", SIZE)).save(path)
+    assert "pass it as an image" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.avif", "a.gif", "a.mkv"])
 def test_transparent_parts_of_animations_are_laid_over_white(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    form, options = PICTURES[name]
     frames = [Image.new("RGBA", SIZE, (0, 0, 0, alpha)) for alpha in (0, 255)]
-    frames[0].save(path, form, save_all=True, append_images=frames[1:], duration=80, **options)
+    if name == "a.mkv":
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("ffv1", rate=12)
+            (stream.width, stream.height), stream.pix_fmt = SIZE, "bgra"
+            for number, image in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgba")
+                frame.pts, frame.time_base = number, Fraction(1, 12)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    else:
+        form, options = PICTURES[name]
+        frames[0].save(path, form, save_all=True, append_images=frames[1:], duration=80, **options)
     first, second = load_video(path).pick([0, 1])
     assert np.asarray(first).min() >= 252 and np.asarray(second).max() <= 3
 

@@ -20,6 +20,7 @@ FILE = re.compile(
     r"|\S+\.(png|jpe?g|webp|avif|gif|bmp|tiff?|p[bgpn]m|jp2|hei[cf]|mp4|mov|mkv|webm|avi|m4v)",
     re.IGNORECASE | re.DOTALL,
 )
+FRAME = re.compile(r"#frame=\d+$")  # which picture of a file
 
 
 def parse_arguments(
@@ -83,10 +84,11 @@ def _is_short_for(name: str, option: str) -> bool:
 
 
 def _is_file(word: str) -> bool:
-    if FILE.fullmatch(word):
+    name = FRAME.sub("", word)
+    if FILE.fullmatch(word) or FILE.fullmatch(name):
         return True
     try:
-        return Path(word).is_file()
+        return Path(word).is_file() or Path(name).is_file()
     except OSError:  # too long for a name
         return False
 
@@ -104,17 +106,18 @@ def make_parser() -> argparse.ArgumentParser:
     add("prompt", metavar="PROMPT", nargs="?", help="the question")
     add(
         "--image",
-        metavar="PATH|URL|-",
+        metavar="PATH|URL|data:|-",
         action="append",
         default=[],
-        help="a picture, or several one after another; - reads one from stdin",
+        help="a picture, or several one after another; NAME#frame=N is frame N of an animation, "
+        "- reads one from stdin",
     )
     add(
         "--video",
         metavar="PATH",
         action="append",
         default=[],
-        help="a video file, or several one after another",
+        help="a video file or an animated picture, or several one after another",
     )
     add(
         "--policy",
