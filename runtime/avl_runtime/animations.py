@@ -22,6 +22,7 @@ from avl_runtime.video_source import VideoError, VideoFile
 
 FORMATS: Final = ("PNG", "WEBP", "AVIF")
 MAX_DECODED: Final = 1 << 32  # pixels of all frames together
+MAX_FRAMES: Final = 1 << 17
 TICK: Final = Fraction(1, 1_000_000)  # seconds; files count in thousandths or finer
 UNSAID: Final = 0.1  # seconds that a frame is shown whose duration is 0, as browsers have it
 AVIF_BRANDS: Final = (b"avif", b"avis")
@@ -86,10 +87,11 @@ def open_animation(file: VideoFile) -> tuple[AnimationFrames, FrameTimes]:
             raise VideoError(
                 f"{file.name}: expected a video, found a still picture; pass it as an image"
             )
-        if count * image.width * image.height > MAX_DECODED:
+        if count * image.width * image.height > MAX_DECODED or count > MAX_FRAMES:
             raise VideoError(
-                f"{file.name}: expected at most {MAX_DECODED // 1_000_000} megapixels in all "
-                f"frames, found {count} of {image.width} x {image.height}; scale the video down"
+                f"{file.name}: expected at most {MAX_FRAMES} frames, {MAX_DECODED // 1_000_000} "
+                f"megapixels in all, found {count} of {image.width} x {image.height}; cut it or "
+                "scale it down"
             )
         frames = AnimationFrames(file, image.size, first, count)
         begins = [Fraction(0)]
