@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from avl_runtime import heatmap
 from avl_runtime.cli.show import grids
-from avl_runtime.heatmap import HeatmapError, draw
+from avl_runtime.heatmap import CORE, SECONDARY, HeatmapError, Shares, draw, ramp, shares
 from avl_runtime.results import Placement
 from avl_runtime.spans import spans
 from avl_runtime.vision import Cells
@@ -65,28 +68,121 @@ def test_tokens_that_share_a_cell_or_show_none() -> None:
     np.testing.assert_allclose(part.core, [[0, expected]])
 
 
+PANEL = 384  # of a grid of two by two; around it 16 pixels, above it 24
+
+
+def panels(sheet: Image.Image, top: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """The two panels of a sheet's first row, [384, 384, 3] each."""
+    pixels = np.asarray(sheet).astype(int)[top + 24 :][:PANEL]
+    return pixels[:, 16:][:, :PANEL], pixels[:, 32 + PANEL :][:, :PANEL]
+
+
 def test_colours_follow_the_places() -> None:
     white = Image.new("RGB", (28, 28), "white")
     full = np.ones((3, 4), np.bool_)
     core, parked = full.copy(), full.copy()
     core[:, [1, 2, 3]] = False
     parked[:, [0, 2, 3]] = False
-    sheet = draw([white], [Placement(0, core, parked)], [GRID], 9, "avl")
-    pixels = np.asarray(sheet).astype(int)
-    panel = pixels[-16 - 22 - 16 - 264 : -16 - 22 - 16, 16 + 264 + 16 :][:, :264]
-    orange, blue = panel[66, 66], panel[66, 198]
+    sheet = draw([white], [Placement(0, core, parked)], [GRID], 9)
+    seen, kept = panels(sheet)
+    assert (seen == 255).all()
+    orange, blue = kept[96, 96], kept[96, 288]
     assert orange[0] > orange[2] + 40 and blue[2] > blue[0] + 40
-    assert panel[198, 66].max() < 90  # dropped in every layer
-    assert np.abs(panel[198, 66] - panel[198, 198]).max() == 0
+    assert kept[288, 96].max() < 90  # dropped in every layer
+    assert np.abs(kept[288, 96] - kept[288, 288]).max() == 0
 
 
-def test_a_row_an_image_and_at_most_six_panels() -> None:
+def colours(pixels: np.ndarray) -> set[tuple[int, ...]]:
+    return set(map(tuple, pixels.reshape(-1, 3).tolist()))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6, 28, 80])
+def test_every_colour_stands_in_a_scale(layers: int) -> None:
+    """Patches kept in 0, 1, … and all layers, as core and as secondary, on white paper."""
+    rng = np.random.default_rng(layers)
+    grid = Cells((12, 12), np.arange(144))
+    least = rng.integers(0, layers + 1, 144)
+    kept = np.arange(layers)[:, None] < least
+    core = kept & (rng.random(144) < 0.5)
+    sheet = draw([Image.new("RGB", (9, 9), "white")], [Placement(0, core, kept & ~core)], [grid], 3)
+    legend = np.asarray(sheet)[16 + 24 + PANEL + 16 :]
+    found = colours(panels(sheet)[1])
+    assert len(found) >= min(2 * layers, 30)
+    assert found <= colours(legend)
+    scales = np.concatenate([ramp(CORE, layers), ramp(SECONDARY, layers)])
+    for row in range(12):
+        for column in range(12):
+            token = 12 * row + column
+            steps = layers + 1
+            want = scales[least[token] + (0 if core[:, token].any() else steps)]
+            if least[token] == 0:
+                want = scales[0]
+            assert (panels(sheet)[1][32 * row + 16, 32 * column + 16] == want).all()
+
+
+def test_the_picture_shows_in_what_is_kept_and_only_there() -> None:
+    half = Image.new("RGB", (12, 12), "white")
+    half.paste((0, 0, 0), (0, 0, 6, 12))
+    core = np.zeros((2, 4), np.bool_)
+    core[:, :2] = True
+    _, kept = panels(draw([half], [Placement(0, core, np.zeros_like(core))], [GRID], 3))
+    ink, paper = kept[96, 96], kept[96, 288]
+    assert tuple(paper) == CORE and (ink < np.array(CORE) // 5 + 1).all()
+    assert tuple(kept[2, 2]) == CORE  # a frame in the scale's own colour
+    assert len(colours(kept[PANEL // 2 :])) == 1  # nothing of it where all is dropped
+
+
+def test_shares_are_those_of_tokens_and_steps() -> None:
+    first, second = placement(0, [0, 1], [2]), placement(4, [0], [1])
+    found = shares([first, second], [GRID], 0, 9)
+    # Steps 1 to 3 were made with the first, 4 to 9 with the second.
+    core = (3 * first.core.mean() + 6 * second.core.mean()) / 9
+    parked = (3 * first.parked.mean() + 6 * second.parked.mean()) / 9
+    assert found == Shares(pytest.approx(core), pytest.approx(parked))
+    assert str(Shares(0.304, 0.196)) == "kept 50%: core 30%, secondary 20%"
+    one = shares([first], [GRID], 0, 0)
+    assert one.core == pytest.approx(first.core.mean())
+
+
+def test_a_row_an_image_and_two_panels() -> None:
     image = Image.new("RGB", (28, 28), "white")
     placements = [placement(3 * n + (n > 0), [0], [1], tokens=8) for n in range(20)]
     sheet = draw([image, image], placements, [GRID, GRID], 60)
     one = draw([image], [placement(0, [0], [1])], [GRID], 60)
-    assert sheet.width == 16 + 7 * (264 + 16)
-    assert sheet.height - one.height == 264 + 22 + 16
+    assert sheet.width == one.width == 16 + 2 * (PANEL + 16)
+    assert sheet.height - one.height == PANEL + 24 + 16
+
+
+def test_question_answer_and_shares_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    write = ImageDraw.ImageDraw.text
+
+    def note(self: ImageDraw.ImageDraw, xy: Any, text: str, *more: Any, **options: Any) -> None:
+        said.append(text)
+        write(self, xy, text, *more, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
+    image = Image.new("RGB", (28, 28), "white")
+    answer = "One ring\nund drei Äpfel. " + "word " * 400
+    places = [placement(0, [0, 1], [2])]
+    sheet = draw([image], places, [GRID], 5, "avl · How many?", answer)
+    plain = draw([image], places, [GRID], 5)
+    assert "avl · How many?" in said
+    lines = [line for line in said if "word" in line]
+    assert len(lines) == 3 and lines[-1].endswith("…")
+    assert lines[0].startswith("One ring und drei Apfel. word")
+    font = heatmap._font(heatmap.WORDS)
+    assert all(font.getlength(line) <= sheet.width - 32 for line in lines)
+    told = str(shares(places, [GRID], 0, 5))
+    assert {told, "what the model sees", "kept in k of 2 layers,", "0", "1", "2"} <= set(said)
+    assert sheet.height == plain.height + 4 * 24 + 8
+
+
+def test_long_words_and_longer_texts_are_cut_quickly() -> None:
+    image = Image.new("RGB", (28, 28), "white")
+    for text in ("w" * 100_000, "word " * 100_000, "\U0001f600" * 1000, "", " \n"):
+        sheet = draw([image], [placement(0, [0], [1])], [GRID], 5, text, text)
+        assert sheet.width == 16 + 2 * (PANEL + 16)
 
 
 def test_images_that_do_not_fit_the_placements() -> None:

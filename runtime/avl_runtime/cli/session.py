@@ -140,7 +140,7 @@ class Session:
             print(told, file=extras.stream)
         if extras.heatmap is not None and self._seen:
             title = f"{result.stats.policy} · {prompt}"
-            sheet = draw(self._seen, result.placements, visuals, steps, title)
+            sheet = draw(self._seen, result.placements, visuals, steps, title, result.text)
             save_picture(sheet, extras.heatmap)
         if extras.stats:
             print(stats_lines(result.stats), file=extras.stream)
