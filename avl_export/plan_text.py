@@ -57,7 +57,13 @@ def quantization_text(found: dict[str, Any] | None) -> list[str]:
     reasons: dict[str, int] = {}
     for why in found["kept"].values():
         reasons[why] = reasons.get(why, 0) + 1
-    lines += [f"not quantized: {count} weights whose {why}" for why, count in reasons.items()]
+    where = " and ".join(found["kept_in"])
+    lines += [
+        f"not quantized, stored in {where}: {count} weights whose {why}"
+        for why, count in reasons.items()
+    ]
+    if found["fitting_block_size"] is not None:
+        lines.append(f"--block-size {found['fitting_block_size']} would quantize these too")
     return lines
 
 

@@ -21,6 +21,8 @@ def quantization_report(store: Store) -> dict[str, Any]:
         "bytes_before": sum(store.sources[name].nbytes for name in dict(quantized)),
         "bytes_after": sum(place.nbytes for _, place in quantized),
         "kept": dict(store.kept),
+        "kept_in": sorted({store.plain[name].record.dtype for name in store.kept}),
+        "fitting_block_size": store.fitting,
         "files": {file.name: file.nbytes for file in store.files},
     }
 

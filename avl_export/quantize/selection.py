@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -22,38 +22,40 @@ class Selection:
         linears: shapes [outputs, inputs] of the linears' weights, by their names in the model.
         embedding: whether the token embedding is.
         kept: why a weight of a part asked for stays as it is, by name.
+        fitting: inputs a block in which they would be quantized too, None if there is no such size.
     """
 
     linears: Mapping[str, tuple[int, int]]
     embedding: bool
     kept: Mapping[str, str]
+    fitting: int | None = None
 
 
 def select(family: Family, spec: Spec) -> Selection:
     """Choose the weights that `spec` names.
 
-    A weight outside the decoder's layers that does not fit the format stays as it is.
+    A weight that does not fit the format stays as it is.
 
     Raises:
-        OptionsError: the block does not fit the decoder's layers, or nothing of another part.
+        OptionsError: nothing of a part fits.
     """
     names = {id(t): n for n, t in family.model.named_parameters()}
     linears: dict[str, tuple[int, int]] = {}
     kept: dict[str, str] = {}
+    asked: dict[str, tuple[int, int]] = {}
     for part in spec.parts:
         weights = _weights(family, part, names)
-        # Rows of the embedding are looked up one by one: their number does not matter.
-        misfits = {
-            name: why
-            for name, (outputs, inputs) in weights.items()
-            if (why := _misfit(2 if part == "embedding" else outputs, inputs, spec))
-        }
-        if misfits and (part == "decoder" or len(misfits) == len(weights)):
+        if part == "embedding":  # its rows are looked up one by one: their number does not matter
+            weights = {name: (2, inputs) for name, (_, inputs) in weights.items()}
+        misfits = {n: why for n, shape in weights.items() if (why := _misfit(*shape, spec))}
+        if misfits and len(misfits) == len(weights):
             _refuse(part, spec, weights, misfits)
         kept |= misfits
+        asked |= {name: weights[name] for name in misfits}
         if part != "embedding":
             linears |= {name: shape for name, shape in weights.items() if name not in misfits}
-    return Selection(linears, "embedding" in spec.parts, kept)
+    fitting = _fitting(spec, asked) if asked else None
+    return Selection(linears, "embedding" in spec.parts, kept, fitting)
 
 
 def _weights(family: Family, part: Part, names: Mapping[int, str]) -> dict[str, tuple[int, int]]:
@@ -85,13 +87,22 @@ def _misfit(outputs: int, inputs: int, spec: Spec) -> str | None:
     return None
 
 
+def _fitting(spec: Spec, weights: Mapping[str, tuple[int, int]]) -> int | None:
+    """The largest block that all `weights` can be stored in, None if there is no such size."""
+    if spec.block is None:
+        return None
+    sizes = (replace(spec, block=size) for size in reversed(BLOCK_SIZES))
+    shapes = weights.values()
+    return next((one.block for one in sizes if not any(_misfit(*s, one) for s in shapes)), None)
+
+
 def _refuse(
     part: Part, spec: Spec, weights: Mapping[str, tuple[int, int]], misfits: Mapping[str, str]
 ) -> None:
     name, why = next(iter(misfits.items()))
-    fitting = [size for size in BLOCK_SIZES if all(n % size == 0 for _, n in weights.values())]
-    if spec.block is not None and fitting:
-        way_out = f"pass --block-size {fitting[-1]}"
+    fitting = _fitting(spec, weights)
+    if fitting is not None:
+        way_out = f"pass --block-size {fitting}"
     elif part == "decoder":
         way_out = "pass --quantize int8 without --block-size"
     else:

@@ -48,6 +48,7 @@ class Store:
         sources: the tensors behind `linears` and `embedding`, by name.
         embedding: the token embedding's name; `rows` its place if it is quantized.
         kept: why weights that were asked for are not quantized, by name.
+        fitting: as in `Selection`.
     """
 
     spec: Spec
@@ -58,6 +59,7 @@ class Store:
     embedding: str
     rows: QuantizedPlace | None
     kept: Mapping[str, str]
+    fitting: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +110,7 @@ def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
             drafts[name] = _Draft.linear(name, selection.linears[name], spec, wanted.sources[name])
             drafts[name].add_to(quantized)
         else:
-            plain.add(name, OF_DTYPE[spec.scale_dtype], shape)
+            plain.add(name, _plain_dtype(name, spec, selection, wanted), shape)
     table = _plain_source(wanted.sources[wanted.embedding])
     rows = None
     if selection.embedding:
@@ -130,7 +132,16 @@ def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
         embedding=wanted.embedding,
         rows=None if rows is None else rows.place(files[0]),
         kept=selection.kept,
+        fitting=selection.fitting,
     )
+
+
+def _plain_dtype(name: str, spec: Spec, selection: Selection, wanted: Wanted) -> str:
+    """What a tensor is copied in: what graphs compute in, or what one of 16 bits was to shrink."""
+    dtype, source = OF_DTYPE[spec.scale_dtype], wanted.sources[name]
+    if name in selection.kept and dtype == "F32" and isinstance(source, Source):
+        return source.record.dtype
+    return dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,10 @@ def test_missing_shard(checkpoint: Path, refused: Refused) -> None:
     [
         (("--split", "3"), "1 to 2"),
         (("--split", "0"), "1 to 2"),
-        (("--quantize", "int4"), "48 inputs are no multiple of 64; pass --quantize int8"),
+        (
+            ("--quantize", "int4", "--block-size", "128"),
+            "48 inputs are no multiple of 128; pass --quantize int8",
+        ),
         (("--dtype", "bf16", "--check"), "--no-check"),
     ],
     ids=str,

@@ -27,7 +27,10 @@ NARROW = ("--quantize", "int4", "--block-size", "32")
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("--quantize", "int4"), ("96 inputs are no multiple of 64", "--block-size 32")),
+        (
+            ("--quantize", "int4", "--block-size", "128"),
+            ("64 inputs are no multiple of 128", "--block-size 32"),
+        ),
         ((*NARROW, "--dtype", "bf16", "--check"), ("--no-check",)),
     ],
     ids=str,
