@@ -88,22 +88,29 @@ class PlainText:
         meant = self._tokenizer.encode(text, add_special_tokens=with_bos)
         written = {number: token for token, number in self._added.items() if token in self._names}
         renamed, end = "", 0
+        ids: Ids = []
         for number, (begin, stop) in zip(meant.ids, meant.offsets, strict=True):
-            token = written.get(number)
-            if token is not None and stop > begin:
-                start = text.index(token, begin, stop)  # some tokens take spaces around them too
+            # A token may take spaces around it too. An unknown character's id is none of a text.
+            token = written.get(number, "")
+            start = text.find(token, begin, stop) if token else -1
+            if start >= 0:
                 renamed += text[end:start] + self._names[token]
                 end = start + len(token)
-        renamed += text[end:]
-        plain = self._mark.sub(self._unmarked, renamed)
-        found = list(self._second.encode(plain, add_special_tokens=with_bos).ids)
-        if [i for i in found if i in written] != [i for i in meant.ids if i in written]:
+                ids.append(number)
+        plain = self._mark.sub(self._unmarked, renamed + text[end:])
+        found = self._second.encode(plain, add_special_tokens=with_bos)
+        again = [
+            number
+            for number, (begin, stop) in zip(found.ids, found.offsets, strict=True)
+            if number in written and self._names[written[number]] in plain[begin:stop]
+        ]
+        if again != ids:
             first = next(token for token in self._reserved if self._marks[token] in text)
             raise PromptError(
                 f"expected a prompt of plain text, found the special token {quoted(first)}, which "
                 "this tokenizer cannot take as ordinary text; leave it out"
             )
-        return found
+        return list(found.ids)
 
     def _across(
         self, texts: Sequence[Text], pattern: re.Pattern[str], meant: Sequence[str]

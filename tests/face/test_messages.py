@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor
 
 from avl_runtime.chat_template import TemplateError
@@ -194,6 +196,90 @@ def test_plain_text_under_llavas_tokenizer(legacy: bool) -> None:
         assert found.count(1) == 1 and 2 not in found and 3 not in found and 0 not in found
 
 
+PIECES = st.sampled_from(
+    [
+        "<s>",
+        "</s>",
+        "<image>",
+        "<pad>",
+        "<unk>",
+        "<",
+        ">",
+        "s",
+        " ",
+        "  ",
+        "\n",
+        "a",
+        " the",
+        "日",
+        "é",
+    ]
+)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "prefix", "metaspace"])
+@settings(max_examples=60, deadline=None)
+@given(parts=st.lists(PIECES, min_size=1, max_size=8))
+def test_any_such_text_is_what_the_tokenizer_makes_of_plain_text(
+    kind: str, parts: list[str]
+) -> None:
+    ours, text = PROCESSORS[kind], "".join(parts)
+    if text.strip():
+        found = ours.encode(text).input_ids.tolist()
+        assert found == plain(ours.tokenizer, f"USER: {text} ASSISTANT:")
+        assert found.count(1) == 1 and not {2, 3} & set(found)
+
+
+PROCESSORS = {
+    "bytes": tiny_processor(LLAVA_TEMPLATE),
+    **{
+        kind: Processor(
+            manifest(LLAVA_TEMPLATE, Tokens(1, (2,), None)),
+            sentencepiece_tokenizer(legacy=kind == "prefix"),
+        )
+        for kind in ("prefix", "metaspace")
+    },
+}
+
+
+def test_pieces_of_a_vocabulary_are_no_special_tokens() -> None:
+    """A unigram model would find `<s>` among its pieces, whatever is said of special tokens."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("<image>", 0.0)]
+    pieces += [(letter, -3.0) for letter in "▁USERANTI:abs<>/"]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always")
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<image>"])
+    assert 1 in plain(tokenizer, "a <s> b")
+    ours = Processor(manifest(LLAVA_TEMPLATE, Tokens(1, (2,), None)), tokenizer)
+    found = ours.encode("a <s> b</s>", [ONE]).input_ids.tolist()
+    letters = [tokenizer.token_to_id(letter) for letter in "a▁<s>▁b</s>▁ASSISTANT:"]
+    assert found[-len(letters) :] == letters and found.count(3) == 144
+    assert not {1, 2} & set(found)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_tokens_with_rules_of_their_own(legacy: bool) -> None:
+    """Some take the spaces around them, and some are looked for behind the normalizer."""
+    tokenizer = sentencepiece_tokenizer(legacy=legacy)
+    tokenizer.add_special_tokens(
+        [
+            AddedToken("<a>", lstrip=True, rstrip=True, normalized=False),
+            AddedToken("<b>", normalized=True),
+        ]
+    )
+    template = LLAVA_TEMPLATE.replace("'ASSISTANT:'", "'x <a> the <b> ASSISTANT:'")
+    ours = Processor(manifest(template, Tokens(1, (2,), None)), tokenizer)
+    one, two = (tokenizer.token_to_id(token) for token in ("<a>", "<b>"))
+    usual = ours.encode("the")
+    assert usual.input_ids.tolist() == tokenizer.encode("USER: the x <a> the <b> ASSISTANT:").ids
+    found = ours.encode("the <a> the <b>").input_ids.tolist()
+    tail = usual.input_ids.tolist()[usual.input_ids.tolist().index(one) :]
+    assert found[-len(tail) :] == tail
+    assert found.count(one) == 1 and found.count(two) == tail.count(two)
+    front = plain(tokenizer, "USER: the <a> the <b> x")
+    assert found[: len(found) - len(tail)] == front
+
+
 def test_texts_that_look_like_a_token_only_together() -> None:
     ours = tiny_processor(IN_ORDER)
     for first, second in (("a <ima", "ge> b"), ("</", "s>"), ("<s", ">")):
@@ -221,6 +307,16 @@ def test_placeholders_mark_places_where_the_caller_says_so() -> None:
         assert literal.image_mask.sum() == 288 and literal.image_mask[:300].sum() > 280
         with pytest.raises(TemplateError, match="expected 1 image placeholders"):
             ours.encode(text, [ONE], placeholders=True)
+
+
+def test_placeholders_may_be_written_as_the_template_does() -> None:
+    """Qwen's stand between two special tokens, which count with a placeholder only."""
+    template = IN_ORDER.replace("<image>\n", "<pad><image></s>")
+    ours = tiny_processor(template)
+    found = ours.encode("a <pad><image></s> b </s><pad>", [ONE], placeholders=True)
+    front = ours.tokenizer.encode("USER: a <pad>" + "<image>" * 144 + "</s>").ids
+    tail = plain(ours.tokenizer, " b </s><pad> ASSISTANT:", with_bos=False)
+    assert found.input_ids.tolist() == front + tail
 
 
 def test_a_template_that_would_lose_a_text_is_told() -> None:
