@@ -94,6 +94,37 @@ class FamilyTests:
             np.testing.assert_array_equal(got.positions, shown.positions.expand(axes, -1))
             assert got.next_position == int(shown.positions.max()) + 1
 
+    def test_parts_and_messages_are_those_of_transformers(self, made: Made) -> None:
+        """Text and pictures in any order, a system prompt, and what was said before."""
+        ours = made.model.processor
+        for sizes, films in ((self.asked * 2, ()), *((self.asked[:1], one) for one in self.films)):
+            images, videos = self._pictures(sizes, 0), [clip(*film) for film in films]
+            shown = [{"type": "image", "image": image} for image in images]
+            shown += [{"type": "video", "video": video} for video in videos]
+            parts = [
+                part
+                for number, one in enumerate(shown)
+                for part in ({"type": "text", "text": f"Here is {number}: "}, one)
+            ]
+            question = {"type": "text", "text": "Which?"}
+            asked = {"role": "user", "content": [*parts, question]}
+            system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+            answer = {"role": "assistant", "content": [{"type": "text", "text": "the first"}]}
+            again = {"role": "user", "content": [question]}
+            turns = [{"role": "user", "content": [one, question]} for one in shown]
+            talk = [message for turn in turns for message in (turn, answer)][:-1]
+            want = [
+                made.encode_messages(said, images, videos)["input_ids"][0].tolist()
+                for said in ([asked], [system, asked], [system, asked, answer, again], talk)
+            ]
+            found = [
+                ours.encode(asked["content"]),
+                ours.encode(asked["content"], system="Be brief."),
+                ours.encode([system, asked, answer, again]),
+                ours.encode(talk),
+            ]
+            assert [prompt.input_ids.tolist() for prompt in found] == want
+
     def test_tokens_show_every_cell_of_a_picture(self, made: Made) -> None:
         processor = made.model.processor
         for images, videos in self._shown():

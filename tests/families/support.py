@@ -124,9 +124,16 @@ class Made:
         """One user turn as transformers' model takes it."""
         content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
         content.append({"type": "text", "text": prompt})
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
+        return self.encode_messages([{"role": "user", "content": content}], images, videos)
+
+    def encode_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[Image.Image] = (),
+        videos: Sequence[Sequence[Image.Image]] = (),
+    ) -> dict[str, Tensor]:
+        """A conversation as transformers' model takes it."""
+        text = self.processor.apply_chat_template(list(messages), add_generation_prompt=True)
         # As transformers' own apply_chat_template(tokenize=True) does.
         special = self.case.bos is None or not text.startswith(self.case.bos)
         films = [list(video) for video in videos]
