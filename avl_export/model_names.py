@@ -173,7 +173,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _is_id(model: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) is not None
 
 
 def _is_folder(path: Path) -> bool:

@@ -21,6 +21,8 @@ def describe(found: dict[str, Any]) -> str:
         if found.get(f"load_in_{loaded}bit"):
             kind = found.get("bnb_4bit_quant_type") if loaded == 4 else None
             return _joined("bitsandbytes", loaded, kind)
+    if method is None and "bits" in found and "group_size" in found:
+        return _joined("MLX", found["bits"], found.get("mode"))
     if method is None:
         return "a method that quantization_config does not name"
     values = list(_values(found, DEEPEST))
@@ -29,7 +31,7 @@ def describe(found: dict[str, Any]) -> str:
     return _joined(method, bits, kind)
 
 
-def _joined(method: Any, bits: int | None, kind: Any) -> str:
+def _joined(method: Any, bits: Any, kind: Any) -> str:
     name = shown(method, 40)
     if bits is not None:
         name += f" to {shown(bits, 20)} bits"

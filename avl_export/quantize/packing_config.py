@@ -69,7 +69,8 @@ def packing_of(config: dict[str, Any], folder: Path) -> Packing | None:
 
 def _check_parts(config: dict[str, Any], where: Path) -> None:
     """Refuse what is quantized in part, or says so where older tools did."""
-    parts = {"compression_config": config.get("compression_config")}
+    # What llm-compressor and MLX call it.
+    parts = {name: config.get(name) for name in ("compression_config", "quantization")}
     for name in ("text_config", "llm_config", "vision_config"):
         part = config.get(name)
         parts[name] = part.get("quantization_config") if isinstance(part, dict) else None

@@ -20,6 +20,8 @@ from avl_export.model_names import is_path
 from export.hub_server import serve
 
 Refused = Callable[..., str]
+HUB_SHAPED = ("models/llava-finetune", "models/completely-different", "org/llava-Q4_K_M.gguf")
+HUB_SHAPED += ("weights/model.safetensors",)
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,7 @@ def test_misspelt_folders(model: str, said: str, refused: Refused) -> None:
     line = refused(model)
     assert "expected a checkpoint folder or a hub id ORG/NAME, found no such folder" in line
     assert said in line
+    assert ("--revision main" in line) == (model in HUB_SHAPED)
     assert len(line) < 600
 
 

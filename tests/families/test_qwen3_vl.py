@@ -12,6 +12,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VL
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
+from avl_export.cli import main
+from avl_runtime.package import load_package
 from avl_runtime.videos import Video
 from families.qwen import (
     SPECIAL,
@@ -22,7 +24,7 @@ from families.qwen import (
     turns_as_theirs,
     video_processor,
 )
-from families.support import Case, Made, clip, refused, without_checks
+from families.support import Case, Made, clip, refused, without_checks, write_checkpoint
 
 PATCH = 4
 SIZE = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
@@ -197,3 +199,14 @@ def test_without_sampling_all_frames_are_taken(make: Any) -> None:
     assert layout.prepare(film, "x").tokens < everything.tokens
     times = re.findall(r"<([0-9.]+) seconds>", everything.replacement)
     assert times == [f"{0.5 * n + 0.125:.1f}" for n in range(15)]
+
+
+def test_two_layers_are_cut_between_their_features(tmp_path: Path) -> None:
+    """As in transformers' own test configurations; compared with transformers by the export."""
+    two = config()
+    two.text_config.num_hidden_layers = 2
+    write_checkpoint(replace(CASES[0], config=two), tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--check"]
+    assert main(arguments) == 0
+    segments = load_package(tmp_path / "out").manifest.segments
+    assert [segment.deepstack for segment in segments] == [(0,), (1,)]

@@ -64,6 +64,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "quanto": ({"quant_method": "quanto", "weights": "int8"}, "quanto (int8)"),
     "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt (NVFP4)"),
+    "MLX": ({"group_size": 64, "bits": 4, "mode": "affine"}, "MLX to 4 bits (affine)"),
     "mxfp4": ({"quant_method": "mxfp4"}, "mxfp4"),
     "gptq to 8 bits": ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "gptq to 8 bits"),
     "awq of no bits": ({"quant_method": "awq"}, "awq"),
@@ -110,6 +111,11 @@ def test_methods_named_elsewhere(
     where = place(config)
     text = refusal(write(tmp_path, **where))
     assert f"found in {next(iter(where))} that they are quantized with {expected}" in text
+
+
+def test_mlx_without_a_quantization_config(tmp_path: Path) -> None:
+    text = refusal(write(tmp_path, quantization={"group_size": 64, "bits": 8}))
+    assert "found in quantization that they are quantized with MLX to 8 bits" in text
 
 
 def test_weights_that_are_not_quantized(tmp_path: Path) -> None:
