@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model", metavar="MODEL", help=f"folder, hub id, or {aliases.names()} (default: avl-tiny)"
     )
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub id (default: main)")
-    add("--out", metavar="DIR", type=Path, help="package folder (default: ./<name>.avl)")
+    add("--out", metavar="DIR", type=_place, help="package folder (default: ./<name>.avl)")
     add(
         "--force",
         action="store_true",
@@ -255,6 +255,16 @@ def _layers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(
             f"expected layer numbers as 2 or 2,8,16, found {quoted(text)}"
         ) from None
+
+
+def _place(text: str) -> Path:
+    """A path as shells leave it: `--out=~/model.avl` comes with its tilde."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder, found an empty name")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # the home of nobody
+        return Path(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -98,6 +98,14 @@ def check_place(out: Path, force: bool, sources: Iterable[Path] = ()) -> Found:
         ExportError: as `examine`; or more than a package lies there, without `force`.
     """
     found = examine(out, sources)
+    place = out.resolve()
+    above = next(p for p in (place, *place.parents) if os.path.lexists(p))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        what = "one that may not be written" if above.is_dir() else "a file"
+        raise ExportError(
+            f"{shown(out)}: expected a folder to write the package in, found {what} at "
+            f"{shown(above)}; choose another --out"
+        )
     if found.others and not force:
         raise ExportError(
             f"{shown(out)}: expected nothing beside the package that would be replaced, "

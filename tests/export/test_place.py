@@ -147,7 +147,31 @@ def test_a_file(master: Path, tmp_path: Path, refused: Refused) -> None:
 def test_below_a_file(master: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     assert export(master, tmp_path / "file" / "out") == 1
-    assert "expected" in capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"found a file at {tmp_path / 'file'}" in line
+
+
+def test_where_nothing_may_be_written(
+    master: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before minutes are spent; root may write everywhere, so the system's answer is put in."""
+    asked = []
+    monkeypatch.setattr(place.os, "access", lambda path, _: asked.append(path))
+    assert f"found one that may not be written at {tmp_path};" in refused(master)
+    (tmp_path / "out").mkdir()
+    assert f"at {tmp_path / 'out'};" in refused(master)
+    assert asked == [tmp_path, tmp_path / "out"]
+
+
+def test_a_place_as_shells_leave_it(
+    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["--model", str(master), "--out=~/out", "--no-check"]) == 0
+    load_package(tmp_path / "out")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--model", str(master), "--out", ""])
+    assert stop.value.code == 2
 
 
 def test_links(master: Path, tmp_path: Path, refused: Refused) -> None:
