@@ -5,12 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
-import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,16 +19,15 @@ from PIL import Image
 from avl_plugins.errors import AvlError
 from avl_runtime.cli import run
 from avl_runtime.cli.output import as_json, stats_lines
+from avl_runtime.generation_defaults import GenerationDefaults
 from avl_runtime.results import (
     DeviceBytes,
     Logprob,
-    Placement,
     Result,
     Stats,
     TokenLogprobs,
 )
-from avl_runtime.vision import Cells
-from face.support import tiny_processor
+from face.fake_model import FakeModel
 
 KEYS = [
     "text",
@@ -49,51 +45,6 @@ KEYS = [
     "peak_rss_bytes",
     "device_bytes",
 ]
-PIECES = ("a red", " circle", " é日")
-
-
-@dataclass
-class FakeModel:
-    """Records what it is asked; stands for LVLM and for its Chat."""
-
-    fails: AvlError | None = None
-    raises: BaseException | None = None
-    loaded: dict[str, Any] = field(default_factory=dict)
-    asked: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
-    films: list[int] = field(default_factory=list)
-
-    processor = tiny_processor()
-
-    def load(self, folder: Path, **options: Any) -> FakeModel:
-        self.loaded = {"folder": folder, **options}
-        if self.fails is not None:
-            raise self.fails
-        return self
-
-    def chat(self) -> FakeModel:
-        return self
-
-    def stream(
-        self, prompt: str, images: list[Any], videos: list[Any], **options: Any
-    ) -> Generator[str, None, Result]:
-        self.asked.append((prompt, len(images), options))
-        self.films.append(len(videos))
-        return self._pieces(len(self.media))
-
-    @property
-    def media(self) -> tuple[str, ...]:
-        return ("image",) * sum(count for _, count, _ in self.asked)
-
-    def _pieces(self, images: int) -> Generator[str, None, Result]:
-        yield PIECES[0]
-        if self.raises is not None:
-            raise self.raises
-        yield from PIECES[1:]
-        core = np.ones((2, 144 * images), np.bool_)
-        stats = Stats("dense", "ort-cpu", 150, 144, 4, 20.0, 2.5, 1000, 4_000_000, 5_000_000)
-        places = (Placement(0, core, ~core),)
-        visuals = (Cells((12, 12), np.arange(144)),) * images
-        return Result("".join(PIECES), (5, 6, 7, 2), "eos", None, stats, places, visuals)
 
 
 @pytest.fixture
@@ -308,82 +259,8 @@ def test_prompt_and_picture_from_stdin(
     assert run.main(["pkg"]) == 1
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A stdin that says it is a terminal, and a way to type lines."""
-    typed: list[str | BaseException] = []
-
-    def read(_: str) -> str:
-        if not typed:
-            raise EOFError
-        line = typed.pop(0)
-        if isinstance(line, BaseException):
-            raise line
-        return line
-
-    monkeypatch.setattr("builtins.input", read)
+def test_json_needs_a_prompt(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    yield typed
-
-
-def test_conversation(
-    model: FakeModel, terminal: Any, picture: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    terminal += ["", "/image", f"/image {picture}", "/image missing.png", "What?", "And?"]
-    terminal += ["/help", "/quit", "never"]
-    assert run.main(["pkg", "--image", str(picture)]) == 0
-    assert [(prompt, images) for prompt, images, _ in model.asked] == [("What?", 2), ("And?", 0)]
-    out, err = capsys.readouterr()
-    assert out == "a red circle é日\n" * 2
-    assert "avl-run: missing.png: expected" in err and err.count("/quit") == 3
-
-
-def test_videos(
-    model: FakeModel, terminal: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    film = tmp_path / "film.gif"
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
-    frames[0].save(film, save_all=True, append_images=frames[1:], duration=100)
-    assert run.main(["pkg", "What?", "--video", str(film), "--video", str(film)]) == 0
-    terminal += [f"/video {film}", "/video", "/video missing.mp4", "What?", "And?", "/quit"]
-    assert run.main(["pkg"]) == 0
-    assert model.films == [2, 1, 0]
-    err = capsys.readouterr().err
-    assert "avl-run: missing.mp4: expected" in err and err.count("/video PATH") == 2
-    model.loaded = {}
-    assert run.main(["pkg", "What?", "--video", "missing.mp4"]) == 1
-    assert model.loaded == {} and capsys.readouterr().err.count("\n") == 1
-
-
-def test_conversation_goes_on_after_a_failure(
-    model: FakeModel, terminal: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model.raises = AvlError("expected a shorter prompt")
-    terminal += ["one", "two"]
-    assert run.main(["pkg"]) == 0
-    assert len(model.asked) == 2
-    assert capsys.readouterr().err.count("avl-run: expected a shorter prompt\n") == 2
-
-
-def test_interrupt_ends_an_answer_and_then_the_conversation(
-    model: FakeModel, terminal: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def pieces(images: int) -> Generator[str, None, Result]:
-        yield "one"
-        os.kill(os.getpid(), signal.SIGINT)
-        yield "two"
-        yield "three"
-        raise AssertionError("the answer went on")
-
-    before = signal.getsignal(signal.SIGINT)
-    model._pieces = pieces  # type: ignore[method-assign]
-    terminal += ["What?", KeyboardInterrupt()]
-    assert run.main(["pkg"]) == 130
-    assert capsys.readouterr().out.startswith("onetwo\n")
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_json_needs_a_prompt(model: FakeModel, terminal: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         run.main(["pkg", "--json"])
     assert caught.value.code == 2
@@ -391,7 +268,7 @@ def test_json_needs_a_prompt(model: FakeModel, terminal: Any) -> None:
 
 PROGRAM = """
 import sys
-from face.test_cli import FakeModel
+from face.fake_model import FakeModel
 from avl_runtime.cli import run
 run.LVLM = FakeModel()
 sys.exit(run.main(["pkg", "What?", *sys.argv[1:]]))
@@ -416,20 +293,6 @@ def test_closed_and_full_outputs_are_quiet() -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-def test_a_real_terminal_begins_a_conversation() -> None:
-    program = PROGRAM.replace('"What?", ', "")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    host, guest = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=guest, stdout=-1, stderr=-1, env=environment
-    )
-    os.close(guest)
-    os.write(host, b"What is it?\n/quit\n")
-    out, _ = process.communicate(timeout=60)
-    os.close(host)
-    assert process.returncode == 0 and "a red circle é日" in out.decode()
-
-
 def test_threads_and_quiet(
     model: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -451,3 +314,44 @@ def test_threads_and_quiet(
     model.fails = AvlError("expected a package")
     assert run.main(["pkg", "What?", "--quiet"]) == 1
     assert capsys.readouterr().err == "avl-run: expected a package\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "default", "idle"),
+    [
+        (["--top-p", "0.5", "--seed", "3"], 0.0, "--top-p, --seed"),
+        (["--top-k", "4", "--min-p", "0.1", "--temperature", "0"], 0.7, "--top-k, --min-p"),
+        (["--top-p", "0.5", "--seed", "3"], 0.7, ""),
+        (["--top-p", "0.5", "--seed", "3", "--temperature", "0.2"], 0.0, ""),
+        (["--top-p", "1", "--top-k", "0", "--min-p", "0"], 0.0, ""),
+        (["--repetition-penalty", "1.5", "--stop", "x"], 0.0, ""),
+    ],
+)
+def test_options_without_effect_are_named(
+    model: FakeModel,
+    options: list[str],
+    default: float,
+    idle: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    defaults = GenerationDefaults(temperature=default)
+    monkeypatch.setattr(model.package.manifest, "generation", defaults)
+    assert run.main(["pkg", "What?", *options]) == 0
+    line = f"avl-run: {idle}: without effect on greedy answers; add --temperature T\n"
+    assert capsys.readouterr().err == (line if idle else "")
+
+
+def test_threads_without_effect_are_named(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(model.engine.backend, "name", "tensorrt-rtx")
+    assert run.main(["pkg", "What?", "--threads", "2"]) == 0
+    assert "--threads: without effect, tensorrt-rtx runs on the GPU" in capsys.readouterr().err
+
+
+def test_a_system_prompt(model: FakeModel) -> None:
+    assert run.main(["pkg", "What?", "--system", "Be brief."]) == 0
+    (chat,) = model.chats
+    said = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    assert chat.messages[0] == said and len(chat.messages) == 3

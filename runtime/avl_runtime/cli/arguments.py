@@ -119,6 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help="a video file or an animated picture, or several one after another",
     )
+    add("--system", metavar="TEXT", help="a system prompt, in front of all that is said")
     add(
         "--policy",
         type=policy,

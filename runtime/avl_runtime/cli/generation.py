@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from avl_runtime.cli.lists import count
+from avl_runtime.generation_defaults import NEUTRAL, GenerationDefaults
 from avl_runtime.options import Options
 
 NAMES = (
@@ -104,6 +106,17 @@ def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
         given["logit_bias"] = dict(given["logit_bias"])
     checked = Options.of(given)
     return {name: getattr(checked, name) for name in NAMES if given[name] is not None}
+
+
+def without_effect(given: Mapping[str, Any], defaults: GenerationDefaults) -> list[str]:
+    """The options among `given` that greedy answers do not depend on, as they are written."""
+    if Options.of(given).over(defaults).temperature:
+        return []
+    names = ("top_p", "top_k", "min_p", "seed")
+    off = {name: getattr(NEUTRAL, name, None) for name in names}
+    return [
+        f"--{name.replace('_', '-')}" for name in names if given.get(name) not in (None, off[name])
+    ]
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -17,11 +17,14 @@ from typing import Any
 from PIL import Image
 
 from avl_plugins.errors import AvlError
+from avl_runtime.backends.choose import ENGINES
 from avl_runtime.cli.arguments import make_parser, parse_arguments
-from avl_runtime.cli.generation import generation_options
+from avl_runtime.cli.generation import generation_options, without_effect
 from avl_runtime.cli.output import check_picture
-from avl_runtime.cli.session import Extras, Session, Shown
+from avl_runtime.cli.session import Extras, Session
 from avl_runtime.cli.status import exit_status
+from avl_runtime.cli.talk.loop import Talk
+from avl_runtime.cli.talk.sources import Shown, Sources
 from avl_runtime.images import MAX_BYTES, ImageError, load_image
 from avl_runtime.model import LVLM
 from avl_runtime.processor import PromptError
@@ -42,13 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
-    extras = Extras(arguments.stats, arguments.json, arguments.show, arguments.heatmap, sys.stderr)
+    extras = Extras(
+        arguments.stats,
+        arguments.json,
+        arguments.show,
+        arguments.heatmap,
+        sys.stderr,
+        notes=not arguments.quiet,
+    )
     hushed = redirect_stderr(io.StringIO()) if arguments.quiet else nullcontext()
     with hushed:
         # Whatever can be refused is refused before the model is loaded.
         if extras.heatmap is not None:
             check_picture(extras.heatmap)
+        sources = Sources()
         shown = Shown(tuple(map(_image, arguments.image)), tuple(map(load_video, arguments.video)))
+        given = zip(shown.images + shown.videos, arguments.image + arguments.video, strict=True)
+        for loaded, source in given:
+            sources.note(loaded, source)
         prompt = arguments.prompt
         if prompt is None and not arguments.talk:
             prompt = _stdin_prompt()
@@ -60,12 +74,26 @@ def _run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
             verify=arguments.verify,
             park=arguments.park,
         )
-        session = Session(model, options, extras)
+        _tell_what_is_idle(model, arguments, options)
+        session = Session(model, options, extras, arguments.system)
         if prompt is None:
-            session.talk(shown)
+            Talk(session, shown, sources).run()
         else:
             session.ask(prompt, shown)
     return 0
+
+
+def _tell_what_is_idle(model: LVLM, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Say which options do nothing with this package, on this backend."""
+    idle = without_effect(options, model.package.manifest.generation)
+    if idle:
+        print(
+            f"avl-run: {', '.join(idle)}: without effect on greedy answers; add --temperature T",
+            file=sys.stderr,
+        )
+    backend = model.engine.backend.name
+    if arguments.threads is not None and backend in ENGINES:
+        print(f"avl-run: --threads: without effect, {backend} runs on the GPU", file=sys.stderr)
 
 
 def _image(source: str) -> Image.Image:

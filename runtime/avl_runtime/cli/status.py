@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -88,5 +88,5 @@ def _signals(pressed: threading.Event, on_term: Handler) -> Iterator[None]:
 
 def _drop_output() -> None:
     """Send what is still buffered nowhere, or Python would complain at exit."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    with suppress(AttributeError, OSError, ValueError):  # there is none, or it is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
