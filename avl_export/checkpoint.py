@@ -10,6 +10,7 @@ from typing import Any
 
 from avl_export import hub
 from avl_export.aliases import BUNDLED, HUB_IDS, Files, known_files, stand_ins
+from avl_export.families import check_supported
 from avl_export.json_files import read_object
 from avl_export.model_names import is_path, misfit, no_config
 from avl_export.quantize.packing_config import Packing, packing_of
@@ -232,6 +233,8 @@ def _fetch(
         return found, ()
     if not (folder / "config.json").is_file():
         raise hub.HubError(no_config(hub_id, hub.listing(hub_id, folder)))
+    # Before what its weights are is looked at: of other layouts they often are pickles.
+    check_supported(Checkpoint(hub_id, folder, _config(folder)))
     if not dry_run or not _missing_shards(folder):
         return folder, ()
     listed = hub.listing(hub_id, folder)

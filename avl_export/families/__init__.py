@@ -51,7 +51,8 @@ def check_supported(checkpoint: Checkpoint) -> str:
     if model_type not in SUPPORTED:
         raise FamilyError(
             f"{checkpoint.folder}: expected an architecture of {', '.join(SUPPORTED)}, "
-            f"found {quoted(model_type)}; this version of avl cannot export it"
+            f"found {'no model_type' if model_type is None else quoted(model_type)}; this version "
+            "of avl cannot export it"
         )
     return str(model_type)
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 COMMIT = "1" * 40
 OTHER = "2" * 40
 LARGE = (".safetensors", ".bin")  # what the hub keeps in LFS and answers with a redirect
@@ -201,3 +204,16 @@ def _send(
 def _fail(request: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
     headers = {"X-Error-Code": code, "X-Error-Message": message} if code else {}
     _send(request, json.dumps({"error": message}).encode(), headers, status)
+
+
+def use(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the client of this process talk to `hub` and keep what it fetches in `cache`."""
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)

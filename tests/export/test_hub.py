@@ -20,7 +20,7 @@ from avl_export import hub as avl_hub
 from avl_export.checkpoint import find_checkpoint, open_checkpoint, open_weights
 from avl_export.cli import main
 from avl_export.families import load_family
-from export.hub_server import COMMIT, OTHER, Hub, serve
+from export.hub_server import COMMIT, OTHER, Hub, serve, use
 
 Refused = Callable[..., str]
 NAME = "some/model"
@@ -32,12 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
     """A hub that the client of this process talks to, with an empty cache."""
     cache = tmp_path_factory.mktemp("cache")
     with serve() as served:
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        use(served, cache, monkeypatch)
         monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
         yield served
 

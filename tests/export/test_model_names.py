@@ -17,7 +17,7 @@ from avl_export import cli
 from avl_export.checkpoint import find_checkpoint
 from avl_export.hub import HubError
 from avl_export.model_names import is_path
-from export.hub_server import serve
+from export.hub_server import serve, use
 
 Refused = Callable[..., str]
 HUB_SHAPED = ("models/llava-finetune", "models/completely-different", "org/llava-Q4_K_M.gguf")
@@ -173,12 +173,7 @@ def test_a_repository_of_other_weights(
     (checkpoint / "model.safetensors").rename(checkpoint / "llava.gguf")
     monkeypatch.undo()
     with serve() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(checkpoint.parent / "models"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        use(hub, checkpoint.parent / "models", monkeypatch)
         hub.add("some/model", checkpoint)
         assert "found a GGUF model (llava.gguf) on the hub" in refused("some/model")
         (checkpoint / "config.json").unlink()

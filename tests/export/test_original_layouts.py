@@ -11,6 +11,7 @@ import pytest
 
 from avl_export import aliases
 from avl_export.families.original import original_layout
+from export.hub_server import serve, use
 
 Refused = Callable[..., str]
 LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000, "use_mm_proj": True}
@@ -78,6 +79,23 @@ def test_original_layouts(name: str, tmp_path: Path, refused: Refused) -> None:
     assert "expected a checkpoint in transformers' layout" in line
     assert repository in line
     assert script in line
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)], ids=str)
+def test_original_layouts_on_the_hub(
+    arguments: tuple[str, ...], tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That their weights are pickles matters to nobody."""
+    folder, cache = tmp_path / "llava-v1.5-7b", tmp_path / "cache"
+    folder.mkdir()
+    cache.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIGS["llava-v1.5-7b"][0]))
+    (folder / "pytorch_model-00001-of-00002.bin").write_bytes(b"pickle")
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    with serve() as hub:
+        use(hub, cache, monkeypatch)
+        hub.add("liuhaotian/llava-v1.5-7b", folder)
+        assert "llava-hf/llava-1.5-7b-hf" in refused("liuhaotian/llava-v1.5-7b", *arguments)
 
 
 @pytest.mark.parametrize("alias", aliases.HUB_IDS)
