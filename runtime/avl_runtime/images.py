@@ -122,9 +122,11 @@ def _framed(source: Any) -> Frame:
     if not isinstance(source, Frame):
         return Frame(source, None)
     index: object = source.index
-    if index is not None and (not isinstance(index, int) or isinstance(index, bool) or index < 0):
+    if index is None:
+        return source
+    if not isinstance(index, (int, np.integer)) or isinstance(index, bool) or index < 0:
         raise SourceError(f"expected the number of a frame from 0 on, found {quoted(index)}")
-    return source
+    return Frame(source.source, int(index))
 
 
 def _from_pil(image: Image.Image) -> Image.Image:

@@ -79,7 +79,7 @@ def video_file(source: Any, limit: int) -> VideoFile:
             f"{name}: expected at most {limit >> 30} GiB, found {size / (1 << 30):.1f} GiB; "
             "cut or scale the video down first"
         )
-    return VideoFile(str(source), path)
+    return VideoFile(name, path)
 
 
 def _held(name: str, data: bytes) -> VideoFile:

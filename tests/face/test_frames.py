@@ -54,6 +54,7 @@ def test_any_frame_can_be_chosen_and_the_first_is_taken_else(form: str, tmp_path
             assert abs(shade(load_image(Frame(source, index))) - SHADES[index]) <= 2
         assert abs(shade(load_image(source)) - SHADES[0]) <= 2
         assert abs(shade(load_image(Frame(source, None))) - SHADES[0]) <= 2
+        assert abs(shade(load_image(Frame(source, np.int64(1)))) - SHADES[1]) <= 2  # type: ignore[arg-type]
         assert "frames 0 to 3" in refused(Frame(source, 4))
     assert abs(shade(load_image(f"{path}#frame=2")) - SHADES[2]) <= 2
     assert abs(shade(load_image(f"file://{path}#frame=3")) - SHADES[3]) <= 2

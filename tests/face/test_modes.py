@@ -35,9 +35,9 @@ def test_modes_without_transparency(mode: str, size: tuple[int, int]) -> None:
         file = io.BytesIO()
         try:
             image.save(file, form)
-        except (OSError, KeyError, ValueError):  # no such mode in this format
-            continue
-        expected = np.asarray(theirs(Image.open(io.BytesIO(file.getvalue()))))
+            expected = np.asarray(theirs(Image.open(io.BytesIO(file.getvalue()))))
+        except (OSError, KeyError, ValueError):
+            continue  # no such mode in this format; Pillow 11 reads no YCbCr from a TIFF of its own
         np.testing.assert_array_equal(np.asarray(load_image(file)), expected)
 
 

@@ -199,6 +199,8 @@ def test_bytes_open_files_and_addresses(tmp_path: Path, monkeypatch: pytest.Monk
     assert "binary mode" in refused(io.StringIO("text"))
     assert "address" in refused("https://example.org/a.mp4")
     assert "no bytes" in refused(b"")
+    (tmp_path / "two\nlines.mp4").write_bytes(b"no video")
+    refused(tmp_path / "two\nlines.mp4")
     assert "name too long" in refused("x" * 9000) and "characters" in refused("x" * 90_000)
 
 
