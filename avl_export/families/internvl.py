@@ -16,7 +16,6 @@ from avl_export.families.base import EncoderGraph, FamilyError, Traits
 from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import (
-    chat_template,
     check_side,
     image_processor,
     processing_of,
@@ -24,6 +23,7 @@ from avl_export.families.preprocessing import (
     tile_defaults,
     token_text,
 )
+from avl_export.families.templates import chat_template
 from avl_export.families.videos import frame_count, frame_processing
 from avl_export.replicate import repeat
 from avl_plugins.errors import quoted

@@ -25,13 +25,13 @@ from avl_export.families.clip import (
 from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import (
-    chat_template,
     check_side,
     image_processing,
     image_processor,
     special_tokens,
     token_text,
 )
+from avl_export.families.templates import chat_template
 from avl_runtime.manifest import ImageEncoder
 from avl_runtime.processor import Prompt
 from avl_runtime.vision.fixed import FixedImage

@@ -1,4 +1,4 @@
-"""Read image processing, special tokens and the chat template from a checkpoint's JSON files."""
+"""Read image processing and special tokens from a checkpoint's JSON files."""
 
 from __future__ import annotations
 
@@ -153,36 +153,42 @@ def check_side(steps: ImageProcessing, side: int, place: str) -> None:
 
 
 def special_tokens(checkpoint: Checkpoint, config: Any) -> Tokens:
-    """Token ids as `generate` would use them: generation_config.json first, then config.json."""
+    """Token ids as `generate` would use them: generation_config.json first, then config.json.
+
+    Negative ids, as -1 in configurations of LLaMA's first generation, stand for none.
+
+    Raises:
+        FamilyError: no token ends a reply, or an id is no number.
+    """
     generation = checkpoint.read_json("generation_config.json")
     text = config.text_config
 
-    def find(name: str) -> Any:
-        return next(
-            (
-                value
-                for value in (
-                    generation.get(name),
-                    checkpoint.config.get(name),
-                    getattr(text, name, None),
-                )
-                if value is not None
-            ),
-            None,
-        )
+    def find(name: str) -> list[int]:
+        for value in (
+            generation.get(name),
+            checkpoint.config.get(name),
+            getattr(text, name, None),
+        ):
+            given = value if isinstance(value, list) else [value]
+            wrong = next((one for one in given if type(one) not in (int, type(None))), None)
+            if wrong is not None:
+                raise _unfit(str(checkpoint.folder), "bos, eos and pad ids", "token ids", wrong)
+            found = [one for one in given if one is not None and one >= 0]
+            if found:
+                return found
+        return []
 
-    eos = find("eos_token_id")
-    if eos is None:
+    ends = find("eos_token_id")
+    if not ends:
         raise FamilyError(
             f"{checkpoint.folder}: expected an eos_token_id in generation_config.json or "
             "config.json, found none; add it"
         )
-    ends = eos if isinstance(eos, list) else [eos]
-    bos, pad = find("bos_token_id"), find("pad_token_id")
-    for token in (*ends, bos, pad):
-        if token is not None and (not isinstance(token, int) or token < 0):
-            raise _unfit(str(checkpoint.folder), "bos, eos and pad ids", "token ids", token)
-    return Tokens(bos=bos, eos=tuple(ends), pad=pad)
+    return Tokens(
+        bos=next(iter(find("bos_token_id")), None),
+        eos=tuple(ends),
+        pad=next(iter(find("pad_token_id")), None),
+    )
 
 
 def token_text(checkpoint: Checkpoint, token: int) -> str:
@@ -200,21 +206,6 @@ def token_text(checkpoint: Checkpoint, token: int) -> str:
         "its added tokens, found none; fetch the checkpoint again, or convert its tokenizer with "
         "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
     )
-
-
-def chat_template(checkpoint: Checkpoint) -> str | None:
-    """The template where transformers looks for it, most specific first."""
-    jinja = checkpoint.folder / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        found = checkpoint.read_json(name).get("chat_template")
-        if isinstance(found, list):
-            named = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}
-            found = named.get("default")
-        if isinstance(found, str):
-            return found
-    return None
 
 
 def _resize(value: Any, place: str) -> int | tuple[int, int]:

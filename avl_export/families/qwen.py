@@ -16,7 +16,8 @@ from avl_export.families.base import FamilyError, Traits
 from avl_export.families.decoder import check_decoder, decoder_dims
 from avl_export.families.hf import HfFamily
 from avl_export.families.mrope import AxisRotary, check_sections, mrope_constants
-from avl_export.families.preprocessing import chat_template, special_tokens, token_text
+from avl_export.families.preprocessing import special_tokens, token_text
+from avl_export.families.templates import chat_template
 from avl_runtime.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.processor import Prompt
 from avl_runtime.vision import ImageLayout, Media, VideoLayout

@@ -23,7 +23,6 @@ from avl_export.families.clip import (
 from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import (
-    chat_template,
     check_side,
     clip_defaults,
     image_processing,
@@ -31,6 +30,7 @@ from avl_export.families.preprocessing import (
     special_tokens,
     token_text,
 )
+from avl_export.families.templates import chat_template
 from avl_export.families.videos import frame_count, frame_processing
 from avl_runtime.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.processor import Prompt
