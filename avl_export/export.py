@@ -131,7 +131,9 @@ def _what(plan: Plan) -> str:
 
 
 def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
-    family, root = plan.family, weights_root(plan.checkpoint)
+    family, root, texts = plan.family, weights_root(plan.checkpoint), plan.texts
+    if texts.tokenizer is None:
+        raise ExportError(f"{plan.options.out}: expected a plan to carry out, found a dry run's")
     constants = family.constants()
 
     def save(traced: Traced, name: str) -> None:
@@ -148,7 +150,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         progress.step(f"tracing layers {first} to {last - 1}", 0)
         save(trace_segment(family, first, last), segment.file)
         progress.step(f"tracing layers {first} to {last - 1}", last - first)
-    shutil.copyfile(plan.checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+    (folder / TOKENIZER).write_bytes(texts.tokenizer.data)
     names = [encoder.file for encoder in encoders]
     names += [*(segment.file for segment in plan.segments), TOKENIZER]
     shards = _shards(plan, folder)
@@ -165,12 +167,13 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         segments=plan.segments,
         embedding=plan.embedding,
         quantization=None if plan.store is None else manifest_entry(plan.store),
-        tokens=traits.tokens,
+        tokens=texts.tokens,
         chat_template=traits.chat_template,
         default_policy=plan.options.policy,
         weights=Weights(None if plan.self_contained else str(root), shards),
         files=tuple(_entry(folder, name) for name in names),
         engines=(),
+        generation=texts.generation,
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

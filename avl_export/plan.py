@@ -25,6 +25,7 @@ from avl_export.quantize.planning import plan_quantization, stored_weights
 from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
 from avl_export.survey import survey
+from avl_export.texts import Texts, read_texts
 from avl_export.trace import SegmentModule, deepstack_layers
 from avl_export.unread import Unread, unread_tensors
 from avl_export.weight_map import WeightMap, map_weights
@@ -78,6 +79,7 @@ class Plan:
     components: tuple[Component, ...]
     weight_nbytes: int
     check: bool
+    texts: Texts
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -87,6 +89,7 @@ class Plan:
             *self.checkpoint.notes,
             *processor_notes(self.checkpoint, video),
             *self.unread.notes(self.family.model),
+            *self.texts.notes,
         )
 
     def report(self) -> dict[str, Any]:
@@ -177,6 +180,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
             )
     dtype, why = _dtype(options, checkpoint)
     family = load_family(checkpoint, DTYPES[dtype])
+    texts = read_texts(checkpoint, family)
     root = weights_root(checkpoint)
     if options.copy:
         locations = {name: name for name in checkpoint.shards}
@@ -219,6 +223,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
         components=components,
         weight_nbytes=nbytes,
         check=check,
+        texts=texts,
     )
 
 

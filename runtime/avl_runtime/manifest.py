@@ -134,11 +134,17 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Special token ids."""
+    """Special token ids.
+
+    `names` are the names of tokens that a chat template may use, each with the token's text:
+    `bos_token`, `eos_token` and so on, as the checkpoint's tokenizer has them. None, as in packages
+    of before, stands for those of the ids and of the placeholders.
+    """
 
     bos: int | None
     eos: tuple[int, ...]
     pad: int | None
+    names: tuple[tuple[str, str], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from avl_plugins.errors import quoted
 from avl_runtime.chat_template import ChatTemplate, Turn
 from avl_runtime.heard import Ears, Heard
 from avl_runtime.images import ImageLike
@@ -57,16 +58,15 @@ class Processor:
         if manifest.video is not None:
             visual["video"] = _content(tokenizer, manifest.video.token)
         self._ears = Ears(manifest, visual)
-        self._bos = None
         if manifest.tokens.bos is not None:
-            self._bos = _content(tokenizer, manifest.tokens.bos)
+            _content(tokenizer, manifest.tokens.bos)
+        names = self._named_tokens()
+        self._bos = names.get("bos_token")
         self._plain = PlainText(tokenizer, [*self._placeholders.values(), *visual.values()])
         self._template: ChatTemplate | None = None
         self._meant = tuple(self._placeholders.values())
         if manifest.chat_template is not None:
-            self._template = ChatTemplate(
-                manifest.chat_template, self._named_tokens(), self._placeholders
-            )
+            self._template = ChatTemplate(manifest.chat_template, names, self._placeholders)
             around = [self._template.around(kind, self._plain.only) for kind in self._placeholders]
             self._meant = tuple(dict.fromkeys([*self._meant, *around]))
 
@@ -211,6 +211,9 @@ class Processor:
         return self._ears.view_video(video)
 
     def _named_tokens(self) -> dict[str, str]:
+        """What a chat template may name."""
+        if self.tokens.names is not None:
+            return dict(self.tokens.names)
         ids = {
             "bos_token": self.tokens.bos,
             "eos_token": self.tokens.eos[0] if self.tokens.eos else None,
@@ -279,7 +282,8 @@ class Processor:
         A tokenizer may treat the beginning of a text in its own way. So the text is encoded behind
         an anchor, whose ids are then cut off: an end token if there is one, else a letter.
         """
-        ends = [_content(self.tokenizer, token) for token in self.tokens.eos]
+        known = [token for token in self.tokens.eos if token < IDS]
+        ends = [end for end in map(self.tokenizer.id_to_token, known) if end is not None]
         closing = next((end for end in ends if text.startswith(end)), None)
         if closing is not None:
             return self._plain.encode(text, with_bos=False)[1 if reply_ended else 0 :]
@@ -290,11 +294,23 @@ class Processor:
             return self._plain.encode(text, with_bos=False)
         return ids[len(start) :]
 
+    def _check_known(self, prompt: Prompt) -> None:
+        """Refuse tokens that the tokenizer knows and the model does not."""
+        rows = self._manifest.embedding.shape[0]
+        beyond = prompt.input_ids[(prompt.input_ids >= rows) & ~prompt.image_mask]
+        if beyond.size:
+            text = self.tokenizer.id_to_token(int(beyond[0]))
+            raise PromptError(
+                f"expected tokens below {rows}, which the model has, found {quoted(text)} (token "
+                f"{beyond[0]}), which its tokenizer alone knows; leave that text out"
+            )
+
     def _prompt(self, ids: list[int], media: Sequence[Media]) -> Prompt:
         manifest = self._manifest
         prompt = Prompt.of(
             np.array(ids, np.int64), manifest.visual_tokens, media, manifest.dims.position_axes
         )
+        self._check_known(prompt)
         expected, found = sum(part.tokens for part in media), int(prompt.image_mask.sum())
         if found != expected:
             raise PromptError(
