@@ -91,11 +91,13 @@ MODULES = {
     "avl-bench": ("avl_runtime.cli.bench", "avl_plugins.policies"),
     "avl-eval": ("avl_runtime.cli.eval", "onnxruntime"),
     "avl-doctor": ("avl_runtime.cli.doctor", "argparse"),
+    "avl-info": ("avl_runtime.cli.info", "numpy"),
 }
 ARGUMENTS = {
     "avl-run": ["no-such.avl", "What?"],
     "avl-export": ["--dry-run"],
     "avl-build": ["no-such.avl", "--backend", "tensorrt-rtx"],
+    "avl-info": ["no-such.avl"],
 }
 
 

@@ -25,6 +25,11 @@ def test_names_of_the_runtime() -> None:
     assert callable(Chat.stream)
 
 
+@pytest.mark.parametrize("name", ["LVLM", "Options", "Result", "Chat"])
+def test_faces(name: str) -> None:
+    assert name in avl_runtime.__all__ and isinstance(getattr(avl_runtime, name), type)
+
+
 def test_load_takes_a_backend_and_a_policy() -> None:
     parameters = inspect.signature(avl_runtime.LVLM.load).parameters
     assert list(parameters) == ["folder", "backend", "policy", "threads", "verify", "park"]
@@ -65,7 +70,9 @@ COMMANDS = {
     "avl_export.cli": "--model --out --policy --split --dtype --quantize --copy --dry-run --check "
     "--json",
     "avl_runtime.cli.run": "--image --policy --backend --max-new-tokens --temperature --top-p "
-    "--top-k --seed --stats --json --show --heatmap --video",
+    "--top-k --seed --stats --json --show --heatmap --video --min-p --presence-penalty "
+    "--frequency-penalty --repetition-penalty --logit-bias --logprobs",
+    "avl_runtime.cli.info": "PACKAGE --json",
     "avl_runtime.cli.build": "--backend --compute-capability --max-prompt --max-batch --dry-run "
     "--json",
     "avl_runtime.cli.bench": "--policies --backends --visual-tokens --text-tokens --new-tokens "

@@ -61,6 +61,11 @@ def run() -> int:
     return start("avl-run", "avl_runtime.cli.run")
 
 
+def info() -> int:
+    """avl-info."""
+    return start("avl-info", "avl_runtime.cli.info")
+
+
 def build() -> int:
     """avl-build."""
     return start("avl-build", "avl_runtime.cli.build")
