@@ -126,7 +126,7 @@ def _from_array(array: NDArray[Any]) -> tuple[NDArray[np.uint8], ...]:
     fits = array.ndim == 4 and array.shape[3] in (1, 3, 4) and len(array) > 0
     if array.dtype != np.uint8 or not fits:
         raise VideoError(
-            "expected a video array [frames, height, width, 3] of uint8, "
+            "expected a video array [frames, height, width, 1, 3 or 4] of uint8, "
             f"found {shown(list(array.shape))} of {shown(array.dtype)}"
         )
     return tuple(array)

@@ -111,11 +111,20 @@ def test_lists_and_arrays_give_the_same_frames(tmp_path: Path) -> None:
         assert load_video(video) is video
 
 
+def test_arrays_of_one_and_four_channels() -> None:
+    grey = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1)
+    expected = list(grey.repeat(3, 3))
+    same(load_video(grey).pick(range(3)), expected)
+    opaque = np.concatenate([grey.repeat(3, 3), np.full_like(grey, 255)], 3)
+    same(load_video(opaque).pick(range(3)), expected)
+
+
 @pytest.mark.parametrize(
     "source",
     [
         [],
         np.zeros((0, 4, 4, 3), np.uint8),
+        np.zeros((2, 4, 4, 2), np.uint8),
         np.zeros((4, 4, 3), np.uint8),
         np.zeros((2, 4, 4, 3), np.float32),
         b"bytes",
