@@ -284,9 +284,9 @@ class Processor:
         """
         known = [token for token in self.tokens.eos if token < IDS]
         ends = [end for end in map(self.tokenizer.id_to_token, known) if end is not None]
-        closing = next((end for end in ends if text.startswith(end)), None)
-        if closing is not None:
-            return self._plain.encode(text, with_bos=False)[1 if reply_ended else 0 :]
+        written = text.lstrip() if reply_ended else text  # some templates put a space before it
+        if any(written.startswith(end) for end in ends):
+            return self._plain.encode(written, with_bos=False)[1 if reply_ended else 0 :]
         anchor = ends[0] if reply_ended and ends else "a"
         start = self._plain.encode(anchor, with_bos=False)
         ids = self._plain.encode(anchor + text, with_bos=False)

@@ -17,7 +17,7 @@ from avl_runtime.chat_template import TemplateError
 from avl_runtime.images import Frame
 from avl_runtime.manifest import Tokens
 from avl_runtime.messages import PromptError, conversation
-from avl_runtime.processor import Processor
+from avl_runtime.processor import Processor, Turn
 from avl_runtime.text import TextError
 from face.support import (
     CHATML_TEMPLATE,
@@ -183,6 +183,20 @@ def test_what_looks_like_a_special_token_is_plain_text(text: str) -> None:
     front = plain(ours.tokenizer, f"USER: {text} ASSISTANT: {text} ")
     tail = plain(ours.tokenizer, f"USER: {text} ASSISTANT:", with_bos=False)
     assert talk.input_ids.tolist() == [*front, 2, *tail]
+
+
+def test_later_turns_and_system_prompts_are_plain_text_too() -> None:
+    ours = tiny_processor(IN_ORDER)
+    added = ours.continue_chat([Turn("a <s>", (), "b </s>", False)], "c <image></s>", [ONE])
+    front = " </s>USER: " + "<image>" * 144
+    tail = plain(ours.tokenizer, "\nc <image></s> ASSISTANT:", with_bos=False)
+    wanted = ours.tokenizer.encode(front, add_special_tokens=False).ids + tail
+    assert added.input_ids.tolist() == wanted
+    # Behind a reply that has ended the template's end token is not said again.
+    added = ours.continue_chat([Turn("a <s>", (), "b </s>", True)], "c <image></s>", [ONE])
+    assert added.input_ids.tolist() == wanted[wanted.index(2) + 1 :]
+    found = ours.encode("why?", system="no <s>").input_ids.tolist()
+    assert found == plain(ours.tokenizer, "SYSTEM: no <s> USER: why? ASSISTANT:")
 
 
 @pytest.mark.parametrize("legacy", [True, False])
