@@ -24,11 +24,32 @@ MEASURED = {
     "video-llava-7b": (EncoderSize(588, 4096, 0), (4, 3, 224, 224), 31350784),
 }
 
+# The same in fp32, for whose attention there is no kernel.
+MEASURED_IN_FP32 = {
+    "llava-next-7b": (EncoderSize(588, 4096, 0, 16, 64), (4, 3, 336, 336), 244990976),
+    "llava-onevision-0.5b": (EncoderSize(588, 4304, 0, 16, 72), (4, 3, 384, 384), 374553600),
+    "internvl3-2b": (EncoderSize(588, 4096, 0, 16, 64), (4, 3, 448, 448), 663946240),
+    "video-llava-7b": (EncoderSize(588, 4096, 0, 16, 64), (4, 3, 224, 224), 67601408),
+    "llava-7b": (EncoderSize(588, 4096, 0, 16, 64), (1, 3, 336, 336), 61567488),
+    "video-llava-7b, pictures": (EncoderSize(588, 4096, 0, 16, 64), (1, 3, 224, 224), 18756096),
+}
+
 
 @pytest.mark.parametrize("model", MEASURED)
 def test_estimates_are_near_what_was_measured(model: str) -> None:
     size, pixels, measured = MEASURED[model]
     assert 0.9 < size.scratch(pixels, 2) / measured < 2.1
+
+
+@pytest.mark.parametrize("model", MEASURED_IN_FP32)
+def test_estimates_of_attention_by_single_steps(model: str) -> None:
+    size, pixels, measured = MEASURED_IN_FP32[model]
+    assert 0.9 < size.scratch(pixels, 4) / measured < 1.5
+    # In 16 bits it has a kernel, unless its heads are wide.
+    plain = EncoderSize(size.patch, size.widest, size.parts).scratch(pixels, 2)
+    assert size.scratch(pixels, 2) == plain
+    wide = EncoderSize(size.patch, size.widest, size.parts, 4, 320)
+    assert wide.scratch(pixels, 2) > plain
 
 
 def test_a_tower_with_a_convolution(tiny_package: Path) -> None:
@@ -45,6 +66,7 @@ def test_a_tower_with_a_convolution(tiny_package: Path) -> None:
     assert found.widest in rows
     assert found.widest >= 2 * patch[0]
     assert found.parts == 0
+    assert (found.heads, found.head_dim) == (6, 32)
     decoder = prepare(package.read("decoder.0.onnx"), dims, plugins=True).model.graph
     assert encoder_size(decoder) is None
 

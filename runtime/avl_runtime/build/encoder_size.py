@@ -10,6 +10,8 @@ import onnx
 from onnx import numpy_helper
 
 PIXELS = "pixel_values"
+FUSED_HEAD = 256  # wider heads have no kernel for their attention, and neither has fp32
+SCORE = 8  # bytes a score that is computed by single steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +23,14 @@ class EncoderSize:
         widest: numbers of the widest row that a product of matrices makes.
         parts: into how many the queries of attention over whole frames are divided, 0 where no
             scores are spelt out.
+        heads, head_dim: of attention that is one node, 0 where there is none.
     """
 
     patch: int
     widest: int
     parts: int
+    heads: int = 0
+    head_dim: int = 0
 
     def scratch(self, pixels: Sequence[int], item: int) -> int:
         """Bytes that an engine takes for the largest `pixels`, a shape of `pixel_values`.
@@ -33,10 +38,11 @@ class EncoderSize:
         Fitted to what TensorRT-RTX 1.7 reports of encoders of real width: 0.9 to 2.1 times that.
         """
         rows = math.prod(pixels) // self.patch
-        scores = 0
+        frames, scores = pixels[0], 0
         if self.parts:
-            frames = pixels[0]
             scores = 12 * frames * (rows // frames) ** 2 // self.parts
+        elif item == 4 or self.head_dim > FUSED_HEAD:
+            scores = SCORE * frames * self.heads * (rows // frames) ** 2
         return (8 << 20) + 5 * rows * self.widest * item // 2 + scores
 
 
@@ -57,7 +63,8 @@ def encoder_size(graph: onnx.GraphProto) -> EncoderSize | None:
             transposed = any(a.name == "transB" and a.i for a in node.attribute)
             if dims:
                 widths.append(dims[0] if transposed else dims[-1])
-    return EncoderSize(patch, max(widths), _parts(graph, weights, made_by))
+    parts = _parts(graph, weights, made_by)
+    return EncoderSize(patch, max(widths), parts, *_heads(graph, weights, made_by))
 
 
 def _dims(
@@ -87,6 +94,30 @@ def _parts(
             if len(shape) == 4 and shape[0] == 0 and shape[2] == -1:
                 return shape[1]
     return 0
+
+
+def _heads(
+    graph: onnx.GraphProto,
+    weights: Mapping[str, onnx.TensorProto],
+    made_by: Mapping[str, onnx.NodeProto],
+) -> tuple[int, int]:
+    """Number and size of heads: the scale of scores is 1 / sqrt(size), norms are as wide as all."""
+    scales = [
+        one.f
+        for node in graph.node
+        if node.op_type == "Attention"
+        for one in node.attribute
+        if one.name == "scale"
+    ]
+    norms = [
+        _dims(node.input[1], weights, made_by)
+        for node in graph.node
+        if node.op_type == "LayerNormalization"
+    ]
+    if not scales or not norms or scales[0] <= 0 or len(norms[0]) != 1:
+        return 0, 0
+    head_dim = round(scales[0] ** -2)
+    return norms[0][0] // head_dim, head_dim
 
 
 def _numbers(

@@ -91,8 +91,8 @@ def parse(toolkit: Toolkit, model: onnx.ModelProto, near: str) -> tuple[Parsed, 
     """Parse a model; returns its network and, where that is incomplete, what is not supported.
 
     Weights are mapped from the files that the model names, not read. Fused attention may be taken
-    apart: TensorRT-RTX has no kernel for it in fp32 or with heads above 256 where sizes may change,
-    and would refuse to build what it parsed.
+    apart: TensorRT-RTX has no kernel for it in fp32 or with heads above 256, and would refuse to
+    build what it parsed.
 
     Args:
         near: a path in the folder that the names of weight files are relative to.
