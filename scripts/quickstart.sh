@@ -31,6 +31,8 @@ ask scene "Describe the image."
 cat <<'DONE'
 
 Done. build/page-avl.png and its neighbours show which image tokens each policy kept.
-Ask more, without a prompt for a conversation:
+Ask more:
     .venv/bin/avl-run build/avl-tiny.avl "How many objects are there?" --image samples/scene.png
+Without a question a conversation begins; avl-tiny takes one picture, and after /clear another:
+    .venv/bin/avl-run build/avl-tiny.avl --image samples/scene.png
 DONE

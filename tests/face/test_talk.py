@@ -55,7 +55,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
 def typed(monkeypatch: pytest.MonkeyPatch) -> Typed:
     lines = Typed()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr(loop, "choose_lines", lambda history, complete: lines)
+    monkeypatch.setattr(loop, "choose_lines", lambda history, complete, aside: lines)
     return lines
 
 

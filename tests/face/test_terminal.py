@@ -185,3 +185,21 @@ def test_lines_typed_ahead_are_two_messages(tmp_path: Path) -> None:
         person.type("What is it?\n/quit\n")
         person.wait_for(ANSWER)
         assert person.end() == 0
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_answers_alone_go_to_a_file(editor: str, tmp_path: Path) -> None:
+    """As in `avl-run pkg > answers`: prompts and all else stay on the terminal, quiet or not."""
+    program = PROGRAM.replace("\nsys.exit(", "\nsys.stdout = open(sys.argv.pop(), 'w')\nsys.exit(")
+    answers = tmp_path / "answers"
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_STATE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", program.format(without=EDITORS[editor]), "--quiet"]
+    if editor == "prompt_toolkit" and find_spec(editor) is None:
+        pytest.skip(f"{editor} is not installed")
+    with Terminal([*command, str(answers)], environment) as person:
+        person.wait_for("> ")
+        person.type("What is it?\n")
+        person.wait_for("> ")
+        person.type("/quit\n")
+        assert person.end() == 0
+    assert answers.read_text() == f"{ANSWER}\n"

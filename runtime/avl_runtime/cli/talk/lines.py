@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import FrameType, ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from avl_runtime.cli.talk.completion import last_part
 from avl_runtime.cli.talk.history import History
@@ -45,29 +45,36 @@ class Lines(Protocol):
         ...
 
 
-def choose_lines(history: History, complete: Complete) -> Lines:
-    """The best there is on this terminal."""
+def choose_lines(history: History, complete: Complete, aside: TextIO) -> Lines:
+    """The best there is on this terminal.
+
+    Args:
+        aside: where prompts go if stdout is a file.
+    """
     stdin, stdout = _is_terminal(sys.stdin), _is_terminal(sys.stdout)
     if stdin and os.environ.get("TERM") != "dumb":
-        if find_spec("prompt_toolkit") is not None and (stdout or _is_terminal(sys.stderr)):
+        if find_spec("prompt_toolkit") is not None and (stdout or _is_terminal(aside)):
             from avl_runtime.cli.talk.toolkit import ToolkitLines
 
-            return ToolkitLines(history, complete)
+            return ToolkitLines(history, complete, sys.stdout if stdout else aside)
         if stdout and find_spec("readline") is not None:
             return ReadlineLines(history, complete)
-    return PlainLines()
+    return PlainLines(aside)
 
 
 class PlainLines:
-    """Lines as the terminal itself edits them; the prompt goes to stderr if stdout is a file."""
+    """Lines as the terminal itself edits them; the prompt goes aside if stdout is a file."""
 
     sees = False
+
+    def __init__(self, aside: TextIO) -> None:
+        self._aside = aside
 
     def read(self, prompt: str, keep: bool = True) -> str:
         """See `Lines`."""
         if _is_terminal(sys.stdout):
             return input(prompt)
-        print(prompt, end="", file=sys.stderr, flush=True)
+        print(prompt, end="", file=self._aside, flush=True)
         return input()
 
 

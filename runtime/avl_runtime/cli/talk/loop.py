@@ -34,7 +34,7 @@ class Talk:
         self.sources = sources
         self.ended = False
         self._leaving = False
-        self._lines: Lines = choose_lines(History(history_path()), _complete)
+        self._lines: Lines = choose_lines(History(history_path()), _complete, session.extras.stream)
 
     def run(self) -> None:
         """Read and answer.

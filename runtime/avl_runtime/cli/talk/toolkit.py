@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+from typing import TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -17,18 +17,22 @@ from avl_runtime.cli.talk.lines import ClearedError, Complete
 
 
 class ToolkitLines:
-    """See `lines.Lines`. The prompt goes to stderr if stdout is a file."""
+    """See `lines.Lines`.
+
+    Args:
+        output: the terminal.
+    """
 
     sees = True
 
-    def __init__(self, history: History, complete: Complete) -> None:
+    def __init__(self, history: History, complete: Complete, output: TextIO) -> None:
         # Without a menu bar the cursor's place need not be asked for, which some terminals ignore.
         os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")
         self._history = history
         self._complete = complete
         self._shown: dict[str, str] = {}
         self._earlier = InMemoryHistory(history.entries)
-        self._output = create_output(sys.stdout if sys.stdout.isatty() else sys.stderr)
+        self._output = create_output(output)
         self._kept = self._session(self._earlier)
         self._asked = self._session(InMemoryHistory())
 
