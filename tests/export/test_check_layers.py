@@ -231,12 +231,15 @@ def test_what_cannot_be_checked(
     (package_folder / "vision.onnx").write_bytes(b"other")
     assert "changed since export" in line("--package", str(package_folder))
     out = str(tmp_path / "out")
-    assert "leave one out" in line("--model", str(master), "--out", out, "--no-check")
     assert "--dtype fp32" in line("--model", str(master), "--out", out, "--dtype", "bf16")
     for arguments in (["--layers", "--copy"], [], ["--layers", "--no-check"]):
         with pytest.raises(SystemExit) as stop:
             main(["--package", str(master_package), *arguments])
         assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["--model", str(master), "--out", out, "--layers", "--no-check"])
+    assert stop.value.code == 2
+    assert "leave one out" in capsys.readouterr().err
 
 
 def test_streamed_weights_make_the_same_model(master: Path, master_package: Path) -> None:
