@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from avl_plugins.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
@@ -124,6 +125,36 @@ def test_inlined_and_unoptimised_graphs_agree(arrays: Arrays) -> None:
     for variant in (session(inlined), session(model, graph_optimization_level=off)):
         for found, value in zip(run(variant, arrays), wanted, strict=True):
             np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
+
+
+class Recorded(OpRun):
+    """Attention, which keeps the masks that it was given."""
+
+    op_domain = ""
+    masks: ClassVar[list[np.ndarray[Any, Any]]] = []
+
+    def _run(self, *inputs: Any, **_: Any) -> tuple[Any]:
+        query, _, values, seen = inputs
+        self.masks.append(seen)
+        return (np.zeros((*query.shape[:3], values.shape[3]), query.dtype),)
+
+
+Recorded.__name__ = "Attention"
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(arrays=st.sampled_from(GROUPS).flatmap(lambda group: attention_inputs(group, 32)))
+def test_no_row_of_a_prompt_is_wholly_masked(arrays: Arrays) -> None:
+    """What becomes of such a row differs: NaN in ONNX Runtime 1.23, zeros in 1.31."""
+    model = onnx.inliner.inline_local_functions(attention_model(*key_of(arrays)))
+    Recorded.masks.clear()
+    evaluator = ReferenceEvaluator(model, new_ops=[Recorded])
+    evaluator.run(None, {f"{name}.0": array for name, array in arrays.items()})
+    rows = arrays["q"].shape[2]
+    assert len(Recorded.masks) == int(rows > 1)
+    for seen in Recorded.masks:
+        assert seen.dtype == np.bool_ and seen.shape[2] == rows
+        assert seen.any(axis=-1).all()
 
 
 def test_masses_of_a_row_sum_to_its_weight() -> None:
