@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,14 +15,13 @@ from avl_runtime.images import ImageLike
 from avl_runtime.manifest import Manifest
 from avl_runtime.messages import (
     Message,
-    Place,
     PromptError,
     Said,
-    Text,
     conversation,
     system_message,
 )
 from avl_runtime.package import Package
+from avl_runtime.placeholders import Placeholders
 from avl_runtime.plain_text import PlainText
 from avl_runtime.prompt import Prompt
 from avl_runtime.videos import VideoLike
@@ -63,6 +61,7 @@ class Processor:
         names = self._named_tokens()
         self._bos = names.get("bos_token")
         self._plain = PlainText(tokenizer, [*self._placeholders.values(), *visual.values()])
+        self._shown = Placeholders(self._placeholders, self._plain)
         self._template: ChatTemplate | None = None
         self._meant = tuple(self._placeholders.values())
         if manifest.chat_template is not None:
@@ -146,7 +145,7 @@ class Processor:
         earlier = [message for turn in history for message in (turn.said, turn.answered)]
         marked = self._marked([*front, *earlier, prompt.message])
         media = self._ears.among(prompt, prompt.count("image"))
-        filled, placed = self._filled(template.render_next(marked), media)
+        filled, placed = self._shown.filled(template.render_next(marked), media)
         return self._prompt(self._tail_ids(filled, history[-1].reply_ended), placed)
 
     def hear(self, message: Message) -> Heard:
@@ -168,11 +167,14 @@ class Processor:
         among = sum(heard.count("image") for heard in said)
         media = [part for heard in said for part in self._ears.among(heard, among)]
         if self._template is None:
-            text = self._raw([heard.message for heard in said])
+            if len(said) > 1:
+                first = said[0].message.role
+                self._template_for("a system prompt" if first == "system" else "a second turn")
+            text = self._shown.raw(said[0].message)
         else:
             text = self._template.render(self._marked([heard.message for heard in said]))
         starts = self._bos is not None and text.startswith(self._bos)
-        filled, placed = self._filled(text, media)
+        filled, placed = self._shown.filled(text, media)
         return self._prompt(self._plain.encode(filled, with_bos=not starts), placed)
 
     def check_system(self) -> None:
@@ -236,45 +238,6 @@ class Processor:
 
     def _marked(self, messages: Sequence[Message]) -> list[Message]:
         return [self._plain.marked(message, self._meant) for message in messages]
-
-    def _raw(self, messages: Sequence[Message]) -> str:
-        if len(messages) > 1:
-            first = "a system prompt" if messages[0].role == "system" else "a second turn"
-            self._template_for(first)
-        (message,) = messages
-        texts = [part for part in message.parts if isinstance(part, Text)]
-        if len(texts) != 1 or isinstance(message.parts[-1], Place):
-            return "".join(
-                self._plain.mark(part.text, self._placeholders.values())
-                if isinstance(part, Text)
-                else f"{self._placeholders[part.kind]}\n"
-                for part in message.parts
-            )
-        front, text = "", texts[0].text
-        for kind, placeholder in self._placeholders.items():
-            placed, sent = text.count(placeholder), message.kinds.count(kind)
-            if not sent and not texts[0].placeholders:
-                text = self._plain.mark(text, [placeholder])
-            elif placed not in (0, sent):
-                raise PromptError(
-                    f"expected {sent} {kind} placeholders ({placeholder}) or none in the prompt, "
-                    f"found {placed}"
-                )
-            front += "" if placed else f"{placeholder}\n" * sent
-        return front + text
-
-    def _filled(self, text: str, media: Sequence[Media]) -> tuple[str, tuple[Media, ...]]:
-        """`text` with all placeholders replaced, and `media` in the order of their places."""
-        kinds = {placeholder: kind for kind, placeholder in self._placeholders.items()}
-        waiting = {kind: [part for part in media if part.kind == kind] for kind in kinds.values()}
-        placed: list[Media] = []
-
-        def replacement(found: re.Match[str]) -> str:
-            placed.append(waiting[kinds[found[0]]].pop(0))
-            return placed[-1].replacement
-
-        filled = re.sub("|".join(map(re.escape, kinds)), replacement, text)
-        return filled, tuple(placed)
 
     def _tail_ids(self, text: str, reply_ended: bool) -> list[int]:
         """Ids of the text after a reply, as they come out behind one.

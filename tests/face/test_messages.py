@@ -378,3 +378,16 @@ def test_what_is_no_conversation_is_refused(said: Any, more: dict[str, Any], tol
 def test_no_pictures_may_be_none() -> None:
     ours = tiny_processor()
     assert ours.encode("a", None, None).input_ids.tolist() == ours.encode("a").input_ids.tolist()
+
+
+def test_parts_without_a_template() -> None:
+    ours = tiny_processor(None)
+    found = ours.encode("read <image>").input_ids.tolist()
+    assert found == plain(ours.tokenizer, "read <image>")
+    parts = [{"type": "text", "text": "USER: one "}, {"type": "image", "image": ONE}]
+    parts += [{"type": "text", "text": "two "}, {"type": "image", "image": TWO}]
+    shown = "<image>" * 144 + "\n"
+    wanted = ours.tokenizer.encode(f"USER: one {shown}two {shown}").ids
+    assert ours.encode(parts).input_ids.tolist() == wanted
+    with pytest.raises(PromptError, match="chat template for a second turn"):
+        ours.encode(TALK[1:])
