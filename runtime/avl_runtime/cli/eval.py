@@ -8,9 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.lists import count, names_of, picture_name, policies
 from avl_runtime.cli.output import STDOUT, check_file, check_picture, write_text
 from avl_runtime.cli.parser import CommandParser
+from avl_runtime.cli.pool import map_in_processes
 from avl_runtime.cli.status import exit_status
 from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
 from avl_runtime.evaluate.records import read_record
@@ -98,8 +97,8 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
         found = _measure(arguments, chosen)
     else:
         # One process a policy: ONNX Runtime's threads help a small model less than a second run.
-        with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-            found = list(chain.from_iterable(pool.map(_measure, *zip(*jobs, strict=True))))
+        parts = map_in_processes(_measure, *zip(*jobs, strict=True), processes=arguments.jobs)
+        found = list(chain.from_iterable(parts))
     rows = [measured.row() for measured in found]
     report = {
         "model": model,
