@@ -113,7 +113,7 @@ def check_grid(config: Any, where: str) -> None:
         else "which takes a feature from each tile"
     )
     raise FamilyError(
-        f"{where}: expected {known}, found {tower} with {strategy!r}, {why}; "
+        f"{where}: expected {known}, found {tower} with {quoted(strategy)}, {why}; "
         "this version of avl cannot export it"
     )
 
