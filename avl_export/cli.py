@@ -148,6 +148,9 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
     if parsed.package is None:
         if parsed.backend:
             parser.error("--backend compares what is there: name it with --package")
+        for option in ("check", "layers"):
+            if parsed.dry_run and getattr(parsed, option):
+                parser.error(f"--dry-run makes nothing that --{option} could look at")
         return
     read = {"package", "layers", "backend", "check", "model", "json"}
     for name, value in vars(parsed).items():

@@ -202,6 +202,8 @@ def test_options(arguments: tuple[str, ...], part: str, master: Path, refused: R
         (("--policy", "avl:keep=2"), "keep"),
         (("--policy", "magic"), "magic"),
         (("--layers", "--no-check"), "leave one out"),
+        (("--dry-run", "--check"), "--dry-run makes nothing that --check could look at"),
+        (("--dry-run", "--layers"), "--dry-run makes nothing that --layers could look at"),
     ],
     ids=str,
 )

@@ -199,6 +199,7 @@ def test_show_and_heatmap(
         ["pkg", "What?", "--policy", "avl:keep=7"],
         ["pkg", "What?", "--threads", "0"],
         ["pkg", "What?", "--stop", ""],
+        ["pkg", "What?", "--system", " "],
         ["pkg", "What?", "--image", "cat.png", "--heatmap", "x.txt"],
         ["pkg", "What?", "else"],
     ],

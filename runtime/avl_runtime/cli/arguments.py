@@ -52,6 +52,8 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     for option in ("heatmap", "show"):
         if getattr(arguments, option) and not (sources or arguments.video or arguments.talk):
             parser.error(f"--{option} needs an image or a video, add --image PATH or --video PATH")
+    if arguments.system is not None and not arguments.system.strip():
+        parser.error("argument --system: expected a text, found none; leave it out")
     if arguments.logprobs is not None and not arguments.json:
         parser.error("--logprobs needs --json, which prints them")
 
@@ -103,7 +105,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
-    add("prompt", metavar="PROMPT", nargs="?", help="the question")
+    add(
+        "prompt",
+        metavar="PROMPT",
+        nargs="?",
+        help="the question; -- comes before one like -x or a file's name",
+    )
     add(
         "--image",
         metavar="PATH|URL|data:|-",
