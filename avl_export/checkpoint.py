@@ -47,7 +47,8 @@ class Checkpoint:
 
     `packing` is set where the linears already are INT4; `config` then is the one without it.
 
-    `notes` are lines that people shall read: which of its files were left aside.
+    `notes` are lines that people shall read: which of its files were left aside. `adapter` is the
+    folder of an adapter that shall be merged into its weights.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Checkpoint:
     stand_ins: Files = field(default_factory=dict)
     packing: Packing | None = None
     notes: tuple[str, ...] = ()
+    adapter: Path | None = None
 
     @property
     def nbytes(self) -> int:

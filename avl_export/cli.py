@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from avl_export import aliases
+from avl_export.adapters.choice import adapted_name
 from avl_export.checkpoint import folder_of, model_name
 from avl_export.layer_table import HEADER, Row
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
@@ -41,9 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(parsed: argparse.Namespace) -> Options:
     model = "avl-tiny" if parsed.model is None else parsed.model
+    if parsed.model is None and parsed.lora is not None:
+        model = str(parsed.lora)  # an adapter's folder names its base where nobody else does
     return Options(
         model=model,
-        out=parsed.out or default_out(model),
+        out=parsed.out or default_out(model, parsed.lora),
         policy=parsed.policy,
         split=parsed.split,
         dtype=parsed.dtype,
@@ -58,6 +61,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         quantize_method=parsed.quantize_method,
         block_size=parsed.block_size,
         force=parsed.force,
+        lora=parsed.lora,
     )
 
 
@@ -109,10 +113,10 @@ def _recheck(parsed: argparse.Namespace) -> int:
     report: dict[str, Any] = {"package": str(parsed.package)}
     tell = _teller(parsed.json)
     if parsed.backend:
-        rows = recheck_backends(parsed.package, parsed.backend, parsed.model, tell)
+        rows = recheck_backends(parsed.package, parsed.backend, parsed.model, tell, parsed.lora)
         report |= {"backends": parsed.backend, "outputs": list(map(asdict, rows))}
     else:
-        rows = recheck(parsed.package, parsed.model, tell)
+        rows = recheck(parsed.package, parsed.model, tell, parsed.lora)
         report["layer_check"] = list(map(asdict, rows))
     if parsed.json:
         print(json.dumps(report))
@@ -152,7 +156,7 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
             if parsed.dry_run and getattr(parsed, option):
                 parser.error(f"--dry-run makes nothing that --{option} could look at")
         return
-    read = {"package", "layers", "backend", "check", "model", "json"}
+    read = {"package", "layers", "backend", "check", "model", "lora", "json"}
     for name, value in vars(parsed).items():
         if name not in read and value != parser.get_default(name):
             parser.error(
@@ -165,8 +169,11 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
         )
     if len(parsed.backend) > 2 or len(set(parsed.backend)) < len(parsed.backend):
         parser.error("--backend: expected one to compare with transformers, or two different ones")
-    if len(parsed.backend) == 2 and parsed.model is not None:
-        parser.error("--model is for a comparison with transformers, not for one of two backends")
+    for option in ("model", "lora"):
+        if len(parsed.backend) == 2 and getattr(parsed, option) is not None:
+            parser.error(
+                f"--{option} is for a comparison with transformers, not for one of two backends"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "--model", metavar="MODEL", help=f"folder, hub id, or {aliases.names()} (default: avl-tiny)"
+        "--model",
+        metavar="MODEL",
+        help=f"folder, an adapter's folder, hub id, or {aliases.names()} (default: avl-tiny)",
     )
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub id (default: main)")
     add("--out", metavar="DIR", type=_place, help="package folder (default: ./<name>.avl)")
@@ -228,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=METHODS,
         help="how scales are chosen (default: clip for int4, rtn for int8)",
     )
+    add("--lora", type=Path, metavar="DIR", help="merge the LoRA adapter in this folder")
     add("--copy", action="store_true", help="copy the weights: a package that can be moved")
     add("--hash-weights", action="store_true", help="record SHA-256 of all linked weights")
     add("--dry-run", action="store_true", help="print the plan, fetch no weights, write nothing")
@@ -274,9 +284,10 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def default_out(model: str) -> Path:
+def default_out(model: str, lora: Path | None = None) -> Path:
     """A place in the working directory, or beside the checkpoint for one who works in it."""
-    out = Path(f"{model_name(model)}.avl")
+    name = model_name(model)
+    out = Path(f"{name if lora is None else adapted_name(name, lora)}.avl")
     folder = folder_of(model)
     if folder is None or not Path.cwd().is_relative_to(folder.resolve()):
         return out

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from avl_export.adapters.reference import merged_reference
 from avl_export.check import Report, check_package
 from avl_export.checkpoint import TOKENIZER, weights_root
 from avl_export.graph import finish
@@ -85,10 +86,12 @@ def export(
             if plan.check:
                 progress.step("checking against transformers", 2)
                 package = Package(folder, manifest)
-                if plan.store is None:
-                    report = check_package(package, plan.family)
+                adapter = plan.adapter
+                model = None if adapter is None else merged_reference(plan.family, adapter)
+                if plan.store is None or plan.store.spec is None:
+                    report = check_package(package, plan.family, model)
                 else:
-                    report = check_quantized(package, plan.family, plan.store)
+                    report = check_quantized(package, plan.family, plan.store, model)
             if plan.options.layers:
                 progress.close()
                 layers = check_layers(
@@ -107,13 +110,17 @@ def export(
 
 def _loader(plan: Plan, folder: Path) -> Load:
     """What transformers shall compute with: the checkpoint's weights, or what codes stand for."""
-    load = checkpoint_loader(plan.checkpoint, plan.family.model)
-    return load if plan.store is None else quantized_loader(plan.store, folder, plan.family, load)
+    load = checkpoint_loader(plan.checkpoint, plan.family.model, plan.adapter)
+    if plan.store is None or plan.store.spec is None:
+        return load
+    return quantized_loader(plan.store, folder, plan.family, load)
 
 
 def _check_place(plan: Plan) -> None:
     out = plan.options.out
-    sources = (plan.checkpoint.folder, *plan.checkpoint.shards.values())
+    sources = [plan.checkpoint.folder, *plan.checkpoint.shards.values()]
+    if plan.adapter is not None:
+        sources.append(plan.adapter.folder)
     check_place(out, plan.options.force, sources)
     if plan.self_contained:
         above = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
@@ -127,7 +134,9 @@ def _check_place(plan: Plan) -> None:
 
 
 def _what(plan: Plan) -> str:
-    return "--copy" if plan.store is None else "quantized weights"
+    if plan.store is None:
+        return "--copy"
+    return "merged weights" if plan.store.spec is None else "quantized weights"
 
 
 def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
@@ -166,7 +175,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         video=traits.video,
         segments=plan.segments,
         embedding=plan.embedding,
-        quantization=None if plan.store is None else manifest_entry(plan.store),
+        quantization=manifest_entry(plan.store),
         tokens=texts.tokens,
         chat_template=traits.chat_template,
         default_policy=plan.options.policy,
@@ -174,6 +183,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         files=tuple(_entry(folder, name) for name in names),
         engines=(),
         generation=texts.generation,
+        adapter=None if plan.adapter is None else plan.adapter.folder.resolve().name,
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

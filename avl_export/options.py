@@ -33,6 +33,8 @@ class Options:
     `quantize` turns the linears of the decoder's layers into codes of 4 or 8 bits, and what
     `quantize_also` names. `block_size` inputs share a scale; None is 64 for int4 and one scale an
     output for int8. `quantize_method` None is the one that measured best.
+
+    `lora` is the folder of an adapter that is merged into the weights.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Options:
     quantize_also: tuple[str, ...] = ()
     quantize_method: str | None = None
     block_size: int | None = None
+    lora: Path | None = None
     force: bool = False
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from avl_export.adapters.adapter import Adapter, open_adapter
 from avl_export.assumed import assume_weights
 from avl_export.checkpoint import (
     TOKENIZER,
@@ -62,13 +63,14 @@ class Plan:
     """Everything decided before anything is written.
 
     `weights` is where graphs shall find their weights; `store` is set where the package holds
-    quantized ones, which then holds all others too.
+    quantized or changed ones, which then holds all others too.
     """
 
     checkpoint: Checkpoint
     family: Family
     weights: WeightMap
     store: Store | None
+    adapter: Adapter | None
     unread: Unread
     options: Options
     dtype: Literal["fp32", "fp16", "bf16"]
@@ -117,7 +119,8 @@ class Plan:
             "weight_bytes": self.weight_nbytes,
             "weights": "copied" if self.self_contained else str(weights_root(self.checkpoint)),
             "copied_bytes": self.copied_nbytes,
-            "quantization": quantization_report(self.store) if self.store else None,
+            "quantization": quantization_report(self.store),
+            "adapter": None if self.adapter is None else str(self.adapter.folder),
             "check": self.check,
             "notes": list(self.notes),
             "unread_tensors": list(self.unread.names),
@@ -181,6 +184,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
     dtype, why = _dtype(options, checkpoint)
     family = load_family(checkpoint, DTYPES[dtype])
     texts = read_texts(checkpoint, family)
+    adapter = None if checkpoint.adapter is None else open_adapter(checkpoint.adapter, family.model)
     root = weights_root(checkpoint)
     if options.copy:
         locations = {name: name for name in checkpoint.shards}
@@ -191,7 +195,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
     graphs = _graphs(family, segments)
     modules = [module for _, _, module in graphs]
     unread = unread_tensors(checkpoint, weights, family.model, _read(family, modules))
-    store = plan_quantization(options, checkpoint, family, weights, modules, dtype)
+    store = plan_quantization(options, checkpoint, family, weights, modules, dtype, adapter)
     if store is not None:
         weights = stored_weights(store, weights)
         locations = {file.name: file.name for file in store.files}
@@ -202,7 +206,8 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
     if check is None:
         # Of quantized weights a check reads the floating-point ones that they stand for.
         halves = 2 * sum(p.numel() for p in family.model.parameters())
-        check = (halves if store is not None else nbytes) <= SMALL and dtype != "bf16"
+        quantized = store is not None and store.spec is not None
+        check = (halves if quantized else nbytes) <= SMALL and dtype != "bf16"
     if (check or options.layers) and dtype == "bf16":
         raise OptionsError(
             "--check: expected fp32 or fp16, found bf16, which ONNX Runtime's CPU cannot run; "
@@ -213,6 +218,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
         family=family,
         weights=weights,
         store=store,
+        adapter=adapter,
         unread=unread,
         options=options,
         dtype=dtype,

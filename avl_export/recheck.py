@@ -8,8 +8,11 @@ from pathlib import Path
 
 import torch
 
+from avl_export.adapters.adapter import Adapter, open_adapter
+from avl_export.adapters.choice import choose
+from avl_export.adapters.reference import merged_reference
 from avl_export.aliases import BUNDLED, HUB_IDS
-from avl_export.check import CheckError, reference_model
+from avl_export.check import CheckError
 from avl_export.checkpoint import Checkpoint, open_checkpoint
 from avl_export.compare import compare_backends
 from avl_export.compare_reference import compare_with_transformers
@@ -23,11 +26,17 @@ from avl_runtime.package import MANIFEST, Package, load_package
 from avl_runtime.shard_files import Compared
 
 
-def recheck(folder: Path, model: str | None, tell: Callable[[Row], None]) -> list[Row]:
+def recheck(
+    folder: Path,
+    model: str | None,
+    tell: Callable[[Row], None],
+    lora: Path | None = None,
+) -> list[Row]:
     """Compare the package in `folder` with the checkpoint that it was made from.
 
     Args:
         model: the checkpoint; None to find it by what the manifest says.
+        lora: the folder of the adapter that was merged, unless `model` is it.
         tell: hears of each row when it is known.
 
     Raises:
@@ -40,13 +49,18 @@ def recheck(folder: Path, model: str | None, tell: Callable[[Row], None]) -> lis
             f"{folder}: expected a package without quantized weights, found some; check it when "
             "it is made, with avl-export --quantize ... --check --layers"
         )
-    checkpoint, family = _original(package, model)
+    checkpoint, family, adapter = _original(package, model, lora)
     _say(compared)
-    return check_layers(package, family, checkpoint_loader(checkpoint, family.model), tell)
+    load = checkpoint_loader(checkpoint, family.model, adapter)
+    return check_layers(package, family, load, tell)
 
 
 def recheck_backends(
-    folder: Path, backends: Sequence[str], model: str | None, tell: Callable[[Row], None]
+    folder: Path,
+    backends: Sequence[str],
+    model: str | None,
+    tell: Callable[[Row], None],
+    lora: Path | None = None,
 ) -> list[Row]:
     """Compare what backends compute of the package in `folder`, tensor by tensor.
 
@@ -54,7 +68,7 @@ def recheck_backends(
 
     Args:
         backends: one, to compare with transformers; or two, the second with the first.
-        model: as in `recheck`; needed only for transformers.
+        model, lora: as in `recheck`; needed only for transformers.
         tell: hears of the worst output of each run of a graph.
 
     Raises:
@@ -67,13 +81,14 @@ def recheck_backends(
     if reference:
         _say(compared)
         return compare_backends(package, reference[0], tested, tell)
-    checkpoint, family = _original(package, model)
+    checkpoint, family, adapter = _original(package, model, lora)
     _say(compared)
-    if package.manifest.quantization is None:
-        transformers = reference_model(family)
+    if package.manifest.quantization is not None and checkpoint.packing is not None:
+        transformers = dequantized_model(package, family, packed=True)
     else:
-        packed = checkpoint.packing is not None
-        transformers = dequantized_model(package, family, packed)
+        transformers = merged_reference(family, adapter)
+        if package.manifest.quantization is not None:
+            transformers = dequantized_model(package, family, False, transformers)
     return compare_with_transformers(package, family, transformers, tested, tell)
 
 
@@ -91,16 +106,28 @@ def _say(compared: Compared) -> None:
     print(f"avl-export: {compared.text()}", file=sys.stderr)
 
 
-def _original(package: Package, model: str | None) -> tuple[Checkpoint, Family]:
-    """The checkpoint that a package was made from."""
-    checkpoint = open_checkpoint(model or _model(package))
+def _original(
+    package: Package, model: str | None, lora: Path | None
+) -> tuple[Checkpoint, Family, Adapter | None]:
+    """The checkpoint that a package was made from, and the adapter that was merged into it."""
+    choice = choose(model or (str(lora) if lora is not None else _model(package)), lora)
+    merged = package.manifest.adapter
+    if (merged is None) != (choice.adapter is None):
+        found = "none" if choice.adapter is None else f"that in {choice.adapter}"
+        expected = "no adapter" if merged is None else f"the adapter {merged}, which it has merged"
+        raise CheckError(
+            f"{package.folder}: expected {expected}, found {found}; name the checkpoint with "
+            "--model and its adapter with --lora"
+        )
+    checkpoint = open_checkpoint(choice.model)
     family = load_family(checkpoint, torch.float32)
     if (family.name, family.traits.dims) != (package.manifest.family, package.manifest.dims):
         raise CheckError(
             f"{package.folder}: expected the checkpoint that it was made from, found "
             f"{checkpoint.name} of another family or size; name the right one with --model"
         )
-    return checkpoint, family
+    adapter = None if choice.adapter is None else open_adapter(choice.adapter, family.model)
+    return checkpoint, family, adapter
 
 
 def _model(package: Package) -> str:

@@ -16,9 +16,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from avl_export.adapters.adapter import Adapter
 from avl_export.checkpoint import Checkpoint
 from avl_export.families import Family
 from avl_export.quantize.reading import read_weight
+from avl_export.quantize.source import Source
 from avl_export.quantize.store import Store
 from avl_export.weight_map import map_weights
 
@@ -53,12 +55,17 @@ def _fill_buffers(module: nn.Module, model: Any) -> None:
         _fill_buffers(child, model)
 
 
-def checkpoint_loader(checkpoint: Checkpoint, model: nn.Module) -> Load:
-    """Reads a parameter of `model` from `checkpoint`, as fp32."""
+def checkpoint_loader(
+    checkpoint: Checkpoint, model: nn.Module, adapter: Adapter | None = None
+) -> Load:
+    """Reads a parameter of `model` from `checkpoint`, as fp32, changed as `adapter` says."""
     weights = map_weights(checkpoint, model, {name: name for name in checkpoint.shards})
 
     def load(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         placed = weights.place(name, shape)
+        if adapter is not None and name in adapter.changes:
+            stored = Source(placed.key, checkpoint.shards[placed.location], placed.record)
+            return torch.from_numpy(adapter.source(name, stored).read_floats(0, shape[0]))
         with safe_open(checkpoint.shards[placed.location], "pt") as file:
             return cast(torch.Tensor, file.get_tensor(placed.key).float())
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from avl_export.adapters.choice import adapted_name, choose
+from avl_export.adapters.config import read_config
 from avl_export.checkpoint import (
     TOKENIZER,
     Checkpoint,
@@ -23,11 +27,18 @@ def survey(options: Options) -> Checkpoint:
         AvlError: there is none, it is of a kind that cannot be exported, files are missing or
             damaged, or the package's place is taken.
     """
-    folder = folder_of(options.model)
+    choice = choose(options.model, options.lora)
+    folders = [] if choice.adapter is None else [choice.adapter]
+    folder = folder_of(choice.model)
     if not options.dry_run:  # before anything is fetched
-        check_place(options.out, options.force, [] if folder is None else [folder])
-    checkpoint = find_checkpoint(options.model, options.revision, options.dry_run)
+        check_place(options.out, options.force, folders if folder is None else [*folders, folder])
+    checkpoint = find_checkpoint(choice.model, options.revision, options.dry_run)
     check_supported(checkpoint)
+    if choice.adapter is not None:
+        read_config(choice.adapter)
+        notes = checkpoint.notes if choice.note is None else (choice.note, *checkpoint.notes)
+        name = adapted_name(checkpoint.name, choice.adapter)
+        checkpoint = replace(checkpoint, name=name, notes=notes, adapter=choice.adapter)
     if options.dry_run:
         examine(options.out, [checkpoint.folder])
     else:

@@ -6,10 +6,7 @@ embedding. transformers keeps both where both are stored and differ.
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import numpy as np
-import torch
 from torch import nn
 
 from avl_export.checkpoint import Checkpoint
@@ -33,23 +30,25 @@ def untie_stored(checkpoint: Checkpoint, model: nn.Module) -> None:
         one, other = weights.places.get(target), weights.places.get(source)
         apart = one is not None and other is not None and not _equal(checkpoint, one, other)
         if apart or weights.packed.keys() & {target, source}:
-            _untie(model, target)
+            untie(model, target)
 
 
 def untie_as(model: nn.Module, family_model: nn.Module) -> None:
     """Untie in `model` what is untied in `family_model`, of the same class."""
-    kept = dict(getattr(family_model, "all_tied_weights_keys", None) or {})
-    for target in dict(getattr(model, "all_tied_weights_keys", None) or {}):
-        if target not in kept:
-            _untie(model, target)
+    for target, source in dict(getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if family_model.get_parameter(target) is not family_model.get_parameter(source):
+            untie(model, target)
 
 
-def _untie(model: nn.Module, target: str) -> None:
+def untie(model: nn.Module, target: str) -> None:
+    """Give the tied parameter `target` of `model` a tensor of its own, of the same values.
+
+    It still is one of a pair: where a checkpoint stores one of them only, both are read from it.
+    """
     path, _, name = target.rpartition(".")
     owner = model.get_submodule(path)
     shared = owner.get_parameter(name)
-    setattr(owner, name, nn.Parameter(torch.empty_like(shared), requires_grad=False))
-    cast(Any, model).all_tied_weights_keys.pop(target)
+    setattr(owner, name, nn.Parameter(shared.detach().clone(), requires_grad=False))
 
 
 def _equal(checkpoint: Checkpoint, one: Placed, other: Placed) -> bool:

@@ -174,7 +174,8 @@ def _check_stray(checkpoint: Checkpoint, key: str) -> None:
     if any(mark in key for mark in UNMERGED):
         raise CheckpointError(
             f"{where}: expected a model's own weights, found a LoRA adapter that was saved among "
-            "them; save the model after merge_and_unload()"
+            "them; save the model after merge_and_unload(), or the adapter alone and pass its "
+            "folder with --lora"
         )
     stem, _, suffix = key.rpartition(".")
     if suffix != "bias" or f"{stem}.qweight" not in checkpoint.tensors:

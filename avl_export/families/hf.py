@@ -15,6 +15,8 @@ from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError, Traits
 from avl_export.families.decoder import fix_rope
 
+ADAPTER_CONFIG = "adapter_config.json"
+
 
 @dataclass(frozen=True, slots=True)
 class HfFamily:
@@ -58,9 +60,13 @@ class HfFamily:
         )
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
+        # With peft installed transformers would apply an adapter that lies there, and rename
+        # parameters: adapters are merged by avl itself.
+        alone = {"subfolder": "none"} if (self.folder / ADAPTER_CONFIG).is_file() else {}
         try:
             model = self.model_class.from_pretrained(
                 self.folder,
+                adapter_kwargs=alone,
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,

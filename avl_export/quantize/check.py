@@ -34,28 +34,37 @@ from avl_runtime.package import Package
 WEIGHT_TOLERANCE = 0.5
 
 
-def check_quantized(package: Package, family: Family, store: Store) -> Report:
+def check_quantized(
+    package: Package, family: Family, store: Store, reference: nn.Module | None = None
+) -> Report:
     """Run the comparison.
+
+    Args:
+        reference: transformers' model with the weights behind the codes, the checkpoint's if None.
 
     Raises:
         CheckError: as `check_package`; also if codes do not stand for the checkpoint's weights.
     """
     if any(isinstance(source, PackedSource) for source in store.sources.values()):
         return check_package(package, family, dequantized_model(package, family, packed=True))
-    before = reference_logits(package, family, reference_model(family))
-    model = dequantized_model(package, family, packed=False)
+    model = reference or reference_model(family)
+    before = reference_logits(package, family, model)
+    model = dequantized_model(package, family, packed=False, reference=model)
     after = reference_logits(package, family, model)
     report = check_package(package, family, model)
     return replace(report, quantization=float(np.abs(after - before).max()))
 
 
-def dequantized_model(package: Package, family: Family, packed: bool) -> nn.Module:
+def dequantized_model(
+    package: Package, family: Family, packed: bool, reference: nn.Module | None = None
+) -> nn.Module:
     """transformers' model in fp32 with the weights that the codes of `package` stand for.
 
     Args:
         package: one with quantized weights.
         packed: whether the checkpoint holds codes itself, which transformers cannot read: then the
             other weights too are the package's, otherwise they are the checkpoint's.
+        reference: what takes the weights on, the checkpoint's `reference()` if None.
 
     Raises:
         CheckError: transformers cannot read the checkpoint; or codes do not stand for its weights.
@@ -63,7 +72,7 @@ def dequantized_model(package: Package, family: Family, packed: bool) -> nn.Modu
     packaged = read_packaged(package)
     if packed:
         return _from_package(package, family, packaged)
-    model = reference_model(family)
+    model = reference or reference_model(family)
     parameters, table, _ = _untied(model)
     with torch.no_grad():
         for name, place in packaged.linears.items():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from avl_export.adapters.adapter import Adapter
 from avl_export.checkpoint import Checkpoint
 from avl_export.families import Family
 from avl_export.options import Options, OptionsError
@@ -15,7 +16,7 @@ from avl_export.quantize.packing_config import Packing
 from avl_export.quantize.selection import Selection, select
 from avl_export.quantize.source import Source
 from avl_export.quantize.spec import Spec, spec_of
-from avl_export.quantize.store import PLAIN, Store, Wanted, plan_store
+from avl_export.quantize.store import PLAIN, Store, Wanted, plan_plain, plan_store
 from avl_export.safetensors_header import CheckpointError
 from avl_export.weight_map import Placed, WeightMap
 
@@ -27,6 +28,7 @@ def plan_quantization(
     weights: WeightMap,
     modules: Sequence[nn.Module],
     dtype: str,
+    adapter: Adapter | None = None,
 ) -> Store | None:
     """What the package stores, if not the checkpoint's own files; reads no weights but GPTQ's.
 
@@ -34,6 +36,7 @@ def plan_quantization(
         weights: of the checkpoint; its locations are the names of the shards.
         modules: what graphs are traced from.
         dtype: what they compute in.
+        adapter: what is merged into the weights.
 
     Raises:
         OptionsError: the options do not fit this checkpoint or each other.
@@ -45,6 +48,12 @@ def plan_quantization(
             f"--quantize: expected none for a {checkpoint.packing.method} checkpoint, whose "
             f"weights are INT4 already, found {options.quantize}; leave --quantize out"
         )
+    if checkpoint.packing is not None and adapter is not None:
+        raise OptionsError(
+            f"{adapter.folder}: expected a base in fp32, fp16 or bf16 for an adapter, found a "
+            f"{checkpoint.packing.method} checkpoint; name the one it was made from, with "
+            "--quantize int4"
+        )
     names = {id(t): n for n, t in family.model.named_parameters()}
     shapes = {names[id(p)]: tuple(p.shape) for module in modules for p in module.parameters()}
     table = names[id(family.text_model.get_submodule("embed_tokens").get_parameter("weight"))]
@@ -55,7 +64,10 @@ def plan_quantization(
                 checkpoint, checkpoint.packing, weights.packed[name], name, shape
             )
         else:
-            sources[name] = _source(checkpoint, weights.place(name, shape))
+            stored = _source(checkpoint, weights.place(name, shape))
+            sources[name] = stored if adapter is None else adapter.source(name, stored)
+    if spec is None and adapter is not None:
+        return plan_plain(Wanted(shapes, sources, table))
     if spec is not None:
         return plan_store(spec, select(family, spec), Wanted(shapes, sources, table))
     if checkpoint.packing is None:

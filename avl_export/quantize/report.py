@@ -8,8 +8,13 @@ from avl_export.quantize.store import Store
 from avl_runtime.quantization import Quantization, RowScales
 
 
-def quantization_report(store: Store) -> dict[str, Any]:
-    """The plan as a JSON object: what, how, bytes before and after, what stays as it is."""
+def quantization_report(store: Store | None) -> dict[str, Any] | None:
+    """The plan as a JSON object: what, how, bytes before and after, what stays as it is.
+
+    None where no weight is quantized.
+    """
+    if store is None or store.spec is None:
+        return None
     spec, quantized = store.spec, store.quantized
     return {
         "method": spec.method,
@@ -27,8 +32,10 @@ def quantization_report(store: Store) -> dict[str, Any]:
     }
 
 
-def manifest_entry(store: Store) -> Quantization:
-    """The manifest's entry."""
+def manifest_entry(store: Store | None) -> Quantization | None:
+    """The manifest's entry, None where no weight is quantized."""
+    if store is None or store.spec is None:
+        return None
     spec, rows = store.spec, store.rows
     scales = None
     if rows is not None:

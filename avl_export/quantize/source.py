@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,27 @@ class Source:
         return to_float32(self.read(first, last), self.record.dtype)
 
 
+class Change(Protocol):
+    """Makes other rows of a tensor's."""
+
+    def rows(self, weights: Floats, first: int, last: int, base: Source) -> Floats:
+        """What becomes of the rows `first` to `last` - 1, which are `weights` in `base`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSource(Source):
+    """A tensor of `base` with every row changed while it is read: only as float32."""
+
+    base: Source
+    change: Change
+
+    def read_floats(self, first: int, last: int) -> Floats:
+        """Rows `first` to `last` - 1, changed, as float32."""
+        weights = self.base.read_floats(first, last)
+        return self.change.rows(weights, first, last, self.base)
+
+
 def to_float32(values: npt.NDArray[Any], dtype: str) -> Floats:
     """Stored values (bfloat16 as bits) as float32."""
     if dtype == "BF16":  # its bits are the upper half of a float32's
@@ -81,6 +102,12 @@ def pieces(source: Source, dtype: str) -> Iterator[bytes]:
     Raises:
         CheckpointError: a value lies outside the range of fp16.
     """
+    if isinstance(source, ChangedSource):
+        rows, *rest = source.record.shape
+        step = max(1, PIECE // (4 * math.prod(rest)))
+        for first in range(0, rows, step):
+            yield _rounded(source.read_floats(first, min(first + step, rows)), source, dtype)
+        return
     whole = source.record
     count = math.prod(whole.shape)
     flat = replace(source, record=replace(whole, shape=(count,)))
@@ -88,11 +115,14 @@ def pieces(source: Source, dtype: str) -> Iterator[bytes]:
         values = flat.read(first, min(first + step, count))
         if dtype == source.record.dtype:
             yield values.tobytes()
-            continue
-        floats = to_float32(values, source.record.dtype)
-        if dtype == "F16" and np.abs(floats).max() > np.finfo(np.float16).max:
-            raise CheckpointError(
-                f"{source.path}: {source.key}: expected values within fp16's range, found "
-                f"{np.abs(floats).max():.3g}; export with --dtype bf16 or fp32"
-            )
-        yield stored_bytes(floats, dtype)
+        else:
+            yield _rounded(to_float32(values, source.record.dtype), source, dtype)
+
+
+def _rounded(floats: Floats, source: Source, dtype: str) -> bytes:
+    if dtype == "F16" and np.abs(floats).max() > np.finfo(np.float16).max:
+        raise CheckpointError(
+            f"{source.path}: {source.key}: expected values within fp16's range, found "
+            f"{np.abs(floats).max():.3g}; export with --dtype bf16 or fp32"
+        )
+    return stored_bytes(floats, dtype)

@@ -49,9 +49,10 @@ class Store:
         embedding: the token embedding's name; `rows` its place if it is quantized.
         kept: why weights that were asked for are not quantized, by name.
         fitting: as in `Selection`.
+        spec: None where no weight is quantized: one file of changed weights and the others.
     """
 
-    spec: Spec
+    spec: Spec | None
     files: tuple[File, ...]
     linears: Mapping[str, QuantizedPlace]
     plain: Mapping[str, Plain]
@@ -142,6 +143,25 @@ def _plain_dtype(name: str, spec: Spec, selection: Selection, wanted: Wanted) ->
     if name in selection.kept and dtype == "F32" and isinstance(source, Source):
         return source.record.dtype
     return dtype
+
+
+def plan_plain(wanted: Wanted) -> Store:
+    """A store of floating-point weights in their own dtypes."""
+    layout = FileLayout(PLAIN, {"format": "pt"})
+    sources = {name: _plain_source(source) for name, source in wanted.sources.items()}
+    for name, source in sources.items():
+        layout.add(name, source.record.dtype, source.record.shape)
+    file = layout.finish()
+    return Store(
+        spec=None,
+        files=(file,),
+        linears={},
+        plain={name: Plain(sources[name], record) for name, record in file.tensors.items()},
+        sources=sources,
+        embedding=wanted.embedding,
+        rows=None,
+        kept={},
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from avl_runtime.resources import cores
 from avl_runtime.shard_files import describe
 
 Step = Callable[[str, int], None]
+METHODS: dict[str, Method] = {"rtn": "rtn", "clip": "clip", "hqq": "hqq"}
 
 
 def write_store(store: Store, folder: Path, step: Step) -> tuple[Shard, ...]:
@@ -36,10 +37,11 @@ def write_store(store: Store, folder: Path, step: Step) -> tuple[Shard, ...]:
         CheckpointError: a weight is not finite, or a tensor has changed since it was planned.
         OSError: the disk is full.
     """
-    quantized, plain = store.files
+    *quantized, plain = store.files
     verb = "taking over" if _is_packed(store) else "quantizing"
+    label = f"{verb} weights"
     return (
-        _write(quantized, folder, _quantized(store), f"{verb} weights", step),
+        *(_write(file, folder, _quantized(store), label, step) for file in quantized),
         _write(plain, folder, _plain(store), "copying other weights", step),
     )
 
@@ -94,7 +96,9 @@ def _quantize(
     """
     outputs, inputs = place.shape
     block = place.block or inputs
-    method: Method = _method(store)
+    if store.spec is None:
+        raise RuntimeError("a store without quantized weights")
+    method, scale_dtype = METHODS[store.spec.method], store.spec.scale_dtype
     codes = np.empty(place.codes.shape, np.uint8 if place.bits == 4 else np.int8)
     scales = np.empty(place.scales.shape, np.float32)
 
@@ -102,11 +106,11 @@ def _quantize(
         last = min(first + step, outputs)
         weights = source.read_floats(first, last)
         with np.errstate(all="ignore"):  # what is not finite is found below
-            part, part_scales = quantize(weights, place.bits, block, method, store.spec.scale_dtype)
+            part, part_scales = quantize(weights, place.bits, block, method, scale_dtype)
         if not np.isfinite(part_scales).all():
             raise CheckpointError(
                 f"{source.path}: {source.key}: expected finite weights within the range of "
-                f"{store.spec.scale_dtype}, found others; fetch the checkpoint again or pass "
+                f"{scale_dtype}, found others; fetch the checkpoint again or pass "
                 "--dtype fp32"
             )
         _place_rows(place, first, last, part, part_scales, codes, scales)
@@ -138,11 +142,6 @@ def _place_rows(
     else:
         codes[:, first:last] = turned
     scales[..., first:last] = part_scales.T if place.block is not None else part_scales[:, 0]
-
-
-def _method(store: Store) -> Method:
-    methods: dict[str, Method] = {"rtn": "rtn", "clip": "clip", "hqq": "hqq"}
-    return methods[store.spec.method]
 
 
 def _slices(codes: npt.NDArray[Any]) -> Iterator[bytes]:

@@ -169,6 +169,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     engines: tuple[EngineSet, ...]
     generation: GenerationDefaults = NEUTRAL
+    adapter: str | None = None  # the name of the LoRA adapter that is merged into the weights
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
