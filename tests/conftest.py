@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import avl_export
 from avl_export.cli import main as export
@@ -15,6 +16,10 @@ from avl_runtime import LVLM
 from support.compiled import require
 
 Packages = Callable[[Path], Path]
+
+# No test fails because a machine is busy.
+settings.register_profile("avl", deadline=None)
+settings.load_profile("avl")
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,23 @@ def test_every_direct_dependency_is_pinned() -> None:
     assert wanted - pinned == set()
 
 
-@pytest.mark.parametrize("script", ["scripts/test.sh", "scripts/quickstart.sh", ".ci/run"])
+def test_every_extra_is_in_the_readme() -> None:
+    install = (ROOT / "README.md").read_text().partition("## Install\n")[2].partition("\n## ")[0]
+    rows = " ".join(line.split("|")[1] for line in install.splitlines() if line.startswith("| "))
+    extras = set(PYPROJECT["project"]["optional-dependencies"]) - {"dev"}
+    assert set(rows.replace("`", " ").replace(",", " ").split()) - {"extra"} == extras
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "scripts/test.sh",
+        "scripts/quickstart.sh",
+        "scripts/wheels.sh",
+        "scripts/lowest.sh",
+        ".ci/run",
+    ],
+)
 def test_scripts_can_be_run_and_parse(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111

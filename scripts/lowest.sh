@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Runs the tests on the oldest versions that pyproject.toml allows, in build/lowest. Arguments go to
+# pytest: ./scripts/lowest.sh tests/runtime. Takes gigabytes: an older torch has no CPU build on the
+# index. A bound must name a release, and all of them must go together: pip says so otherwise.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+readonly PLACE="$ROOT/build/lowest"
+PYTHON_FOUND="$(find_python)"
+mkdir -p "$PLACE"
+"$PYTHON_FOUND" - "$ROOT/pyproject.toml" >"$PLACE/pins.txt" <<'PYTHON'
+import re, sys, tomllib
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+extras = project["optional-dependencies"]
+wanted = list(project["dependencies"])
+for name, requirements in extras.items():
+    if name not in ("dev", "tensorrt"):  # tools may be newer; TensorRT needs a GPU
+        wanted += requirements
+for text in wanted:
+    found = re.fullmatch(r"([\w.-]+)>=([\w.]+)(;.*)?", text)
+    if found is None:
+        sys.exit(f"error: expected a requirement such as name>=1.2, found {text}")
+    print(f"{found[1]}=={found[2]}{found[3] or ''}")
+PYTHON
+sort -u -o "$PLACE/pins.txt" "$PLACE/pins.txt"
+[[ -x "$PLACE/env/bin/python" ]] || "$PYTHON_FOUND" -m venv "$PLACE/env"
+"$PLACE/env/bin/python" -m pip install -q -c "$PLACE/pins.txt" -e "$ROOT[dev]" ||
+    fail "pip could not install these versions together; see its message above"
+cd "$ROOT"
+export PATH="$PLACE/env/bin:$PATH"
+OMP_NUM_THREADS=1 python -m pytest "$@"
