@@ -21,6 +21,7 @@ from avl_export.safetensors_header import (
     read_header,
 )
 from avl_export.weight_files import (
+    ADAPTER_CONFIG,
     SINGLE,
     aside_note,
     no_weights,
@@ -233,6 +234,11 @@ def _fetch(
         if found is None or (_missing_shards(found) and not dry_run):
             raise
         return found, ()
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{hub_id}: expected a model, found an adapter alone; fetch it with 'hf download', and "
+            "name its base with --model and its folder with --lora"
+        )
     if not (folder / "config.json").is_file():
         raise hub.HubError(no_config(hub_id, hub.listing(hub_id, folder)))
     # Before what its weights are is looked at: of other layouts they often are pickles.

@@ -18,6 +18,7 @@ from avl_export.families import check_supported
 from avl_export.families.preprocessing import image_processor
 from avl_export.options import Options, OptionsError
 from avl_export.place import check_place, examine
+from avl_export.weight_files import ADAPTER_CONFIG
 
 
 def survey(options: Options) -> Checkpoint:
@@ -34,6 +35,12 @@ def survey(options: Options) -> Checkpoint:
         check_place(options.out, options.force, folders if folder is None else [*folders, folder])
     checkpoint = find_checkpoint(choice.model, options.revision, options.dry_run)
     check_supported(checkpoint)
+    if checkpoint.hub_id is not None and (checkpoint.folder / ADAPTER_CONFIG).is_file():
+        raise OptionsError(
+            f"{choice.model[:160]}: expected a model alone on the hub, found {ADAPTER_CONFIG} "
+            "beside it; fetch all of it with 'hf download' and pass its folder, whose adapter then "
+            "is merged"
+        )
     if choice.adapter is not None:
         read_config(choice.adapter)
         notes = checkpoint.notes if choice.note is None else (choice.note, *checkpoint.notes)

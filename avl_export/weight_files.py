@@ -17,6 +17,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EXPLICIT = "transformers_weights"  # config.json may name the file itself
 PICKLES = (".bin", ".pt", ".pth", ".bin.index.json")
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"  # weights of another kind, which lie beside a model's
 # What else may hold a model's weights, by the names that tools give such files.
 OTHERS = ("*.safetensors", "*.safetensors.index*.json", "pytorch_model*.bin*")

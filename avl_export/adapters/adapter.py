@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from avl_export.adapters.changes import Added, LowRank, Reader, Replaced
-from avl_export.adapters.config import CONFIG, LoraConfig, read_config
+from avl_export.adapters.config import LoraConfig, read_config
 from avl_export.quantize.source import Change, ChangedSource, Source
 from avl_export.safetensors_header import CheckpointError, TensorRecord, read_header
 from avl_export.weight_files import ADAPTER
+from avl_export.weight_files import ADAPTER_CONFIG as CONFIG
 from avl_export.weight_map import STORED, tied_pairs
 
 PREFIX = "base_model.model."

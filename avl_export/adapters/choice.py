@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from avl_export.adapters.config import CONFIG
 from avl_export.aliases import BUNDLED, HUB_IDS
 from avl_export.hub import is_hub_id
 from avl_export.json_files import read_object
 from avl_export.safetensors_header import CheckpointError
+from avl_export.weight_files import ADAPTER_CONFIG as CONFIG
 from avl_export.weight_files import INDEX, SINGLE, pickles
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from avl_export.json_files import read_object
 from avl_export.safetensors_header import CheckpointError
+from avl_export.weight_files import ADAPTER_CONFIG as CONFIG
 
-CONFIG = "adapter_config.json"
 # What changes how an adapter computes so that no merged weight stands for it, or none that this
 # knows how to make.
 UNSUPPORTED = {

@@ -14,8 +14,7 @@ from transformers.utils import logging as transformers_logging
 from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError, Traits
 from avl_export.families.decoder import fix_rope
-
-ADAPTER_CONFIG = "adapter_config.json"
+from avl_export.weight_files import ADAPTER_CONFIG
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from adapters.made import WEIGHTS, edit, train
 from adapters.test_merge import merged_weights
+from avl_export import hub
 from avl_export.cli import default_out, main
 from avl_export.options import Options
 from avl_export.plan import Plan, make_plan
@@ -184,3 +185,22 @@ def test_matrices_that_shall_stay_tied(tied: Path, tmp_path: Path, refused: Refu
     folder = train(tied, tmp_path / "adapter", target_modules=["lm_head"], r=4)
     edit(folder, ensure_weight_tying=True)
     assert "ensure_weight_tying" in refused(tied, "--lora", str(folder))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_on_the_hub(
+    alone: bool,
+    base: Path,
+    adapter: Path,
+    tmp_path: Path,
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a repository holds is never left out in silence."""
+    snapshot = shutil.copytree(adapter if alone else base, tmp_path / "snapshot")
+    shutil.copy(adapter / "adapter_config.json", snapshot)
+    monkeypatch.setattr(hub, "find", lambda *_: None if alone else snapshot)
+    monkeypatch.setattr(hub, "fetch_small", lambda *_: snapshot)
+    line = refused("some/model")
+    assert "adapter" in line
+    assert "hf download" in line
