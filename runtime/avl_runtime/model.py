@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies import Policy, parse
 from avl_runtime.chat import Chat
 from avl_runtime.engine import Engine, Request
@@ -153,10 +154,17 @@ class LVLM:
         Raises:
             AvlError: as `stream`; also if there are not as many lists of images as prompts.
         """
-        if isinstance(prompts, str):
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
             raise OptionError(
-                "expected a list of prompts, found a text; write prompts=[…], or call generate"
+                f"expected a list of prompts, found {quoted(prompts)}; write prompts=[…], or call "
+                "generate"
             )
+        for name, lists in (("images", images), ("videos", videos)):
+            if lists is not None and (isinstance(lists, str) or not isinstance(lists, Sequence)):
+                raise OptionError(
+                    f"{name}: expected a list for each prompt, found {quoted(lists)}; write "
+                    f"{name}=[[…], …]"
+                )
         images = [None] * len(prompts) if images is None else images
         videos = [None] * len(prompts) if videos is None else videos
         if not len(prompts) == len(images) == len(videos) or not prompts:
@@ -224,4 +232,11 @@ class LVLM:
 
 
 def _policy(policy: str | Policy) -> Policy:
-    return parse(policy) if isinstance(policy, str) else policy
+    if isinstance(policy, str):
+        return parse(policy)
+    if not isinstance(policy, Policy):
+        raise PolicyError(
+            f"expected a policy, or its name and options as text, found {quoted(policy)}; write "
+            "policy='avl'"
+        )
+    return policy

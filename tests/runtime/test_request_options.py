@@ -134,6 +134,11 @@ WRONG: list[tuple[Callable[[LVLM], object], str]] = [
     (lambda m: m.chat().send("\ud800"), "UTF-8"),
     (lambda m: m.generate_batch(["ok", "\udfff"]), "UTF-8"),
     (lambda m: m.generate_batch("What?"), "list of prompts"),
+    (lambda m: m.generate_batch(None), "list of prompts"),
+    (lambda m: m.generate_batch(["What?"], images=5), "images: expected a list for each prompt"),
+    (lambda m: m.generate_batch(["What?"], videos="a.mp4"), "videos: expected a list for each"),
+    (lambda m: m.generate("What?", policy=5), "expected a policy"),
+    (lambda m: m.chat(policy=5), "expected a policy"),
 ]
 
 
