@@ -105,8 +105,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 failed += not one["built"]
                 told = one.get("said") or f"{len(one['graphs'])} engines"
                 print(f"{family} {precision}: {told}", flush=True)
-    if parsed.json:
-        parsed.json.write_text(json.dumps(report, indent=2) + "\n")
+        if parsed.json:  # after each family, as all of them take some minutes
+            parsed.json.write_text(json.dumps(report, indent=2) + "\n")
     if failed:
         raise SystemExit(f"{failed} packages could not be built")
     return report
