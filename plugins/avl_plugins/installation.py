@@ -29,7 +29,7 @@ class Requirement:
 
     Attributes:
         name: on the package index.
-        text: as pip takes it, with bounds and with the platforms that it is for.
+        text: as pip takes it, with bounds.
         oldest: the version it needs at least, None for any.
         applies: whether this platform is one that it is for.
     """
@@ -92,8 +92,9 @@ def requirement(text: str) -> Requirement:
     name, inner, bounds, marker = found.groups()
     bounds = "".join(bounds.strip("()").split())
     oldest = re.search(r">=([^,]+)", bounds)
-    written = f"{name}{inner or ''}{bounds}" + (f"; {marker}" if marker else "")
-    return Requirement(name, written, oldest[1] if oldest else None, _applies(marker or ""))
+    return Requirement(
+        name, f"{name}{inner or ''}{bounds}", oldest[1] if oldest else None, _applies(marker or "")
+    )
 
 
 def install_extra(extra: str) -> str:
