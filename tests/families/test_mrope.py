@@ -14,7 +14,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbe
 from avl_export.families.base import FamilyError
 from avl_export.families.mrope import AxisRotary, check_sections, mrope_constants
 
-NONE: Any = object()
+NONE: Any = "not given"
 KINDS: dict[str, tuple[Any, Any]] = {
     "qwen2_5_vl": (Qwen2_5_VLTextConfig, Qwen2_5_VLRotaryEmbedding),
     "qwen3_vl": (Qwen3VLTextConfig, Qwen3VLTextRotaryEmbedding),
