@@ -99,7 +99,7 @@ def check_file(path: Path, shard: Shard, whole: bool, compared: Compared) -> Non
             when = "a file modified since then" if touched else "a file as old as that one"
             raise PackageError(
                 f"{path}: expected the weights seen at export, found others in {when}; the "
-                " weights have changed since export, fetch them again or export again"
+                "weights have changed since export, fetch them again or export again"
             )
         compared.sampled += stat.st_size
         compared.sample += nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -86,3 +87,9 @@ def test_scripts_can_be_run_and_parse(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111
     assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+
+
+def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
+    named = set(re.findall(r"`(tests/[^`]+)`", (ROOT / "docs/faults.md").read_text()))
+    assert named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
