@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,13 @@ from avl_runtime import LVLM
 from support.compiled import require
 
 Packages = Callable[[Path], Path]
+
+
+def pytest_configure() -> None:
+    """In a shell's background Ctrl-C is ignored, also by programs that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # No test fails because a machine is busy.
 settings.register_profile("avl", deadline=None)
