@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from avl_export.adapters.choice import adapted_name, choose
 from avl_export.adapters.config import read_config
+from avl_export.adapters.files import aside_note
 from avl_export.checkpoint import (
     TOKENIZER,
     Checkpoint,
@@ -33,7 +34,8 @@ def survey(options: Options) -> Checkpoint:
     folder = folder_of(choice.model)
     if not options.dry_run:  # before anything is fetched
         check_place(options.out, options.force, folders if folder is None else [*folders, folder])
-    checkpoint = find_checkpoint(choice.model, options.revision, options.dry_run)
+    revision = options.revision or choice.revision
+    checkpoint = find_checkpoint(choice.model, revision, options.dry_run)
     check_supported(checkpoint)
     if checkpoint.hub_id is not None and (checkpoint.folder / ADAPTER_CONFIG).is_file():
         raise OptionsError(
@@ -43,9 +45,13 @@ def survey(options: Options) -> Checkpoint:
         )
     if choice.adapter is not None:
         read_config(choice.adapter)
-        notes = checkpoint.notes if choice.note is None else (choice.note, *checkpoint.notes)
-        name = adapted_name(checkpoint.name, choice.adapter)
-        checkpoint = replace(checkpoint, name=name, notes=notes, adapter=choice.adapter)
+        lines = (choice.note, *checkpoint.notes, aside_note(choice.adapter, checkpoint))
+        checkpoint = replace(
+            checkpoint,
+            name=adapted_name(checkpoint.name, choice.adapter),
+            notes=tuple(line for line in lines if line is not None),
+            adapter=choice.adapter,
+        )
     if options.dry_run:
         examine(options.out, [checkpoint.folder])
     else:

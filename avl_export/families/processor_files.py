@@ -55,7 +55,7 @@ def processor_notes(checkpoint: Checkpoint, video: bool) -> tuple[str, ...]:
         if kind == "video":
             # The image processor's settings are meant for videos only where there are no others.
             others = [other for other in others if other.file == VIDEO]
-        aside = [other.file for other in others if _differs(other.values, first.values)]
+        aside = [other.file for other in others if differs(other.values, first.values)]
         if aside:
             lines.append(
                 f"{things} are prepared as {first.file} says, as by transformers; left aside: "
@@ -64,7 +64,8 @@ def processor_notes(checkpoint: Checkpoint, video: bool) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _differs(other: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
+def differs(other: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
+    """Whether settings say of a step otherwise than the chosen ones."""
     ignored = (*NAMES, *MAKERS)
     return any(
         value is not None and chosen.get(name) != value
