@@ -26,6 +26,12 @@ def check_decoder(text: Any, types: Sequence[str], where: str) -> None:
             f"{where}: expected a decoder of {', '.join(types)}, found "
             f"{quoted(text.model_type)}; this version of avl cannot export it"
         )
+    window = getattr(text, "sliding_window", None)
+    if window is not None and (type(window) is not int or window < 0):
+        raise FamilyError(
+            f"{where}: expected sliding_window to be a number of tokens or null, found "
+            f"{quoted(window, 40)}; fix the file"
+        )
     rope = (text.rope_parameters or {}).get("rope_type", "default")
     if rope not in STATIC_ROPE:
         raise FamilyError(

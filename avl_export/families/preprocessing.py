@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -128,7 +129,7 @@ def processing_of(
         resize=None if resize is None else _resize(resize, place),
         resample=resample,
         crop=None if crop is None else _height_width(crop, place, "crop_size"),
-        rescale=float(settings["rescale_factor"]) if settings["do_rescale"] else None,
+        rescale=_number(settings, place) if settings["do_rescale"] else None,
         mean=_channels(settings["image_mean"], place) if normalize else None,
         std=_channels(settings["image_std"], place) if normalize else None,
     )
@@ -229,10 +230,23 @@ def _height_width(value: Any, place: str, name: str) -> tuple[int, int]:
 
 
 def _channels(value: Any, place: str) -> tuple[float, float, float]:
-    if not isinstance(value, list | tuple) or len(value) != 3:
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(_is_number, value)):
         raise _unfit(place, "image_mean and image_std", "three numbers", value)
     red, green, blue = value
     return (float(red), float(green), float(blue))
+
+
+def _number(settings: Mapping[str, Any], place: str) -> float:
+    value = settings["rescale_factor"]
+    if not _is_number(value):
+        raise _unfit(place, "rescale_factor", "a number", value)
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    # A whole number may be too long for a float.
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
+    return whole or (isinstance(value, float) and math.isfinite(value))
 
 
 def _unfit(place: str, name: str, expected: str, found: Any) -> FamilyError:

@@ -140,6 +140,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer without its image token": (write("tokenizer.json", b"{}"), "tokenizer.json"),
     "no processor": (no_processor, "preprocessor_config.json"),
     "processor is no JSON": (write("preprocessor_config.json", b"nothing"), "preprocessor_config"),
+    "a scale that is none": (
+        lambda f: edit(f, "preprocessor_config.json", rescale_factor=[1]),
+        "rescale_factor",
+    ),
+    "a mean that is none": (
+        lambda f: edit(f, "preprocessor_config.json", image_mean=[0.5, "", [1]]),
+        "image_mean",
+    ),
 }
 
 
@@ -159,6 +167,18 @@ def test_refused(
     assert "expected" in lines[0]
     assert "found" in lines[0] or ";" in lines[0]
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("window", ["wide", 4.5, True, -1, [2]])
+def test_a_window_that_is_none(
+    window: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_random(tmp_path / "model", make_config())
+    in_text(sliding_window=window)(folder)
+    capsys.readouterr()  # progress of what wrote it
+    assert main(["--model", str(folder), "--out", str(tmp_path / "out"), "--dry-run"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json: expected sliding_window to be a number of tokens" in line
 
 
 def test_nothing_wrong(whole: Path, tmp_path: Path) -> None:
