@@ -37,25 +37,28 @@ def select(family: Family, spec: Spec) -> Selection:
     A weight that does not fit the format stays as it is.
 
     Raises:
-        OptionsError: nothing of a part fits.
+        OptionsError: no weight of the decoder's layers fits.
     """
     names = {id(t): n for n, t in family.model.named_parameters()}
     linears: dict[str, tuple[int, int]] = {}
     kept: dict[str, str] = {}
     asked: dict[str, tuple[int, int]] = {}
+    embedding = False
     for part in spec.parts:
         weights = _weights(family, part, names)
         if part == "embedding":  # its rows are looked up one by one: their number does not matter
             weights = {name: (2, inputs) for name, (_, inputs) in weights.items()}
         misfits = {n: why for n, shape in weights.items() if (why := _misfit(*shape, spec))}
-        if misfits and len(misfits) == len(weights):
-            _refuse(part, spec, weights, misfits)
+        if part == "decoder" and misfits and len(misfits) == len(weights):
+            _refuse(spec, weights, misfits)
         kept |= misfits
         asked |= {name: weights[name] for name in misfits}
-        if part != "embedding":
+        if part == "embedding":
+            embedding = not misfits
+        else:
             linears |= {name: shape for name, shape in weights.items() if name not in misfits}
     fitting = _fitting(spec, asked) if asked else None
-    return Selection(linears, "embedding" in spec.parts, kept, fitting)
+    return Selection(linears, embedding, kept, fitting)
 
 
 def _weights(family: Family, part: Part, names: Mapping[int, str]) -> dict[str, tuple[int, int]]:
@@ -96,19 +99,16 @@ def _fitting(spec: Spec, weights: Mapping[str, tuple[int, int]]) -> int | None:
     return next((one.block for one in sizes if not any(_misfit(*s, one) for s in shapes)), None)
 
 
-def _refuse(
-    part: Part, spec: Spec, weights: Mapping[str, tuple[int, int]], misfits: Mapping[str, str]
-) -> None:
+def _refuse(spec: Spec, weights: Mapping[str, tuple[int, int]], misfits: Mapping[str, str]) -> None:
     name, why = next(iter(misfits.items()))
     fitting = _fitting(spec, weights)
-    if fitting is not None:
-        way_out = f"pass --block-size {fitting}"
-    elif part == "decoder":
-        way_out = "pass --quantize int8 without --block-size"
-    else:
-        way_out = f"leave {part} out of --quantize-also"
+    way_out = (
+        "pass --quantize int8 without --block-size"
+        if fitting is None
+        else f"pass --block-size {fitting}"
+    )
     option = "--block-size" if spec.block is not None else "--quantize"
     raise OptionsError(
-        f"{option}: expected weights of the {part} that fit the format, found {name}: {why}; "
+        f"{option}: expected weights of the decoder that fit the format, found {name}: {why}; "
         f"{way_out}"
     )

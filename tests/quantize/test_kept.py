@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 
 from avl_export import cli
 from avl_runtime import LVLM
+from avl_runtime.package import load_package
 from export.checkpoints import make_config, write_random
 from quantize.conftest import TEXT
 
 Make = Callable[..., Path]
 BLOCKS: dict[str, Any] = {}  # intermediate 96: down_proj has no whole blocks of 64
+NARROW = {"hidden_size": 48, "intermediate_size": 64}  # only down_proj has whole blocks of 64
 ODD = {"intermediate_size": 97}  # gate_proj and up_proj have odd outputs too
 
 
@@ -25,9 +27,9 @@ ODD = {"intermediate_size": 97}  # gate_proj and up_proj have odd outputs too
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """A checkpoint of an odd size, in a dtype of the field."""
 
-    def write(text: dict[str, Any], dtype: torch.dtype) -> Path:
+    def write(text: dict[str, Any], dtype: torch.dtype, **top: Any) -> Path:
         folder = tmp_path_factory.mktemp("kept") / "model"
-        return write_random(folder, make_config(text=TEXT | text), dtype)
+        return write_random(folder, make_config(text=TEXT | text, **top), dtype)
 
     return write
 
@@ -102,3 +104,36 @@ def test_the_plan_names_them(
     assert cli.main([*arguments, "--quantize", "int8"]) == 0
     found = json.loads(capsys.readouterr().out)["quantization"]
     assert (found["kept"], found["kept_in"], found["fitting_block_size"]) == ({}, [], None)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("text", "also", "output", "rows"),
+    [
+        ({"vocab_size": 301}, "lm_head", "301 outputs are an odd number", None),
+        ({"vocab_size": 301}, "lm_head,embedding", "301 outputs are an odd number", "I4"),
+        (NARROW, "lm_head,embedding", "48 inputs are no multiple of 64", "F16"),
+    ],
+    ids=str,
+)
+def test_an_output_matrix_that_does_not_fit_stays(
+    text: dict[str, Any],
+    also: str,
+    output: str,
+    rows: str | None,
+    tied: bool,
+    make: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A vocabulary with one token added is odd. Looked up by rows, it does not matter."""
+    top = {"tie_word_embeddings": tied}
+    model, out = make(text | top, torch.float16, **top), tmp_path / "out"
+    options = ["--quantize", "int4", "--quantize-also", also, "--check", "--json"]
+    assert cli.main(["--model", str(model), "--out", str(out), *options]) == 0
+    kept = json.loads(capsys.readouterr().out)["quantization"]["kept"]
+    name = "embed_tokens.weight" if tied else "lm_head.weight"
+    assert [why for key, why in kept.items() if key.endswith(name)] == [output]
+    assert {t.dtype for t in stored(out, name).values() if t.dim() == 2} >= {torch.float16}
+    if rows is not None:
+        assert load_package(out).manifest.embedding.dtype == rows
