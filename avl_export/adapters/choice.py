@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avl_export.aliases import BUNDLED, HUB_IDS
+from avl_export.checkpoint import folder_of
 from avl_export.hub import is_hub_id
 from avl_export.json_files import read_object
 from avl_export.safetensors_header import CheckpointError
@@ -37,21 +38,21 @@ def choose(model: str, lora: Path | None) -> Choice:
     Raises:
         CheckpointError: there is no adapter, more than one, or no base.
     """
-    folder = Path(model).expanduser()
-    here = model not in BUNDLED and folder.is_dir() and (folder / CONFIG).is_file()
+    folder = None if model in BUNDLED else folder_of(model)
+    here = folder is not None and (folder / CONFIG).is_file()
     if lora is not None:
-        lora = lora.expanduser()
-        if not (lora / CONFIG).is_file():
+        named, lora = lora, folder_of(str(lora))
+        if lora is None or not (lora / CONFIG).is_file():
             raise CheckpointError(
-                f"--lora {str(lora)[:160]}: expected an adapter's folder with {CONFIG}, found "
-                f"{_instead(lora)}"
+                f"--lora {shown(named, 160)}: expected an adapter's folder with {CONFIG}, found "
+                f"{_instead(named if lora is None else lora)}"
             )
-        if here and not lora.samefile(folder):
+        if folder is not None and here and not lora.samefile(folder):
             raise CheckpointError(
-                f"{str(folder)[:160]}: expected one adapter, found {CONFIG} there beside the one "
+                f"{shown(folder, 160)}: expected one adapter, found {CONFIG} there beside the one "
                 f"of --lora; move it away, or leave --lora out"
             )
-    if not here:
+    if folder is None or not here:
         return Choice(model, lora)
     if _has_weights(folder):
         return Choice(model, folder, f"{CONFIG} lies beside the weights: its adapter is merged")
@@ -103,8 +104,8 @@ def _base(folder: Path) -> tuple[str, str | None]:
             f"{folder}: expected a model's weights, found an adapter whose {CONFIG} names no base; "
             f"{way_out}"
         )
-    found = Path(named).expanduser()
-    if found.is_dir():
+    found = folder_of(named)
+    if found is not None:
         if (found / CONFIG).is_file():
             raise CheckpointError(
                 f"{folder / CONFIG}: expected a model as base_model_name_or_path, found another "
