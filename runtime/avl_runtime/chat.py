@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from avl_plugins.errors import AvlError
-from avl_plugins.policies import Policy, parse
+from avl_plugins.policies import Policy
 from avl_runtime.chat_template import RewrittenError
 from avl_runtime.conversation import Conversation
-from avl_runtime.engine import Engine, Request
+from avl_runtime.engine import Engine, Request, as_policy
 from avl_runtime.exchanges import Exchange, placed, recalled
 from avl_runtime.heard import Heard
 from avl_runtime.images import ImageLike
@@ -38,14 +38,15 @@ class Chat:
     """Turns share one cache: each prompt is read once, and images may come in any turn.
 
     A turn begins when its reply is first asked for, and one turn runs at a time, in whatever
-    thread. A turn whose prompt cannot be read to its end changes nothing. A stream that is given
-    up leaves its reply as far as it was told, and the next turn goes on from there. After an
-    interruption inside a decode step the cache is incomplete, and the chat refuses to go on until
-    the turn is undone.
+    thread. A turn that ends with an `AvlError`, or whose prompt is not read to its end, changes
+    nothing. A stream that is given up leaves its reply as far as it was told, and the next turn
+    goes on from there. After an interruption inside a decode step the cache is incomplete, and the
+    chat refuses to go on until the turn is undone.
 
     The whole conversation is read anew where the cache does not hold what comes in front of a
-    turn: after `undo`, `set_system`, `set_policy` and a reply cut inside of what was generated
-    (a stop string), and with a chat template that writes earlier turns otherwise than it did.
+    turn: after `undo`, `set_system`, `set_policy`, a turn that failed in its reply and a reply cut
+    inside of what was generated (a stop string), and with a chat template that writes earlier
+    turns otherwise than it did.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Chat:
         engine: Engine,
         policy: Policy,
         system: str | None = None,
-        messages: Sequence[Mapping[str, Any]] = (),
+        messages: Sequence[Mapping[str, Any]] | None = (),
     ) -> None:
         """
         Args:
@@ -71,7 +72,9 @@ class Chat:
         self._pending: list[int] = []
         self._interrupted = False
         self._running = threading.Lock()
-        said = list(read_messages(messages)) if messages else []
+        earlier = () if messages is None else messages
+        none = isinstance(earlier, Sequence) and not len(earlier)
+        said = [] if none else list(read_messages(earlier))
         if said and said[0].role == "system":
             if system is not None:
                 raise PromptError(
@@ -187,7 +190,7 @@ class Chat:
             PolicyError: the policy cannot be used with this package.
             ChatError: a turn runs.
         """
-        chosen = parse(policy) if isinstance(policy, str) else policy
+        chosen = as_policy(policy)
         self._engine.check(chosen)
         with self._alone():
             if chosen != self._policy:
@@ -248,17 +251,23 @@ class Chat:
                 return_placements,
             )
             start = conversation.length
+            taken_back = False
             try:
                 for pieces in request.steps():
                     if pieces[0]:
                         yield pieces[0]
             except GeneratorExit:
                 raise
+            except AvlError:
+                taken_back = conversation.length > start
+                raise
             except BaseException:
                 self._interrupted = conversation.length > start
                 raise
             finally:
-                if conversation.length > start:
+                if taken_back:
+                    self._forget()
+                elif conversation.length > start:
                     self._remember(request, conversation, heard, encoded, options, start)
             return request.result(0)
 

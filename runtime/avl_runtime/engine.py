@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from avl_plugins.errors import PolicyError
-from avl_plugins.policies import Plan, Policy
+from avl_plugins.errors import PolicyError, quoted
+from avl_plugins.policies import Plan, Policy, parse
 from avl_runtime.backends import load_backend
 from avl_runtime.conversation import Conversation
 from avl_runtime.embedding import Embedding
@@ -16,6 +16,7 @@ from avl_runtime.execution import execution_on
 from avl_runtime.features import FeatureCache
 from avl_runtime.generate import Options, Reply, Steps, run
 from avl_runtime.memory import peak_rss_bytes
+from avl_runtime.option_values import flag
 from avl_runtime.options import MAX_NEW_TOKENS
 from avl_runtime.package import Package
 from avl_runtime.processor import Processor, Prompt
@@ -104,6 +105,8 @@ class Request:
         return_placements: bool = False,
     ) -> None:
         engine.check(policy)
+        return_logits = flag("return_logits", return_logits)
+        return_placements = flag("return_placements", return_placements)
         manifest = engine.package.manifest
         options.check_ids(manifest.dims.vocab_size)
         options = options.over(manifest.generation)
@@ -187,3 +190,19 @@ class Request:
             tuple(conversation.visuals),
             None if reply.logprobs is None else tuple(reply.logprobs),
         )
+
+
+def as_policy(policy: str | Policy) -> Policy:
+    """A policy as callers name it: itself, or its name and options as text.
+
+    Raises:
+        PolicyError: there is no such policy.
+    """
+    if isinstance(policy, str):
+        return parse(policy)
+    if not isinstance(policy, Policy):
+        raise PolicyError(
+            f"expected a policy, or its name and options as text, found {quoted(policy)}; write "
+            "policy='avl'"
+        )
+    return policy

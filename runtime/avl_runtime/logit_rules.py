@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
+LARGEST = float(np.finfo(np.float64).max) / 4
 
 
 def as_ids(tokens: Sequence[int]) -> Ids:
@@ -24,14 +25,17 @@ def add_bias(scores: Floats, bias: Mapping[int, float]) -> None:
     """Add a number to the score of some tokens."""
     for token, number in bias.items():
         if token < scores.size:
-            scores[token] += number
+            scores[token] = np.clip(scores[token] + number, -LARGEST, LARGEST)
 
 
 def penalize_seen(scores: Floats, seen: Ids, factor: float) -> None:
     """Divide the scores of tokens that were seen by `factor`, multiply negative ones by it."""
     seen = seen[seen < scores.size]
     rated = scores[seen]
-    scores[seen] = np.where(rated < 0, rated * factor, rated / factor)
+    with np.errstate(over="ignore"):
+        changed = np.where(rated < 0, rated * factor, rated / factor)
+    # Scores stay finite: infinity stands for a token that is banned, or for damaged logits.
+    scores[seen] = np.clip(changed, -LARGEST, LARGEST)
 
 
 def penalize_said(scores: Floats, said: Ids, presence: float, frequency: float) -> None:

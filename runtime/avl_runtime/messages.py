@@ -20,6 +20,7 @@ from PIL import Image
 
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.images import Frame, ImageLike
+from avl_runtime.option_values import flag
 from avl_runtime.text import check_text
 from avl_runtime.videos import Video, VideoLike
 from avl_runtime.vision import Kind
@@ -138,6 +139,7 @@ def conversation(
         PromptError: what is said is empty, is no text and no list of parts or messages, or does
             not speak of as many pictures and videos as are given.
     """
+    placeholders = flag("placeholders", placeholders)
     given: dict[Kind, list[Any]] = {
         "image": list(_listed(images, "images")),
         "video": list(_listed(videos, "videos")),
@@ -233,7 +235,7 @@ def _user(text: str, given: dict[Kind, list[Any]], placeholders: bool) -> Messag
 
 def _message(entry: Mapping[str, Any], waiting: dict[Kind, list[Any]]) -> Message:
     role, content = entry.get("role"), entry.get("content")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise PromptError(
             f"expected the role system, user or assistant, found {_named(role)}; "
             "give every message one of them"
@@ -263,7 +265,8 @@ def _part(
         address = part.get(sort)
         sort = ADDRESSED[sort]
         part = {"url": address.get("url") if isinstance(address, Mapping) else address}
-    if not isinstance(part, Mapping) or sort not in ("text", *SOURCES):
+    known = isinstance(sort, str) and sort in ("text", *SOURCES)
+    if not isinstance(part, Mapping) or not known:
         raise PromptError(
             "expected parts of the types text, image and video, found "
             f'{_named(part if sort is None else sort)}; write {{"type": "text", "text": …}}'
@@ -272,7 +275,12 @@ def _part(
         marked = role == "user" and part.get("placeholders") is True
         special = role == "assistant" and part.get("special_tokens") is True
         text = Text(_checked(part.get("text")), marked, special)
-        brought = [(kind, one) for kind in SOURCES for one in part.get(f"{kind}s", ()) if marked]
+        brought = [
+            (kind, one)
+            for kind in SOURCES
+            if marked
+            for one in _listed(part.get(f"{kind}s"), f"{kind}s")
+        ]
         return text, brought
     if role != "user":
         raise PromptError(

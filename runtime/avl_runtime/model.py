@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies import Policy, parse
+from avl_plugins.errors import quoted
+from avl_plugins.policies import Policy
 from avl_runtime.chat import Chat
-from avl_runtime.engine import Engine, Request
+from avl_runtime.engine import Engine, Request, as_policy
 from avl_runtime.images import ImageLike
 from avl_runtime.messages import Said
-from avl_runtime.option_values import OptionError, whole
+from avl_runtime.option_values import OptionError, flag, whole
 from avl_runtime.options import Options
 from avl_runtime.package import Package, load_package
 from avl_runtime.processor import Processor
@@ -22,6 +22,8 @@ from avl_runtime.videos import VideoLike
 
 # What `Processor.encode` takes.
 _Asked = tuple[Said, Sequence[ImageLike] | None, Sequence[VideoLike] | None, str | None, bool]
+
+MOST_THREADS = 1024  # of each part of a model; a slip of the finger would stop the machine
 
 
 class LVLM:
@@ -81,12 +83,13 @@ class LVLM:
             AvlError: the package, the backend or the policy cannot be used, with the reason.
         """
         if threads is not None:
-            threads = whole("threads", threads, 1)
+            threads = whole("threads", threads, 1, most=MOST_THREADS)
+        verify = flag("verify", verify)
         package = load_package(folder)
         compared = package.check_shards(whole=verify)
         if verify:
             print(f"avl: {compared.text()}", file=sys.stderr)
-        chosen = _policy(package.manifest.default_policy if policy is None else policy)
+        chosen = as_policy(package.manifest.default_policy if policy is None else policy)
         return cls(Engine(package, backend, threads, park), chosen)
 
     def stream(
@@ -181,7 +184,7 @@ class LVLM:
         self,
         policy: str | Policy | None = None,
         system: str | None = None,
-        messages: Sequence[Mapping[str, Any]] = (),
+        messages: Sequence[Mapping[str, Any]] | None = (),
     ) -> Chat:
         """A conversation that keeps its KV cache between turns and takes images in any turn.
 
@@ -192,7 +195,7 @@ class LVLM:
             PolicyError: the policy cannot be used with this package.
             AvlError: the system prompt or a message cannot be used.
         """
-        chosen = self.policy if policy is None else _policy(policy)
+        chosen = self.policy if policy is None else as_policy(policy)
         self.engine.check(chosen)
         return Chat(self.engine, chosen, system, messages)
 
@@ -224,19 +227,8 @@ class LVLM:
             self.engine,
             None,
             encoded,
-            self.policy if policy is None else _policy(policy),
+            self.policy if policy is None else as_policy(policy),
             chosen,
             return_logits,
             return_placements,
         )
-
-
-def _policy(policy: str | Policy) -> Policy:
-    if isinstance(policy, str):
-        return parse(policy)
-    if not isinstance(policy, Policy):
-        raise PolicyError(
-            f"expected a policy, or its name and options as text, found {quoted(policy)}; write "
-            "policy='avl'"
-        )
-    return policy

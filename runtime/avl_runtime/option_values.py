@@ -27,16 +27,23 @@ class OptionError(AvlError):
 
 
 def whole(
-    name: str, value: object, least: int = 0, note: str = "", error: type[OptionError] = OptionError
+    name: str,
+    value: object,
+    least: int = 0,
+    note: str = "",
+    error: type[OptionError] = OptionError,
+    *,
+    most: int | None = None,
 ) -> int:
     """`value` as an int: an int, a whole float, or NumPy's.
 
     Args:
         least: the smallest that is allowed.
+        most: the largest, if there is one.
         note: what a value means, for the message.
 
     Raises:
-        OptionError: it is anything else, a bool too, or smaller.
+        OptionError: it is anything else, a bool too, or out of that range.
     """
     number = None
     if not isinstance(value, (bool, np.bool_)):
@@ -44,8 +51,10 @@ def whole(
             number = int(value)
         elif isinstance(value, Real) and float(value).is_integer():
             number = int(float(value))
-    if number is None or number < least:
-        wanted = f"a whole number of at least {least}{note and f' ({note})'}"
+    above = number is not None and most is not None and number > most
+    if number is None or number < least or above:
+        bound = f"at most {most}" if above else f"at least {least}"
+        wanted = f"a whole number of {bound}{note and f' ({note})'}"
         raise error(f"{name}: expected {wanted}, found {quoted(value)}; choose another")
     return number
 
@@ -93,6 +102,19 @@ def number(name: str, value: object, error: type[OptionError] = OptionError) -> 
     return whole(name, value, 1 if name == "max_new_tokens" else 0, _NOTES.get(name, ""), error)
 
 
+def flag(name: str, value: object) -> bool:
+    """A switch.
+
+    Raises:
+        OptionError: it is no bool.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise OptionError(
+            f"{name}: expected true or false, found {quoted(value)}; write {name}=True"
+        )
+    return bool(value)
+
+
 def ids(name: str, value: object) -> tuple[int, ...]:
     """Token ids.
 
@@ -115,7 +137,7 @@ def id_lists(name: str, value: object) -> tuple[tuple[int, ...], ...]:
 
 
 def _items(name: str, value: object, expected: str) -> Sequence[object]:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.ndim:
         return list(value)
     if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, set, frozenset)):
         raise OptionError(f"{name}: expected {expected}, found {quoted(value)}; write {name}=[…]")

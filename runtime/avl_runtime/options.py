@@ -11,7 +11,7 @@ from typing import Any
 
 from avl_plugins.errors import quoted
 from avl_runtime.generation_defaults import NEUTRAL, GenerationDefaults
-from avl_runtime.option_values import OptionError, id_lists, ids, number, real, whole
+from avl_runtime.option_values import OptionError, flag, id_lists, ids, number, real, whole
 from avl_runtime.sampling import Sampler
 from avl_runtime.text import StopMatcher, check_text
 
@@ -167,14 +167,6 @@ def _stops(name: str, value: object) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise OptionError(
-            f"{name}: expected true or false, found {quoted(value)}; write {name}=True"
-        )
-    return value
-
-
 def _bias(name: str, value: object) -> dict[int, float]:
     if not isinstance(value, Mapping):
         raise OptionError(
@@ -199,7 +191,7 @@ _LISTS: dict[str, Any] = {
     "bad_words_ids": id_lists,
     "suppress_tokens": ids,
     "begin_suppress_tokens": ids,
-    "skip_special_tokens": _flag,
+    "skip_special_tokens": flag,
 }
 _SAMPLING = (
     "temperature",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -135,7 +136,12 @@ def load_package(folder: str | Path) -> Package:
         PackageError: no manifest, damaged JSON, a newer format, unknown or missing keys, or a
             path that leaves the folder.
     """
-    root = Path(folder)
+    if not isinstance(folder, (str, os.PathLike)):
+        raise PackageError(
+            f"expected the path of a package folder, found {quoted(folder)}; make a package with "
+            "avl-export"
+        )
+    root = Path(os.fsdecode(folder))
     path = root / MANIFEST
     if not _is_there(path):
         raise PackageError(

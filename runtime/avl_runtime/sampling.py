@@ -125,7 +125,8 @@ class Sampler:
             greedy[np.argmax(scores)] = 1.0
             return greedy
         # The largest score becomes 0 first, so that a tiny temperature cannot overflow.
-        scores = (scores - scores.max()) / self.temperature
+        with np.errstate(over="ignore"):
+            scores = (scores - scores.max()) / self.temperature
         if 0 < self.top_k < scores.size:
             threshold = np.partition(scores, -self.top_k)[-self.top_k]
             scores[scores < threshold] = -np.inf

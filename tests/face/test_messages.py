@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from avl_runtime.chat_template import TemplateError
 from avl_runtime.images import Frame
 from avl_runtime.manifest import Tokens
 from avl_runtime.messages import PromptError, conversation
+from avl_runtime.option_values import OptionError
 from avl_runtime.processor import Processor, Turn
 from avl_runtime.text import TextError
 from face.support import (
@@ -366,11 +368,19 @@ def test_a_template_that_would_lose_a_text_is_told() -> None:
         ([{"type": "text", "text": 17}], {}, "prompt of text, found 17"),
         ([TALK[0], TALK[3]], {"system": "b"}, "found one in the messages"),
         ("a", {"system": ""}, "system: expected a text"),
+        (
+            [{"type": "text", "text": "a", "placeholders": True, "images": 5}],
+            {},
+            "list of images, found int",
+        ),
+        ([{"role": np.arange(2), "content": "a"}], {}, "found ndarray"),
+        ([{"type": np.arange(2)}], {}, "found ndarray"),
+        ("a", {"placeholders": 2}, "placeholders: expected true or false"),
         ([{"type": "text", "text": "a"}], {"placeholders": True}, "placeholders"),
     ],
 )
 def test_what_is_no_conversation_is_refused(said: Any, more: dict[str, Any], told: str) -> None:
-    with pytest.raises((PromptError, TextError), match=told) as caught:
+    with pytest.raises((PromptError, TextError, OptionError), match=told) as caught:
         conversation(said, **more)
     assert "\n" not in str(caught.value)
 
@@ -391,3 +401,9 @@ def test_parts_without_a_template() -> None:
     assert ours.encode(parts).input_ids.tolist() == wanted
     with pytest.raises(PromptError, match="chat template for a second turn"):
         ours.encode(TALK[1:])
+
+
+def test_a_text_without_placeholders_may_name_no_pictures() -> None:
+    part = {"type": "text", "text": "a", "images": None, "videos": None}
+    (message,) = conversation([part])
+    assert message.sources == ()

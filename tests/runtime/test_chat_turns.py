@@ -23,7 +23,7 @@ from avl_runtime.conversation import Conversation, PromptTooLongError
 from avl_runtime.generate import Reply
 from avl_runtime.messages import PromptError
 from avl_runtime.processor import Processor
-from avl_runtime.sampling import Sampler
+from avl_runtime.sampling import Sampler, SamplingError
 from avl_runtime.tasks import sample
 from face.support import LLAVA_TEMPLATE, sentencepiece_tokenizer
 from support.reference import load_reference
@@ -420,6 +420,30 @@ def test_a_turn_that_fails_changes_nothing(tiny: LVLM) -> None:
         chat.send("long " * 2100)
     assert chat.messages == other.messages
     assert chat.send(COUNT, max_new_tokens=2).token_ids
+
+
+@pytest.mark.parametrize("told", [0, 2])
+def test_a_turn_that_fails_in_its_reply_changes_nothing(tiny: LVLM, told: int) -> None:
+    """Rules that leave no token, or logits that are no numbers, are met between decode steps."""
+    chat, other = (tiny.chat("avl:text=0.6") for _ in range(2))
+    for one in (chat, other):
+        one.send(ONE.prompt, [ONE.image], max_new_tokens=4)
+        one.set_policy("avl:text=0.5")
+    words = [[token] for token in range(tiny.package.manifest.dims.vocab_size)]
+    if told:
+        nothing = {"min_new_tokens": 99, "no_repeat_ngram_size": 1}
+        said = tiny.chat("avl:text=0.5", messages=chat.messages)
+        first = said.send(COUNT, max_new_tokens=told, **nothing).token_ids
+        nothing["bad_words_ids"] = [[*first, *word] for word in words]
+    else:
+        nothing = {"suppress_tokens": [word[0] for word in words]}
+    stream = chat.stream(COUNT, max_new_tokens=9, **nothing)
+    with pytest.raises(SamplingError, match="leave"):
+        for _ in stream:
+            pass
+    assert chat.messages == other.messages and chat.media == other.media
+    found, wanted = (one.send(COUNT, max_new_tokens=4, return_logits=True) for one in (chat, other))
+    assert found.logits.tobytes() == wanted.logits.tobytes()
 
 
 def test_an_interrupted_turn_can_be_undone(tiny: LVLM, monkeypatch: pytest.MonkeyPatch) -> None:

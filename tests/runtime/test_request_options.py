@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +140,13 @@ WRONG: list[tuple[Callable[[LVLM], object], str]] = [
     (lambda m: m.generate_batch(["What?"], videos="a.mp4"), "videos: expected a list for each"),
     (lambda m: m.generate("What?", policy=5), "expected a policy"),
     (lambda m: m.chat(policy=5), "expected a policy"),
+    (lambda m: m.chat().set_policy(None), "expected a policy"),  # type: ignore[arg-type]
+    (lambda m: m.chat().set_policy(["avl"]), "expected a policy"),  # type: ignore[arg-type]
+    (lambda m: m.chat(messages=np.arange(2)), "expected a prompt as a text"),  # type: ignore[arg-type]
+    (lambda m: m.generate("What?", placeholders="no"), "placeholders: expected true or false"),
+    (lambda m: m.generate("What?", return_logits=np.arange(2)), "return_logits: expected true"),
+    (lambda m: m.chat().send("What?", return_placements=2), "return_placements: expected true"),
+    (lambda m: m.generate("What?", suppress_tokens=np.array(3)), "a list of token ids"),
 ]
 
 
@@ -153,3 +161,41 @@ def test_wrong_requests_are_one_line(tiny: LVLM, ask: Callable[[LVLM], object], 
 def test_threads_are_a_whole_number_of_at_least_one(tiny_package: Path, threads: object) -> None:
     with pytest.raises(AvlError, match="threads: expected a whole number of at least 1"):
         LVLM.load(tiny_package, threads=threads)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threads", [1025, 10**10, 10**4500], ids=["1025", "10**10", "long"])
+def test_threads_have_an_end(tiny_package: Path, threads: int) -> None:
+    with pytest.raises(AvlError, match="threads: expected a whole number of at most 1024"):
+        LVLM.load(tiny_package, threads=threads)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, b"tiny.avl", np.arange(2), ["tiny.avl"], "\ud800", "\0"]
+)
+@pytest.mark.parametrize("name", ["folder", "backend", "park", "verify", "policy"])
+def test_what_cannot_be_loaded_is_one_line(tiny_package: Path, name: str, value: object) -> None:
+    if name == "policy" and value is None:
+        return  # the package's default
+    with pytest.raises(AvlError) as caught:
+        LVLM.load(**{"folder": tiny_package, "backend": "ort-cpu", name: value})  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_extreme_values_are_taken_without_a_warning(tiny: LVLM) -> None:
+    """The least and the largest numbers that the options allow are no NaN on their way."""
+    greedy = tiny.generate("What?", max_new_tokens=4).token_ids
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for options in (
+            {"temperature": 5e-324},
+            {"temperature": 1e-300, "top_p": 0.5},
+            {"repetition_penalty": 1e308, "temperature": 0.5},
+            {"repetition_penalty": 5e-324, "temperature": 1e308},
+            {"logit_bias": {5: 1e308}, "repetition_penalty": 1e-9, "temperature": 1.0},
+            {"logit_bias": {5: -1e308, 6: 1e308}},
+        ):
+            found = tiny.generate("What?", max_new_tokens=4, **options).token_ids
+            if "temperature" in options and len(options) == 1:
+                assert found == greedy
+            if "logit_bias" in options:
+                assert found[0] == (6 if len(options) == 1 else 5)

@@ -50,11 +50,11 @@ def load_backend(
         BackendError: unknown name, or that very backend cannot run the package here; or parked rows
             are to lie elsewhere than the others where that means nothing.
     """
-    if park not in PARKS:
+    if not isinstance(park, str) or park not in PARKS:
         raise BackendError(
             f"expected park to be {' or '.join(PARKS)}, found {quoted(park)}; choose one of them"
         )
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise BackendError(
             f"expected a backend of {', '.join(BACKENDS)}, found {quoted(name)}; choose one of them"
         )
