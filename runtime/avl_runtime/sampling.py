@@ -78,6 +78,9 @@ class Sampler:
         ]
         self._least = int(checked("min_length", min_length)) if len(eos) else 0
         self._least_new = int(checked("min_new_tokens", min_new_tokens)) if len(eos) else 0
+        # How far back rules look, 0 for all that was seen: making an array of it takes time.
+        whole = (self.repetition_penalty != 1, self._ngram, self._presence, self._frequency)
+        self._reach = 0 if any(whole) else max(map(len, self._words), default=1)
         self._never, self._never_first = as_ids(suppress_tokens), as_ids(begin_suppress_tokens)
         self._ruled = bool(
             self.repetition_penalty != 1
@@ -127,15 +130,23 @@ class Sampler:
         # The largest score becomes 0 first, so that a tiny temperature cannot overflow.
         with np.errstate(over="ignore"):
             scores = (scores - scores.max()) / self.temperature
+        weights: Floats
         if 0 < self.top_k < scores.size:
-            threshold = np.partition(scores, -self.top_k)[-self.top_k]
-            scores[scores < threshold] = -np.inf
-        weights: Floats = np.exp(scores)
+            largest = np.flatnonzero(scores >= np.partition(scores, -self.top_k)[-self.top_k])
+            weights = np.zeros(scores.shape)
+            weights[largest] = np.exp(scores[largest])
+        else:
+            weights = np.exp(scores)
         weights /= weights.sum()
         if self.top_p < 1:
-            ascending = np.argsort(weights, kind="stable")
-            tail = np.cumsum(weights[ascending]) <= 1 - self.top_p
+            # All that are this small add up to less than the share that goes; only others need
+            # an order, and of a whole vocabulary they are few.
+            small = weights < (1 - self.top_p) / (2 * weights.size)
+            others = np.flatnonzero(~small)
+            ascending = others[np.argsort(weights[others], kind="stable")]
+            tail = weights[small].sum() + np.cumsum(weights[ascending]) <= 1 - self.top_p
             tail[-1] = False  # one token always stays
+            weights[small] = 0.0
             weights[ascending[tail]] = 0.0
             weights /= weights.sum()
         if self.min_p > 0:
@@ -149,7 +160,7 @@ class Sampler:
         _check_finite(float(scores.max()))
         if not self._ruled:
             return scores
-        seen = as_ids(seen_ids)
+        seen = as_ids(seen_ids[-self._reach :])
         rules.add_bias(scores, self._bias)
         if self.repetition_penalty != 1:
             rules.penalize_seen(scores, seen, self.repetition_penalty)
@@ -158,7 +169,7 @@ class Sampler:
         if self._ngram:
             rules.ban_ngrams(scores, seen, self._ngram)
         rules.ban_words(scores, seen, self._words)
-        if len(seen) < self._least or said < self._least_new:
+        if len(seen_ids) < self._least or said < self._least_new:
             rules.ban(scores, self._eos)
         rules.ban(scores, self._never)
         if not said:

@@ -83,6 +83,22 @@ def test_probabilities_equal_transformers(case: dict[str, float]) -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 12.0])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_probabilities_of_a_whole_vocabulary(case: dict[str, float], spread: float) -> None:
+    """From all alike, where the order among equals counts, to one that has nearly everything."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, spread, 32_001).astype(np.float32)
+    found = Sampler(**case).probabilities(logits, [5, 6, 7])  # type: ignore[arg-type]
+    wanted = oracle(logits, [5, 6, 7], case)
+    if spread:
+        np.testing.assert_array_equal(found > 0, wanted > 0)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-12)
+    else:
+        assert abs((found > 0).sum() - (wanted > 0).sum()) <= 1
+        np.testing.assert_allclose(np.sort(found), np.sort(wanted), rtol=1e-3)
+
+
 @pytest.mark.parametrize("case", RULES, ids=str)
 def test_rules_equal_those_that_generate_makes(case: dict[str, Any]) -> None:
     """Its own list of processors, so that their order is its own too."""
