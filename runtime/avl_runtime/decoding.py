@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 from typing import Any, Final
 
 from PIL import Image
@@ -37,6 +38,8 @@ OTHERS: Final[tuple[tuple[int, bytes, str], ...]] = (
     (0, b"II*\0", "a TIFF picture of a kind that Pillow cannot read; save it with 8 bits a sample"),
     (0, b"MM\0*", "a TIFF picture of a kind that Pillow cannot read; save it with 8 bits a sample"),
 )
+# What Pillow logs of damaged files would reach users as stray lines, unless someone listens.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class DecodeError(Exception):

@@ -171,8 +171,9 @@ def _bytes_of(source: object) -> bytes:
 
 def _from_text(text: str) -> bytes:
     start = text[:128].lstrip().lower()
-    # Some clients leave the scheme out: image/png;base64,…
-    if start.startswith("data:") or (";base64," in start and not sources.is_name(text)):
+    # Some clients leave the scheme out: image/png;base64,… or base64,…
+    bare = ";base64," in start or start.startswith("base64,")
+    if start.startswith("data:") or (bare and not sources.is_name(text)):
         return sources.data_address(text, MAX_BYTES)
     if text[:6].lower() != "file:/" and sources.ADDRESS.match(text):
         return sources.download(text, MAX_BYTES)

@@ -83,20 +83,26 @@ class PlainText:
         Raises:
             PromptError: the tokenizer cannot encode a marked text as ordinary text.
         """
-        if self._mark.search(text) is None:
-            return list(self._tokenizer.encode(text, add_special_tokens=with_bos).ids)
         meant = self._tokenizer.encode(text, add_special_tokens=with_bos)
         written = {number: token for token, number in self._added.items() if token in self._names}
         renamed, end = "", 0
         ids: Ids = []
+        marked, strays = self._mark.search(text) is not None, set()
         for number, (begin, stop) in zip(meant.ids, meant.offsets, strict=True):
-            # A token may take spaces around it too. An unknown character's id is none of a text.
             token = written.get(number, "")
-            start = text.find(token, begin, stop) if token else -1
-            if start >= 0:
-                renamed += text[end:start] + self._names[token]
-                end = start + len(token)
-                ids.append(number)
+            if not token or begin == stop:  # no such token, or one that the tokenizer adds
+                continue
+            # A token may take spaces around it too. An unknown character's id is none of a text.
+            start = text.find(token, begin, stop)
+            if start < 0:
+                strays.add(number)
+                continue
+            renamed += text[end:start] + self._names[token]
+            end = start + len(token)
+            ids.append(number)
+        # Normalizers make tokens of other characters too: of full-width ones, or of capitals.
+        if not marked and not strays - self._unknown:
+            return list(meant.ids)
         plain = self._mark.sub(self._unmarked, renamed + text[end:])
         found = self._second.encode(plain, add_special_tokens=with_bos)
         again = [
@@ -105,10 +111,11 @@ class PlainText:
             if number in written and self._names[written[number]] in plain[begin:stop]
         ]
         if again != ids:
-            first = next(token for token in self._reserved if self._marks[token] in text)
+            looks = [token for token in self._reserved if self._marks[token] in text]
+            looks += [written[number] for number in strays]
             raise PromptError(
-                f"expected a prompt of plain text, found the special token {quoted(first)}, which "
-                "this tokenizer cannot take as ordinary text; leave it out"
+                f"expected a prompt of plain text, found the special token {quoted(looks[0])}, "
+                "which this tokenizer cannot take as ordinary text; leave it out"
             )
         return list(found.ids)
 
@@ -146,6 +153,12 @@ class PlainText:
 
     def _unmarked(self, found: re.Match[str]) -> str:
         return "" if found[1] is None else self._reserved[int(found[1])]
+
+    @functools.cached_property
+    def _unknown(self) -> set[int]:
+        """The id of characters that the tokenizer does not know, if it has one."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        return {self._added.get(model.get("unk_token"), -1), model.get("unk_id", -1)}
 
     @functools.cached_property
     def _second(self) -> Tokenizer:

@@ -139,7 +139,7 @@ def data_address(text: str, limit: int) -> bytes:
     comma = text.find(",")
     if comma < 0:
         raise SourceError("expected data:image/…;base64,… with a comma before the data, found none")
-    base = text[:comma].rpartition(";")[2].strip().lower() == "base64"
+    base = re.split("[;:]", text[:comma])[-1].strip().lower() == "base64"
     # At most six characters a byte in base64 that is percent-encoded itself, else three.
     if len(text) - comma > (6 if base else 3) * limit + SLACK:
         raise _too_long(limit)

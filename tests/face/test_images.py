@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -108,6 +110,26 @@ def test_damaged_files_never_raise_anything_else() -> None:
                 load_image(data.tobytes())
             except ImageError as error:
                 assert "\n" not in str(error)
+
+
+def test_damaged_files_write_no_stray_lines() -> None:
+    """Pillow logs a TIFF of very many samples as an error, which Python writes to stderr."""
+    data = bytearray(encoded(Image.fromarray(COLOURS), "TIFF"))
+    at = data.index(struct.pack("<HHI", 277, 3, 1))  # samples a pixel, one short
+    data[at + 8 : at + 10] = struct.pack("<H", 41475)
+    code = """
+import io, sys
+from PIL import Image
+from avl_runtime.images import ImageError, load_image
+try:
+    load_image(sys.stdin.buffer.read())
+except ImageError:
+    print("refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=bytes(data), capture_output=True, check=True
+    )
+    assert (done.stdout.strip(), done.stderr) == (b"refused", b"")
 
 
 def test_what_is_no_picture(tmp_path: Path) -> None:

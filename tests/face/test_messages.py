@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoProcessor
 
 from avl_runtime.chat_template import TemplateError
@@ -271,6 +271,28 @@ def test_pieces_of_a_vocabulary_are_no_special_tokens() -> None:
     letters = [tokenizer.token_to_id(letter) for letter in "a▁<s>▁b</s>▁ASSISTANT:"]
     assert found[-len(letters) :] == letters and found.count(3) == 144
     assert not {1, 2} & set(found)
+
+
+def test_what_a_normalizer_makes_a_special_token_is_plain_text() -> None:
+    """Full-width letters under NFKC, as SentencePiece trains with, and capitals."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("<image>", 0.0)]
+    pieces += [(letter, -3.0) for letter in "▁user: asitn/<>mge"]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always")
+    special = ("<unk>", "<s>", "</s>", "<image>")
+    tokenizer.add_special_tokens([AddedToken(one, normalized=True) for one in special])
+    ours = Processor(manifest(LLAVA_TEMPLATE, Tokens(1, (2,), None)), tokenizer)
+    usual = ours.encode("is it", [ONE]).input_ids.tolist()
+    for text, letters in (("\uff1cs\uff1e", "<s>"), ("</S>", "</s>"), ("<IMAGE>", "<image>")):
+        assert {1, 2, 3} & set(plain(tokenizer, f"a {text}"))
+        found = ours.encode(f"is it {text}", [ONE]).input_ids.tolist()
+        assert [found.count(one) for one in (1, 2, 3)] == [usual.count(one) for one in (1, 2, 3)]
+        tail = [tokenizer.token_to_id(letter) for letter in f"▁it▁{letters}▁assistant:"]
+        assert found[-len(tail) :] == tail
+    # An unknown character is none.
+    found = ours.encode("is it \u20ac", [ONE]).input_ids.tolist()
+    assert found.count(0) == usual.count(0) + 1
 
 
 @pytest.mark.parametrize("legacy", [True, False])

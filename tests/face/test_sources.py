@@ -64,6 +64,8 @@ BASE = base64.b64encode(DATA).decode()
     [
         f"DATA:image/png;BASE64,{BASE}",
         f"data:;base64,{BASE}",
+        f"data:base64,{BASE}",
+        f"base64,{BASE}",
         f" \n data:image/png;base64,{BASE}",
         f"image/png;base64,{BASE}",
         f"data:image/png;charset=utf-8;base64,{BASE}",
