@@ -251,21 +251,21 @@ class Chat:
                 return_placements,
             )
             start = conversation.length
-            taken_back = False
+            resting = failed = False  # between steps, where the cache is whole
             try:
                 for pieces in request.steps():
                     if pieces[0]:
+                        resting = True
                         yield pieces[0]
-            except GeneratorExit:
-                raise
+                        resting = False
             except AvlError:
-                taken_back = conversation.length > start
+                failed = not resting
                 raise
             except BaseException:
-                self._interrupted = conversation.length > start
+                self._interrupted = conversation.length > start and not resting
                 raise
             finally:
-                if taken_back:
+                if failed and conversation.length > start:
                     self._forget()
                 elif conversation.length > start:
                     self._remember(request, conversation, heard, encoded, options, start)

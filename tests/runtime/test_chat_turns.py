@@ -179,6 +179,21 @@ def test_a_stream_given_up_leaves_what_was_told(tiny: LVLM, end: str) -> None:
     assert chat.send(COUNT, max_new_tokens=4).stats.visual_tokens == 0
 
 
+@pytest.mark.parametrize("thrown", [RuntimeError, KeyboardInterrupt, AvlError, GeneratorExit])
+def test_what_is_thrown_into_a_stream_gives_it_up(tiny: LVLM, thrown: type[BaseException]) -> None:
+    """Between two pieces the cache is whole, whatever ends the turn."""
+    chats = [tiny.chat("avl") for _ in range(2)]
+    streams = [chat.stream("Describe the image.", [ONE.image], max_new_tokens=30) for chat in chats]
+    told = [next(stream) + next(stream) for stream in streams]
+    with pytest.raises(thrown):
+        streams[0].throw(thrown("given up"))
+    streams[1].close()
+    assert chats[0].messages == chats[1].messages
+    assert chats[0].messages[-1]["content"] == [{"type": "text", "text": told[0]}]
+    found, wanted = (chat.send(COUNT, max_new_tokens=4, return_logits=True) for chat in chats)
+    assert found.logits.tobytes() == wanted.logits.tobytes()
+
+
 def test_streams_of_a_model_read_nothing_before_they_start(tiny: LVLM) -> None:
     made: list[object] = []
     conversation = tiny.engine.execution.conversation
