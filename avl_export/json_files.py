@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avl_export.safetensors_header import FETCH_AGAIN, CheckpointError
+from avl_export.safetensors_header import FETCH_AGAIN, CheckpointError, check_pointer
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -16,7 +16,9 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: there is no such file, or it holds anything but a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        check_pointer(data, path)
+        value = json.loads(data.decode())
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: expected a Hugging Face checkpoint with {path.name}, found none; "

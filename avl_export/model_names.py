@@ -82,7 +82,7 @@ def misfit(model: str) -> str:
             f"ORG/NAME, found none; {advice}"
         )
     path = _expanded(model)
-    if _is_file(path):
+    if is_file(path):
         what, advice = "a file", "pass the folder of a checkpoint"
         if any(fnmatchcase(path.name.lower(), part) for part in PARTS):
             what, advice = "a file of one", "pass the folder that holds it whole"
@@ -107,7 +107,7 @@ def no_config(where: str | Path, there: Collection[str] | None = None) -> str:
     for kind in kinds(there):
         return f"{expected}, found {kind.what} ({shown(kind.name)}); {kind.advice}"
     folder = Path(where)
-    inner = [name for name in _folders(folder) if _is_file(folder / name / "config.json")]
+    inner = [name for name in _folders(folder) if is_file(folder / name / "config.json")]
     snapshots = sorted(folder.glob("snapshots/*/config.json")) if _is_folder(folder) else []
     if snapshots:
         return f"{expected}, found a folder of the hub's cache; pass {shown(snapshots[-1].parent)}"
@@ -183,7 +183,8 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is a file, without an error for what no path can be."""
     try:
         return path.is_file()
     except (OSError, ValueError):

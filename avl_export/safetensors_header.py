@@ -34,6 +34,7 @@ ITEM_BITS = {
     "F64": 64,
 }
 FETCH_AGAIN = "fetch the checkpoint again"
+POINTER = b"version https://git-lfs.github.com/"  # what git leaves of a large file without Git LFS
 
 
 class CheckpointError(AvlError):
@@ -60,6 +61,8 @@ def read_header(path: Path) -> dict[str, TensorRecord]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            check_pointer(file.read(len(POINTER)), path)
+            file.seek(0)
             field = file.read(8)
             length = int.from_bytes(field, "little")
             if len(field) < 8 or length > min(HEADER_LIMIT, size - 8):
@@ -73,6 +76,20 @@ def read_header(path: Path) -> dict[str, TensorRecord]:
             f"{path}: expected a readable safetensors file, found {error.strerror}; {FETCH_AGAIN}"
         ) from None
     return parse_header(text, size - 8 - length, str(path))
+
+
+def check_pointer(begin: bytes, path: Path) -> None:
+    """Refuse the file at `path` if it begins as a pointer of Git LFS.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if begin.startswith(POINTER):
+        raise CheckpointError(
+            f"{path}: expected the file itself, found a pointer that git without Git LFS left in "
+            "its place; run 'git lfs pull' in its folder, or fetch the repository with "
+            "'hf download'"
+        )
 
 
 def parse_header(text: bytes, data_size: int, where: str) -> dict[str, TensorRecord]:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from avl_export.checkpoint import TOKENIZER, Checkpoint
-from avl_export.safetensors_header import FETCH_AGAIN, CheckpointError
+from avl_export.safetensors_header import FETCH_AGAIN, CheckpointError, check_pointer
 
 CONFIG = "tokenizer_config.json"
 STANDARD = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -75,7 +75,10 @@ def packaged_tokenizer(checkpoint: Checkpoint) -> PackagedTokenizer:
 def _read(path: Path) -> tuple[bytes, Tokenizer]:
     try:
         data = path.read_bytes()
+        check_pointer(data, path)
         return data, Tokenizer.from_buffer(data)
+    except CheckpointError:
+        raise
     # The library raises bare Exception for a file it cannot read.
     except Exception as error:
         reason = " ".join(str(error).split())[:120]

@@ -9,10 +9,11 @@ from avl_export.aliases import BUNDLED, HUB_IDS
 from avl_export.checkpoint import folder_of
 from avl_export.hub import is_hub_id
 from avl_export.json_files import read_object
+from avl_export.model_names import is_file
 from avl_export.safetensors_header import CheckpointError
 from avl_export.weight_files import ADAPTER_CONFIG as CONFIG
 from avl_export.weight_files import INDEX, SINGLE, pickles
-from avl_plugins.errors import shown
+from avl_plugins.errors import quoted, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +40,28 @@ def choose(model: str, lora: Path | None) -> Choice:
         CheckpointError: there is no adapter, more than one, or no base.
     """
     folder = None if model in BUNDLED else folder_of(model)
-    here = folder is not None and (folder / CONFIG).is_file()
+    if folder is not None and not (folder / CONFIG).is_file():
+        folder = None
+    adapter = None
     if lora is not None:
-        named, lora = lora, folder_of(str(lora))
-        if lora is None or not (lora / CONFIG).is_file():
+        adapter = folder_of(str(lora))
+        if adapter is None or not (adapter / CONFIG).is_file():
             raise CheckpointError(
-                f"--lora {shown(named, 160)}: expected an adapter's folder with {CONFIG}, found "
-                f"{_instead(named if lora is None else lora)}"
+                f"--lora {shown(lora, 120)}: expected an adapter's folder with {CONFIG}, found "
+                f"{_instead(lora, adapter)}"
             )
-        if folder is not None and here and not lora.samefile(folder):
+        if folder is not None and not adapter.samefile(folder):
             raise CheckpointError(
                 f"{shown(folder, 160)}: expected one adapter, found {CONFIG} there beside the one "
                 f"of --lora; move it away, or leave --lora out"
             )
-    if folder is None or not here:
-        return Choice(model, lora)
+    if folder is None:
+        return Choice(model, adapter)
     if _has_weights(folder):
         return Choice(model, folder, f"{CONFIG} lies beside the weights: its adapter is merged")
     base, revision = _base(folder)
     at = "" if revision is None else f" at {shown(revision, 60)}"
-    note = f"the adapter in {folder} is merged into its base, {base[:120]}{at}"
+    note = f"the adapter in {folder} is merged into its base, {shown(base, 120)}{at}"
     return Choice(base, folder, note, revision)
 
 
@@ -76,22 +79,21 @@ def _has_weights(folder: Path) -> bool:
     return named or any(name.startswith("pytorch_model") for name in pickles(folder))
 
 
-def _instead(lora: Path) -> str:
+def _instead(lora: Path, folder: Path | None) -> str:
     """What there is where an adapter shall be, and what to do."""
-    try:
-        if not lora.is_dir():
-            if is_hub_id(str(lora)):
-                return (
-                    "no such folder; check the path, or fetch an adapter of the hub with "
-                    f"'hf download {shown(lora, 60)}' and pass the folder that this prints"
-                )
-            return "no such folder; check the path"
-        inner = sorted(path.parent.name for path in lora.glob(f"*/{CONFIG}"))
-    except (OSError, ValueError):
-        inner = []
-    if inner:
-        return f"one in {shown(', '.join(inner), 90)}; pass the folder inside that is meant"
-    return "none; check the path"
+    if folder is not None:
+        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+        if inner:
+            return f"one in {shown(', '.join(inner), 90)}; pass the folder inside that is meant"
+        return "none; check the path"
+    if is_file(lora):
+        return "a file; pass the folder that holds it"
+    if is_hub_id(str(lora)):
+        return (
+            "no such folder; check the path, or fetch an adapter of the hub with "
+            f"'hf download {shown(lora, 60)}' and pass the folder that this prints"
+        )
+    return "no such folder; check the path"
 
 
 def _base(folder: Path) -> tuple[str, str | None]:
@@ -109,7 +111,7 @@ def _base(folder: Path) -> tuple[str, str | None]:
         if (found / CONFIG).is_file():
             raise CheckpointError(
                 f"{folder / CONFIG}: expected a model as base_model_name_or_path, found another "
-                f"adapter's folder {named[:120]!r}; merge that one first"
+                f"adapter's folder {quoted(named, 120)}; merge that one first"
             )
         return named, None
     if named in BUNDLED:
@@ -118,5 +120,5 @@ def _base(folder: Path) -> tuple[str, str | None]:
         return named, revision if isinstance(revision, str) and revision else None
     raise CheckpointError(
         f"{folder}: expected the base of the adapter at base_model_name_or_path, found no "
-        f"{named[:120]!r}; {way_out}"
+        f"{quoted(named, 120)}; {way_out}"
     )

@@ -103,7 +103,28 @@ def test_named_adapters_lie_deeper(base: Path, adapter: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("some/adapter", "'hf download some/adapter'"), ("./nope", "no such folder; check the path")],
+    [
+        ("some/adapter", "'hf download some/adapter'"),
+        ("./nope", "no such folder; check the path"),
+        ("~nobody/adapter", "no such folder; check the path"),
+        ("x" * 5000, "no such folder; check the path"),
+        ("a\0b", "a\\x00b: expected an adapter's folder"),
+    ],
 )
 def test_no_such_folder(name: str, part: str, base: Path, refused: Refused) -> None:
-    assert part in refused(base, "--lora", name)
+    line = refused(base, "--lora", name)
+    assert part in line
+    assert len(line) < 300
+
+
+def test_a_file_of_an_adapter(base: Path, adapter: Path, refused: Refused) -> None:
+    line = refused(base, "--lora", str(adapter / "adapter_model.safetensors"))
+    assert "found a file; pass the folder that holds it" in line
+
+
+@pytest.mark.parametrize("named", ["~nobody/base", "y" * 3000, "a\0b"])
+def test_a_base_that_no_path_can_be(named: str, adapter: Path, refused: Refused) -> None:
+    edit(adapter, base_model_name_or_path=named)
+    line = refused(adapter)
+    assert "name the base with --model" in line
+    assert len(line) < 600

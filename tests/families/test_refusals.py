@@ -18,6 +18,7 @@ from avl_export.families import SUPPORTED
 from export.checkpoints import join_file, make_config, split_file, write_random
 from families.support import Case, write_checkpoint
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14503\n"
 SHARD, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -140,6 +141,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer without its image token": (write("tokenizer.json", b"{}"), "tokenizer.json"),
     "no processor": (no_processor, "preprocessor_config.json"),
     "processor is no JSON": (write("preprocessor_config.json", b"nothing"), "preprocessor_config"),
+    "weights left to Git LFS": (write(SHARD, POINTER), "run 'git lfs pull'"),
+    "a tokenizer left to Git LFS": (write("tokenizer.json", POINTER), "run 'git lfs pull'"),
     "a scale that is none": (
         lambda f: edit(f, "preprocessor_config.json", rescale_factor=[1]),
         "rescale_factor",
