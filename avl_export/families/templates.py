@@ -63,6 +63,8 @@ def template_note(checkpoint: Checkpoint) -> str | None:
     found = templates(checkpoint)
     first = next((one for one in found if one.text is not None), None)
     if first is None:
+        if any(not name.endswith(".safetensors") for name in checkpoint.missing):
+            return None  # a dry run: what is not here may well have one
         return (
             "the checkpoint has no chat template: a prompt is taken as it stands, with a "
             f"placeholder for each picture in front; put a {JINJA} into its folder for one"

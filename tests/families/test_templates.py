@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,14 @@ def test_templates_none_of_which_is_the_default(folder: Path) -> None:
 def test_no_template_at_all(folder: Path) -> None:
     assert chat_template(ours(folder)) is None
     assert "no chat template" in (template_note(ours(folder)) or "")
+
+
+def test_a_template_that_is_not_on_this_machine_is_not_missed(folder: Path) -> None:
+    """A dry run knows nothing of files that an export would fetch."""
+    checkpoint = replace(ours(folder), missing=("model.safetensors", "tokenizer.json"))
+    assert template_note(checkpoint) is None
+    whole = replace(ours(folder), missing=("model.safetensors",))
+    assert "no chat template" in (template_note(whole) or "")
 
 
 def test_a_template_that_is_no_text(folder: Path) -> None:
