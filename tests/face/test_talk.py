@@ -148,12 +148,30 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert len(told[0]) < 300
 
 
-def test_a_dragged_file_alone_is_no_unknown_command(
-    model: FakeModel, typed: Typed, picture: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("dropped", ["{}", "'{}'", '"{}"'])
+def test_a_dragged_file_alone_is_no_command_and_no_question(
+    model: FakeModel,
+    typed: Typed,
+    picture: Path,
+    dropped: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    typed += [str(picture)]
+    typed += [dropped.format(picture), '"cat.png" is what?', "'quoted'"]
     assert run.main(["pkg"]) == 0
-    assert "/image or /video in front of a file shows it" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.count(", a file; /image or /video in front of a file shows it") == 1
+    assert asked(model) == [('"cat.png" is what?', 0), ("'quoted'", 0)]
+
+
+def test_folders_are_neither_saved_over_nor_loaded(
+    model: FakeModel, typed: Typed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed += ["one", f"/save {tmp_path}", f"/load {tmp_path}"]
+    assert run.main(["pkg"]) == 0
+    told = capsys.readouterr().err
+    assert f"{tmp_path}: expected to write it, found: a folder; name a file in it" in told
+    assert f"{tmp_path}: expected a file, found a folder; name one in it" in told
+    assert not any("Replace it" in prompt for prompt in typed.asked)
 
 
 def test_clear_undo_policy_and_system(

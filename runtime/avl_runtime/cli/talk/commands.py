@@ -45,14 +45,24 @@ def run_command(talk: Talk, line: str) -> None:
     if command is not None:
         command.run(talk, rest.strip())
         return
+    refuse_bare_file(line)
     near = difflib.get_close_matches(name, list(COMMANDS), 1, 0.5)
-    if _exists(Path(pasted_path(line))):
-        hint = f"/image or /video in front of a file shows it, as in /image {shown(line)}"
-    elif near:
-        hint = f"did you mean {near[0]}?"
-    else:
-        hint = "/help lists them"
+    hint = f"did you mean {near[0]}?" if near else "/help lists them"
     raise CommandError(f"expected a command, found {quoted(name)}; {hint}")
+
+
+def refuse_bare_file(line: str) -> None:
+    """Refuse a line that is a file's whole name, as it is pasted when a file is dropped.
+
+    Raises:
+        CommandError: it names what exists, behind a slash or in quotes.
+    """
+    if line.startswith(("/", "'", '"')) and _exists(Path(pasted_path(line))):
+        expected = "a command" if line.startswith("/") else "a question"
+        raise CommandError(
+            f"expected {expected}, found {quoted(line, 60)}, a file; /image or /video in front of "
+            f"a file shows it, as in /image {shown(line)}"
+        )
 
 
 def _image(talk: Talk, rest: str) -> None:
@@ -108,6 +118,10 @@ def _save(talk: Talk, rest: str) -> None:
     messages = talk.session.chat.messages
     if not messages:
         raise CommandError("/save: expected a conversation, found none yet; ask something first")
+    if _exists(path) and path.is_dir():
+        raise CommandError(
+            f"{shown(path)}: expected to write it, found: a folder; name a file in it"
+        )
     if _exists(path) and not talk.agrees(f"{shown(path)} exists. Replace it?"):
         talk.tell("nothing was saved")
         return

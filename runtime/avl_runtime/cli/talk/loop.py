@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from avl_plugins.errors import AvlError
 from avl_runtime.cli.session import Session
-from avl_runtime.cli.talk.commands import COMMANDS, run_command
+from avl_runtime.cli.talk.commands import COMMANDS, refuse_bare_file, run_command
 from avl_runtime.cli.talk.completion import candidates
 from avl_runtime.cli.talk.history import History, history_path
 from avl_runtime.cli.talk.lines import ClearedError, Lines, choose_lines
@@ -92,6 +92,7 @@ class Talk:
             run_command(self, first.strip())
             text = rest.strip()
         if not self.ended:
+            refuse_bare_file(text)
             self._ask(text)
 
     def _read(self) -> str:

@@ -81,6 +81,8 @@ def read_messages(path: Path, sources: Sources) -> list[dict[str, Any]]:
 
 def _parsed(path: Path) -> Any:
     try:
+        if path.is_dir():
+            raise TranscriptError(f"{shown(path)}: expected a file, found a folder; name one in it")
         if not path.is_file():
             raise TranscriptError(f"{shown(path)}: expected a file, found none; check the name")
         if path.stat().st_size > MOST_BYTES:
