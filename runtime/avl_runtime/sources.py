@@ -37,6 +37,8 @@ def local_path(source: str | Path) -> Path:
         SourceError: the address names another machine.
     """
     text = str(source)
+    if not text:
+        raise SourceError("expected a file's name, found an empty one")
     if len(text) > LONGEST_NAME:
         raise SourceError(
             f"expected a path, an address or base64, found text of {len(text)} characters"

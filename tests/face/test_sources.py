@@ -240,6 +240,7 @@ def test_paths_from_home_and_as_addresses(tmp_path: Path, monkeypatch: pytest.Mo
     assert "another" in refused("file://another/cat.png")
     assert "nothing" in refused("file:///no/such/cat.png")
     assert "home" in refused("~nobody-of-that-name/cat.png")
+    assert "expected a file's name, found an empty one" in refused("")
 
 
 def test_a_name_that_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

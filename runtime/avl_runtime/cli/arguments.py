@@ -141,7 +141,12 @@ def make_parser() -> argparse.ArgumentParser:
         default="device",
         help="where rows that only refreshes read lie between them (default: device)",
     )
-    add("--verify", action="store_true", help="compare all weights with their recorded hashes")
+    add(
+        "--verify",
+        action="store_true",
+        help="compare all weights with their recorded hashes, or a sample where an export recorded "
+        "none, and say so",
+    )
     add("--stats", action="store_true", help="speed and memory at the end")
     add("--json", action="store_true", help="print one JSON object instead")
     add("--show", action="store_true", help="print which image tokens were kept, as a grid")

@@ -52,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if parsed.data is not None and getattr(parsed, option) != parser.get_default(option):
             parser.error(f"--{option} is for avl-tiny's own tasks, --data asks other questions")
     if (parsed.package is None) == (parsed.from_json is None):
-        parser.error("expected a PACKAGE to measure, or --from-json FILE of an earlier run")
+        found = "none" if parsed.package is None else "both; leave one out"
+        parser.error(
+            f"expected a PACKAGE to measure, or --from-json FILE of an earlier run, found {found}"
+        )
     for option in MEASURING:
         if parsed.from_json and getattr(parsed, option) != parser.get_default(option):
             parser.error(f"--{option} is for measuring, --from-json shows what was measured")
@@ -88,6 +91,8 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = [str(parse(policy)) for policy in arguments.policies]
     if arguments.json is not None:
         check_file(arguments.json)
+    if arguments.data is not None:  # before any package is loaded
+        read_cases(arguments.data)
     if arguments.data is None and "ocr" in arguments.tasks:
         need("eval", "scikit-learn", what_for="--tasks ocr")
     model = load_package(arguments.package).manifest.model

@@ -107,15 +107,20 @@ def check_file(path: Path) -> None:
         return
     folder = path.parent
     try:
-        fits = not path.is_dir() and folder.is_dir() and os.access(folder, os.W_OK)
+        if path.is_dir():
+            raise OutputError(f"{shown(path)}: expected a file, found a folder; name a file in it")
+        fits = folder.is_dir() and os.access(folder, os.W_OK)
     except OSError as error:  # a name that is too long
         raise OutputError(
             f"{shown(path)}: expected a file in a writable folder, found: {error.strerror}"
         ) from None
     if not fits:
-        raise OutputError(
-            f"{shown(path)}: expected a file in a writable folder; make the folder first"
+        found = (
+            "one without permission to write; choose another"
+            if folder.is_dir()
+            else "none; make the folder first"
         )
+        raise OutputError(f"{shown(path)}: expected a file in a writable folder, found {found}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -64,8 +64,9 @@ def read_cases(path: Path) -> list[Case]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise CaseError(
-            f"{shown(path)}: expected a JSONL file in UTF-8, found {shown(error)}"
+            f"{shown(path)}: expected a JSONL file in UTF-8, found: {shown(why)}"
         ) from None
     lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     raw = [_parsed(line, f"{path}:{number}") for number, line in lines]
