@@ -15,6 +15,7 @@ from avl_export.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError, Traits
 from avl_export.families.decoder import fix_rope
 from avl_export.weight_files import ADAPTER_CONFIG
+from avl_plugins.errors import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,12 @@ def meta_model(
     where = str(checkpoint.folder / "config.json")
     try:
         config = config_class.from_dict(dict(checkpoint.config))
+        tower = config.vision_config.model_type  # which models of other towers take as it comes
+        if not isinstance(tower, str):
+            raise FamilyError(
+                f"{where}: expected the name of a tower as model_type of vision_config, found "
+                f"{quoted(tower, 40)}; fix the file"
+            )
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()

@@ -91,6 +91,11 @@ def in_text(**changes: Any) -> Callable[[Path], None]:
     return damage
 
 
+def in_tower(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    edit(folder, "config.json", vision_config=config["vision_config"] | changes)
+
+
 def write(name: str, content: bytes) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         (folder / name).write_bytes(content)
@@ -114,6 +119,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another architecture": (lambda f: edit(f, "config.json", model_type="florence2"), "florence2"),
     "no architecture": (lambda f: edit(f, "config.json", model_type=None), "architecture"),
     "another decoder": (in_text(model_type="gpt2"), "gpt2"),
+    "a tower that is none": (lambda f: in_tower(f, model_type=[1]), "config.json"),
     "a size that is none": (in_text(hidden_size="wide"), "config.json"),
     "another size": (in_text(intermediate_size=40), "config.json"),
     "more layers": (in_text(num_hidden_layers=9), "expected"),
