@@ -99,6 +99,12 @@ class ChatTemplate:
         for kind, placeholder in self._placeholders.items():
             expected, found = sent.count(kind), text.count(placeholder)
             if found != expected:
+                texts = (part for message in messages for part in message.parts)
+                if any(isinstance(part, Text) and part.placeholders for part in texts):
+                    raise TemplateError(
+                        f"expected {expected} {kind} placeholders ({placeholder}) in the prompt, "
+                        f"found {found}; with placeholders=True it says where each {kind} goes"
+                    )
                 raise TemplateError(
                     f"expected {expected} {kind} placeholders ({placeholder}) from the chat "
                     f"template, found {found}; this model does not take {kind}s that way"

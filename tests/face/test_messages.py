@@ -343,8 +343,9 @@ def test_placeholders_mark_places_where_the_caller_says_so() -> None:
         assert found.input_ids.tolist() == their_ids(said, [ONE, TWO], source)
         literal = ours.encode(text, [ONE, TWO])
         assert literal.image_mask.sum() == 288 and literal.image_mask[:300].sum() > 280
-        with pytest.raises(TemplateError, match="expected 1 image placeholders"):
+        with pytest.raises(TemplateError, match="expected 1 image placeholders") as refused:
             ours.encode(text, [ONE], placeholders=True)
+        assert "in the prompt, found 2; with placeholders=True it says" in str(refused.value)
 
 
 def test_placeholders_may_be_written_as_the_template_does() -> None:
