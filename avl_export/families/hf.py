@@ -17,6 +17,8 @@ from avl_export.families.decoder import fix_rope
 from avl_export.weight_files import ADAPTER_CONFIG
 from avl_plugins.errors import quoted
 
+MOST_LAYERS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class HfFamily:
@@ -104,6 +106,7 @@ def meta_model(
                 f"{where}: expected the name of a tower as model_type of vision_config, found "
                 f"{quoted(tower, 40)}; fix the file"
             )
+        _check_layers(config, where)
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()
@@ -117,3 +120,15 @@ def meta_model(
             "fix config.json"
         ) from None
     return config, model
+
+
+def _check_layers(config: Any, where: str) -> None:
+    """Refuse counts of layers that nothing could hold: each is made, without weights, to look."""
+    for part in (config.text_config, config.vision_config):
+        for name in ("num_hidden_layers", "depth"):
+            count = getattr(part, name, None)
+            if isinstance(count, int) and count > MOST_LAYERS:
+                raise FamilyError(
+                    f"{where}: expected at most {MOST_LAYERS} as {name}, found "
+                    f"{quoted(count, 40)}; fix the file"
+                )

@@ -121,6 +121,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another decoder": (in_text(model_type="gpt2"), "gpt2"),
     "a tower that is none": (lambda f: in_tower(f, model_type=[1]), "config.json"),
     "a size that is none": (in_text(hidden_size="wide"), "config.json"),
+    "layers without an end": (in_text(num_hidden_layers=10**12), "num_hidden_layers"),
+    "a tower without an end": (
+        lambda f: in_tower(f, num_hidden_layers=10**12, depth=10**12),
+        "at most 4096",
+    ),
     "another size": (in_text(intermediate_size=40), "config.json"),
     "more layers": (in_text(num_hidden_layers=9), "expected"),
     "quantized by something": (
