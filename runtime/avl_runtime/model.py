@@ -17,13 +17,12 @@ from avl_runtime.option_values import OptionError, flag, whole
 from avl_runtime.options import Options
 from avl_runtime.package import Package, load_package
 from avl_runtime.processor import Processor
+from avl_runtime.resources import MOST_THREADS
 from avl_runtime.results import Result
 from avl_runtime.videos import VideoLike
 
 # What `Processor.encode` takes.
 _Asked = tuple[Said, Sequence[ImageLike] | None, Sequence[VideoLike] | None, str | None, bool]
-
-MOST_THREADS = 1024  # of each part of a model; a slip of the finger would stop the machine
 
 
 class LVLM:

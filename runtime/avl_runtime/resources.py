@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Final
+
+MOST_THREADS: Final = 1024  # of a session; more are a slip of the finger, which stops a machine
 
 
 def cores() -> int:

@@ -198,6 +198,7 @@ def test_show_and_heatmap(
         ["pkg", "What?", "--policy", "nonsense"],
         ["pkg", "What?", "--policy", "avl:keep=7"],
         ["pkg", "What?", "--threads", "0"],
+        ["pkg", "What?", "--threads", "5000"],
         ["pkg", "What?", "--stop", ""],
         ["pkg", "What?", "--system", " "],
         ["pkg", "What?", "--image", "cat.png", "--heatmap", "x.txt"],

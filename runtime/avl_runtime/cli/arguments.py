@@ -10,7 +10,7 @@ from pathlib import Path
 
 from avl_runtime.backends.protocol import BACKENDS, PARKS
 from avl_runtime.cli.generation import add_generation
-from avl_runtime.cli.lists import count, picture_name, policy
+from avl_runtime.cli.lists import picture_name, policy, threads
 from avl_runtime.cli.parser import CommandParser
 
 SEVERAL = ("--image", "--video")  # take more files after the first
@@ -134,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
         "(default: the package's)",
     )
     add("--backend", choices=BACKENDS, default="auto", help="default: auto, the best that works")
-    add("--threads", metavar="N", type=count, help="CPU threads (default: all processors)")
+    add("--threads", metavar="N", type=threads, help="CPU threads (default: all processors)")
     add(
         "--park",
         choices=PARKS,

@@ -13,7 +13,7 @@ from avl_runtime.bench.candidates import PEERS, own_candidates, peer_candidates
 from avl_runtime.bench.measure import Settings, measure
 from avl_runtime.bench.report import as_csv, as_json, as_markdown
 from avl_runtime.bench.workload import TEXT_TOKENS, make_workload
-from avl_runtime.cli.lists import count, names_of, none_or_more, policies, seconds
+from avl_runtime.cli.lists import count, names_of, none_or_more, policies, seconds, threads
 from avl_runtime.cli.output import STDOUT, check_file, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="sequences decoded together (default: 1)",
     )
-    add("--threads", metavar="N", type=count, help="default: all processors")
+    add("--threads", metavar="N", type=threads, help="default: all processors")
     add(
         "--starts",
         metavar="N",

@@ -10,6 +10,7 @@ from pathlib import Path
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
 from avl_runtime.cli.output import PICTURES
+from avl_runtime.resources import MOST_THREADS
 
 
 def names(text: str) -> list[str]:
@@ -67,6 +68,16 @@ def picture_name(text: str) -> Path:
 def count(text: str) -> int:
     """A whole number of at least 1."""
     return _whole(text, 1)
+
+
+def threads(text: str) -> int:
+    """How many CPU threads."""
+    found = count(text)
+    if found > MOST_THREADS:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at most {MOST_THREADS}, found {text!r}"
+        )
+    return found
 
 
 def none_or_more(text: str) -> int:
