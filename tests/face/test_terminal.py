@@ -58,17 +58,15 @@ def test_questions_and_ctrl_c(editor: str, tmp_path: Path) -> None:
     with Person(tmp_path, editor) as person:
         person.type("What is")
         person.wait_for("What is")
-        person.type("\x03")
-        person.wait_for("> ")
-        person.type("and more\x03")  # all at once: the terminal may drop the text before it is read
-        person.wait_for("> ")
+        person.interrupt("> ")
+        person.type("and more")
+        person.interrupt("> ")
         person.type("it?\n")
         person.wait_for(ANSWER)
         person.wait_for("> ")
         person.type("forever\n")
         person.wait_for(" and on and on")
-        person.type("\x03")
-        person.wait_for("[stopped]")
+        person.interrupt("[stopped]")
         person.wait_for("> ")
         person.type("/save talk.json\n".replace("talk", str(tmp_path / "talk")))
         person.wait_for("saved 4 messages")
@@ -84,21 +82,20 @@ def test_questions_and_ctrl_c(editor: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("editor", EDITORS)
 def test_ctrl_c_at_an_empty_prompt_tells_how_to_leave(editor: str, tmp_path: Path) -> None:
     with Person(tmp_path, editor) as person:
-        person.type("\x03")
-        person.wait_for("/quit or Ctrl-D leaves")
+        person.interrupt("/quit or Ctrl-D leaves")
         person.wait_for("> ")
         person.type("What is it?\n")
         person.wait_for(ANSWER)
-        for _ in range(2):
-            person.wait_for("> ")
-            person.type("\x03")
+        person.wait_for("> ")
+        person.interrupt("/quit or Ctrl-D leaves")
+        person.wait_for("> ")
         if editor == "plain":  # nobody knows whether something had been typed: it never leaves
-            person.wait_for("/quit or Ctrl-D leaves")
+            person.interrupt("/quit or Ctrl-D leaves")
             person.wait_for("> ")
             person.type("\x04")
             assert person.end() == 0
             return
-        person.wait_for("avl-run: stopped")
+        person.interrupt("avl-run: stopped")
         assert person.end() == 130
         assert "Traceback" not in person.seen
 

@@ -20,6 +20,7 @@ import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
+AGAIN = 30.0  # seconds after which a person presses Ctrl-C again
 PATIENCE = 300.0  # seconds; on a busy machine a program may take long to begin
 _FORWARD = re.compile(rb"(\x08*)\x1b\[(\d*)C")
 _CONTROL = re.compile(rb"\x1b\[[0-9;?=>]*[A-Za-z]|\x1b[=>78]|\x1b\][^\x07]*\x07|\r")
@@ -57,9 +58,18 @@ class Terminal:
         """Press keys."""
         os.write(self._host, text.encode())
 
-    def wait_for(self, text: str) -> str:
+    def interrupt(self, text: str) -> None:
+        """Press Ctrl-C, and once more where nothing comes of it, until `text` is shown."""
+        self.type("\x03")
+        try:
+            self.wait_for(text, AGAIN)
+        except AssertionError:
+            self.type("\x03")
+            self.wait_for(text)
+
+    def wait_for(self, text: str, patience: float = PATIENCE) -> str:
         """Wait until `text` is shown behind what was waited for last; returns what is between."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while True:
             shown = self.seen
             place = shown.find(text, self._from)
