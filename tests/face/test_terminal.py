@@ -59,8 +59,8 @@ def test_questions_and_ctrl_c(editor: str, tmp_path: Path) -> None:
         person.type("What is")
         person.wait_for("What is")
         person.interrupt("> ")
-        person.type("and more")
-        person.interrupt("> ")
+        # All at once: the terminal may drop the text before it is read.
+        person.interrupt("> ", behind="and more")
         person.type("it?\n")
         person.wait_for(ANSWER)
         person.wait_for("> ")

@@ -58,9 +58,13 @@ class Terminal:
         """Press keys."""
         os.write(self._host, text.encode())
 
-    def interrupt(self, text: str) -> None:
-        """Press Ctrl-C, and once more where nothing comes of it, until `text` is shown."""
-        self.type("\x03")
+    def interrupt(self, text: str, behind: str = "") -> None:
+        """Type `behind` and Ctrl-C at once, then wait until `text` is shown.
+
+        A Ctrl-C that comes after `input` has shown its prompt and before it waits for keys is
+        noticed with the next key alone, so that a person presses it again.
+        """
+        self.type(behind + "\x03")
         try:
             self.wait_for(text, AGAIN)
         except AssertionError:
