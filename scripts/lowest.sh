@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests on the oldest versions that pyproject.toml allows, in build/lowest. Arguments go to
-# pytest: ./scripts/lowest.sh tests/runtime. Takes gigabytes: an older torch has no CPU build on the
-# index. A bound must name a release, and all of them must go together: pip says so otherwise.
+# pytest: ./scripts/lowest.sh tests/runtime. A bound must name a release, and all of them must go
+# together: pip says so otherwise.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
