@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests on the oldest versions that pyproject.toml allows, in build/lowest. Arguments go to
-# pytest: ./scripts/lowest.sh tests/runtime. A bound must name a release, and all of them must go
-# together: pip says so otherwise.
+# pytest: ./scripts/lowest.sh tests/runtime. Versions and outcome are written to
+# build/lowest/result.json, of which benchmarks/lowest.json is a copy. A bound must name a release,
+# and all of them must go together: pip says so otherwise.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -28,4 +29,24 @@ sort -u -o "$PLACE/pins.txt" "$PLACE/pins.txt"
     fail "pip could not install these versions together; see its message above"
 cd "$ROOT"
 export PATH="$PLACE/env/bin:$PATH"
-OMP_NUM_THREADS=1 python -m pytest "$@"
+status=0
+OMP_NUM_THREADS=1 python -m pytest --junitxml "$PLACE/result.xml" "$@" || status=$?
+python - "$PLACE" <<'PYTHON'
+import json, platform, re, sys, time
+from importlib.metadata import version
+from pathlib import Path
+from xml.etree import ElementTree
+
+place = Path(sys.argv[1])
+suite = ElementTree.parse(place / "result.xml").getroot().find("testsuite")
+names = [re.split("==", line)[0] for line in (place / "pins.txt").read_text().split("\n") if line]
+record = {
+    "date": time.strftime("%Y-%m-%d"),
+    "python": platform.python_version(),
+    "versions": {name: version(name) for name in names},
+    **{kind: int(suite.get(kind)) for kind in ("tests", "failures", "errors", "skipped")},
+    "seconds": round(float(suite.get("time"))),
+}
+(place / "result.json").write_text(json.dumps(record, indent=2) + "\n")
+PYTHON
+exit "$status"
