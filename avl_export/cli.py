@@ -30,7 +30,7 @@ from avl_runtime.sizes import size_text
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
-    parser = _parser()
+    parser = make_parser()
     parsed = parser.parse_args(arguments)
     _check_usage(parser, parsed)
     try:
@@ -176,7 +176,8 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
             )
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
+    """The parser of avl-export."""
     parser = CommandParser(
         "avl-export",
         "Turn a vision-language checkpoint into an avl package.",

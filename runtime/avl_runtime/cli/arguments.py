@@ -95,7 +95,7 @@ def _is_file(word: str) -> bool:
         return False
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The parser of avl-run."""
     parser = CommandParser(
         "avl-run",
@@ -133,7 +133,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="dense, avl, fastv, avl+fastv or random, with options as avl:keep=0.5,core=0.3 "
         "(default: the package's)",
     )
-    add("--backend", choices=BACKENDS, default="auto", help="default: auto, the best that works")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what runs the graphs (default: auto, the best that works)",
+    )
     add("--threads", metavar="N", type=threads, help="CPU threads (default: all processors)")
     add(
         "--park",

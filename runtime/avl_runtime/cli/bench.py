@@ -26,7 +26,7 @@ POLICIES = ("dense", "fastv", "avl", "avl+fastv")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
-    parser = _parser()
+    parser = make_parser()
     parsed = parser.parse_args(argv)
     _check_usage(parser, parsed)
     return exit_status("avl-bench", lambda: _run(parsed))
@@ -75,7 +75,8 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
             parser.error(f"--{option.replace('_', '-')} is for peers, name them with --against")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
+    """The parser of avl-bench."""
     parser = CommandParser(
         "avl-bench",
         "Measure speed and memory of policies, and of other libraries on the same "
@@ -116,13 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--peer-python",
         metavar="PYTHON",
-        help="for peers that this Python has not (default: this Python)",
+        help="runs the peers that this Python has not (default: this Python)",
     )
     add(
         "--checkpoint",
         metavar="DIR",
         type=Path,
-        help="for peers (default: the one the package was made from)",
+        help="what peers load (default: what the package was made from)",
     )
     add(
         "--visual-tokens",
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         type=count,
         help=f"of the prompt, its template included (default: {TEXT_TOKENS})",
     )
-    add("--new-tokens", metavar="N", type=count, default=64, help="default: 64")
+    add("--new-tokens", metavar="N", type=count, default=64, help="of each answer (default: 64)")
     add(
         "--batch",
         metavar="N",
@@ -144,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="sequences decoded together (default: 1)",
     )
-    add("--threads", metavar="N", type=threads, help="default: all processors")
+    add("--threads", metavar="N", type=threads, help="CPU threads (default: all processors)")
     add(
         "--starts",
         metavar="N",
@@ -158,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=none_or_more,
         default=1,
-        help="rounds that do not (default: 1)",
+        help="rounds before them that do not count (default: 1)",
     )
     add(
         "--idle-wait",

@@ -25,7 +25,7 @@ from avl_runtime.sizes import size_text
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
-    parser = _parser()
+    parser = make_parser()
     parsed = parser.parse_args(arguments)
     try:
         options = Options(
@@ -71,7 +71,8 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
+    """The parser of avl-build."""
     parser = CommandParser(
         "avl-build",
         "Build engines of a package made by avl-export and add them to it.",

@@ -16,13 +16,7 @@ from avl_runtime.machine import probe
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0 whatever is missing, as ort-cpu needs none of it."""
-    parser = CommandParser(
-        "avl-doctor",
-        "Say what this machine has for each backend and how to install the rest.",
-        "avl-doctor --json",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parsed = parser.parse_args(arguments)
+    parsed = make_parser().parse_args(arguments)
     return exit_status("avl-doctor", lambda: _run(parsed))
 
 
@@ -45,6 +39,17 @@ def _lines(findings: Sequence[Finding]) -> list[str]:
         if one.fix is not None and one.fix != following:  # once for neighbours with the same
             lines.append(f"    {'':<{width}}  -> {one.fix}")
     return lines
+
+
+def make_parser() -> CommandParser:
+    """The parser of avl-doctor."""
+    parser = CommandParser(
+        "avl-doctor",
+        "Say what this machine has for each backend and how to install the rest.",
+        "avl-doctor --json",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
 
 
 if __name__ == "__main__":

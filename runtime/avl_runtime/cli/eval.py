@@ -46,7 +46,7 @@ MEASURING = ("tasks", "data", "policies", "backend", "samples", "jobs", "json") 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
-    parser = _parser()
+    parser = make_parser()
     parsed = parser.parse_args(argv)
     for option in ("tasks", "samples"):
         if parsed.data is not None and getattr(parsed, option) != parser.get_default(option):
@@ -133,7 +133,8 @@ def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
+    """The parser of avl-eval."""
     parser = CommandParser(
         "avl-eval",
         "Measure quality, memory and arithmetic of policies. Answers are greedy, with the "
@@ -162,7 +163,12 @@ def _parser() -> argparse.ArgumentParser:
         default=list(SWEEP),
         help=f"as dense,fastv:keep=0.5,avl (default: {len(SWEEP)}, every budget of each)",
     )
-    add("--backend", choices=BACKENDS, default="auto", help="default: auto, the best that works")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what runs the graphs (default: auto, the best that works)",
+    )
     add(
         "--samples",
         metavar="N",

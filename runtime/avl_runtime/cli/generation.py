@@ -34,7 +34,13 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         "generation", "What is left out is as the package says: avl-info PACKAGE shows it."
     )
     add = group.add_argument
-    add("--max-new-tokens", metavar="N", type=count, default=256, help="default: 256")
+    add(
+        "--max-new-tokens",
+        metavar="N",
+        type=count,
+        default=256,
+        help="of the answer (default: 256)",
+    )
     add("--temperature", metavar="T", type=float, help=f"0 is greedy {PACKAGE}")
     add(
         "--top-p",

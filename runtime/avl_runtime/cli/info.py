@@ -16,6 +16,18 @@ from avl_runtime.package import load_package
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
+    parsed = make_parser().parse_args(arguments)
+    return exit_status("avl-info", lambda: _run(parsed))
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    found = describe(load_package(parsed.package))
+    print(json.dumps(found, ensure_ascii=False) if parsed.json else info_text(found))
+    return 0
+
+
+def make_parser() -> CommandParser:
+    """The parser of avl-info."""
     parser = CommandParser(
         "avl-info",
         "Say what a package holds: its model, its policies, how it generates by default, where its "
@@ -24,14 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parsed = parser.parse_args(arguments)
-    return exit_status("avl-info", lambda: _run(parsed))
-
-
-def _run(parsed: argparse.Namespace) -> int:
-    found = describe(load_package(parsed.package))
-    print(json.dumps(found, ensure_ascii=False) if parsed.json else info_text(found))
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=_Formatter
         )
+        self.example = example
+        self.notes = notes
         self._given: list[str] = []
         version = f"%(prog)s {__version__}"
         self.add_argument("--version", action="version", version=version, help="print the version")
