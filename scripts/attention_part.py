@@ -191,7 +191,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def sentence(report: Mapping[str, Any], churns: Mapping[str, Any]) -> str:
-    """What a refresh moves, as the README quotes it; `churns` is what churn.py found."""
+    """What a refresh moves, as the documents quote it; `churns` is what churn.py found."""
     usual = "avl:keep=0.5,core=0.3,refresh=3"
     tiny, random = (churns["packages"][name][usual]["median"] for name in ("avl-tiny", "S1-none"))
     rows, bodies = (report["batches"]["1"][way] for way in ("kernel", "body"))

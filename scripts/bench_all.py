@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make every record of speed that the README quotes, and compare them with the targets.
+"""Make every record of speed that the documents quote, and compare them with the targets.
 
     .venv/bin/python scripts/bench_all.py --peer-python peers/bin/python
 

@@ -85,7 +85,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def computed(report: Report) -> str:
-    """What README says of one fp16 checkpoint, computed in fp32 and in fp16."""
+    """What the documents say of one fp16 checkpoint, computed in fp32 and in fp16."""
     rows = {row["name"]: row for row in report["candidates"]}
     wide, half = (rows[f"dense [{dtype}]"] for dtype in ("fp32", "fp16"))
     took = [f"{row['decode_token']['median']:.1f} ms" for row in (wide, half)]
@@ -98,14 +98,14 @@ def computed(report: Report) -> str:
 
 
 def spread(report: Report) -> str:
-    """What README says of how far runs of one record differ."""
+    """What the documents say of how far runs of one record differ."""
     rows = {row["name"]: row["decode_step"] for row in report["candidates"]}
     own, peer = (
         f"{rows[name]['minimum']:.1f} ms in its best run and {rows[name]['median']:.1f} ms in the "
         "median"
         for name in ("dense", "onnxruntime-genai")
     )
-    return f"dense steps of S1's record take {own}, onnxruntime-genai's {peer}"
+    return f"Dense steps of S1's record take {own}, onnxruntime-genai's {peer}."
 
 
 def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator[Wanted]:

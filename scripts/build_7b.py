@@ -66,7 +66,7 @@ def run(checkpoint: Path, package: Path, quantize: str, rest: list[str]) -> dict
 
 
 def sentence(report: dict[str, Any]) -> str:
-    """The figures as the README quotes them."""
+    """The figures as the documents quote them."""
     found = report["runs"]["int4"]
     return (
         f"The engines of a whole `{report['model']}` in INT4 take {found['build_s']:.0f} s and "

@@ -33,7 +33,43 @@ TALK = """\
 between turns, so that a turn reads only what is new. A line is a question; lines between `\"\"\"`
 and `\"\"\"` are one question. Ctrl-C drops what was typed or ends an answer, and leaves when it is
 pressed twice at an empty prompt. With the extra `chat` lines can be edited, recalled and completed.
+
+    $ .venv/bin/avl-run avl-tiny.avl --image samples/scene.png --quiet
+    /help lists the commands, /quit or Ctrl-D leaves
+    scene.png: 168 x 168, 144 tokens
+    > How many objects are there?
+    6
+    > /clear
+    the conversation begins anew
+    > /image samples/page.png
+    page.png: 168 x 168, 144 tokens
+    > Read the text.
+    793409
+    35247
+    CSRXNP
+    JFASH
+    > /quit
+
+avl-tiny was trained on single questions about one picture: `/clear` comes before another one.
+Models trained on conversations take new pictures in any turn.
 """
+
+# What else belongs to a command.
+NOTES = {
+    "avl-export": """\
+[families.md](families.md#exporting) says how exports work, [quantization.md](quantization.md) how
+weights are made smaller.
+""",
+    "avl-run": """\
+`--image` takes several files, addresses (`http:`, `data:`, `file:`), `-` for stdin, and
+`NAME#frame=N` for one frame of an animation. Answers are drawn as the checkpoint's generation
+settings say, which `avl-info PACKAGE` shows; options override them. Sampling without `--seed`
+differs from run to run, and `--stats` and `--json` tell the seed.
+""",
+    "avl-eval": "[policies.md](policies.md#measuring-on-your-own-data) shows a `--data` file.\n",
+    "avl-bench": "[benchmarks.md](benchmarks.md) holds what was measured with it.\n",
+    "avl-build": "[gpu.md](gpu.md#engines) says more about engines.\n",
+}
 
 
 def reference(parsers: Sequence[CommandParser] | None = None) -> str:
@@ -60,6 +96,7 @@ def _command(parser: CommandParser) -> str:
         lines.append(f"{parser.notes}\n")
     lines.append(f"    {' '.join([parser.prog, *words, '[options]'])}\n")
     lines.append(f"For example:\n\n    {parser.example}\n")
+    lines += [NOTES[parser.prog]] if parser.prog in NOTES else []
     for group in parser._action_groups:
         rows = dict(_rows(parser, group._group_actions))
         if rows:

@@ -1,20 +1,86 @@
-"""Write what documents take from elsewhere: docs/cli.md, from the commands' parsers."""
+"""Write what documents take from elsewhere: docs/cli.md from the parsers, figures from records.
+
+Figures stand between `<!-- begin NAME -->` and `<!-- end NAME -->`, NAME being one of BLOCKS.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import attention_part
+import bench_targets
+import build_7b
 import cli_reference
+import export_size
+import overhead
+import quantization
+import short_tables
+from avl_runtime.evaluate import report as evaluation
 
 ROOT = Path(__file__).parents[1]
+CLI = ROOT / "docs" / "cli.md"
+BLOCK = re.compile(r"(<!-- begin ([a-z0-9-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+
+def record(name: str) -> Any:
+    """What `benchmarks/NAME.json` holds."""
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "quality-short": lambda: short_tables.quality(record("evaluation")),
+    "speed-short": lambda: short_tables.speed(record("bench-s1")),
+    "quality": lambda: evaluation.table(record("evaluation")["policies"]),
+    "speed": lambda: bench_targets.table(record("bench-targets")["targets"]),
+    "spread": lambda: bench_targets.spread(record("bench-s1")),
+    "computed": lambda: bench_targets.computed(record("bench-s1-computed")),
+    "exchange": lambda: attention_part.sentence(record("attention-part"), record("churn")),
+    "overhead": lambda: overhead.sentence(record("overhead")),
+    "quantization": lambda: quantization.table(record("quantization")),
+    "export-size": lambda: export_size.sentence(record("export-size")),
+    "check-layers": lambda: export_size.checked_sentence(record("check-layers")),
+    "quantize-size": lambda: export_size.quantized_sentence(record("quantize-size")),
+    "build-7b": lambda: build_7b.sentence(record("build-7b")),
+}
+
+
+def pages() -> list[Path]:
+    """The documents that people write, in which blocks may stand."""
+    return [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {CLI})]
+
+
+def filled(text: str, in_docs: bool) -> str:
+    """A page with its blocks as the records have them.
+
+    Args:
+        in_docs: whether it lies in docs/, from where records are a folder up.
+
+    Raises:
+        KeyError: there is no block of a name.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        begin, name, end = found.groups()
+        inside = BLOCKS[name]()
+        if in_docs:
+            inside = inside.replace("](benchmarks/", "](../benchmarks/")
+        return f"{begin}\n{inside}\n\n{end}"
+
+    return BLOCK.sub(fill, text)
 
 
 def wanted() -> dict[Path, str]:
-    """The text of every document that holds something written here, by its path."""
-    return {ROOT / "docs" / "cli.md": cli_reference.reference()}
+    """The text that every document should have, by its path."""
+    written = {
+        page: filled(page.read_text(encoding="utf-8"), page.parent != ROOT) for page in pages()
+    }
+    return written | {CLI: cli_reference.reference()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

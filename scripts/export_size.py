@@ -131,7 +131,7 @@ def measure(checkpoint: Path, out: Path, arguments: list[str]) -> dict[str, floa
 
 
 def sentence(report: dict[str, Any]) -> str:
-    """The figures as the README quotes them."""
+    """The figures as the documents quote them."""
 
     def told(alias: str) -> str:
         found = report["models"][alias]
@@ -149,7 +149,7 @@ def sentence(report: dict[str, Any]) -> str:
 
 
 def quantized_sentence(report: dict[str, Any]) -> str:
-    """The figures of `-- --quantize int4` as the README quotes them."""
+    """The figures of `-- --quantize int4` as the documents quote them."""
     found = report["models"]["llava-7b"]
     return (
         f"With `--quantize int4`, `llava-7b` takes {found['user_s']['median']:.0f} s of processor "
@@ -157,6 +157,17 @@ def quantized_sentence(report: dict[str, Any]) -> str:
         f"{found['package_bytes']['max'] / 1e9:.1f} GB "
         "(`scripts/export_size.py --models llava-7b --repeats 1 -- --quantize int4`, "
         "[JSON](benchmarks/quantize-size.json))."
+    )
+
+
+def checked_sentence(report: dict[str, Any]) -> str:
+    """The figures of `-- --check --layers` as the documents quote them."""
+    peak = report["models"]["llava-7b"]["peak_rss_bytes"]["max"]
+    arguments = " ".join(report["arguments"])
+    return (
+        f"For the full size of `llava-7b` that takes {peak / 1e9:.1f} GB at the peak "
+        f"(`scripts/export_size.py --models llava-7b --repeats 1 -- {arguments}`, "
+        "[JSON](benchmarks/check-layers.json))."
     )
 
 

@@ -128,7 +128,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def sentence(report: dict[str, Any]) -> str:
-    """The figures as the README quotes them."""
+    """The figures as the documents quote them."""
     times = report["milliseconds_per_token_outside_sessions"]
     told = ", ".join(
         f"`{policy}` {values['median']:.2f} ms (mean {values['mean']:.2f})"

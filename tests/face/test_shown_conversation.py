@@ -1,4 +1,4 @@
-"""The conversation that README shows is one that avl-tiny has, with right answers."""
+"""The conversation that docs/cli.md shows is one that avl-tiny has, with right answers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RIGHT = {"How many objects are there?": "6", "Read the text.": "793409\n35247\nC
 
 def shown() -> list[str]:
     """The lines of the conversation, the command in front."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/cli.md").read_text()
     block = text.partition("    $ .venv/bin/avl-run ")[2].partition("\n\n")[0]
     return [line.strip() for line in block.splitlines()]
 
 
-def test_the_conversation_in_the_readme(
+def test_the_conversation_shown(
     tiny_package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -55,7 +55,7 @@ def test_the_conversation_in_the_readme(
 
 
 def test_another_picture_after_clear_is_answered_as_a_first_one(tiny: LVLM) -> None:
-    """Held-out samples: what README and quickstart say of avl-tiny's conversations."""
+    """Held-out samples: what the documents and quickstart say of avl-tiny's conversations."""
     chat = tiny.chat()
     scores = []
     for number in range(4):
