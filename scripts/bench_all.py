@@ -89,15 +89,20 @@ RECORDS = {
 }
 
 
+def checkpoint(folder: Path, preset: str, stored: str) -> Path:
+    """Random weights of a preset, stored in fp32 or fp16; made if they are not there."""
+    made = folder / f"{preset}-{stored}"
+    if not made.exists():
+        run(ROOT / "scripts/make_random.py", made, "--preset", preset, "--dtype", stored)
+    return made
+
+
 def package(folder: Path, record: Record, kind: str) -> Path:
     """A package of a record's checkpoint, made if it is not there."""
-    checkpoint = folder / f"{record.preset}-{record.stored}"
-    made = folder / f"{checkpoint.name}-{kind}.avl"
-    if not checkpoint.exists():
-        options = ["--preset", record.preset, "--dtype", record.stored]
-        run(ROOT / "scripts/make_random.py", str(checkpoint), *options)
+    source = checkpoint(folder, record.preset, record.stored)
+    made = folder / f"{source.name}-{kind}.avl"
     if not made.exists():
-        options = ["--model", str(checkpoint), "--out", str(made), "--no-check"]
+        options = ["--model", str(source), "--out", str(made), "--no-check"]
         if kind == "int4":  # of a small model the head is a good part of a step's bytes
             options += ["--quantize", kind, "--quantize-also", "lm_head"]
         else:
