@@ -108,6 +108,19 @@ def spread(report: Report) -> str:
     return f"Dense steps of S1's record take {own}, onnxruntime-genai's {peer}."
 
 
+def weight_bytes(dims: Mapping[str, int], bits: float) -> float:
+    """Bytes of weights that a greedy step reads, at `bits` a weight."""
+    heads = 2 * dims["head_dim"] * (dims["num_heads"] + dims["num_kv_heads"])
+    layer = dims["hidden_size"] * (heads + 3 * dims["intermediate_size"])
+    head = dims["vocab_size"] * dims["hidden_size"]
+    return (dims["num_layers"] * layer * bits + head * min(bits, HEAD_BITS)) / 8
+
+
+def row_bytes(dims: Mapping[str, int]) -> int:
+    """Bytes of keys and values of one token in all layers, in fp32."""
+    return 2 * 4 * dims["num_layers"] * dims["num_kv_heads"] * dims["head_dim"]
+
+
 def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator[Wanted]:
 
     def time(record: str, name: str, part: str) -> float:
@@ -190,11 +203,7 @@ def _found(report: Report, batch: str, name: str, part: str) -> float:
 def _fewer_bytes(records: Mapping[str, Report], record: str, bits: float, name: str) -> float:
     """Bytes of weights and KV that a dense step reads, over those of a policy's mean step."""
     dims, asked = records[record]["dims"], records[record]["workload"]
-    heads = 2 * dims["head_dim"] * (dims["num_heads"] + dims["num_kv_heads"])
-    layer = dims["hidden_size"] * (heads + 3 * dims["intermediate_size"])
-    head = dims["vocab_size"] * dims["hidden_size"]
-    weights = (dims["num_layers"] * layer * bits + head * min(bits, HEAD_BITS)) / 8
-    row = 2 * 4 * dims["num_layers"] * dims["num_kv_heads"] * dims["head_dim"]
+    weights, row = weight_bytes(dims, bits), row_bytes(dims)
     text, visual = asked["text_tokens"] + asked["new_tokens"] / 2, asked["visual_tokens"]
     split = parse(name).plan().split
     if split is None:
