@@ -167,6 +167,7 @@ def load_package(folder: str | Path) -> Package:
     except FormatError as error:
         raise PackageError(f"{error}; export again") from None
     _check_paths(manifest, path)
+    _check_agreement(manifest, path)
     return Package(root, manifest)
 
 
@@ -198,3 +199,24 @@ def _check_paths(manifest: Manifest, path: Path) -> None:
                 f"{path}: expected files inside the package, found {quoted(name)} leading out of "
                 "it; do not use this package"
             )
+
+
+def _check_agreement(manifest: Manifest, path: Path) -> None:
+    dims, embedding = manifest.dims, manifest.embedding
+    bounds = [0, *(segment.last_layer for segment in manifest.segments)]
+    found = [*(segment.first_layer for segment in manifest.segments), dims.num_layers]
+    if found != bounds:
+        raise PackageError(
+            f"{path}: expected segments that hold all {dims.num_layers} layers in order, found "
+            f"beginnings {found[:-1]} and ends {bounds[1:]}; export again"
+        )
+    if embedding.shape[1] != dims.hidden_size:
+        raise PackageError(
+            f"{path}: expected an embedding of {dims.hidden_size} columns, the hidden size, found "
+            f"{embedding.shape[1]}; export again"
+        )
+    if embedding.file not in {shard.path for shard in manifest.weights.shards}:
+        raise PackageError(
+            f"{path}: expected the embedding in one of the shards, found "
+            f"{quoted(embedding.file)}; export again"
+        )

@@ -18,7 +18,7 @@ from avl_runtime.cli.run import main as avl_run
 from avl_runtime.engine_sets import EngineSet, Limits
 from avl_runtime.installation import install, uninstall
 from avl_runtime.machine import Gpu, Machine
-from avl_runtime.package import load_package
+from avl_runtime.package import PackageError, load_package
 from device.loop_cases import ask, same
 from device.sessions import HostSessions, open_on_sessions
 from device.standin import HostDevice
@@ -82,6 +82,14 @@ def test_a_graph_that_does_not_load_is_an_error(tiny_package: Path) -> None:
         open_on_sessions(sessions, load_package(tiny_package))
     assert "loads on stand-in, found: CUDA failure 2: out of memory; free" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_graph_of_other_sizes_than_the_manifest_is_an_error(tiny_package: Path) -> None:
+    package = load_package(tiny_package)
+    dims = replace(package.manifest.dims, num_kv_heads=2)
+    package = replace(package, manifest=replace(package.manifest, dims=dims))
+    with pytest.raises(PackageError, match=r"k_active\.0 \[any, 2, any, 32\] as avl\.json says"):
+        open_on_sessions(HostSessions(HostDevice(interpreted=False)), package)
 
 
 @pytest.mark.parametrize("policy", ["dense", "avl", "avl:text=0.5,text_min=4", "fastv"])

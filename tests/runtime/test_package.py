@@ -18,6 +18,8 @@ from avl_runtime import LVLM
 from avl_runtime.cli.run import main as avl_run
 from avl_runtime.package import FORMAT_VERSION, MANIFEST, PackageError, load_package
 
+SAMPLE = Path(__file__).parents[2] / "samples" / "page.png"
+
 
 @pytest.fixture
 def copy(tiny_package: Path, tmp_path: Path) -> Path:
@@ -177,6 +179,59 @@ def test_numbers_out_of_range(copy: Path, capsys) -> None:
     edit(copy, lambda m: m["tokens"].update(bos=None))
     edit(copy, lambda m: m["image"]["layout"]["processing"].update(rescale=10**400))
     refused(copy, "a number", capsys=capsys)
+
+
+Change = Callable[[dict[str, Any]], None]
+CONTRADICTIONS: list[tuple[Change, str]] = [
+    (lambda m: m["dims"].update(hidden_size=2), "an embedding of 2 columns"),
+    (lambda m: m["dims"].update(num_layers=7), "all 7 layers in order"),
+    (lambda m: m["segments"][0].update(last_layer=0), "beginnings [0, 2] and ends [0, 6]"),
+    (lambda m: m["segments"][1].update(first_layer=1), "beginnings [0, 1] and ends [2, 6]"),
+    (lambda m: m.update(segments=[]), "all 6 layers in order"),
+    (lambda m: m["embedding"].update(file="other.safetensors"), "one of the shards"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), CONTRADICTIONS)
+def test_a_manifest_that_contradicts_itself(copy: Path, capsys, change: Change, says: str) -> None:
+    edit(copy, change)
+    refused(copy, says, "export again", capsys=capsys)
+
+
+def _moved_cut(manifest: dict[str, Any]) -> None:
+    manifest["segments"][0]["last_layer"] = manifest["segments"][1]["first_layer"] = 3
+
+
+def _more_layers(manifest: dict[str, Any]) -> None:
+    manifest["segments"][1]["last_layer"] = manifest["dims"]["num_layers"] = 10**30
+
+
+OTHER_GRAPHS: list[tuple[Change, str]] = [
+    (
+        lambda m: m["dims"].update(num_kv_heads=2),
+        "k_active.0 [any, 2, any, 32] as avl.json says, found [any, 3, any, 32]",
+    ),
+    (lambda m: m["dims"].update(head_dim=10**30), "found [any, 3, any, 32]"),
+    (lambda m: m["dims"].update(vocab_size=2), "logits [any, any, 2]"),
+    (_moved_cut, "decoder.0.onnx: expected 3 layers as avl.json says, found 2"),
+    (_more_layers, "found 4"),
+    (lambda m: m["segments"][1]["deepstack"].append(3), "a tensor deepstack.3"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), OTHER_GRAPHS)
+def test_a_manifest_of_other_graphs(copy: Path, capsys, change: Change, says) -> None:
+    edit(copy, change)
+    refused(copy, says, "avl.json has changed since export", capsys=capsys)
+
+
+def test_pictures_of_another_size_than_the_graph_reads(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m["image"]["layout"]["processing"].update(crop=[2, 168]))
+    assert avl_run([str(copy), "What?", "--quiet", "--image", str(SAMPLE)]) == 1
+    assert capsys.readouterr().err == (
+        "avl-run: vision.onnx: expected pixel_values [1, 3, 2, 168] as avl.json says, found "
+        "[any, 3, 168, 168]; avl.json has changed since export, export again\n"
+    )
 
 
 def test_a_dtype_the_cpu_does_not_have(copy: Path, capsys) -> None:

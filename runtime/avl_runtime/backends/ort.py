@@ -31,6 +31,7 @@ from avl_runtime.backends.ort_options import (
 )
 from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cache import SegmentCache
+from avl_runtime.graph_fit import check_media, check_segment
 from avl_runtime.huge_pages import huge_pages
 from avl_runtime.manifest import Dims, Segment
 from avl_runtime.package import Package
@@ -66,6 +67,9 @@ class OrtBackend:
             self._sessions = [
                 self._session(package, part.file, encoder=False) for part in manifest.segments
             ]
+        for session, part in zip(self._sessions, manifest.segments, strict=True):
+            check_segment(session, part, manifest)
+        self._files = manifest.encoders
         self._host = host() if self.dtype == np.float32 else None
 
     def _session(self, package: Package, file: str, *, encoder: bool) -> ort.InferenceSession:
@@ -99,6 +103,7 @@ class OrtBackend:
             name: array.astype(self.dtype, copy=False) if array.dtype == np.float32 else array
             for name, array in inputs.items()
         }
+        check_media(self._encoders[kind], self._files[kind], feeds)
         return [np.asarray(array) for array in self._encoders[kind].run(None, feeds)]
 
     def bind(

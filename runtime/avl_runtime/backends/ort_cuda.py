@@ -14,6 +14,7 @@ from avl_runtime.device.memory import Memory
 from avl_runtime.device.ort import OrtEncoder, OrtSegment
 from avl_runtime.device.protocol import Device
 from avl_runtime.engine_sets import Limits, cuda_words
+from avl_runtime.graph_fit import check_segment
 from avl_runtime.installation import install, uninstall
 from avl_runtime.machine import Machine
 from avl_runtime.package import Package
@@ -61,6 +62,7 @@ def open_sessions(
 
     Raises:
         BackendError: a graph does not load, or the provider does not start.
+        PackageError: a graph is not the one that the manifest describes.
     """
     manifest, memory = package.manifest, Memory(device)
     if manifest.dtype not in ("fp32", "fp16"):
@@ -77,9 +79,13 @@ def open_sessions(
 
     files = manifest.encoders
     encoders: dict[str, EncoderRunner] = {
-        file: OrtEncoder(session(file), element) for file in set(files.values())
+        file: OrtEncoder(session(file), file, element) for file in set(files.values())
     }
-    segments = [OrtSegment(session(part.file), device_type) for part in manifest.segments]
+    segments = []
+    for part in manifest.segments:
+        opened = session(part.file)
+        check_segment(opened, part, manifest)
+        segments.append(OrtSegment(opened, device_type))
     memory.count("weights", max(0, free - device.memory()[0]))
     return DeviceBackend(
         name="ort-cuda",

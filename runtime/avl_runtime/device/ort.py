@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from avl_runtime.device.elements import Element
 from avl_runtime.device.tensors import Tensor, Use
+from avl_runtime.graph_fit import check_media
 
 _TYPES = {
     "tensor(float)": np.float32,
@@ -62,12 +63,13 @@ class OrtSegment:
 class OrtEncoder:
     """An encoder as a session; its inputs and outputs pass through the host."""
 
-    def __init__(self, session: Any, element: Element) -> None:
-        self._session, self._element = session, element
+    def __init__(self, session: Any, file: str, element: Element) -> None:
+        self._session, self._file, self._element = session, file, element
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         feeds = {
             name: self._element.encode(array) if array.dtype == np.float32 else array
             for name, array in inputs.items()
         }
+        check_media(self._session, self._file, feeds)
         return [np.asarray(array) for array in self._session.run(None, feeds)]
