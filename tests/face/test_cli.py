@@ -221,6 +221,7 @@ def test_usage_errors(
         (["--image", "missing.png"], "missing.png"),
         (["--image", "CAT", "--heatmap", "no/such/folder/x.png"], "folder"),
         (["--image", "CAT", "missing.png"], "missing.png"),
+        (["--image", "CAT", "--heatmap", "CAT"], "expected a file of its own to write"),
     ],
 )
 def test_bad_input_is_one_line_before_the_model_loads(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from avl_runtime.cli import bench
 from avl_runtime.cli import eval as evaluation
-from avl_runtime.cli.output import OutputError, check_file
+from avl_runtime.cli.output import OutputError, check_apart, check_file
 
 
 def test_a_folder_a_missing_one_and_a_locked_one(
@@ -39,3 +40,24 @@ def test_a_package_and_a_record_exclude_each_other(capsys: pytest.CaptureFixture
             evaluation.main(given)
         assert ended.value.code == 2
         assert f"of an earlier run, found {found}\n" in capsys.readouterr().err
+
+
+def test_nothing_is_written_over_what_is_read_or_written_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, link = tmp_path / "x.jsonl", tmp_path / "link.png"
+    data.write_text("{}")
+    link.symlink_to(data)
+    for main, given in (
+        (evaluation.main, ["x.avl", "--data", str(data), "--json", str(data)]),
+        (evaluation.main, ["x.avl", "--data", str(data), "--plot", str(link)]),
+        (evaluation.main, ["--from-json", str(data), "--plot", str(link)]),
+        (bench.main, ["x.avl", "--json", str(data), "--csv", str(tmp_path / "." / "x.jsonl")]),
+    ):
+        assert main(given) == 1
+        assert "expected a file of its own to write, found one" in capsys.readouterr().err
+    assert data.read_text() == "{}"
+    null = Path(os.devnull)
+    check_apart(
+        [null, null, None, Path("-"), Path("-"), tmp_path / "x.png"], ["data:,x", "-", "\0"]
+    )

@@ -14,7 +14,7 @@ from avl_runtime.bench.measure import Settings, measure
 from avl_runtime.bench.report import as_csv, as_json, as_markdown
 from avl_runtime.bench.workload import TEXT_TOKENS, make_workload
 from avl_runtime.cli.lists import count, names_of, none_or_more, policies, seconds, threads
-from avl_runtime.cli.output import STDOUT, check_file, write_text
+from avl_runtime.cli.output import STDOUT, check_apart, check_file, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.package import load_package
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     for path in filter(None, (parsed.json, parsed.csv)):
         check_file(path)
+    check_apart([parsed.json, parsed.csv])
     packages = [load_package(folder) for folder in (parsed.package, *parsed.beside)]
     package = packages[0]
     candidates = own_candidates(packages, parsed.policies, parsed.backends)

@@ -16,7 +16,7 @@ from avl_plugins.errors import shown
 from avl_plugins.policies import parse
 from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.lists import count, names_of, picture_name, policies
-from avl_runtime.cli.output import STDOUT, check_file, check_picture, write_text
+from avl_runtime.cli.output import STDOUT, check_apart, check_file, check_picture, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.pool import map_in_processes
 from avl_runtime.cli.status import exit_status
@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.plot is not None:  # before hours of work
+    # Before hours of work.
+    check_apart([arguments.json, arguments.plot], [arguments.data, arguments.from_json])
+    if arguments.plot is not None:
         check_picture(arguments.plot)
         need("eval", "matplotlib", what_for="--plot")
     report = _measured(arguments) if arguments.from_json is None else _earlier(arguments.from_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,36 @@ def check_file(path: Path) -> None:
             else "none; make the folder first"
         )
         raise OutputError(f"{shown(path)}: expected a file in a writable folder, found {found}")
+
+
+def check_apart(written: Iterable[Path | None], read: Iterable[str | Path | None] = ()) -> None:
+    """Refuse a file that is written and also read or written another time.
+
+    Args:
+        written: files to write; None stands for an option left out.
+        read: files that are read; what names no file, as an address, is no file to lose.
+
+    Raises:
+        OutputError: two of them are the same file, links followed.
+    """
+    taken = [_real(path) for path in read if path is not None]
+    for path in written:
+        if path is None or path == STDOUT:
+            continue
+        real = _real(path)
+        if real in taken and not Path(real).is_char_device():  # as /dev/null
+            raise OutputError(
+                f"{shown(path)}: expected a file of its own to write, found one that is read or "
+                "written as well; name another"
+            )
+        taken.append(real)
+
+
+def _real(path: str | Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a name that no file can have
+        return str(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from avl_plugins.errors import AvlError
 from avl_runtime.backends.choose import ENGINES
 from avl_runtime.cli.arguments import make_parser, parse_arguments
 from avl_runtime.cli.generation import generation_options, without_effect
-from avl_runtime.cli.output import check_picture
+from avl_runtime.cli.output import check_apart, check_picture
 from avl_runtime.cli.session import Extras, Session
 from avl_runtime.cli.status import exit_status
 from avl_runtime.cli.talk.loop import Talk
@@ -58,6 +58,7 @@ def _run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
         # Whatever can be refused is refused before the model is loaded.
         if extras.heatmap is not None:
             check_picture(extras.heatmap)
+            check_apart([extras.heatmap], arguments.image + arguments.video)
         sources = Sources()
         shown = Shown(tuple(map(_image, arguments.image)), tuple(map(load_video, arguments.video)))
         given = zip(shown.images + shown.videos, arguments.image + arguments.video, strict=True)
