@@ -82,13 +82,13 @@ class Runner:
         )
 
 
-def fill(
-    model: LVLM, images: Sequence[Image.Image], text_tokens: int, seed: int = 0
-) -> tuple[str, Any]:
-    """A prompt of as many text tokens as asked for, its template's included.
+def words(count: int, seed: int = 0) -> str:
+    """So many words of make_random.py's tokenizers; another seed gives others."""
+    return " ".join(f"w{20 + (37 * seed + number) % 200}" for number in range(count))
 
-    Args:
-        seed: another one gives other words.
+
+def fill(model: LVLM, images: Sequence[Image.Image], text_tokens: int) -> tuple[str, Any]:
+    """A prompt of as many text tokens as asked for, its template's included.
 
     Returns:
         The prompt, and a request's stats with it.
@@ -102,18 +102,18 @@ def fill(
             prompt, images=images, policy="dense", max_new_tokens=1, **GREEDY
         ).stats
 
-    words = [f"w{20 + (37 * seed + number) % 200}" for number in range(text_tokens)]
-    found = stats(words[0])
+    found = stats(words(1))
     missing = text_tokens - (found.prompt_tokens - found.visual_tokens)
+    prompt = words(1 + max(0, missing))
     if missing > 0:
-        found = stats(" ".join(words[: 1 + missing]))
+        found = stats(prompt)
     text = found.prompt_tokens - found.visual_tokens
     if text != text_tokens:
         raise ValueError(
             f"expected {text_tokens} text tokens, found {text}; the template alone may have more, "
             "or the tokenizer is none of make_random.py's"
         )
-    return " ".join(words[: 1 + max(0, missing)]), found
+    return prompt, found
 
 
 def noise(side: int, seed: int) -> Image.Image:

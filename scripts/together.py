@@ -34,7 +34,7 @@ from bench_targets import row_bytes, weight_bytes
 from greedy_requests import GREEDY
 from measured import run_measured
 from side_by_side import ratios
-from speed_worker import fill, noise
+from speed_worker import fill, noise, words
 
 BITS = {"fp32": 32, "fp16": 16}
 
@@ -72,11 +72,8 @@ def measure(
         [noise(336, 100 * number + one) for one in range(sizes.pictures)]
         for number in range(sizes.requests)
     ]
-    filled = [
-        fill(model, pictures, sizes.text_tokens, number) for number, pictures in enumerate(images)
-    ]
-    prompts = [prompt for prompt, _ in filled]
-    stats = filled[0][1]
+    first, stats = fill(model, images[0], sizes.text_tokens)
+    prompts = [words(len(first.split()), number) for number in range(sizes.requests)]
 
     def in_a_row(new_tokens: int) -> list[list[Any]]:
         return [
