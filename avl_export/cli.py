@@ -10,22 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from avl_export import aliases
-from avl_export.adapters.choice import adapted_name
-from avl_export.checkpoint import folder_of, model_name
-from avl_export.layer_table import HEADER, Row
+from avl_export.check.layer_table import HEADER, Row
+from avl_export.checkpoint import aliases
+from avl_export.checkpoint.adapters.choice import adapted_name
+from avl_export.checkpoint.checkpoint import folder_of, model_name
 from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
-from avl_export.place import examine
-from avl_export.plan_text import plan_text, quantization_text
-from avl_export.survey import survey
+from avl_export.plan.place import examine
+from avl_export.plan.plan_text import plan_text, quantization_text
+from avl_export.plan.survey import survey
 from avl_plugins.errors import AvlError, quoted
-from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.lists import policy
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
-from avl_runtime.installation import shortage
-from avl_runtime.package import load_package
-from avl_runtime.sizes import size_text
+from avl_runtime.execute.protocol import BACKENDS
+from avl_runtime.machine.installation import shortage
+from avl_runtime.machine.sizes import size_text
+from avl_runtime.package.package import load_package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
         return _recheck(parsed)
     _check_extra()
     checkpoint = survey(options)
-    from avl_export.plan import make_plan
+    from avl_export.plan.plan import make_plan
 
     plan = make_plan(options, checkpoint)
     report: dict[str, Any] = plan.report()
@@ -108,7 +108,7 @@ def _say(line: str) -> None:
 def _recheck(parsed: argparse.Namespace) -> int:
     _check_extra()
     load_package(parsed.package)
-    from avl_export.recheck import recheck, recheck_backends
+    from avl_export.check.recheck import recheck, recheck_backends
 
     report: dict[str, Any] = {"package": str(parsed.package)}
     tell = _teller(parsed.json)

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from avl_export.adapters.reference import merged_reference
-from avl_export.check import Report, check_package
-from avl_export.checkpoint import TOKENIZER, weights_root
-from avl_export.graph import finish
-from avl_export.layer_check import check_layers
-from avl_export.layer_table import Row
-from avl_export.place import ExportError, Found, check_place, staged
-from avl_export.plan import Plan
+from avl_export.check.adapted import merged_reference
+from avl_export.check.check import Report, check_package
+from avl_export.check.layer_check import check_layers
+from avl_export.check.layer_table import Row
+from avl_export.check.quantized import check_quantized
+from avl_export.check.streamed import Load, checkpoint_loader, quantized_loader
+from avl_export.checkpoint.checkpoint import TOKENIZER, weights_root
+from avl_export.checkpoint.shards import copy_shards, link_shards
+from avl_export.graph.graph import finish
+from avl_export.graph.trace import Traced, trace_encoder, trace_segment
+from avl_export.graph.weights import bind
+from avl_export.plan.place import ExportError, Found, check_place, staged
+from avl_export.plan.plan import Plan
 from avl_export.progress import Progress
-from avl_export.quantize.check import check_quantized
 from avl_export.quantize.report import manifest_entry
 from avl_export.quantize.writer import write_store
-from avl_export.shards import copy_shards, link_shards
-from avl_export.streamed import Load, checkpoint_loader, quantized_loader
-from avl_export.trace import Traced, trace_encoder, trace_segment
-from avl_export.weights import bind
-from avl_runtime.package import (
+from avl_runtime.package.package import (
     FORMAT_VERSION,
     MANIFEST,
     FileEntry,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avl_runtime import progress
+from avl_runtime.machine import progress
 
 
 class Progress(progress.Progress):

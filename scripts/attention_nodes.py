@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from avl_plugins import cpu
-from avl_plugins.function import attention_node_attributes, split_cache_attention_functions
+from avl_plugins.bodies.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.policies import parse
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
-from avl_runtime.cache import SegmentCache
+from avl_runtime.kv.cache import SegmentCache
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 8, 16, 16, 64
 VISUAL, TEXT = 2880, 128  # at a reply's begin

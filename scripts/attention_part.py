@@ -45,10 +45,10 @@ from avl_plugins.cpu.host import host
 from avl_plugins.cpu.refresh import Refresh
 from avl_runtime.bench.idle import wait_idle
 from avl_runtime.bench.surroundings import machine
-from avl_runtime.cache import SegmentCache
-from avl_runtime.huge_pages import huge_pages
-from avl_runtime.moves import exchange
-from avl_runtime.resources import cores
+from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.kv.moves import exchange
+from avl_runtime.machine.huge_pages import huge_pages
+from avl_runtime.machine.resources import cores
 
 OTHER = 64 << 20  # bytes read between steps: twice this machine's last cache
 ANGLES = {"unrelated": math.pi / 2, "alike": 0.2}  # radians from one refresh's queries to the next

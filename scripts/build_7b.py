@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from avl_runtime.resources import cores, physical_memory
+from avl_runtime.machine.resources import cores, physical_memory
 from export_size import write_sparse
 from measured import run_measured, split_arguments
 from random_weights import fill

@@ -22,9 +22,9 @@ from PIL import Image
 
 from avl_runtime import LVLM
 from avl_runtime.bench.surroundings import machine
-from avl_runtime.images import ImageLike
-from avl_runtime.results import Placement
+from avl_runtime.generate.results import Placement
 from avl_runtime.tasks import TASKS, samples
+from avl_runtime.vision.load.images import ImageLike
 
 POLICIES = ("avl:keep=0.5,core=0.3,refresh=3", "avl:core=0.1,refresh=8")
 

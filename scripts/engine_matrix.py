@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from avl_export.aliases import known_files
+from avl_export.checkpoint.aliases import known_files
 from export_size import write_shapes
 from make_random import FAMILIES, Shape, files_of
 from random_weights import fill

@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from avl_export.aliases import HUB_IDS, known_files
-from avl_runtime.resources import cores
+from avl_export.checkpoint.aliases import HUB_IDS, known_files
+from avl_runtime.machine.resources import cores
 from measured import run_measured, split_arguments
 
 SHARD = 5 << 30  # bytes; transformers' own bound

@@ -27,13 +27,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from avl_export.safetensors_header import read_header
+from avl_export.checkpoint.safetensors_header import read_header
 from avl_plugins.errors import AvlError
 from avl_runtime.bench.surroundings import machine
-from avl_runtime.images import load_image
-from avl_runtime.package import MANIFEST, load_package
-from avl_runtime.processor import Processor
+from avl_runtime.package.package import MANIFEST, load_package
+from avl_runtime.prompts.processor import Processor
 from avl_runtime.tasks import sample
+from avl_runtime.vision.load.images import load_image
 
 ROUND = 300  # examples between two looks at the clock
 SLOW_S = 10.0  # an input that takes longer is a finding too

@@ -32,7 +32,7 @@ sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent / "plugins")]
 
 import torch  # noqa: E402  # the paths above come first
 
-from avl_plugins.cuda import Device  # noqa: E402
+from avl_plugins.cuda.driver import Device  # noqa: E402
 from avl_plugins.kernels.catalog import DTYPES, HEAD_DIMS, Variant  # noqa: E402
 from gpu_speed import measure_speed, tune  # noqa: E402
 from kernel_cases import (  # noqa: E402

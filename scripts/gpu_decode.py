@@ -23,8 +23,8 @@ import numpy as np
 
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
-from avl_runtime.device.decode import DeviceDecoder
-from avl_runtime.results import Result
+from avl_runtime.generate.device_decode import DeviceDecoder
+from avl_runtime.generate.results import Result
 from avl_runtime.tasks import sample
 
 POLICIES = ("dense", "fastv", "avl", "avl+fastv", "avl:text=0.5,text_min=4", "random:of=avl")

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from avl_plugins.cuda.packaged import PackagedKernel, index, kernel
 from avl_plugins.kernels import aot
 from avl_plugins.kernels.catalog import VARIANTS
-from avl_plugins.packaged import PackagedKernel, index, kernel
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COLUMNS = ("wgmma", "mma", "ldmatrix", "cp_async_16", "load_16", "load", "store_16", "store")

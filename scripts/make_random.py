@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avl_export.aliases import known_files
+from avl_export.checkpoint.aliases import known_files
 from export_size import special_tokens, write_shapes
 from random_weights import fill, like_trained
 

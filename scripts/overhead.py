@@ -26,8 +26,8 @@ from PIL import Image
 
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
-from avl_runtime.engine import Request
-from avl_runtime.options import Options
+from avl_runtime.generate.options import Options
+from avl_runtime.requests.runner import Request
 
 LAYERS = 8
 POLICIES = ("dense", "avl", "avl:text=0.6", "fastv", "avl+fastv")

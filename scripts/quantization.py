@@ -34,21 +34,21 @@ from torch import nn
 
 from avl_export.export import export
 from avl_export.options import Options
-from avl_export.plan import Plan, make_plan
+from avl_export.plan.plan import Plan, make_plan
 from avl_export.quantize.blocks import quantize as quantize_rows
 from avl_export.quantize.packing import pack_int4
 from avl_export.quantize.reading import read_weight
 from avl_export.quantize.spec import BITS, DEFAULT_BLOCK
 from avl_plugins import cpu
-from avl_plugins.function import linear_function
+from avl_plugins.bodies.function import linear_function
 from avl_plugins.policies import parse
 from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS, VERSION
 from avl_runtime import LVLM
-from avl_runtime.backends.ort_options import session_config
 from avl_runtime.evaluate.measure import forced_logits
-from avl_runtime.package import load_package
-from avl_runtime.processor import Processor
-from avl_runtime.quantization import Quantization
+from avl_runtime.execute.host.ort_options import session_config
+from avl_runtime.package.package import load_package
+from avl_runtime.package.quantization import Quantization
+from avl_runtime.prompts.processor import Processor
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score
 from avl_runtime.tasks.sample import Task

@@ -25,9 +25,9 @@ from typing import Any
 
 from avl_runtime import LVLM
 from avl_runtime.bench.surroundings import machine
-from avl_runtime.images import ImageLike
-from avl_runtime.memory import rss_bytes
+from avl_runtime.machine.memory import rss_bytes
 from avl_runtime.tasks import TASKS, samples
+from avl_runtime.vision.load.images import ImageLike
 
 POLICIES = (
     "dense",

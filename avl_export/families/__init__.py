@@ -5,14 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from avl_export.checkpoint.original import original_layout
 from avl_export.families.base import EncoderGraph, Family, FamilyError, Traits
-from avl_export.families.original import original_layout
 from avl_plugins.errors import quoted
 
 if TYPE_CHECKING:
     import torch
 
-    from avl_export.checkpoint import Checkpoint
+    from avl_export.checkpoint.checkpoint import Checkpoint
 
 MODULES = {  # model_type -> module in this folder
     "llava": "llava",
@@ -69,7 +69,7 @@ def load_family(checkpoint: Checkpoint, dtype: torch.dtype) -> Family:
     module = import_module(f"avl_export.families.{MODULES[check_supported(checkpoint)]}")
     family: Family = module.load(checkpoint, dtype)
     if checkpoint.shards:
-        from avl_export.tied import untie_stored
+        from avl_export.checkpoint.tied import untie_stored
 
         untie_stored(checkpoint, family.model)
     return family

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from avl_plugins.errors import AvlError
-from avl_runtime.manifest import Dims, ImageEncoder, Tokens, VideoEncoder
+from avl_runtime.package.manifest import Dims, ImageEncoder, Tokens, VideoEncoder
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from avl_runtime.processor import Prompt
+    from avl_runtime.prompts.processor import Prompt
 
 
 class FamilyError(AvlError):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from avl_export.families.base import EncoderGraph, FamilyError
-from avl_export.replicate import repeat
+from avl_export.families.replicate import repeat
 from avl_plugins.errors import quoted
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"

@@ -9,7 +9,7 @@ import torch
 
 from avl_export.families.base import FamilyError
 from avl_plugins.errors import quoted
-from avl_runtime.manifest import Dims
+from avl_runtime.package.manifest import Dims
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic")
 FOREVER = 1 << 62

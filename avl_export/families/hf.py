@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.weight_files import ADAPTER_CONFIG
 from avl_export.families.base import FamilyError, Traits
 from avl_export.families.decoder import fix_rope
-from avl_export.weight_files import ADAPTER_CONFIG
 from avl_plugins.errors import quoted
 
 MOST_LAYERS = 4096

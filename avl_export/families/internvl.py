@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, FamilyError, Traits
 from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
@@ -23,12 +24,11 @@ from avl_export.families.preprocessing import (
     tile_defaults,
     token_text,
 )
-from avl_export.families.templates import chat_template
+from avl_export.families.replicate import repeat
 from avl_export.families.videos import frame_count, frame_processing
-from avl_export.replicate import repeat
 from avl_plugins.errors import quoted
-from avl_runtime.manifest import ImageEncoder, VideoEncoder
-from avl_runtime.processor import Prompt
+from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
+from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 
 TEXT_TYPES = ("llama", "qwen2", "qwen3")

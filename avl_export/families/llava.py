@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
 from avl_export.families.clip import (
     CLIP,
@@ -31,9 +32,8 @@ from avl_export.families.preprocessing import (
     special_tokens,
     token_text,
 )
-from avl_export.families.templates import chat_template
-from avl_runtime.manifest import ImageEncoder
-from avl_runtime.processor import Prompt
+from avl_runtime.package.manifest import ImageEncoder
+from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.fixed import FixedImage
 
 TEXT_TYPES = ("llama", "mistral", "qwen2")

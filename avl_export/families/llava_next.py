@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
 from avl_export.families.clip import (
     ClipFeatures,
@@ -23,10 +24,9 @@ from avl_export.families.clip import (
 from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import special_tokens, token_text
-from avl_export.families.templates import chat_template
 from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
-from avl_runtime.manifest import ImageEncoder
-from avl_runtime.processor import Prompt
+from avl_runtime.package.manifest import ImageEncoder
+from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.anyres import AnyresImage
 
 TEXT_TYPES = ("llama", "mistral", "qwen2")

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, FamilyError, Traits
 from avl_export.families.clip import (
     ClipFeatures,
@@ -28,12 +29,11 @@ from avl_export.families.preprocessing import (
     tile_defaults,
     token_text,
 )
-from avl_export.families.templates import chat_template
 from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
 from avl_export.families.videos import frame_count, frame_processing
 from avl_plugins.errors import quoted
-from avl_runtime.manifest import ImageEncoder, VideoEncoder
-from avl_runtime.processor import Prompt
+from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
+from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
 
 TEXT_TYPES = ("qwen2", "llama", "mistral")

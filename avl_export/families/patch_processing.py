@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError
 from avl_export.families.preprocessing import (
     image_processor,

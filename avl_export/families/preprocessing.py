@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.processor_files import settings_of
 from avl_export.families.base import FamilyError
-from avl_export.families.processor_files import settings_of
-from avl_runtime.manifest import Tokens
+from avl_runtime.package.manifest import Tokens
 from avl_runtime.vision.steps import ImageProcessing
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import FamilyError, Traits
 from avl_export.families.decoder import check_decoder, decoder_dims
 from avl_export.families.hf import HfFamily
 from avl_export.families.mrope import AxisRotary, check_sections, mrope_constants
 from avl_export.families.preprocessing import special_tokens, token_text
-from avl_export.families.templates import chat_template
-from avl_runtime.manifest import ImageEncoder, VideoEncoder
-from avl_runtime.processor import Prompt
+from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
+from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision import ImageLayout, Media, VideoLayout
 from avl_runtime.vision.patches import Patches
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.families.base import EncoderGraph, FamilyError
 from avl_export.families.hf import meta_model
 from avl_export.families.patch_encoder import (
@@ -31,8 +31,8 @@ from avl_export.families.qwen import (
     qwen_traits,
     replace_rotary,
 )
-from avl_export.replicate import repeat
-from avl_runtime.processor import Prompt
+from avl_export.families.replicate import repeat
+from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision import Media
 from avl_runtime.vision.patches import Patches
 

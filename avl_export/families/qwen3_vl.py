@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.families.base import EncoderGraph, FamilyError
 from avl_export.families.hf import meta_model
 from avl_export.families.patch_encoder import PatchRotary, Turns, attend_frames, embed_patches
@@ -25,7 +25,7 @@ from avl_export.families.qwen import (
     qwen_traits,
     replace_rotary,
 )
-from avl_export.replicate import repeat
+from avl_export.families.replicate import repeat
 from avl_runtime.vision.patches import Patches
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
 from avl_export.families.clip import (
     ClipFeatures,
@@ -30,10 +31,9 @@ from avl_export.families.preprocessing import (
     special_tokens,
     token_text,
 )
-from avl_export.families.templates import chat_template
 from avl_export.families.videos import frame_count, frame_processing
-from avl_runtime.manifest import ImageEncoder, VideoEncoder
-from avl_runtime.processor import Prompt
+from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
+from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.families.base import FamilyError
 from avl_export.families.preprocessing import check_side, processing_of, video_processor
 from avl_runtime.vision.resample import BICUBIC, BILINEAR

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from avl_export.safetensors_header import ITEM_BITS, TensorRecord
+from avl_export.checkpoint.safetensors_header import ITEM_BITS, TensorRecord
 
 ALIGNMENT = 8  # bytes; of the data that follows a header, as the safetensors library writes it
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from avl_export.quantize.places import QuantizedPlace
-from avl_export.safetensors_header import TensorRecord
+from avl_export.checkpoint.places import QuantizedPlace
+from avl_export.checkpoint.safetensors_header import TensorRecord
 
 CODES = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 SCALES = {

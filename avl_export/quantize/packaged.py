@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from avl_export.quantize.places import QuantizedPlace
-from avl_export.quantize.source import Source
+from avl_export.checkpoint.places import QuantizedPlace
+from avl_export.checkpoint.safetensors_header import CheckpointError, TensorRecord, read_header
+from avl_export.checkpoint.source import Source
 from avl_export.quantize.store import PLAIN, ROWS
-from avl_export.safetensors_header import CheckpointError, TensorRecord, read_header
-from avl_runtime.package import Package
-from avl_runtime.quantization import Quantization
+from avl_runtime.package.package import Package
+from avl_runtime.package.quantization import Quantization
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avl_export.checkpoint.packing_config import LARGEST, SMALLEST, WAY_OUT, Packing
+from avl_export.checkpoint.safetensors_header import CheckpointError
+from avl_export.checkpoint.source import PIECE, Source
 from avl_export.quantize.blocks import Codes, Floats
 from avl_export.quantize.packing import (
     AWQ_ORDER,
@@ -16,9 +19,6 @@ from avl_export.quantize.packing import (
     unpack_gptq_rows,
     unpack_words,
 )
-from avl_export.quantize.packing_config import LARGEST, SMALLEST, WAY_OUT, Packing
-from avl_export.quantize.source import PIECE, Source
-from avl_export.safetensors_header import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)

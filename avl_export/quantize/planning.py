@@ -7,18 +7,18 @@ from dataclasses import replace
 
 from torch import nn
 
-from avl_export.adapters.adapter import Adapter
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.adapters.adapter import Adapter
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.packing_config import Packing
+from avl_export.checkpoint.safetensors_header import CheckpointError
+from avl_export.checkpoint.source import Source
+from avl_export.checkpoint.weight_map import Placed, WeightMap
 from avl_export.families import Family
 from avl_export.options import Options, OptionsError
 from avl_export.quantize.packed import PackedSource
-from avl_export.quantize.packing_config import Packing
 from avl_export.quantize.selection import Selection, select
-from avl_export.quantize.source import Source
 from avl_export.quantize.spec import Spec, spec_of
 from avl_export.quantize.store import PLAIN, Store, Wanted, plan_plain, plan_store
-from avl_export.safetensors_header import CheckpointError
-from avl_export.weight_map import Placed, WeightMap
 
 
 def plan_quantization(

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from avl_export.checkpoint.places import QuantizedPlace
+from avl_export.checkpoint.safetensors_header import TensorRecord
+from avl_export.checkpoint.source import Source
 from avl_export.quantize.blocks import Codes, Floats, dequantize
-from avl_export.quantize.places import QuantizedPlace
-from avl_export.quantize.source import Source
-from avl_export.safetensors_header import TensorRecord
-from avl_runtime.quantization import unpack_int4
+from avl_runtime.package.quantization import unpack_int4
 
 _BYTES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "I8": np.dtype(np.int8)}
 

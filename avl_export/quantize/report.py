@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 from avl_export.quantize.store import Store
-from avl_runtime.quantization import Quantization, RowScales
+from avl_runtime.package.quantization import Quantization, RowScales
 
 
 def quantization_report(store: Store | None) -> dict[str, Any] | None:

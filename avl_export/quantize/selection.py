@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from avl_export.checkpoint.places import Part
 from avl_export.families import Family
 from avl_export.options import BLOCK_SIZES, OptionsError
-from avl_export.quantize.places import Part
 from avl_export.quantize.spec import Spec
 
 

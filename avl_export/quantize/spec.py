@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from avl_export.checkpoint.places import PARTS, Part
 from avl_export.options import Options
 from avl_export.quantize.blocks import BEST
-from avl_export.quantize.places import PARTS, Part
 
 BITS: dict[str, Literal[4, 8]] = {"int4": 4, "int8": 8}
 # 64 because TensorRT, unlike ONNX Runtime and TensorRT-RTX, takes only 64 and 128.

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avl_export.checkpoint.places import QuantizedPlace
+from avl_export.checkpoint.safetensors_header import TensorRecord
+from avl_export.checkpoint.source import Source
 from avl_export.quantize.layout import File, FileLayout
 from avl_export.quantize.packed import PackedSource
-from avl_export.quantize.places import QuantizedPlace
 from avl_export.quantize.selection import Selection
-from avl_export.quantize.source import Source
 from avl_export.quantize.spec import Spec
-from avl_export.safetensors_header import TensorRecord
 
 PLAIN = "weights.safetensors"
 ROWS = ".rows"  # behind the name of a token embedding whose codes are looked up row by row

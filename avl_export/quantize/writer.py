@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from avl_export.checkpoint.places import QuantizedPlace
+from avl_export.checkpoint.safetensors_header import CheckpointError
+from avl_export.checkpoint.source import PIECE, Source, pieces, stored_bytes
 from avl_export.quantize.blocks import Codes, Floats, Method, quantize
 from avl_export.quantize.layout import File
 from avl_export.quantize.packed import PackedSource
 from avl_export.quantize.packing import pack_int4
-from avl_export.quantize.places import QuantizedPlace
-from avl_export.quantize.source import PIECE, Source, pieces, stored_bytes
 from avl_export.quantize.store import Store
-from avl_export.safetensors_header import CheckpointError
-from avl_runtime.package import Shard
-from avl_runtime.resources import cores
-from avl_runtime.shard_files import describe
+from avl_runtime.machine.resources import cores
+from avl_runtime.package.package import Shard
+from avl_runtime.package.shard_files import describe
 
 Step = Callable[[str, int], None]
 METHODS: dict[str, Method] = {"rtn": "rtn", "clip": "clip", "hqq": "hqq"}

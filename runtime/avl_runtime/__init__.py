@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from avl_plugins import policies
     from avl_plugins.errors import AvlError
     from avl_runtime.chat import Chat
+    from avl_runtime.generate.options import Options
+    from avl_runtime.generate.results import Result
     from avl_runtime.model import LVLM
-    from avl_runtime.options import Options
-    from avl_runtime.results import Result
 
 __version__ = "0.1.0"
 __all__ = ["LVLM", "AvlError", "Chat", "Options", "Result", "policies"]
@@ -24,8 +24,8 @@ _MODULES = {
     "LVLM": "avl_runtime.model",
     "AvlError": "avl_plugins.errors",
     "Chat": "avl_runtime.chat",
-    "Options": "avl_runtime.options",
-    "Result": "avl_runtime.results",
+    "Options": "avl_runtime.generate.options",
+    "Result": "avl_runtime.generate.results",
 }
 
 

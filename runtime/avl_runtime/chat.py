@@ -9,13 +9,13 @@ from typing import Any
 
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy
-from avl_runtime.chat_template import RewrittenError
-from avl_runtime.conversation import Conversation
-from avl_runtime.engine import Engine, Request, as_policy
-from avl_runtime.exchanges import Exchange, placed, recalled
-from avl_runtime.heard import Heard
-from avl_runtime.images import ImageLike
-from avl_runtime.messages import (
+from avl_runtime.generate.conversation import Conversation
+from avl_runtime.generate.options import Options
+from avl_runtime.generate.results import Result
+from avl_runtime.prompts.chat_template import RewrittenError
+from avl_runtime.prompts.exchanges import Exchange, placed, recalled
+from avl_runtime.prompts.heard import Heard
+from avl_runtime.prompts.messages import (
     Message,
     PromptError,
     Said,
@@ -23,11 +23,11 @@ from avl_runtime.messages import (
     read_messages,
     system_message,
 )
-from avl_runtime.options import Options
-from avl_runtime.processor import Prompt
-from avl_runtime.results import Result
-from avl_runtime.videos import VideoLike
+from avl_runtime.prompts.processor import Prompt
+from avl_runtime.requests.runner import Engine, Request, as_policy
 from avl_runtime.vision import Kind
+from avl_runtime.vision.load.images import ImageLike
+from avl_runtime.vision.load.videos import VideoLike
 
 
 class ChatError(AvlError):

@@ -10,16 +10,16 @@ from typing import Any
 from avl_plugins.errors import quoted
 from avl_plugins.policies import Policy
 from avl_runtime.chat import Chat
-from avl_runtime.engine import Engine, Request, as_policy
-from avl_runtime.images import ImageLike
-from avl_runtime.messages import Said
-from avl_runtime.option_values import OptionError, flag, whole
-from avl_runtime.options import Options
-from avl_runtime.package import Package, load_package
-from avl_runtime.processor import Processor
-from avl_runtime.resources import MOST_THREADS
-from avl_runtime.results import Result
-from avl_runtime.videos import VideoLike
+from avl_runtime.generate.options import Options
+from avl_runtime.generate.results import Result
+from avl_runtime.machine.resources import MOST_THREADS
+from avl_runtime.package.package import Package, load_package
+from avl_runtime.prompts.messages import Said
+from avl_runtime.prompts.option_values import OptionError, flag, whole
+from avl_runtime.prompts.processor import Processor
+from avl_runtime.requests.runner import Engine, Request, as_policy
+from avl_runtime.vision.load.images import ImageLike
+from avl_runtime.vision.load.videos import VideoLike
 
 # What `Processor.encode` takes.
 _Asked = tuple[Said, Sequence[ImageLike] | None, Sequence[VideoLike] | None, str | None, bool]

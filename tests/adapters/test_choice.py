@@ -15,10 +15,10 @@ from transformers import LlavaForConditionalGeneration
 
 from adapters.made import WEIGHTS, edit, train
 from adapters.test_merge import merged_weights
-from avl_export import hub
+from avl_export.checkpoint import hub
 from avl_export.cli import default_out, main
 from avl_export.options import Options
-from avl_export.plan import Plan, make_plan
+from avl_export.plan.plan import Plan, make_plan
 
 Refused = Callable[..., str]
 Q_PROJ = "base_model.model.model.language_model.layers.0.self_attn.q_proj"

@@ -12,7 +12,7 @@ import pytest
 
 from adapters.made import edit
 from adapters.test_choice import adapter, planned, trained
-from avl_export.adapters.choice import choose
+from avl_export.checkpoint.adapters.choice import choose
 
 __all__ = ["adapter", "trained"]
 

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters.made import WEIGHTS, adapted, base_model, edit, rename, train
+from avl_export.checkpoint.source import ChangedSource
 from avl_export.cli import main
 from avl_export.options import Options
-from avl_export.plan import Plan, make_plan
+from avl_export.plan.plan import Plan, make_plan
 from avl_export.quantize.packaged import read_packaged
 from avl_export.quantize.reading import read_weight
-from avl_export.quantize.source import ChangedSource
 from avl_runtime import LVLM
-from avl_runtime.package import load_package
+from avl_runtime.package.package import load_package
 
 TABLE = "model.language_model.embed_tokens.weight"
 DECODER = ["q_proj", "v_proj", "down_proj"]

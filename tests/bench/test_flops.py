@@ -9,7 +9,6 @@ import pytest
 
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
-from avl_runtime.decode import Decoder
 from avl_runtime.evaluate.cost import (
     Request,
     decode_flops,
@@ -18,7 +17,8 @@ from avl_runtime.evaluate.cost import (
     request_flops,
 )
 from avl_runtime.evaluate.measure import flops_share
-from avl_runtime.manifest import Dims
+from avl_runtime.generate.decode import Decoder
+from avl_runtime.package.manifest import Dims
 from avl_runtime.tasks import sample
 
 # d = 8 (2 heads of 4, as many for K and V), m = 10, 4 layers.

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from avl_export.cli import main as avl_export
 from avl_export.options import Options
-from avl_export.plan import make_plan
+from avl_export.plan.plan import make_plan
 from make_random import FAMILIES, PRESETS, Shape, ShapeError, files_of, main, write
 
 SMALL = Shape(

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from avl_runtime.cache import SegmentCache
-from avl_runtime.cache import stacked as stacked_on_host
-from avl_runtime.device.cache import DeviceCache, stacked
-from avl_runtime.device.elements import ELEMENTS
-from avl_runtime.device.memory import Memory
-from avl_runtime.device.rows import Place, Staging
-from avl_runtime.device.update import Mover
-from avl_runtime.moves import evict, exchange, image_positions, partition
+from avl_runtime.execute.device.cache import DeviceCache, stacked
+from avl_runtime.execute.device.elements import ELEMENTS
+from avl_runtime.execute.device.memory import Memory
+from avl_runtime.execute.device.rows import Place, Staging
+from avl_runtime.execute.device.update import Mover
+from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.kv.cache import stacked as stacked_on_host
+from avl_runtime.kv.moves import evict, exchange, image_positions, partition
 from device.standin import HostDevice
 
 LAYERS, HEADS, DIM = 2, 2, 16

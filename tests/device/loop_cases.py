@@ -9,9 +9,9 @@ from unittest import mock
 import numpy as np
 
 from avl_runtime import LVLM
-from avl_runtime.engine_sets import Limits
-from avl_runtime.package import load_package
-from avl_runtime.results import Result
+from avl_runtime.generate.results import Result
+from avl_runtime.package.engine_sets import Limits
+from avl_runtime.package.package import load_package
 from avl_runtime.tasks import sample
 from device.standin import HostDevice
 from device.standin_engines import LIMITS, open_on, write_engines
@@ -32,7 +32,7 @@ def on_stand_in(
     loaded = load_package(package)
     engines = write_engines(loaded, folder, limits, row_block)
     backend = open_on(device, loaded, engines, park_on_host=park_on_host)
-    with mock.patch("avl_runtime.engine.load_backend", lambda *_: backend):
+    with mock.patch("avl_runtime.requests.runner.load_backend", lambda *_: backend):
         return LVLM.load(package, backend="tensorrt-rtx"), device
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from avl_runtime.backends.ort_cuda import PROVIDER, open_sessions
-from avl_runtime.device.backend import DeviceBackend
-from avl_runtime.package import Package
+from avl_runtime.execute.device.backend import DeviceBackend
+from avl_runtime.execute.device.ort_cuda import PROVIDER, open_sessions
+from avl_runtime.package.package import Package
 from device.standin import HostDevice
 
 CPU = "CPUExecutionProvider"

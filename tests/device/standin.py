@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from avl_plugins.cuda import launch_arguments
-from avl_plugins.packaged import kernel
-from avl_runtime.device.protocol import OutOfDeviceMemoryError
+from avl_plugins.cuda.driver import launch_arguments
+from avl_plugins.cuda.packaged import kernel
+from avl_runtime.execute.device.protocol import OutOfDeviceMemoryError
 from device.naive_kernels import KERNELS
 
 ALIGNMENT = 256
@@ -28,7 +28,7 @@ TYPES |= {"*fp32": "float32", "*fp16": "float16"}
 
 
 class HostDevice:
-    """See `avl_runtime.device.protocol.Device`.
+    """See `avl_runtime.execute.device.protocol.Device`.
 
     Attributes:
         done: how often each kind of work was done, kernels by name.

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from avl_runtime.backends.engines import Engines
-from avl_runtime.backends.tensorrt import open_engines
-from avl_runtime.device.backend import DeviceBackend
-from avl_runtime.engine_sets import EngineSet, Limits
-from avl_runtime.package import Package
+from avl_runtime.execute.device.backend import DeviceBackend
+from avl_runtime.execute.device.tensorrt import open_engines
+from avl_runtime.execute.device.trusted import Engines
+from avl_runtime.package.engine_sets import EngineSet, Limits
+from avl_runtime.package.package import Package
 from device.standin import HostDevice
 
 SCRATCH = 4096

@@ -11,14 +11,12 @@ from unittest import mock
 import pytest
 
 from avl_runtime import LVLM
-from avl_runtime.backends import choose, ort_cuda
-from avl_runtime.backends.protocol import BackendError
 from avl_runtime.cli.eval import main as avl_eval
 from avl_runtime.cli.run import main as avl_run
-from avl_runtime.engine_sets import EngineSet, Limits
-from avl_runtime.installation import install, uninstall
-from avl_runtime.machine import Gpu, Machine
-from avl_runtime.package import PackageError, load_package
+from avl_runtime.package.engine_sets import EngineSet, Limits
+from avl_runtime.machine.installation import install, uninstall
+from avl_runtime.machine.probe import Gpu, Machine
+from avl_runtime.package.package import PackageError, load_package
 from device.loop_cases import ask, same
 from device.sessions import HostSessions, open_on_sessions
 from device.standin import HostDevice
@@ -98,7 +96,7 @@ def test_ort_cuda_answers_as_ort_cpu(tiny: LVLM, policy: str, park_on_host: bool
     device = HostDevice(interpreted=False)
     loaded = load_package(tiny.package.folder)
     backend = open_on_sessions(HostSessions(device), loaded, park_on_host=park_on_host)
-    with mock.patch("avl_runtime.engine.load_backend", lambda *_: backend):
+    with mock.patch("avl_runtime.requests.runner.load_backend", lambda *_: backend):
         model = LVLM.load(tiny.package.folder, backend="ort-cuda")
     found, expected = (
         ask(each, policy, 12, index=1, return_placements=True) for each in (model, tiny)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avl_runtime.device import cuda
-from avl_runtime.device.memory import Memory
-from avl_runtime.device.protocol import DeviceError, OutOfDeviceMemoryError
+from avl_runtime.execute.device import cuda
+from avl_runtime.execute.device.memory import Memory
+from avl_runtime.execute.device.protocol import DeviceError, OutOfDeviceMemoryError
 
 
 class Result(IntEnum):

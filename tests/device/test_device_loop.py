@@ -13,8 +13,9 @@ import pytest
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.cli.output import as_json
-from avl_runtime.device import decode, growth
-from avl_runtime.engine_sets import Limits
+from avl_runtime.generate import device_decode as decode
+from avl_runtime.generate import device_growth as growth
+from avl_runtime.package.engine_sets import Limits
 from avl_runtime.tasks import sample
 from device.loop_cases import ask, interpreted_reply, on_stand_in, same
 from device.standin_engines import WEIGHTS
@@ -174,7 +175,7 @@ def test_a_prompt_that_fails_leaves_the_chat_as_it_was(
 def test_rows_are_selected_by_the_host_where_there_are_too_many(
     make: Make, tiny: LVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("avl_runtime.device.steps.ROWS", (16, 64))
+    monkeypatch.setattr("avl_runtime.execute.device.steps.ROWS", (16, 64))
     model, device = make()
     policy = "avl:text=0.5,text_min=4"
     same(

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from avl_plugins.errors import AvlError
-from avl_runtime.backends.protocol import BackendError
-from avl_runtime.device import engine as engine_module
-from avl_runtime.device.memory import Memory
-from avl_runtime.device.protocol import DeviceError
-from avl_runtime.device.tensors import Tensor
-from avl_runtime.engine_sets import Limits
-from avl_runtime.package import Package, load_package
+from avl_runtime.execute.device import engine as engine_module
+from avl_runtime.execute.device.memory import Memory
+from avl_runtime.execute.device.protocol import DeviceError
+from avl_runtime.execute.device.tensors import Tensor
+from avl_runtime.execute.protocol import BackendError
+from avl_runtime.package.engine_sets import Limits
+from avl_runtime.package.package import Package, load_package
 from device import standin_engines as engines
 from device.standin import HostDevice
 
@@ -116,7 +116,7 @@ def test_a_shape_outside_the_profile(package: Package, tmp_path: Path) -> None:
 
 
 def test_an_encoder_gives_what_onnxruntime_gives(package: Package, tmp_path: Path) -> None:
-    from avl_runtime.backends.ort import OrtBackend
+    from avl_runtime.execute.host.ort import OrtBackend
 
     backend = engines.open_on(HostDevice(), package, engines.write_engines(package, tmp_path))
     picture = np.random.default_rng(0).random((1, 3, 168, 168)).astype(np.float32)
@@ -128,7 +128,7 @@ def test_an_encoder_gives_what_onnxruntime_gives(package: Package, tmp_path: Pat
 def test_a_library_that_does_not_start(
     package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from avl_runtime.backends import tensorrt
+    from avl_runtime.execute.device import tensorrt
     from device.test_choose import GPU
 
     made = engines.write_engines(package, tmp_path)
@@ -141,7 +141,7 @@ def test_a_library_that_does_not_start(
 def test_tensorrt_itself_is_asked_for_when_it_is_missing(
     package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from avl_runtime.backends import choose
+    from avl_runtime.execute import choose
     from device.test_choose import GPU
 
     with pytest.raises(AvlError, match="expected engines for tensorrt, found none"):

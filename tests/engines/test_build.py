@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from avl_runtime.build import plan as planning
-from avl_runtime.build.jobs import REFUSED, Job, read_outcome
 from avl_runtime.cli.build import main
-from avl_runtime.engine_sets import Limits
-from avl_runtime.libraries import Library
-from avl_runtime.package import FileEntry, load_package
+from avl_runtime.engines import plan as planning
+from avl_runtime.engines.jobs import REFUSED, Job, read_outcome
+from avl_runtime.machine.libraries import Library
+from avl_runtime.package.engine_sets import Limits
+from avl_runtime.package.package import FileEntry, load_package
 from engines.wide import write_wide
 
 pytest.importorskip("tensorrt_rtx")
@@ -175,7 +175,7 @@ def replace_file(folder: Path, name: str, data: bytes) -> None:
 
 def work(job: Job, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "avl_runtime.build.worker"],
+        [sys.executable, "-m", "avl_runtime.engines.worker"],
         input=job.to_json(),
         capture_output=True,
         text=True,

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from avl_runtime.build import run
-from avl_runtime.build.jobs import Outcome
-from avl_runtime.build.options import BuildError
-from avl_runtime.build.plan import Plan
 from avl_runtime.cli import build as cli
-from avl_runtime.package import load_package
-from avl_runtime.staging import PARTIAL
+from avl_runtime.engines import run
+from avl_runtime.engines.jobs import Outcome
+from avl_runtime.engines.options import BuildError
+from avl_runtime.engines.plan import Plan
+from avl_runtime.package.package import load_package
+from avl_runtime.package.staging import PARTIAL
 
 pytest.importorskip("tensorrt_rtx")
 ARGUMENTS = ["--backend", "tensorrt-rtx"]

@@ -12,11 +12,11 @@ import pytest
 
 from avl_plugins import cpu
 from avl_runtime.cli import doctor
+from avl_runtime.cli.diagnosis import Finding, diagnose
 from avl_runtime.cli.doctor import main
-from avl_runtime.diagnosis import Finding, diagnose
-from avl_runtime.installation import install_extra
-from avl_runtime.libraries import Library
-from avl_runtime.machine import Gpu, Machine
+from avl_runtime.machine.installation import install_extra
+from avl_runtime.machine.libraries import Library
+from avl_runtime.machine.probe import Gpu, Machine
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", 89, 24 << 30)
 FULL = Machine("linux-x86_64", (ADA,), "580.65.06", (13, 0), None)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avl_plugins.errors import AvlError
-from avl_runtime.build.encoders import encoder_ranges
-from avl_runtime.manifest import Manifest, VideoEncoder
-from avl_runtime.videos import Video
+from avl_runtime.engines.encoders import encoder_ranges
+from avl_runtime.package.manifest import Manifest, VideoEncoder
 from avl_runtime.vision.anyres import AnyresImage
 from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
 from avl_runtime.vision.layouts import ImageLayout, VideoLayout
+from avl_runtime.vision.load.videos import Video
 from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patches import Patches, PatchImage

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from avl_runtime.build.encoder_size import EncoderSize, encoder_size
-from avl_runtime.build.graphs import prepare
-from avl_runtime.package import load_package
+from avl_runtime.engines.encoder_size import EncoderSize, encoder_size
+from avl_runtime.engines.graphs import prepare
+from avl_runtime.package.package import load_package
 
 # Towers of real width with two or three layers, fp16: the largest pixel_values of a profile, and
 # what TensorRT-RTX 1.7.1 told of the engine, "Total Activation Memory".

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from avl_runtime.backends import engines
-from avl_runtime.backends.protocol import BackendError
-from avl_runtime.engine_sets import EngineFile, EngineSet, Limits
-from avl_runtime.libraries import Library
-from avl_runtime.machine import Gpu, Machine
-from avl_runtime.package import Package, load_package
+from avl_runtime.execute.device import trusted as engines
+from avl_runtime.execute.protocol import BackendError
+from avl_runtime.machine.libraries import Library
+from avl_runtime.machine.probe import Gpu, Machine
+from avl_runtime.package.engine_sets import EngineFile, EngineSet, Limits
+from avl_runtime.package.package import Package, load_package
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", 89, 24 << 30)
 HOPPER = Gpu("NVIDIA H200", 90, 141 << 30)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from avl_export.cli import main as export
-from avl_runtime.build import run
-from avl_runtime.build.options import Options
-from avl_runtime.build.plan import make_plan
-from avl_runtime.machine import probe
+from avl_runtime.engines import run
+from avl_runtime.engines.options import Options
+from avl_runtime.engines.plan import make_plan
+from avl_runtime.machine.probe import probe
 from engines.test_build import replace_file
 from families.support import Case, write_checkpoint
 from families.test_refusals import CASES

@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 
 from avl_plugins.schema import DOMAIN, PLUGIN_ATTRIBUTES
-from avl_runtime.build.graphs import Prepared, prepare
-from avl_runtime.engine_sets import ROW_BLOCK
-from avl_runtime.package import Package, load_package
+from avl_runtime.engines.graphs import Prepared, prepare
+from avl_runtime.package.engine_sets import ROW_BLOCK
+from avl_runtime.package.package import Package, load_package
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 SEGMENT = "decoder.0.onnx"

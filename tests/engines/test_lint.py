@@ -8,9 +8,9 @@ from dataclasses import replace
 import onnx
 import pytest
 
-from avl_runtime.build.lint import Attention, Layer, Listing, lint
-from avl_runtime.build.network import Toolkit, listing, load_toolkit, parse
-from avl_runtime.build.options import BuildError
+from avl_runtime.engines.lint import Attention, Layer, Listing, lint
+from avl_runtime.engines.network import Toolkit, listing, load_toolkit, parse
+from avl_runtime.engines.options import BuildError
 
 INPUTS = ("hidden", "active_len.0", "parked_len.0")
 GOOD = Listing(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from avl_runtime import machine
-from avl_runtime.machine import Gpu, probe
+from avl_runtime.machine import probe as machine
+from avl_runtime.machine.probe import Gpu, probe
 
 
 class Driver:

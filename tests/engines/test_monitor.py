@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from avl_runtime.build.monitor import UNITS, Phases, make_monitor
-from avl_runtime.progress import Progress
+from avl_runtime.engines.monitor import UNITS, Phases, make_monitor
+from avl_runtime.machine.progress import Progress
 
 
 def test_a_phase_counts_within_the_step_of_its_parent() -> None:

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from avl_plugins.errors import AvlError
-from avl_runtime.build import plan as planning
-from avl_runtime.build.estimate import cache_bytes, estimate
-from avl_runtime.build.options import CACHE_ROWS, BuildError, Options
-from avl_runtime.build.plan import Plan, make_plan
-from avl_runtime.build.profiles import Range, encoder_profile, segment_profiles
-from avl_runtime.engine_sets import ROW_BLOCK, Limits
-from avl_runtime.installation import install_extra
-from avl_runtime.libraries import Library
-from avl_runtime.machine import Gpu, Machine
-from avl_runtime.package import load_package
+from avl_runtime.engines import plan as planning
+from avl_runtime.engines.estimate import cache_bytes, estimate
+from avl_runtime.engines.options import CACHE_ROWS, BuildError, Options
+from avl_runtime.engines.plan import Plan, make_plan
+from avl_runtime.engines.profiles import Range, encoder_profile, segment_profiles
+from avl_runtime.machine.installation import install_extra
+from avl_runtime.machine.libraries import Library
+from avl_runtime.machine.probe import Gpu, Machine
+from avl_runtime.package.engine_sets import ROW_BLOCK, Limits
+from avl_runtime.package.package import load_package
 
 ADA = Machine("linux-x86_64", (Gpu("RTX 4090", 89, 24 << 30),), "580.65", (13, 0), None)
 BARE = Machine("linux-x86_64", (), None, None, "no NVIDIA driver")

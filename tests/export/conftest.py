@@ -37,7 +37,7 @@ def master_package(master: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """`master` exported; tests that change it take `package_folder`."""
     from avl_export.export import export
     from avl_export.options import Options
-    from avl_export.plan import make_plan
+    from avl_export.plan.plan import make_plan
 
     out = tmp_path_factory.mktemp("package") / "out"
     export(make_plan(Options(str(master), out)))

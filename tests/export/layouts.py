@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from avl_export.checkpoint import weights_root
-from avl_export.plan import Plan
+from avl_export.checkpoint.checkpoint import weights_root
+from avl_export.plan.plan import Plan
 from export.checkpoints import make_config, write_extras
 
 NUMPY = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}

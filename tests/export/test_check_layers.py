@@ -18,15 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import export_size
-from avl_export.check import CheckError, check_prompt
-from avl_export.checkpoint import open_checkpoint
+from avl_export.check.check import CheckError, check_prompt
+from avl_export.check.encoder_check import matching_rows
+from avl_export.check.layer_check import check_layers
+from avl_export.check.layer_table import Row
+from avl_export.check.streamed import checkpoint_loader, empty_model, streamed
+from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.cli import main
-from avl_export.encoder_check import matching_rows
 from avl_export.families import load_family
-from avl_export.layer_check import check_layers
-from avl_export.layer_table import Row
-from avl_export.streamed import checkpoint_loader, empty_model, streamed
-from avl_runtime.package import Package, load_package
+from avl_runtime.package.package import Package, load_package
 from export.checkpoints import make_config, write_random, write_sparse
 
 ROWS = [

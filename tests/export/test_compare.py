@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avl_export import compare
-from avl_export.check import DECODE, CheckError, check_prompt
+from avl_export.check import compare
+from avl_export.check.check import DECODE, CheckError, check_prompt
+from avl_export.check.compare import compare_backends
+from avl_export.check.layer_table import Row
+from avl_export.check.output_table import Output, Outputs
+from avl_export.check.recheck import recheck_backends
+from avl_export.check.runners import DeviceRunner, Runner, load_runner
 from avl_export.cli import main
-from avl_export.compare import compare_backends
-from avl_export.layer_table import Row
-from avl_export.output_table import Output, Outputs
-from avl_export.recheck import recheck_backends
-from avl_export.runners import DeviceRunner, Runner, load_runner
-from avl_runtime.backends.protocol import BackendError
-from avl_runtime.package import Package, load_package
+from avl_runtime.execute.protocol import BackendError
+from avl_runtime.package.package import Package, load_package
 from device.standin import HostDevice
 from device.standin_engines import LIMITS, open_on, write_engines
 from export.checkpoints import make_config, write_random

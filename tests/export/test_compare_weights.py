@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from avl_export.check import CheckError
+from avl_export.check.check import CheckError
+from avl_export.check.compare import TOLERANCE
+from avl_export.check.recheck import recheck_backends
 from avl_export.cli import main
-from avl_export.compare import TOLERANCE
 from avl_export.quantize.packaged import read_packaged
-from avl_export.recheck import recheck_backends
-from avl_runtime.package import MANIFEST, load_package
-from avl_runtime.shard_files import describe
+from avl_runtime.package.package import MANIFEST, load_package
+from avl_runtime.package.shard_files import describe
 from export.checkpoints import make_config, write_random
 from export.test_compare import damage, swap
 from quantize.packers import quantize_checkpoint

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from avl_export import aliases
+from avl_export.checkpoint import aliases
 from avl_export.cli import main
 from avl_export.families import SUPPORTED
 from export.layouts import split_shards

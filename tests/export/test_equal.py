@@ -10,12 +10,12 @@ import onnx
 import pytest
 import torch
 
-from avl_export.check import CheckError, check_package
+from avl_export.check.check import CheckError, check_package
 from avl_export.export import export
 from avl_export.families import load_family
 from avl_export.options import Options
-from avl_export.plan import make_plan
-from avl_runtime.package import load_package
+from avl_export.plan.plan import make_plan
+from avl_runtime.package.package import load_package
 from export.checkpoints import make_config, write_random, write_sparse
 
 VARIANTS: dict[str, Any] = {
@@ -155,6 +155,6 @@ def test_check_sees_a_wrong_vision_tower(master: Path, package_folder: Path) -> 
 
 
 def _open(folder: Path) -> Any:
-    from avl_export.checkpoint import open_checkpoint
+    from avl_export.checkpoint.checkpoint import open_checkpoint
 
     return open_checkpoint(str(folder))

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.generation_config import generation_defaults
 from avl_export.cli import main as avl_export
-from avl_export.generation_config import generation_defaults
 from avl_runtime import LVLM, Options
-from avl_runtime.generation_defaults import NEUTRAL
-from avl_runtime.package import MANIFEST
+from avl_runtime.package.generation_defaults import NEUTRAL
+from avl_runtime.package.package import MANIFEST
 from support.random_llava import draw_images, draw_shape, write_checkpoint
 
 SEED, STEPS, PROMPT = 1, 40, "What is in the picture?"

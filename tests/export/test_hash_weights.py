@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from avl_export import cli
-from avl_export.recheck import recheck
+from avl_export.check.recheck import recheck
 from avl_runtime import LVLM
 from avl_runtime.cli.run import main as avl_run
-from avl_runtime.package import MANIFEST, PackageError, load_package
-from avl_runtime.shard_files import BLOCK, Compared, check_file, describe
+from avl_runtime.package.package import MANIFEST, PackageError, load_package
+from avl_runtime.package.shard_files import BLOCK, Compared, check_file, describe
 
 SHARD = "model.safetensors"
 CHANGED = "weights have changed since export"

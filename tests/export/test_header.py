@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from avl_export.safetensors_header import CheckpointError, parse_header, read_header
+from avl_export.checkpoint.safetensors_header import CheckpointError, parse_header, read_header
 from export.checkpoints import join_file, split_file
 
 DTYPES = ("float32", "float16", "int64", "uint8", "bool")

@@ -16,8 +16,8 @@ import torch
 from huggingface_hub import constants, file_download
 from safetensors.torch import load_file, save_file
 
-from avl_export import hub as avl_hub
-from avl_export.checkpoint import find_checkpoint, open_checkpoint, open_weights
+from avl_export.checkpoint import hub as avl_hub
+from avl_export.checkpoint.checkpoint import find_checkpoint, open_checkpoint, open_weights
 from avl_export.cli import main
 from avl_export.families import load_family
 from export.hub_server import COMMIT, OTHER, Hub, serve, use
@@ -290,7 +290,7 @@ def test_the_environment_names_the_hub(sharded: Path, tmp_path: Path) -> None:
             "HF_HUB_OFFLINE": "0",
         }
         code = (
-            "from avl_export.checkpoint import open_checkpoint; "
+            "from avl_export.checkpoint.checkpoint import open_checkpoint; "
             f"print(len(open_checkpoint({NAME!r}).tensors))"
         )
         done = subprocess.run(

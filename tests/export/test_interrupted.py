@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from avl_export import cli, export, progress
-from avl_runtime.installation import install_extra
-from avl_runtime.package import load_package
+from avl_runtime.machine.installation import install_extra
+from avl_runtime.package.package import load_package
 
 
 def run(model: Path, out: Path, *arguments: str) -> int:

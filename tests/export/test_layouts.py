@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from avl_export import cli
-from avl_export.checkpoint import model_name, open_checkpoint
+from avl_export.checkpoint.checkpoint import model_name, open_checkpoint
 from avl_export.families import load_family
 from avl_export.options import Options
-from avl_export.plan import Plan, make_plan
-from avl_runtime.package import load_package
+from avl_export.plan.plan import Plan, make_plan
+from avl_runtime.package.package import load_package
 from export.layouts import (
     CASES,
     FAMILIES,

@@ -14,9 +14,9 @@ import pytest
 from huggingface_hub import constants
 
 from avl_export import cli
-from avl_export.checkpoint import find_checkpoint
-from avl_export.hub import HubError
-from avl_export.model_names import is_path
+from avl_export.checkpoint.checkpoint import find_checkpoint
+from avl_export.checkpoint.hub import HubError
+from avl_export.checkpoint.model_names import is_path
 from export.hub_server import serve, use
 
 Refused = Callable[..., str]

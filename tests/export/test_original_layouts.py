@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from avl_export import aliases
-from avl_export.families.original import original_layout
+from avl_export.checkpoint import aliases
+from avl_export.checkpoint.original import original_layout
 from export.hub_server import serve, use
 
 Refused = Callable[..., str]

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from avl_export import cli, place, progress
-from avl_runtime.package import MANIFEST, load_package
+from avl_export import cli, progress
+from avl_export.plan import place
+from avl_runtime.package.package import MANIFEST, load_package
 
 Refused = Callable[..., str]
 ENGINES = "engines/tensorrt-10.9.0-sm89"

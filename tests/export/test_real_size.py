@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import export_size
-from avl_export.aliases import HUB_IDS
+from avl_export.checkpoint.aliases import HUB_IDS
 
 RECORD = Path(__file__).parents[2] / "benchmarks" / "export-size.json"
 

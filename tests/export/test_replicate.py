@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 import export_size
-from avl_export import replicate, trace
-from avl_export.checkpoint import weights_root
-from avl_export.graph import finish
+from avl_export.checkpoint.checkpoint import weights_root
+from avl_export.families import replicate
+from avl_export.graph import trace
+from avl_export.graph.graph import finish
+from avl_export.graph.weights import bind
 from avl_export.options import Options
-from avl_export.plan import Plan, make_plan
-from avl_export.weights import bind
+from avl_export.plan.plan import Plan, make_plan
 
 LAYERS = 3
 # Of each kind of encoder and decoder one; towers cut down to a few layers of each sort.

@@ -14,14 +14,14 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
-from avl_export.checkpoint import Checkpoint, find_checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint, find_checkpoint
+from avl_export.checkpoint.tokenizer import packaged_tokenizer
 from avl_export.cli import main as avl_export
 from avl_export.families import FamilyError, load_family
-from avl_export.texts import Texts, read_texts
-from avl_export.tokenizer import packaged_tokenizer
+from avl_export.plan.texts import Texts, read_texts
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
-from avl_runtime.processor import Processor
+from avl_runtime.prompts.processor import Processor
 from face.support import manifest, sentencepiece_tokenizer
 from support.random_llava import write_checkpoint
 

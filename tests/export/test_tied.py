@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from avl_export.cli import main
 from avl_export.options import Options
-from avl_export.plan import Plan, make_plan
+from avl_export.plan.plan import Plan, make_plan
 from export.layouts import CASES, FAMILIES, assert_reads_as_transformers, rename, write_layout
 
 SINGLE = "model.safetensors"

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from avl_export.checkpoint.safetensors_header import read_header
 from avl_export.cli import main
-from avl_export.safetensors_header import read_header
-from avl_runtime.package import load_package
+from avl_runtime.package.package import load_package
 
 Refused = Callable[..., str]
 SINGLE = "model.safetensors"

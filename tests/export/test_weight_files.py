@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from avl_export import hub as avl_hub
-from avl_export.checkpoint import find_checkpoint, open_checkpoint
+from avl_export.checkpoint import hub as avl_hub
+from avl_export.checkpoint.checkpoint import find_checkpoint, open_checkpoint
 from avl_export.cli import main
 from avl_export.options import Options
-from avl_export.plan import Plan, make_plan
+from avl_export.plan.plan import Plan, make_plan
 from export.layouts import assert_reads_as_transformers, split_shards
 
 Refused = Callable[..., str]

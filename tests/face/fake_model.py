@@ -13,8 +13,8 @@ import numpy as np
 
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy, parse
-from avl_runtime.generation_defaults import NEUTRAL
-from avl_runtime.results import Placement, Result, Stats
+from avl_runtime.generate.results import Placement, Result, Stats
+from avl_runtime.package.generation_defaults import NEUTRAL
 from avl_runtime.vision import Cells
 from face.support import tiny_processor
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
-from avl_runtime.manifest import (
+from avl_runtime.package.manifest import (
     FORMAT_VERSION,
     Dims,
     Embedding,
@@ -19,8 +19,8 @@ from avl_runtime.manifest import (
     Tokens,
     Weights,
 )
-from avl_runtime.package import Package
-from avl_runtime.processor import Processor
+from avl_runtime.package.package import Package
+from avl_runtime.prompts.processor import Processor
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.steps import ImageProcessing
 

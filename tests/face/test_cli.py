@@ -19,14 +19,14 @@ from PIL import Image
 from avl_plugins.errors import AvlError
 from avl_runtime.cli import run
 from avl_runtime.cli.output import as_json, stats_lines
-from avl_runtime.generation_defaults import GenerationDefaults
-from avl_runtime.results import (
+from avl_runtime.generate.results import (
     DeviceBytes,
     Logprob,
     Result,
     Stats,
     TokenLogprobs,
 )
+from avl_runtime.package.generation_defaults import GenerationDefaults
 from face.fake_model import FakeModel
 
 KEYS = [

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_runtime import deep
-from avl_runtime.images import load_image
+from avl_runtime.vision.load import deep
+from avl_runtime.vision.load.images import load_image
 
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 16 bits of 0 to 255
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avl_runtime import images
-from avl_runtime.images import Frame, ImageError, load_image
+from avl_runtime.vision.load import images
+from avl_runtime.vision.load.images import Frame, ImageError, load_image
 
 SHADES = (20, 90, 160, 230)
 FORMS = {

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from avl_runtime import heatmap
-from avl_runtime.cli.show import grids
-from avl_runtime.heatmap import CORE, SECONDARY, HeatmapError, Shares, draw, ramp, shares
-from avl_runtime.results import Placement
-from avl_runtime.spans import spans
+from avl_runtime.generate.results import Placement
+from avl_runtime.show import heatmap
+from avl_runtime.show.grid import grids
+from avl_runtime.show.heatmap import CORE, SECONDARY, HeatmapError, Shares, draw, ramp, shares
+from avl_runtime.show.spans import spans
 from avl_runtime.vision import Cells
 
 GRID = Cells((2, 2), np.arange(4))

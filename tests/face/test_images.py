@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avl_runtime import images
-from avl_runtime.images import ImageError, load_image
+from avl_runtime.vision.load import images
+from avl_runtime.vision.load.images import ImageError, load_image
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -120,7 +120,7 @@ def test_damaged_files_write_no_stray_lines() -> None:
     code = """
 import io, sys
 from PIL import Image
-from avl_runtime.images import ImageError, load_image
+from avl_runtime.vision.load.images import ImageError, load_image
 try:
     load_image(sys.stdin.buffer.read())
 except ImageError:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from avl_runtime.cli.info import main
-from avl_runtime.package import MANIFEST
+from avl_runtime.package.package import MANIFEST
 
 KEYS = [
     "package",

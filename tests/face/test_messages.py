@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoProcessor
 
-from avl_runtime.chat_template import TemplateError
-from avl_runtime.images import Frame
-from avl_runtime.manifest import Tokens
-from avl_runtime.messages import PromptError, conversation
-from avl_runtime.option_values import OptionError
-from avl_runtime.processor import Processor, Turn
-from avl_runtime.text import TextError
+from avl_runtime.package.manifest import Tokens
+from avl_runtime.prompts.chat_template import TemplateError
+from avl_runtime.prompts.messages import PromptError, conversation
+from avl_runtime.prompts.option_values import OptionError
+from avl_runtime.prompts.processor import Processor, Turn
+from avl_runtime.prompts.text import TextError
+from avl_runtime.vision.load.images import Frame
 from face.support import (
     CHATML_TEMPLATE,
     LLAVA_TEMPLATE,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image as theirs
 
-from avl_runtime.images import load_image
+from avl_runtime.vision.load.images import load_image
 
 SIZES = ((1, 1), (1, 7), (7, 900), (33, 65))
 OPAQUE = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "I;16B", "RGBX")

@@ -11,8 +11,8 @@ import pytest
 
 from avl_plugins.errors import AvlError
 from avl_runtime import Options
-from avl_runtime.generation_defaults import GenerationDefaults
-from avl_runtime.options import MAX_NEW_TOKENS, OptionError
+from avl_runtime.generate.options import MAX_NEW_TOKENS, OptionError
+from avl_runtime.package.generation_defaults import GenerationDefaults
 
 
 @pytest.mark.parametrize(

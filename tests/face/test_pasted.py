@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avl_runtime import pasted
-from avl_runtime.pasted import pasted_path, pasted_paths
+from avl_runtime.cli.talk import pasted
+from avl_runtime.cli.talk.pasted import pasted_path, pasted_paths
 
 ODD = ["my cat.png", "O'Neil.png", 'a "b".png', "tab\there.png", "50% #1 (2).png", "ä$HOME.png"]
 

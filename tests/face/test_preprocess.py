@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from avl_runtime.images import ImageError, load_image
 from avl_runtime.vision import image_hash
+from avl_runtime.vision.load.images import ImageError, load_image
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 from face.support import image_processing
 

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from transformers import AutoProcessor
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from avl_runtime.chat_template import ChatTemplate, TemplateError, Turn
-from avl_runtime.package import Package, PackageError, Tokens
-from avl_runtime.processor import Processor, PromptError
+from avl_runtime.package.package import Package, PackageError, Tokens
+from avl_runtime.prompts.chat_template import ChatTemplate, TemplateError, Turn
+from avl_runtime.prompts.processor import Processor, PromptError
 from face.support import (
     CHATML_TEMPLATE,
     LLAVA_TEMPLATE,

@@ -20,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from avl_runtime.sampling import Sampler, SamplingError
+from avl_runtime.generate.sampling import Sampler, SamplingError
 
 CASES = [
     {"temperature": 1.0},

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from avl_export import options as export_options
 from avl_export.cli import default_out
-from avl_export.plan import make_plan
+from avl_export.plan.plan import make_plan
 from avl_plugins.errors import AvlError, quoted, shown
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.cli.output import check_picture
 from avl_runtime.evaluate.cases import read_cases, task_cases
-from avl_runtime.images import Frame, load_image
-from avl_runtime.messages import conversation
-from avl_runtime.options import Options
-from avl_runtime.package import load_package
-from avl_runtime.text import StopMatcher
-from avl_runtime.videos import load_video
+from avl_runtime.generate.options import Options
+from avl_runtime.package.package import load_package
+from avl_runtime.prompts.messages import conversation
+from avl_runtime.prompts.text import StopMatcher
+from avl_runtime.vision.load.images import Frame, load_image
+from avl_runtime.vision.load.videos import load_video
 
 VALUES = st.one_of(
     st.text(max_size=300),

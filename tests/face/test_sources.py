@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.image_utils import load_image as theirs
 
-from avl_runtime import images, sources
-from avl_runtime.images import ImageError, load_image
+from avl_runtime.vision.load import images, sources
+from avl_runtime.vision.load.images import ImageError, load_image
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 FORMS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")

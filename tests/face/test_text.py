@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from avl_runtime.text import StopMatcher, StreamDecoder, TextError
+from avl_runtime.prompts.text import StopMatcher, StreamDecoder, TextError
 from face.support import MODEL, sentencepiece_tokenizer
 
 TOKENIZERS = {

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avl_runtime import animations, video_source
-from avl_runtime.videos import VideoError, load_video
+from avl_runtime.vision.load import animations, video_source
+from avl_runtime.vision.load.videos import VideoError, load_video
 
 from .filming import SIZE, colours, film
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from avl_runtime.frame_times import frame_times
-from avl_runtime.videos import Video, load_video
+from avl_runtime.vision.load.frame_times import frame_times
+from avl_runtime.vision.load.videos import Video, load_video
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patches import Patches
 from avl_runtime.vision.steps import ImageProcessing

@@ -21,11 +21,11 @@ from PIL import Image
 from transformers.video_utils import load_video as theirs
 
 from avl_plugins.errors import AvlError
-from avl_runtime import video_files, videos
-from avl_runtime.images import ImageError
-from avl_runtime.installation import install_extra
-from avl_runtime.videos import Video, VideoError, load_video
+from avl_runtime.machine.installation import install_extra
 from avl_runtime.vision.frame_steps import spread
+from avl_runtime.vision.load import video_files, videos
+from avl_runtime.vision.load.images import ImageError
+from avl_runtime.vision.load.videos import Video, VideoError, load_video
 from avl_runtime.vision.resample import resize
 
 RATE, COUNT, SIZE = 12, 30, (64, 48)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import image_processing_backends, video_processing_utils
 
-from avl_export.aliases import known_files
-from avl_export.checkpoint import open_checkpoint
+from avl_export.checkpoint.aliases import known_files
+from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
 from avl_export.families.mrope import AxisRotary, mrope_constants
-from avl_runtime.features import FeatureCache
-from avl_runtime.videos import Video
+from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.vision import patch_video
+from avl_runtime.vision.load.videos import Video
 from families.shared import PROMPT, STEPS, TOLERANCE, FamilyTests
 from families.support import Made, call_processor, clip
 from oracle.reading import read

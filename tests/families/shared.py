@@ -16,11 +16,11 @@ from PIL import Image
 
 from avl_export.cli import main as avl_export
 from avl_export.options import Options
-from avl_export.plan import make_plan
+from avl_export.plan.plan import make_plan
 from avl_plugins.policies import parse
 from avl_runtime.cli.run import main as avl_run
-from avl_runtime.features import FeatureCache
-from avl_runtime.processor import Processor
+from avl_runtime.prompts.features import FeatureCache
+from avl_runtime.prompts.processor import Processor
 from export.checkpoints import join_file, split_file
 from families.support import Case, Made, clip, picture
 from oracle.hf_oracle import Oracle, run

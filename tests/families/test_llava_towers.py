@@ -26,8 +26,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from avl_export.cli import main as export
 from avl_runtime import LVLM
-from avl_runtime.features import FeatureCache
-from avl_runtime.strict import FormatError
+from avl_runtime.package.strict import FormatError
+from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.steps import ImageProcessing
 from families import test_llava_next as next_cases

@@ -15,9 +15,9 @@ from transformers import vision_utils
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.video_utils import VideoMetadata
 
-from avl_runtime.images import ImageError
-from avl_runtime.videos import Video, VideoError
 from avl_runtime.vision import patch_video, patches
+from avl_runtime.vision.load.images import ImageError
+from avl_runtime.vision.load.videos import Video, VideoError
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patches import Patches, PatchImage, smart_size, window_slots
 from avl_runtime.vision.steps import ImageProcessing

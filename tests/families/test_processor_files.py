@@ -11,9 +11,9 @@ import pytest
 from transformers import CLIPImageProcessor
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.processor_files import Kind, processor_notes, settings_of
 from avl_export.families.preprocessing import image_processor
-from avl_export.families.processor_files import Kind, processor_notes, settings_of
 
 # Where settings may lie: a file, and the key that holds them.
 PLACES = (

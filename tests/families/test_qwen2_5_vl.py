@@ -13,9 +13,9 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from avl_export.checkpoint import open_checkpoint
+from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
-from avl_runtime.videos import Video
+from avl_runtime.vision.load.videos import Video
 from families.qwen import (
     SPECIAL,
     TEXT,

@@ -13,8 +13,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from avl_export.cli import main
-from avl_runtime.package import load_package
-from avl_runtime.videos import Video
+from avl_runtime.package.package import load_package
+from avl_runtime.vision.load.videos import Video
 from families.qwen import (
     SPECIAL,
     TEXT,

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from transformers import AutoProcessor
 
-from avl_export.checkpoint import Checkpoint
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.templates import chat_template, template_note
 from avl_export.families import FamilyError
-from avl_export.families.templates import chat_template, template_note
 
 FILES = ("processor_config.json", "chat_template.json", "chat_template.jinja")
 PLACES = (*FILES, "tokenizer_config.json")

@@ -21,13 +21,13 @@ from transformers import (
     VideoLlavaProcessor,
 )
 
-from avl_export.check import CheckError, check_package
-from avl_export.checkpoint import open_checkpoint
+from avl_export.check.check import CheckError, check_package
+from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
 from avl_plugins.policies import parse
 from avl_runtime.cli.run import main as avl_run
-from avl_runtime.package import Package
-from avl_runtime.processor import Processor
+from avl_runtime.package.package import Package
+from avl_runtime.prompts.processor import Processor
 from families.shared import CLEAR, DRAWS, PROMPT, TOLERANCE, FamilyTests
 from families.support import Case, Made, call_processor, clip, picture, refused, without_checks
 from families.torch_videos import TorchVideos

@@ -86,7 +86,7 @@ sys.meta_path.insert(0, Press())
 """
 MODULES = {
     "avl-run": ("avl_runtime.cli.run", "numpy", "PIL", "onnxruntime", "avl_runtime.model"),
-    "avl-export": ("avl_export.cli", "numpy", "avl_export.plan", "torch", "torch.nn"),
+    "avl-export": ("avl_export.cli", "numpy", "avl_export.plan.plan", "torch", "torch.nn"),
     "avl-build": ("avl_runtime.cli.build", "numpy"),
     "avl-bench": ("avl_runtime.cli.bench", "avl_plugins.policies"),
     "avl-eval": ("avl_runtime.cli.eval", "onnxruntime"),

@@ -14,7 +14,7 @@ from avl_export.cli import main as avl_export_main
 from avl_plugins import installation
 from avl_plugins.installation import requirement
 from avl_runtime.cli.eval import main as avl_eval_main
-from avl_runtime.installation import MissingError, extras, install_extra, need, shortage
+from avl_runtime.machine.installation import MissingError, extras, install_extra, need, shortage
 from avl_runtime.tasks import page, sample
 
 ROOT = Path(__file__).parents[2]

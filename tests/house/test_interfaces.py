@@ -13,7 +13,7 @@ import avl_plugins.policies
 import avl_runtime
 from avl_plugins.errors import AvlError
 from avl_runtime.chat import Chat
-from avl_runtime.results import Result, Stats
+from avl_runtime.generate.results import Result, Stats
 
 
 def test_names_of_the_runtime() -> None:

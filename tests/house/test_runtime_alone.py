@@ -49,7 +49,7 @@ def test_the_blocker_blocks() -> None:
         "avl_plugins.policies",
         "avl_plugins.reference",
         "avl_runtime",
-        "avl_runtime.backends.engines",
+        "avl_runtime.execute.device.trusted",
         "avl_runtime.bench.own",
         "avl_runtime.cli.bench",
         "avl_runtime.cli.build",

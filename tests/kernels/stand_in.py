@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from avl_plugins.cuda.packaged import index
 from avl_plugins.kernels.catalog import VARIANTS
-from avl_plugins.packaged import index
 
 _DTYPES = {
     "fp16": torch.float16,
@@ -36,7 +36,7 @@ class Result(IntEnum):
 
 
 class Driver(SimpleNamespace):
-    """What cuda-python's driver offers, as far as `avl_plugins.cuda` uses it."""
+    """What cuda-python's driver offers, as far as `avl_plugins.cuda.driver` uses it."""
 
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=9,

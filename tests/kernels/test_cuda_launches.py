@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from avl_plugins.cuda import CudaError, Device, compute_capability, load_driver
-from avl_plugins.cuda_attention import Attention, Sizes
+from avl_plugins.cuda.attention import Attention, Sizes
+from avl_plugins.cuda.driver import CudaError, Device, compute_capability, load_driver
 from avl_plugins.errors import AvlError
 from avl_plugins.installation import install_extra
 from avl_plugins.kernels.catalog import evaluate, scale_bits, splits
@@ -253,7 +253,7 @@ import sys
 sys.modules["cuda.bindings"] = None
 sys.modules["triton"] = None
 sys.modules["torch"] = None
-from avl_plugins.cuda import Device
+from avl_plugins.cuda.driver import Device
 from avl_plugins.errors import AvlError
 try:
     Device()

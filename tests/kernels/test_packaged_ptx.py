@@ -17,7 +17,7 @@ import pytest
 
 import build_ptx
 import kernel_table
-from avl_plugins import packaged
+from avl_plugins.cuda import packaged
 from avl_plugins.errors import AvlError
 from avl_plugins.kernels import aot
 from avl_plugins.kernels.catalog import CAPABILITIES, GRIDS, VARIANTS

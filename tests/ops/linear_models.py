@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx
 from onnx import TensorProto, helper
 
-from avl_plugins.function import linear_function
+from avl_plugins.bodies.function import linear_function
 from avl_plugins.schema import DOMAIN, Op
 
 

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from avl_plugins.function import attention_node_attributes, split_cache_attention_functions
+from avl_plugins.bodies.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 from ops.agreement import (
     assert_agrees,

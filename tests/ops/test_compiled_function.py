@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from avl_plugins.compiled_function import compiled_attention_function
-from avl_plugins.function import attention_node_attributes
+from avl_plugins.bodies.compiled_function import compiled_attention_function
+from avl_plugins.bodies.function import attention_node_attributes
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 from ops.agreement import (
     assert_agrees,

@@ -11,7 +11,7 @@ import pytest
 from onnx import defs
 
 from avl_plugins import onnx_schema, reference
-from avl_plugins.function import (
+from avl_plugins.bodies.function import (
     attention_node_attributes,
     split_cache_attention_functions,
     split_cache_update_function,

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
+from avl_plugins.bodies.function import split_cache_update_function
 from avl_plugins.errors import AvlError
-from avl_plugins.function import split_cache_update_function
 from avl_plugins.reference import split_cache_update
 from avl_plugins.schema import PLUGIN_ATTRIBUTES, SPLIT_CACHE_UPDATE
 from ops.op_models import NUMPY_TYPES, Arrays, op_model, run, session

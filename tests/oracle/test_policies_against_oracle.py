@@ -20,8 +20,8 @@ import avl_export
 from avl_export.cli import main as avl_export_main
 from avl_plugins.policies import Dense, parse
 from avl_runtime import LVLM
-from avl_runtime.processor import Processor
-from avl_runtime.results import Placement, Result
+from avl_runtime.generate.results import Placement, Result
+from avl_runtime.prompts.processor import Processor
 from avl_runtime.tasks import sample
 from oracle.hf_oracle import Oracle, Places, Run, run
 from oracle.rules_of import ranking_of, rules_of

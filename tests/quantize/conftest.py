@@ -15,7 +15,7 @@ from avl_export import cli
 from avl_export import export as exporting
 from avl_export.export import Result, export
 from avl_export.options import Options
-from avl_export.plan import Plan, make_plan
+from avl_export.plan.plan import Plan, make_plan
 from avl_plugins.schema import LOGITS_LINEAR, PLAIN_LINEARS, QUANTIZED_LINEARS
 from export.checkpoints import make_config, write_random
 

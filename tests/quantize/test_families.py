@@ -11,10 +11,10 @@ import pytest
 
 from avl_export.export import export
 from avl_export.options import Options
-from avl_export.plan import make_plan
+from avl_export.plan.plan import make_plan
 from avl_runtime import LVLM
-from avl_runtime.backends.ort_options import session_config
-from avl_runtime.package import Package, load_package
+from avl_runtime.execute.host.ort_options import session_config
+from avl_runtime.package.package import Package, load_package
 from families.support import picture, write_checkpoint
 from families.test_refusals import CASES
 from quantize.conftest import quantized_linears_of

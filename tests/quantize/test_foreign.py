@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from avl_export.checkpoint import find_checkpoint
-from avl_export.safetensors_header import CheckpointError
+from avl_export.checkpoint.checkpoint import find_checkpoint
+from avl_export.checkpoint.safetensors_header import CheckpointError
 
 GROUP = {"targets": ["Linear"], "input_activations": {"num_bits": 8, "type": "float"}}
 # Each as its tool writes it, without what says nothing about bits.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from avl_export import cli
 from avl_runtime import LVLM
-from avl_runtime.package import load_package
+from avl_runtime.package.package import load_package
 from export.checkpoints import make_config, write_random
 from quantize.conftest import TEXT
 

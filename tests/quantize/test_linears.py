@@ -13,8 +13,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from avl_plugins import cpu
-from avl_runtime.backends.ort import OrtBackend
-from avl_runtime.package import load_package
+from avl_runtime.execute.host.ort import OrtBackend
+from avl_runtime.package.package import load_package
 from quantize.conftest import Exported
 from support.linears import joined, replies, types_of
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from avl_runtime.backends import ort, ort_options
-from avl_runtime.backends.ort_options import has_room, session_config
-from avl_runtime.package import load_package
-from avl_runtime.quantization import Quantization
+from avl_runtime.execute.host import ort, ort_options
+from avl_runtime.execute.host.ort_options import has_room, session_config
+from avl_runtime.package.package import load_package
+from avl_runtime.package.quantization import Quantization
 from quantize.conftest import Exported
 
 INT4 = Quantization("clip", 4, 64, ("decoder",), False, None)
@@ -79,7 +79,7 @@ def test_codes_are_prepacked_and_run_on_8_bit_activations() -> None:
 
 MEMORY = """
 import sys
-from avl_runtime.backends.ort_options import give_back, tight_memory
+from avl_runtime.execute.host.ort_options import give_back, tight_memory
 import numpy as np
 
 def rss():

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from avl_export.quantize.reading import read_weight
 from avl_runtime import LVLM
-from avl_runtime.backends.ort_options import session_config
-from avl_runtime.embedding import Embedding
-from avl_runtime.package import load_package
+from avl_runtime.execute.host.ort_options import session_config
+from avl_runtime.package.package import load_package
+from avl_runtime.prompts.embedding import Embedding
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score
 from export.checkpoints import make_config, write_random

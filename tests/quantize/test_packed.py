@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from avl_export.check import check_package
-from avl_export.checkpoint import open_checkpoint
+from avl_export.check.check import check_package
+from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
 from avl_export.quantize.reading import read_weight
 from avl_plugins.schema import QUANTIZED_LINEARS
 from avl_runtime import LVLM
-from avl_runtime.package import load_package
+from avl_runtime.package.package import load_package
 from quantize.conftest import Exports
 from quantize.packers import quantize_checkpoint
 
@@ -175,7 +175,7 @@ def test_an_empty_bias_is_left_out(small: Path, tmp_path: Path) -> None:
 
     quantize_checkpoint(small, tmp_path / "packed", "gptq", group=32, change=add)
     from avl_export.options import Options
-    from avl_export.plan import make_plan
+    from avl_export.plan.plan import make_plan
 
     plan = make_plan(Options(str(tmp_path / "packed"), tmp_path / "out"))
     assert len(plan.store.linears) == 3 * 7

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from onnx import numpy_helper
 
 from avl_export.quantize.packing import pack_int4, unpack_awq_rows, unpack_gptq_rows
-from avl_runtime.quantization import unpack_int4
+from avl_runtime.package.quantization import unpack_int4
 from quantize.packers import pack_awq, pack_gptq
 
 CODES = st.integers(-8, 7)

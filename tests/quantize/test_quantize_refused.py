@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from avl_export import cli, export, progress
 from avl_export.options import Options, OptionsError
-from avl_export.plan import make_plan
-from avl_runtime.backends.protocol import BackendError
+from avl_export.plan.plan import make_plan
+from avl_runtime.execute.protocol import BackendError
 from avl_runtime.model import LVLM
 from export.checkpoints import make_config, write_sparse
 from quantize.conftest import Exports

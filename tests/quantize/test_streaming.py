@@ -24,7 +24,7 @@ RUN = """
 import sys
 import torch, transformers, onnxscript, avl_export.export
 from avl_export.cli import main
-from avl_runtime.memory import peak_rss_bytes
+from avl_runtime.machine.memory import peak_rss_bytes
 before = peak_rss_bytes()
 status = main(sys.argv[1:])
 print(status, before, peak_rss_bytes())

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avl_runtime import moves
-from avl_runtime.cache import SegmentCache, dense_bytes, room, stacked
-from avl_runtime.moves import evict, exchange, image_positions, partition
+from avl_runtime.kv import moves
+from avl_runtime.kv.cache import SegmentCache, dense_bytes, room, stacked
+from avl_runtime.kv.moves import evict, exchange, image_positions, partition
 
 LAYERS, HEADS, DIM = 3, 2, 4
 FLOAT = np.dtype(np.float32)

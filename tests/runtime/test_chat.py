@@ -7,9 +7,9 @@ import pytest
 
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
-from avl_runtime.cache import SegmentCache
-from avl_runtime.processor import Prompt, Turn
-from avl_runtime.rows import PromptRows
+from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.prompts.processor import Prompt, Turn
+from avl_runtime.prompts.rows import PromptRows
 from avl_runtime.tasks import sample
 
 

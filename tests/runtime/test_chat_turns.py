@@ -18,12 +18,12 @@ from transformers import AutoProcessor
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.chat import Chat, ChatError
-from avl_runtime.chat_template import TemplateError
-from avl_runtime.conversation import Conversation, PromptTooLongError
-from avl_runtime.generate import Reply
-from avl_runtime.messages import PromptError
-from avl_runtime.processor import Processor
-from avl_runtime.sampling import Sampler, SamplingError
+from avl_runtime.generate.conversation import Conversation, PromptTooLongError
+from avl_runtime.generate.loop import Reply
+from avl_runtime.generate.sampling import Sampler, SamplingError
+from avl_runtime.prompts.chat_template import TemplateError
+from avl_runtime.prompts.messages import PromptError
+from avl_runtime.prompts.processor import Processor
 from avl_runtime.tasks import sample
 from face.support import LLAVA_TEMPLATE, sentencepiece_tokenizer
 from support.reference import load_reference

@@ -13,12 +13,13 @@ import pytest
 from avl_plugins import cpu, policies
 from avl_plugins.cpu.refresh import Refresh
 from avl_plugins.errors import AvlError
-from avl_runtime import LVLM, selection
-from avl_runtime.backends import ort
-from avl_runtime.cache import SegmentCache
-from avl_runtime.engine import Request
-from avl_runtime.generate import Options
-from avl_runtime.moves import image_positions
+from avl_runtime import LVLM
+from avl_runtime.execute.host import ort
+from avl_runtime.generate import selection
+from avl_runtime.generate.loop import Options
+from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.kv.moves import image_positions
+from avl_runtime.requests.runner import Request
 from avl_runtime.tasks import sample, samples
 
 POLICIES = (
@@ -99,7 +100,7 @@ def test_reported_bytes_are_those_of_the_live_arrays(tiny: LVLM, policy: str) ->
 @pytest.mark.parametrize("policy", POLICIES)
 def test_replies_do_not_depend_on_room(tiny: LVLM, policy: str, monkeypatch) -> None:
     roomy = ask(tiny, policy)
-    monkeypatch.setattr("avl_runtime.cache.room", lambda rows, steps: 1)
+    monkeypatch.setattr("avl_runtime.kv.cache.room", lambda rows, steps: 1)
     tight = ask(tiny, policy)
     assert tight.token_ids == roomy.token_ids
     assert np.array_equal(tight.logits, roomy.logits)

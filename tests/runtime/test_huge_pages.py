@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avl_runtime import huge_pages as module
-from avl_runtime.huge_pages import HUGE, huge_pages
+from avl_runtime.machine import huge_pages as module
+from avl_runtime.machine.huge_pages import HUGE, huge_pages
 
 MIB = 1 << 20
 

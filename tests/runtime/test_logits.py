@@ -9,7 +9,7 @@ import pytest
 from avl_plugins.cpu.host import Host
 from avl_plugins.cpu.logits import Logits, Wanted
 from avl_runtime import LVLM
-from avl_runtime.backends import ort
+from avl_runtime.execute.host import ort
 from avl_runtime.tasks import TASKS, samples
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.cli.run import main as avl_run
-from avl_runtime.package import FORMAT_VERSION, MANIFEST, PackageError, load_package
+from avl_runtime.package.package import FORMAT_VERSION, MANIFEST, PackageError, load_package
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "page.png"
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avl_runtime.memory import peak_rss_bytes, rss_bytes
-from avl_runtime.resources import cores, physical_memory
+from avl_runtime.machine.memory import peak_rss_bytes, rss_bytes
+from avl_runtime.machine.resources import cores, physical_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="compares with Linux's /proc")
 BLOCK = 64 << 20  # bytes
 
 ON_ONE_CORE = """
 import os
-from avl_runtime.resources import cores
+from avl_runtime.machine.resources import cores
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 print(cores())
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from avl_export.linears import join_linears
+from avl_export.graph.linears import join_linears
 from avl_runtime import LVLM
 from avl_runtime.tasks import TASKS, samples
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from avl_plugins.cuda.packaged import index
 from avl_plugins.errors import AvlError
 from avl_plugins.kernels.catalog import VARIANTS, Variant
-from avl_plugins.packaged import index
 from avl_plugins.reference import split_cache_update
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
 from kernel_cases import ATTENTION_INPUTS, Attention, attention_errors

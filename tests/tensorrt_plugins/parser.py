@@ -54,7 +54,7 @@ class Imported:
 
 @dataclass
 class Layer:
-    """A layer of a network, through what `avl_runtime.build.network.listing` asks for."""
+    """A layer of a network, through what `avl_runtime.engines.network.listing` asks for."""
 
     name: str
     kind: str

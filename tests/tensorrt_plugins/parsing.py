@@ -7,8 +7,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from avl_plugins.errors import AvlError
-from avl_runtime.build import worker
-from avl_runtime.build.jobs import read_job
+from avl_runtime.engines import worker
+from avl_runtime.engines.jobs import read_job
 from tensorrt_plugins.parser import Builder, Imported, Network, OnnxParser, Shape
 
 UNKNOWN = -1  # a size that a profile decides

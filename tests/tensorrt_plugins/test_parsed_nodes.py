@@ -19,13 +19,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from avl_export.cli import main as export
-from avl_plugins.function import split_cache_update_function
+from avl_plugins.bodies.function import split_cache_update_function
 from avl_plugins.schema import OPS, PLUGIN_ATTRIBUTES, SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE
-from avl_runtime.build.graphs import prepare
-from avl_runtime.build.jobs import Job
-from avl_runtime.build.network import Toolkit, load_toolkit, parse
-from avl_runtime.engine_sets import Limits
-from avl_runtime.package import Package, load_package
+from avl_runtime.engines.graphs import prepare
+from avl_runtime.engines.jobs import Job
+from avl_runtime.engines.network import Toolkit, load_toolkit, parse
+from avl_runtime.package.engine_sets import Limits
+from avl_runtime.package.package import Package, load_package
 from engines.wide import write_wide
 from ops.op_models import op_model
 from tensorrt_plugins import parsing

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from avl_plugins.cuda.packaged import index, kernel
 from avl_plugins.kernels.aot import parameters
 from avl_plugins.kernels.catalog import HEAD_DIMS
-from avl_plugins.packaged import index, kernel
 from avl_plugins.schema import PLUGIN_ATTRIBUTES, SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
 from kernel_cases import Attention
 from tensorrt_plugins import contract

@@ -53,7 +53,7 @@ def register(capability: int | None = None) -> None:
 
 def _present() -> int:
     """The compute capability of the first GPU, or the least that is served, for any GPU."""
-    from avl_plugins.cuda import CudaError, compute_capability
+    from avl_plugins.cuda.driver import CudaError, compute_capability
 
     try:
         return compute_capability()

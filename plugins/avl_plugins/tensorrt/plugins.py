@@ -12,8 +12,8 @@ from typing import Any, List, Tuple, Union  # the framework knows these forms al
 import tensorrt as trt
 import tensorrt.plugin as trtp
 
+from avl_plugins.cuda.packaged import kernel
 from avl_plugins.kernels.catalog import DECODE_ROWS, HEAD_DIMS, scale_bits, variant_of
-from avl_plugins.packaged import kernel
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
 from avl_plugins.tensorrt import TensorRTError
 

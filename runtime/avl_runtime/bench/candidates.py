@@ -13,7 +13,7 @@ from avl_plugins.errors import quoted
 from avl_plugins.policies import Dense, Plan, parse
 from avl_runtime.bench.errors import BenchError
 from avl_runtime.bench.workers import foreign_command, own_command
-from avl_runtime.package import Package
+from avl_runtime.package.package import Package
 
 # What a peer needs, by module, and what installs that.
 PEERS: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -116,7 +116,9 @@ def peer_candidates(
             raise BenchError(f"--against: expected {' or '.join(PEERS)}, found {quoted(peer)}")
         interpreter = _interpreter(peer, python)
         if peer == "transformers":
-            command = tuple(foreign_command(interpreter, "avl_export.peers.transformers_peer"))
+            command = tuple(
+                foreign_command(interpreter, "avl_runtime.bench.peers.transformers_peer")
+            )
             found += [
                 Candidate(
                     f"transformers {attention}",
@@ -128,7 +130,7 @@ def peer_candidates(
                 for attention in ATTENTIONS
             ]
         else:
-            command = tuple(foreign_command(interpreter, "avl_export.peers.genai_peer"))
+            command = tuple(foreign_command(interpreter, "avl_runtime.bench.peers.genai_peer"))
             bits = package.manifest.quantization
             job = {"checkpoint": str(folder), "precision": f"int{bits.bits}" if bits else "fp32"}
             found.append(Candidate(peer, peer, command, Dense().plan(), job, False, GENAI_NOTE))

@@ -20,7 +20,7 @@ from avl_runtime.bench.surroundings import machine
 from avl_runtime.bench.workers import Worker
 from avl_runtime.bench.workload import Workload
 from avl_runtime.evaluate.cost import Request
-from avl_runtime.manifest import Manifest
+from avl_runtime.package.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)

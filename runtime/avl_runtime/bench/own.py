@@ -12,12 +12,12 @@ import numpy as np
 from avl_plugins import cpu
 from avl_runtime.bench.candidates import weights_of
 from avl_runtime.bench.wire import Job, Run, serve
-from avl_runtime.engine import Request
-from avl_runtime.features import FeatureCache
+from avl_runtime.generate.options import Options
 from avl_runtime.model import LVLM
-from avl_runtime.options import Options
-from avl_runtime.package import Package
-from avl_runtime.processor import Prompt
+from avl_runtime.package.package import Package
+from avl_runtime.prompts.features import FeatureCache
+from avl_runtime.prompts.processor import Prompt
+from avl_runtime.requests.runner import Request
 
 
 def load(job: Job) -> tuple[Run, dict[str, Any]]:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from avl_runtime.resources import cores, physical_memory
+from avl_runtime.machine.resources import cores, physical_memory
 
 CPU_INFO = Path("/proc/cpuinfo")
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from avl_runtime.memory import peak_rss_bytes, rss_bytes
+from avl_runtime.machine.memory import peak_rss_bytes, rss_bytes
 
 Job = Mapping[str, Any]
 Run = Callable[[], dict[str, Any]]

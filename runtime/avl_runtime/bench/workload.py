@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from avl_runtime.bench.errors import BenchError
-from avl_runtime.manifest import Manifest
-from avl_runtime.processor import Processor
+from avl_runtime.package.manifest import Manifest
+from avl_runtime.prompts.processor import Processor
 from avl_runtime.vision import ImageLayout
 
 MOST_PICTURES = 64

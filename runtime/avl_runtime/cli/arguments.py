@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from avl_runtime.backends.protocol import BACKENDS, PARKS
 from avl_runtime.cli.generation import add_generation
 from avl_runtime.cli.lists import picture_name, policy, threads
 from avl_runtime.cli.parser import CommandParser
+from avl_runtime.execute.protocol import BACKENDS, PARKS
 
 SEVERAL = ("--image", "--video")  # take more files after the first
 # What is meant as a file even where there is none: a wrong name shall not become the question.

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.bench.candidates import PEERS, own_candidates, peer_candidates
 from avl_runtime.bench.measure import Settings, measure
 from avl_runtime.bench.report import as_csv, as_json, as_markdown
@@ -17,9 +16,10 @@ from avl_runtime.cli.lists import count, names_of, none_or_more, policies, secon
 from avl_runtime.cli.output import STDOUT, check_apart, check_file, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
-from avl_runtime.package import load_package
-from avl_runtime.processor import Processor
-from avl_runtime.resources import cores
+from avl_runtime.execute.protocol import BACKENDS
+from avl_runtime.machine.resources import cores
+from avl_runtime.package.package import load_package
+from avl_runtime.prompts.processor import Processor
 
 POLICIES = ("dense", "fastv", "avl", "avl+fastv")
 

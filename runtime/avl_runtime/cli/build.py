@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from avl_runtime.build.estimate import cache_bytes
-from avl_runtime.build.options import CACHE_ROWS, PROMPT_ROWS, BuildError, Options
-from avl_runtime.build.plan import Plan, make_plan
-from avl_runtime.build.run import Built, build, examine
 from avl_runtime.cli.lists import count
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
-from avl_runtime.engine_sets import gpu_words
-from avl_runtime.installation import install_extra
-from avl_runtime.machine import probe
-from avl_runtime.sizes import size_text
+from avl_runtime.engines.estimate import cache_bytes
+from avl_runtime.engines.options import CACHE_ROWS, PROMPT_ROWS, BuildError, Options
+from avl_runtime.engines.plan import Plan, make_plan
+from avl_runtime.engines.run import Built, build, examine
+from avl_runtime.machine.installation import install_extra
+from avl_runtime.machine.probe import probe
+from avl_runtime.machine.sizes import size_text
+from avl_runtime.package.engine_sets import gpu_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,10 +8,10 @@ import json
 import sys
 from collections.abc import Sequence
 
+from avl_runtime.cli.diagnosis import Finding, diagnose
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
-from avl_runtime.diagnosis import Finding, diagnose
-from avl_runtime.machine import probe
+from avl_runtime.machine.probe import probe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 
 from avl_plugins.errors import shown
 from avl_plugins.policies import parse
-from avl_runtime.backends.protocol import BACKENDS
 from avl_runtime.cli.lists import count, names_of, picture_name, policies
 from avl_runtime.cli.output import STDOUT, check_apart, check_file, check_picture, write_text
 from avl_runtime.cli.parser import CommandParser
@@ -23,9 +22,10 @@ from avl_runtime.cli.status import exit_status
 from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
 from avl_runtime.evaluate.records import read_record
 from avl_runtime.evaluate.report import plot, table
-from avl_runtime.installation import need
+from avl_runtime.execute.protocol import BACKENDS
+from avl_runtime.machine.installation import need
 from avl_runtime.model import LVLM
-from avl_runtime.package import load_package
+from avl_runtime.package.package import load_package
 from avl_runtime.tasks import TASKS
 
 BUDGETS = (0.75, 0.5, 0.25, 0.1)

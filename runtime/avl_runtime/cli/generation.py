@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from avl_runtime.cli.lists import count
-from avl_runtime.generation_defaults import NEUTRAL, GenerationDefaults
-from avl_runtime.options import Options
+from avl_runtime.generate.options import Options
+from avl_runtime.package.generation_defaults import NEUTRAL, GenerationDefaults
 
 NAMES = (
     "max_new_tokens",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
-from avl_runtime.info import describe, info_text
-from avl_runtime.package import load_package
+from avl_runtime.package.info import describe, info_text
+from avl_runtime.package.package import load_package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

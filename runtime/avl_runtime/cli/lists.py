@@ -10,7 +10,7 @@ from pathlib import Path
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
 from avl_runtime.cli.output import PICTURES
-from avl_runtime.resources import MOST_THREADS
+from avl_runtime.machine.resources import MOST_THREADS
 
 
 def names(text: str) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from avl_plugins.errors import AvlError, shown
-from avl_runtime.results import Result, Stats, TokenLogprobs
-from avl_runtime.sizes import size_text
+from avl_runtime.generate.results import Result, Stats, TokenLogprobs
+from avl_runtime.machine.sizes import size_text
 
 IMPOSSIBLE = -9999.0  # in the place of minus infinity, which JSON lacks; OpenAI's API says so too
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

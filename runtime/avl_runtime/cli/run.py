@@ -17,7 +17,6 @@ from typing import Any
 from PIL import Image
 
 from avl_plugins.errors import AvlError
-from avl_runtime.backends.choose import ENGINES
 from avl_runtime.cli.arguments import make_parser, parse_arguments
 from avl_runtime.cli.generation import generation_options, without_effect
 from avl_runtime.cli.output import check_apart, check_picture
@@ -25,10 +24,11 @@ from avl_runtime.cli.session import Extras, Session
 from avl_runtime.cli.status import exit_status
 from avl_runtime.cli.talk.loop import Talk
 from avl_runtime.cli.talk.sources import Shown, Sources
-from avl_runtime.images import MAX_BYTES, ImageError, load_image
+from avl_runtime.execute.choose import ENGINES
 from avl_runtime.model import LVLM
-from avl_runtime.processor import PromptError
-from avl_runtime.videos import load_video
+from avl_runtime.prompts.processor import PromptError
+from avl_runtime.vision.load.images import MAX_BYTES, ImageError, load_image
+from avl_runtime.vision.load.videos import load_video
 
 TERMINATED = 128 + signal.SIGTERM  # what shells report for a program ended by a polite kill
 

@@ -16,11 +16,11 @@ from PIL import Image
 
 from avl_runtime.chat import Chat
 from avl_runtime.cli.output import as_json, save_picture, stats_lines
-from avl_runtime.cli.show import grids
 from avl_runtime.cli.talk.sources import Shown
-from avl_runtime.heatmap import draw
+from avl_runtime.generate.results import Result
 from avl_runtime.model import LVLM
-from avl_runtime.results import Result
+from avl_runtime.show.grid import grids
+from avl_runtime.show.heatmap import draw
 
 
 @dataclass(frozen=True, slots=True)

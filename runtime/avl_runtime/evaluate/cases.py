@@ -10,9 +10,9 @@ from typing import Any
 
 from avl_plugins.errors import AvlError, quoted, shown
 from avl_runtime.evaluate.metrics import METRICS
-from avl_runtime.images import ImageLike
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score as task_score
+from avl_runtime.vision.load.images import ImageLike
 
 KEYS = {"images", "prompt", "answers", "metric"}
 LINE_LIMIT = 1 << 20  # characters

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.policies import Plan
-from avl_runtime.manifest import Dims
+from avl_runtime.package.manifest import Dims
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.policies import Plan, parse
-from avl_runtime.engine import Engine
 from avl_runtime.evaluate.cases import Case
 from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
-from avl_runtime.manifest import Dims
+from avl_runtime.generate.results import Result
 from avl_runtime.model import LVLM
-from avl_runtime.processor import Prompt
-from avl_runtime.results import Result
+from avl_runtime.package.manifest import Dims
+from avl_runtime.prompts.processor import Prompt
+from avl_runtime.requests.runner import Engine
 
 MAX_NEW_TOKENS = 64
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from avl_plugins.errors import AvlError, shown
 from avl_runtime.evaluate.labels import Label, write_labels
-from avl_runtime.installation import need
+from avl_runtime.machine.installation import need
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from avl_runtime.installation import need
+from avl_runtime.machine.installation import need
 from avl_runtime.tasks.scene import IMAGE_SIZE, background
 
 LINES = 4

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_runtime.videos import Video
 from avl_runtime.vision.anyres import Resolutions, cut_up, shown_cells
 from avl_runtime.vision.frame_steps import fit_frame, frame_values, spread
 from avl_runtime.vision.frames import frames_hash
+from avl_runtime.vision.load.videos import Video
 from avl_runtime.vision.media import Blend, Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_runtime.images import check_size
+from avl_runtime.vision.load.images import check_size
 from avl_runtime.vision.resample import resize
 from avl_runtime.vision.steps import ImageProcessing, target_size
 

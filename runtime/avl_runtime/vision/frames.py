@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from avl_runtime.videos import Video
 from avl_runtime.vision.frame_steps import fit_frame, frame_values, spread
+from avl_runtime.vision.load.videos import Video
 from avl_runtime.vision.media import Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_runtime.images import check_size
-from avl_runtime.videos import Video, VideoError
 from avl_runtime.vision.frame_steps import frame_values
+from avl_runtime.vision.load.images import check_size
+from avl_runtime.vision.load.videos import Video, VideoError
 from avl_runtime.vision.media import IMAGES_PER_RUN, Media, image_hash
 from avl_runtime.vision.patches import MAX_PATCHES, Patches, check_ratio, smart_size
 from avl_runtime.vision.resample import resize

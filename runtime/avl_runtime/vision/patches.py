@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_runtime.images import ImageError, check_size
+from avl_runtime.vision.load.images import ImageError, check_size
 from avl_runtime.vision.media import Block, Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Resampling
 
-from avl_runtime.images import ImageError
+from avl_runtime.vision.load.images import ImageError
 
 Kernel = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_runtime.images import check_size
-from avl_runtime.strict import FormatError
+from avl_runtime.package.strict import FormatError
+from avl_runtime.vision.load.images import check_size
 
 MAX_SIDE = 1 << 14  # pixels
 MAX_NUMBER = 1e30  # beyond it float32 arithmetic overflows

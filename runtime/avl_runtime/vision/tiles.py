@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_runtime.images import check_size
-from avl_runtime.videos import Video
 from avl_runtime.vision.frame_steps import fit_frame, frame_values, middles
 from avl_runtime.vision.frames import frames_hash
+from avl_runtime.vision.load.images import check_size
+from avl_runtime.vision.load.videos import Video
 from avl_runtime.vision.media import Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, pixel_values
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from avl_plugins.errors import AvlError, quoted, shown
 from avl_plugins.policies import parse
+from avl_runtime.cli.talk.pasted import pasted_path
 from avl_runtime.cli.talk.sources import Shown, counted
 from avl_runtime.cli.talk.transcript import read_messages, write_messages
-from avl_runtime.pasted import pasted_path
-from avl_runtime.sources import SourceError, local_path
+from avl_runtime.vision.load.sources import SourceError, local_path
 
 if TYPE_CHECKING:
     from avl_runtime.cli.talk.loop import Talk

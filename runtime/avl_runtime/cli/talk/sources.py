@@ -8,11 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from avl_plugins.errors import shown as short
-from avl_runtime.images import load_image
-from avl_runtime.pasted import pasted_paths
-from avl_runtime.processor import Processor
-from avl_runtime.sources import SourceError, local_path
-from avl_runtime.videos import Video, load_video
+from avl_runtime.cli.talk.pasted import pasted_paths
+from avl_runtime.prompts.processor import Processor
+from avl_runtime.vision.load.images import load_image
+from avl_runtime.vision.load.sources import SourceError, local_path
+from avl_runtime.vision.load.videos import Video, load_video
 
 ADDRESSES = ("http://", "https://", "data:")
 

@@ -19,8 +19,8 @@ from PIL import Image
 from avl_plugins.errors import AvlError, shown
 from avl_runtime.cli.output import OutputError
 from avl_runtime.cli.talk.sources import ADDRESSES, Sources
-from avl_runtime.images import load_image
-from avl_runtime.videos import load_video
+from avl_runtime.vision.load.images import load_image
+from avl_runtime.vision.load.videos import load_video
 
 MOST_BYTES = 512 << 20
 KINDS = ("image", "video")

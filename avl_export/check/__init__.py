@@ -1,0 +1,1 @@
+"""Packages compared with transformers, and backends with each other."""

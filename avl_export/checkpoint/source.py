@@ -1,0 +1,128 @@
+"""Read a checkpoint's tensors in pieces, never whole."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from avl_export.checkpoint.safetensors_header import CheckpointError, TensorRecord
+from avl_export.quantize.blocks import Floats, round_to
+
+PIECE = 1 << 22  # bytes; small enough to stay in a core's cache while it is worked on
+_STORED: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I32": np.dtype("<i4"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One stored tensor: its key and file are for messages and reading."""
+
+    key: str
+    path: Path
+    record: TensorRecord
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the checkpoint."""
+        return self.record.nbytes
+
+    def read(self, first: int, last: int) -> npt.NDArray[Any]:
+        """Rows `first` to `last` - 1 as stored; bfloat16 as its bits, uint16.
+
+        For pieces far below 2 GiB, from any thread. Unlike a mapping it leaves no pages behind in
+        this process.
+        """
+        shape = self.record.shape
+        stored = _STORED[self.record.dtype]
+        row = math.prod(shape[1:]) * stored.itemsize
+        nbytes = (last - first) * row
+        with self.path.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), nbytes, self.record.offset + first * row)
+        if len(data) != nbytes:
+            raise CheckpointError(
+                f"{self.path}: {self.key}: expected {nbytes} bytes, found {len(data)}; "
+                "the file has changed since it was opened, export again"
+            )
+        return np.frombuffer(data, stored).reshape(last - first, *shape[1:])
+
+    def read_floats(self, first: int, last: int) -> Floats:
+        """Rows `first` to `last` - 1 as float32."""
+        return to_float32(self.read(first, last), self.record.dtype)
+
+
+class Change(Protocol):
+    """Makes other rows of a tensor's."""
+
+    def rows(self, weights: Floats, first: int, last: int, base: Source) -> Floats:
+        """What becomes of the rows `first` to `last` - 1, which are `weights` in `base`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSource(Source):
+    """A tensor of `base` with every row changed while it is read: only as float32."""
+
+    base: Source
+    change: Change
+
+    def read_floats(self, first: int, last: int) -> Floats:
+        """Rows `first` to `last` - 1, changed, as float32."""
+        weights = self.base.read_floats(first, last)
+        return self.change.rows(weights, first, last, self.base)
+
+
+def to_float32(values: npt.NDArray[Any], dtype: str) -> Floats:
+    """Stored values (bfloat16 as bits) as float32."""
+    if dtype == "BF16":  # its bits are the upper half of a float32's
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def stored_bytes(values: Floats, dtype: str) -> bytes:
+    """float32 values as the bytes of `dtype` (F32, F16, BF16), rounded to nearest."""
+    if dtype == "BF16":
+        return (round_to(values, "bf16").view(np.uint32) >> 16).astype("<u2").tobytes()
+    return values.astype(_STORED[dtype]).tobytes()
+
+
+def pieces(source: Source, dtype: str) -> Iterator[bytes]:
+    """The tensor's bytes as `dtype`, piece by piece.
+
+    Raises:
+        CheckpointError: a value lies outside the range of fp16.
+    """
+    if isinstance(source, ChangedSource):
+        rows, *rest = source.record.shape
+        step = max(1, PIECE // (4 * math.prod(rest)))
+        for first in range(0, rows, step):
+            yield _rounded(source.read_floats(first, min(first + step, rows)), source, dtype)
+        return
+    whole = source.record
+    count = math.prod(whole.shape)
+    flat = replace(source, record=replace(whole, shape=(count,)))
+    for first in range(0, count, step := PIECE // 4):
+        values = flat.read(first, min(first + step, count))
+        if dtype == source.record.dtype:
+            yield values.tobytes()
+        else:
+            yield _rounded(to_float32(values, source.record.dtype), source, dtype)
+
+
+def _rounded(floats: Floats, source: Source, dtype: str) -> bytes:
+    if dtype == "F16" and np.abs(floats).max() > np.finfo(np.float16).max:
+        raise CheckpointError(
+            f"{source.path}: {source.key}: expected values within fp16's range, found "
+            f"{np.abs(floats).max():.3g}; export with --dtype bf16 or fp32"
+        )
+    return stored_bytes(floats, dtype)

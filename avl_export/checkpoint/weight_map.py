@@ -1,0 +1,193 @@
+"""Where each parameter of a model lies in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.packing_config import SUFFIXES
+from avl_export.checkpoint.places import QuantizedPlace
+from avl_export.checkpoint.safetensors_header import CheckpointError, TensorRecord
+from avl_export.checkpoint.source import Source
+from avl_export.checkpoint.weight_files import some
+
+STORED = ("F32", "F16", "BF16")
+UNMERGED = (".lora_A.", ".lora_B.", ".lora_embedding_", ".base_layer.")
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a parameter lies: `location` is relative to the folder that holds the weights."""
+
+    key: str
+    location: str
+    record: TensorRecord
+
+
+@dataclass(frozen=True, slots=True)
+class WeightMap:
+    """Where each parameter of a model lies, by the parameter's name in the model.
+
+    `packed` holds linears that a GPTQ or AWQ checkpoint stores as several tensors, by name and
+    suffix (qweight and so on); `linears` those that a package stores as codes, and `rows` the
+    token embedding if it is. `strays` are keys that belong to no parameter; `hints` say what may
+    be wrong where one is missing.
+    """
+
+    folder: Path
+    places: Mapping[str, Placed]
+    packed: Mapping[str, Mapping[str, Placed]] = field(default_factory=dict)
+    linears: Mapping[str, QuantizedPlace] = field(default_factory=dict)
+    rows: QuantizedPlace | None = None
+    strays: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+
+    def key(self, name: str) -> str:
+        """What tells stored tensors apart: two parameters may be one tensor."""
+        placed = self.places.get(name)
+        return name if placed is None or name in self.linears else placed.key
+
+    def table(self, name: str, shape: tuple[int, ...]) -> tuple[str, int]:
+        """Key and bytes of the token embedding `name`.
+
+        Raises:
+            CheckpointError: as `place`.
+        """
+        if self.rows is not None:
+            return f"{name}.rows", self.rows.nbytes
+        placed = self.place(name, shape)
+        return placed.key, placed.record.nbytes
+
+    def nbytes(self, name: str, shape: tuple[int, ...]) -> int:
+        """Bytes that the parameter `name` of `shape` takes.
+
+        Raises:
+            CheckpointError: as `place`.
+        """
+        if name in self.linears:
+            return self.linears[name].nbytes
+        if name in self.packed:
+            return sum(placed.record.nbytes for placed in self.packed[name].values())
+        return self.place(name, shape).record.nbytes
+
+    def place(self, name: str, shape: tuple[int, ...]) -> Placed:
+        """Where the parameter `name` of `shape` lies.
+
+        Raises:
+            CheckpointError: the checkpoint lacks it, or holds another shape or dtype.
+        """
+        placed = self.places.get(name)
+        if placed is None:
+            raise CheckpointError(
+                f"{self.folder}: {name}: expected a tensor {list(shape)}, found none; "
+                "the checkpoint is incomplete or config.json belongs to another one"
+                + "".join(f"; {hint}" for hint in self.hints)
+            )
+        record = placed.record
+        if record.shape != shape:
+            raise CheckpointError(
+                f"{self.folder}: {placed.key}: expected shape {list(shape)} as config.json says, "
+                f"found {list(record.shape)}; config.json belongs to another checkpoint"
+            )
+        if record.dtype not in STORED:
+            raise CheckpointError(
+                f"{self.folder}: {placed.key}: expected {', '.join(STORED)}, "
+                f"found {record.dtype}; save the checkpoint in fp32, fp16 or bf16"
+            )
+        return placed
+
+
+def tied_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Parameters that are one tensor, each pair both ways."""
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    return [pair for t, s in tied.items() for pair in ((t, s), (s, t))]
+
+
+def map_weights(
+    checkpoint: Checkpoint, model: nn.Module, locations: Mapping[str, str]
+) -> WeightMap:
+    """Map every checkpoint key to a parameter with transformers' own renamings.
+
+    Args:
+        locations: path of each shard (by its name in the checkpoint) as graphs shall name it.
+
+    Raises:
+        CheckpointError: two keys for one parameter, a key whose tensor transformers would have to
+            convert, or one that is left over and changes what a model computes.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    hf = cast(Any, model)
+    transforms = get_model_conversion_mapping(hf)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    state = hf.state_dict()
+    strays: list[str] = []
+    places: dict[str, Placed] = {}
+    packed: dict[str, dict[str, Placed]] = {}
+    for key, (shard, record) in checkpoint.tensors.items():
+        stem, _, suffix = key.rpartition(".")
+        is_packed = checkpoint.packing is not None and suffix in SUFFIXES
+        named = f"{stem}.weight" if is_packed else key
+        name, converter = rename_source_key(
+            named, renamings, converters, hf.base_model_prefix, state
+        )
+        if name not in state:
+            _check_stray(checkpoint, key)
+            strays.append(key)
+            continue
+        if converter is not None:
+            raise CheckpointError(
+                f"{checkpoint.folder / shard}: {key}: expected a tensor used as stored, found one "
+                "in an older layout; load it with transformers and save it with save_pretrained"
+            )
+        found = packed.setdefault(name, {}) if is_packed else places
+        own = suffix if is_packed else name
+        if own in found or (name in places and is_packed):
+            raise CheckpointError(
+                f"{checkpoint.folder / shard}: {key}: expected one key for {name}, found "
+                f"{(found.get(own) or places[name]).key} too; remove one of them"
+            )
+        found[own] = Placed(key, locations[shard], record)
+    for here, there in tied_pairs(model):
+        if here not in places and here not in packed and there in places:
+            places[here] = places[there]
+    hints = list(checkpoint.notes)
+    if strays:
+        hints.insert(0, f"it also holds {some(strays)}, of no weight of {type(hf).__name__}")
+    return WeightMap(checkpoint.folder, places, packed, strays=tuple(strays), hints=tuple(hints))
+
+
+def _check_stray(checkpoint: Checkpoint, key: str) -> None:
+    """Refuse a tensor of no parameter without which others mean something else."""
+    where = f"{checkpoint.folder / checkpoint.tensors[key][0]}: {key}"
+    if any(mark in key for mark in UNMERGED):
+        raise CheckpointError(
+            f"{where}: expected a model's own weights, found a LoRA adapter that was saved among "
+            "them; save the model after merge_and_unload(), or the adapter alone and pass its "
+            "folder with --lora"
+        )
+    stem, _, suffix = key.rpartition(".")
+    if suffix != "bias" or f"{stem}.qweight" not in checkpoint.tensors:
+        return
+    if checkpoint.packing is not None and not _is_empty(checkpoint, key):
+        raise CheckpointError(
+            f"{where}: expected a bias of a layer that has one, or zeros as some GPTQ tools add "
+            "them, found a key that maps to none; config.json belongs to another checkpoint, or "
+            "this architecture variant is not supported"
+        )
+
+
+def _is_empty(checkpoint: Checkpoint, key: str) -> bool:
+    shard, record = checkpoint.tensors[key]
+    return not Source(key, checkpoint.shards[shard], record).read(0, record.shape[0]).any()

@@ -1,0 +1,111 @@
+"""`avl::SplitCacheAttention` as a function for compilers that have no plugin: keys come first.
+
+TensorRT-RTX (and TensorRT without the plugin) compiles this body, which computes what
+`function.split_cache_attention_functions` do. Found by reading the kernels in engines of
+TensorRT-RTX 1.7, which spells a product that is not in its favourite layout out as copies:
+
+- Scores are [keys, G * S]. A product with transposed keys would copy every cached key at every
+  step; here only the queries are transposed.
+- Masses are sums of products, which join the softmax's kernel. A product of matrices in float32
+  would be one more, and Turing has none.
+- Cached rows are padded to a multiple of 8, which copies them too, unless the compiler can see
+  that they are one: `avl_runtime.engines.graphs` says so in the shape of the inputs.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from avl_plugins.bodies.attention_body import constant_ints
+from avl_plugins.bodies.function import function_proto
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION
+
+_BODY = """
+    # Sizes of the new rows, their causal mask and their weights, [..., G * S] with g outermost.
+    heads = {heads}
+    kv_heads = {kv_heads}
+    group = Div (heads, kv_heads)
+    new = Shape <start = 2, end = 3> (row_weights)
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    axis_1 = Constant <value_ints = [1]> ()
+    axis_2 = Constant <value_ints = [2]> ()
+    axis_4 = Constant <value_ints = [4]> ()
+    axes_1_3 = Constant <value_ints = [1, 3]> ()
+    axes_1_to_3 = Constant <value_ints = [1, 2, 3]> ()
+    new_size = Squeeze (new)
+    new_index = Range (zero, new_size, one)
+    row_index = Tile (new_index, group)
+    new_column = Unsqueeze (new_index, axis_1)
+    causal = LessOrEqual (new_column, row_index)
+    group_float = Cast <to = 1> (group)
+    row_share = Div (row_weights, group_float)
+    group_share = Gather <axis = 2> (row_share, row_index)
+    weights = Unsqueeze (group_share, axes_1_3)
+
+    # Scaled queries, one matrix [D, G * S] a KV head.
+    scale_float = Constant <value_float: float = @scale> ()
+    scale_like = CastLike (scale_float, q)
+    batch_dim = Constant <value_ints = [0]> ()
+    rest_dims = Constant <value_ints = [-1, 0]> ()
+    group_shape = Concat <axis = 0> (batch_dim, kv_heads, rest_dims)
+    q_scaled = Mul (q, scale_like)
+    q_group = Reshape (q_scaled, group_shape)
+    q_t = Transpose <perm = [0, 1, 3, 2]> (q_group)
+
+    # Scores of each block of keys, [B, Hkv, keys, G * S].
+    masked = Constant <value_float = -3.4028234663852886e38> ()
+
+    active_dot = MatMul (k_active, q_t)
+    active_all = Cast <to = 1> (active_dot)
+    active = Shape <start = 2, end = 3> (k_active)
+    active_size = Squeeze (active)
+    active_index = Range (zero, active_size, one)
+    active_column = Unsqueeze (active_index, axis_1)
+    active_end = Unsqueeze (active_len, axes_1_to_3)
+    active_seen = Less (active_column, active_end)
+    active_scores = Where (active_seen, active_all, masked)
+
+    parked_dot = MatMul (k_parked, q_t)
+    parked_all = Cast <to = 1> (parked_dot)
+    parked = Shape <start = 2, end = 3> (k_parked)
+    parked_size = Squeeze (parked)
+    parked_index = Range (zero, parked_size, one)
+    parked_column = Unsqueeze (parked_index, axis_1)
+    parked_end = Unsqueeze (parked_len, axes_1_to_3)
+    parked_seen = Less (parked_column, parked_end)
+    parked_scores = Where (parked_seen, parked_all, masked)
+
+    new_dot = MatMul (k_new, q_t)
+    new_all = Cast <to = 1> (new_dot)
+    new_scores = Where (causal, new_all, masked)
+
+    scores = Concat <axis = 2> (active_scores, parked_scores, new_scores)
+    probability = Softmax <axis = 2> (scores)
+    sizes = Concat <axis = 0> (active, parked, new)
+
+    # Values, then back to one row a query head.
+    probability_like = CastLike (probability, q)
+    p_active, p_parked, p_new = Split <axis = 2> (probability_like, sizes)
+    p_active_t = Transpose <perm = [0, 1, 3, 2]> (p_active)
+    p_parked_t = Transpose <perm = [0, 1, 3, 2]> (p_parked)
+    p_new_t = Transpose <perm = [0, 1, 3, 2]> (p_new)
+    o_active = MatMul (p_active_t, v_active)
+    o_parked = MatMul (p_parked_t, v_parked)
+    o_new = MatMul (p_new_t, v_new)
+    o_group = Sum (o_active, o_parked, o_new)
+    out_shape = Concat <axis = 0> (batch_dim, heads, rest_dims)
+    out = Reshape (o_group, out_shape)
+
+    probability_row = Unsqueeze (probability, axis_2)
+    weighted = Mul (weights, probability_row)
+    mass = ReduceSum <keepdims = 0> (weighted, axis_4)
+    mass_active, mass_parked, mass_new = Split <axis = 3> (mass, sizes)
+"""
+
+
+def compiled_attention_function(opset: int, heads: tuple[int, int]) -> onnx.FunctionProto:
+    """The body for `heads` (H, Hkv); a model needs the same default `opset`."""
+    body = _BODY.replace("{heads}", constant_ints(heads[0]))
+    body = body.replace("{kv_heads}", constant_ints(heads[1]))
+    return function_proto(SPLIT_CACHE_ATTENTION, body, opset)

@@ -1,0 +1,117 @@
+"""The ops as ONNX functions of standard ops, for every runtime without a kernel of ours."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import parser
+
+from avl_plugins.bodies.attention_body import attention_body, step_body
+from avl_plugins.schema import (
+    DOMAIN,
+    PLUGIN_ATTRIBUTES,
+    QUANTIZED_LINEARS,
+    SPLIT_CACHE_ATTENTION,
+    SPLIT_CACHE_STEP,
+    SPLIT_CACHE_UPDATE,
+    VERSION,
+    Op,
+)
+
+_UPDATE = """
+    # Addresses [B, Hkv, M] as indices [B, Hkv, M, D]. A move to nowhere goes to the first new row,
+    # which is not returned.
+    active = Shape <start = 2, end = 3> (k_active)
+    parked = Shape <start = 2, end = 3> (k_parked)
+    new = Shape <start = 2, end = 3> (k_new)
+    sizes = Concat <axis = 0> (active, parked, new)
+    cached = Add (active, parked)
+    zero = Constant <value_int = 0> ()
+    last_axis = Constant <value_ints = [-1]> ()
+    moves = Shape (source)
+    head_dim = Shape <start = 3, end = 4> (k_new)
+    index_shape = Concat <axis = 0> (moves, head_dim)
+    nowhere = Less (destination, zero)
+    target = Where (nowhere, cached, destination)
+    target_column = Unsqueeze (target, last_axis)
+    target_index = Expand (target_column, index_shape)
+    source_column = Unsqueeze (source, last_axis)
+    source_index = Expand (source_column, index_shape)
+
+    k_before = Concat <axis = 2> (k_active, k_parked, k_new)
+    k_moved = GatherElements <axis = 2> (k_before, source_index)
+    k_after = ScatterElements <axis = 2> (k_before, target_index, k_moved)
+    k_active_out, k_parked_out, k_rest = Split <axis = 2> (k_after, sizes)
+
+    v_before = Concat <axis = 2> (v_active, v_parked, v_new)
+    v_moved = GatherElements <axis = 2> (v_before, source_index)
+    v_after = ScatterElements <axis = 2> (v_before, target_index, v_moved)
+    v_active_out, v_parked_out, v_rest = Split <axis = 2> (v_after, sizes)
+"""
+
+_PLAIN_LINEAR = """
+    {w} = Cast <to = 1> ({tensors})
+    {y} = Gemm <transB = 1> (x, {w})
+"""
+
+_QUANTIZED_LINEAR = """
+    {w} = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> ({tensors})
+    {y} = Gemm (x, {w})
+"""
+
+
+def split_cache_attention_functions(
+    opset: int = 23, heads: tuple[int, int] | None = None
+) -> tuple[onnx.FunctionProto, onnx.FunctionProto]:
+    """`avl::SplitCacheAttention`, and `avl::SplitCacheStep` that it calls, as functions.
+
+    A model needs both and the same default `opset`. ONNX Runtime takes a kernel of ours for the
+    step where one is registered (`avl_plugins.cpu`), and else its body.
+
+    `heads` (H, Hkv) writes the head counts into the bodies. The result is the same, with fewer
+    nodes: what depends on the counts alone is then worked out when a graph is loaded.
+    """
+    return (
+        function_proto(SPLIT_CACHE_ATTENTION, attention_body(heads), opset),
+        function_proto(SPLIT_CACHE_STEP, step_body(heads), opset),
+    )
+
+
+def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
+    """`avl::SplitCacheUpdate` as a function; a model needs the same default `opset`."""
+    return function_proto(SPLIT_CACHE_UPDATE, _UPDATE, opset)
+
+
+def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
+    """One of `schema.LINEARS` as a function; a model needs the same default `opset`.
+
+    ONNX Runtime takes a kernel of ours where one is registered. Else it fuses DequantizeLinear and
+    Gemm into MatMulNBits, and does a Cast of weights when it loads the graph.
+    """
+    template = _QUANTIZED_LINEAR if op in QUANTIZED_LINEARS.values() else _PLAIN_LINEAR
+    products = [value.name for value in op.outputs]
+    tensors = [value.name for value in op.inputs[1:]]
+    each = len(tensors) // len(products)
+    body = "".join(
+        template.format(y=y, w=f"weight_of_{y}", tensors=", ".join(tensors[i : i + each]))
+        for y, i in zip(products, range(0, len(tensors), each), strict=True)
+    )
+    return function_proto(op, body, opset)
+
+
+def attention_node_attributes(scale: float) -> dict[str, float | int | str]:
+    """What a SplitCacheAttention node carries: its scale, and what names the TensorRT plugin."""
+    return {"scale": float(scale), **PLUGIN_ATTRIBUTES}
+
+
+def function_proto(op: Op, body: str, opset: int) -> onnx.FunctionProto:
+    """`body` in the parser's language as a function with the signature of `op`."""
+    attributes = ", ".join(attribute.name for attribute in op.attributes)
+    signature = (
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}]>\n'
+        f"{op.name} {f'<{attributes}>' if attributes else ''} "
+        f"({', '.join(value.name for value in op.inputs)}) "
+        f"=> ({', '.join(value.name for value in op.outputs)})\n"
+    )
+    function = parser.parse_function(f"{signature}{{{body}}}")
+    function.doc_string = op.doc
+    return function

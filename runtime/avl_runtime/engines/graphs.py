@@ -1,0 +1,160 @@
+"""A package's graphs made ready for a builder: attention as plugin or as plain nodes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.inliner
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from avl_plugins.bodies.compiled_function import compiled_attention_function
+from avl_plugins.schema import DOMAIN, LINEARS, SPLIT_CACHE_ATTENTION, WEIGHTINGS
+from avl_runtime.package.engine_sets import ROW_BLOCK
+from avl_runtime.package.manifest import Dims
+
+CACHES = ("k_active.", "v_active.", "k_parked.", "v_parked.")
+PLACES = ("active_", "parked_")  # a layer's own name of a dimension is one of these and a number
+BITS = {
+    onnx.TensorProto.FLOAT: 32,
+    onnx.TensorProto.FLOAT16: 16,
+    onnx.TensorProto.BFLOAT16: 16,
+    onnx.TensorProto.INT8: 8,
+    onnx.TensorProto.INT4: 4,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A graph as the builder shall read it.
+
+    Attributes:
+        inputs: shapes by name; a size that may change has a name.
+        operators: how many nodes of each operator there are.
+        attentions: names of the nodes that are to become plugins.
+        lengths: names of standard attention nodes that are given lengths of keys.
+        weight_bytes: of the weights in the precision that the graph computes in.
+        int4_bytes: of those that are codes of 4 bits.
+        row_block: as in the manifest.
+    """
+
+    model: onnx.ModelProto
+    inputs: Mapping[str, tuple[int | str, ...]]
+    operators: Mapping[str, int]
+    attentions: tuple[str, ...]
+    lengths: tuple[str, ...]
+    weight_bytes: int
+    int4_bytes: int
+    row_block: int
+
+
+def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
+    """Make the graph in `data` ready; weights stay where they are.
+
+    Without plugins the attention's body for compilers takes the place of its nodes, and cached rows
+    come in blocks.
+    """
+    model = onnx.load_model_from_string(data)
+    decoder = any(node.op_type == SPLIT_CACHE_ATTENTION.name for node in model.graph.node)
+    row_block = 1
+    # Builders know the body of these, and no kernel of ours.
+    bodies = [(op.domain, op.name) for op in LINEARS]
+    model = onnx.inliner.inline_selected_functions(model, bodies)
+    if decoder:
+        _share_sizes(model.graph)
+    if decoder and not plugins:
+        opset = next(one.version for one in model.opset_import if one.domain == "")
+        body = compiled_attention_function(opset, (dims.num_heads, dims.num_kv_heads))
+        del model.functions[:]
+        model.functions.append(body)
+        model = onnx.inliner.inline_local_functions(model)
+        row_block = ROW_BLOCK
+        _block_rows(model.graph, dims.head_dim)
+    graph = model.graph
+    initializers = {tensor.name for tensor in graph.initializer}
+    sizes = _weight_bytes(graph)
+    return Prepared(
+        model=model,
+        inputs={v.name: _shape(v) for v in graph.input if v.name not in initializers},
+        operators=Counter(node.op_type for node in graph.node),
+        attentions=tuple(_name(node) for node in graph.node if node.domain == DOMAIN),
+        lengths=tuple(
+            _name(node)
+            for node in graph.node
+            if node.op_type == "Attention" and len(node.input) > 6 and node.input[6]
+        ),
+        weight_bytes=sum(sizes.values()),
+        int4_bytes=sizes.get(onnx.TensorProto.INT4, 0),
+        row_block=row_block,
+    )
+
+
+def _share_sizes(graph: onnx.GraphProto) -> None:
+    """One name for the rows of all layers' caches, which are equal in a segment.
+
+    A compiler then works sizes and masks out once, and not for every layer anew. Engines are always
+    given both weightings of rows.
+    """
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == WEIGHTINGS:
+                dim.dim_value = 2
+            for place in PLACES:
+                if dim.dim_param.startswith(place):
+                    dim.dim_param = place.rstrip("_")
+
+
+def _block_rows(graph: onnx.GraphProto, head_dim: int) -> None:
+    """Let cached rows come as [B, Hkv, rows / ROW_BLOCK, ROW_BLOCK, D].
+
+    A compiler sees that their number is a multiple, and copies none to make it one.
+    """
+    flat = "avl.rows"
+    graph.initializer.append(numpy_helper.from_array(_int64(0, 0, -1, head_dim), flat))
+    names = {v.name: f"{v.name}.rows" for v in graph.input if v.name.startswith(CACHES)}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+    for value in graph.input:
+        if value.name in names:
+            batch, heads, rows, width = _shape(value)
+            shape = [batch, heads, f"{rows}_blocks", ROW_BLOCK, width]
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shape))
+    reshapes = [helper.make_node("Reshape", [old, flat], [new]) for old, new in names.items()]
+    nodes = [*reshapes, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _weight_bytes(graph: onnx.GraphProto) -> Counter[int]:
+    """Bytes of initializers by type; one that is only cast counts as what it is cast to."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    sizes: Counter[int] = Counter()
+    for tensor in graph.initializer:
+        kind = tensor.data_type
+        casts = [node for node in readers.get(tensor.name, []) if node.op_type == "Cast"]
+        if casts and len(casts) == len(readers[tensor.name]):
+            kind = next(a.i for a in casts[0].attribute if a.name == "to")
+        sizes[kind] += math.prod(tensor.dims) * BITS.get(kind, 64) // 8
+    return sizes
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or f"{node.op_type} that makes {node.output[0]}"
+
+
+def _int64(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)

@@ -1,0 +1,140 @@
+"""Which backend runs a package here: the one asked for by name, or the best that works."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from avl_plugins.errors import AvlError, quoted
+from avl_runtime.execute.device.backend import DeviceBackend
+from avl_runtime.execute.device.ort_cuda import load_ort_cuda
+from avl_runtime.execute.host.ort import OrtBackend
+from avl_runtime.execute.protocol import BACKENDS, PARKS, BackendError, HostBackend
+from avl_runtime.machine.probe import Machine, probe
+from avl_runtime.package.engine_sets import EngineBackend
+from avl_runtime.package.package import Package
+
+AnyBackend = HostBackend | DeviceBackend
+ENGINES: tuple[EngineBackend, ...] = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A backend; `load` raises a BackendError where it cannot run the package here.
+
+    `unfit` says in short what is known to be missing without trying.
+    """
+
+    name: str
+    load: Callable[[], AnyBackend]
+    unfit: str | None = None
+
+
+def load_backend(
+    name: str,
+    package: Package,
+    threads: int | None,
+    park: str = "device",
+    machine: Machine | None = None,
+) -> AnyBackend:
+    """Load `package` on the backend called `name`.
+
+    For `auto` the best that works, which one line on stderr names with the reason.
+
+    Args:
+        park: where parked rows lie between refreshes, of `PARKS`.
+        machine: what to run on; looked up unless given.
+
+    Raises:
+        BackendError: unknown name, or that very backend cannot run the package here; or parked rows
+            are to lie elsewhere than the others where that means nothing.
+    """
+    if not isinstance(park, str) or park not in PARKS:
+        raise BackendError(
+            f"expected park to be {' or '.join(PARKS)}, found {quoted(park)}; choose one of them"
+        )
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise BackendError(
+            f"expected a backend of {', '.join(BACKENDS)}, found {quoted(name)}; choose one of them"
+        )
+    if park == "host" and name == "ort-cpu":
+        raise _nothing_to_park()
+    if name == "ort-cpu":  # needs nothing of the machine
+        return _on_cpu(package, threads)
+    ways = candidates(package, threads, park, probe() if machine is None else machine)
+    if name != "auto":
+        return next(way for way in ways if way.name == name).load()
+    backend, line = best(ways)
+    if park == "host" and backend.name == "ort-cpu":
+        raise _nothing_to_park()
+    print(line, file=sys.stderr)
+    return backend
+
+
+def _on_cpu(package: Package, threads: int | None) -> OrtBackend:
+    if package.manifest.dtype == "fp16":
+        print(
+            "avl: this package computes in fp16, for GPUs; on a CPU one exported with --dtype fp32 "
+            "is faster and reads the same weights",
+            file=sys.stderr,
+        )
+    return OrtBackend(package, threads)
+
+
+def _nothing_to_park() -> BackendError:
+    return BackendError(
+        "--park host: expected a backend that keeps rows on a GPU, found ort-cpu, whose rows are "
+        "all in the host's memory; leave it out, or use another backend"
+    )
+
+
+def candidates(
+    package: Package, threads: int | None, park: str, machine: Machine
+) -> list[Candidate]:
+    """All backends, best first; the last needs nothing of the machine."""
+    made = [_with_engines(name, package, park, machine) for name in ENGINES]
+    no_gpu = None if machine.gpus else f"no NVIDIA GPU ({machine.trouble})"
+    made.append(
+        Candidate(
+            "ort-cuda",
+            lambda: load_ort_cuda(package, threads, machine, park_on_host=park == "host"),
+            no_gpu,
+        )
+    )
+    made.append(Candidate("ort-cpu", lambda: _on_cpu(package, threads)))
+    return made
+
+
+def best(ways: Sequence[Candidate]) -> tuple[AnyBackend, str]:
+    """The first candidate that works, and the line that says which and why.
+
+    Raises:
+        BackendError: none works; the last one's reason.
+    """
+    reasons = []
+    for way in ways[:-1]:
+        if way.unfit is not None:
+            reasons.append(f"{way.name}: {way.unfit}")
+            continue
+        try:
+            backend = way.load()
+        except AvlError as error:  # cuda-python may be missing too
+            reasons.append(f"{way.name}: {error}")
+        else:
+            return backend, _line(way.name, reasons)
+    return ways[-1].load(), _line(ways[-1].name, reasons)
+
+
+def _line(name: str, reasons: Sequence[str]) -> str:
+    return f"avl: backend {name}, the best that works ({'; '.join(reasons) or 'none is better'})"
+
+
+def _with_engines(name: EngineBackend, package: Package, park: str, machine: Machine) -> Candidate:
+    def load() -> AnyBackend:
+        from avl_runtime.execute.device.tensorrt import load_engines
+
+        return load_engines(package, name, machine, park_on_host=park == "host")
+
+    has_some = any(one.backend == name for one in package.manifest.engines)
+    return Candidate(name, load, None if has_some else "no engines in this package")

@@ -1,0 +1,293 @@
+"""ONNX Runtime on the CPU: works anywhere, and is the reference for the other backends.
+
+Inputs and outputs are bound to NumPy arrays without copies: an OrtValue made from a NumPy array on
+the CPU shares its memory, so a decode step only writes into buffers bound before. A cache's arrays
+are bound again only when the cache has replaced them.
+
+Attention of a decode step and linears are kernels of ours where those were compiled
+(`avl_plugins.cpu`) and rows are float32, and else their bodies of standard ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from avl_plugins import cpu
+from avl_plugins.cpu.host import Host, host
+from avl_plugins.cpu.logits import Logits, Wanted
+from avl_plugins.cpu.refresh import Refresh
+from avl_runtime.execute.host.ort_options import (
+    LARGE,
+    give_back,
+    has_room,
+    session_config,
+    shrinking,
+    tight_memory,
+)
+from avl_runtime.execute.protocol import BackendError
+from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.package.graph_fit import check_media, check_segment
+from avl_runtime.machine.huge_pages import huge_pages
+from avl_runtime.package.manifest import Dims, Segment
+from avl_runtime.package.package import Package
+from avl_runtime.machine.resources import cores
+from avl_runtime.vision import Kind
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+}
+
+
+class OrtBackend:
+    """A package's graphs as ONNX Runtime sessions on the CPU."""
+
+    name = "ort-cpu"
+
+    def __init__(self, package: Package, threads: int | None) -> None:
+        manifest = package.manifest
+        if manifest.dtype not in DTYPES:
+            raise BackendError(
+                f"expected an fp32 or fp16 package on ort-cpu, found {manifest.dtype}, which "
+                "ONNX Runtime's CPU does not run; export with --dtype fp32 or --quantize int4"
+            )
+        self.dtype = DTYPES[manifest.dtype]
+        self._dims = manifest.dims
+        self._segments = manifest.segments
+        self._threads = threads or cores()
+        with huge_pages(), tight_memory():
+            files = set(manifest.encoders.values())
+            opened = {file: self._session(package, file, encoder=True) for file in files}
+            self._encoders = {kind: opened[file] for kind, file in manifest.encoders.items()}
+            self._sessions = [
+                self._session(package, part.file, encoder=False) for part in manifest.segments
+            ]
+        for session, part in zip(self._sessions, manifest.segments, strict=True):
+            check_segment(session, part, manifest)
+        self._files = manifest.encoders
+        self._host = host() if self.dtype == np.float32 else None
+
+    def _session(self, package: Package, file: str, *, encoder: bool) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        packs = has_room(package.float32_bytes())
+        entries = session_config(package.manifest.quantization, encoder, packs) | {
+            # Each session has threads of its own. Spinning on after a run, which is the default,
+            # they take the cores from the next segment's threads and from Python between steps.
+            "session.force_spinning_stop": "1",
+            "session.model_external_initializers_file_folder_path": str(package.weights_folder),
+        }
+        for name, value in entries.items():
+            options.add_session_config_entry(name, value)
+        if self.dtype == np.float32:
+            _register_kernels(options)
+        graph = package.read(file)
+        try:
+            return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        # ONNX Runtime's own exception classes share no base but Exception.
+        except Exception as error:
+            reason = str(error).splitlines()[0][:200]
+            raise BackendError(
+                f"{package.file(file)}: expected a graph ONNX Runtime {ort.__version__} can load, "
+                f"found: {reason}; export again with this version of avl"
+            ) from error
+
+    def encode(self, kind: Kind, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        feeds = {
+            name: array.astype(self.dtype, copy=False) if array.dtype == np.float32 else array
+            for name, array in inputs.items()
+        }
+        check_media(self._encoders[kind], self._files[kind], feeds)
+        return [np.asarray(array) for array in self._encoders[kind].run(None, feeds)]
+
+    def bind(
+        self,
+        segment: int,
+        hidden: NDArray[Any],
+        position_ids: NDArray[np.int64],
+        row_weights: NDArray[np.float32],
+        deepstack: Sequence[NDArray[Any]],
+    ) -> OrtBoundSegment:
+        layers = self._segments[segment].deepstack
+        added = {f"deepstack.{i}": array for i, array in zip(layers, deepstack, strict=True)}
+        return OrtBoundSegment(
+            self._sessions[segment],
+            self._segments[segment],
+            self._dims,
+            segment == len(self._segments) - 1,
+            self._host,
+            {
+                "hidden": hidden,
+                "position_ids": position_ids,
+                "row_weights": row_weights,
+                **added,
+            },
+        )
+
+
+def _register_kernels(options: ort.SessionOptions) -> None:
+    """Offer a session the compiled kernels, if there are any.
+
+    Raises:
+        BackendError: they are not for this machine, or damaged.
+    """
+    library = cpu.library()
+    if library is None:
+        return
+    try:
+        options.register_custom_ops_library(str(library))
+    # ONNX Runtime's own exception classes share no base but Exception.
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        raise BackendError(
+            f"{library}: expected CPU kernels compiled on this machine, found: {reason}; compile "
+            f"them with python -m avl_plugins.cpu.build, or set {cpu.SWITCH}=off"
+        ) from error
+
+
+class OrtBoundSegment:
+    """A decoder segment bound to its buffers; see `protocol.BoundSegment`."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        segment: Segment,
+        dims: Dims,
+        last: bool,
+        host: Host | None,
+        inputs: dict[str, NDArray[Any]],
+    ) -> None:
+        hidden = inputs["hidden"]
+        batch, rows, _ = hidden.shape
+        heads, dtype = dims.num_kv_heads, hidden.dtype
+        count = segment.last_layer - segment.first_layer
+        self.output = np.empty((batch, 1, dims.vocab_size) if last else hidden.shape, dtype)
+        self.k_new = np.empty((count, batch, heads, rows, dims.head_dim), dtype)
+        self.v_new = np.empty_like(self.k_new)
+        self.mass_active = self.mass_parked = self.mass_new = np.empty(
+            (count, batch, heads, 0, rows), np.float32
+        )
+        self._session = session
+        self._host = host
+        self._last = last
+        self._refresh: Refresh | None = None  # of the cache that is bound
+        self._layers = range(segment.first_layer, segment.last_layer)
+        self._inputs = inputs
+        self._output_name = "logits" if last else "hidden_out"
+        self._nothing = np.zeros((batch, heads, 1, dims.head_dim), dtype)
+        self._no_length = np.zeros(batch, np.int64)
+        self._no_weights = np.zeros((batch, 0, rows), np.float32)
+        self._bindings: dict[tuple[bool, bool], _Binding] = {}  # reads parked rows, makes masses
+        self._bound: tuple[SegmentCache, int] | None = None  # a cache, and the version bound
+
+    def run(
+        self,
+        cache: SegmentCache,
+        parked: bool,
+        ends: bool = False,
+        masses: bool = True,
+        core: NDArray[np.int64] | None = None,
+        logits: Logits = Logits.ALL,
+    ) -> bool:
+        # A list, as NumPy's any() is slow where a run has emptied the processor's caches.
+        parked = parked and any(cache.parked_len.tolist())
+        if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.version:
+            # All bindings at once, so that none keeps arrays alive that the cache has replaced.
+            for (reads_parked, _), binding in self._bindings.items():
+                self._bind_cache(binding, cache, reads_parked)
+            self._bound = (cache, cache.version)
+            self._refresh = None
+        if (parked, masses) not in self._bindings:
+            self._bindings[parked, masses] = self._make_binding(masses)
+            self._bind_cache(self._bindings[parked, masses], cache, parked)
+        binding = self._bindings[parked, masses]
+        self.mass_active = binding.mass["mass_active"]
+        self.mass_parked = binding.mass["mass_parked"]
+        self.mass_new = binding.mass["mass_new"]
+        options = shrinking() if ends else None
+        wanted = Wanted(self._host if self._last else None, logits)
+        if core is None:
+            with wanted:
+                self._session.run_with_iobinding(binding.io, options)
+            if ends and cache.nbytes >= LARGE:
+                give_back()
+            return False
+        if self._refresh is None:  # made once, as that takes as long as a small layer
+            self._refresh = Refresh(
+                cache.k_active, cache.positions, cache.parked_positions, self._host
+            )
+        with self._refresh.of(core) as refresh, wanted:
+            self._session.run_with_iobinding(binding.io, options)
+        return refresh.done
+
+    def release(self) -> None:
+        self._bound = self._refresh = None
+        for binding in self._bindings.values():
+            for layer in self._layers:
+                binding.bind_input(f"k_active.{layer}", self._nothing)
+                binding.bind_input(f"v_active.{layer}", self._nothing)
+
+    def _make_binding(self, masses: bool) -> _Binding:
+        weightings = self._inputs["row_weights"].shape[1] if masses else 0
+        binding = _Binding(self._session.io_binding(), weightings)
+        for name, array in self._inputs.items():
+            binding.bind_input(name, array)
+        if not masses:
+            binding.bind_input("row_weights", self._no_weights)
+        binding.bind_output(self._output_name, self.output)
+        for index, layer in enumerate(self._layers):
+            binding.bind_output(f"k_new.{layer}", self.k_new[index])
+            binding.bind_output(f"v_new.{layer}", self.v_new[index])
+        self._bind_mass(binding, "mass_new", self.k_new[0])
+        return binding
+
+    def _bind_cache(self, binding: _Binding, cache: SegmentCache, parked: bool) -> None:
+        absent = [self._nothing] * len(self._layers)
+        k_parked, v_parked = (cache.k_parked, cache.v_parked) if parked else (absent, absent)
+        parked_len = cache.parked_len if parked else self._no_length
+        for index, layer in enumerate(self._layers):
+            binding.bind_input(f"k_active.{layer}", cache.k_active[index])
+            binding.bind_input(f"v_active.{layer}", cache.v_active[index])
+            binding.bind_input(f"active_len.{layer}", cache.active_len)
+            binding.bind_input(f"k_parked.{layer}", k_parked[index])
+            binding.bind_input(f"v_parked.{layer}", v_parked[index])
+            binding.bind_input(f"parked_len.{layer}", parked_len)
+        self._bind_mass(binding, "mass_active", cache.k_active[0])
+        self._bind_mass(binding, "mass_parked", k_parked[0])
+
+    def _bind_mass(self, binding: _Binding, name: str, keys: NDArray[Any]) -> None:
+        """Bind a buffer [L, B, Hkv, R, rows] for the attention `keys` [B, Hkv, rows, D] receive."""
+        batch, heads, rows, _ = keys.shape
+        shape = (len(self._layers), batch, heads, binding.weightings, rows)
+        if name in binding.mass and binding.mass[name].shape == shape:
+            return
+        mass = binding.mass[name] = np.empty(shape, np.float32)
+        for index, layer in enumerate(self._layers):
+            binding.bind_output(f"{name}.{layer}", mass[index])
+
+
+class _Binding:
+    """An IOBinding, the inputs bound to it by name, and its buffers for R masses a key."""
+
+    __slots__ = ("arrays", "io", "mass", "weightings")
+
+    def __init__(self, io: ort.IOBinding, weightings: int) -> None:
+        self.io = io
+        self.weightings = weightings
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.mass: dict[str, NDArray[np.float32]] = {}
+
+    def bind_input(self, name: str, array: NDArray[Any]) -> None:
+        # A growing cache replaces a third of its arrays, and binding costs more than looking.
+        if self.arrays.get(name) is not array:
+            self.arrays[name] = array
+            self.io.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+
+    def bind_output(self, name: str, array: NDArray[Any]) -> None:
+        self.io.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))

@@ -1,0 +1,94 @@
+"""How ONNX Runtime's CPU shall load a graph: what its weights ask for."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnxruntime as ort
+
+from avl_runtime.machine.resources import physical_memory
+from avl_runtime.package.quantization import Quantization
+
+# glibc's numbers of two limits, in bytes: from which on it maps an allocation by itself, and how
+# much freed memory it keeps. Afterwards they are what they grow to by themselves in a process that
+# has used large blocks.
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+_WHILE_LOADING, _AFTERWARDS = 1 << 20, 32 << 20
+LARGE = 16 << 20  # bytes of a cache, from which on it is worth half a millisecond to `give_back`
+
+
+def session_config(quantization: Quantization | None, encoder: bool, packs: bool) -> dict[str, str]:
+    """Entries of the session configuration for an encoder's or a decoder segment's graph.
+
+    Prepacking copies floating-point weights that no kernel of ours reads into memory of the
+    process, where they would else stay mapped from their file. A decoder reads packed weights
+    faster, and most so with several sequences. An encoder multiplies many rows at a time, and gains
+    nothing.
+
+    Codes that no kernel of ours takes are fused into MatMulNBits, which is fast only with
+    prepacking, and for 8 bits only with activations rounded to 8 bits as well (accuracy level 4):
+    otherwise it dequantizes the whole matrix on every run.
+
+    Args:
+        packs: whether the machine has the memory; see `has_room`.
+    """
+    if quantization is None or (encoder and "vision" not in quantization.parts):
+        return {} if packs and not encoder else {"session.disable_prepacking": "1"}
+    return {
+        "session.qdq_matmulnbits_accuracy_level": "4",
+        # For one scale an output, which MatMulNBits does not know: blocks that repeat it.
+        "session.qdq_matmulnbits_block_size": "128",
+    }
+
+
+def has_room(nbytes: int) -> bool:
+    """Whether `nbytes` of weights may lie in memory of the process: at most half of the machine's.
+
+    Pages mapped from a file can be dropped when memory runs short; a process's own cannot.
+    Weights of 16 bits count as the float32 that they are packed as where no kernel of ours reads
+    them: see `Package.float32_bytes`.
+    """
+    memory = physical_memory()
+    return memory is not None and 2 * nbytes <= memory
+
+
+def shrinking() -> ort.RunOptions:
+    """Options of a run after which a session gives back what it holds for the next run.
+
+    A session keeps the most that any run took: else a prompt's chunks count twice, in one segment
+    that waits and in the next that works.
+    """
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def give_back() -> None:
+    """Give freed memory back to the system: glibc keeps what lies between blocks still in use."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    trim = getattr(libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@contextmanager
+def tight_memory() -> Iterator[None]:
+    """Give freed memory back at once while graphs are loaded in the block.
+
+    Fusing and prepacking free as many bytes as they keep. glibc would hold on to them for good,
+    which makes a quantized package take twice its memory; afterwards it has its usual limit.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    tune = getattr(libc, "mallopt", None)
+    if tune is None:  # another allocator than glibc's
+        yield
+        return
+    tune(_M_MMAP_THRESHOLD, _WHILE_LOADING)
+    try:
+        yield
+    finally:
+        tune(_M_MMAP_THRESHOLD, _AFTERWARDS)
+        tune(_M_TRIM_THRESHOLD, 2 * _AFTERWARDS)

@@ -1,0 +1,1 @@
+"""One reply: prefill, decode, the choice of tokens, and the result."""

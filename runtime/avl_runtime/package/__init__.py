@@ -1,0 +1,1 @@
+"""What lies in a package, and how to trust it."""

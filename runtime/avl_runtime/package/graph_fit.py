@@ -1,0 +1,89 @@
+"""Whether a package's graphs have the shapes that its manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from avl_runtime.package.manifest import MANIFEST, Manifest, PackageError, Segment
+
+
+class Value(Protocol):
+    """An input or output as ONNX Runtime names it; a free dimension is a name or None."""
+
+    name: str
+    shape: Sequence[int | str | None]
+
+
+class Session(Protocol):
+    """The part of an `onnxruntime.InferenceSession` that says what its graph reads and makes."""
+
+    def get_inputs(self) -> Sequence[Value]: ...
+
+    def get_outputs(self) -> Sequence[Value]: ...
+
+
+def check_segment(session: Session, segment: Segment, manifest: Manifest) -> None:
+    """Refuse a decoder graph that is not the one the manifest describes.
+
+    Raises:
+        PackageError: a tensor is missing, or has another size where its size is fixed.
+    """
+    dims = manifest.dims
+    rows = (None, dims.num_kv_heads, None, dims.head_dim)
+    states = (None, None, dims.hidden_size)
+    layers = range(segment.first_layer, segment.last_layer)
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    # First of all, as a manifest may name more layers than could be looked at one by one.
+    said, held = layers.stop - layers.start, sum(name.startswith("k_active.") for name in inputs)
+    if said != held:
+        raise _differs(segment.file, f"{said} layers", f"{held}")
+    for name in ("hidden", *(f"deepstack.{layer}" for layer in segment.deepstack)):
+        _check(segment.file, name, states, inputs)
+    for layer in layers:
+        _check(segment.file, f"k_active.{layer}", rows, inputs)
+    outputs = {value.name: value.shape for value in session.get_outputs()}
+    if segment is manifest.segments[-1]:
+        _check(segment.file, "logits", (None, None, dims.vocab_size), outputs)
+    else:
+        _check(segment.file, "hidden_out", states, outputs)
+
+
+def check_media(session: Session, file: str, inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse what a layout of the manifest has prepared, if the encoder `file` reads another shape.
+
+    Raises:
+        PackageError: an array has another size where the graph's is fixed.
+    """
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    for name, array in inputs.items():
+        _check(file, name, array.shape, shapes)
+
+
+def _check(
+    file: str,
+    name: str,
+    said: Sequence[int | None],
+    found: Mapping[str, Sequence[int | str | None]],
+) -> None:
+    if name not in found:
+        raise _differs(file, f"a tensor {name}", "none")
+    shape = found[name]
+    pairs = zip(said, shape, strict=False)
+    if len(said) != len(shape) or any(
+        size is not None and isinstance(fixed, int) and size != fixed for size, fixed in pairs
+    ):
+        raise _differs(file, f"{name} {_shown(said)}", _shown(shape))
+
+
+def _differs(file: str, said: str, found: str) -> PackageError:
+    return PackageError(
+        f"{file}: expected {said} as {MANIFEST} says, found {found}; {MANIFEST} has changed since "
+        "export, export again"
+    )
+
+
+def _shown(shape: Iterable[int | str | None]) -> str:
+    return "[" + ", ".join(str(size) if isinstance(size, int) else "any" for size in shape) + "]"

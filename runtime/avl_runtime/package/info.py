@@ -1,0 +1,126 @@
+"""What a package holds, from its manifest alone: nothing is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from avl_plugins.policies import parse
+from avl_runtime.machine.sizes import size_text
+from avl_runtime.package.generation_defaults import NEUTRAL
+from avl_runtime.package.manifest import Manifest
+from avl_runtime.package.package import Package
+from avl_runtime.package.quantization import Quantization
+
+POLICIES = ("dense", "fastv", "avl", "avl+fastv", "random")
+
+
+def describe(package: Package) -> dict[str, Any]:
+    """The package as one JSON object."""
+    manifest = package.manifest
+    weights, shards = manifest.weights, manifest.weights.shards
+    return {
+        "package": str(package.folder),
+        "model": manifest.model,
+        "family": manifest.family,
+        "dtype": manifest.dtype,
+        "layers": manifest.dims.num_layers,
+        "split": list(manifest.splits()),
+        "context": manifest.dims.max_positions,
+        "policies": [name for name in POLICIES if _takes(manifest, name)],
+        "default_policy": manifest.default_policy,
+        "generation": dataclasses.asdict(manifest.generation),
+        "chat_template": manifest.chat_template is not None,
+        "image": manifest.image.layout.kind,
+        "video": None if manifest.video is None else manifest.video.layout.kind,
+        "weights": "copied" if weights.folder is None else "linked",
+        "weights_folder": str(package.weights_folder),
+        "weights_found": all((package.weights_folder / one.path).is_file() for one in shards),
+        "weight_bytes": sum(shard.size for shard in shards),
+        "package_bytes": sum(file.size for file in manifest.files),
+        "quantization": _quantization(manifest.quantization),
+        "engines": [
+            {
+                "backend": one.backend,
+                "version": one.version,
+                "targets": list(one.targets),
+                "platform": one.platform,
+                "wants": one.wants(),
+                "bytes": sum(file.size for file in one.files),
+            }
+            for one in manifest.engines
+        ],
+        "format_version": manifest.format_version,
+        "producer": manifest.producer,
+    }
+
+
+def info_text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    images = f"images ({found['image']})"
+    images += "" if found["video"] is None else f" and videos ({found['video']})"
+    split = ", ".join(map(str, found["split"])) or "no layer"
+    weights = f"{size_text(found['weight_bytes'])}, "
+    if found["weights"] == "copied":
+        weights += "in the package"
+    else:
+        weights += f"linked to {found['weights_folder']}"
+    if not found["weights_found"]:
+        weights += ", which lacks some of them"
+    template = "yes" if found["chat_template"] else "none, prompts are taken as they stand"
+    lines = [
+        ("model", f"{found['model']} ({found['family']}), takes {images}"),
+        ("decoder", f"{found['layers']} layers, cut after {split}, in {found['dtype']}"),
+        ("context", f"{found['context']} tokens"),
+        ("policies", f"{', '.join(found['policies'])} (default: {found['default_policy']})"),
+        ("generation", _generation(found["generation"])),
+        ("chat template", template),
+        ("weights", weights),
+        ("quantized", _quantized(found["quantization"])),
+        ("engines", "; ".join(one["wants"] for one in found["engines"]) or "none"),
+        ("made by", f"{found['producer']}, package format {found['format_version']}"),
+    ]
+    return "\n".join(f"{name + ':':<15}{value}" for name, value in lines)
+
+
+def _takes(manifest: Manifest, policy: str) -> bool:
+    """Whether a policy drops tokens only where the decoder is cut."""
+    prune = parse(policy).plan().prune
+    return prune is None or prune.layer in manifest.splits()
+
+
+def _quantization(found: Quantization | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "method": found.method,
+        "bits": found.bits,
+        "block_size": found.block_size,
+        "parts": list(found.parts),
+    }
+
+
+def _generation(values: dict[str, Any]) -> str:
+    """Greedy or not, and whatever else is set."""
+    neutral = dataclasses.asdict(NEUTRAL)
+    told = [
+        f"{name} {_short(value)}"
+        for name, value in values.items()
+        if value != neutral[name] and name != "temperature"
+    ]
+    way = f"drawn at temperature {values['temperature']:g}" if values["temperature"] else "greedy"
+    return ", ".join([way, *told])
+
+
+def _short(value: object) -> str:
+    if isinstance(value, (list, tuple)) and len(value) > 4:
+        return f"{len(value)} of them"
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _quantized(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "no"
+    block = found["block_size"]
+    scales = f"blocks of {block}" if block else "one scale an output"
+    return f"int{found['bits']} ({found['method']}, {scales}): {', '.join(found['parts'])}"

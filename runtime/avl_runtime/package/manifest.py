@@ -1,0 +1,203 @@
+"""What `avl.json` says: the dataclasses that it is read into and written from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from avl_plugins.errors import AvlError
+from avl_runtime.package.engine_sets import EngineSet
+from avl_runtime.package.generation_defaults import NEUTRAL, GenerationDefaults
+from avl_runtime.package.quantization import Quantization
+from avl_runtime.vision import ImageLayout, Kind, VideoLayout
+
+MANIFEST = "avl.json"
+FORMAT_VERSION = 5
+READ_VERSIONS = (4, 5)  # fields that a version added have defaults: what packages lacked before it
+
+
+class PackageError(AvlError):
+    """A package is missing, damaged, foreign or from a newer version."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file inside the package; `path` is relative, with forward slashes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A safetensors file the graphs read weights from.
+
+    `header_sha256` hashes the 8 length bytes and the header; `sha256` the whole file, if asked for;
+    `sample_sha256` a sample of it (`shard_files`). `modified_ns` is the time, in nanoseconds, at
+    which a file that the package links to was last modified.
+    """
+
+    path: str
+    size: int
+    header_sha256: str
+    sha256: str | None
+    modified_ns: int | None = None
+    sample_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where the shards lie: `folder` is absolute, or None for the package itself."""
+
+    folder: str | None
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """Sizes of the decoder.
+
+    `position_axes` is 1 for RoPE over `position_ids` [B, S], 3 for M-RoPE over [3, B, S].
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    position_axes: Literal[1, 3]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Layers `first_layer` to `last_layer` - 1 as one graph; the last segment yields logits.
+
+    `deepstack` names the layers with an input `deepstack.i` [B, S, C] that is added to what the
+    layer puts out (DeepStack, arXiv 2406.04334): features at visual tokens, zeros elsewhere.
+    """
+
+    file: str
+    first_layer: int
+    last_layer: int
+    deepstack: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEncoder:
+    """Tower and projector: what `layout` prepares -> image_features [tokens, hidden].
+
+    `placeholder` is what the chat template writes for a picture, `token` the id of each of the
+    tokens that take its place. A graph of a decoder with deepstack layers has a second output,
+    deepstack_features [layers, tokens, hidden]. `several` is the layout of pictures that come
+    together in one turn, where it is another.
+    """
+
+    file: str
+    placeholder: str
+    token: int
+    layout: ImageLayout
+    several: ImageLayout | None = None
+
+    def layout_among(self, count: int) -> ImageLayout:
+        """The layout of each of `count` pictures of a turn."""
+        return self.layout if count <= 1 or self.several is None else self.several
+
+
+@dataclass(frozen=True, slots=True)
+class VideoEncoder:
+    """As `ImageEncoder`, for videos; `file` and `token` may be the image encoder's own."""
+
+    file: str
+    placeholder: str
+    token: int
+    layout: VideoLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The token embedding matrix [vocab, hidden], read in place from a shard.
+
+    I8 and I4 (two columns a byte) are codes, whose scales the manifest's quantization names.
+    """
+
+    file: str
+    offset: int
+    dtype: Literal["F32", "F16", "BF16", "I8", "I4"]
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Special token ids.
+
+    `names` are the names of tokens that a chat template may use, each with the token's text:
+    `bos_token`, `eos_token` and so on, as the checkpoint's tokenizer has them. None, as in packages
+    of before, stands for those of the ids and of the placeholders.
+    """
+
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+    names: tuple[tuple[str, str], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The whole of `avl.json`."""
+
+    format_version: int
+    producer: str
+    family: str
+    model: str
+    dtype: Literal["fp32", "fp16", "bf16"]
+    dims: Dims
+    image: ImageEncoder
+    video: VideoEncoder | None
+    segments: tuple[Segment, ...]
+    embedding: Embedding
+    quantization: Quantization | None
+    tokens: Tokens
+    chat_template: str | None
+    default_policy: str
+    weights: Weights
+    files: tuple[FileEntry, ...]
+    engines: tuple[EngineSet, ...]
+    generation: GenerationDefaults = NEUTRAL
+    adapter: str | None = None  # the name of the LoRA adapter that is merged into the weights
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @property
+    def visual_tokens(self) -> tuple[int, ...]:
+        """Ids of the tokens whose rows come from an encoder."""
+        return tuple({self.image.token} | ({self.video.token} if self.video else set()))
+
+    @property
+    def encoders(self) -> dict[Kind, str]:
+        """The encoder's graph of every medium the model takes; two media may share one."""
+        files: dict[Kind, str] = {"image": self.image.file}
+        if self.video is not None:
+            files["video"] = self.video.file
+        return files
+
+    @property
+    def deepstack_layers(self) -> tuple[int, ...]:
+        """Decoder layers that add encoder features to what they put out, ascending."""
+        return tuple(layer for segment in self.segments for layer in segment.deepstack)
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Files of all graphs, each once: encoders first, then segments."""
+        encoders = dict.fromkeys(self.encoders.values())
+        return (*encoders, *(segment.file for segment in self.segments))
+
+    def splits(self) -> tuple[int, ...]:
+        """Layers after which hidden states can be dropped."""
+        return tuple(segment.first_layer for segment in self.segments[1:])

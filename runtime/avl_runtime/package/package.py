@@ -1,0 +1,222 @@
+"""The package manifest `avl.json`: what an export holds and how to trust it.
+
+A package is a folder. `avl.json` names every other file in it with size and SHA-256, and the
+safetensors shards its weights live in: inside the package, or in the checkpoint's own folder
+(pinned by size, header and a sample of the weights). Reading it never executes anything and never
+leaves the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from avl_plugins.errors import quoted, shown
+from avl_runtime.package.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    READ_VERSIONS,
+    Dims,
+    Embedding,
+    FileEntry,
+    ImageEncoder,
+    Manifest,
+    PackageError,
+    Segment,
+    Shard,
+    Tokens,
+    VideoEncoder,
+    Weights,
+)
+from avl_runtime.package.shard_files import (
+    HEADER_LIMIT,
+    Compared,
+    check_file,
+    float32_bytes,
+    header_sha256,
+)
+from avl_runtime.package.strict import FormatError, build
+
+__all__ = [
+    "FORMAT_VERSION",
+    "HEADER_LIMIT",
+    "MANIFEST",
+    "Dims",
+    "Embedding",
+    "FileEntry",
+    "ImageEncoder",
+    "Manifest",
+    "Package",
+    "PackageError",
+    "Segment",
+    "Shard",
+    "Tokens",
+    "VideoEncoder",
+    "Weights",
+    "header_sha256",
+    "load_package",
+]
+
+MANIFEST_LIMIT = 16 << 20  # bytes; a real manifest has some kilobytes
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A manifest whose paths have been checked, and the folder it was read from."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def weights_folder(self) -> Path:
+        recorded = self.manifest.weights.folder
+        return self.folder if recorded is None else Path(recorded)
+
+    def file(self, path: str) -> Path:
+        return self.folder / path
+
+    def read(self, path: str) -> bytes:
+        """Bytes of a packaged file, checked against the manifest.
+
+        Raises:
+            PackageError: the file is missing, or its size or SHA-256 is not the recorded one.
+        """
+        entry = next((f for f in self.manifest.files if f.path == path), None)
+        if entry is None:
+            raise PackageError(
+                f"{self.folder / MANIFEST}: expected an entry for {path}, found none; export again"
+            )
+        target = self.folder / path
+        if not target.is_file():
+            raise PackageError(f"{target}: expected a packaged file, found none; export again")
+        found = target.stat().st_size
+        if found != entry.size:
+            raise PackageError(
+                f"{target}: expected {entry.size} bytes, found {found}; "
+                "the file has changed since export, export again"
+            )
+        data = target.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != entry.sha256:
+            raise PackageError(
+                f"{target}: expected SHA-256 {entry.sha256[:12]}…, found {digest[:12]}…; "
+                "the file has changed since export, export again"
+            )
+        return data
+
+    def float32_bytes(self) -> int:
+        """Bytes of all weights where 16-bit floats have become float32, as a CPU computes."""
+        folder, shards = self.weights_folder, self.manifest.weights.shards
+        return sum(float32_bytes(folder / shard.path) for shard in shards)
+
+    def check_shards(self, whole: bool = False) -> Compared:
+        """Check that every shard is the file that the export saw: size, header and a sample.
+
+        Args:
+            whole: read all bytes too and compare their SHA-256, which packages with weights of
+                their own and those exported with --hash-weights record.
+
+        Raises:
+            PackageError: a shard is missing or differs from the one exported; or with `whole`,
+                neither a hash nor a sample is recorded.
+        """
+        compared = Compared()
+        for shard in self.manifest.weights.shards:
+            check_file(self.weights_folder / shard.path, shard, whole, compared)
+        return compared
+
+
+def load_package(folder: str | Path) -> Package:
+    """Read and check the manifest in `folder`; the other files are checked when they are read.
+
+    Raises:
+        PackageError: no manifest, damaged JSON, a newer format, unknown or missing keys, or a
+            path that leaves the folder.
+    """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise PackageError(
+            f"expected the path of a package folder, found {quoted(folder)}; make a package with "
+            "avl-export"
+        )
+    root = Path(os.fsdecode(folder))
+    path = root / MANIFEST
+    if not _is_there(path):
+        raise PackageError(
+            f"{shown(root)}: expected a package folder with {MANIFEST}, found none; "
+            "make one with avl-export"
+        )
+    if path.stat().st_size > MANIFEST_LIMIT:
+        raise PackageError(f"{path}: expected at most {MANIFEST_LIMIT} bytes; export again")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"{path}: expected JSON, found {error}; export again") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise PackageError(f"{path}: expected a format_version, found none; export again")
+    if version not in READ_VERSIONS:
+        way_out = "update avl" if version > FORMAT_VERSION else "export again"
+        raise PackageError(
+            f"{path}: expected package format {FORMAT_VERSION}, found {version}; {way_out}"
+        )
+    try:
+        manifest = build(Manifest, raw, str(path))
+    except FormatError as error:
+        raise PackageError(f"{error}; export again") from None
+    _check_paths(manifest, path)
+    _check_agreement(manifest, path)
+    return Package(root, manifest)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name too long for a file, or a folder that may not be read
+        reason = error.strerror
+        raise PackageError(
+            f"{shown(path.parent)}: expected a package folder, found: {reason}; check the path"
+        ) from None
+
+
+def _check_paths(manifest: Manifest, path: Path) -> None:
+    names = [entry.path for entry in manifest.files]
+    names += [shard.path for shard in manifest.weights.shards]
+    names += [file.path for engines in manifest.engines for file in engines.files]
+    names += [*manifest.graphs, manifest.embedding.file]
+    for name in names:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not name:
+            raise PackageError(
+                f"{path}: expected paths inside the package, found {quoted(name)}; "
+                "do not use this package"
+            )
+    for name in (entry.path for entry in manifest.files):
+        if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
+            raise PackageError(
+                f"{path}: expected files inside the package, found {quoted(name)} leading out of "
+                "it; do not use this package"
+            )
+
+
+def _check_agreement(manifest: Manifest, path: Path) -> None:
+    dims, embedding = manifest.dims, manifest.embedding
+    bounds = [0, *(segment.last_layer for segment in manifest.segments)]
+    found = [*(segment.first_layer for segment in manifest.segments), dims.num_layers]
+    if found != bounds:
+        raise PackageError(
+            f"{path}: expected segments that hold all {dims.num_layers} layers in order, found "
+            f"beginnings {found[:-1]} and ends {bounds[1:]}; export again"
+        )
+    if embedding.shape[1] != dims.hidden_size:
+        raise PackageError(
+            f"{path}: expected an embedding of {dims.hidden_size} columns, the hidden size, found "
+            f"{embedding.shape[1]}; export again"
+        )
+    if embedding.file not in {shard.path for shard in manifest.weights.shards}:
+        raise PackageError(
+            f"{path}: expected the embedding in one of the shards, found "
+            f"{quoted(embedding.file)}; export again"
+        )

@@ -1,0 +1,45 @@
+"""Image and video features by content hash, so that the same picture is encoded once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from avl_runtime.execute import Backend
+from avl_runtime.prompts.processor import Prompt
+from avl_runtime.vision import Features, Media
+
+LIMIT = 256 << 20  # bytes of features kept
+
+
+class FeatureCache:
+    """The least recently used features leave when LIMIT is passed."""
+
+    def __init__(self, backend: Backend, limit: int = LIMIT) -> None:
+        self._backend = backend
+        self._limit = limit
+        self._features: OrderedDict[tuple[str, str], Features] = OrderedDict()
+        self.encoded = 0  # pictures and videos that went through a graph
+
+    def of(self, prompt: Prompt) -> list[Features]:
+        """Features of each picture and video of a prompt, in order."""
+        found: dict[tuple[str, str], Features] = {}
+        for media in prompt.media:
+            key = (media.kind, media.digest)
+            if key not in found:
+                found[key] = self._one(key, media)
+        return [found[media.kind, media.digest] for media in prompt.media]
+
+    def _one(self, key: tuple[str, str], media: Media) -> Features:
+        if key in self._features:
+            self._features.move_to_end(key)
+            return self._features[key]
+        # One at a time: an encoder's activations are the largest of a run.
+        features = media.features([self._backend.encode(media.kind, run) for run in media.runs()])
+        self._features[key] = features
+        self.encoded += 1
+        while len(self._features) > 1 and self._held() > self._limit:
+            self._features.popitem(last=False)
+        return features
+
+    def _held(self) -> int:
+        return sum(features.nbytes for features in self._features.values())

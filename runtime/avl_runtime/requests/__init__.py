@@ -1,0 +1,1 @@
+"""Requests to a loaded package."""
