@@ -19,6 +19,7 @@ from avl_export.checkpoint.safetensors_header import (
     TensorRecord,
     read_header,
 )
+from avl_export.checkpoint.supported import check_supported
 from avl_export.checkpoint.weight_files import (
     ADAPTER_CONFIG,
     SINGLE,
@@ -28,7 +29,6 @@ from avl_export.checkpoint.weight_files import (
     some,
     weight_files,
 )
-from avl_export.families import check_supported
 
 TOKENIZER = "tokenizer.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -242,7 +242,7 @@ def _fetch(
     if not (folder / "config.json").is_file():
         raise hub.HubError(no_config(hub_id, hub.listing(hub_id, folder)))
     # Before what its weights are is looked at: of other layouts they often are pickles.
-    check_supported(Checkpoint(hub_id, folder, _config(folder)))
+    check_supported(folder, _config(folder))
     if not dry_run or not _missing_shards(folder):
         return folder, ()
     listed = hub.listing(hub_id, folder)

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from avl_export.checkpoint.safetensors_header import CheckpointError, TensorRecord
-from avl_export.quantize.blocks import Floats, round_to
+
+Floats = npt.NDArray[np.float32]
 
 PIECE = 1 << 22  # bytes; small enough to stay in a core's cache while it is worked on
 _STORED: dict[str, np.dtype[Any]] = {
@@ -87,6 +88,16 @@ def to_float32(values: npt.NDArray[Any], dtype: str) -> Floats:
     if dtype == "BF16":  # its bits are the upper half of a float32's
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
+
+
+def round_to(values: Floats, dtype: str) -> Floats:
+    """float32 values rounded to the nearest fp32, fp16 or bf16 value."""
+    if dtype == "fp16":
+        return values.astype(np.float16).astype(np.float32)
+    if dtype == "bf16":
+        bits = values.view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    return values
 
 
 def stored_bytes(values: Floats, dtype: str) -> bytes:

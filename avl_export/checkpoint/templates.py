@@ -8,7 +8,7 @@ from typing import Any
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.safetensors_header import FETCH_AGAIN
-from avl_export.families.base import FamilyError
+from avl_export.checkpoint.supported import FamilyError
 
 PROCESSOR = "processor_config.json"
 LEGACY = "chat_template.json"

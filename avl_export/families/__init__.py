@@ -1,29 +1,17 @@
-"""Model families, one file each, found by the config's model_type."""
+"""Model families: the module of each has the name of its config's model_type."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from avl_export.checkpoint.original import original_layout
-from avl_export.families.base import EncoderGraph, Family, FamilyError, Traits
-from avl_plugins.errors import quoted
+from avl_export.checkpoint.supported import SUPPORTED, FamilyError, check_supported
+from avl_export.families.base import EncoderGraph, Family, Traits
 
 if TYPE_CHECKING:
     import torch
 
     from avl_export.checkpoint.checkpoint import Checkpoint
-
-MODULES = {  # model_type -> module in this folder
-    "llava": "llava",
-    "llava_next": "llava_next",
-    "llava_onevision": "llava_onevision",
-    "video_llava": "video_llava",
-    "internvl": "internvl",
-    "qwen2_5_vl": "qwen2_5_vl",
-    "qwen3_vl": "qwen3_vl",
-}
-SUPPORTED = tuple(MODULES)
 
 __all__ = [
     "SUPPORTED",
@@ -31,30 +19,8 @@ __all__ = [
     "Family",
     "FamilyError",
     "Traits",
-    "check_supported",
     "load_family",
 ]
-
-
-def check_supported(checkpoint: Checkpoint) -> str:
-    """The checkpoint's model_type.
-
-    Raises:
-        FamilyError: no family exports it.
-    """
-    model_type = checkpoint.config.get("model_type")
-    original = original_layout(checkpoint.config)
-    if original is not None:
-        raise FamilyError(
-            f"{checkpoint.folder}: expected a checkpoint in transformers' layout, found {original}"
-        )
-    if model_type not in SUPPORTED:
-        raise FamilyError(
-            f"{checkpoint.folder}: expected an architecture of {', '.join(SUPPORTED)}, "
-            f"found {'no model_type' if model_type is None else quoted(model_type)}; this version "
-            "of avl cannot export it"
-        )
-    return str(model_type)
 
 
 def load_family(checkpoint: Checkpoint, dtype: torch.dtype) -> Family:
@@ -66,7 +32,8 @@ def load_family(checkpoint: Checkpoint, dtype: torch.dtype) -> Family:
         FamilyError: unknown architecture, or a variant that the family does not support.
         CheckpointError: its tensors are not those of such a model.
     """
-    module = import_module(f"avl_export.families.{MODULES[check_supported(checkpoint)]}")
+    model_type = check_supported(checkpoint.folder, checkpoint.config)
+    module = import_module(f"avl_export.families.{model_type}")
     family: Family = module.load(checkpoint, dtype)
     if checkpoint.shards:
         from avl_export.checkpoint.tied import untie_stored

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from avl_plugins.errors import AvlError
 from avl_runtime.package.manifest import Dims, ImageEncoder, Tokens, VideoEncoder
 
 if TYPE_CHECKING:
@@ -14,10 +13,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from avl_runtime.prompts.processor import Prompt
-
-
-class FamilyError(AvlError):
-    """A checkpoint's architecture, or a variant of it, is not supported."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from avl_export.families.base import EncoderGraph, FamilyError
+from avl_export.checkpoint.supported import FamilyError
+from avl_export.families.base import EncoderGraph
 from avl_export.families.replicate import repeat
 from avl_plugins.errors import quoted
 

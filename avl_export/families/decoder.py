@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from avl_export.families.base import FamilyError
+from avl_export.checkpoint.supported import FamilyError
 from avl_plugins.errors import quoted
 from avl_runtime.package.manifest import Dims
 

@@ -12,8 +12,9 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.weight_files import ADAPTER_CONFIG
-from avl_export.families.base import FamilyError, Traits
+from avl_export.families.base import Traits
 from avl_export.families.decoder import fix_rope
 from avl_plugins.errors import quoted
 

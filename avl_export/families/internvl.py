@@ -12,8 +12,9 @@ from torch import nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
-from avl_export.families.base import EncoderGraph, FamilyError, Traits
+from avl_export.families.base import EncoderGraph, Traits
 from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import (

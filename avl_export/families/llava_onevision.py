@@ -13,8 +13,9 @@ from torch import nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
-from avl_export.families.base import EncoderGraph, FamilyError, Traits
+from avl_export.families.base import EncoderGraph, Traits
 from avl_export.families.clip import (
     ClipFeatures,
     check_grid,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from avl_export.families.base import FamilyError
+from avl_export.checkpoint.supported import FamilyError
 from avl_plugins.errors import quoted
 
 # The sections that transformers' modules take where a config has none.

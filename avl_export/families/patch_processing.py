@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.families.base import FamilyError
+from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.preprocessing import (
     image_processor,
     processing_of,

@@ -8,7 +8,7 @@ from typing import Any
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.processor_files import settings_of
-from avl_export.families.base import FamilyError
+from avl_export.checkpoint.supported import FamilyError
 from avl_runtime.package.manifest import Tokens
 from avl_runtime.vision.steps import ImageProcessing
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
-from avl_export.families.base import FamilyError, Traits
+from avl_export.families.base import Traits
 from avl_export.families.decoder import check_decoder, decoder_dims
 from avl_export.families.hf import HfFamily
 from avl_export.families.mrope import AxisRotary, check_sections, mrope_constants

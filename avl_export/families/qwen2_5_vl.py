@@ -13,7 +13,8 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.families.base import EncoderGraph, FamilyError
+from avl_export.checkpoint.supported import FamilyError
+from avl_export.families.base import EncoderGraph
 from avl_export.families.hf import meta_model
 from avl_export.families.patch_encoder import (
     PatchRotary,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.families.base import FamilyError
+from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.preprocessing import image_processing, image_processor
 from avl_runtime.vision.anyres import Resolutions
 from avl_runtime.vision.steps import ImageProcessing

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.families.base import FamilyError
+from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.preprocessing import check_side, processing_of, video_processor
 from avl_runtime.vision.resample import BICUBIC, BILINEAR
 from avl_runtime.vision.steps import ImageProcessing

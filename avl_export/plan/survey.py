@@ -15,8 +15,8 @@ from avl_export.checkpoint.checkpoint import (
     lacks_weights,
     open_weights,
 )
+from avl_export.checkpoint.supported import check_supported
 from avl_export.checkpoint.weight_files import ADAPTER_CONFIG
-from avl_export.families import check_supported
 from avl_export.families.preprocessing import image_processor
 from avl_export.options import Options, OptionsError
 from avl_export.plan.place import check_place, examine
@@ -36,7 +36,7 @@ def survey(options: Options) -> Checkpoint:
         check_place(options.out, options.force, folders if folder is None else [*folders, folder])
     revision = options.revision or choice.revision
     checkpoint = find_checkpoint(choice.model, revision, options.dry_run)
-    check_supported(checkpoint)
+    check_supported(checkpoint.folder, checkpoint.config)
     if checkpoint.hub_id is not None and (checkpoint.folder / ADAPTER_CONFIG).is_file():
         raise OptionsError(
             f"{choice.model[:160]}: expected a model alone on the hub, found {ADAPTER_CONFIG} "

@@ -8,9 +8,10 @@ from PIL import Image
 
 from avl_export.checkpoint.checkpoint import TOKENIZER, Checkpoint
 from avl_export.checkpoint.generation_config import generation_defaults
+from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import template_note, templates
 from avl_export.checkpoint.tokenizer import PackagedTokenizer, packaged_tokenizer
-from avl_export.families import Family, FamilyError
+from avl_export.families import Family
 from avl_plugins.errors import quoted
 from avl_runtime.package.generation_defaults import GenerationDefaults
 from avl_runtime.package.manifest import Tokens

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from avl_export.checkpoint.source import Floats, round_to
+
 Method = Literal["rtn", "clip", "hqq"]
 # Measured by scripts/quantization.py: clip errs least at 4 bits; at 8 bits all are the same.
 BEST: dict[int, Method] = {4: "clip", 8: "rtn"}
 
-Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
 
 RATIOS = np.linspace(0.65, 1.05, 9, dtype=np.float32)
@@ -59,16 +60,6 @@ def dequantize(codes: npt.NDArray[Any], scales: Floats, zeros: Codes | None = No
     if zeros is not None:
         blocks -= zeros[..., None]
     return (blocks * scales[..., None]).reshape(outputs, -1)
-
-
-def round_to(values: Floats, dtype: str) -> Floats:
-    """float32 values rounded to the nearest fp32, fp16 or bf16 value."""
-    if dtype == "fp16":
-        return values.astype(np.float16).astype(np.float32)
-    if dtype == "bf16":
-        bits = values.view(np.uint32)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
-    return values
 
 
 _TINY = {

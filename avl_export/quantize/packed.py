@@ -9,8 +9,8 @@ import numpy as np
 
 from avl_export.checkpoint.packing_config import LARGEST, SMALLEST, WAY_OUT, Packing
 from avl_export.checkpoint.safetensors_header import CheckpointError
-from avl_export.checkpoint.source import PIECE, Source
-from avl_export.quantize.blocks import Codes, Floats
+from avl_export.checkpoint.source import PIECE, Floats, Source
+from avl_export.quantize.blocks import Codes
 from avl_export.quantize.packing import (
     AWQ_ORDER,
     MIDDLE,

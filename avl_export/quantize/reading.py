@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from avl_export.checkpoint.places import QuantizedPlace
 from avl_export.checkpoint.safetensors_header import TensorRecord
-from avl_export.checkpoint.source import Source
-from avl_export.quantize.blocks import Codes, Floats, dequantize
+from avl_export.checkpoint.source import Floats, Source
+from avl_export.quantize.blocks import Codes, dequantize
 from avl_runtime.package.quantization import unpack_int4
 
 _BYTES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "I8": np.dtype(np.int8)}

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from avl_export.checkpoint.places import QuantizedPlace
 from avl_export.checkpoint.safetensors_header import CheckpointError
-from avl_export.checkpoint.source import PIECE, Source, pieces, stored_bytes
-from avl_export.quantize.blocks import Codes, Floats, Method, quantize
+from avl_export.checkpoint.source import PIECE, Floats, Source, pieces, stored_bytes
+from avl_export.quantize.blocks import Codes, Method, quantize
 from avl_export.quantize.layout import File
 from avl_export.quantize.packed import PackedSource
 from avl_export.quantize.packing import pack_int4

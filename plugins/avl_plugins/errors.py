@@ -27,6 +27,10 @@ class PolicyError(AvlError):
     """A policy's options are invalid or impossible together."""
 
 
+class FormatError(AvlError):
+    """A value does not fit the type it is declared with."""
+
+
 class OpError(AvlError):
     """Arrays given to an op do not fit its schema."""
 

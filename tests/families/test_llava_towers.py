@@ -25,8 +25,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from avl_export.cli import main as export
+from avl_plugins.errors import FormatError
 from avl_runtime import LVLM
-from avl_runtime.package.strict import FormatError
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.steps import ImageProcessing

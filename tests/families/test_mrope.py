@@ -11,7 +11,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryE
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
-from avl_export.families.base import FamilyError
+from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.mrope import AxisRotary, check_sections, mrope_constants
 
 NONE: Any = "not given"

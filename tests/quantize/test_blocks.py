@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from avl_export.checkpoint.source import round_to
 from avl_export.options import METHODS
-from avl_export.quantize.blocks import BEST, Method, dequantize, limits, quantize, round_to
+from avl_export.quantize.blocks import BEST, Method, dequantize, limits, quantize
 
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
 

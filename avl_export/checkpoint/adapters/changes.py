@@ -7,8 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from avl_export.checkpoint.source import PIECE, Source
-from avl_export.quantize.blocks import Floats
+from avl_export.checkpoint.source import PIECE, Floats, Source
 
 
 @dataclass(frozen=True, slots=True)

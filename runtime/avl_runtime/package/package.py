@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from avl_plugins.errors import quoted, shown
+from avl_plugins.errors import FormatError, quoted, shown
 from avl_runtime.package.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -38,7 +38,7 @@ from avl_runtime.package.shard_files import (
     float32_bytes,
     header_sha256,
 )
-from avl_runtime.package.strict import FormatError, build
+from avl_runtime.package.strict import build
 
 __all__ = [
     "FORMAT_VERSION",

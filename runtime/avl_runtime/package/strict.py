@@ -7,11 +7,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from avl_plugins.errors import AvlError, quoted
-
-
-class FormatError(AvlError):
-    """A value does not fit the type it is declared with."""
+from avl_plugins.errors import FormatError, quoted
 
 
 def build(kind: Any, value: Any, where: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from avl_runtime.package.strict import FormatError
+from avl_plugins.errors import FormatError
 from avl_runtime.vision.media import Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_runtime.package.strict import FormatError
+from avl_plugins.errors import FormatError
 from avl_runtime.vision.load.images import check_size
 
 MAX_SIDE = 1 << 14  # pixels
