@@ -31,6 +31,10 @@ class FormatError(AvlError):
     """A value does not fit the type it is declared with."""
 
 
+class TensorRTError(AvlError):
+    """TensorRT is missing, too old for avl's plugins, or asked for what they cannot do."""
+
+
 class OpError(AvlError):
     """Arrays given to an op do not fit its schema."""
 

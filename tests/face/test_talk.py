@@ -20,7 +20,7 @@ from avl_plugins.errors import AvlError
 from avl_runtime.cli import run
 from avl_runtime.cli.talk import loop
 from avl_runtime.cli.talk.commands import COMMANDS
-from avl_runtime.cli.talk.lines import ClearedError
+from avl_runtime.cli.talk.typed import ClearedError
 from avl_runtime.generate.results import Result
 from face.fake_model import ANSWER, FakeModel
 

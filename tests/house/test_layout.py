@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,23 @@ def test_source_files_are_short() -> None:
     }
     assert lengths
     assert {path: n for path, n in lengths.items() if n > LONGEST} == {}
+
+
+@pytest.mark.parametrize(("package", "most"), zip(PACKAGES, (14, 20, 16), strict=True))
+def test_little_lies_at_the_top(package: Path, most: int) -> None:
+    entries = {path.name for path in package.iterdir()} - {"__pycache__"}
+    assert len(entries) <= most, sorted(entries)
+
+
+def test_modules_import_one_another_without_circles() -> None:
+    graph = grimp.build_graph(*(package.name for package in PACKAGES), cache_dir=None)
+    imported = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    left = dict(imported)
+    while leaves := {
+        module for module, needs in left.items() if not needs & left.keys() - {module}
+    }:
+        left = {module: needs for module, needs in left.items() if module not in leaves}
+    assert left == {}
 
 
 def test_packages_are_typed_and_nested() -> None:

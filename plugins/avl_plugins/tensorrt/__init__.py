@@ -6,15 +6,11 @@ ops; without it TensorRT runs the function bodies that the nodes carry.
 
 from __future__ import annotations
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import TensorRTError
 from avl_plugins.installation import install_extra
 from avl_plugins.kernels.catalog import CAPABILITIES
 
 OLDEST = (10, 9)  # the first TensorRT with plugins compiled ahead of time
-
-
-class TensorRTError(AvlError):
-    """TensorRT is missing, too old for these plugins, or asked for what they cannot do."""
 
 
 def register(capability: int | None = None) -> None:

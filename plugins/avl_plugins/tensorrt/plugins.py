@@ -13,9 +13,9 @@ import tensorrt as trt
 import tensorrt.plugin as trtp
 
 from avl_plugins.cuda.packaged import kernel
+from avl_plugins.errors import TensorRTError
 from avl_plugins.kernels.catalog import DECODE_ROWS, HEAD_DIMS, scale_bits, variant_of
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
-from avl_plugins.tensorrt import TensorRTError
 
 ATTENTION = f"{SPLIT_CACHE_ATTENTION.domain}::{SPLIT_CACHE_ATTENTION.name}"
 UPDATE = f"{SPLIT_CACHE_UPDATE.domain}::{SPLIT_CACHE_UPDATE.name}"

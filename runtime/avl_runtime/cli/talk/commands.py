@@ -6,17 +6,28 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from avl_plugins.errors import AvlError, quoted, shown
 from avl_plugins.policies import parse
+from avl_runtime.cli.session import Session
 from avl_runtime.cli.talk.pasted import pasted_path
-from avl_runtime.cli.talk.sources import Shown, counted
+from avl_runtime.cli.talk.sources import Shown, Sources, counted
 from avl_runtime.cli.talk.transcript import read_messages, write_messages
 from avl_runtime.vision.load.sources import SourceError, local_path
 
-if TYPE_CHECKING:
-    from avl_runtime.cli.talk.loop import Talk
+
+class Talk(Protocol):
+    """The conversation that commands act on, see `loop.Talk`."""
+
+    session: Session
+    shown: Shown
+    sources: Sources
+    ended: bool
+
+    def tell(self, line: str) -> None: ...
+
+    def agrees(self, question: str) -> bool: ...
 
 
 class CommandError(AvlError):

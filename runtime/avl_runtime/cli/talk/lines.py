@@ -6,43 +6,14 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from types import FrameType, ModuleType
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from avl_runtime.cli.talk.completion import last_part
 from avl_runtime.cli.talk.history import History
-
-Complete = Callable[[str], Sequence[str]]
-
-
-class ClearedError(Exception):
-    """Ctrl-C dropped what had been typed."""
-
-
-class Lines(Protocol):
-    """Where messages are typed.
-
-    Attributes:
-        sees: whether Ctrl-C behind something typed is told from one at an empty prompt.
-    """
-
-    sees: bool
-
-    def read(self, prompt: str, keep: bool = True) -> str:
-        """One line, or several that were pasted, without the last line's end.
-
-        Args:
-            keep: whether it belongs to the history.
-
-        Raises:
-            EOFError: Ctrl-D was pressed.
-            ClearedError: Ctrl-C was pressed behind something typed.
-            KeyboardInterrupt: Ctrl-C was pressed, as far as is seen at an empty prompt.
-            UnicodeDecodeError: what was typed is no text.
-        """
-        ...
+from avl_runtime.cli.talk.typed import ClearedError, Complete, Lines
 
 
 def choose_lines(history: History, complete: Complete, aside: TextIO) -> Lines:
@@ -54,6 +25,7 @@ def choose_lines(history: History, complete: Complete, aside: TextIO) -> Lines:
     stdin, stdout = _is_terminal(sys.stdin), _is_terminal(sys.stdout)
     if stdin and os.environ.get("TERM") != "dumb":
         if find_spec("prompt_toolkit") is not None and (stdout or _is_terminal(aside)):
+            # Not everyone has it.
             from avl_runtime.cli.talk.toolkit import ToolkitLines
 
             return ToolkitLines(history, complete, sys.stdout if stdout else aside)

@@ -10,8 +10,9 @@ from avl_runtime.cli.session import Session
 from avl_runtime.cli.talk.commands import COMMANDS, refuse_bare_file, run_command
 from avl_runtime.cli.talk.completion import candidates
 from avl_runtime.cli.talk.history import History, history_path
-from avl_runtime.cli.talk.lines import ClearedError, Lines, choose_lines
+from avl_runtime.cli.talk.lines import choose_lines
 from avl_runtime.cli.talk.sources import Shown, Sources
+from avl_runtime.cli.talk.typed import ClearedError, Lines
 
 PROMPT, MORE = "> ", "... "
 QUOTES = '"""'

@@ -13,11 +13,11 @@ from prompt_toolkit.output import create_output
 
 from avl_runtime.cli.talk.completion import last_part
 from avl_runtime.cli.talk.history import History
-from avl_runtime.cli.talk.lines import ClearedError, Complete
+from avl_runtime.cli.talk.typed import ClearedError, Complete
 
 
 class ToolkitLines:
-    """See `lines.Lines`.
+    """See `typed.Lines`.
 
     Args:
         output: the terminal.
