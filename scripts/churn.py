@@ -39,7 +39,7 @@ def churn(placements: Sequence[Placement]) -> list[float]:
 
 def questions(model: LVLM, count: int) -> list[tuple[str, list[ImageLike]]]:
     """Held-out samples of avl-tiny's tasks; noise for other models, in as many tokens as S1 has."""
-    if model.engine.package.manifest.model == "avl-tiny":
+    if model.loaded.package.manifest.model == "avl-tiny":
         asked = [s for task in TASKS for s in samples(task, "held-out", count)]
         return [(sample.prompt, [sample.image]) for sample in asked]
     numbers = np.random.default_rng(0)

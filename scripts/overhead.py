@@ -27,7 +27,7 @@ from PIL import Image
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.generate.options import Options
-from avl_runtime.requests.runner import Request
+from avl_runtime.requests.loaded import Request
 
 LAYERS = 8
 POLICIES = ("dense", "avl", "avl:text=0.6", "fastv", "avl+fastv")
@@ -102,8 +102,8 @@ def step_overheads(model: LVLM, policy: str, tokens: int) -> list[float]:
     """Milliseconds outside the sessions for each decode step of one generation."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (168, 168, 3), np.uint8))
     prompt = model.processor.encode("Describe the image.", [image])
-    engine, options = model.engine, Options.neutral(tokens)
-    request = Request(engine, [engine.conversation()], [prompt], parse(policy), options)
+    loaded, options = model.loaded, Options.neutral(tokens)
+    request = Request(loaded, [loaded.conversation()], [prompt], parse(policy), options)
     steps = request.steps()
     found = []
     next(steps)  # prefill and the first token
@@ -151,7 +151,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             pool.submit(make_package, checkpoint, package).result()
         model = LVLM.load(package)
-        backend: Any = model.engine.backend
+        backend: Any = model.loaded.backend
         backend._sessions = [Timed(session) for session in backend._sessions]
         times: dict[str, list[float]] = {policy: [] for policy in POLICIES}
         for _ in range(args.repeats):

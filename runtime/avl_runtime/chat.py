@@ -24,7 +24,7 @@ from avl_runtime.prompts.messages import (
     system_message,
 )
 from avl_runtime.prompts.processor import Prompt
-from avl_runtime.requests.runner import Engine, Request, as_policy
+from avl_runtime.requests.loaded import Loaded, Request, as_policy
 from avl_runtime.vision import Kind
 from avl_runtime.vision.load.images import ImageLike
 from avl_runtime.vision.load.videos import VideoLike
@@ -51,7 +51,7 @@ class Chat:
 
     def __init__(
         self,
-        engine: Engine,
+        loaded: Loaded,
         policy: Policy,
         system: str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = (),
@@ -64,7 +64,7 @@ class Chat:
         Raises:
             AvlError: the system prompt or a message cannot be used.
         """
-        self._engine = engine
+        self._loaded = loaded
         self._policy = policy
         self._system: Message | None = None
         self._exchanges: tuple[Exchange, ...] = ()
@@ -84,7 +84,7 @@ class Chat:
             self._set_system(said.pop(0))
         elif system is not None:
             self._set_system(system_message(system))
-        self._exchanges = recalled(said, engine.processor)
+        self._exchanges = recalled(said, loaded.processor)
 
     @property
     def policy(self) -> Policy:
@@ -158,7 +158,7 @@ class Chat:
                 "begin a chat with the earlier ones"
             )
         chosen = Options.of(options)
-        heard = self._engine.processor.hear(said[0])
+        heard = self._loaded.processor.hear(said[0])
         return self._turn(heard, chosen, return_logits, return_placements)
 
     def undo(self) -> None:
@@ -191,7 +191,7 @@ class Chat:
             ChatError: a turn runs.
         """
         chosen = as_policy(policy)
-        self._engine.check(chosen)
+        self._loaded.check(chosen)
         with self._alone():
             if chosen != self._policy:
                 self._policy = chosen
@@ -209,7 +209,7 @@ class Chat:
 
     def _set_system(self, message: Message | None) -> None:
         if message is not None:
-            self._engine.processor.check_system()
+            self._loaded.processor.check_system()
         self._system = message
 
     def _forget(self) -> None:
@@ -242,7 +242,7 @@ class Chat:
                 )
             conversation, encoded = self._encoded(heard)
             request = Request(
-                self._engine,
+                self._loaded,
                 [conversation],
                 [encoded],
                 self._policy,
@@ -273,7 +273,7 @@ class Chat:
 
     def _encoded(self, heard: Heard) -> tuple[Conversation, Prompt]:
         """What has to be read for a turn, and the conversation that it goes on."""
-        processor, system = self._engine.processor, self._system
+        processor, system = self._loaded.processor, self._system
         history = [one.turn for one in self._exchanges]
         if self._conversation is not None:
             try:
@@ -291,7 +291,7 @@ class Chat:
         encoded = processor.read([*whole, heard])
         # First the old one's memory is given back. What was said is known without it.
         self._conversation, self._pending = None, []
-        return self._engine.conversation(), encoded
+        return self._loaded.conversation(), encoded
 
     def _remember(
         self,
@@ -324,6 +324,6 @@ class Chat:
 
     def _reads(self, token_ids: Sequence[int], said: Exchange) -> bool:
         """Whether tokens are the reply as it was told."""
-        decode = self._engine.processor.tokenizer.decode
+        decode = self._loaded.processor.tokenizer.decode
         text = decode(list(token_ids), skip_special_tokens=not said.special)
         return bool(text.lstrip() == said.reply)

@@ -17,7 +17,7 @@ from avl_runtime.package.package import Package, load_package
 from avl_runtime.prompts.messages import Said
 from avl_runtime.prompts.option_values import OptionError, flag, whole
 from avl_runtime.prompts.processor import Processor
-from avl_runtime.requests.runner import Engine, Request, as_policy
+from avl_runtime.requests.loaded import Loaded, Request, as_policy
 from avl_runtime.vision.load.images import ImageLike
 from avl_runtime.vision.load.videos import VideoLike
 
@@ -38,20 +38,20 @@ class LVLM:
     package says.
     """
 
-    def __init__(self, engine: Engine, policy: Policy) -> None:
-        engine.check(policy)
-        self.engine = engine
+    def __init__(self, loaded: Loaded, policy: Policy) -> None:
+        loaded.check(policy)
+        self.loaded = loaded
         self.policy = policy
 
     @property
     def package(self) -> Package:
         """The package this model was loaded from."""
-        return self.engine.package
+        return self.loaded.package
 
     @property
     def processor(self) -> Processor:
         """Prompts and images to arrays, tokens to text."""
-        return self.engine.processor
+        return self.loaded.processor
 
     @classmethod
     def load(
@@ -89,7 +89,7 @@ class LVLM:
         if verify:
             print(f"avl: {compared.text()}", file=sys.stderr)
         chosen = as_policy(package.manifest.default_policy if policy is None else policy)
-        return cls(Engine(package, backend, threads, park), chosen)
+        return cls(Loaded(package, backend, threads, park), chosen)
 
     def stream(
         self,
@@ -195,8 +195,8 @@ class LVLM:
             AvlError: the system prompt or a message cannot be used.
         """
         chosen = self.policy if policy is None else as_policy(policy)
-        self.engine.check(chosen)
-        return Chat(self.engine, chosen, system, messages)
+        self.loaded.check(chosen)
+        return Chat(self.loaded, chosen, system, messages)
 
     def _results(
         self,
@@ -209,7 +209,7 @@ class LVLM:
         request = self._request(asked, policy, options, return_logits, return_placements)
         for _ in request.steps():
             pass
-        return [request.result(row) for row in range(len(asked))]
+        return [request.result(seq) for seq in range(len(asked))]
 
     def _request(
         self,
@@ -220,10 +220,10 @@ class LVLM:
         return_placements: bool = False,
     ) -> Request:
         chosen = Options.of(options)
-        encode = self.engine.processor.encode
+        encode = self.loaded.processor.encode
         encoded = [encode(*one) for one in asked]
         return Request(
-            self.engine,
+            self.loaded,
             None,
             encoded,
             self.policy if policy is None else as_policy(policy),

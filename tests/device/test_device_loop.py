@@ -55,7 +55,7 @@ def test_a_reply_is_that_of_ort_cpu(make: Make, tiny: LVLM, policy: str) -> None
 @pytest.mark.parametrize("policy", ["dense", "avl", "avl:text=0.5,text_min=4", "random:of=avl"])
 def test_parked_rows_on_the_host(make: Make, tiny: LVLM, policy: str) -> None:
     model, _ = make(park_on_host=True)
-    memory = model.engine.backend.memory
+    memory = model.loaded.backend.memory
     chats = [each.chat(policy=policy) for each in (model, tiny)]
     one, other = sample("vqa", "held-out", 2), sample("caption", "held-out", 5)
     for prompt, images in ((one.prompt, [one.image]), (other.prompt, [other.image])):
@@ -153,7 +153,7 @@ def test_a_prompt_that_fails_leaves_the_chat_as_it_was(
     one, other = sample("caption", "held-out", 2), sample("caption", "held-out", 5)
     for chat in chats:
         chat.send(one.prompt, [one.image], max_new_tokens=6)
-    segment, runs = model.engine.backend.segments[1], []
+    segment, runs = model.loaded.backend.segments[1], []
 
     def interrupted(tensors: Any, use: str) -> None:
         runs.append(use)
@@ -212,7 +212,7 @@ def test_recorded_steps_give_what_steps_as_they_are_give(
 @pytest.mark.parametrize("park_on_host", [False, True])
 def test_device_bytes(make: Make, park_on_host: bool) -> None:
     model, device = make(park_on_host=park_on_host)
-    backend, dims = model.engine.backend, model.package.manifest.dims
+    backend, dims = model.loaded.backend, model.package.manifest.dims
     chat = model.chat("avl:keep=0.5,core=0.25")
     one = sample("caption", "held-out", 3)
     stats = chat.send(one.prompt, [one.image], max_new_tokens=5).stats
@@ -233,7 +233,7 @@ def test_device_bytes(make: Make, park_on_host: bool) -> None:
 
 def test_nothing_is_left_behind(make: Make) -> None:
     model, device = make()
-    memory = model.engine.backend.memory
+    memory = model.loaded.backend.memory
     ask(model, "avl", 4)
     free, used = device.memory()[0], dict(memory.used)
     for _ in range(2):
@@ -272,7 +272,7 @@ def test_conversations_of_another_engine_are_refused(
     """Rows of another backend cannot be stacked: none is left out of a batch in silence."""
     model, _ = make()
     other, _ = on_stand_in(tiny_package, tmp_path / "other")
-    engine, elsewhere = model.engine, (tiny if foreign == "host" else other).engine
+    engine, elsewhere = model.loaded, (tiny if foreign == "host" else other).loaded
     one = sample("caption", "held-out", 3)
     plan = model.policy.plan()
     mixed = []

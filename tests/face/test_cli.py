@@ -348,7 +348,7 @@ def test_options_without_effect_are_named(
 def test_threads_without_effect_are_named(
     model: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(model.engine.backend, "name", "tensorrt-rtx")
+    monkeypatch.setattr(model.loaded.backend, "name", "tensorrt-rtx")
     assert run.main(["pkg", "What?", "--threads", "2"]) == 0
     assert "--threads: without effect, tensorrt-rtx runs on the GPU" in capsys.readouterr().err
 

@@ -95,7 +95,7 @@ class PatchTests(FamilyTests):
         self, made: Made, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         film = clip(5, (40, 30))
-        engine = made.model.engine
+        engine = made.model.loaded
         whole = engine.processor.encode(PROMPT, videos=[film])
         monkeypatch.setattr(patch_video, "PATCHES_PER_RUN", 1)
         parts = engine.processor.encode(PROMPT, videos=[film])

@@ -137,7 +137,7 @@ class FamilyTests:
     # Numbers.
 
     def test_features_are_those_of_transformers(self, made: Made) -> None:
-        engine = made.model.engine
+        engine = made.model.loaded
         for images, videos in self._shown():
             if not images and not videos:
                 continue

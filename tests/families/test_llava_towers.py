@@ -122,7 +122,7 @@ def features_and_tokens(made: Made, *images: Any) -> None:
     inputs = made.encode(PROMPT, images)
     prompt = made.model.processor.encode(PROMPT, images)
     assert prompt.input_ids.tolist() == inputs["input_ids"][0].tolist()
-    found = FeatureCache(made.model.engine.backend).of(prompt)
+    found = FeatureCache(made.model.loaded.backend).of(prompt)
     rows = np.concatenate([one.rows for one in found])
     keys = {"input_ids", "attention_mask"}
     shown = {name: value for name, value in inputs.items() if name not in keys}

@@ -179,7 +179,7 @@ class TestVideoLlava(FamilyTests):
     def test_the_towers_differ(self, made: Made) -> None:
         """One frame as a video comes with its class token and through weights of its own."""
         image = picture((40, 40))
-        backend, processor = made.model.engine.backend, made.model.processor
+        backend, processor = made.model.loaded.backend, made.model.processor
         prompt = processor.encode(PROMPT, [image], [[image]])
         still, film = (backend.encode(part.kind, part.inputs)[0] for part in prompt.media)
         assert film.shape[1] == (SIDE // PATCH) ** 2 + 1

@@ -20,7 +20,7 @@ def test_dense_turns_equal_reading_the_whole_conversation_at_once(tiny: LVLM) ->
     second = chat.send(two.prompt, [two.image], max_new_tokens=6, return_logits=True)
     third = chat.send("How many objects are there?", max_new_tokens=4, return_logits=True)
 
-    processor, engine = tiny.processor, tiny.engine
+    processor, engine = tiny.processor, tiny.loaded
     conversation = engine.conversation()
     plan = tiny.policy.plan()
     turns = [(one.prompt, [one.image], first), (two.prompt, [two.image], second)]
@@ -85,7 +85,7 @@ def test_a_prompt_that_fails_leaves_the_chat_as_it_was(tiny: LVLM, monkeypatch) 
     chats = [tiny.chat("avl:text=0.5,text_min=4") for _ in range(2)]
     for chat in chats:
         chat.send(one.prompt, [one.image], max_new_tokens=6)
-    bind, calls = tiny.engine.backend.bind, []
+    bind, calls = tiny.loaded.backend.bind, []
 
     def interrupted(segment, *buffers):
         calls.append(segment)
@@ -94,7 +94,7 @@ def test_a_prompt_that_fails_leaves_the_chat_as_it_was(tiny: LVLM, monkeypatch) 
         return bind(segment, *buffers)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny.engine.backend, "bind", interrupted)
+        patch.setattr(tiny.loaded.backend, "bind", interrupted)
         with pytest.raises(KeyboardInterrupt):
             chats[0].send("Where is the red ring?", [one.image])
     assert 1 in calls

@@ -79,7 +79,7 @@ def theirs(tiny_checkpoint: Path) -> Any:
 @contextmanager
 def template(model: LVLM, source: str) -> Iterator[LVLM]:
     """The same model with another chat template."""
-    before, engine = model.engine.processor, model.engine
+    before, engine = model.loaded.processor, model.loaded
     manifest = dataclasses.replace(model.package.manifest, chat_template=source)
     engine.processor = Processor(manifest, before.tokenizer)
     try:
@@ -196,15 +196,15 @@ def test_what_is_thrown_into_a_stream_gives_it_up(tiny: LVLM, thrown: type[BaseE
 
 def test_streams_of_a_model_read_nothing_before_they_start(tiny: LVLM) -> None:
     made: list[object] = []
-    conversation = tiny.engine.execution.conversation
-    tiny.engine.execution.conversation = lambda: made.append(conversation()) or made[-1]
+    conversation = tiny.loaded.execution.conversation
+    tiny.loaded.execution.conversation = lambda: made.append(conversation()) or made[-1]
     try:
         stream = tiny.stream(COUNT, max_new_tokens=3)
         assert not made
         assert "".join(stream)
         assert len(made) == 1
     finally:
-        del tiny.engine.execution.conversation
+        del tiny.loaded.execution.conversation
 
 
 # One text.
@@ -221,9 +221,9 @@ def test_the_reply_is_what_was_streamed(
     assert tokenizer.decode(said[:-1]) == "a" + "\ufffd" * 7  # what was whole is taken back
     texts = ["a", "a\ufffd", "aé", "aé\ufffd", "aé\ufffd\ufffd", "aé漢"]
     texts += ["aé漢\ufffd", "aé漢\ufffd\ufffd", "aé漢字"]
-    before = tiny.engine.processor
+    before = tiny.loaded.processor
     manifest = dataclasses.replace(tiny.package.manifest, chat_template=LLAVA_TEMPLATE)
-    tiny.engine.processor = Processor(manifest, tokenizer)
+    tiny.loaded.processor = Processor(manifest, tokenizer)
     try:
         for length, text in enumerate(texts, 1):
             saying(monkeypatch, said)
@@ -240,7 +240,7 @@ def test_the_reply_is_what_was_streamed(
             assert chat.messages[-1]["content"] == [{"type": "text", "text": told}]
             assert chat.send("the other?", max_new_tokens=1).token_ids
     finally:
-        tiny.engine.processor = before
+        tiny.loaded.processor = before
 
 
 def saying(monkeypatch: pytest.MonkeyPatch, token_ids: list[int]) -> None:

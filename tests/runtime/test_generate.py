@@ -19,7 +19,7 @@ from avl_runtime.generate import selection
 from avl_runtime.generate.loop import Options
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.moves import image_positions
-from avl_runtime.requests.runner import Request
+from avl_runtime.requests.loaded import Request
 from avl_runtime.tasks import sample, samples
 
 POLICIES = (
@@ -71,9 +71,9 @@ def test_the_same_request_gives_the_same_bits(tiny: LVLM) -> None:
 def finished(model: LVLM, policy: str, steps: int = 30):
     one = sample("caption", "held-out", 3)
     prompt = model.processor.encode(one.prompt, [one.image])
-    conversation = model.engine.conversation()
+    conversation = model.loaded.conversation()
     options = Options(max_new_tokens=steps)
-    request = Request(model.engine, [conversation], [prompt], policies.parse(policy), options)
+    request = Request(model.loaded, [conversation], [prompt], policies.parse(policy), options)
     for _ in request.steps():
         yield conversation, request
     yield conversation, request
@@ -257,10 +257,10 @@ def test_sampling_follows_the_seed(tiny: LVLM) -> None:
 
 def test_a_picture_is_encoded_once(tiny: LVLM) -> None:
     pictures = [one.image for one in samples("vqa", "held-out", 2, start=900)]
-    before = tiny.engine.features.encoded
+    before = tiny.loaded.features.encoded
     tiny.generate("Describe the image.", [pictures[0], pictures[1], pictures[0]], max_new_tokens=1)
     tiny.generate("Read the text.", [pictures[1]], max_new_tokens=1)
-    assert tiny.engine.features.encoded == before + 2
+    assert tiny.loaded.features.encoded == before + 2
 
 
 def test_text_without_a_picture_runs_under_every_policy(tiny: LVLM) -> None:

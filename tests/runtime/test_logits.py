@@ -51,6 +51,6 @@ def test_a_request_asks_for_what_it_reads(
     tiny.generate(one.prompt, [one.image] * 2, max_new_tokens=4, **options)
     assert set(found) == {least, Logits.NONE}
     last = max(index for index, logits in enumerate(found) if logits is Logits.NONE)
-    segments = len(tiny.engine.package.manifest.segments)
+    segments = len(tiny.loaded.package.manifest.segments)
     assert found[last + 1 :] == [least] * (len(found) - last - 1)
     assert len(found) - last - 1 > segments  # a step at least

@@ -17,7 +17,7 @@ from avl_runtime.model import LVLM
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.prompts.processor import Prompt
-from avl_runtime.requests.runner import Request
+from avl_runtime.requests.loaded import Request
 
 
 def load(job: Job) -> tuple[Run, dict[str, Any]]:
@@ -29,10 +29,10 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     model = LVLM.load(
         job["package"], backend=job["backend"], policy=job["policy"], threads=job["threads"]
     )
-    engine = model.engine
-    engine.package = endless(engine.package)
-    manifest = engine.package.manifest
-    media = engine.processor.encode("x", job["images"]).media
+    loaded = model.loaded
+    loaded.package = endless(loaded.package)
+    manifest = loaded.package.manifest
+    media = loaded.processor.encode("x", job["images"]).media
     prompt = Prompt.of(
         np.array(job["input_ids"], np.int64),
         manifest.visual_tokens,
@@ -43,12 +43,12 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     batch: int = job["batch"]
 
     def run() -> dict[str, Any]:
-        engine.features = FeatureCache(engine.backend)
+        loaded.features = FeatureCache(loaded.backend)
         begun = time.perf_counter()
-        engine.features.of(prompt)
+        loaded.features.of(prompt)
         encoded = last = time.perf_counter()
-        conversations = [engine.conversation() for _ in range(batch)]
-        request = Request(engine, conversations, [prompt] * batch, model.policy, options)
+        conversations = [loaded.conversation() for _ in range(batch)]
+        request = Request(loaded, conversations, [prompt] * batch, model.policy, options)
         spent = []
         for _ in request.steps():
             now = time.perf_counter()
@@ -65,7 +65,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
 
     kernels = "none" if cpu.library() is None else "compiled"
     versions = {"onnxruntime": version("onnxruntime"), "CPU kernels": kernels}
-    return run, {"weights": weights_of(engine.package), "versions": versions}
+    return run, {"weights": weights_of(loaded.package), "versions": versions}
 
 
 def endless(package: Package) -> Package:

@@ -92,7 +92,7 @@ def _tell_what_is_idle(model: LVLM, arguments: argparse.Namespace, options: dict
             f"avl-run: {', '.join(idle)}: without effect on greedy answers; add --temperature T",
             file=sys.stderr,
         )
-    backend = model.engine.backend.name
+    backend = model.loaded.backend.name
     if arguments.threads is not None and backend in ENGINES:
         print(f"avl-run: --threads: without effect, {backend} runs on the GPU", file=sys.stderr)
 

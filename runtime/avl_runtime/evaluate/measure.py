@@ -16,7 +16,7 @@ from avl_runtime.generate.results import Result
 from avl_runtime.model import LVLM
 from avl_runtime.package.manifest import Dims
 from avl_runtime.prompts.processor import Prompt
-from avl_runtime.requests.runner import Engine
+from avl_runtime.requests.loaded import Loaded
 
 MAX_NEW_TOKENS = 64
 
@@ -60,9 +60,9 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
         AvlError: a policy or a picture cannot be used.
     """
     found = [Measured(str(parse(policy))) for policy in policies]
-    engine, dense = model.engine, parse("dense").plan()
+    loaded, dense = model.loaded, parse("dense").plan()
     for case in cases:
-        prompt = engine.processor.encode(case.prompt, case.images)
+        prompt = loaded.processor.encode(case.prompt, case.images)
         reply = model.generate(
             case.prompt,
             case.images,
@@ -84,7 +84,7 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
                     temperature=0,
                     return_placements=True,
                 )
-                logits = forced_logits(engine, prompt, plan, reply.token_ids)
+                logits = forced_logits(loaded, prompt, plan, reply.token_ids)
             _note(measured, model.package.manifest.dims, case, prompt, plan, result)
             if reply.logits is not None and logits is not None:
                 same = reply.logits[0].argmax() == logits[0].argmax()
@@ -95,13 +95,13 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
 
 
 def forced_logits(
-    engine: Engine, prompt: Prompt, plan: Plan, tokens: tuple[int, ...]
+    loaded: Loaded, prompt: Prompt, plan: Plan, tokens: tuple[int, ...]
 ) -> NDArray[np.float32]:
     """Logits [T, V] of a reply that is given: what a policy would have said at each step."""
-    conversation = engine.conversation()
-    logits = [conversation.prefill(engine.embed(prompt), plan)]
+    conversation = loaded.conversation()
+    logits = [conversation.prefill(loaded.embed(prompt), plan)]
     steps = len(tokens) - 1
-    decoder = engine.decoder([conversation], plan, max(1, steps))
+    decoder = loaded.decoder([conversation], plan, max(1, steps))
     alive = np.array([True])
     # The decoder writes every step's logits into the same buffer.
     logits += [decoder.run(np.array([token]), alive)[0].copy() for token in tokens[:steps]]

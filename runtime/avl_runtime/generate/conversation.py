@@ -255,19 +255,19 @@ def attention_by_position(
 
 
 def evict_text(
-    cache: SegmentCache, row: int, conversation: Conversation, budget: TextBudget
+    cache: SegmentCache, seq: int, conversation: Conversation, budget: TextBudget
 ) -> None:
     """Bring one sequence down to its text budget (H2O, per layer and KV head)."""
     # Core image rows, where a partition has put them first, are not looked at again.
-    begin, length = int(cache.image_rows[row]), int(cache.active_len[row])
-    positions, n_text = cache.positions[:, row, :, begin:length], conversation.text_after_image
+    begin, length = int(cache.image_rows[seq]), int(cache.active_len[seq])
+    positions, n_text = cache.positions[:, seq, :, begin:length], conversation.text_after_image
     # Every head holds the same number of evictable rows, at slots of its own.
     count = int(np.count_nonzero(conversation.evictable(positions[0, 0])))
     if count <= budget.budget(n_text):
         return
     evictable = conversation.evictable(positions)
     by_head = (*evictable.shape[:2], count)
-    mass = cache.mass[:, row, :, begin:length][evictable].reshape(by_head)
+    mass = cache.mass[:, seq, :, begin:length][evictable].reshape(by_head)
     kept = budget.kept(mass, positions[evictable].reshape(by_head), n_text)
     slots = begin + np.flatnonzero(evictable).reshape(by_head) % (length - begin)
-    evict(cache, row, slots[~kept].reshape(*by_head[:2], -1))
+    evict(cache, seq, slots[~kept].reshape(*by_head[:2], -1))

@@ -71,10 +71,10 @@ class Decoder:
         return sum(cache.nbytes for cache in self.caches)
 
     def placement(
-        self, row: int, image_mask: NDArray[np.bool_]
+        self, seq: int, image_mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """As `selection.placement`."""
-        return placement(self.caches, row, image_mask)
+        return placement(self.caches, seq, image_mask)
 
     def run(
         self,
@@ -90,12 +90,12 @@ class Decoder:
             logits: which of them the caller reads.
         """
         self.step += 1
-        rows = [row for row, lives in enumerate(alive.tolist()) if lives]
-        for row in rows:
-            conversation = self._conversations[row]
-            self._positions[row] = conversation.length
-            self._position_ids[..., row, 0] = conversation.next_position
-            conversation.grow([int(tokens[row])])
+        seqs = [seq for seq, lives in enumerate(alive.tolist()) if lives]
+        for seq in seqs:
+            conversation = self._conversations[seq]
+            self._positions[seq] = conversation.length
+            self._position_ids[..., seq, 0] = conversation.next_position
+            conversation.grow([int(tokens[seq])])
         self._hidden[:, 0] = self._embedding.lookup(tokens)
         split = self._plan.split
         self.refreshed = split is not None and split.is_refresh(self.step)
@@ -105,7 +105,7 @@ class Decoder:
                 cache,
                 parked=self.refreshed,
                 masses=selects,
-                core=self._selection.core(cache, rows, self.step),
+                core=self._selection.core(cache, seqs, self.step),
                 logits=logits,
             )
             for bound, cache, _ in self._segments
@@ -117,7 +117,7 @@ class Decoder:
                 cache,
                 first_layer,
                 bound if selects else None,
-                rows,
+                seqs,
                 self.step,
                 partial(self._append, bound, cache, alive),
                 refreshed,

@@ -73,7 +73,7 @@ class DeviceDecoder:
             # The batch owns the rows from here on; single caches gave them up.
             conversation.caches = list(self.caches) if batch == 1 else []
         self._evictable = [
-            [_evictable_rows(cache, row, each) for row, each in enumerate(conversations)]
+            [_evictable_rows(cache, seq, each) for seq, each in enumerate(conversations)]
             for cache in self.caches
         ]
         self._text, self._text_upload = self._text_inputs(max_steps)
@@ -89,13 +89,13 @@ class DeviceDecoder:
         return sum(cache.nbytes for cache in self.caches)
 
     def placement(
-        self, row: int, image_mask: NDArray[np.bool_]
+        self, seq: int, image_mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """As `selection.placement`; waits for the device."""
         for steps in self._segments:
             if steps.books is not None:
                 steps.books.recall()
-        return placement(self.caches, row, image_mask)
+        return placement(self.caches, seq, image_mask)
 
     def run(
         self,
@@ -109,15 +109,15 @@ class DeviceDecoder:
             OutOfDeviceMemoryError: a cache is full and cannot grow.
         """
         self.step += 1
-        rows = np.flatnonzero(alive).tolist()
+        seqs = np.flatnonzero(alive).tolist()
         positions = np.array([each.length for each in self._conversations], np.int64)
         if any(int(c.active_len[alive].max(initial=-1)) >= c.active_room for c in self.caches):
             self._bind()
         step = self._step
-        for row in rows:
-            conversation = self._conversations[row]
-            step.host["position_ids"][..., row, 0] = conversation.next_position
-            conversation.grow([int(tokens[row])])
+        for seq in seqs:
+            conversation = self._conversations[seq]
+            step.host["position_ids"][..., seq, 0] = conversation.next_position
+            conversation.grow([int(tokens[seq])])
         step.host["hidden"][:, 0] = self._backend.element.encode(self._embedding.lookup(tokens))
         self.refreshed = self._plan.split is not None and self._plan.split.is_refresh(self.step)
         for steps in self._segments:
@@ -164,21 +164,21 @@ class DeviceDecoder:
         if steps.books is not None:
             cache.active_len += alive
             if text is not None:
-                for row in np.flatnonzero(alive).tolist():
-                    conversation = self._conversations[row]
-                    count = self._evictable[index][row] + int(conversation.text_after_image > 0)
+                for seq in np.flatnonzero(alive).tolist():
+                    conversation = self._conversations[seq]
+                    count = self._evictable[index][seq] + int(conversation.text_after_image > 0)
                     kept = min(count, text.budget(conversation.text_after_image))
-                    cache.active_len[row] -= count - kept
-                    self._evictable[index][row] = kept
+                    cache.active_len[seq] -= count - kept
+                    self._evictable[index][seq] = kept
             return
         masses = None
         if steps.reads_parked(self.refreshed) or text is not None:
             masses = steps.outputs.download_masses()
             self._backend.device.synchronize()
         first_layer = self._backend.manifest.segments[index].first_layer
-        rows = np.flatnonzero(alive).tolist()
+        seqs = np.flatnonzero(alive).tolist()
         append = partial(cache.note, positions, alive)
-        self._selection.follow(cache, first_layer, masses, rows, self.step, append)
+        self._selection.follow(cache, first_layer, masses, seqs, self.step, append)
 
     def _budget(self, conversation: Conversation) -> tuple[int, int]:
         """Text rows that may stay, and how many of them for being recent."""
@@ -257,15 +257,15 @@ class DeviceDecoder:
             self._backend.memory,
             {"image_mask": ((batch, tokens), np.int8), "first_image": ((batch,), np.int32)},
         )
-        for row, conversation in enumerate(self._conversations):
+        for seq, conversation in enumerate(self._conversations):
             mask = conversation.image_mask
-            upload.host["image_mask"][row, : len(mask)] = mask
-            upload.host["first_image"][row] = int(mask.argmax()) if mask.any() else _NEVER
+            upload.host["image_mask"][seq, : len(mask)] = mask
+            upload.host["first_image"][seq] = int(mask.argmax()) if mask.any() else _NEVER
         upload.queue()
         return Text(upload.address("image_mask"), upload.address("first_image"), tokens), upload
 
 
-def _evictable_rows(cache: DeviceCache, row: int, conversation: Conversation) -> int:
+def _evictable_rows(cache: DeviceCache, seq: int, conversation: Conversation) -> int:
     """How many of a head's rows a text budget may drop; every head holds as many."""
-    positions = cache.positions[0, row, 0, : cache.active_len[row]]
+    positions = cache.positions[0, seq, 0, : cache.active_len[seq]]
     return int(np.count_nonzero(conversation.evictable(positions)))

@@ -35,7 +35,7 @@ class Steps(Protocol):
     def nbytes(self) -> int: ...
 
     def placement(
-        self, row: int, image_mask: NDArray[np.bool_]
+        self, seq: int, image_mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]: ...
 
     def run(
@@ -127,10 +127,10 @@ def run(
         _note_placements(decoder, conversations, replies)
     while True:
         pieces = [""] * len(replies)
-        for row, reply in enumerate(replies):
+        for seq, reply in enumerate(replies):
             if reply.finish_reason is None:
-                history = conversations[row].token_ids
-                pieces[row] = reply.take(logits[row], history, limits[row])
+                history = conversations[seq].token_ids
+                pieces[seq] = reply.take(logits[seq], history, limits[seq])
         yield pieces
         alive = np.array([reply.finish_reason is None for reply in replies])
         if not alive.any():
@@ -144,9 +144,9 @@ def run(
 def _note_placements(
     decoder: Steps, conversations: Sequence[Conversation], replies: Sequence[Reply]
 ) -> None:
-    for row, (conversation, reply) in enumerate(zip(conversations, replies, strict=True)):
+    for seq, (conversation, reply) in enumerate(zip(conversations, replies, strict=True)):
         if reply.finish_reason is None:
-            core, parked = decoder.placement(row, conversation.image_mask)
+            core, parked = decoder.placement(seq, conversation.image_mask)
             # A refresh at step g chooses the core that steps from g + 1 on read.
             step = decoder.step + 1 if decoder.step else 0
             reply.placements.append(Placement(step, core, parked))

@@ -28,18 +28,18 @@ class HostSelection:
         self._conversations = conversations
         self._image_tokens = [int(each.image_mask.sum()) for each in conversations]
 
-    def core(self, cache: SegmentCache, rows: Sequence[int], step: int) -> Ints | None:
-        """Core rows [B] of the sequences in `rows` that a step is to rank, 0 for the others.
+    def core(self, cache: SegmentCache, seqs: Sequence[int], step: int) -> Ints | None:
+        """Core rows [B] of the sequences in `seqs` that a step is to rank, 0 for the others.
 
         None if the step is no refresh, or draws the core at random, which no step can.
         """
         split = self._plan.split
         if split is None or split.seed is not None or not split.is_refresh(step):
             return None
-        if len(rows) == len(cache.image_rows):
+        if len(seqs) == len(cache.image_rows):
             return cache.image_rows
         core = np.zeros_like(cache.image_rows)
-        core[rows] = cache.image_rows[rows]
+        core[seqs] = cache.image_rows[seqs]
         return core
 
     def follow(
@@ -47,7 +47,7 @@ class HostSelection:
         cache: SegmentCache,
         first_layer: int,
         masses: Masses | None,
-        rows: Sequence[int],
+        seqs: Sequence[int],
         step: int,
         append: Callable[[Floats | None], None],
         refreshed: bool = False,
@@ -57,7 +57,7 @@ class HostSelection:
         Args:
             first_layer: the segment's.
             masses: the attention of this step; None if nothing is selected after it.
-            rows: the sequences that the step added to.
+            seqs: the sequences that the step added to.
             step: its number, from 1 on.
             append: adds the new row to `cache`, given its H2O mass [L, B, Hkv] or None.
             refreshed: whether the step did the refresh itself.
@@ -67,26 +67,26 @@ class HostSelection:
             append(None)
             return
         if split is not None and split.is_refresh(step) and not refreshed:
-            for row in rows:
-                total = self._image_tokens[row]
-                _refresh(cache, masses, row, split, first_layer, total, step)
+            for seq in seqs:
+                total = self._image_tokens[seq]
+                _refresh(cache, masses, seq, split, first_layer, total, step)
             cache.settle()
         if text is None:
             append(None)
             return
-        for row in rows:
-            length = cache.active_len[row]
-            cache.add_mass(row, masses.mass_active[:, row, :, 1, :length])
+        for seq in seqs:
+            length = cache.active_len[seq]
+            cache.add_mass(seq, masses.mass_active[:, seq, :, 1, :length])
         append(masses.mass_new[:, :, :, 1, 0])
-        for row in rows:
-            evict_text(cache, row, self._conversations[row], text)
+        for seq in seqs:
+            evict_text(cache, seq, self._conversations[seq], text)
         cache.settle()
 
 
 def _refresh(
     cache: SegmentCache,
     masses: Masses,
-    row: int,
+    seq: int,
     split: Split,
     first_layer: int,
     total: int,
@@ -97,21 +97,21 @@ def _refresh(
     Args:
         total: the sequence's image tokens, dropped ones included.
     """
-    core, apart = int(cache.image_rows[row]), int(cache.parked_len[row])
+    core, apart = int(cache.image_rows[seq]), int(cache.parked_len[seq])
     if not apart:
         return
     # A sum over heads ranks as their mean does.
-    active = masses.mass_active[:, row, :, 0, :core].sum(1)
-    parked = masses.mass_parked[:, row, :, 0, :apart].sum(1)
+    active = masses.mass_active[:, seq, :, 0, :core].sum(1)
+    parked = masses.mass_parked[:, seq, :, 0, :apart].sum(1)
     scores = np.concatenate([active, parked], 1)
     positions = np.concatenate(
-        [cache.positions[:, row, 0, :core], cache.parked_positions[:, row, :apart]], 1
+        [cache.positions[:, seq, 0, :core], cache.parked_positions[:, seq, :apart]], 1
     )
     chosen = split.new_core(scores, positions, total, first_layer, step)
-    exchange(cache, row, ~chosen[:, :core], chosen[:, core:])
+    exchange(cache, seq, ~chosen[:, :core], chosen[:, core:])
 
 
-def placement(caches: Sequence[SegmentCache], row: int, image_mask: Mask) -> tuple[Mask, Mask]:
+def placement(caches: Sequence[SegmentCache], seq: int, image_mask: Mask) -> tuple[Mask, Mask]:
     """Which image tokens of one sequence are active, and which parked, in every layer.
 
     Args:
@@ -127,7 +127,7 @@ def placement(caches: Sequence[SegmentCache], row: int, image_mask: Mask) -> tup
     first = 0
     for cache in caches:
         each = np.arange(first, first + cache.layers)[:, None]
-        active[each, cache.positions[:, row, 0, : cache.active_len[row]]] = True
-        parked[each, cache.parked_positions[:, row, : cache.parked_len[row]]] = True
+        active[each, cache.positions[:, seq, 0, : cache.active_len[seq]]] = True
+        parked[each, cache.parked_positions[:, seq, : cache.parked_len[seq]]] = True
         first += cache.layers
     return active[:, image_mask], parked[:, image_mask]

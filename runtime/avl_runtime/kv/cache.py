@@ -169,19 +169,19 @@ class SegmentCache:
             self.mass[..., top] = fresh
             self.active_len[0] += int(alive[0])
             return
-        rows = np.flatnonzero(alive)
-        slots = self.active_len[rows]
+        seqs = np.flatnonzero(alive)
+        slots = self.active_len[seqs]
         for arrays, new in ((self.k_active, k_new), (self.v_active, v_new)):
             for array, row in zip(arrays, new[:, :, :, 0], strict=True):
-                array[rows, :, slots] = row[rows]
+                array[seqs, :, slots] = row[seqs]
         # NumPy puts the two indices' common axis first where a slice lies between them.
-        self.positions[:, rows, :, slots] = positions[rows, None, None]
-        self.mass[:, rows, :, slots] = 0 if mass is None else mass[:, rows].swapaxes(0, 1)
-        self.active_len[rows] += 1
+        self.positions[:, seqs, :, slots] = positions[seqs, None, None]
+        self.mass[:, seqs, :, slots] = 0 if mass is None else mass[:, seqs].swapaxes(0, 1)
+        self.active_len[seqs] += 1
 
-    def add_mass(self, row: int, mass: Floats) -> None:
+    def add_mass(self, seq: int, mass: Floats) -> None:
         """Add attention mass [L, Hkv, n] to the first n active rows of one sequence."""
-        self.mass[:, row, :, : mass.shape[2]] += mass
+        self.mass[:, seq, :, : mass.shape[2]] += mass
 
     def settle(self) -> None:
         """Have every row where `moves` has put it, which on the host it already is."""

@@ -88,7 +88,7 @@ def partition(cache: SegmentCache, core: Ints, parked: Ints, image_mask: Mask) -
     cache.version += 1
 
 
-def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> None:
+def exchange(cache: SegmentCache, seq: int, leaving: Mask, entering: Mask) -> None:
     """Swap core image rows with parked rows, in place; a layer swaps as many as it marks.
 
     Args:
@@ -97,16 +97,16 @@ def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> No
     """
     layers, out = leaving.nonzero()
     into = entering.nonzero()[1]
-    moved = cache.positions[layers, row, 0, out]
-    cache.positions[layers, row, :, out] = cache.parked_positions[layers, row, into, None]
-    cache.parked_positions[layers, row, into] = moved
+    moved = cache.positions[layers, seq, 0, out]
+    cache.positions[layers, seq, :, out] = cache.parked_positions[layers, seq, into, None]
+    cache.parked_positions[layers, seq, into] = moved
 
     def swap(layer: int, part: slice[Any, Any, Any]) -> None:
         for active, parked in (
             (cache.k_active[layer], cache.k_parked[layer]),
             (cache.v_active[layer], cache.v_parked[layer]),
         ):
-            _swap_rows(active[row], parked[row], out[part], into[part])
+            _swap_rows(active[seq], parked[seq], out[part], into[part])
 
     parts = _by_layer(layers, cache.layers)
     _, heads, _, width = cache.k_active[0].shape
@@ -117,15 +117,15 @@ def exchange(cache: SegmentCache, row: int, leaving: Mask, entering: Mask) -> No
         list(_threads().map(swap, *zip(*parts, strict=True)))
 
 
-def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:
+def evict(cache: SegmentCache, seq: int, dropped: Ints) -> None:
     """Drop active slots `dropped` [L, Hkv, n], ascending, and shrink by n rows in place.
 
     Rows from the end fill the holes that are left before it, so that nothing else moves.
     """
     layers, _, heads, capacity = cache.positions.shape
     by_head = dropped.reshape(layers * heads, -1)
-    remaining = int(cache.active_len[row]) - by_head.shape[1]
-    cache.active_len[row] = remaining
+    remaining = int(cache.active_len[seq]) - by_head.shape[1]
+    cache.active_len[seq] = remaining
     at_end = by_head >= remaining
     stays = np.ones(by_head.shape, np.bool_)
     stays[at_end.nonzero()[0], by_head[at_end] - remaining] = False
@@ -134,7 +134,7 @@ def evict(cache: SegmentCache, row: int, dropped: Ints) -> None:
     each, fillers = stays.nonzero()
     shifts = remaining + fillers - holes
     layer, head = np.divmod(each, heads)
-    targets = (row * heads + head) * capacity + holes
+    targets = (seq * heads + head) * capacity + holes
     for index, part in _by_layer(layer, layers):
         to, origin = targets[part], targets[part] + shifts[part]
         for rows in (_elements(cache.k_active[index]), _elements(cache.v_active[index])):

@@ -205,8 +205,8 @@ class SegmentSteps:
         slots = np.where(alive, cache.active_len, -1)
         step.host[f"append.{index}"][...] = slots[:, None, None]
         if self.books is not None:
-            for row in np.flatnonzero(alive).tolist():
-                self.books.queue_row(row, int(cache.active_len[row]), int(positions[row]))
+            for seq in np.flatnonzero(alive).tolist():
+                self.books.queue_row(seq, int(cache.active_len[seq]), int(positions[seq]))
 
     def _queue_exchange(self) -> None:
         layers, batch, heads = self._sizes

@@ -24,7 +24,7 @@ from avl_runtime.prompts.processor import Processor, Prompt
 from avl_runtime.prompts.rows import PromptRows
 
 
-class Engine:
+class Loaded:
     """Everything of a package that requests share.
 
     Attributes:
@@ -49,10 +49,10 @@ class Engine:
         return self.execution.conversation()
 
     def decoder(self, conversations: Sequence[Conversation], plan: Plan, max_steps: int) -> Steps:
-        """Decode steps over conversations of this engine whose prompts have been read.
+        """Decode steps over conversations of this package whose prompts have been read.
 
         Raises:
-            TypeError: a conversation is another engine's.
+            TypeError: a conversation is another package's.
             AvlError: a device has no room for them.
         """
         return self.execution.decoder(conversations, plan, max_steps)
@@ -96,7 +96,7 @@ class Request:
 
     def __init__(
         self,
-        engine: Engine,
+        loaded: Loaded,
         conversations: Sequence[Conversation] | None,
         prompts: Sequence[Prompt],
         policy: Policy,
@@ -104,20 +104,20 @@ class Request:
         return_logits: bool = False,
         return_placements: bool = False,
     ) -> None:
-        engine.check(policy)
+        loaded.check(policy)
         return_logits = flag("return_logits", return_logits)
         return_placements = flag("return_placements", return_placements)
-        manifest = engine.package.manifest
+        manifest = loaded.package.manifest
         options.check_ids(manifest.dims.vocab_size)
         options = options.over(manifest.generation)
-        self._engine = engine
+        self._loaded = loaded
         self._conversations = [] if conversations is None else list(conversations)
         self._prompts = prompts
         self._policy = policy
         self._trace = return_placements
         self._max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
         self.replies = [
-            Reply(engine.processor.tokenizer, manifest.tokens.eos, options, return_logits)
+            Reply(loaded.processor.tokenizer, manifest.tokens.eos, options, return_logits)
             for _ in prompts
         ]
         self._decoder: Steps | None = None
@@ -126,12 +126,12 @@ class Request:
 
     def steps(self) -> Iterator[list[str]]:
         """Run; yields every reply's new text after each step."""
-        engine, plan = self._engine, self._policy.plan()
+        loaded, plan = self._loaded, self._policy.plan()
         if not self._conversations:
-            self._conversations = [engine.conversation() for _ in self._prompts]
+            self._conversations = [loaded.conversation() for _ in self._prompts]
         begun = time.perf_counter()
         logits = [
-            conversation.prefill(engine.embed(prompt), plan, reply.reads)
+            conversation.prefill(loaded.embed(prompt), plan, reply.reads)
             for conversation, prompt, reply in zip(
                 self._conversations, self._prompts, self.replies, strict=True
             )
@@ -144,7 +144,7 @@ class Request:
             min(self._max_new_tokens, conversation.room_left() + 1)
             for conversation in self._conversations
         ]
-        self._decoder = engine.decoder(self._conversations, plan, max(limits) - 1)
+        self._decoder = loaded.decoder(self._conversations, plan, max(limits) - 1)
         self._prefill_ms = (time.perf_counter() - begun) * 1e3
         generation = run(
             self._decoder, self._conversations, self.replies, np.stack(logits), limits, self._trace
@@ -156,27 +156,27 @@ class Request:
             yield pieces
             begun = time.perf_counter()
 
-    def result(self, row: int) -> Result:
+    def result(self, seq: int) -> Result:
         """The finished reply of one conversation."""
-        reply, decoder = self.replies[row], self._decoder
+        reply, decoder = self.replies[seq], self._decoder
         if decoder is None or reply.finish_reason is None:
             raise RuntimeError("a result is read after its steps have ended")
-        conversation, batch = self._conversations[row], len(self.replies)
-        steps = conversation.length - self._tokens_read[row]
-        engine, read = self._engine, self._tokens_read[row]
-        dense = engine.execution.dense_bytes(read, steps, self._max_new_tokens - 1)
+        conversation, batch = self._conversations[seq], len(self.replies)
+        steps = conversation.length - self._tokens_read[seq]
+        loaded, read = self._loaded, self._tokens_read[seq]
+        dense = loaded.execution.dense_bytes(read, steps, self._max_new_tokens - 1)
         stats = Stats(
             policy=str(self._policy),
-            backend=engine.backend.name,
-            prompt_tokens=len(self._prompts[row].input_ids),
-            visual_tokens=int(self._prompts[row].image_mask.sum()),
+            backend=loaded.backend.name,
+            prompt_tokens=len(self._prompts[seq].input_ids),
+            visual_tokens=int(self._prompts[seq].image_mask.sum()),
             new_tokens=len(reply.token_ids),
             prefill_ms=self._prefill_ms,
             decode_ms_per_token=self._decode_ms / max(1, decoder.step),
             kv_bytes=decoder.nbytes // batch,
             kv_bytes_dense=dense,
             peak_rss_bytes=peak_rss_bytes(),
-            device_bytes=engine.execution.device_bytes(),
+            device_bytes=loaded.execution.device_bytes(),
             seed=reply.seed,
         )
         logits = None if reply.logits is None else np.stack(reply.logits)
