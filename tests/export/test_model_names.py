@@ -115,7 +115,7 @@ def test_hub_ids_are_no_paths(model: str) -> None:
     [
         ("llava-Q4_K_M.gguf", "found a GGUF model; choose the repository in safetensors"),
         ("model.ONNX", "found an ONNX graph; choose"),
-        ("model.loaded", "found an engine; choose"),
+        ("model.engine", "found an engine; choose"),
         ("pytorch_model.bin", "found a pickle, which can run code when read; save it"),
         ("model.pth", "found a pickle"),
         ("model.safetensors", "found a file of one; pass the folder that holds it"),

@@ -31,17 +31,17 @@ class FakeModel:
 
     fails: AvlError | None = None
     raises: BaseException | None = None
-    loaded: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
     asked: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
     films: list[int] = field(default_factory=list)
     chats: list[FakeChat] = field(default_factory=list)
 
     processor = tiny_processor()
     package = SimpleNamespace(manifest=SimpleNamespace(generation=NEUTRAL))
-    engine = SimpleNamespace(backend=SimpleNamespace(name="ort-cpu"))
+    loaded = SimpleNamespace(backend=SimpleNamespace(name="ort-cpu"))
 
     def load(self, folder: Path, **options: Any) -> FakeModel:
-        self.loaded = {"folder": folder, **options}
+        self.given = {"folder": folder, **options}
         if self.fails is not None:
             raise self.fails
         return self

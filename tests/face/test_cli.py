@@ -72,7 +72,7 @@ def test_text_on_stdout_and_statistics_on_stderr(
     out, err = capsys.readouterr()
     assert out == "a red circle é日\n"
     assert (
-        model.loaded.items()
+        model.given.items()
         >= {"folder": Path("pkg"), "backend": "ort-cpu", "policy": "avl"}.items()
     )
     ((prompt, images, options),) = model.asked
@@ -210,7 +210,7 @@ def test_usage_errors(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         run.main(arguments)
-    assert caught.value.code == 2 and not model.loaded
+    assert caught.value.code == 2 and not model.given
     out, err = capsys.readouterr()
     assert out == "" and "avl-run: error: " in err and "Traceback" not in err
 
@@ -234,7 +234,7 @@ def test_bad_input_is_one_line_before_the_model_loads(
     chosen = [str(picture) if argument == "CAT" else argument for argument in arguments]
     assert run.main(["pkg", "What?", *chosen]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and not model.loaded
+    assert out == "" and not model.given
     assert err.startswith("avl-run: ") and err.count("\n") == 1 and part in err
 
 
@@ -307,10 +307,10 @@ def test_threads_and_quiet(
 
     monkeypatch.setattr(model, "load", telling)
     assert run.main(["pkg", "What?", "--threads", "3"]) == 0
-    assert model.loaded["threads"] == 3
+    assert model.given["threads"] == 3
     assert capsys.readouterr().err == "avl: backend ort-cpu, the best that works\n"
     assert run.main(["pkg", "What?", "--quiet"]) == 0
-    assert model.loaded["threads"] is None
+    assert model.given["threads"] is None
     assert capsys.readouterr() == ("a red circle é日\n", "")
     assert run.main(["pkg", "What?", "--quiet", "--stats"]) == 0
     assert capsys.readouterr().err.startswith("policy:")
