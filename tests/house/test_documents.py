@@ -12,7 +12,7 @@ import pytest
 
 import cli_reference
 import documents
-from avl_export.aliases import BUNDLED, HUB_IDS, known_files
+from avl_export.checkpoint.aliases import BUNDLED, HUB_IDS, known_files
 from avl_export.families import SUPPORTED
 from avl_plugins.policies import parse
 from avl_runtime.cli.parser import CommandParser
