@@ -13,9 +13,12 @@ import pytest
 from avl_runtime import LVLM
 from avl_runtime.cli.eval import main as avl_eval
 from avl_runtime.cli.run import main as avl_run
-from avl_runtime.package.engine_sets import EngineSet, Limits
+from avl_runtime.execute import choose
+from avl_runtime.execute.device import ort_cuda
+from avl_runtime.execute.protocol import BackendError
 from avl_runtime.machine.installation import install, uninstall
 from avl_runtime.machine.probe import Gpu, Machine
+from avl_runtime.package.engine_sets import EngineSet, Limits
 from avl_runtime.package.package import PackageError, load_package
 from device.loop_cases import ask, same
 from device.sessions import HostSessions, open_on_sessions

@@ -56,7 +56,11 @@ def test_what_runs_is_there(wheel: ZipFile) -> None:
         "avl_plugins/policies/__init__.py",
     } <= names
     assert "avl_export/models/avl-tiny/model.safetensors" in names
-    for kind in ("avl_plugins/ptx/*.ptx.gz", "avl_plugins/cpu/*.c", "avl_export/checkpoint/configs/*.json"):
+    for kind in (
+        "avl_plugins/ptx/*.ptx.gz",
+        "avl_plugins/cpu/*.c",
+        "avl_export/checkpoint/configs/*.json",
+    ):
         folder = next(ROOT.glob(f"*/{kind}"), next(ROOT.glob(kind), None))
         assert folder is not None
         here = {

@@ -6,17 +6,17 @@ from typing import Any
 
 import onnxruntime as ort
 
-from avl_runtime.execute.protocol import BackendError
 from avl_runtime.execute.device.backend import DeviceBackend, EncoderRunner, place_of
 from avl_runtime.execute.device.cuda import CudaDevice
 from avl_runtime.execute.device.elements import ELEMENTS
 from avl_runtime.execute.device.memory import Memory
 from avl_runtime.execute.device.ort import OrtEncoder, OrtSegment
 from avl_runtime.execute.device.protocol import Device
-from avl_runtime.package.engine_sets import Limits, cuda_words
-from avl_runtime.package.graph_fit import check_segment
+from avl_runtime.execute.protocol import BackendError
 from avl_runtime.machine.installation import install, uninstall
 from avl_runtime.machine.probe import Machine
+from avl_runtime.package.engine_sets import Limits, cuda_words
+from avl_runtime.package.graph_fit import check_segment
 from avl_runtime.package.package import Package
 
 PROVIDER = "CUDAExecutionProvider"

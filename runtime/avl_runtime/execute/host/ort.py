@@ -31,11 +31,11 @@ from avl_runtime.execute.host.ort_options import (
 )
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.kv.cache import SegmentCache
-from avl_runtime.package.graph_fit import check_media, check_segment
 from avl_runtime.machine.huge_pages import huge_pages
+from avl_runtime.machine.resources import cores
+from avl_runtime.package.graph_fit import check_media, check_segment
 from avl_runtime.package.manifest import Dims, Segment
 from avl_runtime.package.package import Package
-from avl_runtime.machine.resources import cores
 from avl_runtime.vision import Kind
 
 DTYPES: dict[str, np.dtype[Any]] = {
