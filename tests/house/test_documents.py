@@ -137,6 +137,17 @@ def test_readme_is_short() -> None:
     assert len(text_of("README.md").split()) <= MOST_WORDS
 
 
+@pytest.mark.parametrize("package", ["avl_export", "runtime/avl_runtime", "plugins/avl_plugins"])
+def test_the_folders_described_are_those_that_are_there(package: str) -> None:
+    name = Path(package).name
+    table = text_of("docs/architecture.md").partition(f"| folder of `{name}` |")[2]
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    described = [folder for row in rows for folder in re.findall(r"`(\w+)`", row.split("|")[1])]
+    cache = "__pycache__"  # may be all that is left of a folder
+    there = {path.parent.name for path in (ROOT / package).glob("*/*") if path.name != cache}
+    assert sorted(described) == sorted(there - {cache})
+
+
 def test_the_table_of_models_is_complete() -> None:
     lines = text_of("docs/families.md").splitlines()
     rows = [line for line in lines if line.startswith("| ") and "(`" in line]
