@@ -46,7 +46,6 @@ from kernel_moves import (  # noqa: E402
     selection_with_ties,
     text_evictions,
     update_in_place,
-    update_into_copies,
 )
 from kernel_sequences import refreshes, text_steps  # noqa: E402
 from kernel_sweep import FORMS, MASS, OUT, random_case  # noqa: E402
@@ -56,7 +55,6 @@ DEVICE = "cuda"
 # Checks of the moves and selections, with their sizes.
 MOVED: list[tuple[Callable[..., bool], tuple[int, ...]]] = [
     *((update_in_place, (2, 2, 128, moves)) for moves in (1, 64, 100, 1200, 4000)),
-    (update_into_copies, (2, 2, 80, 300)),
     *(
         (selection_with_ties, sizes)  # core, parked and ranked rows
         for sizes in ((20, 30, 1024), (500, 524, 1024), (600, 900, 4096))
@@ -106,14 +104,11 @@ def large_cases() -> list[Attention]:
     for dtype, (kv_heads, group) in itertools.product(DTYPES, ((8, 1), (2, 8))):
         shape = (dtype, 128, kv_heads, group)
         made += [
-            Attention(form, *shape, 1, 3040, 448, (3040, 17), (448, 0), splits=16)
-            for form in ("decode", "fused_decode", "fused_decode_sliced")
+            Attention(form, *shape, 1, 3040, 448, (3040, 17), (448, 0))
+            for form in ("fused_decode", "fused_decode_sliced")
         ]
         text = (*range(35), *range(640, 700))
-        made += [
-            Attention(form, *shape, 700, 900, 64, (900,), (33,), weighted=text)
-            for form in ("prefill", "fused_prefill")
-        ]
+        made.append(Attention("fused_prefill", *shape, 700, 900, 64, (900,), (33,), weighted=text))
     return made
 
 
@@ -166,9 +161,7 @@ def check_stability(launch: Launch, effort: Effort) -> list[str]:
 
     def check(form: str) -> list[str]:
         new = 130 if "prefill" in form else 1
-        case = Attention(
-            form, "bfloat16", 128, 4, 4, new, 700, 300, (700, 33), (300, 0), splits=7, owners=2
-        )
+        case = Attention(form, "bfloat16", 128, 4, 4, new, 700, 300, (700, 33), (300, 0), owners=2)
         inputs = case.inputs(DEVICE)
         first = attend(case, launch, inputs)
         for _ in range(effort.repeats - 1):

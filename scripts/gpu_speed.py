@@ -6,13 +6,14 @@ and timed with CUDA events. Everything runs the packaged PTX except `tune`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from avl_plugins.kernels.catalog import MOVES, ROWS, VARIANTS, splits, variant_of
+from avl_plugins.kernels.catalog import MOVES, ROWS, VARIANTS, variant_of
 from gpu_timing import DEVICE, Row, Work, copy_bandwidth, milliseconds, prepared, rotations, row
 from kernel_cases import Attention, Launch, triton_launch
 from kernel_moves import UNSET, pointers
@@ -37,18 +38,17 @@ class Model:
 
 
 MODEL = Model()
+FORMS = ("fused_decode", "fused_decode_sliced")
 FLASH = SDPBackend.FLASH_ATTENTION
 
 
 class Decode:
-    """One decode step, its inputs rotated. `rows` active rows of `kv_heads` heads are read."""
+    """One decode step, its inputs rotated. `active` rows of `kv_heads` heads are read."""
 
     def __init__(self, batch: int, kv_heads: int, group: int, active: int, parked: int = 0) -> None:
-        count = torch.cuda.get_device_properties(0).multi_processor_count
         self.case = Attention(
-            "decode", "float16", 128, kv_heads, group, 1, active, max(parked, 1),
+            FORMS[0], "float16", 128, kv_heads, group, 1, active, max(parked, 1),
             (active,) * batch, (parked,) * batch,
-            splits=splits(batch * kv_heads, active + parked, count),
         )  # fmt: skip
         rows = active + parked + 1
         self.bytes = 2 * 2 * 128 * batch * kv_heads * (rows + group)
@@ -59,21 +59,14 @@ class Decode:
             for _ in range(rotations(self.bytes))
         ]
 
-    def time(self, launch: Launch, mass: bool) -> float:
-        """Milliseconds with or without the launch that makes mass."""
-
-        def chosen(variant: Any, values: Any) -> None:
-            if mass or variant.kernel != "decode_mass":
-                launch(variant, values)
-
-        if not mass:
-            for one in self.sets:
-                one["row_weights"].zero_()
-        works = [prepared(self.case, chosen, one) for one in self.sets]
-        found = milliseconds(works)
+    def time(self, launch: Launch, mass: bool, forms: Sequence[str] = FORMS) -> float:
+        """Milliseconds of the fastest form, which TensorRT would take, with or without weights."""
         for one in self.sets:
-            one["row_weights"].fill_(1)
-        return found
+            one["row_weights"].fill_(float(mass))
+        cases = [replace(self.case, form=form) for form in forms]
+        return min(
+            milliseconds([prepared(case, launch, one) for one in self.sets]) for case in cases
+        )
 
     def sdpa(self) -> float:
         """Milliseconds of torch's flash attention over the same active rows."""
@@ -134,18 +127,12 @@ def prefill_speed(launch: Launch) -> list[Row]:
     text = (*range(35), *range(35 + MODEL.image, new))
     for label, kv_heads, group in grouped():
         case = Attention(
-            "prefill", "float16", 128, kv_heads, group, new, 1, 1, (0,), (0,), weighted=text
+            "fused_prefill", "float16", 128, kv_heads, group, new, 1, 1, (0,), (0,), weighted=text
         )
         inputs = case.inputs(DEVICE)
-        inputs["row_weights"] = torch.zeros_like(inputs["row_weights"])
-        inputs["row_weights"][:, 0, -1] = 1
-        inputs["row_weights"][:, 1, list(text)] = 1
+        inputs["row_weights"].zero_()
         read = sum(inputs[name].nbytes for name in ("q", "k_new", "v_new"))
         sets = [{n: t.clone() for n, t in inputs.items()} for _ in range(rotations(read))]
-
-        def only(variant: Any, values: Any) -> None:
-            if variant.kernel == "prefill":
-                launch(variant, values)
 
         def sdpa(one: dict[str, torch.Tensor], gqa: bool = group > 1) -> Work:
             q, k, v = one["q"], one["k_new"], one["v_new"]
@@ -153,10 +140,12 @@ def prefill_speed(launch: Launch) -> list[Row]:
                 q, k, v, is_causal=True, enable_gqa=gqa
             )
 
-        alone = milliseconds([prepared(case, only, one) for one in sets])
-        whole = milliseconds([prepared(case, launch, one) for one in sets])
-        fused = replace(case, form="fused_prefill")
-        once = milliseconds([prepared(fused, launch, one) for one in sets])
+        works = [prepared(case, launch, one) for one in sets]
+        alone = milliseconds(works)
+        for one in sets:
+            one["row_weights"][:, 0, -1] = 1
+            one["row_weights"][:, 1, list(text)] = 1
+        whole = milliseconds(works)
         with sdpa_kernel(FLASH):
             flash = milliseconds([sdpa(one) for one in sets])
         name = f"prefill, {new} rows, {label}"
@@ -166,7 +155,6 @@ def prefill_speed(launch: Launch) -> list[Row]:
             row(f"{name}: with mass", operations / (whole * 1e9), "TFLOPs"),
             row(f"{name}: torch flash over ours", flash / whole, "", 0.9),
             row(f"{name}: mass over the rest", whole / alone - 1, "", 0.05, least=False),
-            row(f"{name}: fused in one launch over two", once / whole, ""),
         ]
     return found
 
@@ -231,16 +219,17 @@ def tune() -> list[Row]:
     found: list[Row] = []
     decode = Decode(MODEL.batch, MODEL.heads, 1, MODEL.image + MODEL.text)
     case = Attention(
-        "prefill", "float16", 128, MODEL.heads, 1, MODEL.prompt, 1, 1, (0,), (0,), weighted=()
+        "fused_prefill", "float16", 128, MODEL.heads, 1, MODEL.prompt, 1, 1, (0,), (0,), weighted=()
     )
     inputs = case.inputs(DEVICE)
     options = [
-        ("decode", one, warps, stages)
+        (form, one, warps, stages)
+        for form in FORMS
         for one in ({"BN": 16}, {"BN": 32}, {"BN": 64}, {"BN": 128})
         for warps in (4, 8)
         for stages in (2, 3, 4)
     ] + [
-        ("prefill", {"BM": rows, "BN": columns}, warps, stages)
+        ("fused_prefill", {"BM": rows, "BN": columns}, warps, stages)
         for rows in (64, 128)
         for columns in (32, 64, 128)
         for warps in (4, 8)
@@ -251,14 +240,13 @@ def tune() -> list[Row]:
         constants = {**base.constants, **tiles}
         other = replace(base, constants=constants, warps=warps, stages=stages)
 
-        def launch(variant: Any, values: Any, form: str = form, other: Any = other) -> None:
-            if variant.kernel == form:
-                triton_launch(other, values)
+        def launch(_: Any, values: Any, other: Any = other) -> None:
+            triton_launch(other, values)
 
         name = f"{form} {tiles}, {warps} warps, {stages} stages"
         try:
-            if form == "decode":
-                time = decode.time(launch, mass=False)
+            if form in FORMS:
+                time = decode.time(launch, mass=False, forms=(form,))
             else:
                 time = milliseconds([prepared(case, launch, inputs)])
         except Exception as error:  # too much shared memory, most often

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from avl_plugins.kernels import naive
-from avl_plugins.kernels.catalog import DECODE_ROWS, VARIANTS, Variant, scale_bits, variant_of
+from avl_plugins.kernels.catalog import Variant, scale_bits, variant_of
 
 Values = Mapping[str, Any]  # tensors and integers by argument name, without "_ptr"
 Launch = Callable[[Variant, Values], None]
@@ -55,8 +55,7 @@ class Attention:
     """One call of SplitCacheAttention in one of the forms it has as kernels.
 
     Attributes:
-        form: "decode" or "prefill" with their mass launches, or the fused "fused_decode",
-            "fused_decode_sliced" or "fused_prefill".
+        form: "fused_decode", "fused_decode_sliced" or "fused_prefill".
         active_len, parked_len: one length a sequence; capacities are `active` and `parked`.
         weighted: which new rows have weights; None for all.
         constants: replaces tile sizes of the variant.
@@ -74,7 +73,6 @@ class Attention:
     parked_len: Sequence[int]
     weightings: int = 2
     weighted: Sequence[int] | None = None
-    splits: int = 1
     owners: int = 1
     constants: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
@@ -132,7 +130,7 @@ class Errors:
 def attend(
     case: Attention, launch: Launch, inputs: Mapping[str, torch.Tensor]
 ) -> list[torch.Tensor]:
-    """out and the three masses of a case; outputs and workspaces start as NaN."""
+    """out and the three masses of a case; they start as NaN."""
     device = inputs["q"].device
     rows = {"active": case.active, "parked": case.parked, "new": case.new}
 
@@ -151,30 +149,10 @@ def attend(
         "R": case.weightings,
         "G": case.group,
         "scale_bits": scale_bits(case.head_dim**-0.5),
-        "splits": case.splits,
         "owners": case.owners,
     }
-    pairs = (case.batch, case.kv_heads)
     variant = variant_of(case.form, case.dtype, case.head_dim)
-    variant = replace(variant, constants={**variant.constants, **case.constants})
-    if case.form == "decode":
-        values |= {
-            "scores": empty(*pairs, DECODE_ROWS, sum(rows.values())),
-            "lse": empty(*pairs, DECODE_ROWS),
-            "partial": empty(*pairs, case.splits, DECODE_ROWS, variant.constants["DP"]),
-            "softmax": empty(*pairs, case.splits, 2, DECODE_ROWS),
-            "counter": torch.zeros(pairs, dtype=torch.int32, device=device),
-        }
-        launch(variant, values)
-        launch(VARIANTS["decode_mass"], values)
-        if values["counter"].any():
-            raise AssertionError("the counters of decode are not zero after it")
-    elif case.form == "prefill":
-        values["lse"] = empty(*pairs, case.new * case.group)
-        launch(variant, values)
-        launch(variant_of("prefill_mass", case.dtype, case.head_dim), values)
-    else:
-        launch(variant, values)
+    launch(replace(variant, constants={**variant.constants, **case.constants}), values)
     return [values[name] for name in ("out", "mass_active", "mass_parked", "mass_new")]
 
 

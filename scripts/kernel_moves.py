@@ -13,7 +13,6 @@ import torch
 
 from avl_plugins.kernels import naive
 from avl_plugins.kernels.catalog import MOVES, VARIANTS
-from avl_plugins.reference import split_cache_update
 from kernel_cases import Launch
 
 PLACES = ("k_active", "v_active", "k_parked", "v_parked", "k_new", "v_new")
@@ -98,46 +97,6 @@ def update_in_place(
         for layer, arrays in zip(layers, expected, strict=True)
         for name in PLACES
     )
-
-
-def update_into_copies(
-    launch: Launch, device: str, seed: int, batch: int, kv_heads: int, width: int, moves: int
-) -> bool:
-    """Whether `update_copy` gives what the reference of the op gives, its inputs unchanged."""
-    rng = np.random.default_rng(seed)
-    active, parked, new = (int(n) for n in rng.integers(1, 150, 3))
-    moves = min(moves, active + parked)
-    sizes = (active, active, parked, parked, new, new)
-    arrays = {
-        name: random_rows(rng, batch, kv_heads, rows, width)
-        for name, rows in zip(PLACES, sizes, strict=True)
-    }
-    source, destination = random_moves(
-        rng, (batch, kv_heads), active + parked + new, active + parked, moves
-    )
-    given: list[Any] = [*arrays.values(), source, destination]
-    expected = split_cache_update(*given)
-    tensors = {n: torch.from_numpy(array.copy()).to(device) for n, array in arrays.items()}
-    outputs = {f"{name}_out": torch.full_like(tensors[name], 99) for name in PLACES[:4]}
-    values = {
-        **tensors,
-        **outputs,
-        "source": torch.from_numpy(source).to(device),
-        "destination": torch.from_numpy(destination).to(device),
-        "B": batch,
-        "Hkv": kv_heads,
-        "A": active,
-        "P": parked,
-        "S": new,
-        "M": moves,
-        "D": width,
-    }
-    launch(VARIANTS["update_copy"], values)
-    same = all(
-        np.array_equal(out.cpu().numpy(), array)
-        for out, array in zip(outputs.values(), expected, strict=True)
-    )
-    return same and all(np.array_equal(tensors[n].cpu().numpy(), arrays[n]) for n in PLACES)
 
 
 def pointers(layers: list[list[torch.Tensor | int]]) -> torch.Tensor:

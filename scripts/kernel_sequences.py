@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avl_plugins.kernels.catalog import DECODE_ROWS, VARIANTS, scale_bits, variant_of
+from avl_plugins.kernels.catalog import VARIANTS, scale_bits, variant_of
 from avl_plugins.policies.split import Split
 from avl_plugins.policies.text import TextBudget
 from kernel_cases import Launch
@@ -168,17 +168,11 @@ def decode(launch: Launch, layer: Layer, q: torch.Tensor) -> None:
         "q": q,
         "out": torch.empty_like(q),
         "row_weights": torch.ones(BATCH, 2, 1, device=q.device),
-        "scores": empty(*pairs, DECODE_ROWS, active + parked + 1),
-        "lse": empty(*pairs, DECODE_ROWS),
-        "partial": empty(*pairs, 2, DECODE_ROWS, WIDTH),
-        "softmax": empty(*pairs, 2, 2, DECODE_ROWS),
-        "counter": torch.zeros(pairs, dtype=torch.int32, device=q.device),
         "scale_bits": scale_bits(WIDTH**-0.5),
     }
     values |= {"B": BATCH, "Hkv": KV_HEADS, "S": 1, "A": active, "P": parked}
-    values |= {"R": 2, "G": GROUP, "splits": 2}
-    launch(variant_of("decode", "float16", WIDTH), values)
-    launch(VARIANTS["decode_mass"], values)
+    values |= {"R": 2, "G": GROUP, "owners": 2}
+    launch(variant_of("fused_decode", "float16", WIDTH), values)
 
 
 def select_core(launch: Launch, layers: list[Layer]) -> tuple[torch.Tensor, torch.Tensor]:

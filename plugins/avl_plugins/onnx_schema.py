@@ -1,10 +1,17 @@
-"""ONNX schemas of the two ops, so that the checker and shape inference know them."""
+"""The ONNX schema of avl's op, so that the checker and shape inference know it."""
 
 from __future__ import annotations
 
 from onnx import defs
 
-from avl_plugins.schema import FLOATS, OPS, PLUGIN_ATTRIBUTES, Attribute, Op, Value
+from avl_plugins.schema import (
+    FLOATS,
+    PLUGIN_ATTRIBUTES,
+    SPLIT_CACHE_ATTENTION,
+    Attribute,
+    Op,
+    Value,
+)
 
 _ATTRIBUTE_TYPES = {
     "float": defs.OpSchema.AttrType.FLOAT,
@@ -32,10 +39,10 @@ def onnx_schema(op: Op) -> defs.OpSchema:
 
 
 def register() -> None:
-    """Register both schemas with onnx; calling it again changes nothing."""
-    for op in OPS:
-        if not defs.has(op.name, op.domain):
-            defs.register_schema(onnx_schema(op))
+    """Register the schema with onnx; calling it again changes nothing."""
+    op = SPLIT_CACHE_ATTENTION
+    if not defs.has(op.name, op.domain):
+        defs.register_schema(onnx_schema(op))
 
 
 def _parameter(value: Value) -> defs.OpSchema.FormalParameter:

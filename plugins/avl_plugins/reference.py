@@ -1,4 +1,4 @@
-"""What the two ops mean, in plain numpy: the oracle every other form is tested against.
+"""What the op means, in plain numpy: the oracle every other form is tested against.
 
 Nothing here is fast. Arithmetic is in float64, results are cast to the types of the schema.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avl_plugins.errors import OpError
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op, bind_dims
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION, Op, bind_dims
 
 Float = npt.NDArray[np.floating[Any]]  # the model's type T
 Float32 = npt.NDArray[np.float32]
@@ -83,53 +83,6 @@ def split_cache_attention(
     return out.astype(q.dtype), on_active, on_parked, on_new
 
 
-def split_cache_update(
-    k_active: Float,
-    v_active: Float,
-    k_parked: Float,
-    v_parked: Float,
-    k_new: Float,
-    v_new: Float,
-    source: Int64,
-    destination: Int64,
-) -> tuple[Float, Float, Float, Float]:
-    """Rows moved from `source` to `destination` addresses, all reads before all writes.
-
-    Shapes and addresses: `schema.SPLIT_CACHE_UPDATE`. The inputs are left as they are.
-
-    Returns:
-        k_active, v_active, k_parked and v_parked after the moves.
-
-    Raises:
-        OpError: shapes do not fit, an address is out of range, or a destination occurs twice.
-    """
-    dims = _bind(
-        SPLIT_CACHE_UPDATE,
-        (k_active, v_active, k_parked, v_parked, k_new, v_new, source, destination),
-    )
-    cached = dims["A"] + dims["P"]
-    _check_addresses("source", source, 0, cached + dims["S"])
-    _check_addresses("destination", destination, -1, cached)
-
-    outputs: list[Float] = []
-    for active, parked, new in ((k_active, k_parked, k_new), (v_active, v_parked, v_new)):
-        before = np.concatenate([active, parked, new], axis=2)
-        after = before.copy()
-        for b in range(dims["B"]):
-            for h in range(dims["Hkv"]):
-                moved = destination[b, h] >= 0
-                targets = destination[b, h][moved]
-                if len(np.unique(targets)) != len(targets):
-                    raise OpError(
-                        f"SplitCacheUpdate: expected unique destinations, found {targets.tolist()} "
-                        f"for batch {b}, KV head {h}; write each row once"
-                    )
-                after[b, h, targets] = before[b, h, source[b, h][moved]]
-        outputs += [after[:, :, : dims["A"]].copy(), after[:, :, dims["A"] : cached].copy()]
-    k_active_out, k_parked_out, v_active_out, v_parked_out = outputs
-    return k_active_out, v_active_out, k_parked_out, v_parked_out
-
-
 def _bind(op: Op, arrays: tuple[npt.NDArray[Any], ...]) -> dict[str, int]:
     names = (value.name for value in op.inputs)
     return bind_dims(op, {n: a.shape for n, a in zip(names, arrays, strict=True)})
@@ -140,12 +93,4 @@ def _check_lengths(name: str, lengths: Int64, capacity: int) -> None:
         raise OpError(
             f"SplitCacheAttention: expected {name} from 0 to {capacity}, found {lengths.tolist()}; "
             "pass how many rows are in use"
-        )
-
-
-def _check_addresses(name: str, addresses: Int64, low: int, end: int) -> None:
-    if addresses.min() < low or addresses.max() >= end:
-        raise OpError(
-            f"SplitCacheUpdate: expected {name} from {low} to {end - 1}, found "
-            f"{addresses.min()} to {addresses.max()}; address active, parked, then new rows"
         )

@@ -5,7 +5,7 @@ them from here. Shapes are named dimensions:
 
     B batch    H query heads    Hkv KV heads, H = G * Hkv    D head_dim
     S new rows    A capacity of the active rows    P capacity of the parked rows
-    R row weightings    M moves
+    R row weightings
 
 No dimension may be zero: an empty cache is one row of finite garbage with length 0.
 """
@@ -110,35 +110,6 @@ SPLIT_CACHE_STEP = dataclasses.replace(
     doc="SplitCacheAttention of one new row a sequence, S = 1: a decode step.",
 )
 
-SPLIT_CACHE_UPDATE = Op(
-    name="SplitCacheUpdate",
-    doc=(
-        "Moves rows between places: appends, partitions, exchanges and evicts. Addresses are "
-        "0..A-1 active, A..A+P-1 parked, A+P..A+P+S-1 new. All reads happen before all writes."
-    ),
-    inputs=(
-        Value("k_active", "T", _ACTIVE, "active keys"),
-        Value("v_active", "T", _ACTIVE, "active values"),
-        Value("k_parked", "T", _PARKED, "parked keys"),
-        Value("v_parked", "T", _PARKED, "parked values"),
-        Value("k_new", "T", _NEW, "keys of the new rows"),
-        Value("v_new", "T", _NEW, "values of the new rows"),
-        Value("source", "int64", ("B", "Hkv", "M"), "addresses read"),
-        Value(
-            "destination",
-            "int64",
-            ("B", "Hkv", "M"),
-            "addresses written, 0 to A+P-1 and unique per batch and KV head, or -1 for no move",
-        ),
-    ),
-    outputs=(
-        Value("k_active_out", "T", _ACTIVE, "active keys after the moves"),
-        Value("v_active_out", "T", _ACTIVE, "active values after the moves"),
-        Value("k_parked_out", "T", _PARKED, "parked keys after the moves"),
-        Value("v_parked_out", "T", _PARKED, "parked values after the moves"),
-    ),
-)
-
 
 def _numbers(weights: int) -> list[str]:
     """How the names of several weights' tensors end."""
@@ -222,8 +193,6 @@ QUANTIZED_LINEARS: Mapping[tuple[int, bool], Op] = {
     for zeros in (False, True)
 }
 LINEARS = (*PLAIN_LINEARS.values(), LOGITS_LINEAR, *QUANTIZED_LINEARS.values())
-
-OPS = (SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE)
 
 
 def bind_dims(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

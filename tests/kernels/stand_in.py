@@ -41,7 +41,6 @@ class Driver(SimpleNamespace):
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=9,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=0,
-        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=4,
     )
 
     def __init__(self) -> None:
@@ -115,7 +114,7 @@ def install() -> Driver:
     """Put the stand-ins where the scripts look; for a process that does nothing else."""
     driver = Driver()
     sys.modules["cuda.bindings"] = SimpleNamespace(driver=driver)  # type: ignore[assignment]
-    properties = SimpleNamespace(L2_cache_size=0, multi_processor_count=4)
+    properties = SimpleNamespace(L2_cache_size=0)
     for name, value in {
         "is_available": lambda: True,
         "init": lambda: None,

@@ -5,19 +5,16 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from dataclasses import replace
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from avl_plugins.cuda.attention import Attention, Sizes
 from avl_plugins.cuda.driver import CudaError, Device, compute_capability, load_driver
 from avl_plugins.errors import AvlError
 from avl_plugins.installation import install_extra
-from avl_plugins.kernels.catalog import evaluate, scale_bits, splits
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION
+from avl_plugins.kernels.catalog import evaluate
 
 
 class Result(IntEnum):
@@ -27,12 +24,11 @@ class Result(IntEnum):
 
 
 class Driver(SimpleNamespace):
-    """Answers as a GPU of compute capability 8.9 with 58 multiprocessors."""
+    """Answers as a GPU of compute capability 8.9."""
 
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=8,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=9,
-        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=58,
     )
 
     def __init__(self, **answers: Any) -> None:
@@ -70,94 +66,25 @@ class Driver(SimpleNamespace):
         return (Result.CUDA_SUCCESS,)
 
 
-SIZES = Sizes(B=2, Hkv=8, G=4, S=1, A=900, P=600, R=2)
-ADDRESSES = {
-    value.name: 4096 * i
-    for i, value in enumerate(SPLIT_CACHE_ATTENTION.inputs + SPLIT_CACHE_ATTENTION.outputs, 1)
-}
-
-
-def passed(launch: tuple[str, Any], driver: Driver, module: int) -> list[int]:
-    """The values of a launch, after checking their types against the PTX's parameters."""
-    _, (*_, (values, kinds), extra) = launch
+def test_a_launch() -> None:
+    """Of the grid that the values make, with addresses and scalars in the PTX's order."""
+    driver = Driver()
+    device = Device(0, driver)  # type: ignore[arg-type]
+    values = {"table": 256, "source": 512, "destination": 768, "S": 3, "M": 50, "D": 80}
+    values |= {"B": 2, "Hkv": 4, "L": 6}
+    device.launch("update-64", values, stream=7)
+    device.launch("update-64", values)
+    first, second = driver.launches
+    function, (*recipe, (arguments, kinds), extra) = first
+    assert function == "update"
+    assert recipe == [10, 8, 6, 128, 1, 1, 0, 7]  # grid, block, shared memory, stream
+    assert arguments == (256, 512, 768, 3, 50, 80)
+    assert kinds == (*[ctypes.c_void_p] * 3, *[ctypes.c_int32] * 3)
     assert extra == 0
-    declared = driver.modules[module].split(b")", 1)[0].count(b".param")
-    assert len(values) == len(kinds) == declared
-    assert all(kind in (ctypes.c_void_p, ctypes.c_int32) for kind in kinds)
-    return list(values)
-
-
-def test_decode() -> None:
-    driver = Driver()
-    attention = Attention(Device(0, driver), "bfloat16", 128, scale=0.25)  # type: ignore[arg-type]
-    attention(SIZES, ADDRESSES, workspace=1 << 20, stream=7, rows=300)
-    (decode, mass) = driver.launches
-    assert decode[0] == "decode"
-    assert b".entry decode(" in driver.modules[0]
-    assert driver.modules[0].endswith(b"\0")
-    # 116 programs wanted for 16 KV heads: 8 each, but not of less than 64 keys.
-    assert decode[1][:8] == (4, 8, 2, 128, 1, 1, 38912, 7)
-    values = passed(decode, driver, 0)
-    names = [value.name for value in SPLIT_CACHE_ATTENTION.inputs]
-    assert values[:10] == [ADDRESSES[name] for name in names]
-    assert values[10:17] == [1, 900, 600, 2, 4, scale_bits(0.25), 4]  # S A P R G scale splits
-    assert values[17] == ADDRESSES["out"]
-    scores, lse, partial, softmax, counter = values[18:]
-    assert counter == 1 << 20  # the part that must be zero comes first
-    assert counter < lse < softmax < partial < scores
-    assert mass[0] == "decode_mass"
-    assert mass[1][:3] == (8 + 5 + 1, 8, 2)
-    assert passed(mass, driver, 1)[:5] == [
-        ADDRESSES["row_weights"],
-        scores,
-        lse,
-        ADDRESSES["active_len"],
-        ADDRESSES["parked_len"],
-    ]
-
-
-def test_parts_of_the_workspace_do_not_overlap() -> None:
-    driver = Driver()
-    attention = Attention(Device(0, driver), "float16", 80, scale=0.25)  # type: ignore[arg-type]
-    attention(SIZES, ADDRESSES, workspace=1 << 20)
-    scores, lse, partial, softmax, counter = passed(driver.launches[0], driver, 0)[18:]
-    count = 8  # splits: 116 programs for 16 KV heads
-    pairs, rows = 16, 16
-    end_of_all = (1 << 20) + attention.workspace_bytes(SIZES)
-    starts = [counter, lse, softmax, partial, scores, end_of_all]
-    least = [4 * pairs, 4 * pairs * rows, 8 * pairs * count * rows]
-    least += [4 * pairs * count * rows * 128, 4 * pairs * rows * 1501]
-    for begin, end, size in zip(starts, starts[1:], least, strict=False):
-        assert end - begin >= size
-        assert begin % 16 == 0
-
-
-def test_calls_of_all_sizes_leave_the_counters_to_each_other() -> None:
-    """Only what is zero after every call may be taken for zero by the next."""
-    driver = Driver()
-    attention = Attention(Device(0, driver), "float16", 64, scale=0.25)  # type: ignore[arg-type]
-    for sizes in (replace(SIZES, B=1, Hkv=1), SIZES, replace(SIZES, B=16), replace(SIZES, S=70)):
-        attention(sizes, ADDRESSES, workspace=1 << 20, mass=False)
-    few, usual, many = (passed(launch, driver, 0)[18:] for launch in driver.launches[:3])
-    for scores, lse, partial, softmax, counter in (few, usual, many):
-        assert counter == 1 << 20
-        assert min(scores, lse, partial, softmax) >= (1 << 20) + 16384
-    assert passed(driver.launches[3], driver, 1)[-1] >= (1 << 20) + 16384  # lse of prefill
-    with pytest.raises(AvlError, match="at most 4096 KV heads, found 8192"):
-        attention.workspace_bytes(replace(SIZES, B=1024))
-
-
-def test_prefill_and_without_mass() -> None:
-    driver = Driver()
-    attention = Attention(Device(0, driver), "float16", 64, scale=0.125)  # type: ignore[arg-type]
-    many = Sizes(B=1, Hkv=8, G=4, S=577, A=1, P=1, R=2)
-    attention(many, ADDRESSES, workspace=1 << 20)
-    attention(many, ADDRESSES, workspace=1 << 20, mass=False)
-    assert [name for name, _ in driver.launches] == ["prefill", "prefill_mass", "prefill"]
-    assert driver.launches[0][1][:3] == (-(-577 * 4 // 64), 8, 1)
-    assert driver.launches[1][1][:3] == (1 + 1 + -(-577 // 32), 8, 1)
-    assert len(driver.modules) == 2  # loaded once each
-    assert attention.workspace_bytes(many) >= 4 * (8 + 8 * 577 * 4)
+    assert second[1][7] == 0
+    (module,) = driver.modules  # loaded once
+    assert module.split(b")", 1)[0].count(b".param") == len(arguments)
+    assert module.endswith(b"\0")
 
 
 def test_missing_values_and_impossible_grids() -> None:
@@ -180,10 +107,6 @@ def test_more_than_a_kernel_takes_is_refused() -> None:
         device.launch("update-64", {**values, "M": 65})
     with pytest.raises(AvlError, match=r"expected cdiv\(D, W\) \* W <= D = 72, found 80"):
         device.launch("update-64", {**values, "D": 72})
-    few = {**ADDRESSES, **SIZES.values(), "splits": 1, "scale_bits": 0}
-    few |= dict.fromkeys(("scores", "lse", "partial", "softmax", "counter"), 16)
-    with pytest.raises(AvlError, match=r"expected S \* G <= BM = 16, found 20"):
-        device.launch("decode-fp16-d64", {**few, "S": 5})
 
 
 @pytest.mark.parametrize("address", [0, 8, 513])
@@ -195,14 +118,6 @@ def test_addresses_that_are_not_aligned_are_refused(address: int) -> None:
     with pytest.raises(AvlError, match="update-64: expected source at a multiple of 16 bytes"):
         device.launch("update-64", {**values, "B": 1, "Hkv": 1, "L": 1})
     assert not driver.launches
-
-
-def test_refused_types_and_head_dims() -> None:
-    device = Device(0, Driver())  # type: ignore[arg-type]
-    with pytest.raises(AvlError, match="found float32 and 128"):
-        Attention(device, "float32", 128, 1.0)
-    with pytest.raises(AvlError, match="found float16 and 72"):
-        Attention(device, "float16", 72, 1.0)
 
 
 def test_what_the_driver_refuses_is_named() -> None:
@@ -280,15 +195,6 @@ def test_without_a_driver_the_message_says_so() -> None:
             load_driver()
 
 
-@pytest.mark.parametrize(
-    ("pairs", "rows", "expected"),
-    [(8, 2880, 33), (256, 2880, 2), (8, 448, 7), (1, 10, 1), (512, 5000, 1), (1, 10**6, 64)],
-)
-def test_splits(pairs: int, rows: int, expected: int) -> None:
-    """132 multiprocessors."""
-    assert splits(pairs, rows, 132) == expected
-
-
 def test_expressions() -> None:
     assert (
         evaluate("cdiv(S * G, BM) + 2 * (D // W)", {"S": 5, "G": 7, "BM": 16, "D": 96, "W": 32})
@@ -320,6 +226,6 @@ def test_cuda_python_reads_a_module_and_its_results_as_they_are_used() -> None:
     assert not driver.CUresult.CUDA_SUCCESS
     assert driver.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION
     names = driver.CUdevice_attribute
-    assert names.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+    assert names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
     for name in vars(Driver):
         assert not name.startswith("cu") or callable(getattr(driver, name))

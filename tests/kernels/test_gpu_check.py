@@ -43,18 +43,18 @@ def run(path: Path, wrong_scale: bool) -> tuple[str, str | None, list[str]]:
     gpu_timing.COPIED = 1 << 10
     gpu_speed.FLASH = attention.SDPBackend.MATH
     gpu_check.Effort = lambda seeds: gpu_check.SMALL
-    few = {"update_in_place": (1, 1, 16, 5), "update_into_copies": (1, 1, 16, 9)}
+    few: dict[str, tuple[int, ...]] = {"update_in_place": (1, 1, 16, 5)}
     few |= {"selection_with_ties": (20, 30, 1024), "text_evictions": (12,)}
     gpu_check.MOVED = [(check, few[check.__name__]) for check in dict(gpu_check.MOVED)]
-    assert len(gpu_check.random_cases(gpu_check.SMALL)) == 40
-    assert len(gpu_check.large_cases()) == 20
+    assert len(gpu_check.random_cases(gpu_check.SMALL)) == 24
+    assert len(gpu_check.large_cases()) == 12
     shape = (64, 1, 2, 1, 40, 5, (40,), (5,))
     gpu_check.random_cases = lambda _: [Attention(form, "bfloat16", *shape) for form in FORMS]
-    gpu_check.large_cases = lambda: [Attention("decode", "bfloat16", *shape, constants={"BN": 16})]
+    gpu_check.large_cases = lambda: [
+        Attention("fused_decode", "bfloat16", *shape, constants={"BN": 16})
+    ]
     stable = gpu_check.Attention
-    gpu_check.Attention = lambda form, dtype, *_, **more: stable(
-        form, dtype, *shape, **{**more, "splits": 2}
-    )
+    gpu_check.Attention = lambda form, dtype, *_, **more: stable(form, dtype, *shape, **more)
     if wrong_scale:
         kernel_cases.scale_bits = lambda scale: 0
         gpu_check.check_moves = lambda *_: []
@@ -76,16 +76,13 @@ def test_everything_is_checked_and_timed(tmp_path: Path, alone: ProcessPoolExecu
         found = report["correctness"][way]
         assert set(found["worst"]) == {f"{form} bfloat16" for form in FORMS}
         assert found["failed"] == found["moves"] == found["unstable"] == []
-    assert report["correctness"]["triton"]["worst"]["decode bfloat16"]["cases"] == 2
+    assert report["correctness"]["triton"]["worst"]["fused_decode bfloat16"]["cases"] == 2
     # Packaged tiles are as they are.
-    assert report["correctness"]["ptx"]["worst"]["decode bfloat16"]["cases"] == 1
+    assert report["correctness"]["ptx"]["worst"]["fused_decode bfloat16"]["cases"] == 1
     families = {name.split("-")[0] for name in launched}
     assert families == {
         *FORMS,
-        "decode_mass",
-        "prefill_mass",
         "update",
-        "update_copy",
         "select_core",
         "select_text",
     }
@@ -107,5 +104,5 @@ def test_wrong_results_are_reported(tmp_path: Path, alone: ProcessPoolExecutor) 
     printed, error, _ = alone.submit(run, tmp_path / "gpu.json", True).result()
     assert error == "error: some results are wrong"
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(report["correctness"]["triton"]["failed"]) == 6
-    assert "triton  wrong: 6" in printed
+    assert len(report["correctness"]["triton"]["failed"]) == 4
+    assert "triton  wrong: 4" in printed

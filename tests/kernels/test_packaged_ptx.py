@@ -112,17 +112,12 @@ def test_the_digest_of_a_source_follows_code_and_choices_alone(
 ) -> None:
     shutil.copytree(FOLDER.parent / "kernels", tmp_path / "kernels")
     monkeypatch.setattr(build_ptx, "FOLDER", tmp_path / "ptx")
-    variant = VARIANTS["decode-fp16-d64"]
+    variant = VARIANTS["fused_decode-fp16-d64"]
     before = build_ptx.source_digest(variant)
     for module, old, new, same in (
-        (
-            "decode",
-            "    n = tl.arange(0, BM)\n",
-            "    # a comment\n    n = tl.arange(0, BM)\n",
-            True,
-        ),
-        ("prefill", "tl.zeros", "tl.ones", True),
-        ("decode", "tl.exp2(m - m_new)", "tl.exp2(m)", False),
+        ("fused", "    S = used[2]\n", "    # a comment\n    S = used[2]\n", True),
+        ("select", "tl.arange(0, NP)", "tl.arange(1, NP)", True),
+        ("fused", "tl.exp2(m - m_new)", "tl.exp2(m)", False),
         ("tiles", "m_new = tl.maximum", "m_new = tl.minimum", False),
     ):
         path = tmp_path / "kernels" / f"{module}.py"
@@ -135,13 +130,13 @@ def test_the_digest_of_a_source_follows_code_and_choices_alone(
 
 
 def test_hopper_gets_its_own_matrix_instructions() -> None:
-    for name in ("prefill-fp16-d128", "fused_prefill-bf16-d64"):
+    for name in ("fused_prefill-fp16-d128", "fused_prefill-bf16-d64"):
         assert aot.instructions(packaged.kernel(name, 90).ptx())["wgmma"]
         assert not aot.instructions(packaged.kernel(name, 89).ptx())["wgmma"]
 
 
 def test_an_unknown_later_architecture_gets_the_generic_file() -> None:
-    assert packaged.kernel("prefill-fp16-d128", 121).target == "sm_80"
+    assert packaged.kernel("fused_prefill-fp16-d128", 121).target == "sm_80"
 
 
 def test_sources_compile_to_the_packaged_bytes() -> None:
@@ -155,7 +150,8 @@ def test_sources_compile_to_the_packaged_bytes() -> None:
         "2",
         "--only",
     ]
-    names = ["decode-bf16-d64", "prefill-fp16-d128", "fused_decode_sliced-fp16-d80", "update-64"]
+    names = ["fused_decode-bf16-d64", "fused_prefill-fp16-d128"]
+    names += ["fused_decode_sliced-fp16-d80", "update-64"]
     done = subprocess.run(command + names, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -174,16 +170,14 @@ def test_a_difference_is_noticed(tmp_path: Path) -> None:
     ("pattern", "replacement", "gate"),
     [
         (r"cp\.async\.c[ag]", "ld.shared", "16-byte cp.async"),
-        (r"bar\.sync", "nop", "a barrier before the count"),
-        (r"acq_rel", "relaxed", "a barrier before the count"),
         (r"mma\.sync", "fma", "matrix instructions"),
     ],
 )
 def test_gates_can_fail(pattern: str, replacement: str, gate: str) -> None:
-    _, made = artifact("decode-fp16-d128", 80)
+    _, made = artifact("fused_decode-fp16-d128", 80)
     worse = replace(made, ptx=re.sub(pattern, replacement, made.ptx))
     with pytest.raises(AvlError, match=gate):
-        aot.check(VARIANTS["decode-fp16-d128"], worse, "sm_80", aot.Assembled(100, 0))
+        aot.check(VARIANTS["fused_decode-fp16-d128"], worse, "sm_80", aot.Assembled(100, 0))
 
 
 def test_update_without_its_barrier_is_refused() -> None:
@@ -194,8 +188,8 @@ def test_update_without_its_barrier_is_refused() -> None:
 
 
 def test_spills_and_large_launches_are_refused() -> None:
-    _, made = artifact("decode_mass", 80)
-    variant = VARIANTS["decode_mass"]
+    _, made = artifact("select_core-1024", 80)
+    variant = VARIANTS["select_core-1024"]
     with pytest.raises(AvlError, match="no spills"):
         aot.check(variant, made, "sm_80", aot.Assembled(255, 8))
     with pytest.raises(AvlError, match="at most 48 KB"):
@@ -234,7 +228,7 @@ def test_unknown_kernels_and_old_gpus_are_refused() -> None:
     with pytest.raises(AvlError, match="expected a packaged kernel, found 'decode'"):
         packaged.kernel("decode", 80)
     with pytest.raises(AvlError, match=r"compute capability 8.0 or later, found 7.5"):
-        packaged.kernel("decode-fp16-d128", 75)
+        packaged.kernel("update-64", 75)
 
 
 @pytest.fixture(scope="module")

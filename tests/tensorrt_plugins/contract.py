@@ -21,13 +21,12 @@ import torch
 from avl_plugins.cuda.packaged import index
 from avl_plugins.errors import AvlError
 from avl_plugins.kernels.catalog import VARIANTS, Variant
-from avl_plugins.reference import split_cache_update
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION, Op
 from kernel_cases import ATTENTION_INPUTS, Attention, attention_errors
 from kernels.interpreted import checked
 
 # Sizes that a profile leaves open; all others are fixed.
-OPEN = {"B", "S", "A", "P", "M"}
+OPEN = {"B", "S", "A", "P"}
 UNKNOWN = -1
 
 
@@ -262,32 +261,6 @@ def prefill_target(capability: int) -> str:
     node, sizes = attention_node(Attention("", "float16", 64, 2, 1, 9, 7, 9, (7,), (9,)), "HALF")
     register(capability)  # the next node is for 80 again
     return node.kernel(3, sizes).ptx.decode().split(".target ")[1].split()[0]
-
-
-def update_equals_reference(seed: int) -> bool:
-    """Whether SplitCacheUpdate as TensorRT would launch it gives what the reference gives."""
-    rng = np.random.default_rng(seed)
-    sizes = {"B": 2, "Hkv": 2, "A": 70, "P": 33, "S": 3, "D": 32, "M": 60}
-    dims = {n: (1, 4096) if n in OPEN else (size, size) for n, size in sizes.items()}
-    node = Node(SPLIT_CACHE_UPDATE, {}, dims, "HALF")
-    arrays = []
-    for value in SPLIT_CACHE_UPDATE.inputs[:6]:
-        shape = tuple(sizes[name] for name in value.shape)
-        arrays.append(rng.standard_normal(shape).astype(np.float16))
-    source = rng.integers(0, 106, (2, 2, 60))
-    destination = np.stack([[rng.permutation(103)[:60] for _ in range(2)] for _ in range(2)])
-    destination[rng.random(destination.shape) < 0.2] = -1
-    expected = split_cache_update(*arrays, source, destination)
-    outputs = [torch.full(shape, 7, dtype=torch.int16) for shape in node.output_shapes(sizes)]
-    # Rows are moved as 16-bit words.
-    words = [torch.from_numpy(array.view(np.int16)) for array in arrays]
-    lists = [torch.from_numpy(source), torch.from_numpy(destination)]
-    assert (node.aliases, node.tactics()) == ([-1] * 4, [1])
-    interpret(node.kernel(1, sizes), [*words, *lists], outputs)
-    return all(
-        np.array_equal(found.numpy().view(np.float16), array)
-        for found, array in zip(outputs, expected, strict=True)
-    )
 
 
 def refusal(dtype: str, head_dim: int) -> str:

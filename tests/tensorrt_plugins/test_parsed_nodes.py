@@ -19,15 +19,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from avl_export.cli import main as export
-from avl_plugins.bodies.function import split_cache_update_function
-from avl_plugins.schema import OPS, PLUGIN_ATTRIBUTES, SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 from avl_runtime.engines.graphs import prepare
 from avl_runtime.engines.jobs import Job
 from avl_runtime.engines.network import Toolkit, load_toolkit, parse
 from avl_runtime.package.engine_sets import Limits
 from avl_runtime.package.package import Package, load_package
 from engines.wide import write_wide
-from ops.op_models import op_model
 from tensorrt_plugins import parsing
 
 pytest.importorskip("tensorrt_rtx")
@@ -79,7 +77,7 @@ def builtins(toolkit: Toolkit, model: onnx.ModelProto) -> frozenset[str]:
     """Operators of the graph that TensorRT's parser has an importer for."""
     _, network = toolkit.loaders.create_network(strongly_typed=True)
     real = toolkit.trt.OnnxParser(network, toolkit.logger)
-    names = {node.op_type for node in model.graph.node} | {op.name for op in OPS}
+    names = {node.op_type for node in model.graph.node} | {SPLIT_CACHE_ATTENTION.name}
     return frozenset(name for name in names if real.supports_operator(name))
 
 
@@ -187,31 +185,6 @@ def test_every_attention_is_its_plugin(
         out = (2, dims.num_heads, 5, dims.head_dim)
         assert one.output_types == (floating, *(kind for kind, _ in wanted))
         assert one.output_sizes == (out, *(shape for _, shape in wanted))
-
-
-@pytest.mark.parametrize("release", RELEASES, ids=str)
-@pytest.mark.parametrize("element", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
-def test_an_update_is_its_plugin(
-    element: int, release: tuple[int, int], toolkit: Toolkit, remote: Remote
-) -> None:
-    """No package has this node; a graph of one's own may."""
-    dims = {"B": 2, "Hkv": 3, "A": 7, "P": 11, "S": 5, "D": 64, "M": 9}
-    function = split_cache_update_function()
-    model = op_model(SPLIT_CACHE_UPDATE, [function], dims, PLUGIN_ATTRIBUTES, element=element)
-    data = model.SerializeToString()
-    assert remote(parsing.parse_model, data, release, builtins(toolkit, model)) == ""
-    types, shapes = dict[str, str](), {}
-    for value in model.graph.input:
-        kind = value.type.tensor_type
-        types[value.name] = {**TYPES, TensorProto.INT64: "INT64"}[kind.elem_type]
-        shapes[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
-    (found,) = remote(parsing.plugins, types, shapes, shapes)
-    assert found.creator == ("SplitCacheUpdate", "1", "avl")
-    assert (found.request, found.kind) == ("STRICT_AOT", "AOT")
-    assert (found.fields, found.attributes) == ((), {})
-    assert len(found.inputs) == 8
-    assert found.output_types == (TYPES[element],) * 4
-    assert found.output_sizes == ((2, 3, 7, 64),) * 2 + ((2, 3, 11, 64),) * 2
 
 
 def changed(package: Path, out: Path, attributes: Mapping[str, Any], function: bool = True) -> Path:

@@ -12,41 +12,9 @@ from avl_plugins.schema import (
     QUANTIZED_LINEARS,
     SPLIT_CACHE_ATTENTION,
     SPLIT_CACHE_STEP,
-    SPLIT_CACHE_UPDATE,
     VERSION,
     Op,
 )
-
-_UPDATE = """
-    # Addresses [B, Hkv, M] as indices [B, Hkv, M, D]. A move to nowhere goes to the first new row,
-    # which is not returned.
-    active = Shape <start = 2, end = 3> (k_active)
-    parked = Shape <start = 2, end = 3> (k_parked)
-    new = Shape <start = 2, end = 3> (k_new)
-    sizes = Concat <axis = 0> (active, parked, new)
-    cached = Add (active, parked)
-    zero = Constant <value_int = 0> ()
-    last_axis = Constant <value_ints = [-1]> ()
-    moves = Shape (source)
-    head_dim = Shape <start = 3, end = 4> (k_new)
-    index_shape = Concat <axis = 0> (moves, head_dim)
-    nowhere = Less (destination, zero)
-    target = Where (nowhere, cached, destination)
-    target_column = Unsqueeze (target, last_axis)
-    target_index = Expand (target_column, index_shape)
-    source_column = Unsqueeze (source, last_axis)
-    source_index = Expand (source_column, index_shape)
-
-    k_before = Concat <axis = 2> (k_active, k_parked, k_new)
-    k_moved = GatherElements <axis = 2> (k_before, source_index)
-    k_after = ScatterElements <axis = 2> (k_before, target_index, k_moved)
-    k_active_out, k_parked_out, k_rest = Split <axis = 2> (k_after, sizes)
-
-    v_before = Concat <axis = 2> (v_active, v_parked, v_new)
-    v_moved = GatherElements <axis = 2> (v_before, source_index)
-    v_after = ScatterElements <axis = 2> (v_before, target_index, v_moved)
-    v_active_out, v_parked_out, v_rest = Split <axis = 2> (v_after, sizes)
-"""
 
 _PLAIN_LINEAR = """
     {w} = Cast <to = 1> ({tensors})
@@ -74,11 +42,6 @@ def split_cache_attention_functions(
         function_proto(SPLIT_CACHE_ATTENTION, attention_body(heads), opset),
         function_proto(SPLIT_CACHE_STEP, step_body(heads), opset),
     )
-
-
-def split_cache_update_function(opset: int = 23) -> onnx.FunctionProto:
-    """`avl::SplitCacheUpdate` as a function; a model needs the same default `opset`."""
-    return function_proto(SPLIT_CACHE_UPDATE, _UPDATE, opset)
 
 
 def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:

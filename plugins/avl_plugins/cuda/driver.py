@@ -95,7 +95,6 @@ class Device:
 
     Attributes:
         capability: compute capability, such as 89.
-        multiprocessors: how many it has.
     """
 
     def __init__(self, ordinal: int = 0, driver: ModuleType | None = None) -> None:
@@ -108,12 +107,10 @@ class Device:
         self._functions: dict[str, tuple[PackagedKernel, Any]] = {}
         self.capability = compute_capability(ordinal, self._driver)
         handle = _call(self._driver, "cuDeviceGet", ordinal)
-        attribute = self._driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
-        self.multiprocessors: int = _call(self._driver, "cuDeviceGetAttribute", attribute, handle)
         self._context = _call(self._driver, "cuDevicePrimaryCtxRetain", handle)
 
     def launch(self, name: str, values: Mapping[str, int], stream: int = 0) -> None:
-        """Launch the packaged kernel `name`, such as "decode-fp16-d128".
+        """Launch the packaged kernel `name`, such as "update-1024".
 
         Args:
             values: addresses and sizes by the names in the kernel's signature (without "_ptr"),

@@ -74,7 +74,7 @@ def index() -> dict[str, Any]:
 
 
 def kernel(name: str, capability: int) -> PackagedKernel:
-    """The packaged kernel `name`, such as "decode-fp16-d128", for a compute capability such as 89.
+    """The packaged kernel `name`, such as "update-1024", for a compute capability such as 89.
 
     Raises:
         KernelError: no such kernel, or the device is older than all that are served.

@@ -1,4 +1,4 @@
-"""Triton kernels of the two ops and of the selections between them, and a naive form of each.
+"""Triton kernels of attention, of moves of rows and of selections, and a naive form of each.
 
 `catalog` and `naive` need no Triton: they are what runs and checks the packaged PTX.
 """

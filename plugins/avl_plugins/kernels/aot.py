@@ -112,7 +112,7 @@ def _artifact(
 
 
 def parameters(ptx: str) -> tuple[str, ...]:
-    """The kernel's parameters as declared, such as ".param .u32 decode_param_10"."""
+    """The kernel's parameters as declared, such as ".param .u32 update_param_4"."""
     listed = _match(r"\.entry \w+\(\n(.*?)\n\)", ptx)
     return tuple(" ".join(one.split()) for one in listed.split(",\n"))
 
@@ -196,17 +196,16 @@ def check(variant: Variant, artifact: Artifact, architecture: str, assembled: As
     """
     found = instructions(artifact.ptx)
     kernel = variant.kernel
-    streams = kernel in ("decode", "prefill", "fused")
+    streams = kernel == "fused"
     wanted = {
         "no spills": assembled.spilled == 0,
         "at most 48 KB of shared memory": artifact.shared <= SHARED_LIMIT,
         "its own parameters only": len(parameters(artifact.ptx)) == len(artifact.arguments),
         "16-byte cp.async": not streams or found["cp_async_16"] > 0,
-        "16-byte loads": kernel.startswith(("decode_mass", "select")) or bool(found["load_16"]),
+        "16-byte loads": kernel.startswith("select") or bool(found["load_16"]),
         "matrix instructions": not streams or found["mma"] + found["wgmma"] > 0,
-        "16-byte stores": not kernel.startswith("update") or found["store_16"] == found["store"],
+        "16-byte stores": kernel != "update" or found["store_16"] == found["store"],
         "a barrier between reads and writes": kernel != "update" or _reads_first(artifact.ptx),
-        "a barrier before the count": kernel != "decode" or _barrier_before_count(artifact.ptx),
     }
     for gate, passed in wanted.items():
         if not passed:
@@ -221,12 +220,6 @@ def _reads_first(ptx: str) -> bool:
     last_read = [match.end() for match in re.finditer(r"ld\.global", ptx)][-1]
     first_write = ptx.index("st.global")
     return "bar.sync" in ptx[last_read:first_write]
-
-
-def _barrier_before_count(ptx: str) -> bool:
-    count = ptx.index("atom.")
-    last_write = ptx.rindex("st.global", 0, count)
-    return "bar.sync" in ptx[last_write:count] and ".gpu.acq_rel." in ptx[count : count + 40]
 
 
 def _match(pattern: str, text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 HEAD_DIMS = (64, 80, 96, 128)
 DTYPES = ("float16", "bfloat16")
-DECODE_ROWS = 16  # packed query rows, new rows times group, that `decode` takes
+DECODE_ROWS = 16  # packed query rows, new rows times group, that decode steps are tiled for
 MOVES = (64, 1024, 4096)  # longest lists of the variants of `update`
 ROWS = (1024, 4096)  # most rows the variants of the selections rank
 
@@ -23,42 +23,27 @@ ROWS = (1024, 4096)  # most rows the variants of the selections rank
 CAPABILITIES = (80, 86, 87, 89, 90, 100, 110, 120)
 
 _POINTERS = {
-    "T": "q k_new v_new k_active v_active k_parked v_parked out "
-    "k_active_out v_active_out k_parked_out v_parked_out",
+    "T": "q k_new v_new k_active v_active k_parked v_parked out",
     "i64": "active_len parked_len table source destination remaining",
-    "fp32": "row_weights mass_active mass_parked mass_new scores lse partial softmax",
-    "i32": "counter first_image budget",
+    "fp32": "row_weights mass_active mass_parked mass_new",
+    "i32": "first_image budget",
     "i8": "image_mask",
 }
 _POINTER_TYPES = {name: kind for kind, names in _POINTERS.items() for name in names.split()}
-_ELEMENTS = {"float16": "fp16", "bfloat16": "bf16", None: "i16"}
+_ELEMENTS = {"float16": "fp16", "bfloat16": "bf16"}
 
 # Grids as expressions of dimensions, scalar arguments and constants.
 GRIDS: Mapping[str, tuple[str, str, str]] = {
-    "decode": ("splits", "Hkv", "B"),
-    "decode_mass": ("cdiv(A, BJ) + cdiv(P, BJ) + cdiv(S, BJ)", "Hkv", "B * cdiv(R, 2)"),
-    "prefill": ("cdiv(S * G, BM)", "Hkv", "B"),
-    "prefill_mass": ("cdiv(A, BN) + cdiv(P, BN) + cdiv(S, BN)", "Hkv", "B * cdiv(R, 2)"),
     "fused": ("cdiv(R, 2) * owners + cdiv(S * G, BM) * cdiv(D, W)", "Hkv", "B"),
     "update": ("D // W * 2", "B * Hkv", "L"),
-    "update_copy": ("cdiv(A, BN) + cdiv(P, BN)", "Hkv", "B"),
     "select_core": ("B", "L", "1"),
     "select_text": ("Hkv", "B", "L"),
 }
 # What a launch must keep to, as pairs of such expressions: the first is at most the second.
 LIMITS: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "decode": (("S * G", "BM"),),
-    "decode_mass": (("S * G", "BM"),),
     "update": (("M", "MP"), ("cdiv(D, W) * W", "D")),
-    "update_copy": (("cdiv(D, W) * W", "D"),),
 }
-MODULES = {
-    "decode_mass": "decode",
-    "prefill_mass": "prefill",
-    "update_copy": "update",
-    "select_core": "select",
-    "select_text": "select",
-}
+MODULES = {"select_core": "select", "select_text": "select"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +52,7 @@ class Variant:
 
     Attributes:
         kernel: name of the function; its module is `MODULES` of it, or of the same name.
-        dtype: what T is, or None where elements are only moved.
+        dtype: what T is, or None where no argument has it.
         registers: most a thread may have, or None. Left alone, ptxas spills a little to fit more
             programs on a multiprocessor, on some architectures.
         targets: compute capabilities it is compiled for. 80 is generic and serves all others;
@@ -93,7 +78,7 @@ class Variant:
         if not argument.endswith("_ptr"):
             return "i32"
         kind = _POINTER_TYPES[argument.removesuffix("_ptr")]
-        return f"*{_ELEMENTS[self.dtype] if kind == 'T' else kind}"
+        return f"*{_ELEMENTS[self.dtype] if self.dtype and kind == 'T' else kind}"
 
     def grid(self, values: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         """The grid for `values`, the dimensions and scalars that its expressions name.
@@ -153,21 +138,8 @@ def scale_bits(scale: float) -> int:
     return int(struct.unpack("<i", struct.pack("<f", scale * math.log2(math.e)))[0])
 
 
-def splits(pairs: int, rows: int, multiprocessors: int) -> int:
-    """How many programs share one KV head's keys in decode.
-
-    Two programs a multiprocessor hide each other's latency; a program of less than 64 keys costs
-    more to combine than it saves.
-
-    Args:
-        pairs: batch times KV heads.
-        rows: cached rows of the longest sequence.
-    """
-    return max(1, min(-(-2 * multiprocessors // pairs), rows // 64, 64))
-
-
 def _variants() -> tuple[Variant, ...]:
-    made = [Variant("decode_mass", "decode_mass", None, None, {"BM": 16, "BJ": 128}, 4, 1)]
+    made: list[Variant] = []
     for dtype in DTYPES:
         for head_dim in HEAD_DIMS:
             made += _attention(dtype, head_dim)
@@ -175,8 +147,6 @@ def _variants() -> tuple[Variant, ...]:
         made.append(
             Variant(f"update-{moves}", "update", None, None, {"MP": moves, "W": 16}, warps, 1)
         )
-    tiles = {"BN": 64, "BJ": 64, "W": 16}
-    made.append(Variant("update_copy", "update_copy", None, None, tiles, 4, 1))
     for rows, warps in zip(ROWS, (4, 8), strict=True):
         for kernel in ("select_core", "select_text"):
             constants, limit = {"NP": rows}, 96 if rows == 1024 else 255
@@ -187,24 +157,21 @@ def _variants() -> tuple[Variant, ...]:
 
 def _attention(dtype: str, head_dim: int) -> list[Variant]:
     padded = 1 << (head_dim - 1).bit_length()
-    width = {"D": head_dim, "DP": padded}
     # 16 KB of keys and values in flight a program, and at most 48 KB of shared memory.
-    few = {**width, "BM": 16, "BN": 64 if padded == 64 else 32}
-    many = {**width, "BM": 64, "BN": 64 if padded == 64 else 32}
+    width, columns = {"D": head_dim, "DP": padded}, {"BN": 64 if padded == 64 else 32}
+    few = {**width, "BM": DECODE_ROWS, **columns}
+    many = {**width, "BM": 64, **columns}
 
-    def variant(name: str, kernel: str, constants: Mapping[str, int], stages: int) -> Variant:
-        targets = (80, 90) if constants["BM"] == 64 and kernel != "prefill_mass" else (80,)
-        limit = 255 if constants["BM"] == 64 or (kernel == "fused" and padded == 64) else None
+    def variant(name: str, constants: Mapping[str, int], stages: int) -> Variant:
+        targets = (80, 90) if constants["BM"] == 64 else (80,)
+        limit = 255 if constants["BM"] == 64 or padded == 64 else None
         full = f"{name}-{_ELEMENTS[dtype]}-d{head_dim}"
-        return Variant(full, kernel, dtype, head_dim, constants, 4, stages, limit, targets)
+        return Variant(full, "fused", dtype, head_dim, constants, 4, stages, limit, targets)
 
     return [
-        variant("decode", "decode", few, 3),
-        variant("prefill", "prefill", many, 2),
-        variant("prefill_mass", "prefill_mass", {**many, "BN": 32}, 2),
-        variant("fused_decode", "fused", {**few, "W": padded}, 3),
-        variant("fused_decode_sliced", "fused", {**few, "W": 32}, 3),
-        variant("fused_prefill", "fused", {**many, "W": padded}, 2),
+        variant("fused_decode", {**few, "W": padded}, 3),
+        variant("fused_decode_sliced", {**few, "W": 32}, 3),
+        variant("fused_prefill", {**many, "W": padded}, 2),
     ]
 
 

@@ -1,8 +1,8 @@
 """Naive references beside the kernels: float64 numpy, loops and sorts, nothing shared with them.
 
-`avl_plugins.reference` says what the ops mean in the types of the schema. These keep float64 to the
+`avl_plugins.reference` says what the op means in the types of the schema. These keep float64 to the
 end, so that a kernel's error can be told from the rounding of its result, and cover what only the
-kernels do: many layers at once, and selections on the device.
+kernels do: moves of rows, and selections on the device.
 """
 
 from __future__ import annotations
@@ -69,9 +69,16 @@ def move_rows(
     source: Int64,
     destination: Int64,
 ) -> None:
-    """`avl::SplitCacheUpdate` in place, one row after another from a copy of all.
+    """Moves of rows in place, one after another from a copy of all: reads come before all writes.
 
-    Shapes: `schema.SPLIT_CACHE_UPDATE`, in any type.
+    Args:
+        k_active, v_active, k_parked, v_parked, k_new, v_new: [B, Hkv, A | P | S, D], in any type.
+        source, destination: [B, Hkv, M], addresses: 0 to A-1 are active rows, A to A+P-1 parked
+            ones, A+P to A+P+S-1 new ones. A destination is a cached row that is written once, or
+            -1 for no move.
+
+    Raises:
+        IndexError: an address is past the rows.
     """
     active, parked = k_active.shape[2], k_parked.shape[2]
     for a, p, n in ((k_active, k_parked, k_new), (v_active, v_parked, v_new)):

@@ -2,10 +2,8 @@
 
 `update` works in place, on all layers in one launch: appends, partitions, exchanges and evictions.
 A program owns a few columns of all rows of one KV head and reads every source row before it writes
-any destination, so lists may overlap in any way. `update_copy` writes new arrays instead, which is
-the form a TensorRT plugin can take.
-
-Rows are moved as 16-bit words, whatever their type. Addresses: `schema.SPLIT_CACHE_UPDATE`.
+any destination, so lists may overlap in any way. Rows are moved as 16-bit words, whatever their
+type. Addresses: `naive.move_rows`.
 """
 
 from __future__ import annotations
@@ -54,44 +52,3 @@ def update(
     tl.debug_barrier()
     rows = _row_pointers(destination, pair, A, P, S, D, active, parked, new)[:, None] + columns
     tl.store(tl.multiple_of(rows, (1, 16)), words, mask=moved)
-
-
-@triton.jit(do_not_specialize=["A", "P", "S", "M", "D"])
-def update_copy(
-    k_active_ptr, v_active_ptr, k_parked_ptr, v_parked_ptr,  # [B, Hkv, A | P, D]
-    k_new_ptr, v_new_ptr,  # [B, Hkv, S, D]
-    source_ptr, destination_ptr,  # [B, Hkv, M] int64
-    A, P, S, M, D,
-    k_active_out_ptr, v_active_out_ptr, k_parked_out_ptr, v_parked_out_ptr,
-    BN: tl.constexpr, BJ: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
-    """Grid (tiles of BN rows of A and P, Hkv, B): every row of the outputs finds its source."""
-    t, pair = tl.program_id(0), tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-    pair = pair.to(tl.int64)
-    tiles = tl.cdiv(A, BN)
-    in_active = t < tiles
-    row = tl.where(in_active, t, t - tiles) * BN + tl.arange(0, BN)
-    capacity = tl.where(in_active, A, P)
-    address = row + tl.where(in_active, 0, A)
-    origin = address.to(tl.int64)
-    for j0 in range(0, M, BJ):
-        move = j0 + tl.arange(0, BJ)
-        source = tl.load(source_ptr + pair * M + move, mask=move < M, other=0)
-        destination = tl.load(destination_ptr + pair * M + move, mask=move < M, other=-1)
-        found = destination[None, :] == address[:, None]
-        # A destination occurs once at most: the sum is the one source, or none.
-        from_move = tl.sum(tl.where(found, source[None, :] + 1, 0), 1)
-        origin = tl.where(from_move > 0, from_move - 1, origin)
-
-    live = (row < capacity)[:, None]
-    k_rows = _row_pointers(origin, pair, A, P, S, D, k_active_ptr, k_parked_ptr, k_new_ptr)
-    v_rows = _row_pointers(origin, pair, A, P, S, D, v_active_ptr, v_parked_ptr, v_new_ptr)
-    to = (pair * capacity + row)[:, None] * D
-    k_to = tl.where(in_active, k_active_out_ptr, k_parked_out_ptr) + to
-    v_to = tl.where(in_active, v_active_out_ptr, v_parked_out_ptr) + to
-    for c in range(0, D, W):
-        column = c + tl.arange(0, W)[None, :]
-        k = tl.load(tl.multiple_of(k_rows[:, None] + column, (1, 16)), mask=live, other=0)
-        v = tl.load(tl.multiple_of(v_rows[:, None] + column, (1, 16)), mask=live, other=0)
-        tl.store(tl.multiple_of(k_to + column, (1, 16)), k, mask=live)
-        tl.store(tl.multiple_of(v_to + column, (1, 16)), v, mask=live)

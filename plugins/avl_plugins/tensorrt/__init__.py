@@ -1,7 +1,7 @@
-"""The two ops as TensorRT plugins, compiled ahead of time: engines need neither Python nor avl.
+"""Attention as a TensorRT plugin, compiled ahead of time: engines need neither Python nor avl.
 
 `register()` before parsing an ONNX file makes TensorRT take the packaged kernels for nodes of the
-ops; without it TensorRT runs the function bodies that the nodes carry.
+op; without it TensorRT runs the function bodies that the nodes carry.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ OLDEST = (10, 9)  # the first TensorRT with plugins compiled ahead of time
 
 
 def register(capability: int | None = None) -> None:
-    """Register both ops with TensorRT's plugin registry; calling it again is harmless.
+    """Register the op with TensorRT's plugin registry; calling it again is harmless.
 
     Args:
         capability: compute capability, such as 90, of the GPU that engines are built for. None asks

@@ -1,6 +1,6 @@
-"""Both plugins, in the form that TensorRT's Python framework reads: by signature and annotation.
+"""The plugin, in the form that TensorRT's Python framework reads: by signature and annotation.
 
-Importing this registers them. TensorRT asks for shapes, for the tactics that an optimisation
+Importing this registers it. TensorRT asks for shapes, for the tactics that an optimisation
 profile may use, and for one kernel a tactic; what a kernel gets is in the order inputs, scalars,
 outputs. There is no workspace, and scalars are 32-bit integers only.
 """
@@ -15,10 +15,9 @@ import tensorrt.plugin as trtp
 from avl_plugins.cuda.packaged import kernel
 from avl_plugins.errors import TensorRTError
 from avl_plugins.kernels.catalog import DECODE_ROWS, HEAD_DIMS, scale_bits, variant_of
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_UPDATE, Op
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION, Op
 
 ATTENTION = f"{SPLIT_CACHE_ATTENTION.domain}::{SPLIT_CACHE_ATTENTION.name}"
-UPDATE = f"{SPLIT_CACHE_UPDATE.domain}::{SPLIT_CACHE_UPDATE.name}"
 
 # Any of them is right for any number of new rows; TensorRT times those a profile may use. Sliced
 # decode spreads one KV head over several programs, for small batches on large GPUs.
@@ -122,68 +121,6 @@ def attention_kernel(
         "owners": trtp.SymInt32(1),
     }
     return _kernel(variant_of(TACTICS[tactic], _dtype(ATTENTION, q.dtype), width).name, values)
-
-
-@trtp.register(UPDATE)
-def update(
-    k_active: trtp.TensorDesc,
-    v_active: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    v_parked: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    v_new: trtp.TensorDesc,
-    source: trtp.TensorDesc,
-    destination: trtp.TensorDesc,
-) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:
-    # New arrays and no aliases: a declared alias makes TensorRT copy caches of its own accord.
-    return k_active.like(), v_active.like(), k_parked.like(), v_parked.like()
-
-
-@trtp.autotune(UPDATE)
-def update_tactics(
-    k_active: trtp.TensorDesc,
-    v_active: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    v_parked: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    v_new: trtp.TensorDesc,
-    source: trtp.TensorDesc,
-    destination: trtp.TensorDesc,
-    outputs: Tuple[trtp.TensorDesc],
-) -> List[trtp.AutoTuneCombination]:
-    types = _types(SPLIT_CACHE_UPDATE, _dtype(UPDATE, k_active.dtype))
-    return [trtp.AutoTuneCombination(types, "LINEAR", [1])]
-
-
-@trtp.aot_impl(UPDATE)
-def update_kernel(
-    k_active: trtp.TensorDesc,
-    v_active: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    v_parked: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    v_new: trtp.TensorDesc,
-    source: trtp.TensorDesc,
-    destination: trtp.TensorDesc,
-    outputs: Tuple[trtp.TensorDesc],
-    tactic: int,
-) -> Kernel:
-    batch, kv_heads, active, head_dim = k_active.shape_expr
-    width = _constant(UPDATE, head_dim, "D")
-    if width % 16:
-        raise TensorRTError(
-            f"{UPDATE}: expected a head_dim in whole 16s, found {width}; build without plugins"
-        )
-    values = {
-        "B": batch,
-        "Hkv": kv_heads,
-        "A": active,
-        "P": k_parked.shape_expr[2],
-        "S": k_new.shape_expr[2],
-        "M": source.shape_expr[2],
-        "D": head_dim,
-    }
-    return _kernel("update_copy", values)
 
 
 def _types(op: Op, dtype: str) -> str:
