@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from avl_export.check.layer_table import HEADER, Row
+from avl_export.check.cli import teller
 from avl_export.checkpoint import aliases
 from avl_export.checkpoint.adapters.choice import adapted_name
 from avl_export.checkpoint.checkpoint import folder_of, model_name
@@ -22,10 +22,8 @@ from avl_plugins.errors import AvlError, quoted
 from avl_runtime.cli.lists import policy
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
-from avl_runtime.execute.protocol import BACKENDS
 from avl_runtime.machine.installation import shortage
 from avl_runtime.machine.sizes import size_text
-from avl_runtime.package.package import load_package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,9 +64,9 @@ def _options(parsed: argparse.Namespace) -> Options:
 
 
 def _run(parsed: argparse.Namespace, options: Options) -> int:
-    if parsed.package is not None:
-        return _recheck(parsed)
-    _check_extra()
+    lacking = shortage("export")
+    if lacking is not None:
+        raise OptionsError(lacking)
     checkpoint = survey(options)
     from avl_export.plan.plan import make_plan
 
@@ -82,7 +80,7 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
         return 0
     from avl_export.export import export
 
-    result = export(plan, _teller(parsed.json), _say)
+    result = export(plan, teller(parsed.json), _say)
     if result.removed:
         names = ", ".join(result.removed)
         _say(f"removed from {result.folder}: {names}")
@@ -105,74 +103,16 @@ def _say(line: str) -> None:
     print(f"avl-export: {line}", file=sys.stderr)
 
 
-def _recheck(parsed: argparse.Namespace) -> int:
-    _check_extra()
-    load_package(parsed.package)
-    from avl_export.check.recheck import recheck, recheck_backends
-
-    report: dict[str, Any] = {"package": str(parsed.package)}
-    tell = _teller(parsed.json)
-    if parsed.backend:
-        rows = recheck_backends(parsed.package, parsed.backend, parsed.model, tell, parsed.lora)
-        report |= {"backends": parsed.backend, "outputs": list(map(asdict, rows))}
-    else:
-        rows = recheck(parsed.package, parsed.model, tell, parsed.lora)
-        report["layer_check"] = list(map(asdict, rows))
-    if parsed.json:
-        print(json.dumps(report))
-    elif parsed.backend:  # its rows are only the worst of them
-        print(f"{len(rows)} outputs compared, none differs")
-    return 0
-
-
-def _teller(quiet: bool) -> Callable[[Row], None]:
-    """Prints the rows of a check by layers as they come, below their header."""
-    begun = False
-
-    def tell(row: Row) -> None:
-        nonlocal begun
-        if quiet:
-            return
-        if not begun:
-            print(HEADER)
-        begun = True
-        print(row.line(), flush=True)
-
-    return tell
-
-
-def _check_extra() -> None:
-    lacking = shortage("export")
-    if lacking is not None:
-        raise OptionsError(lacking)
-
-
 def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Refuse options that a check of a package would not look at."""
-    if parsed.package is None:
-        if parsed.backend:
-            parser.error("--backend compares what is there: name it with --package")
-        for option in ("check", "layers"):
-            if parsed.dry_run and getattr(parsed, option):
-                parser.error(f"--dry-run makes nothing that --{option} could look at")
-        return
-    read = {"package", "layers", "backend", "check", "model", "lora", "json"}
-    for name, value in vars(parsed).items():
-        if name not in read and value != parser.get_default(name):
+    """Refuse options that nothing would look at."""
+    for option in ("check", "layers"):
+        if parsed.dry_run and getattr(parsed, option):
+            parser.error(f"--dry-run makes nothing that --{option} could look at")
+    for option in ("package", "backend"):
+        if getattr(parsed, option) is not None:
             parser.error(
-                f"--package checks what is there, --{name.replace('_', '-')} is for exports"
-            )
-    if parsed.check is False or parsed.layers == bool(parsed.backend):
-        parser.error(
-            "--package needs --layers, to check a package layer by layer, or --backend, to compare "
-            "backends"
-        )
-    if len(parsed.backend) > 2 or len(set(parsed.backend)) < len(parsed.backend):
-        parser.error("--backend: expected one to compare with transformers, or two different ones")
-    for option in ("model", "lora"):
-        if len(parsed.backend) == 2 and getattr(parsed, option) is not None:
-            parser.error(
-                f"--{option} is for a comparison with transformers, not for one of two backends"
+                f"--{option}: expected an option of avl-export, found one of avl-check, which "
+                "compares packages that are there; use avl-check PACKAGE --layers, or --backend B"
             )
 
 
@@ -249,15 +189,8 @@ def make_parser() -> CommandParser:
         help="compare with transformers (default: up to 1 GiB of weights)",
     )
     add("--layers", action="store_true", help="check layer by layer, in little memory")
-    add(
-        "--backend",
-        action="append",
-        choices=[name for name in BACKENDS if name != "auto"],
-        default=[],
-        help="compare all outputs of this backend with transformers'; given twice, two backends "
-        "(default: none)",
-    )
-    add("--package", type=Path, metavar="DIR", help="check this one, with --layers or --backend")
+    for option in ("--package", "--backend"):  # once spelt so, see _check_usage
+        add(option, help=argparse.SUPPRESS)
     add("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from avl_export.check.adapted import merged_reference
-from avl_export.check.check import Report, check_package
-from avl_export.check.layer_check import check_layers
-from avl_export.check.layer_table import Row
-from avl_export.check.quantized import check_quantized
-from avl_export.check.streamed import Load, checkpoint_loader, quantized_loader
+from avl_export.check.compare import Report, check_package
+from avl_export.check.layers import check_layers
+from avl_export.check.reference import Load, checkpoint_loader, codes_loader, read_reference
+from avl_export.check.table import Row, ignore
 from avl_export.checkpoint.checkpoint import TOKENIZER, weights_root
 from avl_export.checkpoint.shards import copy_shards, link_shards
 from avl_export.graph.graph import finish
@@ -56,7 +54,7 @@ class Result:
 
 def export(
     plan: Plan,
-    tell: Callable[[Row], None] = lambda _: None,
+    tell: Callable[[Row], None] = ignore,
     say: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Write the package that `plan` describes.
@@ -82,21 +80,14 @@ def export(
     try:
         with staged(out, plan.options.force, replaced.append) as folder:
             manifest = _write(plan, folder, progress)
-            report, layers = None, []
+            package, report, layers = Package(folder, manifest), None, list[Row]()
             if plan.check:
                 progress.step("checking against transformers", 2)
-                package = Package(folder, manifest)
-                adapter = plan.adapter
-                model = None if adapter is None else merged_reference(plan.family, adapter)
-                if plan.store is None or plan.store.spec is None:
-                    report = check_package(package, plan.family, model)
-                else:
-                    report = check_quantized(package, plan.family, plan.store, model)
+                reference = read_reference(package, plan.family, plan.checkpoint, plan.adapter)
+                report = check_package(package, reference)
             if plan.options.layers:
                 progress.close()
-                layers = check_layers(
-                    Package(folder, manifest), plan.family, _loader(plan, folder), tell
-                )
+                layers = check_layers(package, plan.family, _loader(plan, package), tell)
             nbytes = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     except OSError as error:
         raise ExportError(
@@ -108,12 +99,12 @@ def export(
     return Result(out, nbytes, report, tuple(layers), replaced[0].others)
 
 
-def _loader(plan: Plan, folder: Path) -> Load:
+def _loader(plan: Plan, package: Package) -> Load:
     """What transformers shall compute with: the checkpoint's weights, or what codes stand for."""
     load = checkpoint_loader(plan.checkpoint, plan.family.model, plan.adapter)
-    if plan.store is None or plan.store.spec is None:
+    if package.manifest.quantization is None:
         return load
-    return quantized_loader(plan.store, folder, plan.family, load)
+    return codes_loader(package, plan.family, load)
 
 
 def _check_place(plan: Plan) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 
 from avl_export import cli as export
+from avl_export.check import cli as check
 from avl_runtime.cli import arguments as run
 from avl_runtime.cli import bench, build, doctor, info
 from avl_runtime.cli import eval as evaluate
@@ -13,7 +14,7 @@ from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.talk.commands import COMMANDS as SAID
 
 # In the order in which a user meets them.
-MAKERS = (export, info, run, evaluate, bench, build, doctor)
+MAKERS = (export, check, info, run, evaluate, bench, build, doctor)
 
 HEAD = """\
 # Commands
@@ -59,6 +60,10 @@ NOTES = {
     "avl-export": """\
 [families.md](families.md#exporting) says how exports work, [quantization.md](quantization.md) how
 weights are made smaller.
+""",
+    "avl-check": """\
+Without `--layers` and `--backend` it does what `avl-export --check` does at the end of an export.
+[families.md](families.md#checking) says what is compared.
 """,
     "avl-run": """\
 `--image` takes several files, addresses (`http:`, `data:`, `file:`), `-` for stdin, and
@@ -118,10 +123,11 @@ def _word(action: argparse.Action) -> str:
 
 
 def _rows(parser: CommandParser, actions: Sequence[argparse.Action]) -> Iterator[tuple[str, str]]:
-    """The spelling of each argument, and what its help says; --help and --version go without."""
+    """The spelling of each argument, and what its help says, where there is some to be shown."""
     formatter = parser.formatter_class(prog=parser.prog)
     for action in actions:
-        if isinstance(action, (argparse._HelpAction, argparse._VersionAction)):
+        shown = action.help is not argparse.SUPPRESS
+        if not shown or isinstance(action, (argparse._HelpAction, argparse._VersionAction)):
             continue
         names = ", ".join(action.option_strings)
         valued = not action.option_strings or action.nargs != 0

@@ -1,4 +1,4 @@
-"""Check a package that is there already: layer by layer, or on a backend tensor by tensor."""
+"""Check a package that is there already: whole, layer by layer, or on backends."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 
 import torch
 
-from avl_export.check.adapted import merged_reference
-from avl_export.check.check import CheckError
-from avl_export.check.compare import compare_backends
-from avl_export.check.compare_reference import compare_with_transformers
-from avl_export.check.layer_check import check_layers
-from avl_export.check.layer_table import Row
-from avl_export.check.quantized import dequantized_model
+from avl_export.check.compare import (
+    Report,
+    check_dtype,
+    check_package,
+    compare_backends,
+    compare_with_transformers,
+)
+from avl_export.check.layers import check_layers
+from avl_export.check.reference import checkpoint_loader, read_reference
 from avl_export.check.runners import load_runner
-from avl_export.check.streamed import checkpoint_loader
+from avl_export.check.table import CheckError, Row
 from avl_export.checkpoint.adapters.adapter import Adapter, open_adapter
 from avl_export.checkpoint.adapters.choice import choose
 from avl_export.checkpoint.aliases import BUNDLED, HUB_IDS
@@ -28,68 +30,51 @@ from avl_runtime.package.shard_files import Compared
 
 def recheck(
     folder: Path,
-    model: str | None,
     tell: Callable[[Row], None],
+    layers: bool = False,
+    backends: Sequence[str] = (),
+    model: str | None = None,
     lora: Path | None = None,
-) -> list[Row]:
+) -> Report:
     """Compare the package in `folder` with the checkpoint that it was made from.
-
-    Args:
-        model: the checkpoint; None to find it by what the manifest says.
-        lora: the folder of the adapter that was merged, unless `model` is it.
-        tell: hears of each row when it is known.
-
-    Raises:
-        CheckError: a layer differs; or the checkpoint is another one, or not to be found.
-        PackageError: the package or its weights are damaged.
-    """
-    package, compared = _whole(folder)
-    if package.manifest.quantization is not None:
-        raise CheckError(
-            f"{folder}: expected a package without quantized weights, found some; check it when "
-            "it is made, with avl-export --quantize ... --check --layers"
-        )
-    checkpoint, family, adapter = _original(package, model, lora)
-    _say(compared)
-    load = checkpoint_loader(checkpoint, family.model, adapter)
-    return check_layers(package, family, load, tell)
-
-
-def recheck_backends(
-    folder: Path,
-    backends: Sequence[str],
-    model: str | None,
-    tell: Callable[[Row], None],
-    lora: Path | None = None,
-) -> list[Row]:
-    """Compare what backends compute of the package in `folder`, tensor by tensor.
 
     Of quantized weights transformers is given what the codes stand for.
 
     Args:
-        backends: one, to compare with transformers; or two, the second with the first.
-        model, lora: as in `recheck`; needed only for transformers.
-        tell: hears of the worst output of each run of a graph.
+        tell: hears of each layer; of outputs, of the worst of each run or graph.
+        layers: whether to check layer by layer, without a backend.
+        backends: one, to compare with transformers; two, to compare the second with the first,
+            which needs no checkpoint; none, to compare the graphs as they are.
+        model: the checkpoint; None to find it by what the manifest says.
+        lora: the folder of the adapter that was merged, unless `model` is it.
 
     Raises:
-        CheckError: an output differs; or the checkpoint is another one, or not to be found.
+        CheckError: something differs; or the checkpoint is another one, or not to be found.
         BackendError: a backend cannot run the package on this machine.
         PackageError: the package or its weights are damaged.
     """
     package, compared = _whole(folder)
-    *reference, tested = (load_runner(name, package) for name in backends)
-    if reference:
+    if layers and package.manifest.quantization is not None:
+        raise CheckError(
+            f"{folder}: expected a package without quantized weights, found some; check it when "
+            "it is made, with avl-export --quantize ... --check --layers"
+        )
+    if not backends:
+        check_dtype(package, "" if layers else ", or name a backend that runs it with --backend")
+    runners = [load_runner(name, package) for name in backends]
+    if len(runners) == 2:
         _say(compared)
-        return compare_backends(package, reference[0], tested, tell)
+        return Report(compare_backends(package, runners[0], runners[1], tell))
     checkpoint, family, adapter = _original(package, model, lora)
     _say(compared)
-    if package.manifest.quantization is not None and checkpoint.packing is not None:
-        transformers = dequantized_model(package, family, packed=True)
-    else:
-        transformers = merged_reference(family, adapter)
-        if package.manifest.quantization is not None:
-            transformers = dequantized_model(package, family, False, transformers)
-    return compare_with_transformers(package, family, transformers, tested, tell)
+    if layers:
+        load = checkpoint_loader(checkpoint, family.model, adapter)
+        return Report(check_layers(package, family, load, tell))
+    reference = read_reference(package, family, checkpoint, adapter)
+    if not runners:
+        return check_package(package, reference, tell)
+    rows = compare_with_transformers(package, reference, runners[0], tell)
+    return Report(rows, reference.quantization)
 
 
 def _whole(folder: Path) -> tuple[Package, Compared]:
@@ -103,7 +88,7 @@ def _whole(folder: Path) -> tuple[Package, Compared]:
 
 
 def _say(compared: Compared) -> None:
-    print(f"avl-export: {compared.text()}", file=sys.stderr)
+    print(f"avl-check: {compared.text()}", file=sys.stderr)
 
 
 def _original(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_export.check.graphs import GraphRunner
 from avl_plugins.errors import AvlError
 from avl_runtime.execute import HostBackend, load_backend
 from avl_runtime.execute.device.backend import DeviceBackend
@@ -180,8 +181,13 @@ class GuardedRunner:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise BackendError(
                 f"{self.name}: expected {graph} to run, found: {reason}; look at the graph's "
-                "layers with --check --layers, and at this machine with avl-doctor"
+                "layers with avl-check --layers, and at this machine with avl-doctor"
             ) from error
+
+
+def graph_runner(package: Package, taps: bool = False) -> Runner:
+    """The graphs of `package` as they are, see `GraphRunner`."""
+    return GuardedRunner(GraphRunner(package, taps), package.manifest)
 
 
 def load_runner(name: str, package: Package) -> Runner:

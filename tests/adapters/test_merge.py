@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters.made import WEIGHTS, adapted, base_model, edit, rename, train
+from avl_export.check.cli import main as avl_check
 from avl_export.checkpoint.source import ChangedSource
 from avl_export.cli import main
 from avl_export.options import Options
@@ -180,10 +181,10 @@ def test_a_package_computes_what_peft_does(
     manifest = load_package(out).manifest
     assert (manifest.weights.folder, manifest.adapter) == (None, "adapter")
     capsys.readouterr()
-    recheck = ["--package", str(out), "--layers", "--model", str(tied)]
-    assert main(recheck) == 1
+    recheck = [str(out), "--layers", "--model", str(tied)]
+    assert avl_check(recheck) == 1
     assert "expected the adapter adapter, which it has merged" in capsys.readouterr().err
-    assert main([*recheck, "--lora", str(folder)]) == 0
+    assert avl_check([*recheck, "--lora", str(folder)]) == 0
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])

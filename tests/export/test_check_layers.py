@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import export_size
-from avl_export.check.check import CheckError, check_prompt
-from avl_export.check.encoder_check import matching_rows
-from avl_export.check.layer_check import check_layers
-from avl_export.check.layer_table import Row
-from avl_export.check.streamed import checkpoint_loader, empty_model, streamed
+from avl_export.check.cli import main as avl_check
+from avl_export.check.layers import check_layers, matching_rows
+from avl_export.check.reference import checkpoint_loader, empty_model, streamed
+from avl_export.check.table import CheckError, Row
+from avl_export.check.walk import check_prompt
 from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.cli import main
 from avl_export.families import load_family
@@ -173,7 +173,7 @@ def test_quantized_weights(tied: bool, tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*arguments, *parts]) == 0
     rows = json.loads(capsys.readouterr().out)["layer_check"]
     assert max(row["difference"] for row in rows) < 1e-3
-    assert main(["--package", str(tmp_path / "out"), "--layers"]) == 1
+    assert avl_check([str(tmp_path / "out"), "--layers"]) == 1
     assert "without quantized weights" in capsys.readouterr().err
 
 
@@ -205,11 +205,12 @@ def test_an_export_with_a_wrong_layer_is_not_kept(
 def test_a_package_that_is_there(
     master: Path, master_package: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--package", str(master_package), "--layers"]) == 0
+    assert avl_check([str(master_package), "--layers"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:34].strip() for line in lines] == ["", *ROWS]
-    assert main(["--package", str(master_package), "--layers", "--json"]) == 0
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)["layer_check"]] == ROWS
+    assert [line[:34].strip() for line in lines[:-1]] == ["", *ROWS]
+    assert lines[-1] == f"{len(ROWS)} layers and parts compared, none differs"
+    assert avl_check([str(master_package), "--layers", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]] == ROWS
 
 
 def test_what_cannot_be_checked(
@@ -219,22 +220,21 @@ def test_what_cannot_be_checked(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def line(*arguments: str) -> str:
-        assert main([*arguments, "--layers"]) == 1
+    def line(command: Callable[[list[str]], int], *arguments: str) -> str:
+        assert command([*arguments, "--layers"]) == 1
         (found,) = capsys.readouterr().err.splitlines()
         return found
 
-    assert "expected a package folder" in line("--package", str(tmp_path / "none"))
-    assert "of another family or size" in line(
-        "--package", str(master_package), "--model", "avl-tiny"
-    )
+    assert "expected a package folder" in line(avl_check, str(tmp_path / "none"))
+    other = line(avl_check, str(master_package), "--model", "avl-tiny")
+    assert "of another family or size" in other
     (package_folder / "vision.onnx").write_bytes(b"other")
-    assert "changed since export" in line("--package", str(package_folder))
+    assert "changed since export" in line(avl_check, str(package_folder))
     out = str(tmp_path / "out")
-    assert "--dtype fp32" in line("--model", str(master), "--out", out, "--dtype", "bf16")
-    for arguments in (["--layers", "--copy"], [], ["--layers", "--no-check"]):
+    assert "--dtype fp32" in line(main, "--model", str(master), "--out", out, "--dtype", "bf16")
+    for arguments in (["--layers", "--copy"], ["--layers", "--no-check"]):
         with pytest.raises(SystemExit) as stop:
-            main(["--package", str(master_package), *arguments])
+            avl_check([str(master_package), *arguments])
         assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:
         main(["--model", str(master), "--out", out, "--layers", "--no-check"])

@@ -17,13 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avl_export.check import compare
-from avl_export.check.check import DECODE, CheckError, check_prompt
+from avl_export.check.cli import main
 from avl_export.check.compare import compare_backends
-from avl_export.check.layer_table import Row
-from avl_export.check.output_table import Output, Outputs
-from avl_export.check.recheck import recheck_backends
+from avl_export.check.recheck import recheck
 from avl_export.check.runners import DeviceRunner, Runner, load_runner
-from avl_export.cli import main
+from avl_export.check.table import CheckError, Output, Row, Table, ignore
+from avl_export.check.walk import DECODE, check_prompt
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.package.package import Package, load_package
 from device.standin import HostDevice
@@ -192,7 +191,7 @@ def test_engines_on_a_device(
     device = HostDevice()
     runner = DeviceRunner(open_on(device, package, engines))
     free, _ = device.memory()
-    rows = compare_backends(package, sound, runner, lambda _: None)
+    rows = compare_backends(package, sound, runner, ignore)
     assert all(row.difference <= 1e-5 < row.largest for row in rows)
     chunks = {row.name.split(" decoder")[0] for row in rows if "prompt" in row.name}
     prompt = len(check_prompt(package).input_ids) - DECODE
@@ -212,7 +211,7 @@ def test_engines_of_another_graph(
     runner = DeviceRunner(open_on(HostDevice(), package, engines))
     wanted = f"expected tensorrt-rtx to compute what ort-cpu does, found {first} first to differ"
     with pytest.raises(CheckError, match=wanted):
-        compare_backends(package, sound, runner, lambda _: None)
+        compare_backends(package, sound, runner, ignore)
 
 
 @pytest.mark.parametrize(
@@ -229,13 +228,13 @@ def test_against_transformers(fault: str, first: str, wide: Path, wide_copy: Pat
     file, edit, _ = FAULTS[fault]
     damage(wide_copy, file, edit)
     with pytest.raises(CheckError, match=f"what transformers does, found {first} first"):
-        recheck_backends(wide_copy, ["ort-cpu"], str(wide), lambda _: None)
+        recheck(wide_copy, ignore, backends=["ort-cpu"], model=str(wide))
 
 
 def test_a_right_package_and_transformers(
     wide: Path, wide_package: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--package", str(wide_package), "--check", "--backend", "ort-cpu"]
+    command = [str(wide_package), "--backend", "ort-cpu"]
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["backends"] == ["ort-cpu"]
@@ -244,8 +243,8 @@ def test_a_right_package_and_transformers(
         for graph, layers, last in (("0", (0, 1), "hidden_out"), ("1", (2,), "logits")):
             new = [f"{kind}_new.{layer}" for layer in layers for kind in "kv"]
             wanted += [f"{mode} decoder.{graph} {name}" for name in (*new, last)]
-    assert [row["name"] for row in report["outputs"]] == wanted
-    assert all(row["difference"] < 1e-4 < row["largest"] for row in report["outputs"])
+    assert [row["name"] for row in report["rows"]] == wanted
+    assert all(row["difference"] < 1e-4 < row["largest"] for row in report["rows"])
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "dense decoder.1" in text
@@ -255,30 +254,29 @@ def test_a_right_package_and_transformers(
 def test_what_cannot_be_compared(
     wide: Path, wide_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--package", str(wide_package), "--backend"]
+    command = [str(wide_package), "--backend"]
     for second in (["tensorrt-rtx"], ["ort-cpu", "--backend", "tensorrt"]):
         assert main([*command, *second]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert f"expected engines for {second[-1]}, found none" in line
     cut = shutil.copytree(wide_package, tmp_path / "cut")
     (cut / FIRST).write_bytes((cut / FIRST).read_bytes()[:-1])
-    assert main(["--package", str(cut), "--backend", "ort-cpu"]) == 1
+    assert main([str(cut), "--backend", "ort-cpu"]) == 1
     assert FIRST in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--backend", "ort-cpu"], "name it with --package"),
-        (["--package", "p"], "--package needs --layers"),
-        (["--package", "p", "--backend", "ort-cpu", "--layers"], "--package needs --layers"),
-        (["--package", "p", "--backend", "ort-cpu", "--no-check"], "--package needs --layers"),
-        (["--package", "p", *["--backend", "ort-cpu"] * 2], "two different ones"),
+        (["--backend", "ort-cpu"], "PACKAGE"),
+        (["p", "--backend", "ort-cpu", "--layers"], "no --backend beside it"),
+        (["p", "--backend", "ort-cpu", "--no-check"], "unrecognized arguments: --no-check"),
+        (["p", *["--backend", "ort-cpu"] * 2], "two different ones"),
         (
-            ["--package", "p", "--backend", "ort-cpu", "--backend", "ort-cuda", "--model", "m"],
+            ["p", "--backend", "ort-cpu", "--backend", "ort-cuda", "--model", "m"],
             "--model is for a comparison with transformers",
         ),
-        (["--package", "p", "--backend", "auto"], "invalid choice"),
+        (["p", "--backend", "auto"], "invalid choice"),
     ],
 )
 def test_usage(arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,7 +299,7 @@ def test_a_difference_is_judged_by_the_largest_value(
     expected = rng.standard_normal(size).astype(np.float32)
     off = np.zeros(size, np.float32)
     off[rng.integers(size)] = factor * tolerance * np.abs(expected).max()
-    table = Outputs(tolerance, lambda _: None)
+    table = Table(tolerance)
     table.add("here", [Output("x", expected + off, expected)])
     if not 0.99 < factor < 1.01:
         assert (table.first_wrong is None) == (factor < 1)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from avl_export.check.check import CheckError
+from avl_export.check.cli import main as avl_check
 from avl_export.check.compare import TOLERANCE
-from avl_export.check.recheck import recheck_backends
+from avl_export.check.recheck import recheck
+from avl_export.check.table import CheckError, ignore
 from avl_export.cli import main
 from avl_export.quantize.packaged import read_packaged
 from avl_runtime.package.package import MANIFEST, load_package
@@ -96,9 +97,9 @@ def test_a_quantized_package_and_transformers(
         quantize_checkpoint(dense, model, method=kind, group=32, asymmetric=kind == "awq")
     out = exported(model, tmp_path / "model.avl", *OPTIONS.get(kind, ()))
     capsys.readouterr()
-    command = ["--package", str(out), "--check", "--backend", "ort-cpu", "--json"]
-    assert main([*command, "--model", str(model)]) == 0
-    rows = json.loads(capsys.readouterr().out)["outputs"]
+    command = [str(out), "--backend", "ort-cpu", "--json", "--model", str(model)]
+    assert avl_check(command) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
     assert rows[-1]["name"] == "parked decoder.1 logits"
     # ONNX Runtime rounds what codes are multiplied with to 8 bits.
     assert max(row["difference"] / row["largest"] for row in rows) < 0.05
@@ -128,7 +129,7 @@ def test_codes_of_another_weight(dense: Path, tmp_path: Path) -> None:
     record_anew(out, one.location)
     wanted = f"expected codes that stand for {names[0]}, found a difference"
     with pytest.raises(CheckError, match=wanted):
-        recheck_backends(out, ["ort-cpu"], str(dense), lambda _: None)
+        recheck(out, ignore, backends=["ort-cpu"], model=str(dense))
 
 
 def test_a_quantized_graph_that_reads_another_weight(dense: Path, tmp_path: Path) -> None:
@@ -138,4 +139,4 @@ def test_a_quantized_graph_that_reads_another_weight(dense: Path, tmp_path: Path
         names = (f"layers.{layer}.self_attn.k_proj.weight.{part}" for layer in (0, 1))
         damage(out, "decoder.0.onnx", swap(*names))
     with pytest.raises(CheckError, match=r"found dense decoder.0 k_new.0 first to differ"):
-        recheck_backends(out, ["ort-cpu"], str(dense), lambda _: None)
+        recheck(out, ignore, backends=["ort-cpu"], model=str(dense))

@@ -10,12 +10,15 @@ import onnx
 import pytest
 import torch
 
-from avl_export.check.check import CheckError, check_package
+from avl_export.check.compare import check_package
+from avl_export.check.reference import read_reference
+from avl_export.check.table import CheckError
+from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.export import export
 from avl_export.families import load_family
 from avl_export.options import Options
 from avl_export.plan.plan import make_plan
-from avl_runtime.package.package import load_package
+from avl_runtime.package.package import Package, load_package
 from export.checkpoints import make_config, write_random, write_sparse
 
 VARIANTS: dict[str, Any] = {
@@ -131,7 +134,6 @@ def test_sparse_checkpoint_of_real_width_is_not_read(tmp_path: Path) -> None:
 
 def test_check_names_the_first_layer_that_differs(master: Path, package_folder: Path) -> None:
     package = load_package(package_folder)
-    family = load_family(_open(master), torch.float32)
     path = package.file("decoder.0.onnx")
     model = onnx.load(path, load_external_data=False)
     norm = "model.language_model.layers.1.post_attention_layernorm.weight"
@@ -140,7 +142,7 @@ def test_check_names_the_first_layer_that_differs(master: Path, package_folder: 
     model.graph.initializer[index].CopyFrom(wrong)
     onnx.save(model, path)
     with pytest.raises(CheckError, match=r"first in decoder layer 1;"):
-        check_package(package, family)
+        check(package, master)
 
 
 def test_check_sees_a_wrong_vision_tower(master: Path, package_folder: Path) -> None:
@@ -151,10 +153,10 @@ def test_check_sees_a_wrong_vision_tower(master: Path, package_folder: Path) -> 
     next(a for a in norm.attribute if a.name == "epsilon").f = 0.5
     onnx.save(model, path)
     with pytest.raises(CheckError, match="vision tower"):
-        check_package(package, load_family(_open(master), torch.float32))
+        check(package, master)
 
 
-def _open(folder: Path) -> Any:
-    from avl_export.checkpoint.checkpoint import open_checkpoint
-
-    return open_checkpoint(str(folder))
+def check(package: Package, model: Path) -> None:
+    checkpoint = open_checkpoint(str(model))
+    family = load_family(checkpoint, torch.float32)
+    check_package(package, read_reference(package, family, checkpoint))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from avl_export import cli
 from avl_export.check.recheck import recheck
+from avl_export.check.table import ignore
 from avl_runtime import LVLM
 from avl_runtime.cli.run import main as avl_run
 from avl_runtime.package.package import MANIFEST, PackageError, load_package
@@ -163,7 +164,7 @@ def test_a_check_of_a_package_reads_what_was_hashed(
     package.check_shards()
     capsys.readouterr()
     with pytest.raises(PackageError, match=CHANGED):
-        recheck(out, str(checkpoint), lambda _: None)
+        recheck(out, ignore, layers=True, model=str(checkpoint))
 
 
 def unsampled(path: Path) -> int:

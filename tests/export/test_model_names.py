@@ -185,9 +185,11 @@ def test_a_repository_of_other_weights(
 
 BEFORE = """
 import json, sys
-from avl_export.cli import main
+from avl_export.check.cli import main as check
+from avl_export.cli import main as export
 said = []
-for arguments in json.loads(sys.argv[1]):
+for command, *arguments in json.loads(sys.argv[1]):
+    main = check if command == "avl-check" else export
     try:
         status = main(arguments)
     except SystemExit as stop:
@@ -234,15 +236,16 @@ def test_refusals_come_before_torch(master: Path, tmp_path: Path) -> None:
         "weights cut short": damaged(
             "h", lambda f: (f / "model.safetensors").write_bytes(bytes(100))
         ),
-        "no package": ["--package", str(tmp_path), "--layers"],
     }
+    commands = {name: ["avl-export", *arguments] for name, arguments in cases.items()}
+    commands["no package"] = ["avl-check", str(tmp_path), "--layers"]
     done = subprocess.run(
-        [sys.executable, "-c", BEFORE, json.dumps(list(cases.values()))],
+        [sys.executable, "-c", BEFORE, json.dumps(list(commands.values()))],
         capture_output=True,
         text=True,
         check=True,
         cwd=tmp_path,
     )
-    found = dict(zip(cases, json.loads(done.stdout), strict=True))
+    found = dict(zip(commands, json.loads(done.stdout), strict=True))
     usage = {"a policy", "a split", "splits in disorder"}
-    assert found == {name: [2 if name in usage else 1, []] for name in cases}, done.stderr
+    assert found == {name: [2 if name in usage else 1, []] for name in commands}, done.stderr

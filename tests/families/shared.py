@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from avl_export.check.cli import main as avl_check
 from avl_export.cli import main as avl_export
 from avl_export.options import Options
 from avl_export.plan.plan import make_plan
@@ -238,10 +239,10 @@ class FamilyTests:
     def test_every_layer_is_that_of_transformers(
         self, made: Made, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        command = ["--package", str(made.package), "--model", str(made.folder), "--layers"]
+        command = [str(made.package), "--model", str(made.folder), "--layers"]
         capsys.readouterr()
-        assert avl_export([*command, "--json"]) == 0
-        rows = json.loads(capsys.readouterr().out)["layer_check"]
+        assert avl_check([*command, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
         names = [row["name"] for row in rows]
         layers = made.case.config.get_text_config().num_hidden_layers
         assert [f"decoder layer {n}" for n in range(layers)] == [
@@ -254,10 +255,10 @@ class FamilyTests:
         self, made: Made, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Tensor by tensor, read in chunks and step by step, with half of the picture parked."""
-        command = ["--package", str(made.package), "--model", str(made.folder)]
+        command = [str(made.package), "--model", str(made.folder)]
         capsys.readouterr()
-        assert avl_export([*command, "--check", "--backend", "ort-cpu", "--json"]) == 0
-        rows = json.loads(capsys.readouterr().out)["outputs"]
+        assert avl_check([*command, "--backend", "ort-cpu", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
         layers = made.case.config.get_text_config().num_hidden_layers
         for mode in ("dense", "parked"):
             names = [row["name"] for row in rows if row["name"].startswith(mode)]

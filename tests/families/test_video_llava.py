@@ -21,7 +21,9 @@ from transformers import (
     VideoLlavaProcessor,
 )
 
-from avl_export.check.check import CheckError, check_package
+from avl_export.check.compare import check_package
+from avl_export.check.reference import read_reference
+from avl_export.check.table import CheckError
 from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
 from avl_plugins.policies import parse
@@ -204,14 +206,16 @@ class TestVideoLlava(FamilyTests):
 
     def test_the_check_reads_a_video_too(self, made: Made) -> None:
         package = made.model.package
-        family = load_family(open_checkpoint(str(made.folder)), torch.float32)
-        assert check_package(package, family).features < 1e-4
+        checkpoint = open_checkpoint(str(made.folder))
+        family = load_family(checkpoint, torch.float32)
+        reference = read_reference(package, family, checkpoint)
+        assert check_package(package, reference).features < 1e-4
         manifest = package.manifest
         assert manifest.video is not None
         # The picture's tower in the place of the video's: other weights, or a token less a frame.
         wrong = replace(manifest, video=replace(manifest.video, file=manifest.image.file))
         with pytest.raises(CheckError, match="vision tower"):
-            check_package(Package(package.folder, wrong), family)
+            check_package(Package(package.folder, wrong), reference)
 
 
 class TestRefusals:

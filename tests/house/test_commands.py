@@ -87,6 +87,7 @@ sys.meta_path.insert(0, Press())
 MODULES = {
     "avl-run": ("avl_runtime.cli.run", "numpy", "PIL", "onnxruntime", "avl_runtime.model"),
     "avl-export": ("avl_export.cli", "numpy", "avl_export.plan.plan", "torch", "torch.nn"),
+    "avl-check": ("avl_export.check.cli", "numpy"),
     "avl-build": ("avl_runtime.cli.build", "numpy"),
     "avl-bench": ("avl_runtime.cli.bench", "avl_plugins.policies"),
     "avl-eval": ("avl_runtime.cli.eval", "onnxruntime"),
@@ -97,6 +98,7 @@ ARGUMENTS = {
     "avl-run": ["no-such.avl", "What?"],
     "avl-export": ["--dry-run"],
     "avl-build": ["no-such.avl", "--backend", "tensorrt-rtx"],
+    "avl-check": ["no-such.avl"],
     "avl-info": ["no-such.avl"],
 }
 

@@ -69,6 +69,7 @@ def test_policy_names(text: str) -> None:
 COMMANDS = {
     "avl_export.cli": "--model --out --policy --split --dtype --quantize --copy --dry-run --check "
     "--json",
+    "avl_export.check.cli": "PACKAGE --layers --backend --model --lora --json",
     "avl_runtime.cli.run": "--image --policy --backend --max-new-tokens --temperature --top-p "
     "--top-k --seed --stats --json --show --heatmap --video --min-p --presence-penalty "
     "--frequency-penalty --repetition-penalty --logit-bias --logprobs",

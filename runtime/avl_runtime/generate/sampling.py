@@ -186,5 +186,5 @@ def _check_finite(largest: float) -> None:
     if not math.isfinite(largest):
         raise SamplingError(
             "expected finite logits, found NaN or infinity; the weights or the dtype are at "
-            "fault, check the package with avl-export --check"
+            "fault, check the package with avl-check"
         )

@@ -1,32 +1,121 @@
-"""Compare the encoders of a package with transformers' tower, layer by layer."""
+"""Compare a package with transformers layer by layer, with a few layers in memory at a time.
+
+transformers' model runs once over a prompt, its weights streamed. Each decoder layer of the
+package is given the very state that transformers' layer was given, so a wrong layer shows by
+itself and does not spoil those behind it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from avl_export.check.layer_table import Table, flat, largest
-from avl_export.check.slices import Graph, read_graph
+from avl_export.check.compare import KEEP, TOLERANCE, check_dtype, graph_name
+from avl_export.check.graphs import Graph, dtype_of, read_graph
+from avl_export.check.reference import Load, empty_model, forward, watch
+from avl_export.check.table import Row, Table, flat, ignore, largest
+from avl_export.check.walk import Places, Rows, check_prompt, embed
+from avl_export.families import Family
+from avl_runtime.package.manifest import Segment
 from avl_runtime.package.package import Package
-from avl_runtime.prompts.embedding import Embedding
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision import Features
 
+ROUNDING = {"fp32": 1e-6, "fp16": 2e-3}
 LAYER = re.compile(r"(.+\.(?:layers?|blocks?))\.(\d+)\.")
 CLOSE = 0.05  # rows of one state nearer than this, relative to its largest value, are the same
 
 Array = npt.NDArray[Any]
-States = dict[tuple[str, int], list[Array]]
 
 
-class Encoders:
+def check_layers(
+    package: Package, family: Family, load: Load, tell: Callable[[Row], None] = ignore
+) -> list[Row]:
+    """Compare every layer of `package` with transformers'.
+
+    Args:
+        load: reads the parameters of transformers' model.
+        tell: hears of each row when it is known.
+
+    Raises:
+        CheckError: names the first layer that differs.
+    """
+    check_dtype(package)
+    dtype = package.manifest.dtype
+    table = Table(TOLERANCE[dtype], tell, ROUNDING[dtype])
+    prompt, model = check_prompt(package), empty_model(family)
+    encoders = _Encoders(package, prompt, table)
+    encoders.watch(model)
+    decoder = _Decoder(package, prompt, table, encoders)
+    out = forward(family, model, prompt, decoder.compare, load, use_cache=False, logits_to_keep=1)
+    decoder.compare_head(out.logits.float().numpy())
+    table.refuse("every layer", "transformers'", KEEP)
+    return table.rows
+
+
+class _Decoder:
+    """The decoder layers of a package, run one at a time."""
+
+    def __init__(self, package: Package, prompt: Prompt, table: Table, encoders: _Encoders) -> None:
+        self.package, self.table, self.encoders = package, table, encoders
+        mask, nothing = prompt.image_mask, np.zeros(0, np.float32)
+        self._feeds = Rows(nothing, prompt.positions, nothing, mask).feeds(0, len(mask))
+        self._empty = Places(package.manifest.dims, dtype_of(package))
+        self._opened: tuple[str, Graph] | None = None
+        self._rank = 3
+        self._last: tuple[int, Array] | None = None
+
+    def compare(self, layer: int, given: Array, out: Array, after: Array) -> None:
+        """Run `layer` on what transformers' layer was `given`, see `reference.Hear`."""
+        if layer == 0:
+            self.encoders.compare(given[0])
+        segment, graph = self._graph(layer)
+        feeds = self._feeds_of(segment, layer, given)
+        if layer in segment.deepstack:
+            feeds[f"deepstack.{layer}"] = after - out
+            self.encoders.compare_deepstack(layer, (after - out)[0])
+        name = f"layer_out.{layer}"
+        if name not in graph.made_by:
+            name = "hidden_out"
+        (found,) = graph.run(feeds, [name])
+        self._rank, self._last = found.ndim, (layer, after)
+        self.table.add_state(f"decoder layer {layer}", found, after, given)
+
+    def compare_head(self, logits: Array) -> None:
+        """Run what follows the last layer that was compared."""
+        if self._last is None:
+            raise RuntimeError("logits before any layer")
+        layer, given = self._last
+        segment, graph = self._graph(layer)
+        (found,) = graph.run(self._feeds_of(segment, layer + 1, given), ["logits"])
+        self.table.add_state("final norm and output matrix", found, logits)
+
+    def _graph(self, layer: int) -> tuple[Segment, Graph]:
+        segment = next(s for s in self.package.manifest.segments if layer < s.last_layer)
+        if self._opened is None or self._opened[0] != segment.file:
+            self._opened = (segment.file, read_graph(self.package, segment.file))
+        return segment, self._opened[1]
+
+    def _feeds_of(self, segment: Segment, layer: int, given: Array) -> dict[str, Array]:
+        """What `layer` reads: its input, positions, and empty caches."""
+        feeds = {"hidden": given, **self._feeds}
+        if layer > segment.first_layer:
+            # Inside a segment a state may lie as rows [B * S, C], see flatten.py.
+            matrix = given.reshape(-1, given.shape[-1])
+            feeds[f"layer_out.{layer - 1}"] = matrix if self._rank == 2 else given
+        if layer < segment.last_layer:
+            feeds |= self._empty.feeds(layer, parked=False)
+        return feeds
+
+
+class _Encoders:
     """The encoders that a prompt needs, and what transformers' layers of the same names do.
 
     transformers may keep patches in another order, or without padding: rows of states are matched
@@ -39,39 +128,28 @@ class Encoders:
         used = {self.files[media.kind] for media in prompt.media}
         self.graphs = {file: read_graph(package, file) for file in sorted(used)}
         self.layers = {file: _layers(graph) for file, graph in self.graphs.items()}
-        self.seen: States = {}  # (layer's prefix, number of layers before) -> states
+        # By the layer's prefix and the number of layers before.
+        self.seen: dict[tuple[str, int], list[Array]] = {}
         self.deepstack: Array | None = None
 
-    def watch(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hooks that keep the states of transformers' encoder layers."""
-        hooks = []
+    def watch(self, model: nn.Module) -> None:
+        """From now on, keep the states of transformers' encoder layers."""
         for prefix, numbers in dict(self.layers.values()).items():
             for index, number in enumerate(numbers):
                 layer = model.get_submodule(f"{prefix}.{number}")
                 if index == 0:
-                    hooks.append(layer.register_forward_pre_hook(self._keep_input(prefix)))
-                hooks.append(layer.register_forward_hook(self._keep_output(prefix, index + 1)))
-        return hooks
+                    watch(layer, partial(self._keep, prefix, 0), entering=True)
+                watch(layer, partial(self._keep, prefix, index + 1))
 
-    def _keep_input(self, prefix: str) -> Callable[..., None]:
-        def hook(_: Any, args: tuple[Any, ...]) -> None:
-            self.seen.setdefault((prefix, 0), []).append(flat(args[0].float().numpy()))
-
-        return hook
-
-    def _keep_output(self, prefix: str, before: int) -> Callable[..., None]:
-        def hook(_: Any, __: Any, output: Any) -> None:
-            state = output[0] if isinstance(output, tuple) else output
-            self.seen.setdefault((prefix, before), []).append(flat(state.float().numpy()))
-
-        return hook
+    def _keep(self, prefix: str, before: int, state: Array) -> None:
+        self.seen.setdefault((prefix, before), []).append(flat(state))
 
     def compare(self, given: Array) -> None:
         """Run the encoders; `given` [N, C] is what transformers' first decoder layer reads."""
         mask = self.prompt.image_mask
-        ids = np.where(mask, 0, self.prompt.input_ids)
-        rows = Embedding(self.package).lookup(ids)
-        self.table.add("token embedding", rows[~mask], given[~mask])
+        self.table.add_state(
+            "token embedding", embed(self.package, self.prompt)[~mask], given[~mask]
+        )
         features: list[Features] = []
         taps: dict[str, list[list[Array]]] = {}
         for media in self.prompt.media:
@@ -86,17 +164,16 @@ class Encoders:
             joined = [np.concatenate(states) for states in zip(*seen, strict=True)]
             self._compare_layers(file, joined)
         name = "last vision layer and projector"
-        self.table.add(name, np.concatenate([one.rows for one in features]), given[mask])
+        self.table.add_state(name, np.concatenate([one.rows for one in features]), given[mask])
         self.deepstack = np.concatenate([one.deepstack for one in features], 1)
 
     def compare_deepstack(self, layer: int, added: Array) -> None:
         """Compare what is `added` [N, C] to what decoder layer `layer` puts out."""
-        layers = [n for segment in self.package.manifest.segments for n in segment.deepstack]
         if self.deepstack is None:
             raise RuntimeError("deepstack features before any were made")
-        found = self.deepstack[layers.index(layer)]
+        found = self.deepstack[self.package.manifest.deepstack_layers.index(layer)]
         expected = added[self.prompt.image_mask]
-        self.table.add(f"deepstack features for layer {layer}", found, expected)
+        self.table.add_state(f"deepstack features for layer {layer}", found, expected)
 
     def _encode(self, file: str, inputs: dict[str, Array]) -> tuple[list[Array], list[Array]]:
         """States before each layer [rows, C], and the graph's outputs."""
@@ -114,15 +191,15 @@ class Encoders:
             return
         seen = [np.concatenate(self.seen[prefix, n]) for n in range(len(numbers))]
         order = matching_rows(states[0], seen[0])
-        label = file.removesuffix(".onnx")
+        label = graph_name(file)
         if order is None:
             order = np.arange(len(states[0]))
-        self.table.add(f"{label} embeddings", states[0][order], seen[0])
+        self.table.add_state(f"{label} embeddings", states[0][order], seen[0])
         for index in range(1, len(numbers)):
             found, expected = states[index][order], seen[index]
             # Errors add up on the way, so they are judged by what all layers so far added.
             name = f"{label} layer {numbers[index - 1]}"
-            self.table.add(name, found, expected, seen[0])
+            self.table.add_state(name, found, expected, seen[0])
 
 
 def _layers(graph: Graph) -> tuple[str, list[int]]:

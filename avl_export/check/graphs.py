@@ -1,4 +1,4 @@
-"""Run parts of a package's graphs in ONNX Runtime: one decoder layer, or an encoder with taps."""
+"""A package's graphs as they are, in ONNX Runtime: whole, or a part of one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from avl_export.check.session import session_options
 from avl_runtime.package.package import Package
+from avl_runtime.vision import Kind
 
 Array = npt.NDArray[Any]
 
@@ -51,17 +51,11 @@ class Graph:
         part = onnx.ModelProto()
         part.CopyFrom(self.model)
         part.graph.CopyFrom(graph)
-        session = ort.InferenceSession(
-            part.SerializeToString(),
-            session_options(self.package),
-            providers=["CPUExecutionProvider"],
-        )
-        found = session.run(list(wanted), feeds)
+        found = _session(self.package, part).run(list(wanted), feeds)
         return [np.asarray(array) for array in found]
 
     def _kind(self, name: str) -> np.dtype[Any]:
-        inside = np.float16 if self.package.manifest.dtype == "fp16" else np.float32
-        return self.kinds.get(name, np.dtype(inside))
+        return self.kinds.get(name, dtype_of(self.package))
 
     def _between(
         self, given: Mapping[str, Array], wanted: Sequence[str]
@@ -139,6 +133,61 @@ def read_graph(package: Package, file: str) -> Graph:
         for value in model.graph.input
     }
     return Graph(package, model, made_by, frozenset(weights), kinds)
+
+
+class GraphRunner:
+    """The graphs of a package as they are, without the runtime; see `runners.Runner`.
+
+    Args:
+        taps: whether each decoder layer's output is one of its graph's too, `layer_out.L`.
+    """
+
+    def __init__(self, package: Package, taps: bool = False) -> None:
+        self.name = "the package"
+        self.dtype = dtype_of(package)
+        self.most_rows = None
+        self._files = package.manifest.encoders
+        self._segments = [segment.file for segment in package.manifest.segments]
+        self._sessions = {}
+        for file in {*self._files.values(), *self._segments}:
+            model = onnx.load(package.file(file), load_external_data=False)
+            if taps:
+                made = [name for node in model.graph.node for name in node.output]
+                states = [name for name in made if name.startswith("layer_out.")]
+                model.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, states))
+            self._sessions[file] = _session(package, model)
+
+    def encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
+        """Outputs of an encoder, float32."""
+        given = {
+            name: array.astype(self.dtype) if array.dtype == np.float32 else array
+            for name, array in inputs.items()
+        }
+        found = self._sessions[self._files[kind]].run(None, given)
+        return [np.asarray(array, np.float32) for array in found]
+
+    def run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs of a decoder segment by name, from all of its inputs by name."""
+        session = self._sessions[self._segments[segment]]
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, map(np.asarray, session.run(names, feeds)), strict=True))
+
+
+def dtype_of(package: Package) -> np.dtype[Any]:
+    """What the graphs of a package in fp32 or fp16 compute in."""
+    return np.dtype(np.float16 if package.manifest.dtype == "fp16" else np.float32)
+
+
+def _session(package: Package, model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Quantized linears with float activations: what is checked is the graph, not a fast kernel.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(package.weights_folder)
+    )
+    data = model.SerializeToString()
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def _info(name: str, array: Array) -> onnx.ValueInfoProto:

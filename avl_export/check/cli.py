@@ -1,0 +1,123 @@
+"""avl-check: whether a package, on a backend, computes what it should."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from avl_export.check.table import HEADER, Row
+from avl_export.options import OptionsError
+from avl_runtime.cli.parser import CommandParser
+from avl_runtime.cli.status import exit_status
+from avl_runtime.execute.protocol import BACKENDS
+from avl_runtime.machine.installation import shortage
+from avl_runtime.package.package import load_package
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status: 0, 1 (a difference), 2 (usage) or 130."""
+    parser = make_parser()
+    parsed = parser.parse_args(arguments)
+    _check_usage(parser, parsed)
+    return exit_status("avl-check", lambda: _run(parsed))
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    lacking = shortage("export")
+    if lacking is not None:
+        raise OptionsError(lacking)
+    load_package(parsed.package)  # what is no package is said before torch is imported
+    from avl_export.check.recheck import recheck
+
+    found = recheck(
+        parsed.package,
+        teller(parsed.json),
+        parsed.layers,
+        parsed.backend,
+        parsed.model,
+        parsed.lora,
+    )
+    if parsed.json:
+        report: dict[str, Any] = {
+            "package": str(parsed.package),
+            "layers": parsed.layers,
+            "backends": parsed.backend,
+            "against": parsed.backend[0] if len(parsed.backend) == 2 else "transformers",
+            "quantization": found.quantization,
+            "rows": list(map(asdict, found.rows)),
+        }
+        print(json.dumps(report))
+    elif parsed.layers:
+        print(f"{len(found.rows)} layers and parts compared, none differs")
+    else:  # the rows above are only the worst of them
+        print(f"{len(found.rows)} outputs compared, none differs")
+        if not parsed.backend:
+            print(found.line())
+    return 0
+
+
+def teller(quiet: bool) -> Callable[[Row], None]:
+    """Prints rows as they come, below their header."""
+    begun = False
+
+    def tell(row: Row) -> None:
+        nonlocal begun
+        if quiet:
+            return
+        if not begun:
+            print(HEADER)
+        begun = True
+        print(row.line(), flush=True)
+
+    return tell
+
+
+def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    backends = parsed.backend
+    if parsed.layers and backends:
+        parser.error("--layers looks at the graphs themselves: expected no --backend beside it")
+    if len(backends) > 2 or len(set(backends)) < len(backends):
+        parser.error("--backend: expected one to compare with transformers, or two different ones")
+    for option in ("model", "lora"):
+        if len(backends) == 2 and getattr(parsed, option) is not None:
+            parser.error(
+                f"--{option} is for a comparison with transformers, not for one of two backends"
+            )
+
+
+def make_parser() -> CommandParser:
+    """The parser of avl-check."""
+    parser = CommandParser(
+        "avl-check",
+        "Compare a package with transformers in fp32, or two backends on one package, and name "
+        "the first tensor or layer that differs.",
+        "avl-check avl-tiny.avl --backend ort-cpu",
+    )
+    add = parser.add_argument
+    add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
+    add("--layers", action="store_true", help="compare layer by layer, in little memory")
+    add(
+        "--backend",
+        action="append",
+        choices=[name for name in BACKENDS if name != "auto"],
+        default=[],
+        help="compare all outputs of this backend; given twice, two backends with each other "
+        "(default: the package's graphs by themselves)",
+    )
+    add(
+        "--model",
+        metavar="MODEL",
+        help="the checkpoint, as avl-export takes it (default: what the package was made from)",
+    )
+    add("--lora", type=Path, metavar="DIR", help="folder of the LoRA adapter that was merged")
+    add("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

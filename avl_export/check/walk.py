@@ -1,0 +1,185 @@
+"""The runs over which packages are compared: a prompt in chunks, then decode steps.
+
+Segments are pure functions of what they are given, so nothing of the runtime's own loops is needed:
+rows are kept, parked and dropped here by the simplest means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_export.check.runners import Runner
+from avl_runtime.package.manifest import Dims, Manifest, Segment
+from avl_runtime.package.package import Package
+from avl_runtime.prompts.embedding import Embedding
+from avl_runtime.prompts.processor import Processor, Prompt
+from avl_runtime.vision import Features, Kind, Media
+
+DECODE = 3
+QUESTION = "What is in the picture?"
+PICTURE = (97, 140)  # height and width: no multiples of anything
+FRAMES = 3
+
+Array = NDArray[Any]
+Ints = NDArray[np.int64]
+Mode = Literal["dense", "avl", "parked"]
+# Hears of a run: what it belongs to, which segment, its inputs and its outputs.
+Hear = Callable[[str, int, Mapping[str, Array], Mapping[str, Array]], None]
+
+
+def check_prompt(package: Package) -> Prompt:
+    """A question about a random picture and, where possible, video; random tokens of a reply."""
+    manifest = package.manifest
+    rng = np.random.default_rng(0)
+    picture, *film = rng.integers(0, 256, (1 + FRAMES, *PICTURE, 3), np.uint8)
+    videos = [] if manifest.video is None else [film]
+    asked = Processor.from_package(package).encode(QUESTION, [picture], videos)
+    visual = manifest.visual_tokens
+    words = [n for n in range(min(visual[0], manifest.dims.vocab_size)) if n not in visual]
+    ids = np.concatenate([asked.input_ids, rng.choice(words, DECODE)])
+    return Prompt.of(ids, visual, asked.media, manifest.dims.position_axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the decoder reads: hidden [N, C], positions [axes, N], deepstack [K, N, C]."""
+
+    hidden: Array
+    positions: Array
+    deepstack: Array
+    image_mask: NDArray[np.bool_]
+
+    def feeds(self, begin: int, end: int) -> dict[str, Array]:
+        """What a segment takes of its rows from `begin` to `end` - 1, beside their states."""
+        ids = np.ascontiguousarray(self.positions[:, begin:end])
+        text = ~self.image_mask[begin:end]
+        last = np.arange(end - begin) == end - begin - 1
+        return {
+            "position_ids": ids if len(ids) == 1 else ids[:, None],
+            "row_weights": np.stack([last, text])[None].astype(np.float32),
+        }
+
+
+def encode(
+    runner: Runner,
+    media: Media,
+    hear: Callable[[Kind, Mapping[str, Array], Sequence[Array]], None] = lambda *_: None,
+) -> Features:
+    """Features of a picture or video; `hear` is told of each run of its encoder."""
+    runs = []
+    for inputs in media.runs():
+        runs.append(runner.encode(media.kind, inputs))
+        hear(media.kind, inputs, runs[-1])
+    return media.features(runs)
+
+
+def embed(package: Package, prompt: Prompt) -> Array:
+    """Embeddings [N, C] of a prompt's tokens; rows of visual ones stand for nothing."""
+    # Visual tokens may lie outside the vocabulary.
+    return Embedding(package).lookup(np.where(prompt.image_mask, 0, prompt.input_ids))
+
+
+def rows_of(package: Package, prompt: Prompt, parts: Sequence[Features]) -> Rows:
+    """Embeddings of a prompt, with the features of its media in their places."""
+    hidden, mask = embed(package, prompt), prompt.image_mask
+    deepstack = np.zeros((len(package.manifest.deepstack_layers), *hidden.shape), np.float32)
+    hidden[mask] = np.concatenate([part.rows for part in parts])
+    deepstack[:, mask] = np.concatenate([part.deepstack for part in parts], 1)
+    return Rows(hidden, prompt.positions, deepstack, mask)
+
+
+def walk(
+    manifest: Manifest,
+    runner: Runner,
+    rows: Rows,
+    mode: Mode,
+    hear: Hear,
+    most_rows: int | None = None,
+) -> None:
+    """Read all rows but the last DECODE in two chunks or more, and then these one at a time.
+
+    Args:
+        most_rows: of a chunk; also at most what `runner` takes.
+        mode: "dense" reads every row in every step. "parked" parks half of the image rows before
+            the second step, and reads them in every step, which comes to the same. "avl" keeps a
+            third of the image rows active, parks a third, which every other step reads, and drops
+            the rest.
+    """
+    total = len(rows.hidden)
+    prompt = total - DECODE
+    limits = (most_rows, runner.most_rows, -(-prompt // 2))
+    chunk = min(limit for limit in limits if limit is not None)
+    begins = range(0, prompt, chunk)
+    places = Places(manifest.dims, runner.dtype)
+    images = np.flatnonzero(rows.image_mask[:prompt])
+    for number, (begin, end) in enumerate(pairwise([*begins, *range(prompt, total + 1)])):
+        step = number + 1 - len(begins)
+        if mode == "avl" and step == 1:
+            places.part(images[1::3], images[2::3])
+        if mode == "parked" and step == 2:
+            places.part(images[1::2])
+        label = f"{mode} step {step}" if step > 0 else f"{mode} prompt {number + 1}"
+        feeds, dtype = rows.feeds(begin, end), runner.dtype
+        state = np.ascontiguousarray(rows.hidden[None, begin:end], dtype)
+        new: list[tuple[Array, Array]] = []
+        for index, segment in enumerate(manifest.segments):
+            given = {"hidden": state, **feeds}
+            for layer in segment.deepstack:
+                added = rows.deepstack[manifest.deepstack_layers.index(layer)]
+                given[f"deepstack.{layer}"] = np.ascontiguousarray(added[None, begin:end], dtype)
+            for layer in layers_of(segment):
+                given |= places.feeds(layer, parked=mode == "parked" or step % 2 == 0)
+            found = runner.run(index, given)
+            hear(label, index, given, found)
+            new += [(found[f"k_new.{n}"], found[f"v_new.{n}"]) for n in layers_of(segment)]
+            state = found.get("hidden_out", state)
+        places.append(new)
+
+
+def layers_of(segment: Segment) -> range:
+    """The numbers of a segment's layers."""
+    return range(segment.first_layer, segment.last_layer)
+
+
+class Places:
+    """Cached rows of all layers: keys and values [1, Hkv, n, D], active and parked."""
+
+    def __init__(self, dims: Dims, dtype: np.dtype[Any]) -> None:
+        self._empty = np.zeros((1, dims.num_kv_heads, 1, dims.head_dim), dtype)
+        self._nothing = (self._empty[:, :, :0], self._empty[:, :, :0])
+        self._active = [self._nothing] * dims.num_layers
+        self._parked = [self._nothing] * dims.num_layers
+
+    def append(self, new: Sequence[tuple[Array, Array]]) -> None:
+        """Add rows behind the active ones of each layer."""
+        self._active = [
+            (np.concatenate([k, k_new], 2), np.concatenate([v, v_new], 2))
+            for (k, v), (k_new, v_new) in zip(self._active, new, strict=True)
+        ]
+
+    def part(self, parked: Ints, dropped: Ints | None = None) -> None:
+        """Park and drop some of the active rows."""
+        gone = [] if dropped is None else dropped.tolist()
+        self._parked = [(k[:, :, parked], v[:, :, parked]) for k, v in self._active]
+        taken = [*parked.tolist(), *gone]
+        self._active = [(np.delete(k, taken, 2), np.delete(v, taken, 2)) for k, v in self._active]
+
+    def feeds(self, layer: int, parked: bool) -> dict[str, Array]:
+        """A layer's caches as its graph takes them; an empty one is one row of length 0."""
+        found: dict[str, Array] = {}
+        kept = {
+            "active": self._active[layer],
+            "parked": self._parked[layer] if parked else self._nothing,
+        }
+        for place, (k, v) in kept.items():
+            rows = k.shape[2]
+            found[f"{place}_len.{layer}"] = np.array([rows])
+            found[f"k_{place}.{layer}"] = np.ascontiguousarray(k) if rows else self._empty
+            found[f"v_{place}.{layer}"] = np.ascontiguousarray(v) if rows else self._empty
+        return found
