@@ -101,9 +101,3 @@ class Family(Protocol):
         Positions are not among them: transformers works them out by itself.
         """
         ...
-
-    def reference_features(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Features [visual tokens, C] that `reference()` itself makes of `reference_inputs`."""
-        ...

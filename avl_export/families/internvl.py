@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -107,17 +107,6 @@ class InternVL(HfFamily):
             pixels = np.concatenate([media.inputs["pixel_values"] for media in prompt.media])
             inputs["pixel_values"] = torch.from_numpy(pixels)
         return inputs
-
-    def reference_features(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        inner: Any = model.get_submodule("model")
-        features = inner.get_image_features(
-            inputs["pixel_values"],
-            vision_feature_layer=self.config.vision_feature_layer,
-            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
-        )
-        return cast(torch.Tensor, features.pooler_output.flatten(0, 1))
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> InternVL:

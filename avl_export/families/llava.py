@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
@@ -69,12 +68,6 @@ class Llava(HfFamily):
             pixels = np.concatenate([media.inputs["pixel_values"] for media in prompt.media])
             inputs["pixel_values"] = torch.from_numpy(pixels)
         return inputs
-
-    def reference_features(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        features = cast(Any, model).get_image_features(inputs["pixel_values"]).pooler_output
-        return torch.cat(list(features))
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
@@ -64,12 +63,6 @@ class LlavaNext(HfFamily):
             inputs["pixel_values"] = torch.from_numpy(tiles)
             inputs["image_sizes"] = torch.tensor([media.size for media in prompt.media])
         return inputs
-
-    def reference_features(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        found = cast(Any, model).get_image_features(inputs["pixel_values"], inputs["image_sizes"])
-        return torch.cat(list(found.pooler_output))
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaNext:

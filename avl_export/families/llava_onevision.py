@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
@@ -79,20 +78,6 @@ class LlavaOnevision(HfFamily):
         if frames:
             inputs["pixel_values_videos"] = torch.from_numpy(np.stack(frames))
         return inputs
-
-    def reference_features(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        names = ("pixel_values", "image_sizes", "batch_num_images")
-        given = {name: inputs[name] for name in names if name in inputs}
-        found: list[torch.Tensor] = []
-        if given:
-            found += cast(Any, model).get_image_features(**given).pooler_output
-        if "pixel_values_videos" in inputs:
-            found += (
-                cast(Any, model).get_video_features(inputs["pixel_values_videos"]).pooler_output
-            )
-        return torch.cat(found)
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaOnevision:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -68,19 +67,6 @@ class QwenFamily(HfFamily):
                 inputs[pixels] = torch.from_numpy(np.concatenate([_pixels(m) for m in media]))
                 inputs[grids] = torch.tensor([_grid(part) for part in media])
         return inputs
-
-    def reference_features(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        inner = cast(Any, model)
-        readers = {"image": inner.get_image_features, "video": inner.get_video_features}
-        found = [
-            part
-            for kind, (pixels, grids) in NAMES.items()
-            if pixels in inputs
-            for part in readers[kind](inputs[pixels], inputs[grids]).pooler_output
-        ]
-        return torch.cat(found)
 
 
 def qwen_traits(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
@@ -71,21 +70,6 @@ class VideoLlava(HfFamily):
                 joined = np.concatenate(pixels) if kind == "image" else np.stack(pixels)
                 inputs[name] = torch.from_numpy(joined)
         return inputs
-
-    def reference_features(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        inner: Any = model.get_submodule("model")
-        ids = inputs["input_ids"][0]
-        config = self.config
-        found = torch.zeros(len(ids), self.traits.dims.hidden_size)
-        if "pixel_values" in inputs:
-            rows = inner.get_image_features(inputs["pixel_values"]).pooler_output
-            found[ids == config.image_token_id] = rows.flatten(0, 1)
-        if "pixel_values_videos" in inputs:
-            rows = inner.get_video_features(inputs["pixel_values_videos"]).pooler_output
-            found[ids == config.video_token_id] = rows.flatten(0, 1)
-        return found[torch.isin(ids, torch.tensor([config.image_token_id, config.video_token_id]))]
 
     def _graph(self, file: str, tower: str, keep_class: bool) -> EncoderGraph:
         part = self.model.get_submodule
