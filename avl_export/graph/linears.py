@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from avl_plugins.bodies.function import linear_function
+from avl_plugins.graph_io import LOGITS
 from avl_plugins.schema import (
     DOMAIN,
     LINEARS,
@@ -21,7 +22,6 @@ from avl_plugins.schema import (
 # What kernels take: inputs that share a scale, and inputs of a weight without scales.
 SPAN_MULTIPLE, PLAIN_MULTIPLE = 32, 16
 MOST_WEIGHTS = max(PLAIN_LINEARS)
-LOGITS = "logits"  # a decoder's output
 WITHOUT_ZEROS, WITH_ZEROS = (
     {weights: op for (weights, has), op in QUANTIZED_LINEARS.items() if has == zeros}
     for zeros in (False, True)

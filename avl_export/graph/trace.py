@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,11 +19,23 @@ from avl_export.graph import attention
 from avl_export.graph import compact as compacting
 from avl_export.graph.attention import LayerCaches
 from avl_export.graph.holes import fill
-from avl_plugins.schema import WEIGHTINGS
+from avl_plugins import graph_io
+from avl_plugins.graph_io import (
+    ACTIVE,
+    BATCH,
+    CACHE,
+    DEEPSTACK,
+    HIDDEN,
+    MOST_WEIGHTINGS,
+    NEW,
+    PARKED,
+    POSITIONS,
+    WEIGHTINGS,
+    WEIGHTS,
+    named,
+)
 
 OPSET = 23
-CACHE = ("k_active", "v_active", "active_len", "k_parked", "v_parked", "parked_len")
-RESULTS = ("k_new", "v_new", "mass_active", "mass_parked", "mass_new")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,54 +127,40 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
     """The graph of layers `first` to `last` - 1, with the package's input and output names."""
     module = SegmentModule(family, first, last).eval()
     dims = family.traits.dims
-    layers = range(first, last)
+    segment = graph_io.Segment(dims, first, last, module.deepstack, last == dims.num_layers)
+    layers = segment.layers
     dtype = next(module.parameters()).dtype
-    batch, seq, active, parked = 2, 3, 5, 4
-
-    def meta(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    def cache() -> tuple[torch.Tensor, ...]:
-        kv = (batch, dims.num_kv_heads)
-        length = meta(batch, dtype=torch.int64)
-        a = meta(*kv, active, dims.head_dim)
-        p = meta(*kv, parked, dims.head_dim)
-        return a, a.clone(), length, p, p.clone(), length.clone()
-
-    example = {
-        "hidden": meta(batch, seq, dims.hidden_size),
-        "position_ids": meta(batch, seq, dtype=torch.int64),
-        "row_weights": meta(batch, 2, seq, dtype=torch.float32),
-        "caches": [cache() for _ in module.traced],
-        "deepstack": [meta(batch, seq, dims.hidden_size) for _ in module.deepstack],
-    }
-    if dims.position_axes > 1:
-        example["position_ids"] = meta(dims.position_axes, batch, seq, dtype=torch.int64)
-    b, s = torch.export.Dim("batch"), torch.export.Dim("seq")
-    dynamic: dict[str, Any] = {
-        "hidden": {0: b, 1: s},
-        "position_ids": {0: b, 1: s},
-        "row_weights": {0: b, 2: s},
-        "caches": [],
-        "deepstack": [{0: b, 1: s} for _ in module.deepstack],
-    }
-    if dims.position_axes > 1:
-        dynamic["position_ids"] = {1: b, 2: s}
+    kinds = {"T": dtype, "int64": torch.int64, "float32": torch.float32}
+    sizes = {BATCH: 2, NEW: 3, ACTIVE.name: 5, PARKED.name: 4, WEIGHTINGS: MOST_WEIGHTINGS}
+    # How many weightings there are is open in the graph, and fixed while it is traced.
+    open_sizes = {name: torch.export.Dim(name) for name in (BATCH, NEW)}
     for i in module.traced:
-        a = {0: b, 2: torch.export.Dim(f"active_{i}")}
-        p = {0: b, 2: torch.export.Dim(f"parked_{i}")}
-        dynamic["caches"].append((a, a, {0: b}, p, p, {0: b}))
-    is_last = last == dims.num_layers
-    tapped = list(layers) if is_last else list(layers)[:-1]
+        rows = (ACTIVE.rows(i), PARKED.rows(i))
+        open_sizes |= {name: torch.export.Dim(name) for name in rows}
+    given = {value.name: value for value in segment.inputs(module.traced)}
+
+    def meta(name: str) -> torch.Tensor:
+        value = given[name]
+        return torch.empty(value.sized(sizes), dtype=kinds[value.dtype], device="meta")
+
+    def axes(name: str) -> dict[int, Any]:
+        shape = enumerate(given[name].shape)
+        return {axis: open_sizes[size] for axis, size in shape if size in open_sizes}
+
+    def arguments(of: Callable[[str], Any]) -> dict[str, Any]:
+        """What `forward` takes, by its own names: those of the graph's inputs, and two lists."""
+        return {
+            **{name: of(name) for name in (HIDDEN, POSITIONS, WEIGHTS)},
+            "caches": [tuple(of(named(kind, i)) for kind in CACHE) for i in module.traced],
+            "deepstack": [of(named(DEEPSTACK, i)) for i in module.deepstack],
+        }
+
+    example, dynamic = arguments(meta), arguments(axes)
+    taps = segment.taps()
 
     def names(which: Sequence[int]) -> tuple[list[str], list[str]]:
-        inputs = ["hidden", "position_ids", "row_weights"]
-        inputs += [f"{name}.{i}" for i in which for name in CACHE]
-        inputs += [f"deepstack.{i}" for i in module.deepstack]
-        outputs = ["logits" if is_last else "hidden_out"]
-        outputs += [f"{name}.{i}" for i in which for name in RESULTS]
-        outputs += [f"layer_out.{i}" for i in tapped]
-        return inputs, outputs
+        outputs = (*segment.outputs(which), *taps)
+        return [value.name for value in segment.inputs(which)], [value.name for value in outputs]
 
     with _implementation(family), compacting.compact(list(module.layers), module):
         own = {id(layer): f".{i}" for i, layer in zip(layers, module.layers, strict=True)}
@@ -170,12 +168,13 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
     for values, ordered in zip(
         (model.graph.inputs, model.graph.outputs), names(layers), strict=True
     ):
-        named = {value.name: value for value in values}
-        values[:] = [named[name] for name in ordered]
+        found = {value.name: value for value in values}
+        values[:] = [found[name] for name in ordered]
+    shapes = {v.name: v.shape for v in (*segment.inputs(), *segment.outputs(), *taps)}
     for value in (*model.graph.inputs, *model.graph.outputs):
-        value.shape = ir.Shape(_segment_shape(str(value.name), family))
+        value.shape = ir.Shape(shapes[str(value.name)])
     heads = (dims.num_heads, dims.num_kv_heads)
-    return Traced(model, _names(module, family.model), len(tapped), heads)
+    return Traced(model, _names(module, family.model), len(taps), heads)
 
 
 def trace_encoder(family: Family, encoder: EncoderGraph) -> Traced:
@@ -186,26 +185,6 @@ def trace_encoder(family: Family, encoder: EncoderGraph) -> Traced:
         module, dict(encoder.example), dynamic, list(encoder.example), list(encoder.outputs)
     )
     return Traced(model, _names(module, family.model))
-
-
-def _segment_shape(name: str, family: Family) -> list[int | str]:
-    dims = family.traits.dims
-    kind, _, i = name.partition(".")
-    place = kind.rpartition("_")[2]
-    rows: int | str = {"active": f"active_{i}", "parked": f"parked_{i}"}.get(place, "seq")
-    if kind.startswith(("k_", "v_")):
-        return ["batch", dims.num_kv_heads, rows, dims.head_dim]
-    if kind.startswith("mass_"):
-        return ["batch", dims.num_kv_heads, WEIGHTINGS, rows]
-    axes: list[int | str] = [] if dims.position_axes == 1 else [dims.position_axes]
-    shapes: dict[str, list[int | str]] = {
-        "position_ids": [*axes, "batch", "seq"],
-        "row_weights": ["batch", WEIGHTINGS, "seq"],
-        "active_len": ["batch"],
-        "parked_len": ["batch"],
-        "logits": ["batch", 1, dims.vocab_size],
-    }
-    return shapes.get(kind, ["batch", "seq", dims.hidden_size])
 
 
 @contextmanager

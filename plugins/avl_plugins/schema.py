@@ -66,9 +66,6 @@ PLUGIN_ATTRIBUTES: Mapping[str, str | int] = {
     "aot": 1,
 }
 
-# A decoder graph's name of R. ONNX Runtime is given none where nobody reads a mass.
-WEIGHTINGS = "weightings"
-
 _NEW = ("B", "Hkv", "S", "D")
 _ACTIVE = ("B", "Hkv", "A", "D")
 _PARKED = ("B", "Hkv", "P", "D")

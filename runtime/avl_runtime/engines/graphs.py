@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from avl_plugins.bodies.compiled_function import compiled_attention_function
-from avl_plugins.schema import DOMAIN, LINEARS, SPLIT_CACHE_ATTENTION, WEIGHTINGS
+from avl_plugins.graph_io import MOST_WEIGHTINGS, WEIGHTINGS, blocks, is_cached_rows, shared
+from avl_plugins.schema import DOMAIN, LINEARS, SPLIT_CACHE_ATTENTION
 from avl_runtime.package.engine_sets import ROW_BLOCK
 from avl_runtime.package.manifest import Dims
 
-CACHES = ("k_active.", "v_active.", "k_parked.", "v_parked.")
-PLACES = ("active_", "parked_")  # a layer's own name of a dimension is one of these and a number
 BITS = {
     onnx.TensorProto.FLOAT: 32,
     onnx.TensorProto.FLOAT16: 16,
@@ -103,10 +102,9 @@ def _share_sizes(graph: onnx.GraphProto) -> None:
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == WEIGHTINGS:
-                dim.dim_value = 2
-            for place in PLACES:
-                if dim.dim_param.startswith(place):
-                    dim.dim_param = place.rstrip("_")
+                dim.dim_value = MOST_WEIGHTINGS
+            elif dim.dim_param:
+                dim.dim_param = shared(dim.dim_param)
 
 
 def _block_rows(graph: onnx.GraphProto, head_dim: int) -> None:
@@ -116,14 +114,14 @@ def _block_rows(graph: onnx.GraphProto, head_dim: int) -> None:
     """
     flat = "avl.rows"
     graph.initializer.append(numpy_helper.from_array(_int64(0, 0, -1, head_dim), flat))
-    names = {v.name: f"{v.name}.rows" for v in graph.input if v.name.startswith(CACHES)}
+    names = {v.name: f"{v.name}.rows" for v in graph.input if is_cached_rows(v.name)}
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = names.get(name, name)
     for value in graph.input:
         if value.name in names:
             batch, heads, rows, width = _shape(value)
-            shape = [batch, heads, f"{rows}_blocks", ROW_BLOCK, width]
+            shape = [batch, heads, blocks(str(rows)), ROW_BLOCK, width]
             kind = value.type.tensor_type.elem_type
             value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shape))
     reshapes = [helper.make_node("Reshape", [old, flat], [new]) for old, new in names.items()]

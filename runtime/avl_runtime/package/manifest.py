@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from avl_plugins import graph_io
 from avl_plugins.errors import AvlError
 from avl_runtime.package.engine_sets import EngineSet
 from avl_runtime.package.generation_defaults import NEUTRAL, GenerationDefaults
@@ -197,6 +198,11 @@ class Manifest:
         """Files of all graphs, each once: encoders first, then segments."""
         encoders = dict.fromkeys(self.encoders.values())
         return (*encoders, *(segment.file for segment in self.segments))
+
+    def graph_of(self, segment: Segment) -> graph_io.Segment:
+        """What the graph of one of the segments reads and writes."""
+        first, last, ends = segment.first_layer, segment.last_layer, segment == self.segments[-1]
+        return graph_io.Segment(self.dims, first, last, segment.deepstack, ends)
 
     def splits(self) -> tuple[int, ...]:
         """Layers after which hidden states can be dropped."""

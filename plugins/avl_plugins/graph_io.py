@@ -1,0 +1,249 @@
+"""What a package's graphs read and write: the names, shapes and types of their inputs and outputs.
+
+Said once, for the exporter that traces the graphs and for everything that runs, builds or checks
+them. What belongs to a layer is called `kind.layer`, as `k_active.3`; kinds, their types and shapes
+are those of `schema.SPLIT_CACHE_ATTENTION`. A size that may change has a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION, DType
+
+Size = int | str
+
+# Of a decoder segment. Of its inputs, once:
+HIDDEN = "hidden"  # states before its first layer
+POSITIONS = "position_ids"
+WEIGHTS = "row_weights"  # of new rows in each mass
+# and its first output:
+STATE = "hidden_out"  # states after its last layer
+LOGITS = "logits"  # in place of them, of the last row, where the segment ends the decoder
+# Of a layer:
+DEEPSTACK = "deepstack"  # an input of some layers, added to what they put out
+TAP = "layer_out"  # what a layer puts out, for checks alone: no output of a package's graphs
+
+# Of an encoder. Its inputs are what the layout of the manifest prepares, some of these:
+PIXELS = "pixel_values"  # [images | tiles | frames, ...]
+PATCH_POSITIONS = "position_ids"  # [patches, 2], or [windows, patches, 2]: row and column
+TABLE_ROWS = "places"  # [patches, 4]: position embeddings that a patch's is mixed from
+TABLE_SHARES = "shares"  # [patches, 4]: how much of each
+WINDOW_MASK = "mask"  # of the patches of each window
+ORDER = "order"  # [cells]: where each cell lies among those of the windows
+# and its outputs:
+FEATURES = "image_features"  # [..., C], a row for each visual token
+DEEPSTACK_FEATURES = "deepstack_features"  # [K, tokens, C]
+
+# Sizes of a decoder graph that may change.
+BATCH = "batch"
+NEW = "seq"  # new rows
+WEIGHTINGS = "weightings"  # masses of a key; ONNX Runtime is given none where nobody reads them
+MOST_WEIGHTINGS = 2  # the attention of the last query row, and that of all text rows
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Kinds of what a graph reads of the cached rows in one place, or makes of new rows."""
+
+    name: str
+    keys: str
+    values: str
+    mass: str
+    length: str = ""  # new rows are all in use
+
+    def rows(self, layer: int) -> str:
+        """The name of how many rows of the place a layer is given."""
+        return f"{self.name}_{layer}"
+
+
+ACTIVE = Place("active", "k_active", "v_active", "mass_active", "active_len")
+PARKED = Place("parked", "k_parked", "v_parked", "mass_parked", "parked_len")
+MADE = Place("new", "k_new", "v_new", "mass_new")
+CACHED = (ACTIVE, PARKED)
+
+CACHE = tuple(kind for place in CACHED for kind in (place.keys, place.values, place.length))
+CACHED_ROWS = tuple(kind for place in CACHED for kind in (place.keys, place.values))
+MASSES = tuple(place.mass for place in (*CACHED, MADE))
+RESULTS = (MADE.keys, MADE.values, *MASSES)
+
+_OF_OP = {
+    value.name: value for value in (*SPLIT_CACHE_ATTENTION.inputs, *SPLIT_CACHE_ATTENTION.outputs)
+}
+
+
+def named(kind: str, layer: int) -> str:
+    """The name of a layer's tensor of a kind."""
+    return f"{kind}.{layer}"
+
+
+def kind_of(name: str) -> str:
+    """The kind of a tensor, its name without the layer."""
+    return name.partition(".")[0]
+
+
+def layer_of(name: str) -> int:
+    """The layer that a tensor belongs to.
+
+    Raises:
+        ValueError: it belongs to none.
+    """
+    return int(name.partition(".")[2])
+
+
+def is_cached_rows(name: str) -> bool:
+    """Whether a tensor holds the keys or values of cached rows, [B, Hkv, rows, D]."""
+    return kind_of(name) in CACHED_ROWS
+
+
+def shared(size: str) -> str:
+    """The name of a size without the layer: active rows of any layer are `active`."""
+    for place in CACHED:
+        if size.startswith(f"{place.name}_"):
+            return place.name
+    return size
+
+
+def blocks(rows: str) -> str:
+    """The name of how many blocks there are of rows, where cached rows come in blocks."""
+    return f"{rows}_blocks"
+
+
+def positions(axes: Any) -> Any:
+    """Positions of new rows [axes, S] as a graph reads those of one sequence, [(axes,) 1, S]."""
+    return axes[:, None] if len(axes) > 1 else axes
+
+
+class Dims(Protocol):
+    """Sizes of a decoder that its graphs have."""
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def num_kv_heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def position_axes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One input or output.
+
+    Attributes:
+        dtype: "T" is the type that the package computes in.
+        shape: a size that may change has a name.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Size, ...]
+
+    def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape with these `sizes`, a layer's own ones by their own name or the shared one.
+
+        Raises:
+            KeyError: one is missing.
+        """
+        return tuple(
+            size if isinstance(size, int) else sizes[size if size in sizes else shared(size)]
+            for size in self.shape
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The decoder graph of layers `first` to `last` - 1.
+
+    Attributes:
+        deepstack: those of the layers that have an input of features.
+        ends: whether it is the last one, which gives logits.
+    """
+
+    dims: Dims
+    first: int
+    last: int
+    deepstack: tuple[int, ...]
+    ends: bool
+
+    @property
+    def layers(self) -> range:
+        return range(self.first, self.last)
+
+    @property
+    def result(self) -> str:
+        """The name of the first output."""
+        return LOGITS if self.ends else STATE
+
+    def inputs(self, layers: Sequence[int] | None = None) -> tuple[Value, ...]:
+        """All inputs in their order, or those of some `layers` alone among what layers have."""
+        axes = () if self.dims.position_axes == 1 else (self.dims.position_axes,)
+        return (
+            self._states(HIDDEN),
+            Value(POSITIONS, "int64", (*axes, BATCH, NEW)),
+            self._of_op(WEIGHTS),
+            *(self._of_op(kind, i) for i in self._among(layers) for kind in CACHE),
+            *(self._states(named(DEEPSTACK, i)) for i in self.deepstack),
+        )
+
+    def outputs(self, layers: Sequence[int] | None = None) -> tuple[Value, ...]:
+        """All outputs in their order, or those of some `layers` alone among what layers have."""
+        return (
+            self._result(),
+            *(self._of_op(kind, i) for i in self._among(layers) for kind in RESULTS),
+        )
+
+    def taps(self) -> tuple[Value, ...]:
+        """What the layers put out where that is not the first output itself."""
+        tapped = self.layers if self.ends else self.layers[:-1]
+        return tuple(self._states(named(TAP, i)) for i in tapped)
+
+    def sizes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """Sizes that may change, by name, from the shapes of all inputs."""
+        return {
+            name: size
+            for value in self.inputs()
+            for name, size in zip(value.shape, shapes[value.name], strict=True)
+            if isinstance(name, str)
+        }
+
+    def _among(self, layers: Sequence[int] | None) -> Sequence[int]:
+        return self.layers if layers is None else layers
+
+    def _result(self) -> Value:
+        if self.ends:
+            return Value(LOGITS, "T", (BATCH, 1, self.dims.vocab_size))
+        return self._states(STATE)
+
+    def _states(self, name: str) -> Value:
+        return Value(name, "T", (BATCH, NEW, self.dims.hidden_size))
+
+    def _of_op(self, kind: str, layer: int | None = None) -> Value:
+        """What the op's nodes of a layer, or of all, are given or give."""
+        sizes: dict[str, Size] = {
+            "B": BATCH,
+            "S": NEW,
+            "R": WEIGHTINGS,
+            "Hkv": self.dims.num_kv_heads,
+            "D": self.dims.head_dim,
+        }
+        if layer is not None:
+            sizes |= {"A": ACTIVE.rows(layer), "P": PARKED.rows(layer)}
+        value = _OF_OP[kind]
+        name = kind if layer is None else named(kind, layer)
+        return Value(name, value.dtype, tuple(sizes[size] for size in value.shape))
