@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from avl_plugins.graph_io import FEATURES
 from avl_runtime.package.manifest import Dims, ImageEncoder, Tokens, VideoEncoder
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class EncoderGraph:
     module: nn.Module
     example: Mapping[str, torch.Tensor]
     dynamic: Mapping[str, Mapping[int, Any]]
-    outputs: tuple[str, ...] = ("image_features",)
+    outputs: tuple[str, ...] = (FEATURES,)
 
 
 class Family(Protocol):

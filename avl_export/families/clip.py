@@ -15,6 +15,7 @@ from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.base import EncoderGraph
 from avl_export.families.replicate import repeat
 from avl_plugins.errors import quoted
+from avl_plugins.graph_io import PIXELS
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 STRATEGIES = {CLIP: "default", SIGLIP: "full"}  # what leaves one feature for each patch
@@ -64,8 +65,8 @@ def clip_graph(file: str, module: nn.Module, vision: Any, dtype: torch.dtype) ->
     return EncoderGraph(
         file,
         module,
-        {"pixel_values": clip_pixels(vision, dtype)},
-        {"pixel_values": {0: torch.export.Dim("images")}},
+        {PIXELS: clip_pixels(vision, dtype)},
+        {PIXELS: {0: torch.export.Dim("images")}},
     )
 
 

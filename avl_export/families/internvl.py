@@ -28,6 +28,7 @@ from avl_export.families.preprocessing import (
 from avl_export.families.replicate import repeat
 from avl_export.families.videos import frame_count, frame_processing
 from avl_plugins.errors import quoted
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.tiles import FrameLines, TiledImage
@@ -95,8 +96,8 @@ class InternVL(HfFamily):
         pixels = torch.empty(
             (2, vision.num_channels, *vision.image_size), dtype=self.dtype, device="meta"
         )
-        dynamic = {"pixel_values": {0: torch.export.Dim("tiles")}}
-        return [EncoderGraph("vision.onnx", features, {"pixel_values": pixels}, dynamic)]
+        dynamic = {PIXELS: {0: torch.export.Dim("tiles")}}
+        return [EncoderGraph("vision.onnx", features, {PIXELS: pixels}, dynamic)]
 
     def constants(self) -> dict[str, torch.Tensor]:
         return decoder_constants(self.text_model, "model.language_model")
@@ -104,7 +105,7 @@ class InternVL(HfFamily):
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         if prompt.media:
-            pixels = np.concatenate([media.inputs["pixel_values"] for media in prompt.media])
+            pixels = np.concatenate([media.inputs[PIXELS] for media in prompt.media])
             inputs["pixel_values"] = torch.from_numpy(pixels)
         return inputs
 

@@ -31,6 +31,7 @@ from avl_export.families.preprocessing import (
     special_tokens,
     token_text,
 )
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.fixed import FixedImage
@@ -65,7 +66,7 @@ class Llava(HfFamily):
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         if prompt.media:
-            pixels = np.concatenate([media.inputs["pixel_values"] for media in prompt.media])
+            pixels = np.concatenate([media.inputs[PIXELS] for media in prompt.media])
             inputs["pixel_values"] = torch.from_numpy(pixels)
         return inputs
 

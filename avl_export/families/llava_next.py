@@ -24,6 +24,7 @@ from avl_export.families.decoder import check_decoder, decoder_constants, decode
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.preprocessing import special_tokens, token_text
 from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.anyres import AnyresImage
@@ -59,7 +60,7 @@ class LlavaNext(HfFamily):
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         if prompt.media:
-            tiles = np.concatenate([media.inputs["pixel_values"] for media in prompt.media])
+            tiles = np.concatenate([media.inputs[PIXELS] for media in prompt.media])
             inputs["pixel_values"] = torch.from_numpy(tiles)
             inputs["image_sizes"] = torch.tensor([media.size for media in prompt.media])
         return inputs

@@ -32,6 +32,7 @@ from avl_export.families.preprocessing import (
 from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
 from avl_export.families.videos import frame_count, frame_processing
 from avl_plugins.errors import quoted
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
@@ -70,11 +71,11 @@ class LlavaOnevision(HfFamily):
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         images = [media for media in prompt.media if media.kind == "image"]
         if images:
-            tiles = np.concatenate([media.inputs["pixel_values"] for media in images])
+            tiles = np.concatenate([media.inputs[PIXELS] for media in images])
             inputs["pixel_values"] = torch.from_numpy(tiles)
             inputs["image_sizes"] = torch.tensor([media.size for media in images])
             inputs["batch_num_images"] = torch.tensor([len(images)])
-        frames = [m.inputs["pixel_values"] for m in prompt.media if m.kind == "video"]
+        frames = [m.inputs[PIXELS] for m in prompt.media if m.kind == "video"]
         if frames:
             inputs["pixel_values_videos"] = torch.from_numpy(np.stack(frames))
         return inputs

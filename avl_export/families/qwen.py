@@ -18,6 +18,7 @@ from avl_export.families.decoder import check_decoder, decoder_dims
 from avl_export.families.hf import HfFamily
 from avl_export.families.mrope import AxisRotary, check_sections, mrope_constants
 from avl_export.families.preprocessing import special_tokens, token_text
+from avl_plugins.graph_io import ORDER, PATCH_POSITIONS, PIXELS
 from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision import ImageLayout, Media, VideoLayout
@@ -131,9 +132,9 @@ def example_patches(
 
 def _pixels(media: Media) -> NDArray[np.float32]:
     """Pixel values [T * P, D] as transformers orders them: cell by cell, nothing in between."""
-    values = media.inputs["pixel_values"]
+    values = media.inputs[PIXELS]
     width = values.shape[-1]
-    order = media.inputs.get("order")
+    order = media.inputs.get(ORDER)
     if order is not None:
         frames, rows, columns = _grid(media)
         merged = rows * columns // len(order)
@@ -143,5 +144,5 @@ def _pixels(media: Media) -> NDArray[np.float32]:
 
 def _grid(media: Media) -> tuple[int, int, int]:
     """Groups of frames, and rows and columns of patches."""
-    rows, columns = media.inputs["position_ids"].reshape(-1, 2).max(0).tolist()
-    return len(media.inputs["pixel_values"]), rows + 1, columns + 1
+    rows, columns = media.inputs[PATCH_POSITIONS].reshape(-1, 2).max(0).tolist()
+    return len(media.inputs[PIXELS]), rows + 1, columns + 1

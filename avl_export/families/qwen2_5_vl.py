@@ -33,6 +33,7 @@ from avl_export.families.qwen import (
     replace_rotary,
 )
 from avl_export.families.replicate import repeat
+from avl_plugins.graph_io import ORDER, PATCH_POSITIONS, PIXELS, WINDOW_MASK
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision import Media
 from avl_runtime.vision.patches import Patches
@@ -97,16 +98,16 @@ class Qwen25VL(QwenFamily):
         frame, window, cell = (torch.export.Dim(name) for name in ("frames", "windows", "cells"))
         vision = self.config.vision_config
         example = {
-            "pixel_values": example_patches(self.patches, (2, windows, size), vision, self.dtype),
-            "position_ids": torch.empty((windows, size, 2), dtype=torch.int64, device="meta"),
-            "mask": torch.empty((windows, size), dtype=self.dtype, device="meta"),
-            "order": torch.empty(5, dtype=torch.int64, device="meta"),
+            PIXELS: example_patches(self.patches, (2, windows, size), vision, self.dtype),
+            PATCH_POSITIONS: torch.empty((windows, size, 2), dtype=torch.int64, device="meta"),
+            WINDOW_MASK: torch.empty((windows, size), dtype=self.dtype, device="meta"),
+            ORDER: torch.empty(5, dtype=torch.int64, device="meta"),
         }
         dynamic = {
-            "pixel_values": {0: frame, 1: window},
-            "position_ids": {0: window},
-            "mask": {0: window},
-            "order": {0: cell},
+            PIXELS: {0: frame, 1: window},
+            PATCH_POSITIONS: {0: window},
+            WINDOW_MASK: {0: window},
+            ORDER: {0: cell},
         }
         return [EncoderGraph(VISION, WindowEncoder(self.visual, size), example, dynamic)]
 

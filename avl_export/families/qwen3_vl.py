@@ -27,6 +27,14 @@ from avl_export.families.qwen import (
     replace_rotary,
 )
 from avl_export.families.replicate import repeat
+from avl_plugins.graph_io import (
+    DEEPSTACK_FEATURES,
+    FEATURES,
+    PATCH_POSITIONS,
+    PIXELS,
+    TABLE_ROWS,
+    TABLE_SHARES,
+)
 from avl_runtime.vision.patches import Patches
 
 
@@ -91,15 +99,15 @@ class Qwen3VL(QwenFamily):
         patch, count = merged * cell, merged * 5
         vision = self.config.vision_config
         example = {
-            "pixel_values": example_patches(self.patches, (2, count), vision, self.dtype),
-            "position_ids": torch.empty((count, 2), dtype=torch.int64, device="meta"),
-            "places": torch.empty((count, 4), dtype=torch.int64, device="meta"),
-            "shares": torch.empty((count, 4), dtype=self.dtype, device="meta"),
+            PIXELS: example_patches(self.patches, (2, count), vision, self.dtype),
+            PATCH_POSITIONS: torch.empty((count, 2), dtype=torch.int64, device="meta"),
+            TABLE_ROWS: torch.empty((count, 4), dtype=torch.int64, device="meta"),
+            TABLE_SHARES: torch.empty((count, 4), dtype=self.dtype, device="meta"),
         }
         dynamic: dict[str, dict[int, Any]] = {name: {0: patch} for name in example}
-        dynamic["pixel_values"] = {0: frame, 1: patch}
-        outputs = ["image_features"]
-        outputs += ["deepstack_features"] if self.traits.deepstack else []
+        dynamic[PIXELS] = {0: frame, 1: patch}
+        outputs = [FEATURES]
+        outputs += [DEEPSTACK_FEATURES] if self.traits.deepstack else []
         module = DeepstackEncoder(self.visual)
         return [EncoderGraph(VISION, module, example, dynamic, tuple(outputs))]
 

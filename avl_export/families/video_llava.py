@@ -31,6 +31,7 @@ from avl_export.families.preprocessing import (
     token_text,
 )
 from avl_export.families.videos import frame_count, frame_processing
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.fixed import FixedImage
@@ -65,7 +66,7 @@ class VideoLlava(HfFamily):
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-            pixels = [part.inputs["pixel_values"] for part in prompt.media if part.kind == kind]
+            pixels = [part.inputs[PIXELS] for part in prompt.media if part.kind == kind]
             if pixels:
                 joined = np.concatenate(pixels) if kind == "image" else np.stack(pixels)
                 inputs[name] = torch.from_numpy(joined)

@@ -24,6 +24,7 @@ from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.prompts.processor import Processor
 from export.checkpoints import join_file, split_file
 from families.support import Case, Made, clip, picture
+from ops.declared import check_graphs
 from oracle.hf_oracle import Oracle, run
 from oracle.reading import read
 from oracle.rules_of import ranking_of, rules_of
@@ -76,6 +77,9 @@ class FamilyTests:
         """All pixel values of transformers' inputs, [..., H, W], as the package orders them."""
         name = {"image": "pixel_values", "video": "pixel_values_videos"}[kind]
         return inputs[name].numpy()
+
+    def test_graphs_declare_what_graph_io_says(self, made: Made) -> None:
+        check_graphs(made.package)
 
     # The processor.
 

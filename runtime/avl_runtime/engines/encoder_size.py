@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import numpy_helper
 
-PIXELS = "pixel_values"
+from avl_plugins.graph_io import PIXELS
+
 FUSED_HEAD = 256  # wider heads have no kernel for their attention, and neither has fp32
 SCORE = 8  # bytes a score that is computed by single steps
 

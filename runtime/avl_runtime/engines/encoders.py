@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from avl_plugins.graph_io import (
+    ORDER,
+    PATCH_POSITIONS,
+    PIXELS,
+    TABLE_ROWS,
+    TABLE_SHARES,
+    WINDOW_MASK,
+)
 from avl_runtime.engines.profiles import Range
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.vision.anyres import AnyresImage
@@ -17,6 +25,7 @@ from avl_runtime.vision.patches import MAX_PATCHES, Patches, PatchImage
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 
 TYPICAL_CELLS = 1024
+PER_PATCH = (PATCH_POSITIONS, TABLE_ROWS, TABLE_SHARES)
 
 Ranges = dict[str, dict[int, Range]]
 
@@ -47,14 +56,14 @@ def encoder_ranges(manifest: Manifest, graph: str, cache_rows: int) -> Ranges:
 def _ranges(layout: ImageLayout | VideoLayout, cache_rows: int) -> Ranges:
     match layout:
         case FixedImage() | SquareImage():
-            found: Ranges = {"pixel_values": {0: Range(1, 1, 1)}}
+            found: Ranges = {PIXELS: {0: Range(1, 1, 1)}}
         case FixedVideo() | FrameLines() | BlendedVideo():
-            found = {"pixel_values": {0: _images(layout.frames)}}
+            found = {PIXELS: {0: _images(layout.frames)}}
         case TiledImage():
-            found = {"pixel_values": {0: _images(layout.tiles[1] + 1)}}
+            found = {PIXELS: {0: _images(layout.tiles[1] + 1)}}
         case AnyresImage() | BlendedImage():
             tiles = [(h // layout.tile) * (w // layout.tile) for h, w in layout.resolutions]
-            found = {"pixel_values": {0: _images(1 + max(tiles))}}
+            found = {PIXELS: {0: _images(1 + max(tiles))}}
         case PatchImage():
             found = _patches(layout.patches, layout.max_pixels, 1, cache_rows)
         case PatchVideo() | TimedVideo():
@@ -73,14 +82,14 @@ def _patches(patches: Patches, max_pixels: int, frames: int, cache_rows: int) ->
     if patches.window is not None:
         windows = _windows(cells, patches.window)
         return {
-            "pixel_values": {0: runs, 1: windows},
-            **{name: {0: windows} for name in ("position_ids", "places", "shares", "mask")},
-            "order": {0: cells},
+            PIXELS: {0: runs, 1: windows},
+            **{name: {0: windows} for name in (*PER_PATCH, WINDOW_MASK)},
+            ORDER: {0: cells},
         }
     count = Range(places, cells.best * places, cells.most * places)
     return {
-        "pixel_values": {0: runs, 1: count},
-        **{name: {0: count} for name in ("position_ids", "places", "shares")},
+        PIXELS: {0: runs, 1: count},
+        **{name: {0: count} for name in PER_PATCH},
     }
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from avl_plugins import tensorrt
 from avl_plugins.errors import AvlError
-from avl_runtime.engines.encoder_size import PIXELS, encoder_size
+from avl_plugins.graph_io import PIXELS
+from avl_runtime.engines.encoder_size import encoder_size
 from avl_runtime.engines.encoders import encoder_ranges
 from avl_runtime.engines.engine import write_engine
 from avl_runtime.engines.graphs import Prepared, prepare

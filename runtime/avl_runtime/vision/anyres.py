@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.vision.media import Blend, Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 
@@ -44,7 +45,7 @@ class AnyresImage:
         )
         return Media(
             kind="image",
-            inputs={"pixel_values": cut.pixel_values},
+            inputs={PIXELS: cut.pixel_values},
             replacement=token * len(pack),
             tokens=len(pack),
             digest=image_hash(image),

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.vision.anyres import Resolutions, cut_up, shown_cells
 from avl_runtime.vision.frame_steps import fit_frame, frame_values, spread
 from avl_runtime.vision.frames import frames_hash
@@ -52,7 +53,7 @@ class BlendedImage:
         blend = join(overview, end_lines(shrink(cut.rows, grid), cut.line_break))
         return Media(
             kind="image",
-            inputs={"pixel_values": cut.pixel_values},
+            inputs={PIXELS: cut.pixel_values},
             replacement=token * len(blend.pack),
             tokens=len(blend.pack),
             digest=image_hash(image),
@@ -82,7 +83,7 @@ class SquareImage:
         blend = join(shrink(np.arange(count + 1)[:, None], (count + 1, 1)))
         return Media(
             kind="image",
-            inputs={"pixel_values": values[None]},
+            inputs={PIXELS: values[None]},
             replacement=token * (count + 1),
             tokens=count + 1,
             digest=f"square {image_hash(image)}",
@@ -127,7 +128,7 @@ class BlendedVideo:
         blend = join(every, shrink(np.array([[count * len(picked)]]), (1, 1)))
         return Media(
             kind="video",
-            inputs={"pixel_values": np.stack(values)},
+            inputs={PIXELS: np.stack(values)},
             replacement=token * len(blend.pack),
             tokens=len(blend.pack),
             digest=frames_hash(picked),

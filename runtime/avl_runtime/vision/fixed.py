@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from avl_plugins.errors import FormatError
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.vision.media import Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 
@@ -51,7 +52,7 @@ class FixedImage:
         cells = np.arange(rows * columns - self.tokens, rows * columns, dtype=np.int64)
         return Media(
             kind="image",
-            inputs={"pixel_values": values[None]},
+            inputs={PIXELS: values[None]},
             replacement=token * self.tokens,
             tokens=self.tokens,
             digest=image_hash(image),

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.vision.frame_steps import fit_frame, frame_values, spread
 from avl_runtime.vision.load.videos import Video
 from avl_runtime.vision.media import Cells, Media, image_hash
@@ -45,7 +46,7 @@ class FixedVideo:
         cells[:, self.tokens - rows * columns :] = np.arange(rows * columns)
         return Media(
             kind="video",
-            inputs={"pixel_values": np.stack(values)},
+            inputs={PIXELS: np.stack(values)},
             replacement=token * cells.size,
             tokens=cells.size,
             digest=frames_hash(picked),

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from avl_plugins.graph_io import PIXELS
+
 Kind = Literal["image", "video"]
 
 # Images, tiles or frames that one run of an encoder takes. They do not look at each other, and the
@@ -111,9 +113,9 @@ class Media:
 
     def runs(self) -> Iterator[dict[str, NDArray[Any]]]:
         """The graph's inputs for each of its runs."""
-        values = self.inputs["pixel_values"]
+        values = self.inputs[PIXELS]
         for begin in range(0, len(values), self.images_per_run):
-            yield {**self.inputs, "pixel_values": values[begin : begin + self.images_per_run]}
+            yield {**self.inputs, PIXELS: values[begin : begin + self.images_per_run]}
 
     def features(self, runs: Sequence[Sequence[NDArray[Any]]]) -> Features:
         """The tokens' features from the graph's outputs in each of `runs`.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.vision.frame_steps import frame_values
 from avl_runtime.vision.load.images import check_size
 from avl_runtime.vision.load.videos import Video, VideoError
@@ -53,7 +54,7 @@ class PatchVideo:
         indices, frames = self._picked(video)
         height, width = self._size(frames)
         inputs, per_run = _inputs(frames, (height, width), self)
-        groups = len(inputs["pixel_values"])
+        groups = len(inputs[PIXELS])
         rate = UNKNOWN_FPS
         if video.fps is not None:
             rate = len(indices) / video.count * video.fps
@@ -135,7 +136,7 @@ class TimedVideo:
         indices, frames = self._picked(video)
         height, width = self._size(frames)
         inputs, per_run = _inputs(frames, (height, width), self)
-        groups = len(inputs["pixel_values"])
+        groups = len(inputs[PIXELS])
         cells = self.patches.cells_of(height, width, groups)
         tokens = len(cells.index)
         seen = self.opening + token * (tokens // groups) + self.closing

@@ -10,6 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from avl_plugins.graph_io import (
+    ORDER,
+    PATCH_POSITIONS,
+    PIXELS,
+    TABLE_ROWS,
+    TABLE_SHARES,
+    WINDOW_MASK,
+)
 from avl_runtime.vision.load.images import ImageError, check_size
 from avl_runtime.vision.media import Block, Cells, Media, image_hash
 from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
@@ -69,22 +77,23 @@ class Patches:
         rows, columns = (side // self.cell for side in frames.shape[2:])
         patches = self._cut(frames, rows, columns)
         positions = _positions(rows, columns, self.merge)
-        per_patch: dict[str, NDArray[Any]] = {"position_ids": positions}
+        per_patch: dict[str, NDArray[Any]] = {PATCH_POSITIONS: positions}
         if self.table is not None:
             sides = (rows * self.merge, columns * self.merge)
-            per_patch["places"], per_patch["shares"] = _interpolation(positions, sides, self.table)
+            mixed = _interpolation(positions, sides, self.table)
+            per_patch[TABLE_ROWS], per_patch[TABLE_SHARES] = mixed
         if self.window is None:
             count = rows * columns * self.merge**2
             flat = {name: array.reshape(count, -1) for name, array in per_patch.items()}
-            return {"pixel_values": patches.reshape(len(patches), count, -1), **flat}
+            return {PIXELS: patches.reshape(len(patches), count, -1), **flat}
         slots = window_slots(rows, columns, self.window)
         held = slots >= 0
         spread = {name: _spread(array[None], slots)[0] for name, array in per_patch.items()}
         return {
-            "pixel_values": _spread(patches, slots),
+            PIXELS: _spread(patches, slots),
             **spread,
-            "mask": np.where(held, 0.0, MASKED).astype(np.float32).repeat(self.merge**2, 1),
-            "order": np.flatnonzero(held)[np.argsort(slots[held])],
+            WINDOW_MASK: np.where(held, 0.0, MASKED).astype(np.float32).repeat(self.merge**2, 1),
+            ORDER: np.flatnonzero(held)[np.argsort(slots[held])],
         }
 
     def cells_of(self, height: int, width: int, frames: int = 1) -> Cells:

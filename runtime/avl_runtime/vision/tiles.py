@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.vision.frame_steps import fit_frame, frame_values, middles
 from avl_runtime.vision.frames import frames_hash
 from avl_runtime.vision.load.images import check_size
@@ -61,7 +62,7 @@ class TiledImage:
         before, behind = self.around
         return Media(
             kind="image",
-            inputs={"pixel_values": values},
+            inputs={PIXELS: values},
             replacement=f"{before}{token * tokens}{behind}",
             tokens=tokens,
             digest=image_hash(image),
@@ -109,7 +110,7 @@ class FrameLines:
         ]
         return Media(
             kind="video",
-            inputs={"pixel_values": np.stack(values)},
+            inputs={PIXELS: np.stack(values)},
             replacement="\n".join(lines),
             tokens=len(picked) * cells,
             digest=frames_hash(picked),
