@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from avl_plugins import graph_io
 from avl_runtime.engines.options import BuildError
 
 
@@ -88,12 +89,14 @@ def _dropped_inputs(listing: Listing, wanted: Sequence[str]) -> Iterator[str]:
 def _missing_lengths(listing: Listing) -> Iterator[str]:
     """Every mass on cached rows must depend on their number, and so must what the segment makes."""
     made_by = {output: layer for layer in listing.layers for output in layer.outputs}
-    masses = [name for name in listing.outputs if name.startswith(("mass_active.", "mass_parked."))]
-    result = next((name for name in listing.outputs if name in ("hidden_out", "logits")), None)
+    places = {place.mass: place for place in graph_io.CACHED}
+    masses = [name for name in listing.outputs if graph_io.kind_of(name) in places]
+    results = (graph_io.STATE, graph_io.LOGITS)
+    result = next((name for name in listing.outputs if name in results), None)
     behind_result = _sources(result, made_by) if result is not None else frozenset()
     for mass in masses:
-        place, _, number = mass.removeprefix("mass_").partition(".")
-        length = f"{place}_len.{number}"
+        place = places[graph_io.kind_of(mass)]
+        length = graph_io.named(place.length, graph_io.layer_of(mass))
         for output, sources in ((mass, _sources(mass, made_by)), (result, behind_result)):
             if length not in sources:
                 maker = made_by.get(str(output))

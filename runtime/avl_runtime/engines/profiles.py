@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from avl_plugins.graph_io import ACTIVE, BATCH, NEW, PARKED, blocks
 from avl_runtime.engines.options import BuildError
 from avl_runtime.package.engine_sets import Limits
 
@@ -35,25 +36,25 @@ class Profile:
 
 def segment_profiles(inputs: Shapes, limits: Limits, row_block: int) -> tuple[Profile, Profile]:
     """Profile 0 for decode and refresh steps, profile 1 for prompts; see `Limits`."""
-    blocks = limits.cache_rows // row_block
+    most = limits.cache_rows // row_block
     rows = Range(1, min(limits.cache_rows, TYPICAL_CACHE), limits.cache_rows)
     few_rows = Range(1, min(limits.cache_rows, 8), limits.cache_rows)
-    in_blocks = Range(1, min(blocks, TYPICAL_CACHE // row_block), blocks)
-    few_blocks = Range(1, 1, blocks)
+    in_blocks = Range(1, min(most, TYPICAL_CACHE // row_block), most)
+    few_blocks = Range(1, 1, most)
     decode = {
-        "batch": Range(1, 1, limits.batch),
-        "seq": Range(1, 1, limits.decode_rows),
-        "active": rows,
-        "parked": few_rows,  # ordinary steps read none
-        "active_blocks": in_blocks,
-        "parked_blocks": few_blocks,
+        BATCH: Range(1, 1, limits.batch),
+        NEW: Range(1, 1, limits.decode_rows),
+        ACTIVE.name: rows,
+        PARKED.name: few_rows,  # ordinary steps read none
+        blocks(ACTIVE.name): in_blocks,
+        blocks(PARKED.name): few_blocks,
     }
     prompt = {
         **decode,
-        "batch": Range(1, 1, 1),
-        "seq": Range(1, min(limits.prompt_rows, TYPICAL_PROMPT), limits.prompt_rows),
-        "active": few_rows,  # a first prompt finds an empty cache
-        "active_blocks": few_blocks,
+        BATCH: Range(1, 1, 1),
+        NEW: Range(1, min(limits.prompt_rows, TYPICAL_PROMPT), limits.prompt_rows),
+        ACTIVE.name: few_rows,  # a first prompt finds an empty cache
+        blocks(ACTIVE.name): few_blocks,
     }
     return _profile(DECODE, inputs, decode), _profile(PROMPT, inputs, prompt)
 

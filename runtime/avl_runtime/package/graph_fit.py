@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from avl_plugins import graph_io
 from avl_runtime.package.manifest import MANIFEST, Manifest, PackageError, Segment
 
 
@@ -31,24 +32,17 @@ def check_segment(session: Session, segment: Segment, manifest: Manifest) -> Non
     Raises:
         PackageError: a tensor is missing, or has another size where its size is fixed.
     """
-    dims = manifest.dims
-    rows = (None, dims.num_kv_heads, None, dims.head_dim)
-    states = (None, None, dims.hidden_size)
-    layers = range(segment.first_layer, segment.last_layer)
+    graph = manifest.graph_of(segment)
     inputs = {value.name: value.shape for value in session.get_inputs()}
+    outputs = {value.name: value.shape for value in session.get_outputs()}
     # First of all, as a manifest may name more layers than could be looked at one by one.
-    said, held = layers.stop - layers.start, sum(name.startswith("k_active.") for name in inputs)
+    said = graph.last - graph.first
+    held = sum(graph_io.kind_of(name) == graph_io.ACTIVE.keys for name in inputs)
     if said != held:
         raise _differs(segment.file, f"{said} layers", f"{held}")
-    for name in ("hidden", *(f"deepstack.{layer}" for layer in segment.deepstack)):
-        _check(segment.file, name, states, inputs)
-    for layer in layers:
-        _check(segment.file, f"k_active.{layer}", rows, inputs)
-    outputs = {value.name: value.shape for value in session.get_outputs()}
-    if segment is manifest.segments[-1]:
-        _check(segment.file, "logits", (None, None, dims.vocab_size), outputs)
-    else:
-        _check(segment.file, "hidden_out", states, outputs)
+    for values, found in ((graph.inputs(), inputs), (graph.outputs(), outputs)):
+        for value in values:
+            _check(segment.file, value.name, value.shape, found)
 
 
 def check_media(session: Session, file: str, inputs: Mapping[str, NDArray[Any]]) -> None:
@@ -65,7 +59,7 @@ def check_media(session: Session, file: str, inputs: Mapping[str, NDArray[Any]])
 def _check(
     file: str,
     name: str,
-    said: Sequence[int | None],
+    said: Sequence[int | str],
     found: Mapping[str, Sequence[int | str | None]],
 ) -> None:
     if name not in found:
@@ -73,7 +67,7 @@ def _check(
     shape = found[name]
     pairs = zip(said, shape, strict=False)
     if len(said) != len(shape) or any(
-        size is not None and isinstance(fixed, int) and size != fixed for size, fixed in pairs
+        isinstance(size, int) and isinstance(fixed, int) and size != fixed for size, fixed in pairs
     ):
         raise _differs(file, f"{name} {_shown(said)}", _shown(shape))
 
