@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_export.check.graphs import GraphRunner
 from avl_export.check.reference import Reference
-from avl_export.check.runners import MASSES, Runner, graph_runner
+from avl_export.check.runners import MASSES, Runner
 from avl_export.check.table import CheckError, Output, Row, Table, flat, ignore, largest
-from avl_export.check.walk import Mode, check_prompt, encode, layers_of, rows_of, walk
+from avl_export.check.walk import Mode, check_prompt, encoded, layers_of, rows_of, walk
 from avl_runtime.package.manifest import Manifest, Segment
 from avl_runtime.package.package import Package
 from avl_runtime.vision import Kind
@@ -96,14 +97,14 @@ def check_package(
         CheckError: they differ; names the first layer that does.
     """
     table = Table(TOLERANCE[package.manifest.dtype], tell)
-    _run_against(package, reference, graph_runner(package), ("parked",), table)
+    _run_against(package, reference, GraphRunner(package), ("parked",), table)
     first = table.first_wrong
     if first is None:
         return Report(table.rows, reference.quantization)
     where = "the vision tower or the projector"
     if not first.name.endswith(" features"):
         tapped = Table(table.tolerance)
-        _run_against(package, reference, graph_runner(package, taps=True), ("parked",), tapped)
+        _run_against(package, reference, GraphRunner(package, taps=True), ("parked",), tapped)
         where = _where(package.manifest, tapped)
     raise CheckError(
         f"expected the package to compute what transformers does, found a difference of "
@@ -165,10 +166,12 @@ def compare_backends(
     manifest, prompt = package.manifest, check_prompt(package)
     table = Table(tolerance_of(manifest), tell)
 
-    def encoded(kind: Kind, inputs: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+    def encode(kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
+        outputs = reference.encode(kind, inputs)
         names = ("features", "deepstack")[: len(outputs)]
         pairs = zip(names, tested.encode(kind, inputs), outputs, strict=True)
         table.add(graph_name(manifest.encoders[kind]), [Output(*pair) for pair in pairs])
+        return outputs
 
     def ran(
         label: str, number: int, feeds: Mapping[str, Array], found: Mapping[str, Array]
@@ -177,7 +180,7 @@ def compare_backends(
         outputs = _outputs(segment, tested.run(number, feeds), found, feeds)
         table.add(f"{label} {graph_name(segment.file)}", outputs)
 
-    rows = rows_of(package, prompt, [encode(reference, media, encoded) for media in prompt.media])
+    rows = rows_of(package, prompt, encoded(prompt, encode))
     modes: tuple[Mode, ...] = ("dense", "avl")
     for mode in modes:
         walk(manifest, reference, rows, mode, ran, tested.most_rows)
@@ -201,7 +204,7 @@ def _run_against(
 ) -> None:
     """Fill `table`; what a segment puts out is put together from all of its runs in a mode."""
     manifest, prompt, expected = package.manifest, check_prompt(package), reference.tensors
-    parts = [encode(tested, media) for media in prompt.media]
+    parts = encoded(prompt, tested.encode)
     features = np.concatenate([part.rows for part in parts])
     wanted = expected["embedded"][prompt.image_mask]
     table.add("encoders", [Output("features", features, wanted)])

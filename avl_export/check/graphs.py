@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from avl_export.check.runners import Runner
 from avl_runtime.package.package import Package
 from avl_runtime.vision import Kind
 
@@ -135,21 +136,17 @@ def read_graph(package: Package, file: str) -> Graph:
     return Graph(package, model, made_by, frozenset(weights), kinds)
 
 
-class GraphRunner:
-    """The graphs of a package as they are, without the runtime; see `runners.Runner`.
+class GraphRunner(Runner):
+    """The graphs of a package as they are, without the runtime.
 
     Args:
         taps: whether each decoder layer's output is one of its graph's too, `layer_out.L`.
     """
 
     def __init__(self, package: Package, taps: bool = False) -> None:
-        self.name = "the package"
-        self.dtype = dtype_of(package)
-        self.most_rows = None
-        self._files = package.manifest.encoders
-        self._segments = [segment.file for segment in package.manifest.segments]
+        super().__init__("the package", package.manifest, dtype_of(package))
         self._sessions = {}
-        for file in {*self._files.values(), *self._segments}:
+        for file in package.manifest.graphs:
             model = onnx.load(package.file(file), load_external_data=False)
             if taps:
                 made = [name for node in model.graph.node for name in node.output]
@@ -157,18 +154,16 @@ class GraphRunner:
                 model.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, states))
             self._sessions[file] = _session(package, model)
 
-    def encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
-        """Outputs of an encoder, float32."""
+    def _encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
         given = {
             name: array.astype(self.dtype) if array.dtype == np.float32 else array
             for name, array in inputs.items()
         }
-        found = self._sessions[self._files[kind]].run(None, given)
+        found = self._sessions[self.manifest.encoders[kind]].run(None, given)
         return [np.asarray(array, np.float32) for array in found]
 
-    def run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs of a decoder segment by name, from all of its inputs by name."""
-        session = self._sessions[self._segments[segment]]
+    def _run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        session = self._sessions[self.manifest.segments[segment].file]
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, map(np.asarray, session.run(names, feeds)), strict=True))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,12 +21,12 @@ from avl_export.check.compare import KEEP, TOLERANCE, check_dtype, graph_name
 from avl_export.check.graphs import Graph, dtype_of, read_graph
 from avl_export.check.reference import Load, empty_model, forward, watch
 from avl_export.check.table import Row, Table, flat, ignore, largest
-from avl_export.check.walk import Places, Rows, check_prompt, embed
+from avl_export.check.walk import Places, Rows, check_prompt, embed, encoded
 from avl_export.families import Family
 from avl_runtime.package.manifest import Segment
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.processor import Prompt
-from avl_runtime.vision import Features
+from avl_runtime.vision import Kind
 
 ROUNDING = {"fp32": 1e-6, "fp16": 2e-3}
 LAYER = re.compile(r"(.+\.(?:layers?|blocks?))\.(\d+)\.")
@@ -130,6 +130,7 @@ class _Encoders:
         self.layers = {file: _layers(graph) for file, graph in self.graphs.items()}
         # By the layer's prefix and the number of layers before.
         self.seen: dict[tuple[str, int], list[Array]] = {}
+        self.taps: dict[str, list[list[Array]]] = {}  # by file: of each run the states [rows, C]
         self.deepstack: Array | None = None
 
     def watch(self, model: nn.Module) -> None:
@@ -150,18 +151,9 @@ class _Encoders:
         self.table.add_state(
             "token embedding", embed(self.package, self.prompt)[~mask], given[~mask]
         )
-        features: list[Features] = []
-        taps: dict[str, list[list[Array]]] = {}
-        for media in self.prompt.media:
-            file = self.files[media.kind]
-            runs = []
-            for inputs in media.runs():
-                states, outputs = self._encode(file, inputs)
-                taps.setdefault(file, []).append(states)
-                runs.append(outputs)
-            features.append(media.features(runs))
-        for file, seen in taps.items():
-            joined = [np.concatenate(states) for states in zip(*seen, strict=True)]
+        features = encoded(self.prompt, self._encode)
+        for file, runs in self.taps.items():
+            joined = [np.concatenate(states) for states in zip(*runs, strict=True)]
             self._compare_layers(file, joined)
         name = "last vision layer and projector"
         self.table.add_state(name, np.concatenate([one.rows for one in features]), given[mask])
@@ -175,15 +167,17 @@ class _Encoders:
         expected = added[self.prompt.image_mask]
         self.table.add_state(f"deepstack features for layer {layer}", found, expected)
 
-    def _encode(self, file: str, inputs: dict[str, Array]) -> tuple[list[Array], list[Array]]:
-        """States before each layer [rows, C], and the graph's outputs."""
+    def _encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
+        """The graph's outputs; notes the states before each layer."""
+        file = self.files[kind]
         graph = self.graphs[file]
         prefix, numbers = self.layers[file]
         taps = [graph.enters(f"{prefix}.{number}.") for number in numbers]
         outputs = [output.name for output in graph.model.graph.output]
         found = graph.run(inputs, [*taps, *outputs])
         arrays = [np.asarray(array, np.float32) for array in found]
-        return [flat(state) for state in arrays[: len(taps)]], arrays[len(taps) :]
+        self.taps.setdefault(file, []).append([flat(state) for state in arrays[: len(taps)]])
+        return arrays[len(taps) :]
 
     def _compare_layers(self, file: str, states: list[Array]) -> None:
         prefix, numbers = self.layers[file]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_export.check.graphs import GraphRunner
 from avl_plugins.errors import AvlError
 from avl_runtime.execute import HostBackend, load_backend
 from avl_runtime.execute.device.backend import DeviceBackend
@@ -26,47 +26,63 @@ CACHES = ("k_active.", "v_active.", "k_parked.", "v_parked.")
 ROWS = ("hidden", "deepstack.", *CACHES)
 
 
-class Runner(Protocol):
-    """Graphs of one package.
+class Runner(ABC):
+    """Graphs of one package, whose failures are one sentence.
 
     Attributes:
         dtype: of the rows that they are given.
         most_rows: new rows that a segment takes at once, None for any number.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    @property
-    def most_rows(self) -> int | None: ...
+    def __init__(
+        self, name: str, manifest: Manifest, dtype: np.dtype[Any], most_rows: int | None = None
+    ) -> None:
+        self.name, self.manifest = name, manifest
+        self.dtype, self.most_rows = dtype, most_rows
 
     def encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
         """Outputs of an encoder, as `Backend.encode`."""
-        ...
+        with self._running(f"the {kind} encoder"):
+            return self._encode(kind, inputs)
 
     def run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs of a decoder segment by name, copies, from all of its inputs by name."""
-        ...
+        with self._running(self.manifest.segments[segment].file):
+            return self._run(segment, feeds)
+
+    @abstractmethod
+    def _encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]: ...
+
+    @abstractmethod
+    def _run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    @contextmanager
+    def _running(self, graph: str) -> Iterator[None]:
+        try:
+            yield
+        except AvlError:
+            raise
+        # The exceptions of ONNX Runtime and TensorRT share no base but Exception.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise BackendError(
+                f"{self.name}: expected {graph} to run, found: {reason}; look at the graph's "
+                "layers with avl-check --layers, and at this machine with avl-doctor"
+            ) from error
 
 
-class HostRunner:
+class HostRunner(Runner):
     """A backend whose segments read and write NumPy arrays."""
 
     def __init__(self, backend: HostBackend, manifest: Manifest) -> None:
-        self.name = backend.name
-        self.dtype = backend.dtype
-        self.most_rows = None
+        super().__init__(backend.name, manifest, backend.dtype)
         self._backend = backend
-        self._manifest = manifest
 
-    def encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
+    def _encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
         return self._backend.encode(kind, inputs)
 
-    def run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        part, dims = self._manifest.segments[segment], self._manifest.dims
+    def _run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        part, dims = self.manifest.segments[segment], self.manifest.dims
         layers = range(part.first_layer, part.last_layer)
         bound = self._backend.bind(
             segment,
@@ -81,7 +97,7 @@ class HostRunner:
         cache.active_len = feeds[f"active_len.{layers[0]}"]
         cache.parked_len = feeds[f"parked_len.{layers[0]}"]
         bound.run(cache, parked=bool(cache.parked_len.any()))
-        last = part == self._manifest.segments[-1]
+        last = part == self.manifest.segments[-1]
         found = {"logits" if last else "hidden_out": bound.output.copy()}
         for index, layer in enumerate(layers):
             for name in ("k_new", "v_new", *MASSES):
@@ -89,19 +105,18 @@ class HostRunner:
         return found
 
 
-class DeviceRunner:
+class DeviceRunner(Runner):
     """A backend whose segments read and write memory of a device, which is filled for each run."""
 
     def __init__(self, backend: DeviceBackend) -> None:
-        self.name = backend.name
-        self.dtype = backend.dtype
-        self.most_rows = backend.limits.prompt_rows
+        rows = backend.limits.prompt_rows
+        super().__init__(backend.name, backend.manifest, backend.dtype, rows)
         self._backend = backend
 
-    def encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
+    def _encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
         return self._backend.encode(kind, inputs)
 
-    def run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
         backend = self._backend
         element, place, memory = backend.element, backend.place, backend.memory
         arrays = {}
@@ -152,44 +167,6 @@ def _padded(array: Array, rows: int) -> Array:
     return np.pad(array, ((0, 0), (0, 0), (0, more), (0, 0)))
 
 
-class GuardedRunner:
-    """A runner whose failures are one sentence."""
-
-    def __init__(self, runner: Runner, manifest: Manifest) -> None:
-        self.name = runner.name
-        self.dtype = runner.dtype
-        self.most_rows = runner.most_rows
-        self._runner = runner
-        self._segments = [segment.file for segment in manifest.segments]
-
-    def encode(self, kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
-        with self._running(f"the {kind} encoder"):
-            return self._runner.encode(kind, inputs)
-
-    def run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        with self._running(self._segments[segment]):
-            return self._runner.run(segment, feeds)
-
-    @contextmanager
-    def _running(self, graph: str) -> Iterator[None]:
-        try:
-            yield
-        except AvlError:
-            raise
-        # The exceptions of ONNX Runtime and TensorRT share no base but Exception.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise BackendError(
-                f"{self.name}: expected {graph} to run, found: {reason}; look at the graph's "
-                "layers with avl-check --layers, and at this machine with avl-doctor"
-            ) from error
-
-
-def graph_runner(package: Package, taps: bool = False) -> Runner:
-    """The graphs of `package` as they are, see `GraphRunner`."""
-    return GuardedRunner(GraphRunner(package, taps), package.manifest)
-
-
 def load_runner(name: str, package: Package) -> Runner:
     """The graphs of `package` on the backend called `name`.
 
@@ -197,9 +174,6 @@ def load_runner(name: str, package: Package) -> Runner:
         BackendError: that backend cannot run the package on this machine.
     """
     backend = load_backend(name, package, None)
-    runner: Runner = (
-        DeviceRunner(backend)
-        if isinstance(backend, DeviceBackend)
-        else HostRunner(backend, package.manifest)
-    )
-    return GuardedRunner(runner, package.manifest)
+    if isinstance(backend, DeviceBackend):
+        return DeviceRunner(backend)
+    return HostRunner(backend, package.manifest)

@@ -19,7 +19,7 @@ from avl_runtime.package.manifest import Dims, Manifest, Segment
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
 from avl_runtime.prompts.processor import Processor, Prompt
-from avl_runtime.vision import Features, Kind, Media
+from avl_runtime.vision import Features, Kind
 
 DECODE = 3
 QUESTION = "What is in the picture?"
@@ -29,6 +29,7 @@ FRAMES = 3
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Mode = Literal["dense", "avl", "parked"]
+Encode = Callable[[Kind, Mapping[str, Array]], list[Array]]  # see `Runner.encode`
 # Hears of a run: what it belongs to, which segment, its inputs and its outputs.
 Hear = Callable[[str, int, Mapping[str, Array], Mapping[str, Array]], None]
 
@@ -66,17 +67,12 @@ class Rows:
         }
 
 
-def encode(
-    runner: Runner,
-    media: Media,
-    hear: Callable[[Kind, Mapping[str, Array], Sequence[Array]], None] = lambda *_: None,
-) -> Features:
-    """Features of a picture or video; `hear` is told of each run of its encoder."""
-    runs = []
-    for inputs in media.runs():
-        runs.append(runner.encode(media.kind, inputs))
-        hear(media.kind, inputs, runs[-1])
-    return media.features(runs)
+def encoded(prompt: Prompt, encode: Encode) -> list[Features]:
+    """Features of a prompt's pictures and videos."""
+    return [
+        media.features([encode(media.kind, inputs) for inputs in media.runs()])
+        for media in prompt.media
+    ]
 
 
 def embed(package: Package, prompt: Prompt) -> Array:
