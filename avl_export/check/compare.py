@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from avl_export.check.graphs import GraphRunner
 from avl_export.check.reference import Reference
-from avl_export.check.runners import MASSES, Runner
+from avl_export.check.runners import Runner
 from avl_export.check.table import CheckError, Output, Row, Table, flat, ignore, largest
-from avl_export.check.walk import Mode, check_prompt, encoded, layers_of, rows_of, walk
-from avl_runtime.package.manifest import Manifest, Segment
+from avl_export.check.walk import Mode, check_prompt, encoded, rows_of, walk
+from avl_plugins import graph_io
+from avl_plugins.graph_io import CACHED, HIDDEN, LOGITS, MADE, MASSES, STATE, TAP, named
+from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.vision import Kind
 
@@ -60,12 +62,12 @@ class Report:
     @property
     def logits(self) -> float:
         """The largest logit difference."""
-        return max(row.difference for row in self._of("logits"))
+        return max(row.difference for row in self._of(LOGITS))
 
     @property
     def logit_scale(self) -> float:
         """The largest logit, to judge it by."""
-        return max(row.largest for row in self._of("logits"))
+        return max(row.largest for row in self._of(LOGITS))
 
     @property
     def features(self) -> float:
@@ -177,7 +179,8 @@ def compare_backends(
         label: str, number: int, feeds: Mapping[str, Array], found: Mapping[str, Array]
     ) -> None:
         segment = manifest.segments[number]
-        outputs = _outputs(segment, tested.run(number, feeds), found, feeds)
+        graph = manifest.graph_of(segment)
+        outputs = _outputs(graph, tested.run(number, feeds), found, feeds)
         table.add(f"{label} {graph_name(segment.file)}", outputs)
 
     rows = rows_of(package, prompt, encoded(prompt, encode))
@@ -222,45 +225,47 @@ def _run_against(
             runs: list[dict[str, list[Array]]] = runs,
         ) -> None:
             for name, array in found.items():
-                if not name.startswith(MASSES):
+                if graph_io.kind_of(name) not in MASSES:
                     runs[number].setdefault(name, []).append(np.array(array, np.float32))
 
         walk(manifest, tested, rows, mode, keep)
         for segment, kept in zip(manifest.segments, runs, strict=True):
             found = {name: _joined(name, arrays) for name, arrays in kept.items()}
-            ends = np.cumsum([run.shape[2] for run in kept[f"k_new.{segment.first_layer}"]]) - 1
+            keys = kept[named(MADE.keys, segment.first_layer)]
+            ends = np.cumsum([run.shape[2] for run in keys]) - 1
             given = {
-                "hidden_out": expected[f"layer_out.{segment.last_layer - 1}"],
-                "logits": expected["logits"][ends],
+                STATE: expected[named(TAP, segment.last_layer - 1)],
+                LOGITS: expected[LOGITS][ends],
             }
             place = f"{mode} {graph_name(segment.file)}"
-            table.add(place, _outputs(segment, found, {**expected, **given}))
+            graph = manifest.graph_of(segment)
+            table.add(place, _outputs(graph, found, {**expected, **given}))
 
 
 def _joined(name: str, arrays: Sequence[Array]) -> Array:
     """The outputs of runs over all rows, one after the other, see `Reference`."""
-    if name.startswith(("k_new.", "v_new.")):
+    if graph_io.kind_of(name) in (MADE.keys, MADE.values):
         return np.concatenate([array[0] for array in arrays], 1)
     return np.concatenate([flat(array) for array in arrays])
 
 
 def _outputs(
-    segment: Segment,
+    graph: graph_io.Segment,
     found: Mapping[str, Array],
     expected: Mapping[str, Array],
     feeds: Mapping[str, Array] | None = None,
 ) -> list[Output]:
     """The outputs of a segment, layer by layer, and what it hands on; masses if fed the same."""
     outputs = []
-    for layer in layers_of(segment):
-        names = [f"{kind}.{layer}" for kind in ("k_new", "v_new")]
+    for layer in graph.layers:
+        names = [named(kind, layer) for kind in (MADE.keys, MADE.values)]
         outputs += [Output(name, found[name], expected[name]) for name in names]
         if feeds is not None:
             outputs += _masses(layer, found, expected, feeds)
-        name = f"layer_out.{layer}"
+        name = named(TAP, layer)
         if name in found:
             outputs.append(Output(name, found[name], expected[name]))
-    last = "logits" if "logits" in found else "hidden_out"
+    last = graph.result
     return [*outputs, Output(last, found[last], expected[last])]
 
 
@@ -271,9 +276,9 @@ def _masses(
     feeds: Mapping[str, Array],
 ) -> list[Output]:
     # Rows behind a cache's length have no meaning.
-    active, parked = (int(feeds[f"{place}_len.{layer}"][0]) for place in ("active", "parked"))
-    lengths = zip(MASSES, (active, parked, feeds["hidden"].shape[1]), strict=True)
-    read = {f"{name}.{layer}": rows for name, rows in lengths if rows}
+    active, parked = (int(feeds[named(place.length, layer)][0]) for place in CACHED)
+    lengths = zip(MASSES, (active, parked, feeds[HIDDEN].shape[1]), strict=True)
+    read = {named(kind, layer): rows for kind, rows in lengths if rows}
     # All are parts of one softmax: what is little in the whole of it may differ by as much.
     scale = max(largest(expected[name][..., :rows]) for name, rows in read.items())
     return [
@@ -288,6 +293,6 @@ def _where(manifest: Manifest, table: Table) -> str:
     for row in table.rows:
         *_, graph, output = row.name.split()
         kind, _, layer = output.partition(".")
-        if not row.ok and kind in ("layer_out", "hidden_out"):
+        if not row.ok and kind in (TAP, STATE):
             return f"decoder layer {layer or last[graph]}"
     return "the final norm, the output matrix or the reading of caches"

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 
 from avl_export.check.runners import Runner
+from avl_plugins import graph_io
 from avl_runtime.package.package import Package
 from avl_runtime.vision import Kind
 
@@ -150,7 +151,7 @@ class GraphRunner(Runner):
             model = onnx.load(package.file(file), load_external_data=False)
             if taps:
                 made = [name for node in model.graph.node for name in node.output]
-                states = [name for name in made if name.startswith("layer_out.")]
+                states = [name for name in made if graph_io.kind_of(name) == graph_io.TAP]
                 model.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, states))
             self._sessions[file] = _session(package, model)
 

@@ -23,6 +23,7 @@ from avl_export.check.reference import Load, empty_model, forward, watch
 from avl_export.check.table import Row, Table, flat, ignore, largest
 from avl_export.check.walk import Places, Rows, check_prompt, embed, encoded
 from avl_export.families import Family
+from avl_plugins.graph_io import DEEPSTACK, HIDDEN, LOGITS, STATE, TAP, named
 from avl_runtime.package.manifest import Segment
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.processor import Prompt
@@ -79,11 +80,11 @@ class _Decoder:
         segment, graph = self._graph(layer)
         feeds = self._feeds_of(segment, layer, given)
         if layer in segment.deepstack:
-            feeds[f"deepstack.{layer}"] = after - out
+            feeds[named(DEEPSTACK, layer)] = after - out
             self.encoders.compare_deepstack(layer, (after - out)[0])
-        name = f"layer_out.{layer}"
+        name = named(TAP, layer)
         if name not in graph.made_by:
-            name = "hidden_out"
+            name = STATE
         (found,) = graph.run(feeds, [name])
         self._rank, self._last = found.ndim, (layer, after)
         self.table.add_state(f"decoder layer {layer}", found, after, given)
@@ -94,7 +95,7 @@ class _Decoder:
             raise RuntimeError("logits before any layer")
         layer, given = self._last
         segment, graph = self._graph(layer)
-        (found,) = graph.run(self._feeds_of(segment, layer + 1, given), ["logits"])
+        (found,) = graph.run(self._feeds_of(segment, layer + 1, given), [LOGITS])
         self.table.add_state("final norm and output matrix", found, logits)
 
     def _graph(self, layer: int) -> tuple[Segment, Graph]:
@@ -105,11 +106,11 @@ class _Decoder:
 
     def _feeds_of(self, segment: Segment, layer: int, given: Array) -> dict[str, Array]:
         """What `layer` reads: its input, positions, and empty caches."""
-        feeds = {"hidden": given, **self._feeds}
+        feeds = {HIDDEN: given, **self._feeds}
         if layer > segment.first_layer:
             # Inside a segment a state may lie as rows [B * S, C], see flatten.py.
             matrix = given.reshape(-1, given.shape[-1])
-            feeds[f"layer_out.{layer - 1}"] = matrix if self._rank == 2 else given
+            feeds[named(TAP, layer - 1)] = matrix if self._rank == 2 else given
         if layer < segment.last_layer:
             feeds |= self._empty.feeds(layer, parked=False)
         return feeds

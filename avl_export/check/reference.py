@@ -29,6 +29,7 @@ from avl_export.checkpoint.weight_map import map_weights
 from avl_export.families import Family
 from avl_export.quantize.packaged import read_packaged
 from avl_export.quantize.reading import read_weight
+from avl_plugins.graph_io import LOGITS, MADE, TAP, named
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.processor import Prompt
 
@@ -74,9 +75,9 @@ def read_reference(
     if not quantized:
         return Reference(found)
     set_codes(package, model)
-    logits = found["logits"]
+    logits = found[LOGITS]
     found = tensors(family, model, prompt)
-    return Reference(found, float(np.abs(found["logits"] - logits).max()))
+    return Reference(found, float(np.abs(found[LOGITS] - logits).max()))
 
 
 def tensors(
@@ -88,13 +89,13 @@ def tensors(
     def hear(layer: int, given: Array, _out: Array, after: Array) -> None:
         if layer == 0:
             found["embedded"] = given[0]
-        found[f"layer_out.{layer}"] = after[0]
+        found[named(TAP, layer)] = after[0]
 
     out = forward(family, model, prompt, hear, load, use_cache=True)
     for layer, cache in enumerate(out.past_key_values.layers):
-        found[f"k_new.{layer}"] = cache.keys[0].float().numpy()
-        found[f"v_new.{layer}"] = cache.values[0].float().numpy()
-    found["logits"] = out.logits[0].float().numpy()
+        found[named(MADE.keys, layer)] = cache.keys[0].float().numpy()
+        found[named(MADE.values, layer)] = cache.values[0].float().numpy()
+    found[LOGITS] = out.logits[0].float().numpy()
     return found
 
 

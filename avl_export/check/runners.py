@@ -11,19 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
+from avl_plugins.graph_io import (
+    ACTIVE,
+    CACHED_ROWS,
+    DEEPSTACK,
+    HIDDEN,
+    PARKED,
+    POSITIONS,
+    RESULTS,
+    WEIGHTS,
+    is_cached_rows,
+    named,
+)
 from avl_runtime.execute import HostBackend, load_backend
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.tensors import Tensor, Use
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.kv.cache import SegmentCache
-from avl_runtime.package.manifest import Manifest, Segment
+from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.vision import Kind
 
 Array = NDArray[Any]
-MASSES = ("mass_active", "mass_parked", "mass_new")
-CACHES = ("k_active.", "v_active.", "k_parked.", "v_parked.")
-ROWS = ("hidden", "deepstack.", *CACHES)
 
 
 class Runner(ABC):
@@ -82,26 +91,25 @@ class HostRunner(Runner):
         return self._backend.encode(kind, inputs)
 
     def _run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        part, dims = self.manifest.segments[segment], self.manifest.dims
-        layers = range(part.first_layer, part.last_layer)
+        graph = self.manifest.graph_of(self.manifest.segments[segment])
+        dims, layers = self.manifest.dims, graph.layers
         bound = self._backend.bind(
             segment,
-            feeds["hidden"],
-            feeds["position_ids"],
-            feeds["row_weights"],
-            [feeds[f"deepstack.{layer}"] for layer in part.deepstack],
+            feeds[HIDDEN],
+            feeds[POSITIONS],
+            feeds[WEIGHTS],
+            [feeds[named(DEEPSTACK, layer)] for layer in graph.deepstack],
         )
         cache = SegmentCache(len(layers), 1, dims.num_kv_heads, dims.head_dim, self.dtype)
-        for name in ("k_active", "v_active", "k_parked", "v_parked"):
-            setattr(cache, name, [feeds[f"{name}.{layer}"] for layer in layers])
-        cache.active_len = feeds[f"active_len.{layers[0]}"]
-        cache.parked_len = feeds[f"parked_len.{layers[0]}"]
+        for kind in CACHED_ROWS:
+            setattr(cache, kind, [feeds[named(kind, layer)] for layer in layers])
+        cache.active_len = feeds[named(ACTIVE.length, layers[0])]
+        cache.parked_len = feeds[named(PARKED.length, layers[0])]
         bound.run(cache, parked=bool(cache.parked_len.any()))
-        last = part == self.manifest.segments[-1]
-        found = {"logits" if last else "hidden_out": bound.output.copy()}
+        found = {graph.result: bound.output.copy()}
         for index, layer in enumerate(layers):
-            for name in ("k_new", "v_new", *MASSES):
-                found[f"{name}.{layer}"] = getattr(bound, name)[index].copy()
+            for kind in RESULTS:
+                found[named(kind, layer)] = getattr(bound, kind)[index].copy()
         return found
 
 
@@ -119,46 +127,33 @@ class DeviceRunner(Runner):
     def _run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
         backend = self._backend
         element, place, memory = backend.element, backend.place, backend.memory
+        graph = backend.manifest.graph_of(backend.manifest.segments[segment])
         arrays = {}
-        for name, given in feeds.items():
-            whole = given
-            if name.startswith(CACHES):
-                whole = _padded(given, place.room(given.shape[2]))
-            arrays[name] = element.encode(whole) if name.startswith(ROWS) else whole
-        part = backend.manifest.segments[segment]
+        for value in graph.inputs():
+            whole = feeds[value.name]
+            if is_cached_rows(value.name):
+                whole = _padded(whole, place.room(whole.shape[2]))
+            arrays[value.name] = element.encode(whole) if value.dtype == "T" else whole
+        sizes = graph.sizes({name: array.shape for name, array in arrays.items()})
+        rounded = {value.name for value in graph.outputs() if value.dtype == "T"}
         found = {
-            name: np.empty(shape, np.float32 if name.startswith(MASSES) else element.stored)
-            for name, shape in _output_shapes(backend.manifest, part, arrays).items()
+            value.name: np.empty(
+                value.sized(sizes), element.stored if value.name in rounded else np.float32
+            )
+            for value in graph.outputs()
         }
         # Buffers live until the run is over.
         buffers = {n: memory.allocate("scratch", a.nbytes) for n, a in (arrays | found).items()}
         for name, array in arrays.items():
             memory.device.upload(buffers[name].address, np.ascontiguousarray(array))
-        parked = feeds[f"parked_len.{part.first_layer}"].any()
-        use: Use = "prompt" if feeds["hidden"].shape[1] > 1 else "refresh" if parked else "step"
+        parked = feeds[named(PARKED.length, graph.first)].any()
+        use: Use = "prompt" if feeds[HIDDEN].shape[1] > 1 else "refresh" if parked else "step"
         tensors = {n: Tensor(buffers[n].address, a.shape) for n, a in (arrays | found).items()}
         backend.segments[segment].run(tensors, use)
         for name, array in found.items():
             memory.device.download(array, buffers[name].address)
         memory.device.synchronize()
-        return {n: a if n.startswith(MASSES) else element.decode(a) for n, a in found.items()}
-
-
-def _output_shapes(
-    manifest: Manifest, segment: Segment, inputs: Mapping[str, Array]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of all outputs of a segment."""
-    dims, (batch, rows, width) = manifest.dims, inputs["hidden"].shape
-    last = segment == manifest.segments[-1]
-    name, shape = ("logits", (1, dims.vocab_size)) if last else ("hidden_out", (rows, width))
-    found: dict[str, tuple[int, ...]] = {name: (batch, *shape)}
-    for layer in range(segment.first_layer, segment.last_layer):
-        active, parked = (inputs[f"k_{at}.{layer}"].shape[2] for at in ("active", "parked"))
-        for kind in ("k_new", "v_new"):
-            found[f"{kind}.{layer}"] = (batch, dims.num_kv_heads, rows, dims.head_dim)
-        for mass, keys in zip(MASSES, (active, parked, rows), strict=True):
-            found[f"{mass}.{layer}"] = (batch, dims.num_kv_heads, 2, keys)
-    return found
+        return {n: element.decode(a) if n in rounded else a for n, a in found.items()}
 
 
 def _padded(array: Array, rows: int) -> Array:

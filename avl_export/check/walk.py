@@ -15,7 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_export.check.runners import Runner
-from avl_runtime.package.manifest import Dims, Manifest, Segment
+from avl_plugins import graph_io
+from avl_plugins.graph_io import (
+    ACTIVE,
+    DEEPSTACK,
+    HIDDEN,
+    MADE,
+    PARKED,
+    POSITIONS,
+    STATE,
+    WEIGHTS,
+    named,
+)
+from avl_runtime.package.manifest import Dims, Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
 from avl_runtime.prompts.processor import Processor, Prompt
@@ -62,8 +74,8 @@ class Rows:
         text = ~self.image_mask[begin:end]
         last = np.arange(end - begin) == end - begin - 1
         return {
-            "position_ids": ids if len(ids) == 1 else ids[:, None],
-            "row_weights": np.stack([last, text])[None].astype(np.float32),
+            POSITIONS: graph_io.positions(ids),
+            WEIGHTS: np.stack([last, text])[None].astype(np.float32),
         }
 
 
@@ -125,22 +137,18 @@ def walk(
         state = np.ascontiguousarray(rows.hidden[None, begin:end], dtype)
         new: list[tuple[Array, Array]] = []
         for index, segment in enumerate(manifest.segments):
-            given = {"hidden": state, **feeds}
+            layers = manifest.graph_of(segment).layers
+            given = {HIDDEN: state, **feeds}
             for layer in segment.deepstack:
                 added = rows.deepstack[manifest.deepstack_layers.index(layer)]
-                given[f"deepstack.{layer}"] = np.ascontiguousarray(added[None, begin:end], dtype)
-            for layer in layers_of(segment):
+                given[named(DEEPSTACK, layer)] = np.ascontiguousarray(added[None, begin:end], dtype)
+            for layer in layers:
                 given |= places.feeds(layer, parked=mode == "parked" or step % 2 == 0)
             found = runner.run(index, given)
             hear(label, index, given, found)
-            new += [(found[f"k_new.{n}"], found[f"v_new.{n}"]) for n in layers_of(segment)]
-            state = found.get("hidden_out", state)
+            new += [(found[named(MADE.keys, n)], found[named(MADE.values, n)]) for n in layers]
+            state = found.get(STATE, state)
         places.append(new)
-
-
-def layers_of(segment: Segment) -> range:
-    """The numbers of a segment's layers."""
-    return range(segment.first_layer, segment.last_layer)
 
 
 class Places:
@@ -169,13 +177,10 @@ class Places:
     def feeds(self, layer: int, parked: bool) -> dict[str, Array]:
         """A layer's caches as its graph takes them; an empty one is one row of length 0."""
         found: dict[str, Array] = {}
-        kept = {
-            "active": self._active[layer],
-            "parked": self._parked[layer] if parked else self._nothing,
-        }
-        for place, (k, v) in kept.items():
+        apart = self._parked[layer] if parked else self._nothing
+        for place, (k, v) in ((ACTIVE, self._active[layer]), (PARKED, apart)):
             rows = k.shape[2]
-            found[f"{place}_len.{layer}"] = np.array([rows])
-            found[f"k_{place}.{layer}"] = np.ascontiguousarray(k) if rows else self._empty
-            found[f"v_{place}.{layer}"] = np.ascontiguousarray(v) if rows else self._empty
+            found[named(place.length, layer)] = np.array([rows])
+            for kind, array in ((place.keys, k), (place.values, v)):
+                found[named(kind, layer)] = np.ascontiguousarray(array) if rows else self._empty
         return found

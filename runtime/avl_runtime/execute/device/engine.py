@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.graph_io import is_cached_rows
 from avl_runtime.execute.device.elements import ELEMENTS, Element
 from avl_runtime.execute.device.memory import ALIGNMENT, Buffer, Memory
 from avl_runtime.execute.device.protocol import DeviceError
@@ -23,7 +24,6 @@ from avl_runtime.execute.device.tensors import Tensor, Use
 from avl_runtime.execute.protocol import BackendError
 
 PROFILES: Mapping[Use, int] = {"step": 0, "refresh": 0, "prompt": 1}
-CACHES = ("k_active.", "v_active.", "k_parked.", "v_parked.")
 _FLOATS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 _WHOLE = {"INT64": np.int64, "INT32": np.int32, "BOOL": np.bool_, "UINT8": np.uint8}
 
@@ -178,7 +178,7 @@ class EngineSegment:
 
     def _blocked(self, name: str, tensor: Tensor) -> Tensor:
         block = self._row_block
-        if block == 1 or not name.startswith(CACHES):
+        if block == 1 or not is_cached_rows(name):
             return tensor
         batch, heads, rows, width = tensor.shape
         return Tensor(tensor.address, (batch, heads, rows // block, block, width))
