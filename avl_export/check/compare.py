@@ -175,18 +175,16 @@ def compare_backends(
         table.add(graph_name(manifest.encoders[kind]), [Output(*pair) for pair in pairs])
         return outputs
 
-    def ran(
-        label: str, number: int, feeds: Mapping[str, Array], found: Mapping[str, Array]
-    ) -> None:
-        segment = manifest.segments[number]
-        graph = manifest.graph_of(segment)
-        outputs = _outputs(graph, tested.run(number, feeds), found, feeds)
-        table.add(f"{label} {graph_name(segment.file)}", outputs)
-
     rows = rows_of(package, prompt, encoded(prompt, encode))
     modes: tuple[Mode, ...] = ("dense", "avl")
     for mode in modes:
-        walk(manifest, reference, rows, mode, ran, tested.most_rows)
+        for step, number, feeds, expected in walk(
+            manifest, reference, rows, mode, tested.most_rows
+        ):
+            segment = manifest.segments[number]
+            found = tested.run(number, feeds)
+            outputs = _outputs(manifest.graph_of(segment), found, expected, feeds)
+            table.add(f"{step} {graph_name(segment.file)}", outputs)
     table.refuse(tested.name, reference.name, OTHER)
     return table.rows
 
@@ -216,23 +214,14 @@ def _run_against(
     rows = rows_of(package, prompt, parts)
     for mode in modes:
         runs: list[dict[str, list[Array]]] = [{} for _ in manifest.segments]
-
-        def keep(
-            _label: str,
-            number: int,
-            _feeds: Mapping[str, Array],
-            found: Mapping[str, Array],
-            runs: list[dict[str, list[Array]]] = runs,
-        ) -> None:
-            for name, array in found.items():
+        for run in walk(manifest, tested, rows, mode):
+            for name, array in run.found.items():
                 if graph_io.kind_of(name) not in MASSES:
-                    runs[number].setdefault(name, []).append(np.array(array, np.float32))
-
-        walk(manifest, tested, rows, mode, keep)
+                    runs[run.segment].setdefault(name, []).append(np.asarray(array, np.float32))
         for segment, kept in zip(manifest.segments, runs, strict=True):
             found = {name: _joined(name, arrays) for name, arrays in kept.items()}
             keys = kept[named(MADE.keys, segment.first_layer)]
-            ends = np.cumsum([run.shape[2] for run in keys]) - 1
+            ends = np.cumsum([array.shape[2] for array in keys]) - 1
             given = {
                 STATE: expected[named(TAP, segment.last_layer - 1)],
                 LOGITS: expected[LOGITS][ends],

@@ -6,10 +6,10 @@ rows are kept, parked and dropped here by the simplest means.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,6 @@ Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Mode = Literal["dense", "avl", "parked"]
 Encode = Callable[[Kind, Mapping[str, Array]], list[Array]]  # see `Runner.encode`
-# Hears of a run: what it belongs to, which segment, its inputs and its outputs.
-Hear = Callable[[str, int, Mapping[str, Array], Mapping[str, Array]], None]
 
 
 def check_prompt(package: Package) -> Prompt:
@@ -102,14 +100,22 @@ def rows_of(package: Package, prompt: Prompt, parts: Sequence[Features]) -> Rows
     return Rows(hidden, prompt.positions, deepstack, mask)
 
 
+class Run(NamedTuple):
+    """One run of a segment: the step that it belongs to, the segment's number, its tensors."""
+
+    step: str
+    segment: int
+    feeds: Mapping[str, Array]
+    found: Mapping[str, Array]
+
+
 def walk(
     manifest: Manifest,
     runner: Runner,
     rows: Rows,
     mode: Mode,
-    hear: Hear,
     most_rows: int | None = None,
-) -> None:
+) -> Iterator[Run]:
     """Read all rows but the last DECODE in two chunks or more, and then these one at a time.
 
     Args:
@@ -145,7 +151,7 @@ def walk(
             for layer in layers:
                 given |= places.feeds(layer, parked=mode == "parked" or step % 2 == 0)
             found = runner.run(index, given)
-            hear(label, index, given, found)
+            yield Run(label, index, given, found)
             new += [(found[named(MADE.keys, n)], found[named(MADE.values, n)]) for n in layers]
             state = found.get(STATE, state)
         places.append(new)
