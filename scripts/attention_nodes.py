@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from avl_plugins import cpu
 from avl_plugins.bodies.function import attention_node_attributes, split_cache_attention_functions
-from avl_plugins.policies import parse
+from avl_plugins.policies import Divide, Refresh, parse
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 from avl_runtime.kv.cache import SegmentCache
 
@@ -41,11 +41,13 @@ class Candidate:
 
 def candidate(policy: str) -> Candidate:
     """The cache that `policy` leaves."""
-    split = parse(policy).plan().split
-    if split is None:
+    actions = parse(policy).actions()
+    divide = next((one for one in actions if isinstance(one, Divide)), None)
+    refresh = next((one for one in actions if isinstance(one, Refresh)), None)
+    if divide is None or refresh is None:
         return Candidate(VISUAL)
-    core, kept = round(split.core * VISUAL), round(split.keep * VISUAL)
-    return Candidate(core, kept - core, split.refresh)
+    core, kept = round(divide.core * VISUAL), round(divide.keep * VISUAL)
+    return Candidate(core, kept - core, refresh.every)
 
 
 CANDIDATES = {name: candidate(name) for name in ("dense", "avl", "avl:core=0.1,refresh=8")}
@@ -97,11 +99,11 @@ def cache_of(candidate: Candidate, batch: int) -> SegmentCache:
         return [numbers.standard_normal(shape, np.float32) for _ in range(LAYERS)]
 
     active = candidate.core + TEXT
-    cache.k_active, cache.v_active = rows(active), rows(active)
+    cache.active = rows(active), rows(active)
     cache.positions = np.zeros((LAYERS, batch, KV_HEADS, active), np.int64) + np.arange(active)
     cache.active_len[:], cache.image_rows[:] = active, candidate.core
     if candidate.parked:
-        cache.k_parked, cache.v_parked = rows(candidate.parked), rows(candidate.parked)
+        cache.parked = rows(candidate.parked), rows(candidate.parked)
         cache.parked_positions = active + np.broadcast_to(
             np.arange(candidate.parked), (LAYERS, batch, candidate.parked)
         )
@@ -116,15 +118,15 @@ def bound(
 
     Masses are made where they are read, at a refresh.
     """
-    batch, weightings = len(cache.active_len), 2 if refresh else 0
+    batch, weightings = cache.batch, 2 if refresh else 0
     nothing = [np.zeros((batch, KV_HEADS, 1, HEAD_DIM), np.float32)] * LAYERS
     arrays = {
         "q": row,
         "k_new": row[:, :KV_HEADS].copy(),
         "v_new": row[:, :KV_HEADS].copy(),
         "row_weights": np.ones((batch, weightings, 1), np.float32),
-        "active_len": cache.active_len,
-        "parked_len": cache.parked_len if refresh else np.zeros(batch, np.int64),
+        "active_len": cache.active_len[0],
+        "parked_len": cache.parked_len[0] if refresh else np.zeros(batch, np.int64),
     }
     per_layer = {
         "k_active": cache.k_active,

@@ -56,17 +56,17 @@ ANGLES = {"unrelated": math.pi / 2, "alike": 0.2}  # radians from one refresh's 
 
 def moved_rows(cache: SegmentCache, count: int, numbers: np.random.Generator) -> float:
     """Seconds that NumPy takes to swap `count` rows of every layer, which are then swapped back."""
-    core, apart = int(cache.image_rows[0]), int(cache.parked_len[0])
+    core, apart = int(cache.image_rows[0, 0]), int(cache.parked_len[0, 0])
     spent = 0.0
-    for row in range(len(cache.active_len)):
+    for seq in range(cache.batch):
         leaving, entering = np.zeros((LAYERS, core), np.bool_), np.zeros((LAYERS, apart), np.bool_)
         for layer in range(LAYERS):
             leaving[layer, numbers.choice(core, count, replace=False)] = True
             entering[layer, numbers.choice(apart, count, replace=False)] = True
         begun = time.perf_counter()
-        exchange(cache, row, leaving, entering)
+        exchange(cache, seq, leaving, entering)
         spent += time.perf_counter() - begun
-        exchange(cache, row, leaving, entering)
+        exchange(cache, seq, leaving, entering)
     return spent
 
 

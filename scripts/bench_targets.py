@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from avl_plugins.policies import parse
+from avl_plugins.policies import Divide, Refresh, parse
 
 AVL = "avl"
 TIGHT = "avl:core=0.1,refresh=8"
@@ -205,14 +205,16 @@ def _fewer_bytes(records: Mapping[str, Report], record: str, bits: float, name: 
     dims, asked = records[record]["dims"], records[record]["workload"]
     weights, row = weight_bytes(dims, bits), row_bytes(dims)
     text, visual = asked["text_tokens"] + asked["new_tokens"] / 2, asked["visual_tokens"]
-    split = parse(name).plan().split
-    if split is None:
+    actions = parse(name).actions()
+    divide = next((one for one in actions if isinstance(one, Divide)), None)
+    refresh = next((one for one in actions if isinstance(one, Refresh)), None)
+    if divide is None or refresh is None:
         raise ValueError(f"expected a policy that splits image rows, found {name}")
 
     def read(share: float) -> float:
         return float(weights + asked["batch"] * row * (text + share * visual))
 
-    return read(1) / read(split.core + (split.keep - split.core) / split.refresh)
+    return read(1) / read(divide.core + (divide.keep - divide.core) / refresh.every)
 
 
 def _peak(records: Mapping[str, Report], rows: Mapping[str, Rows], record: str, name: str) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
-from avl_runtime.generate.device_decode import DeviceDecoder
+from avl_runtime.execute.device.batch import DeviceBatch
 from avl_runtime.generate.results import Result
 from avl_runtime.tasks import sample
 
@@ -35,11 +35,11 @@ def check(model: LVLM, reference: LVLM, policies: Sequence[str], steps: int) -> 
     found = {}
     for policy in policies:
         expected, ours = _ask(reference, policy, steps), _ask(model, policy, steps)
-        records, DeviceDecoder.records = DeviceDecoder.records, False
+        records, DeviceBatch.records = DeviceBatch.records, False
         try:
             plain = _ask(model, policy, steps)
         finally:
-            DeviceDecoder.records = records
+            DeviceBatch.records = records
         difference = _difference(ours, expected)
         found[policy] = {
             "same_tokens": ours.token_ids == expected.token_ids,

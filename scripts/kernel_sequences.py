@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from avl_plugins.kernels.catalog import VARIANTS, scale_bits, variant_of
-from avl_plugins.policies.split import Split
-from avl_plugins.policies.text import TextBudget
+from avl_plugins.policies import ACTIVE, Divide, Refresh, TextBudget, View
 from kernel_cases import Launch
 from kernel_moves import UNSET, pointers, run_update
 
@@ -109,7 +108,7 @@ def refreshes(launch: Launch, device: str, seed: int, steps: int) -> list[str]:
     """
     rng = np.random.default_rng(seed)
     images, text = [60, 45], 8
-    splits = (Split(0.7, 0.3, 1, None), Split(0.5, 0.2, 1, None))
+    splits = (Divide(0.7, 0.3), Divide(0.5, 0.2))
     layers = [empty_layer(60, 40, device), empty_layer(50, 30, device)]
     rows = [Rows.random(rng, max(images) + text + steps, device) for _ in layers]
     for layer, made, split in zip(layers, rows, splits, strict=True):
@@ -141,7 +140,7 @@ def refreshes(launch: Launch, device: str, seed: int, steps: int) -> list[str]:
     return failed
 
 
-def _core(layer: Layer, split: Split, b: int, total: int) -> set[int]:
+def _core(layer: Layer, split: Divide, b: int, total: int) -> set[int]:
     """The tokens that the policy chooses from the masses of a step."""
     core, apart = int(layer["core_len"][b]), int(layer["parked_len"][b])
     mass = torch.cat(
@@ -149,7 +148,8 @@ def _core(layer: Layer, split: Split, b: int, total: int) -> set[int]:
     )
     tokens = torch.cat([layer["positions"][b, 0, :core], layer["parked_positions"][b, :apart]])
     scores = mass.cpu().numpy().sum(0)[None]
-    core_mask = split.new_core(scores, tokens.cpu().numpy()[None], total, 0, 1)[0]
+    view = View(tokens.cpu().numpy()[None], scores, 0, 1, total)
+    core_mask = Refresh(split.core, 1).choose(view)[0] == ACTIVE
     return set(tokens.cpu()[torch.from_numpy(core_mask)].tolist())
 
 
@@ -257,7 +257,7 @@ def _keep(
     after = {t: before.get(t, 0.0) + float(m) for t, m in zip(tokens, step, strict=True)}
     text = [token for token in tokens if token >= first_text]
     scores = np.array([[after[token] for token in text]])
-    kept = budget.kept(scores, np.array([text]), n_text)[0]
+    kept = budget.choose(View(np.array([text]), scores, 0, 1, n_text))[0] == ACTIVE
     dropped = {token for token, stays in zip(text, kept, strict=True) if not stays}
     gathered[b, h] = {t: m for t, m in after.items() if t not in dropped}
 

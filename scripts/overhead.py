@@ -27,7 +27,7 @@ from PIL import Image
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.generate.options import Options
-from avl_runtime.requests.loaded import Request
+from avl_runtime.requests import Request, Scheduler
 
 LAYERS = 8
 POLICIES = ("dense", "avl", "avl:text=0.6", "fastv", "avl+fastv")
@@ -103,12 +103,15 @@ def step_overheads(model: LVLM, policy: str, tokens: int) -> list[float]:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (168, 168, 3), np.uint8))
     prompt = model.processor.encode("Describe the image.", [image])
     loaded, options = model.loaded, Options.neutral(tokens)
-    request = Request(loaded, [loaded.conversation()], [prompt], parse(policy), options)
-    steps = request.steps()
-    found = []
-    next(steps)  # prefill and the first token
+    request = Request(loaded, prompt, parse(policy), options)
+    scheduler = Scheduler(model)
+    scheduler.submit(request)
+    found: list[float] = []
+    while not scheduler.step():  # prefill and the first token
+        pass
     before, begun = Timed.spent, time.perf_counter()
-    for _ in steps:
+    while not request.done:
+        scheduler.step()
         now = time.perf_counter()
         found.append((now - begun - (Timed.spent - before)) * 1e3)
         before, begun = Timed.spent, now

@@ -90,7 +90,7 @@ def log_probabilities(model: LVLM, count: int) -> Answers:
             ids = tokenizer.encode(f" {sample.answer}", add_special_tokens=False).ids
             answer = np.array([*ids, tokens.eos[0]])
             prompt = model.processor.encode(sample.prompt, [sample.image])
-            logits = forced_logits(model.loaded, prompt, parse("dense").plan(), tuple(answer))
+            logits = forced_logits(model.loaded, prompt, parse("dense"), tuple(answer))
             wide = logits.astype(np.float64)
             wide -= wide.max(1, keepdims=True)
             found.append((wide - np.log(np.exp(wide).sum(1, keepdims=True)), answer))

@@ -85,7 +85,7 @@ def ask(model: LVLM, kind: Kind) -> str:
     if kind.way == "cancel":
         stream = model.stream(kind.prompt, kind.images, **options)
         text = "".join(islice(stream, kind.stop_after))
-        stream.close()  # type: ignore[attr-defined]  # a generator
+        stream.close()
         return text
     if kind.way == "batch":
         found = model.generate_batch([kind.prompt, "Read."], [kind.images, ()], **options)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from avl_plugins.errors import AvlError
 from avl_plugins.graph_io import (
     ACTIVE,
-    CACHED_ROWS,
     DEEPSTACK,
     HIDDEN,
     PARKED,
@@ -101,11 +100,14 @@ class HostRunner(Runner):
             [feeds[named(DEEPSTACK, layer)] for layer in graph.deepstack],
         )
         cache = SegmentCache(len(layers), 1, dims.num_kv_heads, dims.head_dim, self.dtype)
-        for kind in CACHED_ROWS:
-            setattr(cache, kind, [feeds[named(kind, layer)] for layer in layers])
-        cache.active_len = feeds[named(ACTIVE.length, layers[0])]
-        cache.parked_len = feeds[named(PARKED.length, layers[0])]
-        bound.run(cache, parked=bool(cache.parked_len.any()))
+        for kind, where in (("active", ACTIVE), ("parked", PARKED)):
+            planes = [
+                [feeds[named(name, i)] for i in layers] for name in (where.keys, where.values)
+            ]
+            setattr(cache, kind, tuple(planes))
+            lengths = np.stack([feeds[named(where.length, layer)] for layer in layers])
+            setattr(cache, f"{kind}_len", lengths)
+        bound.run(cache, cache.parked_len)
         found = {graph.result: bound.output.copy()}
         for index, layer in enumerate(layers):
             for kind in RESULTS:

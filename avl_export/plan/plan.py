@@ -295,8 +295,8 @@ def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "f
 def _segments(options: Options, family: Family) -> tuple[Segment, ...]:
     """The decoder's graphs; the default policy finds the cut that it needs."""
     layers = family.traits.dims.num_layers
-    prune = parse(options.policy).plan().prune
-    needed = {prune.layer} if prune is not None else set()
+    actions = parse(options.policy).actions()
+    needed = {action.before for action in actions if action.before is not None}
     after = options.split
     if after is None:
         usual = {min(SPLIT, layers - 1)} if layers > 1 else set()

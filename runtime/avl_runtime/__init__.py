@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avl_plugins import policies
     from avl_plugins.errors import AvlError
+    from avl_runtime.async_model import AsyncLVLM
     from avl_runtime.chat import Chat
     from avl_runtime.generate.options import Options
     from avl_runtime.generate.results import Result
     from avl_runtime.model import LVLM
+    from avl_runtime.requests.stream import Stream
 
 __version__ = "0.1.0"
-__all__ = ["LVLM", "AvlError", "Chat", "Options", "Result", "policies"]
+__all__ = ["LVLM", "AsyncLVLM", "AvlError", "Chat", "Options", "Result", "Stream", "policies"]
 
 _MODULES = {
     "LVLM": "avl_runtime.model",
+    "AsyncLVLM": "avl_runtime.async_model",
+    "Stream": "avl_runtime.requests.stream",
     "AvlError": "avl_plugins.errors",
     "Chat": "avl_runtime.chat",
     "Options": "avl_runtime.generate.options",

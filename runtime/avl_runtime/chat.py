@@ -9,7 +9,7 @@ from typing import Any
 
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy
-from avl_runtime.generate.conversation import Conversation
+from avl_runtime.generate import sequence as sequences
 from avl_runtime.generate.options import Options
 from avl_runtime.generate.results import Result
 from avl_runtime.prompts.chat_template import RewrittenError
@@ -24,7 +24,11 @@ from avl_runtime.prompts.messages import (
     system_message,
 )
 from avl_runtime.prompts.processor import Prompt
-from avl_runtime.requests.loaded import Loaded, Request, as_policy
+from avl_runtime.requests.loaded import Loaded, as_policy
+from avl_runtime.requests.remembered import Remembered
+from avl_runtime.requests.request import Request
+from avl_runtime.requests.runner import Runner
+from avl_runtime.requests.stream import Stream
 from avl_runtime.vision import Kind
 from avl_runtime.vision.load.images import ImageLike
 from avl_runtime.vision.load.videos import VideoLike
@@ -39,14 +43,12 @@ class Chat:
 
     A turn begins when its reply is first asked for, and one turn runs at a time, in whatever
     thread. A turn that ends with an `AvlError`, or whose prompt is not read to its end, changes
-    nothing. A stream that is given up leaves its reply as far as it was told, and the next turn
-    goes on from there. After an interruption inside a decode step the cache is incomplete, and the
-    chat refuses to go on until the turn is undone.
+    nothing. A stream that is given up leaves its reply as far as it was told. After an interruption
+    inside a decode step the chat refuses to go on until the turn is undone.
 
-    The whole conversation is read anew where the cache does not hold what comes in front of a
-    turn: after `undo`, `set_system`, `set_policy`, a turn that failed in its reply and a reply cut
-    inside of what was generated (a stop string), and with a chat template that writes earlier
-    turns otherwise than it did.
+    Where the cache does not hold what comes in front of a turn, all is read anew: after `undo` of a
+    turn with pictures or whose rows a policy has moved, `set_system`, `set_policy`, a failure or a
+    stop string inside of a reply, and with a template that writes earlier turns otherwise.
     """
 
     def __init__(
@@ -68,8 +70,7 @@ class Chat:
         self._policy = policy
         self._system: Message | None = None
         self._exchanges: tuple[Exchange, ...] = ()
-        self._conversation: Conversation | None = None  # None: what was said has to be read
-        self._pending: list[int] = []
+        self._kept = Remembered()
         self._interrupted = False
         self._running = threading.Lock()
         earlier = () if messages is None else messages
@@ -99,8 +100,7 @@ class Chat:
         given. A turn that runs is not among them.
         """
         said = [] if self._system is None else [self._system]
-        for one in self._exchanges:
-            said += [one.heard.message, one.turn.answered]
+        said += [each for one in self._exchanges for each in (one.heard.message, one.turn.answered)]
         return [message.to_dict() for message in said]
 
     @property
@@ -113,9 +113,10 @@ class Chat:
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
+        *,
+        placeholders: bool = False,
         return_logits: bool = False,
         return_placements: bool = False,
-        placeholders: bool = False,
         **options: Any,
     ) -> Result:
         """Say something and wait for the whole reply; arguments as for `LVLM.generate`.
@@ -123,27 +124,28 @@ class Chat:
         Raises:
             AvlError: the prompt, an image or an option cannot be used, or another turn runs.
         """
-        steps = self.stream(
-            prompt, images, videos, return_logits, return_placements, placeholders, **options
-        )
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                result: Result = end.value
-                return result
+        return self.stream(
+            prompt,
+            images,
+            videos,
+            placeholders=placeholders,
+            return_logits=return_logits,
+            return_placements=return_placements,
+            **options,
+        ).result
 
     def stream(
         self,
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
+        *,
+        placeholders: bool = False,
         return_logits: bool = False,
         return_placements: bool = False,
-        placeholders: bool = False,
         **options: Any,
-    ) -> Generator[str, None, Result]:
-        """Say something and yield the reply in pieces of whole characters.
+    ) -> Stream:
+        """Say something and have the reply told while it comes.
 
         The turn begins with the first piece that is asked for and ends with the last one, or when
         the stream is closed.
@@ -159,7 +161,7 @@ class Chat:
             )
         chosen = Options.of(options)
         heard = self._loaded.processor.hear(said[0])
-        return self._turn(heard, chosen, return_logits, return_placements)
+        return Stream(self._turn(heard, chosen, return_logits, return_placements))
 
     def undo(self) -> None:
         """Take back the last thing said and its reply.
@@ -171,7 +173,24 @@ class Chat:
             if not self._exchanges:
                 raise ChatError("expected something said to take back, found nothing; ask first")
             self._exchanges = self._exchanges[:-1]
-            self._forget()
+            if self._interrupted:
+                self._forget()
+            else:
+                self._kept.take_back()
+
+    def fork(self) -> Chat:
+        """A second chat that goes on from here; rows are shared until one of the two goes on.
+
+        Raises:
+            ChatError: a turn runs.
+        """
+        with self._alone():
+            other = Chat(self._loaded, self._policy)
+            other._system, other._exchanges = self._system, self._exchanges
+            other._interrupted = self._interrupted
+            if not self._interrupted:
+                other._kept = self._kept.fork()
+            return other
 
     def clear(self) -> None:
         """Take back all that has been said; the system prompt and the policy stay.
@@ -214,8 +233,7 @@ class Chat:
 
     def _forget(self) -> None:
         """Drop the cache: the next turn reads what was said."""
-        self._conversation = None
-        self._pending = []
+        self._kept.forget()
         self._interrupted = False
 
     @contextmanager
@@ -240,71 +258,74 @@ class Chat:
                     "expected a chat between two turns, found one interrupted inside a decode "
                     "step; undo that turn, or start a new chat"
                 )
-            conversation, encoded = self._encoded(heard)
+            sequence, encoded = self._encoded(heard)
             request = Request(
                 self._loaded,
-                [conversation],
-                [encoded],
+                encoded,
                 self._policy,
                 options,
                 return_logits,
                 return_placements,
+                sequence,
             )
-            start = conversation.length
+            start, before = sequence.length, self._kept.pending
             resting = failed = False  # between steps, where the cache is whole
+            steps = Runner(self._loaded).run(request)
             try:
-                for pieces in request.steps():
-                    if pieces[0]:
-                        resting = True
-                        yield pieces[0]
-                        resting = False
+                for piece in steps:
+                    resting = True
+                    yield piece
+                    resting = False
             except AvlError:
                 failed = not resting
                 raise
             except BaseException:
-                self._interrupted = conversation.length > start and not resting
+                self._interrupted = sequence.length > start and not resting
                 raise
             finally:
-                if failed and conversation.length > start:
+                steps.close()
+                if failed and sequence.length > start:
                     self._forget()
-                elif conversation.length > start:
-                    self._remember(request, conversation, heard, encoded, options, start)
-            return request.result(0)
+                elif sequence.length > start:
+                    self._remember(request, sequence, heard, encoded, options, start)
+                    if start:
+                        self._kept.turns.append((start, before))
+            return request.result
 
-    def _encoded(self, heard: Heard) -> tuple[Conversation, Prompt]:
-        """What has to be read for a turn, and the conversation that it goes on."""
+    def _encoded(self, heard: Heard) -> tuple[sequences.Sequence, Prompt]:
+        """What has to be read for a turn, and the sequence that it goes on."""
         processor, system = self._loaded.processor, self._system
         history = [one.turn for one in self._exchanges]
-        if self._conversation is not None:
+        if self._kept.sequence is not None:
             try:
                 encoded = processor.continue_chat(history, heard, (), (), system)
             except RewrittenError:
                 pass
             else:
                 # The last token of a reply has no row yet: it is read with the next prompt.
-                if self._pending:
-                    encoded = processor.after(self._pending, encoded)
-                return self._conversation, encoded
+                if self._kept.pending:
+                    encoded = processor.after(self._kept.pending, encoded)
+                return self._kept.sequence, encoded
         whole = [] if system is None else [processor.hear(system)]
         for one in self._exchanges:
             whole += [one.heard, processor.hear(one.turn.answered)]
         encoded = processor.read([*whole, heard])
         # First the old one's memory is given back. What was said is known without it.
-        self._conversation, self._pending = None, []
-        return self._loaded.conversation(), encoded
+        self._kept.forget()
+        return self._loaded.sequence(self._policy), encoded
 
     def _remember(
         self,
         request: Request,
-        conversation: Conversation,
+        sequence: sequences.Sequence,
         heard: Heard,
         encoded: Prompt,
         options: Options,
         start: int,
     ) -> None:
         """Note what a turn has left in the cache, which began at token `start`."""
-        reply = request.replies[0]
-        in_cache = conversation.length - start - len(encoded.input_ids)
+        reply = request.reply
+        in_cache = sequence.length - start - len(encoded.input_ids)
         ended = reply.finish_reason == "eos"
         special = options.skip_special_tokens is False
         said = Exchange(heard, heard.message.kinds, reply.text, ended, special)
@@ -314,13 +335,13 @@ class Chat:
             if start
             else placed([*self._exchanges, said], kinds)
         )
-        self._conversation, self._pending = conversation, reply.token_ids[in_cache:]
+        self._kept.sequence, self._kept.pending = sequence, reply.token_ids[in_cache:]
         if reply.finish_reason in ("eos", "length") or self._reads(reply.token_ids, said):
             return
         # The reply was cut: what was told ends inside of what was generated.
-        self._pending = []
+        self._kept.pending = []
         if not self._reads(reply.token_ids[:in_cache], said):
-            self._conversation = None
+            self._kept.sequence = None
 
     def _reads(self, token_ids: Sequence[int], said: Exchange) -> bool:
         """Whether tokens are the reply as it was told."""

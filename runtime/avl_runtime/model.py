@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from avl_plugins.errors import quoted
@@ -17,12 +18,12 @@ from avl_runtime.package.package import Package, load_package
 from avl_runtime.prompts.messages import Said
 from avl_runtime.prompts.option_values import OptionError, flag, whole
 from avl_runtime.prompts.processor import Processor
-from avl_runtime.requests.loaded import Loaded, Request, as_policy
+from avl_runtime.requests.loaded import Loaded, as_policy
+from avl_runtime.requests.request import Request
+from avl_runtime.requests.runner import Runner
+from avl_runtime.requests.stream import Stream
 from avl_runtime.vision.load.images import ImageLike
 from avl_runtime.vision.load.videos import VideoLike
-
-# What `Processor.encode` takes.
-_Asked = tuple[Said, Sequence[ImageLike] | None, Sequence[VideoLike] | None, str | None, bool]
 
 
 class LVLM:
@@ -36,12 +37,29 @@ class LVLM:
     Every generating method takes the fields of `Options` as keywords (max_new_tokens, temperature,
     top_p, seed, stop and so on), or `options=Options(…)`. What is left out, or None, is as the
     package says.
+
+    A model may be used from several threads at once. `with LVLM.load(…) as model:` closes it.
     """
 
     def __init__(self, loaded: Loaded, policy: Policy) -> None:
         loaded.check(policy)
         self.loaded = loaded
         self.policy = policy
+
+    def __enter__(self) -> LVLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what loading took; chats of this model cannot go on."""
+        self.loaded.close()
 
     @property
     def package(self) -> Package:
@@ -96,55 +114,105 @@ class LVLM:
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
+        *,
         policy: str | Policy | None = None,
         system: str | None = None,
         placeholders: bool = False,
+        return_logits: bool = False,
+        return_placements: bool = False,
         **options: Any,
-    ) -> Iterator[str]:
-        """Generate a reply and yield its text in pieces of whole characters.
+    ) -> Stream:
+        """Generate a reply, told while it comes; arguments as for `generate`.
 
         Raises:
             AvlError: the prompt, an image, the policy or an option cannot be used.
         """
-        asked = [(prompt, images, videos, system, placeholders)]
-        request = self._request(asked, policy, options)
-        return (pieces[0] for pieces in request.steps() if pieces[0])
+        request = self.request(
+            prompt,
+            images,
+            videos,
+            policy=policy,
+            system=system,
+            placeholders=placeholders,
+            return_logits=return_logits,
+            return_placements=return_placements,
+            **options,
+        )
+        return Stream(Runner(self.loaded).run(request))
 
     def generate(
         self,
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
+        *,
         policy: str | Policy | None = None,
-        return_logits: bool = False,
-        return_placements: bool = False,
         system: str | None = None,
         placeholders: bool = False,
+        return_logits: bool = False,
+        return_placements: bool = False,
         **options: Any,
     ) -> Result:
         """Generate a whole reply.
 
         Args:
+            policy: in place of the model's own.
+            system: a system prompt.
+            placeholders: whether placeholders of pictures and videos in a text mark where they go.
             return_logits: keep [T, V] float32 logits, a row for each generated token.
             return_placements: note which image tokens are core and parked over time.
 
         Raises:
             AvlError: as `stream`.
         """
-        asked = [(prompt, images, videos, system, placeholders)]
-        (result,) = self._results(asked, policy, options, return_logits, return_placements)
-        return result
+        request = self.request(
+            prompt,
+            images,
+            videos,
+            policy=policy,
+            system=system,
+            placeholders=placeholders,
+            return_logits=return_logits,
+            return_placements=return_placements,
+            **options,
+        )
+        return self._results([request])[0]
+
+    def request(
+        self,
+        prompt: Said,
+        images: Sequence[ImageLike] | None = (),
+        videos: Sequence[VideoLike] | None = (),
+        *,
+        policy: str | Policy | None = None,
+        system: str | None = None,
+        placeholders: bool = False,
+        return_logits: bool = False,
+        return_placements: bool = False,
+        **options: Any,
+    ) -> Request:
+        """What a scheduler runs; arguments as for `generate`.
+
+        Raises:
+            AvlError: the prompt, an image, the policy or an option cannot be used.
+        """
+        chosen = Options.of(options)
+        encoded = self.loaded.processor.encode(prompt, images, videos, system, placeholders)
+        named = self.policy if policy is None else as_policy(policy)
+        return Request(self.loaded, encoded, named, chosen, return_logits, return_placements)
 
     def generate_batch(
         self,
         prompts: Sequence[Said],
         images: Sequence[Sequence[ImageLike] | None] | None = None,
-        policy: str | Policy | None = None,
-        return_logits: bool = False,
-        return_placements: bool = False,
         videos: Sequence[Sequence[VideoLike] | None] | None = None,
+        *,
+        policy: str | Policy | None = None,
+        policies: Sequence[str | Policy | None] | None = None,
         system: str | None = None,
         placeholders: bool = False,
+        return_logits: bool = False,
+        return_placements: bool = False,
         **options: Any,
     ) -> list[Result]:
         """Generate replies to several prompts, each with its own images, as one batch.
@@ -152,6 +220,7 @@ class LVLM:
         Args:
             images, videos: a list for each prompt; None if there are none at all.
             system: the system prompt of each.
+            policies: one for each prompt, in place of `policy`.
 
         Raises:
             AvlError: as `stream`; also if there are not as many lists of images as prompts.
@@ -167,6 +236,11 @@ class LVLM:
                     f"{name}: expected a list for each prompt, found {quoted(lists)}; write "
                     f"{name}=[[…], …]"
                 )
+        if policies is not None and (policy is not None or len(policies) != len(prompts)):
+            raise OptionError(
+                f"policies: expected one for each of {len(prompts)} prompts and no policy beside "
+                f"them, found {quoted(policies)}; write policies=['avl', …]"
+            )
         images = [None] * len(prompts) if images is None else images
         videos = [None] * len(prompts) if videos is None else videos
         if not len(prompts) == len(images) == len(videos) or not prompts:
@@ -175,9 +249,23 @@ class LVLM:
                 f"prompts, {len(images)} lists of images and {len(videos)} of videos; pass an "
                 "empty list for a prompt without any"
             )
-        turns = zip(prompts, images, videos, strict=True)
-        asked = [(*turn, system, placeholders) for turn in turns]
-        return self._results(asked, policy, options, return_logits, return_placements)
+        named = [policy] * len(prompts) if policies is None else policies
+        return self._results(
+            [
+                self.request(
+                    prompt,
+                    pictures,
+                    films,
+                    policy=own,
+                    system=system,
+                    placeholders=placeholders,
+                    return_logits=return_logits,
+                    return_placements=return_placements,
+                    **options,
+                )
+                for prompt, pictures, films, own in zip(prompts, images, videos, named, strict=True)
+            ]
+        )
 
     def chat(
         self,
@@ -198,36 +286,18 @@ class LVLM:
         self.loaded.check(chosen)
         return Chat(self.loaded, chosen, system, messages)
 
-    def _results(
-        self,
-        asked: Sequence[_Asked],
-        policy: str | Policy | None,
-        options: dict[str, Any],
-        return_logits: bool,
-        return_placements: bool,
-    ) -> list[Result]:
-        request = self._request(asked, policy, options, return_logits, return_placements)
-        for _ in request.steps():
-            pass
-        return [request.result(seq) for seq in range(len(asked))]
-
-    def _request(
-        self,
-        asked: Sequence[_Asked],
-        policy: str | Policy | None,
-        options: dict[str, Any],
-        return_logits: bool = False,
-        return_placements: bool = False,
-    ) -> Request:
-        chosen = Options.of(options)
-        encode = self.loaded.processor.encode
-        encoded = [encode(*one) for one in asked]
-        return Request(
-            self.loaded,
-            None,
-            encoded,
-            self.policy if policy is None else as_policy(policy),
-            chosen,
-            return_logits,
-            return_placements,
-        )
+    def _results(self, requests: Sequence[Request]) -> list[Result]:
+        """Run requests together, to the end of all."""
+        runner = Runner(self.loaded)
+        for request in requests:
+            runner.submit(request)
+        try:
+            while any(not request.done for request in requests):
+                runner.step()
+                failed = next((one for one in requests if one.error is not None), None)
+                if failed is not None:
+                    break
+        finally:
+            for request in requests:
+                runner.cancel(request)
+        return [request.result for request in requests]

@@ -31,8 +31,8 @@ def layer(rows: int, pairs: int) -> int:
 
 
 def flops(policy: str, request: Request) -> tuple[float, list[float]]:
-    plan = parse(policy).plan()
-    return request_flops(DIMS, plan, request, *placed_rows(DIMS, plan, request.visual))
+    actions = parse(policy).actions()
+    return request_flops(DIMS, actions, request, *placed_rows(DIMS, actions, request.visual))
 
 
 # 10 visual and 6 text tokens, of which 2 stand before the first picture.
@@ -68,8 +68,7 @@ def test_a_text_budget_leaves_what_comes_before_pictures() -> None:
 
 def test_grouped_heads_shrink_two_projections() -> None:
     grouped = Dims(8, 10, 1, 2, 1, 4, 50, 512, 1)
-    plan = parse("dense").plan()
-    prefill, _ = request_flops(grouped, plan, ASKED, [10], [0])
+    prefill, _ = request_flops(grouped, (), ASKED, [10], [0])
     assert prefill == layer(16, 256) - 16 * 8 * 2 * 4
 
 
@@ -83,7 +82,7 @@ def test_rows_are_placed_as_a_run_places_them(tiny: LVLM, policy: str) -> None:
     )
     placed = result.placements[0]
     dims = tiny.package.manifest.dims
-    active, parked = placed_rows(dims, parse(policy).plan(), result.stats.visual_tokens)
+    active, parked = placed_rows(dims, parse(policy).actions(), result.stats.visual_tokens)
     assert placed.core.sum(1).tolist() == active
     assert placed.parked.sum(1).tolist() == parked
 
@@ -95,12 +94,12 @@ def test_a_share_counts_the_rows_that_steps_read(
     policy = "avl:keep=1,core=1,text=0.3,text_min=2"
     asked = sample("caption", "held-out", 3)
     prompt = tiny.processor.encode(asked.prompt, [asked.image])
-    plan, dims, read = parse(policy).plan(), tiny.package.manifest.dims, []
+    dims, read = tiny.package.manifest.dims, []
     run = Decoder.run
 
     def noted(decoder: Decoder, *arguments: Any) -> Any:
-        caches = decoder.caches
-        read.append([int(c.active_len[0]) for c in caches for _ in range(c.layers)])
+        (sequence,) = decoder.members
+        read.append([int(n) for cache in sequence.caches for n in cache.active_len[:, 0]])
         return run(decoder, *arguments)
 
     monkeypatch.setattr(Decoder, "run", noted)
@@ -114,7 +113,9 @@ def test_a_share_counts_the_rows_that_steps_read(
     dense = prefill_flops(dims, prefill)
     dense += sum(decode_flops(dims, dims.num_layers * [count + g]) for g in range(steps))
     found = prefill_flops(dims, prefill) + sum(decode_flops(dims, rows) for rows in read)
-    assert flops_share(dims, prompt, plan, result) == pytest.approx(found / dense, rel=1e-12)
+    assert flops_share(dims, prompt, parse(policy), result) == pytest.approx(
+        found / dense, rel=1e-12
+    )
 
 
 def test_a_request_of_text_alone_evicts_nothing() -> None:

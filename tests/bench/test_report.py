@@ -51,9 +51,9 @@ def rows() -> list[Row]:
             )
             for draw in (1, 2, 3)
         ]
-        plan = parse(policy).plan()
+        actions = parse(policy).actions()
         note = 'asked, "something" else' if number == 2 else ""
-        candidate = Candidate(policy, "avl", (), plan, same_prompt=number < 2, note=note)
+        candidate = Candidate(policy, "avl", (), actions, same_prompt=number < 2, note=note)
         known = Loaded(candidate, "fp32", 50 << 20)
         found.append(summarize(known, runs, DIMS, request, 2, runs[0]))
     return found

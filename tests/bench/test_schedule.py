@@ -128,7 +128,7 @@ def test_quartiles_of_known_numbers() -> None:
 
 
 def told(policy: str, same: bool = True, note: str = "") -> Loaded:
-    candidate = Candidate("c", "avl", (), parse(policy).plan(), same_prompt=same, note=note)
+    candidate = Candidate("c", "avl", (), parse(policy).actions(), same_prompt=same, note=note)
     return Loaded(candidate, "fp32", 500)
 
 
@@ -151,10 +151,10 @@ def test_refreshes_are_told_apart_from_ordinary_steps() -> None:
 
 def test_without_parked_rows_no_step_is_a_refresh() -> None:
     visual = Request(40, 20, 9, 5)
-    assert refresh_steps(parse("avl:refresh=3").plan(), DIMS, visual) == {2, 5, 8}
-    assert refresh_steps(parse("avl:refresh=3").plan(), DIMS, Request(40, 0, 9, 40)) == set()
-    assert refresh_steps(parse("avl:keep=0.3,core=0.3").plan(), DIMS, visual) == set()
-    assert refresh_steps(parse("fastv").plan(), DIMS, visual) == set()
+    assert refresh_steps(parse("avl:refresh=3").actions(), DIMS, visual) == {2, 5, 8}
+    assert refresh_steps(parse("avl:refresh=3").actions(), DIMS, Request(40, 0, 9, 40)) == set()
+    assert refresh_steps(parse("avl:keep=0.3,core=0.3").actions(), DIMS, visual) == set()
+    assert refresh_steps(parse("fastv").actions(), DIMS, visual) == set()
 
 
 def test_tokens_are_compared_with_the_first_candidates() -> None:

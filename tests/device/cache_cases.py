@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from avl_runtime.execute.device.cache import DeviceCache, stacked
+from avl_plugins.policies import DROPPED, PARKED
+from avl_runtime.execute.device.cache import DeviceCache, device_gathered
 from avl_runtime.execute.device.elements import ELEMENTS
 from avl_runtime.execute.device.memory import Memory
 from avl_runtime.execute.device.rows import Place, Staging
 from avl_runtime.execute.device.update import Mover
+from avl_runtime.kv import sight
 from avl_runtime.kv.cache import SegmentCache
-from avl_runtime.kv.cache import stacked as stacked_on_host
-from avl_runtime.kv.moves import evict, exchange, image_positions, partition
+from avl_runtime.kv.gather import gathered
+from avl_runtime.kv.moves import evict, exchange, place, roll_back
 from device.standin import HostDevice
 
 LAYERS, HEADS, DIM = 2, 2, 16
@@ -48,11 +50,11 @@ class Pair:
 
     def add(self, positions: np.ndarray[Any, Any], mass: np.ndarray[Any, Any] | None) -> None:
         k, v = content(self.place.element, self.sequence, positions)
-        self.host.extend(k, v, positions, mass)
+        self.host.extend((k, v), 0, positions, mass)
         kept = [upload(self.place, array[layer]) for array in (k, v) for layer in range(LAYERS)]
         addresses = [buffer.address for buffer in kept]
-        self.device.reserve(int(self.device.active_len[0]) + len(positions))
-        self.device.add(addresses[:LAYERS], addresses[LAYERS:], positions, mass)
+        new = addresses[:LAYERS], addresses[LAYERS:]
+        self.device.add(new, 0, positions, mass)
 
     def both(self, move: Any, *arguments: Any) -> None:
         move(self.host, *arguments)
@@ -89,7 +91,7 @@ def check(host: SegmentCache, device: DeviceCache, sequences: list[int]) -> None
             assert np.isfinite(element.decode(found)).all()
             expected = getattr(host, f"{kind}_{where}")[layer]
             for b, sequence in enumerate(sequences):
-                count = int(getattr(host, f"{where}_len")[b])
+                count = int(getattr(host, f"{where}_len")[layer, b])
                 assert np.array_equal(found[b, :, :count], expected[b, :, :count])
                 for h in range(HEADS):
                     tokens = (
@@ -101,37 +103,48 @@ def check(host: SegmentCache, device: DeviceCache, sequences: list[int]) -> None
                     assert np.array_equal(found[b, h, :count], whole[layer, 0, h])
 
 
-def random_partition(rng: Any, pair: Pair, image_mask: np.ndarray[Any, Any]) -> None:
-    count = image_positions(pair.host, image_mask).shape[1]
-    secondary = rng.integers(0, count + 1)
-    order = np.stack([rng.permutation(count) for _ in range(LAYERS)])
-    core, parked = np.split(order[:, :secondary], [rng.integers(0, secondary + 1)], 1)
-    pair.both(partition, np.sort(core, 1), np.sort(parked, 1), image_mask)
+def random_division(
+    rng: Any, host: SegmentCache, device: DeviceCache, row: int, mask: np.ndarray[Any, Any]
+) -> None:
+    """Every layer keeps and parks as many image rows as it likes."""
+    fates = np.zeros((LAYERS, len(mask)), np.int8)
+    for (first, last), positions in sight.images(host, row, mask):
+        for layer, alive in zip(range(first, last), positions, strict=True):
+            chosen = rng.permutation(alive)
+            core, kept = np.sort(rng.integers(0, len(chosen) + 1, 2))
+            fates[layer, chosen[core:]] = PARKED
+            fates[layer, chosen[kept:]] = DROPPED
+    for cache in (host, device):
+        place(cache, row, fates, mask)
+    device.settle()
 
 
 def random_exchange(rng: Any, host: SegmentCache, device: DeviceCache, row: int) -> None:
-    core, parked = int(host.image_rows[row]), int(host.parked_len[row])
-    leaving, entering = np.zeros((LAYERS, core), np.bool_), np.zeros((LAYERS, parked), np.bool_)
-    for layer in range(LAYERS):
-        count = rng.integers(0, min(core, parked) + 1)
-        leaving[layer, rng.permutation(core)[:count]] = True
-        entering[layer, rng.permutation(parked)[:count]] = True
-    for cache in (host, device):
-        exchange(cache, row, leaving, entering)
+    for (first, last), _, _ in list(sight.core_and_parked(host, row, None)):
+        core, parked = int(host.image_rows[first, row]), int(host.parked_len[first, row])
+        leaving = np.zeros((last - first, core), np.bool_)
+        entering = np.zeros((last - first, parked), np.bool_)
+        for layer in range(last - first):
+            count = rng.integers(0, min(core, parked) + 1)
+            leaving[layer, rng.permutation(core)[:count]] = True
+            entering[layer, rng.permutation(parked)[:count]] = True
+        for cache in (host, device):
+            exchange(cache, row, leaving, entering, first)
     device.settle()
 
 
 def random_eviction(
     rng: Any, host: SegmentCache, device: DeviceCache, row: int, mask: np.ndarray[Any, Any]
 ) -> None:
-    length = int(host.active_len[row])
-    text = ~mask[host.positions[:, row, :, :length]]
-    count = int(rng.integers(0, min(6, int(text[0, 0].sum()) + 1)))
-    dropped = np.zeros((LAYERS, HEADS, count), np.int64)
-    for each in np.ndindex(LAYERS, HEADS):
-        dropped[each] = np.sort(rng.permutation(np.flatnonzero(text[each]))[:count])
-    for cache in (host, device):
-        evict(cache, row, dropped)
+    for layer in range(LAYERS):
+        length = int(host.active_len[layer, row])
+        text = ~mask[host.positions[layer, row, :, :length]]
+        count = int(rng.integers(0, min(6, int(text[0].sum()) + 1)))
+        dropped = np.zeros((1, HEADS, count), np.int64)
+        for head in range(HEADS):
+            dropped[0, head] = np.sort(rng.permutation(np.flatnonzero(text[head]))[:count])
+        for cache in (host, device):
+            evict(cache, row, dropped, layer)
     device.settle()
 
 
@@ -152,7 +165,7 @@ def any_sequence_of_moves(seed: int, dtype: str, row_block: int, park_on_host: b
                 pair.add(chunk, mass)
         count += total
         check(pair.host, pair.device, [0])
-        random_partition(rng, pair, image_mask)
+        random_division(rng, pair.host, pair.device, 0, image_mask)
         check(pair.host, pair.device, [0])
         random_eviction(rng, pair.host, pair.device, 0, image_mask)
         check(pair.host, pair.device, [0])
@@ -160,7 +173,7 @@ def any_sequence_of_moves(seed: int, dtype: str, row_block: int, park_on_host: b
         check(reference, before, [0])
         random_exchange(rng, pair.host, pair.device, 0)
         check(pair.host, pair.device, [0])
-        pair.device.resize(int(pair.device.active_len[0]) + int(rng.integers(0, 20)))
+        pair.device.resize(pair.device.top + int(rng.integers(0, 20)))
         check(pair.host, pair.device, [0])
 
 
@@ -173,14 +186,26 @@ def a_batch(seed: int, park_on_host: bool) -> None:
     pairs = [Pair(place, sequence) for sequence in range(3)]
     for pair, length in zip(pairs, (12, 19, 9), strict=True):
         pair.add(np.arange(length), None)
-        random_partition(rng, pair, image_mask)
-    host = stacked_on_host([pair.host for pair in pairs], 4)
-    device = stacked([pair.device for pair in pairs], 4)
+        random_division(rng, pair.host, pair.device, 0, image_mask)
+    host = gathered([(pair.host, 0) for pair in pairs], 4)
+    device = device_gathered([(pair.device, 0) for pair in pairs], 4)
     check(host, device, [0, 1, 2])
     for row in (2, 0, 1, 0):
         random_exchange(rng, host, device, row)
         random_eviction(rng, host, device, row, image_mask)
         check(host, device, [0, 1, 2])
+    random_division(rng, host, device, 1, image_mask)
+    check(host, device, [0, 1, 2])
+    # One leaves and is back in front.
+    alone = host.taken(1), device.taken(1)
+    check(*alone, [1])
+    host = gathered([(alone[0], 0), (host, 2), (host, 0)], 4)
+    device = device_gathered([(alone[1], 0), (device, 2), (device, 0)], 4)
+    del alone
+    random_exchange(rng, host, device, 0)
+    for cache in (host, device):
+        roll_back(cache, 1, int(cache.positions[:, 1].max()))
+    check(host, device, [1, 2, 0])
     alone = 4 * LAYERS * 2 * HEADS * DIM * place.element.stored.itemsize
     del pairs
     memory = place.memory
@@ -197,11 +222,9 @@ def long_lists(seed: int) -> None:
     image_mask = np.zeros(images + 4, np.bool_)
     image_mask[:images] = True
     pair.add(np.arange(images + 4), None)
-    core, parked = (
-        np.broadcast_to(part, (LAYERS, images // 2))
-        for part in (np.arange(0, images, 2), np.arange(1, images, 2))
-    )
-    pair.both(partition, core, parked, image_mask)
+    fates = np.zeros((LAYERS, images + 4), np.int8)
+    fates[:, 1:images:2] = PARKED
+    pair.both(place, 0, fates, image_mask)
     everything = np.ones((LAYERS, images // 2), np.bool_)
     everything[1, rng.permutation(images // 2)[:100]] = False
     pair.both(exchange, 0, everything, everything)

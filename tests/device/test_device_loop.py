@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,14 +12,18 @@ import numpy as np
 import pytest
 
 from avl_plugins.errors import AvlError
+from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.cli.output import as_json
-from avl_runtime.generate import device_decode as decode
-from avl_runtime.generate import device_growth as growth
+from avl_runtime.execute.device import growth
+from avl_runtime.execute.device.batch import DeviceBatch
+from avl_runtime.generate.prefill import extend, finished
 from avl_runtime.package.engine_sets import Limits
+from avl_runtime.requests import Scheduler
 from avl_runtime.tasks import sample
 from device.loop_cases import ask, interpreted_reply, on_stand_in, same
 from device.standin_engines import WEIGHTS
+from support.left import Left
 
 POLICIES = (
     "dense",
@@ -175,7 +180,7 @@ def test_a_prompt_that_fails_leaves_the_chat_as_it_was(
 def test_rows_are_selected_by_the_host_where_there_are_too_many(
     make: Make, tiny: LVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("avl_runtime.execute.device.steps.ROWS", (16, 64))
+    monkeypatch.setattr("avl_runtime.execute.device.selects.ROWS", (16, 64))
     model, device = make()
     policy = "avl:text=0.5,text_min=4"
     same(
@@ -203,7 +208,7 @@ def test_recorded_steps_give_what_steps_as_they_are_give(
     recorded = ask(model, policy, 12)
     assert device.done["replay"]
     device.done.clear()
-    monkeypatch.setattr(decode.DeviceDecoder, "records", False)
+    monkeypatch.setattr(DeviceBatch, "records", False)
     plain = ask(model, policy, 12)
     assert not device.done["replay"]
     assert plain.logits.tobytes() == recorded.logits.tobytes()
@@ -272,17 +277,19 @@ def test_conversations_of_another_engine_are_refused(
     """Rows of another backend cannot be stacked: none is left out of a batch in silence."""
     model, _ = make()
     other, _ = on_stand_in(tiny_package, tmp_path / "other")
-    engine, elsewhere = model.loaded, (tiny if foreign == "host" else other).loaded
+    here, elsewhere = model.loaded, (tiny if foreign == "host" else other).loaded
     one = sample("caption", "held-out", 3)
-    plan = model.policy.plan()
     mixed = []
-    for each in (engine, elsewhere):
-        mixed.append(each.conversation())
-        mixed[-1].prefill(each.embed(each.processor.encode(one.prompt, [one.image])), plan)
-    for own, conversations in ((engine, mixed), (elsewhere, mixed[::-1])):
-        with pytest.raises(TypeError, match=f"begun on this {own.backend.name}, found 1 of 2"):
-            own.decoder(conversations, plan, 4)
-        assert own.decoder(conversations[:1], plan, 4).nbytes == conversations[0].nbytes
+    for each in (here, elsewhere):
+        mixed.append(each.sequence(model.policy))
+        prompt = each.processor.encode(one.prompt, [one.image])
+        finished(each.prefill(mixed[-1], prompt))
+    for own, sequences in ((here, mixed), (elsewhere, mixed[::-1])):
+        with pytest.raises(TypeError, match=f"begun on this {own.backend.name}, found one"):
+            own.decoder().join(sequences, 4)
+        decoder = own.decoder()
+        decoder.join(sequences[:1], 4)
+        assert decoder.members == (sequences[0],)
 
 
 def test_out_of_memory_during_prefill(make: Make, tiny: LVLM) -> None:
@@ -297,6 +304,97 @@ def test_out_of_memory_during_prefill(make: Make, tiny: LVLM) -> None:
     assert "--policy avl+fastv" in told
     device.total += 1 << 26
     same(ask(model, "dense", 4), ask(tiny, "dense", 4))
+
+
+def test_a_ranking_of_ones_own_gets_its_rows(make: Make, tiny: LVLM) -> None:
+    """The kernels rank by attention: they must leave another order to the host."""
+    model, device = make()
+    for policy in (Left(), Left(prune=True)):
+        found, expected = (ask(each, policy, 8, return_placements=True) for each in (model, tiny))
+        same(found, expected)
+    assert not [name for name in device.done if name.startswith("select_core")]
+
+
+def test_sequences_come_and_go(make: Make, tiny: LVLM) -> None:
+    """Each under a policy of its own gives what it gives alone, and what ort-cpu gives."""
+    policies = ("dense", "avl", "avl:text=0.5,text_min=4", "random:of=avl", "avl+fastv")
+    model, _ = make(Limits(decode_rows=8, prompt_rows=64, cache_rows=512, batch=4))
+    scheduler = Scheduler(model)
+    waiting, begun, most = list(enumerate(policies)), [], 0
+    while waiting or scheduler.requests:
+        if waiting and len(scheduler.requests) < 4:
+            number, policy = waiting.pop(0)
+            one = sample("caption", "held-out", 3 + number)
+            request = scheduler.add(
+                one.prompt,
+                [one.image],
+                policy=policy,
+                max_new_tokens=14 - 2 * number,
+                return_logits=True,
+                return_placements=True,
+            )
+            begun.append((number, policy, request))
+        scheduler.step()
+        most = max(most, len(scheduler.running))
+    assert most >= 3
+    for number, policy, request in begun:
+        expected = ask(tiny, policy, 14 - 2 * number, 3 + number, return_placements=True)
+        same(request.result, expected)
+    memory = model.loaded.backend.memory
+    del scheduler, request, begun
+    gc.collect()
+    assert memory.used["active"] == memory.used["parked"] == 0
+
+
+def test_a_cancelled_sequence_frees_its_rows(make: Make, tiny: LVLM) -> None:
+    model, _ = make()
+    memory = model.loaded.backend.memory
+    scheduler = Scheduler(model)
+    one = sample("caption", "held-out", 3)
+    kept, gone = (
+        scheduler.add(one.prompt, [one.image], policy=policy, max_new_tokens=12, return_logits=True)
+        for policy in ("avl", "dense")
+    )
+    while len(scheduler.running) < 2:
+        scheduler.step()
+    scheduler.step()
+    before = memory.used["active"]
+    scheduler.cancel(gone)
+    assert memory.used["active"] < before / 2
+    while scheduler.requests:
+        scheduler.step()
+    same(kept.result, ask(tiny, "avl", 12))
+
+
+@pytest.mark.parametrize("policy", ["dense", "avl:refresh=9"])
+def test_several_rows_and_a_rollback(make: Make, tiny: LVLM, policy: str) -> None:
+    model, _ = make()
+    reply = list(ask(tiny, policy, 8).token_ids)
+    one = sample("caption", "held-out", 3)
+    found = []
+    for each, drafts in ((model, True), (tiny, False)):
+        loaded = each.loaded
+        sequence, decoder = loaded.sequence(parse(policy)), loaded.decoder()
+        other = loaded.sequence(parse("dense"))
+        prompt = loaded.processor.encode(one.prompt, [one.image])
+        for begun in (sequence, other):
+            finished(loaded.prefill(begun, prompt))
+        decoder.join([other, sequence], 16)
+        decoder.run([reply[0], reply[0]])
+        if drafts:
+            length, tokens = sequence.length, [reply[1], 5, 9]
+            hidden = loaded.embedding.lookup(np.array(tokens))
+            extend(sequence, loaded.package.manifest, hidden, tokens)
+            sequence.roll_back(length + 1)
+        else:
+            decoder.leave(sequence, keep=True)
+            alone = loaded.decoder()
+            alone.join([sequence], 16)
+            alone.run([reply[1]])
+            alone.leave(sequence, keep=True)
+            decoder.join([sequence], 16)
+        found.append([decoder.run([reply[1], token]).copy() for token in reply[2:5]])
+    assert np.allclose(found[0], found[1], atol=2e-3)
 
 
 def test_half_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:

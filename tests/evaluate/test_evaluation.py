@@ -52,7 +52,7 @@ def test_forced_logits_are_those_of_generating_the_same_reply(tiny: LVLM) -> Non
         result = tiny.generate(
             asked.prompt, [asked.image], policy=policy, max_new_tokens=12, return_logits=True
         )
-        forced = forced_logits(tiny.loaded, prompt, parse(policy).plan(), result.token_ids)
+        forced = forced_logits(tiny.loaded, prompt, parse(policy), result.token_ids)
         np.testing.assert_allclose(forced, result.logits, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/python.md", "docs/policies.md")
-PRINTED = {"README.md": "red", "docs/python.md": "793409", "docs/policies.md": "lean:keep=0.3"}
+PRINTED = {"README.md": "red", "docs/python.md": "793409", "docs/policies.md": "lean:newest=True"}
 
 
 @pytest.mark.parametrize("page", PAGES)

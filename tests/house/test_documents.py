@@ -165,7 +165,7 @@ def test_the_defaults_of_policies_are_those_of_the_code() -> None:
     assert {name for name, _ in rows} == {"fastv", "avl", "random"}
     for name, options in rows:
         policy = parse(f"{name}:{options}")
-        assert policy == parse(name)
+        assert policy.actions() == parse(name).actions()
         named = {option.partition("=")[0] for option in options.split(",")}
         assert named == {field.name for field in dataclasses.fields(policy)}
 

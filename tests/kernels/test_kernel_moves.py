@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from avl_plugins.kernels import naive
-from avl_plugins.policies.split import Split
-from avl_plugins.policies.text import TextBudget
+from avl_plugins.policies import ACTIVE, Refresh, TextBudget, View
 from kernel_moves import (
     random_moves,
     selection_with_ties,
@@ -139,7 +138,8 @@ def test_naive_exchange_is_the_policys(seed: int) -> None:
     moves = naive.exchange(
         mass[:, :core], mass[:, core:], positions[:core], positions[core:], capacity=100
     )
-    chosen = Split(0.5, 0.3, 1, None).new_core(mass.sum(0)[None], positions[None], total, 0, 1)[0]
+    seen = View(positions[None], mass.sum(0)[None], 0, 1, total)
+    chosen = Refresh(0.3, 1).choose(seen)[0] == ACTIVE
     slots = [*range(core), *range(100, 100 + parked)]
     kept = {slot for slot, stays in zip(slots, chosen, strict=True) if stays}
     assert {source for source, _ in moves[::2]} == kept - set(range(core))
@@ -153,7 +153,8 @@ def test_naive_eviction_is_the_policys(seed: int) -> None:
     gathered = rng.integers(0, 4, rows) / 4
     positions = rng.permutation(50)[:rows]
     evictable = rng.random(rows) < 0.7
-    kept = policy.kept(gathered[None, evictable], positions[None, evictable], 30)[0]
+    seen = View(positions[None, evictable], gathered[None, evictable], 0, 1, 30)
+    kept = policy.choose(seen)[0] == ACTIVE
     budget = policy.budget(30)
     moves = naive.eviction(
         gathered, positions, evictable, budget, budget - int(budget * policy.heavy)

@@ -8,7 +8,21 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from avl_plugins.policies import AVL, Chain, Dense, FastV, Plan, Policy, Random
+from avl_plugins.policies import (
+    ACTIVE,
+    AVL,
+    PARKED,
+    Action,
+    Chain,
+    Dense,
+    Divide,
+    FastV,
+    Policy,
+    Prune,
+    Random,
+    Refresh,
+    View,
+)
 from oracle.hf_oracle import ByAttention, PruneRule, Rules, SplitRule, TextRule
 
 
@@ -20,15 +34,15 @@ def rules_of(policy: Policy) -> Rules:
     if isinstance(policy, AVL):
         return Rules(
             prune=PruneRule(policy.prefill_layer, policy.prefill) if policy.prefill < 1 else None,
-            split=SplitRule(policy.keep, policy.core, policy.refresh),
+            split=SplitRule(policy.keep, _core(policy), policy.refresh),
             text=TextRule(policy.text, policy.text_min, policy.heavy) if policy.text < 1 else None,
         )
     if isinstance(policy, Random):
         if policy.of == "fastv":
             return Rules(prune=PruneRule(policy.layer, policy.keep))
-        return Rules(split=SplitRule(policy.keep, policy.core, policy.refresh))
+        return Rules(split=SplitRule(policy.keep, _core(policy), policy.refresh))
     if isinstance(policy, Chain):
-        first, second = rules_of(policy.first), rules_of(policy.second)
+        first, second = map(rules_of, policy.policies)
         return Rules(
             prune=first.prune or second.prune,
             split=first.split or second.split,
@@ -38,37 +52,43 @@ def rules_of(policy: Policy) -> Rules:
 
 
 def ranking_of(policy: Policy) -> ByAttention:
-    parts = (policy.first, policy.second) if isinstance(policy, Chain) else (policy,)
+    parts = policy.policies if isinstance(policy, Chain) else (policy,)
     if any(isinstance(part, Random) for part in parts):
-        return FromPlan(policy.plan())
+        return FromActions(policy.actions())
     return ByAttention()
 
 
-class FromPlan(ByAttention):
-    """Asks the plan's own rankings, so that a random one is drawn the same way."""
+def _core(policy: AVL | Random) -> float:
+    """The core that is meant: 0.3 unless given, or all that is kept where that is less."""
+    return min(0.3, policy.keep) if policy.core is None else policy.core
 
-    def __init__(self, plan: Plan) -> None:
+
+class FromActions(ByAttention):
+    """Asks the actions' own rankings, so that a random one is drawn the same way."""
+
+    def __init__(self, actions: tuple[Action, ...]) -> None:
         super().__init__()
-        self.plan = plan
+        self.actions = {type(action): action for action in actions}
 
     def prune(self, scores: Tensor, total: int, count: int) -> list[int]:
-        assert self.plan.prune is not None
-        chosen = self.plan.prune.select(scores.numpy(), total).tolist()
+        action = self.actions[Prune]
+        seen = View(np.arange(len(scores)), scores.numpy(), action.before, None, total)
+        chosen = np.flatnonzero(action.choose(seen) == ACTIVE).tolist()
         assert len(chosen) == count
         return chosen
 
     def partition(
         self, scores: Tensor, total: int, secondary: int, core: int, layer: int
     ) -> tuple[list[int], list[int]]:
-        assert self.plan.split is not None
-        first, parked = self.plan.split.partition(scores.numpy(), total, layer)
+        seen = View(np.arange(len(scores))[None], scores.numpy()[None], layer, 0, total)
+        (fates,) = self.actions[Divide].choose(seen)
+        first, parked = (np.flatnonzero(fates == kind).tolist() for kind in (ACTIVE, PARKED))
         assert (len(first), len(parked)) == (core, secondary - core)
-        return first.tolist(), parked.tolist()
+        return first, parked
 
     def refresh(self, scores: Tensor, total: int, count: int, layer: int, step: int) -> list[int]:
-        assert self.plan.split is not None
-        places = np.arange(len(scores))[None]
-        (core,) = self.plan.split.new_core(scores.numpy()[None], places, total, layer, step)
-        chosen = np.flatnonzero(core).tolist()
+        seen = View(np.arange(len(scores))[None], scores.numpy()[None], layer, step, total)
+        (fates,) = self.actions[Refresh].choose(seen)
+        chosen = np.flatnonzero(fates == ACTIVE).tolist()
         assert len(chosen) == count
         return chosen

@@ -18,7 +18,7 @@ from PIL import Image
 
 import avl_export
 from avl_export.cli import main as avl_export_main
-from avl_plugins.policies import Dense, parse
+from avl_plugins.policies import Dense, Divide, Prune, Refresh, TextBudget, parse
 from avl_runtime import LVLM
 from avl_runtime.generate.results import Placement, Result
 from avl_runtime.prompts.processor import Processor
@@ -200,7 +200,8 @@ def test_a_batch_of_different_prompts_and_images_is_each_alone(random_checkpoint
 def test_every_policy_of_the_matrix_has_rules() -> None:
     assert rules_of(Dense()) == rules_of(parse("dense"))
     for spec in POLICIES:
-        plan, rules = parse(spec).plan(), rules_of(parse(spec))
-        assert (plan.prune is None) == (rules.prune is None)
-        assert (plan.split is None) == (rules.split is None)
-        assert (plan.text is None) == (rules.text is None)
+        kinds = {type(action) for action in parse(spec).actions()}
+        rules = rules_of(parse(spec))
+        assert (Prune in kinds) == (rules.prune is not None)
+        assert (Divide in kinds) == (Refresh in kinds) == (rules.split is not None)
+        assert (TextBudget in kinds) == (rules.text is not None)

@@ -1,4 +1,4 @@
-"""What the parts of a plan choose, against sorted lists."""
+"""What actions choose, against sorted lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avl_plugins.policies import Prune, Split, TextBudget
+from avl_plugins.policies import (
+    ACTIVE,
+    ATTENTION,
+    PARKED,
+    AtRandom,
+    Divide,
+    Prune,
+    Ranking,
+    Refresh,
+    TextBudget,
+    View,
+)
 
 check = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 
@@ -29,19 +40,42 @@ def share(percent: int, total: int) -> int:
     return max(1, math.floor(Fraction(percent, 100) * total))
 
 
-def array(values: list[float]) -> np.ndarray:
-    return np.array(values, np.float32)
+def view(
+    values: list[float] | np.ndarray,
+    total: int | None = None,
+    positions: np.ndarray | None = None,
+    layer: int = 0,
+    step: int | None = 0,
+) -> View:
+    attention = np.asarray(values, np.float32)
+    if positions is None:
+        positions = np.broadcast_to(np.arange(attention.shape[-1]), attention.shape)
+    return View(positions, attention, layer, step, attention.shape[-1] if total is None else total)
+
+
+def ranking(seed: int | None) -> Ranking:
+    return ATTENTION if seed is None else AtRandom(seed)
+
+
+def pruned(prune: Prune, values: list[float] | np.ndarray) -> list[int]:
+    fates = prune.choose(view(values, layer=prune.layer, step=None))
+    return np.flatnonzero(fates == ACTIVE).tolist()
+
+
+def divided(divide: Divide, seen: View) -> tuple[list[int], list[int]]:
+    """Indices of core and parked rows of a single layer."""
+    fates = divide.choose(seen)
+    assert fates.dtype == np.int8
+    return np.flatnonzero(fates == ACTIVE).tolist(), np.flatnonzero(fates == PARKED).tolist()
 
 
 @check
 @given(values=scores, percent=hundredths)
 def test_prune_keeps_the_best_in_order(values: list[float], percent: int) -> None:
     total = len(values)
-    prune = Prune(2, percent / 100, None)
+    prune = Prune(2, percent / 100)
     count = prune.count(total)
-    kept = prune.select(array(values), total)
-    assert kept.dtype == np.int64
-    assert kept.tolist() == best(values, count)
+    assert pruned(prune, values) == best(values, count)
     assert abs(count - percent / 100 * total) <= 0.5 or count == 1
     assert count == 0 if total == 0 else 1 <= count <= total
 
@@ -51,14 +85,14 @@ def test_prune_keeps_the_best_in_order(values: list[float], percent: int) -> Non
     [(0.5, 144, 72), (0.5, 3, 2), (0.5, 5, 2), (0.25, 144, 36), (0.01, 10, 1), (1.0, 7, 7)],
 )
 def test_prune_counts(keep: float, total: int, count: int) -> None:
-    assert Prune(2, keep, None).count(total) == count
-    assert Prune(2, keep, 0).count(total) == count
+    assert Prune(2, keep).count(total) == count
+    assert Prune(2, keep, AtRandom(0)).count(total) == count
 
 
 @check
 @given(total=st.integers(0, 700), alive=st.integers(0, 700), keep=hundredths, core=hundredths)
 def test_split_counts(total: int, alive: int, keep: int, core: int) -> None:
-    secondary, chosen = Split(keep / 100, core / 100, 3, None).counts(total, alive)
+    secondary, chosen = Divide(keep / 100, core / 100).counts(total, alive)
     if total == 0:
         assert (secondary, chosen) == (0, 0)
     else:
@@ -69,20 +103,19 @@ def test_split_counts(total: int, alive: int, keep: int, core: int) -> None:
 @pytest.mark.parametrize(("keep", "total", "count"), [(0.29, 100, 29), (0.57, 100, 57)])
 def test_split_counts_do_not_lose_a_token_to_rounding(keep: float, total: int, count: int) -> None:
     assert math.floor(keep * total) == count - 1
-    assert Split(keep, keep, 3, None).counts(total, total) == (count, count)
+    assert Divide(keep, keep).counts(total, total) == (count, count)
+    assert Refresh(keep, 3).count(total, total) == count
 
 
 @check
 @given(values=scores, gone=st.integers(0, 12), keep=hundredths, core=hundredths)
 def test_split_partitions_by_score(values: list[float], gone: int, keep: int, core: int) -> None:
     total = len(values) + gone
-    split = Split(keep / 100, core / 100, 3, None)
-    core_rows, parked_rows = split.partition(array(values), total, layer=1)
+    core_rows, parked_rows = divided(Divide(keep / 100, core / 100), view(values, total, layer=1))
     secondary = best(values, share(keep, total) if total else 0)
     wanted = [i for i in best(values, share(core, total) if total else 0) if i in secondary]
-    assert core_rows.dtype == parked_rows.dtype == np.int64
-    assert core_rows.tolist() == wanted
-    assert parked_rows.tolist() == [i for i in secondary if i not in wanted]
+    assert core_rows == wanted
+    assert parked_rows == [i for i in secondary if i not in wanted]
 
 
 @st.composite
@@ -104,9 +137,7 @@ def test_a_refresh_ranks_the_core_anew(
 ) -> None:
     scores, positions = rows
     total = scores.shape[1] + gone
-    split = Split(1.0, core / 100, 3, None)
-    chosen = split.new_core(scores, positions, total, layer=0, step=3)
-    assert chosen.dtype == np.bool_
+    chosen = Refresh(core / 100, 3).choose(view(scores, total, positions, step=3)) == ACTIVE
     for mask, values, places in zip(chosen, scores, positions, strict=True):
         ranked = sorted(range(len(values)), key=lambda i: (-values[i], places[i]))
         wanted = ranked[: share(core, total) if total else 0]
@@ -120,8 +151,8 @@ def test_a_random_core_is_drawn_from_positions_by_layer_and_step(
 ) -> None:
     scores, positions = rows
     count = scores.shape[1]
-    split = Split(1.0, core / 100, 3, seed)
-    chosen = split.new_core(scores, positions, count, layer, step=6)
+    refresh = Refresh(core / 100, 3, AtRandom(seed))
+    chosen = refresh.choose(view(scores, count, positions, layer, 6)) == ACTIVE
     for index, (mask, places) in enumerate(zip(chosen, positions, strict=True)):
         drawn = np.random.default_rng((seed, layer + index, 6)).permutation(count)
         wanted = np.sort(places)[drawn[: share(core, count) if count else 0]]
@@ -134,56 +165,56 @@ def test_layers_are_partitioned_together_as_one_by_one(
     rows: tuple[np.ndarray, np.ndarray], keep: int, core: int, seed: int | None
 ) -> None:
     scores, _ = rows
-    split = Split(keep / 100, core / 100, 3, seed)
-    together = split.partition(scores, scores.shape[1], layer=5)
+    divide = Divide(keep / 100, core / 100, ranking(seed))
+    together = divide.choose(view(scores, layer=5))
     for index, values in enumerate(scores):
-        alone = split.partition(values, len(values), layer=5 + index)
-        for indices, own in zip(together, alone, strict=True):
-            np.testing.assert_array_equal(indices[index], own)
+        alone = divide.choose(view(values, layer=5 + index))
+        np.testing.assert_array_equal(together[index], alone)
 
 
 def test_refresh_steps() -> None:
-    split = Split(0.5, 0.3, 3, None)
-    assert [step for step in range(1, 10) if split.is_refresh(step)] == [3, 6, 9]
-    assert all(Split(0.5, 0.3, 1, None).is_refresh(step) for step in range(1, 5))
+    refresh = Refresh(0.3, 3)
+    assert [step for step in range(1, 10) if refresh.due(step)] == [3, 6, 9]
+    assert all(Refresh(0.3, 1).due(step) for step in range(1, 5))
 
 
 @check
 @given(n=st.integers(1, 60), seed=st.integers(0, 2**63), layer=st.integers(0, 40))
 def test_random_choices_ignore_scores_and_repeat(n: int, seed: int, layer: int) -> None:
     flat, steep = np.zeros(n, np.float32), np.arange(n, dtype=np.float32)
-    prune = Prune(2, 0.5, seed)
-    kept = prune.select(flat, n)
-    assert kept.tolist() == sorted(set(kept.tolist()))
+    prune = Prune(2, 0.5, AtRandom(seed))
+    kept = pruned(prune, flat)
     assert len(kept) == prune.count(n)
-    assert set(kept.tolist()) <= set(range(n))
-    np.testing.assert_array_equal(kept, prune.select(steep, n))
+    assert kept == pruned(prune, steep)
+    drawn = np.random.default_rng((seed, 2)).permutation(n)
+    assert kept == sorted(drawn[: prune.count(n)].tolist())
 
-    split = Split(0.5, 0.3, 3, seed)
-    core, parked = split.partition(flat, n, layer)
-    again = split.partition(steep, n, layer)
-    np.testing.assert_array_equal(np.concatenate([core, parked]), np.concatenate(again))
-    secondary, chosen = split.counts(n, n)
+    divide = Divide(0.5, 0.3, AtRandom(seed))
+    core, parked = divided(divide, view(flat, layer=layer))
+    assert (core, parked) == divided(divide, view(steep, layer=layer))
+    secondary, chosen = divide.counts(n, n)
     assert (len(core), len(core) + len(parked)) == (chosen, secondary)
-    assert not set(core.tolist()) & set(parked.tolist())
+    drawn = np.random.default_rng((seed, layer, 0)).permutation(n)
+    assert core == sorted(drawn[:chosen].tolist())
+    assert parked == sorted(drawn[chosen:secondary].tolist())
 
 
 def test_random_choices_differ_by_seed_layer_and_step() -> None:
     zeros, positions = np.zeros((1, 200), np.float32), np.arange(200)[None]
 
     def core(seed: int, layer: int, step: int) -> bytes:
-        split = Split(0.5, 0.3, 3, seed)
-        return split.new_core(zeros, positions, 200, layer, step).tobytes()
+        refresh = Refresh(0.3, 3, AtRandom(seed))
+        return refresh.choose(view(zeros, 200, positions, layer, step)).tobytes()
 
     assert len({core(0, 0, 3), core(1, 0, 3), core(0, 1, 3), core(0, 0, 6)}) == 4
-    first, second = (Prune(2, 0.5, seed).select(zeros[0], 200).tolist() for seed in (0, 1))
+    first, second = (pruned(Prune(2, 0.5, AtRandom(seed)), zeros[0]) for seed in (0, 1))
     assert first != second
 
 
 def test_random_choices_are_fair() -> None:
     hits = np.zeros(40)
     for seed in range(400):
-        hits[Prune(2, 0.5, seed).select(np.zeros(40, np.float32), 40)] += 1
+        hits[pruned(Prune(2, 0.5, AtRandom(seed)), np.zeros(40, np.float32))] += 1
     assert hits.min() > 150  # 200 expected, standard deviation 10
     assert hits.max() < 250
 
@@ -224,11 +255,14 @@ def test_text_kept_per_head(
     n_text = len(acc[0]) + evicted
     text = TextBudget(ratio / 100, minimum, heavy / 100)
     shape = (1, len(acc), len(acc[0]))  # [L, Hkv, n]
-    kept = text.kept(
-        np.array(acc, np.float32).reshape(shape),
+    seen = View(
         np.array(positions, np.int64).reshape(shape),
+        np.array(acc, np.float32).reshape(shape),
+        0,
+        1,
         n_text,
-    )[0]
+    )
+    kept = (text.choose(seen) == ACTIVE)[0]
     budget = max(round(ratio / 100 * n_text), minimum)
     assert text.budget(n_text) == budget
     for head, (weights, places) in enumerate(zip(acc, positions, strict=True)):

@@ -10,17 +10,21 @@ from hypothesis import strategies as st
 
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import (
+    ATTENTION,
     AVL,
+    Action,
+    AtRandom,
     Chain,
     Dense,
+    Divide,
     FastV,
-    Plan,
     Policy,
     Prune,
     Random,
-    Split,
+    Refresh,
     TextBudget,
     parse,
+    register,
 )
 
 fractions = st.floats(0, 1, exclude_min=True, allow_nan=False)
@@ -31,6 +35,7 @@ pairs = st.tuples(fractions, fractions).map(sorted)  # core <= keep
 @st.composite
 def avls(draw: st.DrawFn, prefill: bool = True) -> AVL:
     core, keep = draw(pairs)
+    core = draw(st.just(core) | st.none())
     filtered = draw(st.floats(keep, 1)) if prefill else 1.0
     heavy = draw(st.floats(0, 1))
     return AVL(
@@ -41,6 +46,7 @@ def avls(draw: st.DrawFn, prefill: bool = True) -> AVL:
 @st.composite
 def randoms(draw: st.DrawFn) -> Random:
     core, keep = draw(pairs)
+    core = draw(st.just(core) | st.none())
     seed, of = draw(st.integers(0, 2**40)), draw(st.sampled_from(["fastv", "avl"]))
     return Random(keep, draw(counts), core, draw(counts), seed, of)
 
@@ -91,7 +97,7 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "use dense, avl, fastv, random or avl"),
+        ("", "use dense, avl, fastv, random, or several joined by +"),
         ("fastvee", "found 'fastvee'"),
         ("avl:kept=0.5", "use keep, core, refresh, text, text_min, heavy, prefill, prefill_layer"),
         ("dense:keep=0.5", "has none"),
@@ -119,14 +125,15 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
         ("random:of=dense", "of = fastv or avl"),
         ("random:seed=-1", "seed to be"),
         ("random:of=avl,keep=0.2,core=0.3", "core of at most keep"),
-        ("avl+avl", "another combination"),
-        ("dense+avl", "another combination"),
-        ("fastv+dense", "another combination"),
-        ("fastv+random", "another combination"),
-        ("avl+random:of=avl", "another combination"),
-        ("avl+fastv+random", "at most two"),
-        ("avl:prefill=0.7+fastv", "expected prefill = 1 in a chain"),
-        ("avl:keep=0.5+fastv:keep=0.4", "keep at least A-VL's keep = 0.5, found 0.4"),
+        ("avl+avl", "found avl and avl both to say which image tokens are read in every step"),
+        ("dense+avl", "found dense among them"),
+        ("fastv+dense", "found dense among them"),
+        ("fastv+random", "both to say which image tokens go on after layer 2"),
+        ("avl+random:of=avl", "both to say which image tokens are read in every step"),
+        ("avl+fastv+random", "found fastv and random both to say which image tokens go on"),
+        ("avl:prefill=0.7+fastv", "both to say which image tokens go on after layer 2"),
+        ("avl:keep=0.5+fastv:keep=0.4", "leave at least the 0.5 of the image tokens that avl"),
+        ("fastv:keep=0.4+fastv:layer=4", "that fastv:layer=4 keeps, found 0.4"),
     ],
 )
 def test_refusals_are_one_line_that_says_which_and_why(text: str, words: str) -> None:
@@ -146,23 +153,73 @@ def test_values_of_other_types_are_refused(value: object) -> None:
 
 
 def test_a_control_of_fastv_may_keep_less_than_the_unused_core() -> None:
-    assert Random(keep=0.25).plan() == Plan(prune=Prune(2, 0.25, 0))
+    assert Random(keep=0.25).actions() == (Prune(2, 0.25, AtRandom(0)),)
 
 
-def test_plans() -> None:
-    assert Dense().plan() == Plan(None, None, None)
-    assert FastV(3, 0.4).plan() == Plan(prune=Prune(3, 0.4, None))
-    assert AVL().plan() == Plan(split=Split(0.5, 0.3, 3, None))
-    assert AVL(text=0.6, text_min=8, heavy=0.5, prefill=0.8, prefill_layer=4).plan() == Plan(
-        Prune(4, 0.8, None), Split(0.5, 0.3, 3, None), TextBudget(0.6, 8, 0.5)
+def test_actions() -> None:
+    assert Dense().actions() == ()
+    assert FastV(3, 0.4).actions() == (Prune(3, 0.4, ATTENTION),)
+    assert AVL().actions() == (Divide(0.5, 0.3), Refresh(0.3, 3))
+    assert AVL(text=0.6, text_min=8, heavy=0.5, prefill=0.8, prefill_layer=4).actions() == (
+        Prune(4, 0.8),
+        Divide(0.5, 0.3),
+        Refresh(0.3, 3),
+        TextBudget(0.6, 8, 0.5),
     )
-    assert Random(0.4, core=0.2, refresh=5, seed=9, of="avl").plan() == Plan(
-        split=Split(0.4, 0.2, 5, 9)
+    drawn = AtRandom(9)
+    assert Random(0.4, core=0.2, refresh=5, seed=9, of="avl").actions() == (
+        Divide(0.4, 0.2, drawn),
+        Refresh(0.2, 5, drawn),
     )
-    chain = Chain(FastV(2, 0.75), AVL(text=0.5))
-    assert chain.plan() == Plan(
-        Prune(2, 0.75, None), Split(0.5, 0.3, 3, None), TextBudget(0.5, 20, 0.7)
-    )
+
+
+def test_a_chain_is_all_actions_in_the_order_of_time() -> None:
+    chain = Chain(AVL(text=0.5), FastV(2, 0.75))
+    assert chain == Chain(FastV(2, 0.75), AVL(text=0.5))
+    assert [type(one) for one in chain.actions()] == [Prune, Divide, TextBudget, Refresh]
+    three = parse("fastv:layer=4,keep=0.6+avl+fastv:keep=0.75")
+    assert three.actions() == (Prune(2, 0.75), Prune(4, 0.6), Divide(0.5, 0.3), Refresh(0.3, 3))
+    assert parse(str(three)) == three == Chain(parse("avl+fastv:keep=0.75"), FastV(4, 0.6))
+
+
+@dataclasses.dataclass(frozen=True)
+class Half(Policy):
+    """Somebody else's."""
+
+    keep: float = 0.5
+    twice: bool = False
+    seed: int | None = None
+    name = "half-of-it"
+
+    def actions(self) -> tuple[Action, ...]:
+        return (Prune(2, self.keep),)
+
+
+def test_a_policy_of_ones_own_is_known_by_its_name() -> None:
+    assert register(Half) is Half is register(Half)
+    policy = parse("half-of-it:keep=0.25,twice=True,seed=3")
+    assert policy == Half(0.25, True, 3)
+    assert parse(str(policy)) == policy
+    assert str(Half()) == "half-of-it"
+    assert parse("half-of-it+avl:keep=0.3").actions()[0] == Prune(2, 0.5)
+    with pytest.raises(PolicyError, match="True or False for twice, found 'yes'"):
+        parse("half-of-it:twice=yes")
+    with pytest.raises(PolicyError, match="a whole number for seed, found 'x'"):
+        parse("half-of-it:seed=x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (type("Other", (Half,), {"name": "avl"}), "found avl again"),
+        (type("Other", (Half,), {"name": "A VL"}), "found 'A VL'"),
+        (type("Other", (), {"name": "other"}), "a dataclass derived from Policy"),
+        (3, "found None"),
+    ],
+)
+def test_what_cannot_be_registered(kind: object, says: str) -> None:
+    with pytest.raises(PolicyError, match=says):
+        register(kind)
 
 
 def test_policies_are_values() -> None:
@@ -172,7 +229,9 @@ def test_policies_are_values() -> None:
 
 
 def test_the_core_is_all_that_is_kept_where_less_than_its_default_is_kept() -> None:
-    assert AVL().core == 0.3
-    assert AVL(keep=0.25).core == 0.25
+    assert AVL().core is None
+    assert AVL(keep=0.25).actions() == (Divide(0.25, 0.25), Refresh(0.25, 3))
     assert str(AVL(keep=0.25)) == "avl:keep=0.25"
-    assert parse("random:of=avl,keep=0.1").plan().split == Split(0.1, 0.1, 3, 0)
+    drawn = AtRandom(0)
+    expected = (Divide(0.1, 0.1, drawn), Refresh(0.1, 3, drawn))
+    assert parse("random:of=avl,keep=0.1").actions() == expected

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from unittest import mock
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avl_runtime.kv import moves
-from avl_runtime.kv.cache import SegmentCache, dense_bytes, room, stacked
-from avl_runtime.kv.moves import evict, exchange, image_positions, partition
+from avl_plugins.policies import DROPPED, PARKED
+from avl_runtime.kv import moves, sight
+from avl_runtime.kv.cache import SegmentCache, dense_bytes, room
+from avl_runtime.kv.gather import gathered
+from avl_runtime.kv.moves import evict, exchange, place, roll_back
 
 LAYERS, HEADS, DIM = 3, 2, 4
 FLOAT = np.dtype(np.float32)
@@ -41,8 +44,8 @@ def kv(cache: SegmentCache) -> list[np.ndarray]:
 
 
 def check(cache: SegmentCache, naive: Naive, row: int = 0) -> None:
-    length, parked = int(cache.active_len[row]), int(cache.parked_len[row])
     for layer, head in EACH:
+        length, parked = int(cache.active_len[layer, row]), int(cache.parked_len[layer, row])
         rows = naive.active[layer, head]
         positions = cache.positions[layer, row, head, :length].tolist()
         assert sorted(positions) == sorted(rows)
@@ -76,29 +79,37 @@ def fill(
 ) -> None:
     k, v = drawn(rng, 1, len(positions))
     mass = rng.random((LAYERS, 1, HEADS, len(positions))).astype(FLOAT)
-    cache.extend(k, v, positions, mass)
+    cache.extend((k, v), 0, positions, mass)
     for index, position in enumerate(positions):
         naive.add(int(position), k[:, 0, :, index], v[:, 0, :, index], mass[:, 0, :, index])
 
 
 def split(
-    cache: SegmentCache, naive: Naive, rng: np.random.Generator, image_mask: np.ndarray
+    cache: SegmentCache,
+    naive: Naive,
+    rng: np.random.Generator,
+    image_mask: np.ndarray,
+    row: int = 0,
+    alike: bool = False,
 ) -> None:
-    """Every layer keeps and parks image rows of its own choice, as many as the others."""
-    alive = image_positions(cache, image_mask)
-    count = alive.shape[1]
-    secondary = rng.integers(0, count + 1)
-    order = np.stack([rng.permutation(count) for _ in range(LAYERS)])
-    core, parked = np.split(order[:, :secondary], [rng.integers(0, secondary + 1)], 1)
-    core, parked = np.sort(core, 1), np.sort(parked, 1)
-    partition(cache, core, parked, image_mask)
+    """Every layer keeps and parks image rows of its own choice, as many as it likes."""
+    count = max(max(naive.active[each] | naive.parked[each], default=0) for each in EACH) + 1
+    fates = np.zeros((LAYERS, count), np.int8)
+    shares = rng.random(2)
+    for layer in range(LAYERS):
+        (alive,) = np.nonzero(
+            [p in naive.active[layer, 0] or p in naive.parked[layer, 0] for p in range(count)]
+        )
+        alive = rng.permutation(alive[image_mask[alive]])
+        kept, core = np.sort(shares if alike else rng.random(2))[::-1]
+        fates[layer, alive[round(core * len(alive)) :]] = PARKED
+        fates[layer, alive[round(kept * len(alive)) :]] = DROPPED
+    place(cache, row, fates, image_mask[:count])
     for layer, head in EACH:
         rows = {**naive.active[layer, head], **naive.parked[layer, head]}
-        stay, apart = alive[layer, core[layer]].tolist(), alive[layer, parked[layer]].tolist()
-        naive.active[layer, head] = {
-            p: row for p, row in rows.items() if not image_mask[p] or p in stay
-        }
-        naive.parked[layer, head] = {p: rows[p] for p in apart}
+        fate = fates[layer].tolist()
+        naive.active[layer, head] = {p: each for p, each in rows.items() if fate[p] == 0}
+        naive.parked[layer, head] = {p: each for p, each in rows.items() if fate[p] == PARKED}
 
 
 def test_a_copy_keeps_its_rows_while_a_prompt_is_read() -> None:
@@ -143,7 +154,7 @@ def test_any_sequence_of_moves_keeps_exactly_the_right_rows(
             swap(cache, naive, rng)
             attend(cache, naive, rng)
             (k, v), mass = drawn(rng, 1, 1), rng.random((LAYERS, 1, HEADS)).astype(FLOAT)
-            cache.append(k, v, np.array([count]), mass, np.array([True]), 8)
+            cache.append((k, v), np.array([count]), mass, 8)
             naive.add(count, k[:, 0, :, 0], v[:, 0, :, 0], mass[:, 0])
             count += 1
             forget(cache, naive, rng, image_mask)
@@ -152,30 +163,40 @@ def test_any_sequence_of_moves_keeps_exactly_the_right_rows(
 
 def swap(cache: SegmentCache, naive: Naive, rng: np.random.Generator, row: int = 0) -> None:
     """Every layer exchanges as many rows as it likes."""
-    core, parked = int(cache.image_rows[row]), int(cache.parked_len[row])
-    leaving, entering = np.zeros((LAYERS, core), np.bool_), np.zeros((LAYERS, parked), np.bool_)
-    for layer in range(LAYERS):
-        count = rng.integers(0, min(core, parked) + 1)
-        leaving[layer, rng.permutation(core)[:count]] = True
-        entering[layer, rng.permutation(parked)[:count]] = True
-    out = [cache.positions[i, row, 0, :core][leaving[i]].tolist() for i in range(LAYERS)]
-    into = [cache.parked_positions[i, row, :parked][entering[i]].tolist() for i in range(LAYERS)]
-    threads = mock.patch.object(moves, "WORTH_THREADS", rng.choice((0, 1 << 20)))
-    with threads:
-        exchange(cache, row, leaving, entering)
-    for layer, head in EACH:
-        active, apart = naive.active[layer, head], naive.parked[layer, head]
-        for position in out[layer]:
-            apart[position] = active.pop(position)
-        for position in into[layer]:
-            active[position] = apart.pop(position)
+    for (first, last), _, _ in sight.core_and_parked(cache, row, None):
+        core, parked = int(cache.image_rows[first, row]), int(cache.parked_len[first, row])
+        layers = range(first, last)
+        leaving = np.zeros((len(layers), core), np.bool_)
+        entering = np.zeros((len(layers), parked), np.bool_)
+        for index in range(len(layers)):
+            count = rng.integers(0, min(core, parked) + 1)
+            leaving[index, rng.permutation(core)[:count]] = True
+            entering[index, rng.permutation(parked)[:count]] = True
+        out = [
+            cache.positions[layer, row, 0, :core][leaving[i]].tolist()
+            for i, layer in enumerate(layers)
+        ]
+        into = [
+            cache.parked_positions[layer, row, :parked][entering[i]].tolist()
+            for i, layer in enumerate(layers)
+        ]
+        threads = mock.patch.object(moves, "WORTH_THREADS", rng.choice((0, 1 << 20)))
+        with threads:
+            exchange(cache, row, leaving, entering, first)
+        for index, layer in enumerate(layers):
+            for head in range(HEADS):
+                active, apart = naive.active[layer, head], naive.parked[layer, head]
+                for position in out[index]:
+                    apart[position] = active.pop(position)
+                for position in into[index]:
+                    active[position] = apart.pop(position)
 
 
 def attend(cache: SegmentCache, naive: Naive, rng: np.random.Generator, row: int = 0) -> None:
     """Every active row receives attention."""
-    length = int(cache.active_len[row])
-    mass = rng.random((LAYERS, HEADS, length)).astype(FLOAT)
+    mass = rng.random((LAYERS, HEADS, int(cache.active_len[:, row].max()))).astype(FLOAT)
     for layer, head in EACH:
+        length = int(cache.active_len[layer, row])
         rows = naive.active[layer, head]
         for slot, position in enumerate(cache.positions[layer, row, head, :length].tolist()):
             k, v, before = rows[position]
@@ -190,20 +211,23 @@ def forget(
     image_mask: np.ndarray,
     row: int = 0,
 ) -> None:
-    """Every layer and head drops as many text rows as the others, at slots of its own."""
-    length = int(cache.active_len[row])
-    positions = cache.positions[:, row, :, :length]
-    text = ~image_mask[positions]
-    count = rng.integers(0, min(4, int(text[0, 0].sum())))
-    dropped = np.zeros((LAYERS, HEADS, count), np.int64)
-    for each in EACH:
-        dropped[each] = np.sort(rng.permutation(np.flatnonzero(text[each]))[:count])
-        for slot in dropped[each]:
-            naive.active[each].pop(int(positions[each][slot]))
+    """Every layer drops as many text rows as it likes, each head at slots of its own."""
     # Core image rows stay in the slots that all heads share.
-    core = cache.positions[:, row, :, : int(cache.image_rows[row])].copy()
-    evict(cache, row, dropped)
-    np.testing.assert_array_equal(cache.positions[:, row, :, : core.shape[2]], core)
+    fronts = [cache.positions[i, row, :, : cache.image_rows[i, row]].copy() for i in range(LAYERS)]
+    for layer in range(LAYERS):
+        length = int(cache.active_len[layer, row])
+        positions = cache.positions[layer, row, :, :length]
+        text = ~image_mask[positions]
+        count = rng.integers(0, min(4, int(text[0].sum())))
+        dropped = np.zeros((1, HEADS, count), np.int64)
+        for head in range(HEADS):
+            dropped[0, head] = np.sort(rng.permutation(np.flatnonzero(text[head]))[:count])
+            for slot in dropped[0, head]:
+                naive.active[layer, head].pop(int(positions[head, slot]))
+        evict(cache, row, dropped, layer)
+    for layer, front in enumerate(fronts):
+        found = cache.positions[layer, row, :, : front.shape[1]]
+        np.testing.assert_array_equal(found, front)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -221,31 +245,48 @@ def test_the_sequences_of_a_batch_are_moved_one_by_one(seed: int) -> None:
         split(cache, naive, rng, image_mask)
         singles.append(cache)
         naives.append(naive)
-    batch = stacked(singles, 4)
-    assert batch.version == 0
-    for alive in ([True, True, True], [True, False, True], [False, False, True]) * 8:
-        rows = np.flatnonzero(alive)
-        for row in rows:
-            swap(batch, naives[row], rng, row)
-            attend(batch, naives[row], rng, row)
-        (k, v), mass = drawn(rng, 3, 1), rng.random((LAYERS, 3, HEADS)).astype(FLOAT)
-        batch.append(k, v, lengths, mass, np.array(alive), 24)
-        for row in rows:
-            naives[row].add(int(lengths[row]), k[:, row, :, 0], v[:, row, :, 0], mass[:, row])
-            forget(batch, naives[row], rng, image_mask, row)
-        lengths[rows] += 1
-    for row, naive in enumerate(naives):
-        check(batch, naive, row)
+    batch = gathered([(cache, 0) for cache in singles], 4)
+    members = [0, 1, 2]
+    for step in range(24):
+        for row, one in enumerate(members):
+            swap(batch, naives[one], rng, row)
+            attend(batch, naives[one], rng, row)
+        count = len(members)
+        if step % 7 == 0:  # rows that are taken back
+            for ahead in range(2):
+                batch.append(drawn(rng, count, 1), lengths[members] + ahead, None, 24)
+            for row, one in enumerate(members):
+                roll_back(batch, row, int(lengths[one]))
+        (k, v), mass = drawn(rng, count, 1), rng.random((LAYERS, count, HEADS)).astype(FLOAT)
+        batch.append((k, v), lengths[members], mass, 24)
+        for row, one in enumerate(members):
+            naive, position = naives[one], int(lengths[one])
+            naive.add(position, k[:, row, :, 0], v[:, row, :, 0], mass[:, row])
+            forget(batch, naive, rng, image_mask, row)
+            if step % 5 == 0:
+                split(batch, naive, rng, image_mask, row)
+        lengths[members] += 1
+        if step == 8:  # the middle one leaves and goes on alone, later it is back in front
+            alone = batch.taken(1)
+            batch = gathered([(batch, 0), (batch, 2)], 4)
+            members = [0, 2]
+            check(alone, naives[1])
+        if step == 16:
+            batch = gathered([(alone, 0), (batch, 1), (batch, 0)], 4)
+            members = [1, 2, 0]
+    for row, one in enumerate(members):
+        check(batch, naives[one], row)
 
 
 def test_a_batch_leaves_nothing_with_the_single_caches() -> None:
     singles = [empty(), empty()]
     for cache in singles:
         fill(cache, Naive(), np.random.default_rng(0), np.arange(5))
-    batch = stacked(singles, 4)
-    assert [kv(cache) for cache in singles] == [[], []]
+    batch = gathered([(cache, 0) for cache in singles], 4)
+    assert [array.size for cache in singles for array in kv(cache)] == [0] * 8 * LAYERS
     assert len(kv(batch)) == 4 * LAYERS
-    assert stacked([batch], 4) is batch
+    alone = gathered([(batch, 1)], 4)
+    assert gathered([(alone, 0)], 4) is alone
 
 
 def test_dropped_rows_are_really_freed() -> None:
@@ -254,15 +295,13 @@ def test_dropped_rows_are_really_freed() -> None:
     before = cache.nbytes
     mask = np.zeros(1000, np.bool_)
     mask[10:910] = True
-    core, parked = (
-        np.broadcast_to(indices, (LAYERS, len(indices)))
-        for indices in (np.arange(90), np.arange(90, 190))
-    )
-    partition(cache, core, parked, mask)
+    fates = np.zeros((LAYERS, 1000), np.int8)
+    fates[:, 100:200], fates[:, 200:910] = PARKED, DROPPED
+    place(cache, 0, fates, mask)
     # No array is a view into something larger that would stay in memory unseen.
     assert all(array.base is None or array.base.nbytes == array.nbytes for array in kv(cache))
     assert cache.nbytes <= before * 300 / 1000
-    assert (int(cache.active_len[0]), int(cache.parked_len[0])) == (190, 100)
+    assert cache.lengths(0) == (190, 100, 90)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -275,10 +314,10 @@ def test_dense_bytes_is_what_a_dense_cache_holds(rows: int, steps: int, spare: i
     row = np.zeros((LAYERS, 1, HEADS, 1, DIM), FLOAT)
     for step in range(steps):
         full, version = cache.is_full, cache.version
-        cache.append(row, row, np.array([rows + step]), None, np.array([True]), limit - step)
+        cache.append((row, row), np.array([rows + step]), None, limit - step)
         assert (cache.version > version) == full
     assert cache.nbytes == LAYERS * dense_bytes(rows, steps, limit, HEADS, DIM, FLOAT)
-    assert int(cache.active_len[0]) == rows + steps
+    assert cache.top == rows + steps
     assert cache.positions.shape[3] <= rows + steps + room(rows + steps, limit)
 
 
@@ -290,10 +329,35 @@ def test_a_copy_survives_reading_another_prompt() -> None:
     fill(cache, naive, rng, np.arange(20))
     naive.images = set(range(2, 12))
     split(cache, naive, rng, mask)
-    copy = cache.copy()
+    other = cache.copy()
     fill(cache, Naive(), rng, np.arange(20, 40))
     cache.add_mass(0, np.ones((LAYERS, HEADS, 5), np.float32))
-    none = np.zeros((LAYERS, 0), np.int64)
-    partition(cache, np.zeros((LAYERS, 1), np.int64), none, mask)
+    fates = np.zeros((LAYERS, 40), np.int8)
+    fates[:, 3:12] = DROPPED
+    place(cache, 0, fates, mask[:40])
     evict(cache, 0, np.broadcast_to(np.arange(1, 15, 3), (LAYERS, HEADS, 5)))
-    check(copy, naive)
+    check(other, naive)
+
+
+def test_the_first_to_write_takes_rows_of_its_own() -> None:
+    rng = np.random.default_rng(3)
+    cache, naive = empty(), Naive()
+    mask = np.zeros(100, np.bool_)
+    mask[2:12] = True
+    naive.images = set(range(2, 12))
+    fill(cache, naive, rng, np.arange(20))
+    split(cache, naive, rng, mask, alike=True)
+    cache.trim(8)
+    for writer in (0, 1):
+        pair = [cache.fork(), None]
+        pair[1] = pair[0].fork()
+        written, other = pair[writer], pair[1 - writer]
+        same = copy.deepcopy(naive)
+        swap(written, same, rng)
+        (k, v), mass = drawn(rng, 1, 1), rng.random((LAYERS, 1, HEADS)).astype(FLOAT)
+        written.append((k, v), np.array([20]), mass, 8)
+        same.add(20, k[:, 0, :, 0], v[:, 0, :, 0], mass[:, 0])
+        forget(written, same, rng, mask)
+        check(written, same)
+        check(other, naive)
+        check(cache, naive)

@@ -7,6 +7,7 @@ import pytest
 
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
+from avl_runtime.generate.prefill import finished, prefill
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.prompts.processor import Prompt, Turn
 from avl_runtime.prompts.rows import PromptRows
@@ -20,15 +21,13 @@ def test_dense_turns_equal_reading_the_whole_conversation_at_once(tiny: LVLM) ->
     second = chat.send(two.prompt, [two.image], max_new_tokens=6, return_logits=True)
     third = chat.send("How many objects are there?", max_new_tokens=4, return_logits=True)
 
-    processor, engine = tiny.processor, tiny.loaded
-    conversation = engine.conversation()
-    plan = tiny.policy.plan()
+    processor, loaded = tiny.processor, tiny.loaded
     turns = [(one.prompt, [one.image], first), (two.prompt, [two.image], second)]
     rows, history = [], ()
     for prompt, images, result in [*turns, ("How many objects are there?", [], third)]:
         encoded = processor.continue_chat(history, prompt, images)
         reply = Prompt.of(np.array(result.token_ids, np.int64), [3], (), 1)
-        rows += [engine.embed(encoded), engine.embed(reply)]
+        rows += [loaded.embed(encoded), loaded.embed(reply)]
         history += (
             Turn(
                 prompt,
@@ -47,7 +46,8 @@ def test_dense_turns_equal_reading_the_whole_conversation_at_once(tiny: LVLM) ->
         np.arange(len(hidden))[None],
         len(hidden),
     )
-    logits = conversation.prefill(whole, plan)
+    sequence = loaded.sequence(tiny.policy)
+    logits = finished(prefill(sequence, loaded.package.manifest, whole))
     np.testing.assert_allclose(logits, third.logits[0], atol=1e-4)
 
 

@@ -18,12 +18,13 @@ from transformers import AutoProcessor
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.chat import Chat, ChatError
-from avl_runtime.generate.conversation import Conversation, PromptTooLongError
-from avl_runtime.generate.loop import Reply
+from avl_runtime.execute.protocol import PromptTooLongError
+from avl_runtime.generate.reply import Reply
 from avl_runtime.generate.sampling import Sampler, SamplingError
 from avl_runtime.prompts.chat_template import TemplateError
 from avl_runtime.prompts.messages import PromptError
 from avl_runtime.prompts.processor import Processor
+from avl_runtime.requests import loaded
 from avl_runtime.tasks import sample
 from face.support import LLAVA_TEMPLATE, sentencepiece_tokenizer
 from support.reference import load_reference
@@ -196,15 +197,15 @@ def test_what_is_thrown_into_a_stream_gives_it_up(tiny: LVLM, thrown: type[BaseE
 
 def test_streams_of_a_model_read_nothing_before_they_start(tiny: LVLM) -> None:
     made: list[object] = []
-    conversation = tiny.loaded.execution.conversation
-    tiny.loaded.execution.conversation = lambda: made.append(conversation()) or made[-1]
+    sequence = tiny.loaded.sequence
+    tiny.loaded.sequence = lambda policy: made.append(sequence(policy)) or made[-1]
     try:
         stream = tiny.stream(COUNT, max_new_tokens=3)
         assert not made
         assert "".join(stream)
         assert len(made) == 1
     finally:
-        del tiny.loaded.execution.conversation
+        del tiny.loaded.sequence
 
 
 # One text.
@@ -266,12 +267,12 @@ def test_special_tokens_on_request(tiny: LVLM, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.undo()
     # They are special tokens where the conversation is read anew, and in a chat begun with it.
     seen: list[list[int]] = []
-    prefill = Conversation.prefill
+    prefill = loaded.prefill
     monkeypatch.setattr(
-        Conversation,
+        loaded,
         "prefill",
-        lambda self, rows, *more: (
-            seen.append(rows.token_ids.tolist()) or prefill(self, rows, *more)
+        lambda sequence, manifest, rows, *more: (
+            seen.append(rows.token_ids.tolist()) or prefill(sequence, manifest, rows, *more)
         ),
     )
     other = tiny.chat("dense", messages=chat.messages)

@@ -15,11 +15,11 @@ from avl_plugins.cpu.refresh import Refresh
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.execute.host import ort
-from avl_runtime.generate import selection
-from avl_runtime.generate.loop import Options
+from avl_runtime.generate import choices
+from avl_runtime.generate.options import Options
+from avl_runtime.kv import sight
 from avl_runtime.kv.cache import SegmentCache
-from avl_runtime.kv.moves import image_positions
-from avl_runtime.requests.loaded import Request
+from avl_runtime.requests import Request, Scheduler
 from avl_runtime.tasks import sample, samples
 
 POLICIES = (
@@ -71,12 +71,13 @@ def test_the_same_request_gives_the_same_bits(tiny: LVLM) -> None:
 def finished(model: LVLM, policy: str, steps: int = 30):
     one = sample("caption", "held-out", 3)
     prompt = model.processor.encode(one.prompt, [one.image])
-    conversation = model.loaded.conversation()
     options = Options(max_new_tokens=steps)
-    request = Request(model.loaded, [conversation], [prompt], policies.parse(policy), options)
-    for _ in request.steps():
-        yield conversation, request
-    yield conversation, request
+    chosen = policies.parse(policy)
+    sequence = model.loaded.sequence(chosen)
+    request = Request(model.loaded, prompt, chosen, options, sequence=sequence)
+    for _ in Scheduler(model).run(request):
+        yield sequence, request
+    yield sequence, request
 
 
 def kv(cache: SegmentCache) -> list[np.ndarray]:
@@ -92,7 +93,7 @@ def test_reported_bytes_are_those_of_the_live_arrays(tiny: LVLM, policy: str) ->
     arrays = [array for cache in mine for array in kv(cache)]
     assert len(arrays) == 4 * tiny.package.manifest.dims.num_layers
     assert len({a.__array_interface__["data"][0] for a in arrays}) == len(arrays)
-    assert request.result(0).stats.kv_bytes == sum(a.nbytes for a in arrays)
+    assert request.result.stats.kv_bytes == sum(a.nbytes for a in arrays)
     # No array is a view into something larger that would stay in memory unseen.
     assert all(a.base is None or a.base.nbytes == a.nbytes for a in arrays)
 
@@ -116,7 +117,7 @@ def test_rows_are_freed_as_they_are_replaced(tiny: LVLM, policy: str, monkeypatc
         def watch(cache: SegmentCache, *arguments) -> None:
             # Before the first chunk there is an empty row, which a failing prompt would need again.
             seen = [weakref.ref(array) for array in cache.k_active + cache.v_active]
-            counted, version = int(cache.active_len[0]) > 0, cache.version
+            counted, version = cache.top > 0, cache.version
             method(cache, *arguments)
             if counted and cache.version > version:
                 replaced[name] += 1
@@ -146,8 +147,8 @@ def test_avl_holds_half_of_the_image_rows_from_prefill_on(tiny: LVLM) -> None:
     for conversation, _ in finished(tiny, "avl:keep=0.5"):
         mask = conversation.image_mask
         for cache in conversation.caches:
-            images = image_positions(cache, mask).shape[1]
-            assert images * row <= 0.52 * dense_images
+            for _, positions in sight.images(cache, conversation.seq, mask):
+                assert positions.shape[1] * row <= 0.52 * dense_images
             # The bytes behind those rows are gone too: what is left is text and room.
             text = int((~mask).sum())
             assert cache.nbytes <= cache.layers * (0.52 * dense_images + (text + 18) * row)
@@ -163,8 +164,8 @@ def test_a_text_budget_shrinks_the_total(tiny: LVLM) -> None:
         seen = conversation.text_after_image
         before = int(conversation.image_mask.argmax())
         for cache in conversation.caches:
-            text = int(cache.active_len[0]) - int(cache.image_rows[0]) - before
-            assert text == max(round(0.6 * seen), 4)
+            text = cache.active_len[:, 0] - cache.image_rows[:, 0] - before
+            assert (text == max(round(0.6 * seen), 4)).all()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -183,7 +184,7 @@ def test_the_step_does_a_refresh_itself(
     tiny: LVLM, kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exchanged: list[int] = []
-    monkeypatch.setattr(selection, "exchange", lambda *_: exchanged.append(1))
+    monkeypatch.setattr(choices, "exchange", lambda *_: exchanged.append(1))
     result = ask(tiny, "avl:text=0.5,text_min=4", return_placements=True)
     cores = [placement.core for placement in result.placements]
     assert any((one != other).any() for one, other in pairwise(cores))

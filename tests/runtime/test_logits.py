@@ -17,9 +17,9 @@ from avl_runtime.tasks import TASKS, samples
 def test_tokens_do_not_depend_on_what_is_read(tiny: LVLM, linear_kernel: Path, policy: str) -> None:
     for task in TASKS:
         some = list(samples(task, "held-out", 3))
-        asked = [one.prompt for one in some], [[one.image] for one in some], policy
+        asked = [one.prompt for one in some], [[one.image] for one in some]
         alone, read = (
-            tiny.generate_batch(*asked, max_new_tokens=32, return_logits=logits)
+            tiny.generate_batch(*asked, policy=policy, max_new_tokens=32, return_logits=logits)
             for logits in (False, True)
         )
         assert [one.token_ids for one in alone] == [one.token_ids for one in read]

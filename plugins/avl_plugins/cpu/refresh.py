@@ -16,8 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.cpu.host import Host
+from avl_plugins.policies import Action
+from avl_plugins.policies.declared import is_refresh_by_attention
 
 Ints = NDArray[np.int64]
+
+
+def does(action: Action) -> bool:
+    """Whether the kernel does what an action decides, rank for rank."""
+    return is_refresh_by_attention(action)
 
 
 class _Layer(ctypes.Structure):
@@ -66,13 +73,13 @@ class Refresh:
         """
         layers, batch, _, active = positions.shape
         self.moved: Ints = np.full((layers, batch), -1, np.int64)
-        self._core: Ints = np.zeros(batch, np.int64)
-        by_layer = (positions, parked_positions, self.moved)
+        self._core: Ints = np.zeros((layers, batch), np.int64)
+        by_layer = (self._core, positions, parked_positions, self.moved)
         if not all(labels.flags.c_contiguous for labels in by_layer):
             raise ValueError("expected contiguous labels, found strides between them")
         # Addresses are read once an array: each time costs as much as a layer's other fields.
         starts = [(labels.ctypes.data, labels.nbytes // layers) for labels in by_layer]
-        sizes = active, parked_positions.shape[2], self._core.ctypes.data
+        sizes = active, parked_positions.shape[2]
         self._held = (*k_active, *by_layer)  # for as long as they may be offered
         self._layers = (_Layer * layers)(
             *(
@@ -86,7 +93,8 @@ class Refresh:
         """The next one.
 
         Args:
-            core: [B], how many of the first active rows are the core; 0 leaves a sequence as it is.
+            core: [L, B], how many of the first active rows are the core; 0 leaves a sequence as
+                it is.
         """
         self._core[:] = core
         self.moved[:] = -1

@@ -1,30 +1,47 @@
 """Policies: which image and text tokens are kept, and which of them attention reads.
 
-A policy is a frozen dataclass. What a runtime follows is its `plan()`.
+A policy is a frozen dataclass that consists of actions. One of your own is a class with `actions()`
+and one call of `register`.
 """
 
+from avl_plugins.policies.action import Action, Placed, Tokens, When
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.chain import Chain
 from avl_plugins.policies.dense import Dense
 from avl_plugins.policies.fastv import FastV
-from avl_plugins.policies.plan import Plan
 from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.random import Random
-from avl_plugins.policies.spec import parse
-from avl_plugins.policies.split import Split
+from avl_plugins.policies.ranking import ATTENTION, AtRandom, Attention, HeavyHitters, Ranking
+from avl_plugins.policies.spec import parse, register
+from avl_plugins.policies.split import Divide, Refresh
 from avl_plugins.policies.text import TextBudget
+from avl_plugins.policies.view import ACTIVE, DROPPED, PARKED, View
 
 __all__ = [
+    "ACTIVE",
+    "ATTENTION",
     "AVL",
+    "DROPPED",
+    "PARKED",
+    "Action",
+    "AtRandom",
+    "Attention",
     "Chain",
     "Dense",
+    "Divide",
     "FastV",
-    "Plan",
+    "HeavyHitters",
+    "Placed",
     "Policy",
     "Prune",
     "Random",
-    "Split",
+    "Ranking",
+    "Refresh",
     "TextBudget",
+    "Tokens",
+    "View",
+    "When",
     "parse",
+    "register",
 ]

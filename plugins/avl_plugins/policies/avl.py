@@ -11,17 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies.base import (
-    UNSET,
-    Policy,
-    check_core,
-    check_count,
-    check_fraction,
-    resolve_core,
-)
-from avl_plugins.policies.plan import Plan
+from avl_plugins.policies.action import Action
+from avl_plugins.policies.base import Policy, check_count, check_fraction, core_of
 from avl_plugins.policies.prune import Prune
-from avl_plugins.policies.split import Split
+from avl_plugins.policies.split import Divide, Refresh
 from avl_plugins.policies.text import TextBudget
 
 
@@ -37,7 +30,7 @@ class AVL(Policy):
     """
 
     keep: float = 0.5
-    core: float = UNSET
+    core: float | None = None
     refresh: int = 3
     text: float = 1.0
     text_min: int = 20
@@ -48,11 +41,9 @@ class AVL(Policy):
     name: ClassVar[str] = "avl"
 
     def __post_init__(self) -> None:
-        check_fraction(self.name, "keep", self.keep)
-        object.__setattr__(self, "core", resolve_core(self.core, self.keep))
-        for option in ("core", "text", "prefill"):
+        for option in ("keep", "text", "prefill"):
             check_fraction(self.name, option, getattr(self, option))
-        check_core(self.name, self.core, self.keep)
+        core_of(self.name, self.core, self.keep)
         check_count(self.name, "refresh", self.refresh, 1, "1 refreshes on every step")
         check_count(self.name, "text_min", self.text_min, 1, "the newest token must stay")
         check_count(
@@ -69,9 +60,11 @@ class AVL(Policy):
                 "A-VL cannot keep more tokens than prefill leaves"
             )
 
-    def plan(self) -> Plan:
-        return Plan(
-            prune=Prune(self.prefill_layer, self.prefill, None) if self.prefill < 1 else None,
-            split=Split(self.keep, self.core, self.refresh, None),
-            text=TextBudget(self.text, self.text_min, self.heavy) if self.text < 1 else None,
-        )
+    def actions(self) -> tuple[Action, ...]:
+        core = core_of(self.name, self.core, self.keep)
+        found: list[Action] = [Divide(self.keep, core), Refresh(core, self.refresh)]
+        if self.prefill < 1:
+            found.insert(0, Prune(self.prefill_layer, self.prefill))
+        if self.text < 1:
+            found.append(TextBudget(self.text, self.text_min, self.heavy))
+        return tuple(found)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies.plan import Plan
+from avl_plugins.policies.action import Action
 
 
 class Policy(abc.ABC):
     """A frozen dataclass whose options are checked when it is made.
 
     `str(policy)` is the one spelling of it that `parse` gives back: the name and, in field order,
-    every option that is not at its default.
+    every option that is not at its default. An option that nobody has to give is `None`.
     """
 
     __slots__ = ()
@@ -23,16 +23,31 @@ class Policy(abc.ABC):
     name: ClassVar[str]
 
     @abc.abstractmethod
-    def plan(self) -> Plan:
-        """What the runtime does under this policy."""
+    def actions(self) -> tuple[Action, ...]:
+        """What it decides, in the order of time."""
+
+    def check(self, splits: Sequence[int]) -> None:
+        """Refuse a package whose decoder is split after the layers `splits`.
+
+        Raises:
+            PolicyError: an action cannot work with it.
+        """
+        for action in self.actions():
+            action.check(splits, str(self))
+
+    @property
+    def places(self) -> tuple[str, str | None, str]:
+        """What pictures call image tokens that are active, parked (None: there are none), gone."""
+        if any(action.reads_parked for action in self.actions()):
+            return "core", "secondary", "minor"
+        return "kept", None, "dropped"
 
     def __str__(self) -> str:
-        options = []
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every policy is one
-            value = getattr(self, field.name)
-            default = default_core(self.keep) if field.name == "core" else field.default  # type: ignore[attr-defined]  # keep stands beside core
-            if value != default:
-                options.append(f"{field.name}={value}")
+        options = [
+            f"{field.name}={value}"
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]  # every policy is one
+            if (value := getattr(self, field.name)) != field.default
+        ]
         return f"{self.name}:{','.join(options)}" if options else self.name
 
 
@@ -55,23 +70,18 @@ def check_count(policy: str, option: str, value: object, minimum: int, meaning: 
         )
 
 
-UNSET = math.nan  # the default of a core that follows from keep
+def core_of(policy: str, core: float | None, keep: float) -> float:
+    """A core that was given, or A-VL's 0.3 of all image tokens, or all kept where that is less.
 
-
-def resolve_core(core: float, keep: float) -> float:
-    """`core`, or its default if it is UNSET."""
-    return default_core(keep) if isinstance(core, float) and math.isnan(core) else core
-
-
-def default_core(keep: float) -> float:
-    """A-VL's 0.3 of all image tokens, or all that are kept where that is less."""
-    return min(0.3, keep)
-
-
-def check_core(policy: str, core: float, keep: float) -> None:
-    """Refuse a core that is larger than what is kept."""
+    Raises:
+        PolicyError: it is no fraction, or larger than what is kept.
+    """
+    if core is None:
+        return min(0.3, keep)
+    check_fraction(policy, "core", core)
     if core > keep:
         raise PolicyError(
             f"{policy}: expected core of at most keep = {keep}, found {core}; "
             "the core is chosen among the tokens kept"
         )
+    return core

@@ -1,53 +1,75 @@
-"""A-VL (arXiv 2409.14846) on the tokens that FastV (arXiv 2403.06764) leaves."""
+"""Policies one after the other, as A-VL (arXiv 2409.14846) on what FastV (2403.06764) leaves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from typing import ClassVar
 
 from avl_plugins.errors import PolicyError
+from avl_plugins.policies.action import Action, When
 from avl_plugins.policies.base import Policy
-from avl_plugins.policies.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Chain(Policy):
-    """One policy that splits (AVL, or Random of A-VL) and one that prunes (FastV, or Random of it).
+    """The actions of several policies, in the order of time, which alone counts.
 
-    Their order means nothing: the pruning always comes first in time, and `first` is always the
-    splitting one, so that equal chains are equal.
+    `policies` are put in one order, what decides last in front, so that equal chains are equal.
     """
 
-    first: Policy
-    second: Policy
+    policies: tuple[Policy, ...]
 
     name: ClassVar[str] = "chain"
 
-    def __post_init__(self) -> None:
-        if self.first.plan().split is None and self.second.plan().split is not None:
-            first, second = self.first, self.second
-            object.__setattr__(self, "first", second)
-            object.__setattr__(self, "second", first)
-        split, prune = self.first.plan(), self.second.plan()
-        if split.split is None or prune.prune is None or prune.split is not None:
-            raise PolicyError(
-                f"{self}: expected one of avl and random:of=avl with one of fastv and random, "
-                "found another combination; a chain is A-VL with FastV"
-            )
-        if split.prune is not None:
-            raise PolicyError(
-                f"{self}: expected prefill = 1 in a chain, found {split.prune.keep}; "
-                "the prefill filter and FastV would both prune, use one of them"
-            )
-        if prune.prune.keep < split.split.keep:
-            raise PolicyError(
-                f"{self}: expected FastV to keep at least A-VL's keep = {split.split.keep}, found "
-                f"{prune.prune.keep}; A-VL cannot keep more tokens than FastV leaves"
-            )
+    def __init__(self, *policies: Policy) -> None:
+        """
+        Raises:
+            PolicyError: two decide the same, one decides nothing, or one keeps more than an
+                earlier one leaves.
+        """
+        parts = [each for one in policies for each in _parts(one)]
+        text = "+".join(map(str, parts))
+        for one in parts:
+            if not one.actions():
+                raise PolicyError(
+                    f"{text}: expected policies that decide something, found {one} among them; "
+                    "leave it out"
+                )
+        for one, other in combinations(parts, 2):
+            both = {a.decides for a in one.actions()} & {a.decides for a in other.actions()}
+            if both:
+                raise PolicyError(
+                    f"{text}: expected each decision once, found {one} and {other} both to say "
+                    f"{min(both)}; use one of them"
+                )
+        parts.sort(key=lambda one: (-max(map(_moment, one.actions()))[0], str(one)))
+        object.__setattr__(self, "policies", tuple(parts))
+        self._check_shares()
 
     def __str__(self) -> str:
-        return f"{self.first}+{self.second}"
+        return "+".join(map(str, self.policies))
 
-    def plan(self) -> Plan:
-        splitting = self.first.plan()
-        return Plan(self.second.plan().prune, splitting.split, splitting.text)
+    def actions(self) -> tuple[Action, ...]:
+        found = [action for policy in self.policies for action in policy.actions()]
+        return tuple(sorted(found, key=_moment))
+
+    def _check_shares(self) -> None:
+        choosing = [action for action in self.actions() if action.share < 1]
+        owners = {id(a): p for p in self.policies for a in choosing if a in p.actions()}
+        for earlier, later in pairwise(choosing):
+            if later.share > earlier.share:
+                first, second = owners[id(earlier)], owners[id(later)]
+                raise PolicyError(
+                    f"{self}: expected {first} to leave at least the {later.share} of the image "
+                    f"tokens that {second} keeps, found {earlier.share}; the later of two "
+                    "policies cannot keep more than the earlier leaves"
+                )
+
+
+def _parts(policy: Policy) -> tuple[Policy, ...]:
+    return policy.policies if isinstance(policy, Chain) else (policy,)
+
+
+def _moment(action: Action) -> tuple[When, int]:
+    return min(action.when), action.before or 0

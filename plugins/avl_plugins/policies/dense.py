@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from avl_plugins.policies.action import Action
 from avl_plugins.policies.base import Policy
-from avl_plugins.policies.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,5 +15,5 @@ class Dense(Policy):
 
     name: ClassVar[str] = "dense"
 
-    def plan(self) -> Plan:
-        return Plan()
+    def actions(self) -> tuple[Action, ...]:
+        return ()

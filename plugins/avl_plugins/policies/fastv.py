@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from avl_plugins.policies.action import Action
 from avl_plugins.policies.base import Policy, check_count, check_fraction
-from avl_plugins.policies.plan import Plan
 from avl_plugins.policies.prune import Prune
 
 
@@ -23,5 +23,5 @@ class FastV(Policy):
         check_count(self.name, "layer", self.layer, 1, "ranking needs the attention of one layer")
         check_fraction(self.name, "keep", self.keep)
 
-    def plan(self) -> Plan:
-        return Plan(prune=Prune(self.layer, self.keep, None))
+    def actions(self) -> tuple[Action, ...]:
+        return (Prune(self.layer, self.keep),)

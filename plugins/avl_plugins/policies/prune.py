@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
-
-from avl_plugins.policies.ranking import Indices, Scores, at_random, by_score
+from avl_plugins.errors import PolicyError
+from avl_plugins.policies.action import Action, Placed, When
+from avl_plugins.policies.ranking import ATTENTION, Ranking
+from avl_plugins.policies.view import Fates, View, fates
 
 
 @dataclass(frozen=True, slots=True)
-class Prune:
+class Prune(Action):
     """After `layer` full layers keep the fraction `keep` of the image tokens, for good.
 
-    `seed` None ranks by attention; a number ranks at random.
+    Of a prompt's image tokens at least one stays. Attention is what the last prompt row gives each
+    in layer `layer` - 1.
     """
 
     layer: int
     keep: float
-    seed: int | None
+    ranking: Ranking = ATTENTION
+
+    when: ClassVar[frozenset[When]] = frozenset({When.BETWEEN})
+
+    @property
+    def decides(self) -> str:
+        return f"which image tokens go on after layer {self.layer}"
+
+    @property
+    def before(self) -> int | None:
+        return self.layer
+
+    @property
+    def share(self) -> float:
+        return self.keep
 
     def count(self, total: int) -> int:
         """How many of `total` image tokens stay: at least 1, if there are any."""
         return max(1, round(self.keep * total)) if total else 0
 
-    def select(self, scores: Scores, total: int) -> Indices:
-        """Indices to keep, ascending, int64 [m].
+    def choose(self, view: View) -> Fates:
+        return fates(self.ranking.first(view, self.count(view.total)))
 
-        `scores` [n] is the head-mean attention the last prompt row gives each image token in layer
-        `layer` - 1; `total` is the number of image tokens the fraction refers to.
-        """
-        n = len(scores)
-        order = by_score(scores) if self.seed is None else at_random(n, self.seed, self.layer)
-        return np.sort(order[: self.count(total)])
+    def check(self, splits: Sequence[int], where: str) -> None:
+        if self.layer not in splits:
+            found = ", ".join(map(str, splits)) or "no layer"
+            raise PolicyError(
+                f"{where}: expected a package split after layer {self.layer}, found splits "
+                f"after {found}; export with --split {self.layer}"
+            )
+
+    def placed(self, rows: Placed, layer: int, total: int) -> Placed:
+        return Placed(self.count(total)) if total and layer >= self.layer else rows

@@ -6,17 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies.base import (
-    UNSET,
-    Policy,
-    check_core,
-    check_count,
-    check_fraction,
-    resolve_core,
-)
-from avl_plugins.policies.plan import Plan
+from avl_plugins.policies.action import Action
+from avl_plugins.policies.base import Policy, check_count, check_fraction, core_of
 from avl_plugins.policies.prune import Prune
-from avl_plugins.policies.split import Split
+from avl_plugins.policies.ranking import AtRandom
+from avl_plugins.policies.split import Divide, Refresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +22,7 @@ class Random(Policy):
 
     keep: float = 0.5
     layer: int = 2
-    core: float = UNSET
+    core: float | None = None
     refresh: int = 3
     seed: int = 0
     of: Literal["fastv", "avl"] = "fastv"
@@ -42,15 +36,17 @@ class Random(Policy):
                 "name the policy to be the control of"
             )
         check_fraction(self.name, "keep", self.keep)
-        object.__setattr__(self, "core", resolve_core(self.core, self.keep))
-        check_fraction(self.name, "core", self.core)
+        if self.core is not None:
+            check_fraction(self.name, "core", self.core)
         check_count(self.name, "layer", self.layer, 1, "FastV drops after full layers")
         check_count(self.name, "refresh", self.refresh, 1, "1 refreshes on every step")
         check_count(self.name, "seed", self.seed, 0, "it seeds a random generator")
         if self.of == "avl":
-            check_core(self.name, self.core, self.keep)
+            core_of(self.name, self.core, self.keep)
 
-    def plan(self) -> Plan:
+    def actions(self) -> tuple[Action, ...]:
+        ranking = AtRandom(self.seed)
         if self.of == "fastv":
-            return Plan(prune=Prune(self.layer, self.keep, self.seed))
-        return Plan(split=Split(self.keep, self.core, self.refresh, self.seed))
+            return (Prune(self.layer, self.keep, ranking),)
+        core = core_of(self.name, self.core, self.keep)
+        return (Divide(self.keep, core, ranking), Refresh(core, self.refresh, ranking))

@@ -1,20 +1,93 @@
-"""Choosing the best of scored tokens, the same way everywhere."""
+"""Orders in which rows are kept, and choosing the first of them, the same way everywhere."""
 
 from __future__ import annotations
 
-from typing import Any
+import abc
+import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-Scores = npt.NDArray[np.floating[Any]]
-Indices = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from avl_plugins.policies.view import Indices, Mask, Scores, View
 
 
-def by_score(scores: Scores) -> Indices:
-    """Indices along the last axis, highest score first; of equal scores the lowest index first."""
-    return np.argsort(-scores, axis=-1, kind="stable").astype(np.int64, copy=False)
+class Ranking(abc.ABC):
+    """An order of rows. A value: two that are equal rank alike.
+
+    A kernel that ranks by itself declares the very rankings that it can do; any other is asked
+    here. Subclasses are frozen dataclasses.
+
+    Attributes:
+        reads_attention: whether `View.attention` is read; what nobody reads is not computed.
+    """
+
+    __slots__ = ()
+
+    reads_attention: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def scores(self, view: View, count: int) -> Scores:
+        """A number for each row, shaped like `view.positions`; `count` rows will be kept.
+
+        The highest are kept; of equal ones those of lower positions.
+        """
+
+    def first(self, view: View, count: int) -> Mask:
+        """Which `count` rows along the last axis come first, or all where there are fewer."""
+        return highest(self.scores(view, count), view.positions, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention(Ranking):
+    """The most attention first."""
+
+    def scores(self, view: View, count: int) -> Scores:
+        return view.attention
+
+
+@dataclass(frozen=True, slots=True)
+class AtRandom(Ranking):
+    """A permutation that only the seed, the layer and the step decide."""
+
+    seed: int
+
+    reads_attention: ClassVar[bool] = False
+
+    def scores(self, view: View, count: int) -> Scores:
+        *layers, alive = view.positions.shape
+        rows = view.positions.reshape(math.prod(layers), alive)
+        ranks = np.empty(rows.shape, np.float64)
+        for index, positions in enumerate(rows):
+            seeds = [self.seed, view.layer + index]
+            if view.step is not None:
+                seeds.append(view.step)
+            drawn = np.random.default_rng(seeds).permutation(len(positions))
+            # What is drawn are places in the order of positions, whatever the order of rows.
+            ranks[index, positions.argsort()[drawn]] = -np.arange(len(positions))
+        return ranks.reshape(view.positions.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class HeavyHitters(Ranking):
+    """The most recent rows first, then those with the most attention (H2O, arXiv 2306.14048).
+
+    Of the rows that are kept, the fraction `heavy` (rounded down) is for the latter.
+    """
+
+    heavy: float
+
+    def scores(self, view: View, count: int) -> Scores:
+        recent = count - int(count * self.heavy)
+        value = view.attention.astype(np.float64)
+        oldest = view.positions.shape[-1] - recent
+        if recent and oldest > 0:
+            bounds = np.partition(view.positions, oldest)[..., oldest, None]
+            value[view.positions >= bounds] = np.inf
+        return value
+
+
+ATTENTION = Attention()
 
 
 def highest(scores: Scores, positions: Indices, count: int) -> Mask:
@@ -33,8 +106,3 @@ def highest(scores: Scores, positions: Indices, count: int) -> Mask:
     lowest = np.argpartition(rank, surplus - 1)[..., :surplus].reshape(-1, surplus)
     keep.reshape(-1, scores.shape[-1])[np.arange(len(lowest))[:, None], lowest] = False
     return keep
-
-
-def at_random(count: int, *seeds: int) -> Indices:
-    """A permutation of `count` indices that only `seeds` decide."""
-    return np.random.default_rng(seeds).permutation(count).astype(np.int64)

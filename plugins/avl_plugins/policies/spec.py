@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
+from types import UnionType
 from typing import Any
 
 from avl_plugins.errors import PolicyError, quoted, shown
@@ -18,6 +20,38 @@ from avl_plugins.policies.random import Random
 _KINDS: dict[str, type[Policy]] = {kind.name: kind for kind in (Dense, AVL, FastV, Random)}
 
 
+def register(kind: type[Policy]) -> type[Policy]:
+    """Have `parse`, and so every command and every model, know a policy by its name.
+
+    Can stand over the class as a decorator.
+
+    Args:
+        kind: a frozen dataclass with a name of its own; its fields, each with a default, are the
+            options: int, float, bool, str, or one of these or None.
+
+    Raises:
+        PolicyError: it is none, or the name is another's.
+    """
+    name = getattr(kind, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise PolicyError(
+            f"expected a policy with a name of small letters and digits, found {quoted(name)}; "
+            "set name: ClassVar[str]"
+        )
+    if not (isinstance(kind, type) and issubclass(kind, Policy) and dataclasses.is_dataclass(kind)):
+        raise PolicyError(
+            f"{name}: expected a dataclass derived from Policy, found {quoted(kind)}; write "
+            "@dataclass(frozen=True) over the class"
+        )
+    if any(field.default is dataclasses.MISSING for field in dataclasses.fields(kind)):
+        raise PolicyError(
+            f"{name}: expected a default for every option, found one without; give it one"
+        )
+    if _KINDS.setdefault(name, kind) is not kind:
+        raise PolicyError(f"expected a policy with a new name, found {name} again; choose another")
+    return kind
+
+
 def parse(text: str) -> Policy:
     """The policy that `text` names; `parse(str(policy)) == policy`.
 
@@ -25,14 +59,8 @@ def parse(text: str) -> Policy:
         PolicyError: an unknown policy or option, a value that does not fit, or policies that
             cannot be combined.
     """
-    parts = text.split("+")
-    if len(parts) > 2:
-        raise PolicyError(
-            f"{quoted(text)}: expected at most two policies joined by +, found {len(parts)}; "
-            "a chain is A-VL with FastV, as avl+fastv"
-        )
-    policies = [_parse_one(part) for part in parts]
-    return policies[0] if len(policies) == 1 else Chain(policies[0], policies[1])
+    policies = [_parse_one(part) for part in text.split("+")]
+    return policies[0] if len(policies) == 1 else Chain(*policies)
 
 
 def _parse_one(text: str) -> Policy:
@@ -40,7 +68,8 @@ def _parse_one(text: str) -> Policy:
     kind = _KINDS.get(name.strip())
     if kind is None:
         raise PolicyError(
-            f"expected a policy, found {quoted(name.strip())}; use {', '.join(_KINDS)} or avl+fastv"
+            f"expected a policy, found {quoted(name.strip())}; use {', '.join(_KINDS)}, or several "
+            "joined by + as avl+fastv"
         )
     values: dict[str, Any] = {}
     for option in options.split(",") if colon else []:
@@ -63,7 +92,14 @@ def _parse_value(kind: type[Policy], key: str, value: str) -> Any:
     if key not in options:
         allowed = f"use {', '.join(options)}" if options else "it has none"
         raise PolicyError(f"{kind.name}: expected a known option, found {quoted(key)}; {allowed}")
-    wanted = typing.get_type_hints(kind)[key]
+    wanted = _without_none(typing.get_type_hints(kind)[key])
+    if wanted is bool:
+        if value not in ("True", "False"):
+            raise PolicyError(
+                f"{kind.name}: expected True or False for {key}, found {quoted(value)}; write "
+                f"{key}=True"
+            )
+        return value == "True"
     if wanted not in (int, float):
         return value
     try:
@@ -77,3 +113,11 @@ def _parse_value(kind: type[Policy], key: str, value: str) -> Any:
             f"{kind.name}: expected {noun} for {key}, found {quoted(value)}; write it as {key}="
             f"{3 if wanted is int else 0.5}"
         ) from None
+
+
+def _without_none(hint: Any) -> Any:
+    """`X` of `X | None`."""
+    if typing.get_origin(hint) in (UnionType, typing.Union):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else hint
+    return hint

@@ -2,84 +2,77 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
-
-from avl_plugins.policies.ranking import (
-    Indices,
-    Mask,
-    Scores,
-    at_random,
-    by_score,
-    highest,
-)
-
-# 0.3 * 10 is 3 and 0.29 * 100 is 28.999...: a fraction that means a whole number must give it.
-_ROUNDING = 1e-9
+from avl_plugins.policies.action import Action, Placed, When, share_of
+from avl_plugins.policies.ranking import ATTENTION, Ranking
+from avl_plugins.policies.view import Fates, View, fates
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Per layer: `keep` of all image tokens are secondary and stay, `core` of them are read.
+class Divide(Action):
+    """Per layer: `keep` of all image tokens are secondary and stay, `core` of them are active.
 
-    Every `refresh`-th decode step reads all secondary tokens and draws a new core from them. Both
-    fractions refer to all image tokens of the conversation, however many are alive. `seed` None
-    ranks by attention; a number ranks at random, anew per layer and refresh.
-
-    Scores are [n] of one layer, or [L, n] of the L layers from `layer` on; indices are those of the
-    last axis.
+    The other secondary tokens are parked; the rest is minor and dropped. Both fractions refer to
+    all image tokens of the conversation, however many are alive.
     """
 
     keep: float
     core: float
-    refresh: int
-    seed: int | None
+    ranking: Ranking = ATTENTION
+
+    when: ClassVar[frozenset[When]] = frozenset({When.PROMPT})
+
+    @property
+    def decides(self) -> str:
+        return "which image tokens are read in every step"
+
+    @property
+    def share(self) -> float:
+        return self.keep
 
     def counts(self, total: int, alive: int) -> tuple[int, int]:
         """How many of `alive` tokens are secondary, and how many of those are core."""
         if not total:
             return 0, 0
-        secondary = min(_share(self.keep, total), alive)
-        return secondary, min(_share(self.core, total), secondary)
+        secondary = min(share_of(self.keep, total), alive)
+        return secondary, min(share_of(self.core, total), secondary)
 
-    def partition(self, scores: Scores, total: int, layer: int) -> tuple[Indices, Indices]:
-        """Indices of core and of parked tokens (secondary minus core), each ascending.
+    def choose(self, view: View) -> Fates:
+        secondary, core = self.counts(view.total, view.positions.shape[-1])
+        return fates(self.ranking.first(view, core), self.ranking.first(view, secondary))
 
-        The rest is minor, to be dropped. `scores` [L, alive] is the head-mean attention the last
-        prompt row gives each alive image token in each layer.
-        """
-        secondary, core = self.counts(total, scores.shape[-1])
-        order = self._rank(scores, layer, 0)
-        return np.sort(order[..., :core]), np.sort(order[..., core:secondary])
-
-    def is_refresh(self, step: int) -> bool:
-        """Whether decode step `step`, counted from 1, reads parked tokens too."""
-        return step % self.refresh == 0
-
-    def new_core(
-        self, scores: Scores, positions: Indices, total: int, layer: int, step: int
-    ) -> Mask:
-        """Which secondary tokens are the new core; equal scores favour the lower position.
-
-        `scores` [L, secondary] is the head-mean attention of decode step `step` in each layer,
-        `positions` [L, secondary] the tokens' positions, in any order.
-        """
-        _, core = self.counts(total, scores.shape[-1])
-        if self.seed is None:
-            return highest(scores, positions, core)
-        drawn = self._rank(scores, layer, step)
-        # What is drawn are places in the order of positions: every order of slots draws the same.
-        return np.take_along_axis(drawn.argsort() < core, positions.argsort().argsort(), -1)
-
-    def _rank(self, scores: Scores, layer: int, step: int) -> Indices:
-        if self.seed is None:
-            return by_score(scores)
-        *layers, count = scores.shape
-        drawn = [at_random(count, self.seed, layer + i, step) for i in range(math.prod(layers))]
-        return np.stack(drawn).reshape(scores.shape)
+    def placed(self, rows: Placed, layer: int, total: int) -> Placed:
+        secondary, core = self.counts(total, rows.active + rows.parked)
+        return Placed(core, secondary - core)
 
 
-def _share(fraction: float, total: int) -> int:
-    return max(1, math.floor(fraction * total + _ROUNDING))
+@dataclass(frozen=True, slots=True)
+class Refresh(Action):
+    """Every `every`-th decode step reads all secondary tokens and draws a new core from them.
+
+    `core` is a fraction of all image tokens of the conversation.
+    """
+
+    core: float
+    every: int
+    ranking: Ranking = ATTENTION
+
+    when: ClassVar[frozenset[When]] = frozenset({When.STEP})
+    reads_parked: ClassVar[bool] = True
+
+    @property
+    def decides(self) -> str:
+        return "which image tokens are read in every step"
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def count(self, total: int, alive: int) -> int:
+        """How many of `alive` secondary tokens are core."""
+        return min(share_of(self.core, total), alive) if total else 0
+
+    def choose(self, view: View) -> Fates:
+        core = self.ranking.first(view, self.count(view.total, view.positions.shape[-1]))
+        return fates(core, ~core)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
-
-from avl_plugins.policies.ranking import Indices, Mask, Scores, highest
+from avl_plugins.policies.action import Action, Tokens, When
+from avl_plugins.policies.ranking import HeavyHitters
+from avl_plugins.policies.view import Fates, View, fates
 
 
 @dataclass(frozen=True, slots=True)
-class TextBudget:
+class TextBudget(Action):
     """Keep the fraction `ratio` of the evictable text tokens, but at least `minimum` of them.
 
     `heavy` of the budget goes to tokens with the most accumulated attention, the rest to the most
@@ -21,23 +22,26 @@ class TextBudget:
     minimum: int
     heavy: float
 
-    def budget(self, n_text: int) -> int:
-        """How many of the `n_text` evictable text tokens seen so far may stay."""
-        return max(round(self.ratio * n_text), self.minimum)
+    when: ClassVar[frozenset[When]] = frozenset({When.PROMPT, When.STEP})
+    tokens: ClassVar[Tokens] = Tokens.TEXT
 
-    def kept(self, acc: Scores, positions: Indices, n_text: int) -> Mask:
-        """Which alive rows stay, bool [..., n], each KV head of each layer for itself.
+    @property
+    def ranking(self) -> HeavyHitters:
+        return HeavyHitters(self.heavy)
 
-        `acc` [..., n] is the attention accumulated so far, `positions` [..., n] the original
-        positions, in any order of slots. Equal attention favours the lower position.
-        """
-        alive = acc.shape[-1]
-        budget = self.budget(n_text)
-        if alive <= budget:
-            return np.ones(acc.shape, np.bool_)
-        recent = budget - int(budget * self.heavy)
-        value = acc.astype(np.float64)
-        if recent:
-            oldest = alive - recent
-            value[positions >= np.partition(positions, oldest)[..., oldest, None]] = np.inf
-        return highest(value, positions, budget)
+    @property
+    def decides(self) -> str:
+        return "which text tokens stay"
+
+    def budget(self, total: int) -> int:
+        """How many of the `total` evictable text tokens seen so far may stay."""
+        return max(round(self.ratio * total), self.minimum)
+
+    def limit(self, total: int) -> int | None:
+        return self.budget(total)
+
+    def choose(self, view: View) -> Fates:
+        return fates(self.ranking.first(view, self.budget(view.total)))
+
+    def text_rows(self, total: int) -> int:
+        return min(total, self.budget(total))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avl_plugins.errors import quoted
-from avl_plugins.policies import Dense, Plan, parse
+from avl_plugins.policies import Action, parse
 from avl_runtime.bench.errors import BenchError
 from avl_runtime.bench.workers import foreign_command, own_command
 from avl_runtime.package.package import Package
@@ -48,7 +48,7 @@ class Candidate:
     name: str
     runs_on: str
     command: tuple[str, ...]
-    plan: Plan = field(default_factory=Plan)
+    actions: tuple[Action, ...] = ()
     job: Mapping[str, Any] = field(default_factory=dict)
     same_prompt: bool = True
     note: str = ""
@@ -78,7 +78,7 @@ def own_candidates(
                 apart += [backend] if len(backends) > 1 else []
                 name = str(policy) + (f" [{', '.join(apart)}]" if apart else "")
                 job = {"package": str(package.folder), "policy": str(policy), "backend": backend}
-                own = Candidate(name, "avl", tuple(own_command()), policy.plan(), job)
+                own = Candidate(name, "avl", tuple(own_command()), policy.actions(), job)
                 if any(one.name == own.name for one in found):
                     raise BenchError(f"expected each candidate once, found {own.name} twice")
                 found.append(own)
@@ -124,7 +124,7 @@ def peer_candidates(
                     f"transformers {attention}",
                     peer,
                     command,
-                    Dense().plan(),
+                    (),
                     {"checkpoint": str(folder), "attention": attention},
                 )
                 for attention in ATTENTIONS
@@ -133,7 +133,7 @@ def peer_candidates(
             command = tuple(foreign_command(interpreter, "avl_runtime.bench.peers.genai_peer"))
             bits = package.manifest.quantization
             job = {"checkpoint": str(folder), "precision": f"int{bits.bits}" if bits else "fp32"}
-            found.append(Candidate(peer, peer, command, Dense().plan(), job, False, GENAI_NOTE))
+            found.append(Candidate(peer, peer, command, (), job, False, GENAI_NOTE))
     return found
 
 

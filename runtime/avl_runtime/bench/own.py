@@ -17,7 +17,7 @@ from avl_runtime.model import LVLM
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.prompts.processor import Prompt
-from avl_runtime.requests.loaded import Request
+from avl_runtime.requests import Request, Scheduler
 
 
 def load(job: Job) -> tuple[Run, dict[str, Any]]:
@@ -47,14 +47,17 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         begun = time.perf_counter()
         loaded.features.of(prompt)
         encoded = last = time.perf_counter()
-        conversations = [loaded.conversation() for _ in range(batch)]
-        request = Request(loaded, conversations, [prompt] * batch, model.policy, options)
+        scheduler = Scheduler(model)
+        requests = [
+            scheduler.submit(Request(loaded, prompt, model.policy, options)) for _ in range(batch)
+        ]
         spent = []
-        for _ in request.steps():
-            now = time.perf_counter()
-            spent.append(now - last)
-            last = now
-        results = [request.result(row) for row in range(batch)]
+        while scheduler.requests:
+            if scheduler.step():
+                now = time.perf_counter()
+                spent.append(now - last)
+                last = now
+        results = [request.result for request in requests]
         return {
             "encode_s": encoded - begun if job["images"] else None,
             "prefill_s": spent[0],

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from avl_plugins.policies import Plan
+from avl_plugins.policies import Action
 from avl_runtime.bench.candidates import Candidate
 from avl_runtime.bench.schedule import Run
 from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
@@ -90,13 +90,13 @@ def summarize(
     loaded: Loaded, runs: Sequence[Run], dims: Dims, request: Request, batch: int, first: Run
 ) -> Row:
     """Figures of a candidate; `first` is a run of the first one, to compare tokens with."""
-    candidate, plan = loaded.candidate, loaded.candidate.plan
+    candidate, actions = loaded.candidate, loaded.candidate.actions
     # Without pictures all are asked the same, whatever a note says of them.
     same_prompt = candidate.same_prompt or not request.visual
-    refreshes = refresh_steps(plan, dims, request)
+    refreshes = refresh_steps(actions, dims, request)
     ordinary = [i for i in range(request.steps) if i not in refreshes]
-    active, parked = placed_rows(dims, plan, request.visual)
-    prefill, steps = request_flops(dims, plan, request, active, parked)
+    active, parked = placed_rows(dims, actions, request.visual)
+    prefill, steps = request_flops(dims, actions, request, active, parked)
     others = [run.others for run in runs if run.others is not None]
 
     def spread(value: Callable[[Run], float]) -> Spread:
@@ -135,11 +135,12 @@ def summarize(
     )
 
 
-def refresh_steps(plan: Plan, dims: Dims, request: Request) -> set[int]:
+def refresh_steps(actions: Sequence[Action], dims: Dims, request: Request) -> set[int]:
     """Which decode steps, counted from 0, read parked rows."""
-    if plan.split is None or not any(placed_rows(dims, plan, request.visual)[1]):
+    if not any(placed_rows(dims, actions, request.visual)[1]):
         return set()
-    return {i for i in range(request.steps) if plan.split.is_refresh(i + 1)}
+    reading = [action for action in actions if action.reads_parked]
+    return {i for i in range(request.steps) if any(one.due(i + 1) for one in reading)}
 
 
 def _same(run: Run, other: Run) -> float:

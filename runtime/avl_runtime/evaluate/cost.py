@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.policies import Plan
+from avl_plugins.policies import Action, Placed, When
 from avl_runtime.package.manifest import Dims
 
 
@@ -36,23 +36,24 @@ class Request:
         return cls(len(image_mask), visual, steps, before)
 
 
-def placed_rows(dims: Dims, plan: Plan, visual: int) -> tuple[list[int], list[int]]:
-    """Image rows of each layer that `plan` leaves active and parked after prefill, [L] each."""
+def placed_rows(dims: Dims, actions: Sequence[Action], visual: int) -> tuple[list[int], list[int]]:
+    """Image rows of each layer that `actions` leave active and parked after prefill, [L] each."""
     active, parked = [], []
     for layer in range(dims.num_layers):
-        alive = visual
-        if plan.prune is not None and visual and layer >= plan.prune.layer:
-            alive = plan.prune.count(visual)
-        core = alive
-        if plan.split is not None:
-            alive, core = plan.split.counts(visual, alive)
-        active.append(core)
-        parked.append(alive - core)
+        rows = Placed(visual)
+        for action in actions:
+            rows = action.placed(rows, layer, visual)
+        active.append(rows.active)
+        parked.append(rows.parked)
     return active, parked
 
 
 def request_flops(
-    dims: Dims, plan: Plan, request: Request, active: Sequence[float], parked: Sequence[float]
+    dims: Dims,
+    actions: Sequence[Action],
+    request: Request,
+    active: Sequence[float],
+    parked: Sequence[float],
 ) -> tuple[float, list[float]]:
     """Arithmetic of a request: of its prefill, and of each decode step.
 
@@ -60,17 +61,16 @@ def request_flops(
         active, parked: [L] image rows of each layer after prefill, as `placed_rows` gives.
     """
     layers, text = range(dims.num_layers), request.prompt - request.visual
-    rows = [request.prompt] * dims.num_layers
-    if plan.prune is not None and request.visual:
-        kept = text + plan.prune.count(request.visual)
-        rows = [kept if layer >= plan.prune.layer else request.prompt for layer in layers]
+    between = [action for action in actions if When.BETWEEN in action.when]
+    entering, _ = placed_rows(dims, between, request.visual)
+    rows = [text + images for images in entering]
     steps = []
     for step in range(1, request.steps + 1):
         behind = text - request.before + step - 1
         held = behind
-        if plan.text is not None and request.visual:  # text alone is never evicted
-            held = min(behind, plan.text.budget(behind))
-        refresh = plan.split is not None and plan.split.is_refresh(step)
+        if request.visual:  # text alone is never evicted
+            held = min([behind, *(action.text_rows(behind) for action in actions)])
+        refresh = any(action.reads_parked and action.due(step) for action in actions)
         read = [request.before + held + active[i] + (parked[i] if refresh else 0) for i in layers]
         steps.append(decode_flops(dims, read))
     return prefill_flops(dims, rows), steps

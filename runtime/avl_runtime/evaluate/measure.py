@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.policies import Plan, parse
+from avl_plugins.policies import Policy, parse
 from avl_runtime.evaluate.cases import Case
 from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
+from avl_runtime.generate.prefill import finished
 from avl_runtime.generate.results import Result
 from avl_runtime.model import LVLM
 from avl_runtime.package.manifest import Dims
@@ -60,7 +61,7 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
         AvlError: a policy or a picture cannot be used.
     """
     found = [Measured(str(parse(policy))) for policy in policies]
-    loaded, dense = model.loaded, parse("dense").plan()
+    loaded = model.loaded
     for case in cases:
         prompt = loaded.processor.encode(case.prompt, case.images)
         reply = model.generate(
@@ -73,9 +74,9 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
             return_placements=True,
         )
         for measured in found:
-            plan = parse(measured.policy).plan()
+            policy = parse(measured.policy)
             result, logits = reply, reply.logits
-            if plan != dense:
+            if policy.actions():
                 result = model.generate(
                     case.prompt,
                     case.images,
@@ -84,8 +85,8 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
                     temperature=0,
                     return_placements=True,
                 )
-                logits = forced_logits(loaded, prompt, plan, reply.token_ids)
-            _note(measured, model.package.manifest.dims, case, prompt, plan, result)
+                logits = forced_logits(loaded, prompt, policy, reply.token_ids)
+            _note(measured, model.package.manifest.dims, case, prompt, policy, result)
             if reply.logits is not None and logits is not None:
                 same = reply.logits[0].argmax() == logits[0].argmax()
                 measured.first_token.append(float(same))
@@ -95,31 +96,30 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
 
 
 def forced_logits(
-    loaded: Loaded, prompt: Prompt, plan: Plan, tokens: tuple[int, ...]
+    loaded: Loaded, prompt: Prompt, policy: Policy, tokens: tuple[int, ...]
 ) -> NDArray[np.float32]:
     """Logits [T, V] of a reply that is given: what a policy would have said at each step."""
-    conversation = loaded.conversation()
-    logits = [conversation.prefill(loaded.embed(prompt), plan)]
+    sequence, decoder = loaded.sequence(policy), loaded.decoder()
+    logits = [finished(loaded.prefill(sequence, prompt))]
     steps = len(tokens) - 1
-    decoder = loaded.decoder([conversation], plan, max(1, steps))
-    alive = np.array([True])
+    decoder.join([sequence], max(1, steps))
     # The decoder writes every step's logits into the same buffer.
-    logits += [decoder.run(np.array([token]), alive)[0].copy() for token in tokens[:steps]]
+    logits += [decoder.run([token])[0].copy() for token in tokens[:steps]]
     return np.stack(logits)
 
 
 def _note(
-    measured: Measured, dims: Dims, case: Case, prompt: Prompt, plan: Plan, result: Result
+    measured: Measured, dims: Dims, case: Case, prompt: Prompt, policy: Policy, result: Result
 ) -> None:
     measured.scores.setdefault(case.task, []).append(case.score(result.text))
     measured.kv.append(result.stats.kv_bytes / result.stats.kv_bytes_dense)
     placed = result.placements[0]
     if placed.core.size:
         measured.image_kv.append(float((placed.core | placed.parked).mean()))
-    measured.flops.append(flops_share(dims, prompt, plan, result))
+    measured.flops.append(flops_share(dims, prompt, policy, result))
 
 
-def flops_share(dims: Dims, prompt: Prompt, plan: Plan, result: Result) -> float:
+def flops_share(dims: Dims, prompt: Prompt, policy: Policy, result: Result) -> float:
     """Arithmetic of a reply to `prompt` over that of dense attention for the same tokens.
 
     Args:
@@ -128,11 +128,10 @@ def flops_share(dims: Dims, prompt: Prompt, plan: Plan, result: Result) -> float
     request = Request.of(prompt.image_mask, result.stats.new_tokens - 1)
     placed = result.placements[0]
     prefill, steps = request_flops(
-        dims, plan, request, placed.core.sum(1).tolist(), placed.parked.sum(1).tolist()
+        dims, policy.actions(), request, placed.core.sum(1).tolist(), placed.parked.sum(1).tolist()
     )
-    dense = Plan()
     dense_prefill, dense_steps = request_flops(
-        dims, dense, request, *placed_rows(dims, dense, request.visual)
+        dims, (), request, *placed_rows(dims, (), request.visual)
     )
     return (prefill + sum(steps)) / (dense_prefill + sum(dense_steps))
 

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.execute.device.backend import DeviceBackend
+from avl_runtime.execute.device.executor import DeviceExecutor
 from avl_runtime.execute.device.ort_cuda import load_ort_cuda
+from avl_runtime.execute.host.executor import HostExecutor
 from avl_runtime.execute.host.ort import OrtBackend
-from avl_runtime.execute.protocol import BACKENDS, PARKS, BackendError, HostBackend
+from avl_runtime.execute.host.segments import HostBackend
+from avl_runtime.execute.protocol import BACKENDS, PARKS, BackendError, Executor
 from avl_runtime.machine.probe import Machine, probe
 from avl_runtime.package.engine_sets import EngineBackend
+from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 
 AnyBackend = HostBackend | DeviceBackend
@@ -70,6 +74,13 @@ def load_backend(
         raise _nothing_to_park()
     print(line, file=sys.stderr)
     return backend
+
+
+def executor_on(backend: AnyBackend, manifest: Manifest) -> Executor:
+    """What runs the decoder of a package that is loaded on a backend."""
+    if isinstance(backend, DeviceBackend):
+        return DeviceExecutor(backend)
+    return HostExecutor(backend, manifest)
 
 
 def _on_cpu(package: Package, threads: int | None) -> OrtBackend:

@@ -1,8 +1,9 @@
-"""What the runtime asks of a backend."""
+"""What the runtime asks of a backend, and of what runs its decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError
-from avl_runtime.kv.cache import SegmentCache
+from avl_plugins.policies import Action
+from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.sight import Masses
 from avl_runtime.vision import Kind
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
@@ -21,68 +24,12 @@ class BackendError(AvlError):
     """A backend is unknown, not available, or cannot load a package."""
 
 
-class Masses(Protocol):
-    """Attention that keys received: see `BoundSegment`."""
-
-    @property
-    def mass_active(self) -> NDArray[np.float32]: ...
-
-    @property
-    def mass_parked(self) -> NDArray[np.float32]: ...
-
-    @property
-    def mass_new(self) -> NDArray[np.float32]: ...
+class PromptTooLongError(AvlError):
+    """A conversation does not fit into the model's context, or into what engines take."""
 
 
-class BoundSegment(Protocol):
-    """One decoder segment bound to fixed input buffers, run again and again in place.
-
-    L is the segment's number of layers. Buffers are overwritten by the next run.
-
-    Attributes:
-        output: [B, S, C] hidden states, or [B, 1, V] logits of the last row.
-        k_new, v_new: [L, B, Hkv, S, D].
-        mass_active, mass_parked, mass_new: [L, B, Hkv, R, rows] float32, weighted by `row_weights`.
-            Row 0 is the last query row's attention, row 1, if bound, the sum over text query rows;
-            `rows` may exceed the cache's length.
-    """
-
-    output: NDArray[Any]
-    k_new: NDArray[Any]
-    v_new: NDArray[Any]
-    mass_active: NDArray[np.float32]
-    mass_parked: NDArray[np.float32]
-    mass_new: NDArray[np.float32]
-
-    def run(
-        self,
-        cache: SegmentCache,
-        parked: bool,
-        ends: bool = False,
-        masses: bool = True,
-        core: NDArray[np.int64] | None = None,
-        logits: Logits = Logits.ALL,
-    ) -> bool:
-        """Run on the current contents of the input buffers and the cache.
-
-        Args:
-            cache: the segment's; read only, but for a refresh of `core`.
-            parked: whether parked rows are read (a refresh or a prompt) or left out.
-            ends: whether this was a prompt's last chunk, so that memory which only chunks need
-                can be given back.
-            masses: whether somebody reads the attention that keys received; else the buffers for
-                it have no row.
-            core: [B] core rows that this step may refresh itself; None if it is no refresh.
-            logits: which of them are read, if this is the last segment.
-
-        Returns:
-            Whether the step did the refresh. If not, it is the caller's.
-        """
-        ...
-
-    def release(self) -> None:
-        """Let go of the cache's active rows, so that they are freed as they are replaced."""
-        ...
+class BatchTooLargeError(AvlError):
+    """More sequences than the engines were built for."""
 
 
 class Backend(Protocol):
@@ -106,23 +53,220 @@ class Backend(Protocol):
         ...
 
 
-class HostBackend(Backend, Protocol):
-    """A backend whose decoder segments read and write NumPy arrays."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """New rows of a sequence on their way through a segment.
 
-    def bind(
-        self,
-        segment: int,
-        hidden: NDArray[Any],
-        position_ids: NDArray[np.int64],
-        row_weights: NDArray[np.float32],
-        deepstack: Sequence[NDArray[Any]],
-    ) -> BoundSegment:
-        """Bind segment number `segment` to its input buffers.
+    hidden [n, C], positions [n] in the conversation, position_ids [axes, n] for RoPE, deepstack
+    [k, n, C] for the segment's k deepstack layers.
+    """
+
+    hidden: NDArray[Any]
+    positions: Ints
+    position_ids: Ints
+    deepstack: NDArray[Any]
+
+    def between(self, begin: int, end: int) -> Chunk:
+        """The rows from `begin` to `end` - 1."""
+        part = slice(begin, end)
+        return Chunk(
+            self.hidden[part],
+            self.positions[part],
+            self.position_ids[:, part],
+            self.deepstack[:, part],
+        )
+
+
+class Pass(Protocol):
+    """A run of a segment over a chunk, with all rows that its sequence holds.
+
+    Attributes:
+        output: [n, C] hidden states, or of the last segment [1, V] logits of the last row.
+    """
+
+    @property
+    def output(self) -> NDArray[Any]: ...
+
+    def masses(self) -> Masses:
+        """Attention that keys received, of one sequence, weighted by the run's row weights."""
+        ...
+
+    def store(self, mass: Floats | None) -> None:
+        """Add the new rows to the cache, with an initial H2O mass [L, 1, Hkv, n] or zeros."""
+        ...
+
+
+class Member(Protocol):
+    """What a batch asks of a sequence whose prompt has been read."""
+
+    @property
+    def actions(self) -> Sequence[Action]: ...
+
+    @property
+    def image_mask(self) -> NDArray[np.bool_]:
+        """[tokens so far], which positions hold image tokens."""
+        ...
+
+    @property
+    def image_tokens(self) -> int:
+        """How many image tokens there are, dropped ones included."""
+        ...
+
+    @property
+    def text_after_image(self) -> int:
+        """How many text tokens there are behind the first image token."""
+        ...
+
+    def evictable(self, positions: Ints) -> NDArray[np.bool_]:
+        """Which of `positions` hold text behind the first image token."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A decode step's inputs, for B sequences that are one token ahead of their caches.
+
+    Attributes:
+        hidden: [B, C] embeddings of the newest tokens.
+        position_ids: [axes, B] for RoPE.
+        positions: [B], the tokens' positions in their conversations.
+        due: for each sequence, what decides after the step.
+        logits: which of them somebody reads.
+    """
+
+    hidden: NDArray[Any]
+    position_ids: Ints
+    positions: Ints
+    due: Sequence[Sequence[Action]]
+    logits: Logits
+
+    def reads_parked(self) -> list[bool]:
+        """For each sequence, whether the step reads its parked rows."""
+        return [any(action.reads_parked for action in actions) for actions in self.due]
+
+
+class Batch(Protocol):
+    """Sequences that decode together.
+
+    Attributes:
+        caches: of each segment, all sequences in one.
+    """
+
+    caches: list[SegmentCache]
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        """Run all segments; logits [B, V] of the tokens that follow.
+
+        What `did` names is done, new rows with it where it names everything; the rest is the
+        caller's: `masses`, moves in `caches`, `append`.
+        """
+        ...
+
+    def did(self, segment: int, seq: int, action: Action) -> bool:
+        """Whether the last step has carried out an action on a segment's rows by itself.
+
+        Only for actions and rankings that the kernel declares.
+        """
+        ...
+
+    def masses(self, segment: int) -> Masses:
+        """Attention of the last step, if something was due."""
+        ...
+
+    def append(self, segment: int, mass: Floats | None, steps: int) -> None:
+        """Add the last step's rows to the cache, unless the step has.
 
         Args:
-            hidden: [B, S, C].
-            position_ids: [B, S], or [3, B, S] for M-RoPE.
-            row_weights: [B, R, S] of R masses: 2, or 1 if nobody reads that of text rows.
-            deepstack: [B, S, C] for each of the segment's deepstack layers.
+            mass: [L, B, Hkv] initial H2O mass, or None for zeros.
+            steps: how many more rows may come.
         """
+        ...
+
+    def recall(self) -> None:
+        """Bring book-keeping that the step keeps elsewhere up to date in `caches`."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs a package's decoder on one backend, and says where its caches lie.
+
+    Attributes:
+        chunk: new rows that a pass takes at most.
+        most_rows: rows that a cache takes at most, None for any number.
+        dtype: of rows as the host hands them over.
+    """
+
+    chunk: int
+    most_rows: int | None
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def new_caches(self) -> list[SegmentCache]:
+        """Empty caches of one sequence, one for each segment."""
+        ...
+
+    def read(
+        self,
+        segment: int,
+        cache: SegmentCache,
+        seq: int,
+        chunk: Chunk,
+        weights: NDArray[np.float32],
+        logits: Logits,
+        *,
+        last: bool,
+        parked: bool = True,
+    ) -> Pass:
+        """Run a segment over a chunk of one sequence of a cache.
+
+        Args:
+            weights: [1, 2, n]: what makes a mass of the last row's attention, and of text rows'.
+            logits: which of them somebody reads.
+            last: whether it is the last chunk, after which only steps may come.
+            parked: whether parked rows are read, as prompts do, or left out.
+        """
+        ...
+
+    def check_prompt(self, caches: Sequence[SegmentCache], seq: int, added: int) -> None:
+        """Refuse a prompt of so many tokens if caches cannot take it.
+
+        Raises:
+            PromptTooLongError: they cannot.
+        """
+        ...
+
+    def explained(
+        self, error: AvlError, caches: Sequence[SegmentCache], seq: int, added: int
+    ) -> AvlError:
+        """What ended a prompt of so many tokens, in words that say what would fit."""
+        ...
+
+    def batch(
+        self,
+        parts: Sequence[Sequence[tuple[SegmentCache, int]]],
+        members: Sequence[Member],
+        steps: int,
+    ) -> Batch:
+        """Sequences as a batch; the caches that they come from give up their rows.
+
+        Args:
+            parts: for each segment, each sequence's cache and its place there.
+            steps: how many more rows may come.
+
+        Raises:
+            BatchTooLargeError: engines take fewer sequences.
+            AvlError: a device has no room for them.
+        """
+        ...
+
+    def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
+        """Bytes of a dense cache after `rows` of prompt and `steps` of at most `limit`."""
+        ...
+
+    def device_bytes(self) -> dict[str, int] | None:
+        """What is in a device's memory now, as `Stats.device_bytes`; None where there is none."""
         ...

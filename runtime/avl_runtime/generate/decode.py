@@ -1,138 +1,195 @@
-"""Decode: one token a step for a batch of conversations, and A-VL's moves between steps."""
+"""Decode: one token a step for all sequences that run, whatever their policies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections import abc
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.cpu.logits import Logits
-from avl_plugins.policies import Plan
-from avl_runtime.execute import BoundSegment, HostBackend
-from avl_runtime.generate.conversation import Conversation
-from avl_runtime.generate.selection import HostSelection, placement
-from avl_runtime.kv.cache import Floats, SegmentCache, stacked
+from avl_plugins.policies import Action, Tokens
+from avl_runtime.execute.protocol import Batch, Executor, Step
+from avl_runtime.generate.choices import after_step, text_after_step
+from avl_runtime.generate.sequence import Sequence
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.embedding import Embedding
 
 
 class Decoder:
-    """Runs decode steps over conversations whose prompts have been read.
+    """Sequences that decode together; they join and leave between steps.
 
-    The caches of several conversations are stacked into one batch, which ends their use as single
-    conversations; one conversation keeps its caches. Buffers are bound once, written in place.
+    Rows of several sequences lie in one batch, which is made anew when members change.
     """
 
-    def __init__(
-        self,
-        backend: HostBackend,
-        manifest: Manifest,
-        embedding: Embedding,
-        conversations: Sequence[Conversation],
-        plan: Plan,
-        max_steps: int,
-    ) -> None:
-        dims, batch = manifest.dims, len(conversations)
-        self._conversations = list(conversations)
-        self._embedding = embedding
-        self._plan = plan
-        self._steps_left = max_steps
-        self.step = 0
-        self.refreshed = False  # whether the last step read parked rows and chose a new core
-        self._selection = HostSelection(plan, self._conversations)
-        self.caches = [
-            stacked(list(segment), max_steps)
-            for segment in zip(*(c.caches for c in conversations), strict=True)
-        ]
-        for conversation in conversations:
-            # The batch owns the rows from here on; single caches gave them up.
-            conversation.caches = self.caches if batch == 1 else []
-        self._hidden = np.zeros((batch, 1, dims.hidden_size), backend.dtype)
-        self._positions = np.zeros(batch, np.int64)  # indices of the newest tokens
-        axes = () if dims.position_axes == 1 else (dims.position_axes,)
-        self._position_ids = np.zeros((*axes, batch, 1), np.int64)
-        text_only = np.zeros((batch, 1, dims.hidden_size), backend.dtype)
-        # Where text stays nobody reads the attention that keys received from text rows.
-        weights = np.ones((batch, 1 if plan.text is None else 2, 1), np.float32)
-        self._segments: list[tuple[BoundSegment, SegmentCache, int]] = []
-        rows: NDArray[Any] = self._hidden
-        for index, (segment, cache) in enumerate(zip(manifest.segments, self.caches, strict=True)):
-            deepstack = [text_only] * len(segment.deepstack)
-            bound = backend.bind(index, rows, self._position_ids, weights, deepstack)
-            self._segments.append((bound, cache, segment.first_layer))
-            rows = bound.output
-        self._logits = rows
+    def __init__(self, executor: Executor, manifest: Manifest, embedding: Embedding) -> None:
+        self._executor, self._manifest, self._embedding = executor, manifest, embedding
+        self._members: list[Sequence] = []
+        self._batch: Batch | None = None
+        self._steps_left = 0
 
     @property
-    def nbytes(self) -> int:
-        return sum(cache.nbytes for cache in self.caches)
+    def members(self) -> tuple[Sequence, ...]:
+        """Those that run, in the order of `run`'s tokens."""
+        return tuple(self._members)
 
-    def placement(
-        self, seq: int, image_mask: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """As `selection.placement`."""
-        return placement(self.caches, seq, image_mask)
-
-    def run(
-        self,
-        tokens: NDArray[np.int64],
-        alive: NDArray[np.bool_],
-        logits: Logits = Logits.ALL,
-    ) -> NDArray[np.float32]:
-        """One step: the newest token of each sequence in, the next token's logits [B, V] out.
+    def join(self, sequences: abc.Sequence[Sequence], steps: int) -> None:
+        """Add sequences whose prompts have been read.
 
         Args:
-            tokens: [B]; ignored where not alive.
-            alive: [B]; finished sequences add no rows.
-            logits: which of them the caller reads.
+            steps: how many tokens the longest of all members may still get.
+
+        Raises:
+            TypeError: one has its rows on another backend.
+            AvlError: there is no room for them.
         """
-        self.step += 1
-        seqs = [seq for seq, lives in enumerate(alive.tolist()) if lives]
-        for seq in seqs:
-            conversation = self._conversations[seq]
-            self._positions[seq] = conversation.length
-            self._position_ids[..., seq, 0] = conversation.next_position
-            conversation.grow([int(tokens[seq])])
-        self._hidden[:, 0] = self._embedding.lookup(tokens)
-        split = self._plan.split
-        self.refreshed = split is not None and split.is_refresh(self.step)
-        selects = self.refreshed or self._plan.text is not None
-        done = [
-            bound.run(
-                cache,
-                parked=self.refreshed,
-                masses=selects,
-                core=self._selection.core(cache, seqs, self.step),
-                logits=logits,
-            )
-            for bound, cache, _ in self._segments
-        ]
+        for sequence in sequences:
+            if sequence.executor is not self._executor:
+                raise TypeError(
+                    f"expected sequences begun on this {self._executor.name}, found one begun "
+                    "elsewhere"
+                )
+        self._form([*self._members, *sequences], steps)
+
+    def leave(self, sequence: Sequence, *, keep: bool) -> None:
+        """Take a sequence out, at once.
+
+        Args:
+            keep: whether its rows go on in caches of its own; else they are freed.
+        """
+        index = self._index(sequence)
+        rest = [each for each in self._members if each is not sequence]
+        self._recall()
+        caches, seq = sequence.caches, sequence.seq
+        alone = not rest
+        if keep and not alone:
+            sequence.caches, sequence.seq = [cache.taken(seq) for cache in caches], 0
+        elif not keep:
+            sequence.caches = []
+        del self._members[index]
+        self._batch = None
+        if rest:
+            self._form(rest, self._steps_left)
+
+    def run(self, tokens: abc.Sequence[int], logits: Logits = Logits.ALL) -> NDArray[np.float32]:
+        """One step: each member's newest token in, the next token's logits [B, V] out.
+
+        The array is overwritten by the next step.
+
+        Args:
+            logits: which of them somebody reads.
+
+        Raises:
+            AvlError: a device's cache is full and cannot grow.
+        """
+        batch, members = self._batch, self._members
+        if batch is None or len(tokens) != len(members):
+            raise ValueError(f"expected a token for each of {len(members)} members")
+        positions = np.array([each.length for each in members], np.int64)
+        position_ids = np.array([[each.next_position for each in members]], np.int64)
+        for each, token in zip(members, tokens, strict=True):
+            each.grow([int(token)])
+            each.step += 1
+        due = [each.due() for each in members]
+        axes = self._manifest.dims.position_axes
+        step = Step(
+            self._embedding.lookup(np.asarray(tokens, np.int64)),
+            np.broadcast_to(position_ids, (axes, len(members))),
+            positions,
+            due,
+            logits,
+        )
+        found = batch.run(step)
         # A run leaves neither code nor data of ours in the processor's caches. Rows move after the
         # last one, so that a step fetches what moves them once and not once a segment.
-        for (bound, cache, first_layer), refreshed in zip(self._segments, done, strict=True):
-            self._selection.follow(
-                cache,
-                first_layer,
-                bound if selects else None,
-                seqs,
-                self.step,
-                partial(self._append, bound, cache, alive),
-                refreshed,
-            )
+        for index, segment in enumerate(self._manifest.segments):
+            self._follow(batch, index, segment.first_layer, due)
+        for each in members:
+            if each.evicts:  # what text rows have gathered cannot be taken back
+                each.settled = each.length
         self._steps_left -= 1
-        return np.asarray(self._logits[:, 0], np.float32)
+        return found
 
-    def _append(
-        self,
-        bound: BoundSegment,
-        cache: SegmentCache,
-        alive: NDArray[np.bool_],
-        new_mass: Floats | None,
+    def placement(self, sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which image tokens of a member are active, and which parked, in every layer.
+
+        Returns:
+            Two arrays [layers, image tokens], image tokens in prompt order.
+        """
+        self._recall()
+        return placement(sequence)
+
+    def _follow(
+        self, batch: Batch, index: int, first_layer: int, due: abc.Sequence[tuple[Action, ...]]
     ) -> None:
-        """Add the step's new rows to a segment's cache."""
-        if cache.is_full:
-            bound.release()
-        cache.append(bound.k_new, bound.v_new, self._positions, new_mass, alive, self._steps_left)
+        """What is left to do of a step in a segment: refresh cores, add the row, evict text."""
+        cache = batch.caches[index]
+        if not any(due):
+            batch.append(index, None, self._steps_left)
+            return
+        moved = False
+        texts: list[tuple[Sequence, list[Action]]] = []
+        for each, actions in zip(self._members, due, strict=True):
+            mine = []
+            for action in actions:
+                if batch.did(index, each.seq, action):
+                    each.settled = each.length
+                elif action.tokens is Tokens.TEXT:
+                    mine.append(action)
+                else:
+                    after_step(each, cache, action, batch.masses(index), first_layer)
+                    moved = True
+            if mine:
+                texts.append((each, mine))
+        if moved:
+            cache.settle()
+        if not texts:
+            batch.append(index, None, self._steps_left)
+            return
+        masses = batch.masses(index)
+        for each, _ in texts:
+            length = int(cache.active_len[:, each.seq].max())
+            cache.add_mass(each.seq, masses.mass_active[:, each.seq, :, 1, :length])
+        batch.append(index, masses.mass_new[:, :, :, 1, 0], self._steps_left)
+        for each, mine in texts:
+            text_after_step(each, cache, mine, first_layer)
+        cache.settle()
+
+    def _form(self, members: list[Sequence], steps: int) -> None:
+        """Make a batch of `members`, whatever they were part of."""
+        self._recall()
+        self._batch = None
+        parts = [
+            [(each.caches[index], each.seq) for each in members]
+            for index in range(len(self._manifest.segments))
+        ]
+        batch = self._executor.batch(parts, members, steps)
+        for seq, each in enumerate(members):
+            each.caches, each.seq = batch.caches, seq
+        self._members, self._batch, self._steps_left = members, batch, steps
+
+    def _recall(self) -> None:
+        if self._batch is not None:
+            self._batch.recall()
+
+    def _index(self, sequence: Sequence) -> int:
+        for index, each in enumerate(self._members):
+            if each is sequence:
+                return index
+        raise ValueError("expected a member, found a sequence that does not run")
+
+
+def placement(sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """As `Decoder.placement`, of a sequence whose book-keeping is up to date."""
+    mask, seq = sequence.image_mask, sequence.seq
+    layers = sum(cache.layers for cache in sequence.caches)
+    active = np.zeros((layers, len(mask)), np.bool_)
+    parked = np.zeros_like(active)
+    first = 0
+    for cache in sequence.caches:
+        for layer in range(cache.layers):
+            length, held = cache.active_len[layer, seq], cache.parked_len[layer, seq]
+            active[first + layer, cache.positions[layer, seq, 0, :length]] = True
+            parked[first + layer, cache.parked_positions[layer, seq, :held]] = True
+        first += cache.layers
+    return active[:, mask], parked[:, mask]

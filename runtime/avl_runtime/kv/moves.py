@@ -1,7 +1,4 @@
-"""Rows of a cache change places: a prompt's images divided, a core exchanged, text evicted.
-
-Every function moves the rows of all layers of a segment and of one sequence.
-"""
+"""Rows of one sequence change places: put where fates say, a core exchanged, text evicted."""
 
 from __future__ import annotations
 
@@ -13,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_runtime.kv.cache import Array, Ints, SegmentCache
+from avl_plugins.policies import ACTIVE, PARKED
+from avl_runtime.kv.cache import Array, Ints, SegmentCache, resized
 
 Mask = NDArray[np.bool_]
+Fates = NDArray[np.int8]
 
 WORTH_THREADS = 1 << 20  # bytes of K to move; below, handing the work over costs more than it saves
 
@@ -25,88 +24,101 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2, "avl-moves")  # more do not help: memory is what they wait for
 
 
-def image_positions(cache: SegmentCache, image_mask: Mask) -> Ints:
-    """Positions [L, n] of all live image rows of a single sequence, ascending.
+def place(cache: SegmentCache, seq: int, fates: Fates, image_mask: Mask) -> None:
+    """Put a sequence's rows where the fates of their positions say, in every layer.
+
+    Active rows end up as image rows, then text, each by position.
 
     Args:
+        fates: [L, tokens so far]; of text ACTIVE.
         image_mask: [tokens so far].
     """
-    # Every KV head holds the same image rows; text may differ.
-    active = cache.positions[:, 0, 0, : cache.active_len[0]]
-    images = active[image_mask[active]].reshape(cache.layers, -1)
-    parked = cache.parked_positions[:, 0, : cache.parked_len[0]]
-    return np.sort(np.concatenate([images, parked], 1), 1)
-
-
-def partition(cache: SegmentCache, core: Ints, parked: Ints, image_mask: Mask) -> None:
-    """Split a single sequence's image rows: `core` active, `parked` apart, all others freed.
-
-    Active rows end up as core image rows, then text by position.
-
-    Args:
-        core, parked: [L, c] and [L, p], ascending indices into `image_positions`.
-        image_mask: [tokens so far].
-    """
-    layers, _, heads, _ = cache.positions.shape
-    length, apart = int(cache.active_len[0]), int(cache.parked_len[0])
-    by_head = np.broadcast_to(cache.parked_positions[:, :, :apart], (layers, heads, apart))
-    positions = np.concatenate([cache.positions[:, 0, :, :length], by_head], 2)
-    order = positions.argsort(2)
-    is_image = image_mask[np.take_along_axis(positions, order, 2)]
-    images = order[is_image].reshape(layers, heads, -1)
-    if not parked.shape[1] and not apart and core.shape[1] == images.shape[2]:
+    if not fates.any() and not cache.parked_len[:, seq].any():
         return  # nothing moves: rows stay in the order dense attention reads them
-    text = order[~is_image].reshape(layers, heads, -1)
-    stay = np.concatenate([np.take_along_axis(images, core[:, None], 2), text], 2)
-    aside = np.take_along_axis(images, parked[:, None], 2)
-    # One of K and V of one layer at a time, so that no more than that is ever held twice.
-    for active_rows, parked_rows in (
-        (cache.k_active, cache.k_parked),
-        (cache.v_active, cache.v_parked),
-    ):
-        for layer in range(layers):
-            rows = active_rows[layer][0]
-            if apart:
-                rows = np.concatenate([rows[:, :length], parked_rows[layer][0, :, :apart]], 1)
-            active_rows[layer] = _rows_at(rows, stay[layer])
-            parked_rows[layer] = (
-                _rows_at(rows, aside[layer])
-                if parked.shape[1]
-                else np.zeros_like(rows[None, :, :1])
-            )
-    mass = np.zeros(positions.shape, np.float32)
-    mass[..., :length] = cache.mass[:, 0, :, :length]
-    cache.positions = np.take_along_axis(positions, stay, 2)[:, None]
-    cache.mass = np.take_along_axis(mass, stay, 2)[:, None]
-    cache.parked_positions = (
-        np.take_along_axis(positions[:, 0], aside[:, 0], 1)[:, None]
-        if parked.shape[1]
-        else np.zeros((layers, 1, 1), np.int64)
-    )
-    cache.active_len[0], cache.parked_len[0] = stay.shape[2], parked.shape[1]
-    cache.image_rows[0] = core.shape[1]
+    cache.own()
+    plans = [_plan(cache, seq, layer, fates[layer], image_mask) for layer in range(cache.layers)]
+    stays = [stay.shape[1] for _, stay, _ in plans]
+    asides = [aside.shape[1] for _, _, aside in plans]
+    alone = cache.batch == 1
+    capacity, apart = _rooms(cache, max(stays), max(1, *asides))
+    # One plane of one layer at a time, so that no more than that is ever held twice.
+    for active, parked in zip(cache.active, cache.parked, strict=True):
+        for layer, (_, stay, aside) in enumerate(plans):
+            length, held = (int(n[layer, seq]) for n in (cache.active_len, cache.parked_len))
+            rows = active[layer][seq]
+            if held:
+                rows = np.concatenate([rows[:, :length], parked[layer][seq, :, :held]], 1)
+            here, there = _rows_at(rows, stay, capacity), _rows_at(rows, aside, apart)
+            if alone:
+                active[layer], parked[layer] = here[None], there[None]
+            else:
+                active[layer][seq], parked[layer][seq] = here, there
+    positions, mass, parked_positions = cache.positions, cache.mass, cache.parked_positions
+    if alone:
+        shape = (*positions.shape[:3], capacity)
+        positions, mass = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        parked_positions = np.zeros((cache.layers, 1, apart), np.int64)
+    for layer, (rows, stay, aside) in enumerate(plans):
+        length = int(cache.active_len[layer, seq])
+        gathered = np.zeros(rows.shape, np.float32)
+        gathered[:, :length] = cache.mass[layer, seq, :, :length]
+        positions[layer, seq, :, : stays[layer]] = np.take_along_axis(rows, stay, 1)
+        mass[layer, seq, :, : stays[layer]] = np.take_along_axis(gathered, stay, 1)
+        parked_positions[layer, seq, : asides[layer]] = rows[0, aside[0]]
+    cache.positions, cache.mass, cache.parked_positions = positions, mass, parked_positions
+    cache.active_len[:, seq], cache.parked_len[:, seq] = stays, asides
+    for layer in range(cache.layers):
+        front = positions[layer, seq, 0, : stays[layer]]
+        cache.image_rows[layer, seq] = np.count_nonzero(image_mask[front])
     cache.version += 1
 
 
-def exchange(cache: SegmentCache, seq: int, leaving: Mask, entering: Mask) -> None:
+def _plan(
+    cache: SegmentCache, seq: int, layer: int, fates: Fates, image_mask: Mask
+) -> tuple[Ints, Ints, Ints]:
+    """Positions [Hkv, n] of a layer's active and then parked rows, and which stay and go aside."""
+    length, held = (int(n[layer, seq]) for n in (cache.active_len, cache.parked_len))
+    heads = cache.positions.shape[2]
+    parked = np.broadcast_to(cache.parked_positions[layer, seq, :held], (heads, held))
+    rows = np.concatenate([cache.positions[layer, seq, :, :length], parked], 1)
+    order = (rows + np.where(image_mask[rows], 0, len(image_mask))).argsort(1)
+    fate = fates[np.take_along_axis(rows, order, 1)]
+    stay, aside = (order[fate == kind].reshape(heads, -1) for kind in (ACTIVE, PARKED))
+    return rows, stay, aside
+
+
+def _rooms(cache: SegmentCache, stay: int, aside: int) -> tuple[int, int]:
+    """Rooms for active and parked rows that a sequence of a cache needs, made where missing."""
+    if cache.batch == 1:
+        return stay, aside
+    if stay > cache.capacity:
+        cache.resize_arrays(stay)
+    held = cache.parked_positions.shape[2]
+    if aside > held:
+        for plane in cache.parked:
+            for layer, array in enumerate(plane):
+                plane[layer] = resized(array, 2, held, aside)
+        cache.parked_positions = resized(cache.parked_positions, 2, held, aside)
+    return cache.capacity, max(aside, held)
+
+
+def exchange(cache: SegmentCache, seq: int, leaving: Mask, entering: Mask, first: int = 0) -> None:
     """Swap core image rows with parked rows, in place; a layer swaps as many as it marks.
 
     Args:
-        leaving: [L, n], which of the first n active slots leave.
-        entering: [L, m], which of the first m parked slots take their place; as many in each layer.
+        leaving, entering: [l, core] and [l, parked], of the l layers from `first` on.
     """
+    cache.own()
     layers, out = leaving.nonzero()
+    layers = layers + first
     into = entering.nonzero()[1]
     moved = cache.positions[layers, seq, 0, out]
     cache.positions[layers, seq, :, out] = cache.parked_positions[layers, seq, into, None]
     cache.parked_positions[layers, seq, into] = moved
 
     def swap(layer: int, part: slice[Any, Any, Any]) -> None:
-        for active, parked in (
-            (cache.k_active[layer], cache.k_parked[layer]),
-            (cache.v_active[layer], cache.v_parked[layer]),
-        ):
-            _swap_rows(active[seq], parked[seq], out[part], into[part])
+        for active, parked in zip(cache.active, cache.parked, strict=True):
+            _swap_rows(active[layer][seq], parked[layer][seq], out[part], into[part])
 
     parts = _by_layer(layers, cache.layers)
     _, heads, _, width = cache.k_active[0].shape
@@ -117,31 +129,49 @@ def exchange(cache: SegmentCache, seq: int, leaving: Mask, entering: Mask) -> No
         list(_threads().map(swap, *zip(*parts, strict=True)))
 
 
-def evict(cache: SegmentCache, seq: int, dropped: Ints) -> None:
-    """Drop active slots `dropped` [L, Hkv, n], ascending, and shrink by n rows in place.
+def evict(cache: SegmentCache, seq: int, dropped: Ints, first: int = 0) -> None:
+    """Drop active slots, and shrink by as many rows in place.
 
     Rows from the end fill the holes that are left before it, so that nothing else moves.
+
+    Args:
+        dropped: [l, Hkv, n], ascending, of the l layers from `first` on.
     """
-    layers, _, heads, capacity = cache.positions.shape
-    by_head = dropped.reshape(layers * heads, -1)
-    remaining = int(cache.active_len[seq]) - by_head.shape[1]
-    cache.active_len[seq] = remaining
+    cache.own()
+    _, _, heads, capacity = cache.positions.shape
+    count, _, gone = dropped.shape
+    by_head = dropped.reshape(count * heads, gone)
+    cache.active_len[first : first + count, seq] -= gone
+    left = cache.active_len[first : first + count, seq].repeat(heads)
+    remaining = left[:, None]
     at_end = by_head >= remaining
     stays = np.ones(by_head.shape, np.bool_)
-    stays[at_end.nonzero()[0], by_head[at_end] - remaining] = False
+    stays[at_end.nonzero()[0], (by_head - remaining)[at_end]] = False
     # Every head has as many holes as rows to fill them, and both come in the order of heads.
     holes = by_head[~at_end]
     each, fillers = stays.nonzero()
-    shifts = remaining + fillers - holes
+    shifts = left[each] + fillers - holes
     layer, head = np.divmod(each, heads)
+    layer = layer + first
     targets = (seq * heads + head) * capacity + holes
-    for index, part in _by_layer(layer, layers):
+    for index, part in _by_layer(layer, cache.layers):
         to, origin = targets[part], targets[part] + shifts[part]
-        for rows in (_elements(cache.k_active[index]), _elements(cache.v_active[index])):
+        for plane in cache.active:
+            rows = _elements(plane[index])
             rows.put(to, rows.take(origin))
     targets += layer * cache.positions[0].size
     for numbers in (cache.positions, cache.mass):
         numbers.put(targets, numbers.take(targets + shifts))
+
+
+def roll_back(cache: SegmentCache, seq: int, length: int) -> None:
+    """Drop the rows of a sequence whose positions are `length` or higher, in every layer."""
+    for layer, held in enumerate(cache.active_len[:, seq].tolist()):
+        newer = cache.positions[layer, seq, :, :held] >= length
+        if newer.any():
+            slots = newer.nonzero()[1].reshape(1, len(newer), -1)
+            evict(cache, seq, slots, layer)
+    cache.settle()
 
 
 def _swap_rows(active: Array, parked: Array, out: Ints, into: Ints) -> None:
@@ -154,12 +184,16 @@ def _swap_rows(active: Array, parked: Array, out: Ints, into: Ints) -> None:
     there.put(origin, kept)
 
 
-def _rows_at(rows: Array, slots: Ints) -> Array:
-    """Rows [1, Hkv, m, D] of `rows` [Hkv, n, D] at `slots` [Hkv, m]."""
-    heads, count, _ = rows.shape
+def _rows_at(rows: Array, slots: Ints, capacity: int) -> Array:
+    """Rows [Hkv, m, D] of `rows` [Hkv, n, D] at `slots` [Hkv, m], zeros up to `capacity`."""
+    heads, count, width = rows.shape
     whole = slots + count * np.arange(heads)[:, None]
-    found: Array = _elements(rows).take(whole)
-    return found[None, ..., None].view(rows.dtype)
+    found = np.zeros((heads, capacity, width), rows.dtype)
+    if slots.shape[1] == capacity:
+        _elements(rows).take(whole, out=_elements(found)[..., 0], mode="clip")
+    else:
+        _elements(found)[:, : slots.shape[1], 0] = _elements(rows).take(whole)
+    return found
 
 
 def _elements(rows: Array) -> Array:

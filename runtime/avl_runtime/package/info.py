@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from avl_plugins.errors import PolicyError
 from avl_plugins.policies import parse
 from avl_runtime.machine.sizes import size_text
 from avl_runtime.package.generation_defaults import NEUTRAL
@@ -85,8 +86,11 @@ def info_text(found: dict[str, Any]) -> str:
 
 def _takes(manifest: Manifest, policy: str) -> bool:
     """Whether a policy drops tokens only where the decoder is cut."""
-    prune = parse(policy).plan().prune
-    return prune is None or prune.layer in manifest.splits()
+    try:
+        parse(policy).check(manifest.splits())
+    except PolicyError:
+        return False
+    return True
 
 
 def _quantization(found: Quantization | None) -> dict[str, Any] | None:

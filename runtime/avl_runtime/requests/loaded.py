@@ -1,27 +1,26 @@
-"""A loaded package and the requests that run on it."""
+"""A loaded package: everything of it that requests share."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
-from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies import Plan, Policy, parse
-from avl_runtime.execute import load_backend
-from avl_runtime.generate.conversation import Conversation
-from avl_runtime.generate.execution import execution_on
-from avl_runtime.generate.loop import Options, Reply, Steps, run
-from avl_runtime.generate.options import MAX_NEW_TOKENS
-from avl_runtime.generate.results import Result, Stats
-from avl_runtime.machine.memory import peak_rss_bytes
+from avl_plugins.cpu.logits import Logits
+from avl_plugins.errors import AvlError, PolicyError, quoted
+from avl_plugins.policies import Policy, parse
+from avl_runtime.execute import executor_on, load_backend
+from avl_runtime.generate.decode import Decoder
+from avl_runtime.generate.prefill import Reading, prefill
+from avl_runtime.generate.results import DeviceBytes
+from avl_runtime.generate.sequence import Sequence
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
 from avl_runtime.prompts.features import FeatureCache
-from avl_runtime.prompts.option_values import flag
 from avl_runtime.prompts.processor import Processor, Prompt
 from avl_runtime.prompts.rows import PromptRows
+
+
+class ClosedError(AvlError):
+    """A model was closed."""
 
 
 class Loaded:
@@ -31,7 +30,7 @@ class Loaded:
         package, processor, backend: what was loaded.
         features: image features by content.
         embedding: the token embedding matrix.
-        execution: how the backend reads prompts and decodes.
+        executor: how the backend runs the decoder.
     """
 
     def __init__(
@@ -41,21 +40,32 @@ class Loaded:
         self.processor = Processor.from_package(package)
         self.embedding = Embedding(package)
         self.backend = load_backend(backend, package, threads, park)
-        self.execution = execution_on(self.backend, package.manifest, self.embedding)
+        self.executor = executor_on(self.backend, package.manifest)
         self.features = FeatureCache(self.backend)
+        self._closed = False
 
-    def conversation(self) -> Conversation:
+    def close(self) -> None:
+        """Let go of the backend and what lies on it; a second time nothing happens."""
+        if not self._closed:
+            self._closed = True
+            del self.backend, self.executor, self.features, self.embedding
+
+    def sequence(self, policy: Policy) -> Sequence:
         """A new conversation with nothing in its cache."""
-        return self.execution.conversation()
+        return Sequence(self.executor, self.package.manifest, policy)
 
-    def decoder(self, conversations: Sequence[Conversation], plan: Plan, max_steps: int) -> Steps:
-        """Decode steps over conversations of this package whose prompts have been read.
+    def decoder(self) -> Decoder:
+        """Decode steps over sequences of this package."""
+        return Decoder(self.executor, self.package.manifest, self.embedding)
 
-        Raises:
-            TypeError: a conversation is another package's.
-            AvlError: a device has no room for them.
-        """
-        return self.execution.decoder(conversations, plan, max_steps)
+    def prefill(self, sequence: Sequence, prompt: Prompt, logits: Logits = Logits.ALL) -> Reading:
+        """Read a prompt, a chunk each time; see `generate.prefill`."""
+        return prefill(sequence, self.package.manifest, self.embed(prompt), logits)
+
+    def device_bytes(self) -> DeviceBytes | None:
+        """What is in a device's memory now; None where caches are in the host's."""
+        used = self.executor.device_bytes()
+        return None if used is None else DeviceBytes(**used)
 
     def embed(self, prompt: Prompt) -> PromptRows:
         """What the decoder reads of a prompt; runs the encoders where features are not known."""
@@ -76,120 +86,13 @@ class Loaded:
 
         Raises:
             PolicyError: it drops tokens after a layer at which the decoder is not split.
+            ClosedError: the model was closed.
         """
-        prune = policy.plan().prune
-        splits = self.package.manifest.splits()
-        if prune is not None and prune.layer not in splits:
-            found = ", ".join(map(str, splits)) or "no layer"
-            raise PolicyError(
-                f"{policy}: expected a package split after layer {prune.layer}, found splits "
-                f"after {found}; export with --split {prune.layer}"
+        if self._closed:
+            raise ClosedError(
+                "expected a model that is open, found one that was closed; load it again"
             )
-
-
-class Request:
-    """One generation over one or more conversations, from prompts to results.
-
-    Prompts are read when `steps` begins, in new conversations if none are given; results are there
-    when it has ended.
-    """
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        conversations: Sequence[Conversation] | None,
-        prompts: Sequence[Prompt],
-        policy: Policy,
-        options: Options,
-        return_logits: bool = False,
-        return_placements: bool = False,
-    ) -> None:
-        loaded.check(policy)
-        return_logits = flag("return_logits", return_logits)
-        return_placements = flag("return_placements", return_placements)
-        manifest = loaded.package.manifest
-        options.check_ids(manifest.dims.vocab_size)
-        options = options.over(manifest.generation)
-        self._loaded = loaded
-        self._conversations = [] if conversations is None else list(conversations)
-        self._prompts = prompts
-        self._policy = policy
-        self._trace = return_placements
-        self._max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
-        self.replies = [
-            Reply(loaded.processor.tokenizer, manifest.tokens.eos, options, return_logits)
-            for _ in prompts
-        ]
-        self._decoder: Steps | None = None
-        self._prefill_ms = self._decode_ms = 0.0
-        self._tokens_read: list[int] = []
-
-    def steps(self) -> Iterator[list[str]]:
-        """Run; yields every reply's new text after each step."""
-        loaded, plan = self._loaded, self._policy.plan()
-        if not self._conversations:
-            self._conversations = [loaded.conversation() for _ in self._prompts]
-        begun = time.perf_counter()
-        logits = [
-            conversation.prefill(loaded.embed(prompt), plan, reply.reads)
-            for conversation, prompt, reply in zip(
-                self._conversations, self._prompts, self.replies, strict=True
-            )
-        ]
-        for conversation, prompt in zip(self._conversations, self._prompts, strict=True):
-            conversation.visuals += [media.cells for media in prompt.media]
-        self._tokens_read = [conversation.length for conversation in self._conversations]
-        # A reply's last token needs no row of its own, hence one more than the context has room.
-        limits = [
-            min(self._max_new_tokens, conversation.room_left() + 1)
-            for conversation in self._conversations
-        ]
-        self._decoder = loaded.decoder(self._conversations, plan, max(limits) - 1)
-        self._prefill_ms = (time.perf_counter() - begun) * 1e3
-        generation = run(
-            self._decoder, self._conversations, self.replies, np.stack(logits), limits, self._trace
-        )
-        begun = time.perf_counter()
-        for pieces in generation:
-            # The consumer's time between steps is not the model's.
-            self._decode_ms += (time.perf_counter() - begun) * 1e3
-            yield pieces
-            begun = time.perf_counter()
-
-    def result(self, seq: int) -> Result:
-        """The finished reply of one conversation."""
-        reply, decoder = self.replies[seq], self._decoder
-        if decoder is None or reply.finish_reason is None:
-            raise RuntimeError("a result is read after its steps have ended")
-        conversation, batch = self._conversations[seq], len(self.replies)
-        steps = conversation.length - self._tokens_read[seq]
-        loaded, read = self._loaded, self._tokens_read[seq]
-        dense = loaded.execution.dense_bytes(read, steps, self._max_new_tokens - 1)
-        stats = Stats(
-            policy=str(self._policy),
-            backend=loaded.backend.name,
-            prompt_tokens=len(self._prompts[seq].input_ids),
-            visual_tokens=int(self._prompts[seq].image_mask.sum()),
-            new_tokens=len(reply.token_ids),
-            prefill_ms=self._prefill_ms,
-            decode_ms_per_token=self._decode_ms / max(1, decoder.step),
-            kv_bytes=decoder.nbytes // batch,
-            kv_bytes_dense=dense,
-            peak_rss_bytes=peak_rss_bytes(),
-            device_bytes=loaded.execution.device_bytes(),
-            seed=reply.seed,
-        )
-        logits = None if reply.logits is None else np.stack(reply.logits)
-        return Result(
-            reply.text,
-            tuple(reply.token_ids),
-            reply.finish_reason,
-            logits,
-            stats,
-            tuple(reply.placements),
-            tuple(conversation.visuals),
-            None if reply.logprobs is None else tuple(reply.logprobs),
-        )
+        policy.check(self.package.manifest.splits())
 
 
 def as_policy(policy: str | Policy) -> Policy:

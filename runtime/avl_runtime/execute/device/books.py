@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,18 @@ class DeviceBooks:
         size = self._parked[1] * self._parked[2] * _POSITION.itemsize
         return self._parked_positions.address + layer * size
 
-    def queue_row(self, sequence: int, slot: int, position: int) -> None:
-        """Queue writing what a new row of one sequence is, with no mass yet."""
+    def queue_row(self, sequence: int, slots: Sequence[int], position: int) -> None:
+        """Queue writing what a new row of one sequence is, with no mass yet.
+
+        Args:
+            slots: of the row in each layer.
+        """
         layers, batch, heads, room = self._active
         # In a batch other sequences' rows lie between those of two layers.
-        runs = [(0, layers * heads)] if batch == 1 else [(layer, heads) for layer in range(layers)]
+        together = batch == 1 and len(set(slots)) == 1
+        runs = [(0, layers * heads)] if together else [(layer, heads) for layer in range(layers)]
         for layer, rows in runs:
-            slot_of = sequence * heads * room + slot
+            slot_of = sequence * heads * room + slots[layer]
             for start, item, value in (
                 (self.positions(layer), _POSITION.itemsize, position),
                 (self.mass(layer), _MASS.itemsize, 0),
@@ -75,9 +81,9 @@ class DeviceBooks:
         self._device.download(cache.parked_positions, self._parked_positions.address)
         self._device.synchronize()
         for name, rows in (("active", room), ("parked", self._parked[2])):
-            for kind in "kv":
-                labels = [np.zeros((batch, heads, rows, 1), LABEL) for _ in range(layers)]
-                setattr(cache, f"{kind}_{name}", labels)
+            shape = (batch, heads, rows, 1)
+            planes = tuple([np.zeros(shape, LABEL) for _ in range(layers)] for _ in "kv")
+            setattr(cache, name, planes)
         cache.relabel()
 
     @property

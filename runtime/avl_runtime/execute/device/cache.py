@@ -13,18 +13,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_runtime.execute.device.memory import Buffer
 from avl_runtime.execute.device.rows import Parked, Place, Rows, gather, new_rows, park
 from avl_runtime.execute.device.update import NOWHERE
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
-from avl_runtime.kv.cache import stacked as stacked_books
+from avl_runtime.kv.gather import Part, gather_books
 
 LABEL = np.dtype(np.int32)
+_GIVEN_UP = Rows(Buffer(0, 0), Buffer(0, 0), Buffer(0, 0), Buffer(0, 0), 0, 0)  # by those that left
 
 
 class DeviceCache(SegmentCache):
     """A segment's rows on a device, and their book-keeping on the host.
 
-    The inherited arrays of K and V hold labels; between calls every label is its own slot.
+    The inherited planes hold labels; between calls every label is its own slot.
 
     Attributes:
         rows: of each layer; all have the same room.
@@ -49,11 +51,6 @@ class DeviceCache(SegmentCache):
         self.relabel()
 
     @property
-    def batch(self) -> int:
-        """How many sequences there are."""
-        return len(self.active_len)
-
-    @property
     def active_room(self) -> int:
         """A."""
         return self.rows[0].active
@@ -70,9 +67,30 @@ class DeviceCache(SegmentCache):
 
     def copy(self) -> DeviceCache:
         """A second cache that keeps the rows as they are, whatever prompts the first reads."""
-        other = _with_books(self.place, super().copy(), list(self.rows), list(self.on_host))
+        other = DeviceCache.__new__(DeviceCache)
+        self._copy_to(other)
+        other.place, other.rows, other.on_host = self.place, list(self.rows), list(self.on_host)
+        other.active = tuple([labels.copy() for labels in plane] for plane in self.active)
+        other.parked = tuple([labels.copy() for labels in plane] for plane in self.parked)
+        other.relabel()
         other.shared = self.shared = True
         return other
+
+    def fork(self) -> DeviceCache:
+        self.forked = True
+        other = self.copy()
+        self.shared = other.shared = False  # whoever writes takes rows of its own first
+        return other
+
+    def let_go(self) -> None:
+        self.shared = False
+
+    def own(self) -> None:
+        if self.forked:
+            self.resize(self.active_room)
+
+    def taken(self, seq: int) -> DeviceCache:
+        return device_gathered([(self, seq)], 0, release=False)
 
     def resize(self, rows: int) -> None:
         """Bring the room for active rows to `rows`, layer by layer, in memory of its own.
@@ -80,62 +98,75 @@ class DeviceCache(SegmentCache):
         Raises:
             OutOfDeviceMemoryError: it does not fit.
         """
-        top, apart = int(self.active_len.max()), int(self.parked_len.max())
+        top, apart = self.top, int(self.parked_len.max())
         sizes = (self.batch, self.place.heads)
         stay = np.broadcast_to(np.arange(top), (*sizes, top))
         aside = np.broadcast_to(-1 - np.arange(apart), (*sizes, apart))
         for layer in range(self.layers):
             self._renew(layer, stay, aside, rows)
-        self.shared = False
+        self.shared = self.forked = False
         self.version = self._settled = self.version + 1
 
     def reserve(self, rows: int) -> None:
         """Have room for `rows` active rows. New ones are written behind those that a copy has."""
-        if rows > self.active_room:
-            self.resize(rows)
+        if rows > self.active_room or self.forked:
+            self.resize(max(rows, self.active_room))
+
+    def trim(self, steps: int) -> None:
+        """Room on a device is given when steps are bound."""
 
     def add(
-        self, k_new: Sequence[int], v_new: Sequence[int], positions: Ints, mass: Floats | None
+        self,
+        new: tuple[Sequence[int], Sequence[int]],
+        seq: int,
+        positions: Ints,
+        mass: Floats | None,
     ) -> None:
-        """Add a chunk of a prompt to a single sequence, for which room was reserved.
+        """Add rows to one sequence.
 
         Args:
-            k_new, v_new: addresses of [1, Hkv, S, D] for each layer.
+            new: addresses of K and of V [1, Hkv, S, D] for each layer.
             positions: [S].
             mass: [L, 1, Hkv, S] initial H2O mass, or None for zeros.
+
+        Raises:
+            OutOfDeviceMemoryError: there is no room for them.
         """
-        count, length = len(positions), int(self.active_len[0])
+        count, lengths = len(positions), self.active_len[:, seq]
+        self.reserve(int(lengths.max()) + count)
         sizes = (self.layers, 1, self.place.heads, count)
         first = self.active_room + self.parked_room
+        slots = lengths[:, None, None, None] + np.arange(count)
         self.place.mover.move(
-            self.table(k_new, v_new),
+            self.table(*new, seq),
             np.broadcast_to(first + np.arange(count), sizes),
-            np.broadcast_to(length + np.arange(count), sizes),
+            np.broadcast_to(slots, sizes),
             count,
         )
         labels = np.zeros((*sizes, 1), LABEL)
-        self.extend(labels, labels, positions, mass)
+        self.extend((labels, labels), seq, positions, mass)
         self.relabel()
 
-    def note(self, positions: Ints, alive: NDArray[np.bool_], mass: Floats | None) -> None:
+    def note(self, positions: Ints, mass: Floats | None) -> None:
         """Keep the books of one row a sequence that was added on the device; see `append`."""
         labels = np.zeros((self.layers, self.batch, self.place.heads, 1, 1), LABEL)
-        self.append(labels, labels, positions, mass, alive, self.active_room)
+        self.append((labels, labels), positions, mass, self.active_room)
         self.relabel()
 
     def settle(self) -> None:
         """Move the rows to where `moves` has moved their labels.
 
         Raises:
-            OutOfDeviceMemoryError: a partition's arrays do not fit.
+            OutOfDeviceMemoryError: new arrays of a division do not fit.
         """
         active = np.stack([labels[..., 0] for labels in self.k_active]).astype(np.int64)
         changed = active != _slots(self.k_active[0].shape[2])
         if self.version != self._settled or (self.shared and changed.any()):
             parked = np.stack([labels[..., 0] for labels in self.k_parked]).astype(np.int64)
-            top, apart = int(self.active_len.max()), int(self.parked_len.max())
+            top, apart = self.top, int(self.parked_len.max())
+            room = top if self.batch == 1 else max(top, self.active_room)
             for layer in range(self.layers):
-                self._renew(layer, active[layer, ..., :top], parked[layer, ..., :apart], top)
+                self._renew(layer, active[layer, ..., :top], parked[layer, ..., :apart], room)
             self.shared = False
         elif changed.any():
             self._move_in_place(active, changed)
@@ -153,21 +184,30 @@ class DeviceCache(SegmentCache):
             if parked is not None:
                 parked.stow(self.place, rows)
 
-    def table(self, k_new: Sequence[int], v_new: Sequence[int]) -> list[list[int]]:
-        """What `kernels.update` reads of each layer, with new rows at these addresses."""
-        return [
-            [
-                rows.k_active.address,
-                rows.v_active.address,
-                rows.k_parked.address,
-                rows.v_parked.address,
-                k,
-                v,
-                rows.active,
-                rows.parked,
-            ]
-            for rows, k, v in zip(self.rows, k_new, v_new, strict=True)
-        ]
+    def table(
+        self, k_new: Sequence[int], v_new: Sequence[int], seq: int | None = None
+    ) -> list[list[int]]:
+        """What `kernels.update` reads of each layer, with new rows at these addresses.
+
+        Args:
+            seq: for moves of one sequence alone.
+        """
+        lines = []
+        for rows, k, v in zip(self.rows, k_new, v_new, strict=True):
+            mine = rows if seq is None else rows.of(self.place, seq)
+            lines.append(
+                [
+                    mine.k_active.address,
+                    mine.v_active.address,
+                    mine.k_parked.address,
+                    mine.v_parked.address,
+                    k,
+                    v,
+                    rows.active,
+                    rows.parked,
+                ]
+            )
+        return lines
 
     def _renew(self, layer: int, stay: Ints, aside: Ints, room: int) -> None:
         before, parked = self.rows[layer], self.on_host[layer]
@@ -201,9 +241,10 @@ class DeviceCache(SegmentCache):
         self.stow()
 
     def relabel(self) -> None:
-        for arrays, sign in ((self.k_active, 1), (self.k_parked, -1)):
-            for array in arrays:
-                array[..., 0] = _slots(array.shape[2]) * sign - (sign < 0)
+        for planes, sign in ((self.active, 1), (self.parked, -1)):
+            for plane in planes:
+                for labels in plane:
+                    labels[..., 0] = _slots(labels.shape[2]) * sign - (sign < 0)
         self._settled = self.version
 
 
@@ -211,48 +252,50 @@ def _slots(count: int) -> NDArray[np.int32]:
     return np.arange(count, dtype=np.int32)
 
 
-def _with_books(
-    place: Place, books: SegmentCache, rows: list[Rows], on_host: list[Parked | None]
+def device_gathered(
+    parts: Sequence[tuple[DeviceCache, int]], steps: int, *, release: bool = True
 ) -> DeviceCache:
-    """A cache of these rows with book-keeping of its own."""
-    cache = DeviceCache.__new__(DeviceCache)
-    for name in SegmentCache.__slots__:
-        setattr(cache, name, getattr(books, name))
-    for name in ("k_active", "v_active", "k_parked", "v_parked"):
-        setattr(cache, name, [labels.copy() for labels in getattr(books, name)])
-    cache.place, cache.rows, cache.on_host, cache.shared = place, rows, on_host, False
-    cache.relabel()
-    return cache
+    """As `kv.gather.gathered`, on a device.
 
+    Args:
+        release: whether the caches that sequences come from give up their rows.
 
-def stacked(caches: Sequence[DeviceCache], steps: int) -> DeviceCache:
-    """A segment of several single sequences as a batch, with room for `steps` more rows.
-
-    The single caches give up their rows, layer by layer. A cache that is alone stays as it is.
+    Raises:
+        OutOfDeviceMemoryError: there is no room.
     """
-    first, place = caches[0], caches[0].place
-    if len(caches) == 1:
+    first, place = parts[0][0], parts[0][0].place
+    if release and len(parts) == 1 and first.batch == 1:
         return first
-    top = max(int(cache.active_len[0]) for cache in caches)
-    apart = max(int(cache.parked_len[0]) for cache in caches)
-    rows, on_host = [], []
+    books: list[Part] = list(parts)
+    batch = DeviceCache.__new__(DeviceCache)
+    batch.forked = batch.shared = False
+    capacity, apart = gather_books(batch, books, steps)
+    for name, rows in (("active", capacity), ("parked", apart)):
+        shape = (len(parts), place.heads, rows, 1)
+        planes = tuple([np.zeros(shape, LABEL) for _ in range(first.layers)] for _ in "kv")
+        setattr(batch, name, planes)
+    batch.place, batch.rows, batch.on_host = place, [], []
+    sources = {id(cache): cache for cache, _ in parts}.values()
+    top, held = batch.top, int(batch.parked_len.max())
     for layer in range(first.layers):
-        to = new_rows(place, len(caches), top + steps, apart)
-        for sequence, cache in enumerate(caches):
-            stay, aside = (
-                np.broadcast_to(line, (1, place.heads, len(line)))
-                for line in (
-                    np.arange(int(cache.active_len[0])),
-                    -1 - np.arange(int(cache.parked_len[0])),
-                )
-            )
+        to = new_rows(place, len(parts), top + steps, held)
+        for cache in sources:
             parked = cache.on_host[layer]
             if parked is not None:
                 parked.fetch(place, cache.rows[layer])
-            gather(place, to, sequence, cache.rows[layer], stay, aside)
+            for index, (origin, seq) in enumerate(parts):
+                if origin is cache:
+                    lengths = cache.active_len[layer, seq], cache.parked_len[layer, seq]
+                    stay, aside = (
+                        np.broadcast_to(line, (1, place.heads, len(line)))
+                        for line in (np.arange(lengths[0]), -1 - np.arange(lengths[1]))
+                    )
+                    gather(place, to, index, cache.rows[layer].of(place, seq), stay, aside)
         to, parked = park(place, to, layer, first.layers)
-        rows.append(to)
-        on_host.append(parked)
-        for cache in caches:
-            cache.rows[layer], cache.on_host[layer] = to, None  # lets go of its own
-    return _with_books(place, stacked_books(list(caches), steps), rows, on_host)
+        batch.rows.append(to)
+        batch.on_host.append(parked)
+        if release:
+            for cache in sources:
+                cache.rows[layer], cache.on_host[layer] = _GIVEN_UP, None
+    batch.relabel()
+    return batch

@@ -81,6 +81,22 @@ class Rows:
         buffers = (self.k_active, self.v_active, self.k_parked, self.v_parked)
         return sum(buffer.nbytes for buffer in buffers)
 
+    def of(self, place: Place, seq: int) -> Rows:
+        """One sequence's."""
+
+        def part(buffer: Buffer, rows: int) -> Buffer:
+            size = place.nbytes(1, rows)
+            return Part(buffer, seq * size, size)
+
+        return Rows(
+            part(self.k_active, self.active),
+            part(self.v_active, self.active),
+            part(self.k_parked, self.parked),
+            part(self.v_parked, self.parked),
+            self.active,
+            self.parked,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Parked:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from avl_plugins.kernels.catalog import MOVES, ROWS
-from avl_plugins.policies import Plan
+from avl_plugins.kernels.catalog import ROWS
+from avl_plugins.policies import Tokens
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.books import DeviceBooks
 from avl_runtime.execute.device.cache import DeviceCache
+from avl_runtime.execute.device.selects import alike, evictable_rows, selects_on_device
 from avl_runtime.execute.device.tensors import (
     WEIGHTINGS,
     Nothing,
@@ -24,6 +24,8 @@ from avl_runtime.execute.device.tensors import (
     cache_inputs,
 )
 from avl_runtime.execute.device.update import launch_update
+from avl_runtime.execute.protocol import Member
+from avl_runtime.kv.cache import Ints
 
 TEXT_MOVES = 4  # a step drops one row more than it adds at most; lists are kept to 32 bytes
 _INT64 = np.dtype(np.int64)
@@ -45,20 +47,6 @@ class Text:
     tokens: int
 
 
-def selects_on_device(cache: DeviceCache, plan: Plan) -> bool:
-    """Whether the selection kernels can do what `plan` asks for with a cache of this size.
-
-    They rank by attention, not at random, and a limited number of rows. Otherwise the host selects.
-    """
-    core, parked = int(cache.image_rows.max()), int(cache.parked_len.max())
-    if plan.split is not None and parked:
-        if plan.split.seed is not None or core + parked > ROWS[-1]:
-            return False
-        if 2 * min(core, parked) > MOVES[-1]:
-            return False
-    return plan.text is None or cache.active_room <= ROWS[-1]
-
-
 class SegmentSteps:
     """A segment bound to its cache as it is; bound anew when the cache is full.
 
@@ -67,17 +55,23 @@ class SegmentSteps:
     """
 
     def __init__(
-        self, backend: DeviceBackend, index: int, cache: DeviceCache, plan: Plan, text: Text | None
+        self,
+        backend: DeviceBackend,
+        index: int,
+        cache: DeviceCache,
+        members: Sequence[Member],
+        text: Text | None,
     ) -> None:
         """
         Raises:
             OutOfDeviceMemoryError: there is no room.
         """
-        self._backend, self._index, self.cache, self._plan = backend, index, cache, plan
+        self._backend, self._index, self.cache = backend, index, cache
+        self._members, self._text = members, text
         self._segment = backend.manifest.segments[index]
-        self._text = text
+        self._layers = range(self._segment.first_layer, self._segment.last_layer)
         memory, batch = backend.memory, cache.batch
-        self.books = DeviceBooks(cache) if selects_on_device(cache, plan) else None
+        self.books = DeviceBooks(cache) if selects_on_device(cache, members) else None
         self._nothing = Nothing(cache.place, batch)
         self._has_parked = bool(cache.parked_len.any())
         self.outputs = Outputs(
@@ -88,12 +82,14 @@ class SegmentSteps:
             last=index == len(backend.segments) - 1,
         )
         self._sizes = (cache.layers, batch, cache.place.heads)
+        self._rows = list(cache.rows)  # as they are bound
+        self._evictable = evictable_rows(cache, members)
         core, parked = int(cache.image_rows.max()), int(cache.parked_len.max())
         self._core_moves = 2 * min(core, parked)
         self._core_rows = core + parked
+        self._groups = alike(cache)  # layers that share what says how many rows they hold
         fields: dict[str, tuple[tuple[int, ...], Any]] = {
-            "image_rows": ((batch,), _INT64),
-            "parked_len": ((batch,), _INT64),
+            "image_rows": ((cache.layers, batch), _INT64),
             "append_source": ((*self._sizes, 1), _INT64),
             **dict.fromkeys(("append", "core", "text"), ((cache.layers, 8), _INT64)),
         }
@@ -104,54 +100,77 @@ class SegmentSteps:
         self._text_lists = [memory.allocate("scratch", item * TEXT_MOVES) for _ in "sd"]
         self._remaining = memory.allocate("scratch", cache.layers * batch * _INT64.itemsize)
 
+    @property
+    def outdated(self) -> bool:
+        """Whether rows lie elsewhere than they were bound, or there is no room for the next."""
+        cache = self.cache
+        return (
+            any(now is not bound for now, bound in zip(cache.rows, self._rows, strict=True))
+            or cache.shared
+            or cache.forked
+            or cache.top >= cache.active_room
+            or alike(cache) != self._groups
+        )
+
     def fields(self) -> Fields:
         """What the step's inputs hold for this segment."""
         batch, index = self.cache.batch, self._index
-        return {
-            f"active_len.{index}": ((batch,), _INT64),
-            f"grown_len.{index}": ((batch,), _INT64),
-            f"append.{index}": ((*self._sizes, 1), _INT64),
+        found: dict[str, tuple[tuple[int, ...], Any]] = {
+            f"append.{index}": ((*self._sizes, 1), _INT64)
         }
+        for group in sorted(set(self._groups)):
+            for name in ("active_len", "grown_len", "parked_len"):
+                found[f"{name}.{index}.{group}"] = ((batch,), _INT64)
+        return found
 
     def bind(self, step: Upload, inputs: Mapping[str, Tensor]) -> None:
         """Say where inputs are; `outputs` stay where they are.
 
         Args:
-            step: the step's own, with `fields` and, under a text budget, `budget` [B, 2] int32.
+            step: the step's own, with `fields` and `budget` [B, 2] int32.
             inputs: those that do not depend on the cache, by the segment's names.
         """
         cache, fixed = self.cache, self._fixed
         self._step = step
-        active_len = step.address(f"active_len.{self._index}")
+        lengths = {
+            name: [step.address(f"{name}.{self._index}.{group}") for group in self._groups]
+            for name in ("active_len", "grown_len", "parked_len")
+        }
         self._tensors = {
             reads: {
                 **inputs,
-                **cache_inputs(cache, self._segment.first_layer, active_len, length, self._nothing),
+                **cache_inputs(
+                    cache.place,
+                    cache.rows,
+                    cache.batch,
+                    self._layers,
+                    lengths["active_len"],
+                    lengths["parked_len"] if reads else None,
+                    self._nothing,
+                ),
                 **self.outputs.tensors(rows),
             }
-            for reads, length, rows in (
-                (False, None, self._nothing.rows),
-                (True, fixed.address("parked_len"), cache.parked_room),
-            )
+            for reads, rows in ((False, self._nothing.rows), (True, cache.parked_room))
         }
-        fixed.host["image_rows"][:] = cache.image_rows
-        fixed.host["parked_len"][:] = cache.parked_len
+        fixed.host["image_rows"][...] = cache.image_rows
         fixed.host["append_source"][...] = cache.active_room + cache.parked_room
         fixed.host["append"][...] = cache.table(self.outputs.k_new, self.outputs.v_new)
         books = self.books
         if books is not None:
             for layer in range(cache.layers):
-                self._fill_tables(books, layer)
+                self._fill_tables(books, layer, lengths)
         fixed.queue()
 
-    def _fill_tables(self, books: DeviceBooks, layer: int) -> None:
+    def _fill_tables(
+        self, books: DeviceBooks, layer: int, lengths: Mapping[str, Sequence[int]]
+    ) -> None:
         cache, fixed, outputs = self.cache, self._fixed, self.outputs
         fixed.host["text"][layer, :7] = (
             outputs.mass("active")[layer],
             outputs.mass("new")[layer],
             books.positions(layer),
             books.mass(layer),
-            self._step.address(f"grown_len.{self._index}"),
+            lengths["grown_len"][layer],
             cache.active_room,
             cache.active_room,
         )
@@ -160,8 +179,8 @@ class SegmentSteps:
             outputs.mass("parked")[layer],
             books.positions(layer),
             books.parked_positions(layer),
-            fixed.address("image_rows"),
-            fixed.address("parked_len"),
+            fixed.address("image_rows") + layer * cache.batch * _INT64.itemsize,
+            lengths["parked_len"][layer],
             cache.active_room,
             cache.parked_room,
         )
@@ -193,20 +212,38 @@ class SegmentSteps:
         if self.books is not None and self._text is not None:
             self._queue_eviction(self._text)
 
-    def note(self, step: Upload, alive: NDArray[np.bool_], positions: NDArray[np.int64]) -> None:
+    def note(self, step: Upload, positions: Ints, reads: Sequence[bool]) -> None:
         """Put this segment's part of the next step's inputs on the host's side.
 
         Args:
-            alive, positions: [B], of the new tokens; a finished sequence adds no row.
+            positions: [B], of the new tokens.
+            reads: for each sequence, whether its parked rows are read.
         """
         cache, index = self.cache, self._index
-        step.host[f"active_len.{index}"][:] = cache.active_len
-        step.host[f"grown_len.{index}"][:] = cache.active_len + alive
-        slots = np.where(alive, cache.active_len, -1)
-        step.host[f"append.{index}"][...] = slots[:, None, None]
+        for layer, group in enumerate(self._groups):
+            step.host[f"active_len.{index}.{group}"][:] = cache.active_len[layer]
+            step.host[f"grown_len.{index}.{group}"][:] = cache.active_len[layer] + 1
+            step.host[f"parked_len.{index}.{group}"][:] = np.where(
+                reads, cache.parked_len[layer], 0
+            )
+        step.host[f"append.{index}"][...] = cache.active_len[:, :, None, None]
         if self.books is not None:
-            for seq in np.flatnonzero(alive).tolist():
-                self.books.queue_row(seq, int(cache.active_len[seq]), int(positions[seq]))
+            for seq, position in enumerate(positions.tolist()):
+                self.books.queue_row(seq, cache.active_len[:, seq].tolist(), position)
+
+    def count_rows(self) -> None:
+        """Count the rows that a step has added, and those of text that it has evicted."""
+        cache = self.cache
+        cache.active_len += 1
+        for seq, member in enumerate(self._members):
+            text = next((a for a in member.actions if a.tokens is Tokens.TEXT), None)
+            if text is None:
+                continue
+            limit = text.limit(member.text_after_image)
+            count = self._evictable[:, seq] + int(member.text_after_image > 0)
+            kept = count if limit is None else np.minimum(count, limit)
+            cache.active_len[:, seq] -= count - kept
+            self._evictable[:, seq] = kept
 
     def _queue_exchange(self) -> None:
         layers, batch, heads = self._sizes

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_runtime.execute.device.cache import DeviceCache
 from avl_runtime.execute.device.memory import Buffer, Memory, aligned
-from avl_runtime.execute.device.rows import Place
+from avl_runtime.execute.device.rows import Place, Rows
 from avl_runtime.package.manifest import Dims, Segment
 
 Floats = NDArray[np.float32]
@@ -51,7 +50,7 @@ class SegmentRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Masses:
-    """Attention [L, B, Hkv, 2, rows] on the host; see `backends.BoundSegment`."""
+    """Attention [L, B, Hkv, 2, rows] on the host; see `kv.sight.Masses`."""
 
     mass_active: Floats
     mass_parked: Floats
@@ -165,28 +164,34 @@ class Nothing:
 
 
 def cache_inputs(
-    cache: DeviceCache, first_layer: int, active_len: int, parked_len: int | None, nothing: Nothing
+    place: Place,
+    rows: Sequence[Rows],
+    batch: int,
+    layers: Sequence[int],
+    active_len: Sequence[int],
+    parked_len: Sequence[int] | None,
+    nothing: Nothing,
 ) -> dict[str, Tensor]:
     """What a segment reads of its cache, by name.
 
     Args:
-        active_len, parked_len: addresses of [B] int64; None leaves parked rows out.
+        rows: of each of `layers`.
+        active_len, parked_len: addresses of [B] int64 for each layer; None leaves parked rows out.
     """
-    place, batch = cache.place, cache.batch
     found = {}
-    for layer, rows in enumerate(cache.rows, first_layer):
-        active = (batch, place.heads, rows.active, place.head_dim)
-        parked = (batch, place.heads, rows.parked, place.head_dim)
-        found[f"k_active.{layer}"] = Tensor(rows.k_active.address, active)
-        found[f"v_active.{layer}"] = Tensor(rows.v_active.address, active)
-        found[f"active_len.{layer}"] = Tensor(active_len, (batch,))
+    for number, (layer, mine) in enumerate(zip(layers, rows, strict=True)):
+        active = (batch, place.heads, mine.active, place.head_dim)
+        parked = (batch, place.heads, mine.parked, place.head_dim)
+        found[f"k_active.{layer}"] = Tensor(mine.k_active.address, active)
+        found[f"v_active.{layer}"] = Tensor(mine.v_active.address, active)
+        found[f"active_len.{layer}"] = Tensor(active_len[number], (batch,))
         if parked_len is None:
             found[f"k_parked.{layer}"] = found[f"v_parked.{layer}"] = nothing.kept
             found[f"parked_len.{layer}"] = nothing.length
         else:
-            found[f"k_parked.{layer}"] = Tensor(rows.k_parked.address, parked)
-            found[f"v_parked.{layer}"] = Tensor(rows.v_parked.address, parked)
-            found[f"parked_len.{layer}"] = Tensor(parked_len, (batch,))
+            found[f"k_parked.{layer}"] = Tensor(mine.k_parked.address, parked)
+            found[f"v_parked.{layer}"] = Tensor(mine.v_parked.address, parked)
+            found[f"parked_len.{layer}"] = Tensor(parked_len[number], (batch,))
     return found
 
 

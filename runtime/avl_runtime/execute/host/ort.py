@@ -30,7 +30,7 @@ from avl_runtime.execute.host.ort_options import (
     tight_memory,
 )
 from avl_runtime.execute.protocol import BackendError
-from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.kv.cache import Ints, SegmentCache
 from avl_runtime.machine.huge_pages import huge_pages
 from avl_runtime.machine.resources import cores
 from avl_runtime.package.graph_fit import check_media, check_segment
@@ -152,7 +152,7 @@ def _register_kernels(options: ort.SessionOptions) -> None:
 
 
 class OrtBoundSegment:
-    """A decoder segment bound to its buffers; see `protocol.BoundSegment`."""
+    """A decoder segment bound to its buffers; see `segments.BoundSegment`."""
 
     def __init__(
         self,
@@ -182,6 +182,7 @@ class OrtBoundSegment:
         self._output_name = "logits" if last else "hidden_out"
         self._nothing = np.zeros((batch, heads, 1, dims.head_dim), dtype)
         self._no_length = np.zeros(batch, np.int64)
+        self._parked_len = np.zeros((count, batch), np.int64)  # rows that a step reads
         self._no_weights = np.zeros((batch, 0, rows), np.float32)
         self._bindings: dict[tuple[bool, bool], _Binding] = {}  # reads parked rows, makes masses
         self._bound: tuple[SegmentCache, int] | None = None  # a cache, and the version bound
@@ -189,14 +190,15 @@ class OrtBoundSegment:
     def run(
         self,
         cache: SegmentCache,
-        parked: bool,
-        ends: bool = False,
+        parked_len: Ints | None = None,
+        *,
         masses: bool = True,
-        core: NDArray[np.int64] | None = None,
+        core: Ints | None = None,
         logits: Logits = Logits.ALL,
+        ends: bool = False,
     ) -> bool:
         # A list, as NumPy's any() is slow where a run has emptied the processor's caches.
-        parked = parked and any(cache.parked_len.tolist())
+        parked = parked_len is not None and any(map(any, parked_len.tolist()))
         if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.version:
             # All bindings at once, so that none keeps arrays alive that the cache has replaced.
             for (reads_parked, _), binding in self._bindings.items():
@@ -207,6 +209,8 @@ class OrtBoundSegment:
             self._bindings[parked, masses] = self._make_binding(masses)
             self._bind_cache(self._bindings[parked, masses], cache, parked)
         binding = self._bindings[parked, masses]
+        if parked_len is not None:
+            self._parked_len[...] = parked_len
         self.mass_active = binding.mass["mass_active"]
         self.mass_parked = binding.mass["mass_parked"]
         self.mass_new = binding.mass["mass_new"]
@@ -250,13 +254,13 @@ class OrtBoundSegment:
     def _bind_cache(self, binding: _Binding, cache: SegmentCache, parked: bool) -> None:
         absent = [self._nothing] * len(self._layers)
         k_parked, v_parked = (cache.k_parked, cache.v_parked) if parked else (absent, absent)
-        parked_len = cache.parked_len if parked else self._no_length
         for index, layer in enumerate(self._layers):
             binding.bind_input(f"k_active.{layer}", cache.k_active[index])
             binding.bind_input(f"v_active.{layer}", cache.v_active[index])
-            binding.bind_input(f"active_len.{layer}", cache.active_len)
+            binding.bind_input(f"active_len.{layer}", cache.active_len[index])
             binding.bind_input(f"k_parked.{layer}", k_parked[index])
             binding.bind_input(f"v_parked.{layer}", v_parked[index])
+            parked_len = self._parked_len[index] if parked else self._no_length
             binding.bind_input(f"parked_len.{layer}", parked_len)
         self._bind_mass(binding, "mass_active", cache.k_active[0])
         self._bind_mass(binding, "mass_parked", k_parked[0])

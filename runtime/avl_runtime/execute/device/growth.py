@@ -16,7 +16,7 @@ def grown(backend: DeviceBackend, top: int, steps: int) -> int:
 def device_dense_bytes(backend: DeviceBackend, rows: int, steps: int, limit: int) -> int:
     """Bytes a dense cache would hold after `rows` of prompt and `steps` of at most `limit`.
 
-    Follows the growth of `DeviceDecoder`, so that a dense run's own bytes equal it.
+    Follows the growth of `DeviceBatch`, so that a dense run's own bytes equal it.
     """
     place = backend.place
     room = grown(backend, rows, limit)

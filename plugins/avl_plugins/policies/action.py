@@ -1,0 +1,114 @@
+"""Actions: what a policy consists of. Each decides one thing, at one kind of moment."""
+
+from __future__ import annotations
+
+import abc
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from avl_plugins.policies.ranking import Ranking
+from avl_plugins.policies.view import Fates, View
+
+# 0.3 * 10 is 3 and 0.29 * 100 is 28.999...: a fraction that means a whole number must give it.
+_ROUNDING = 1e-9
+
+
+class When(enum.IntEnum):
+    """When an action decides, in the order of time."""
+
+    BETWEEN = 0  # two layers of a prompt, about hidden states: what is dropped no later layer sees
+    PROMPT = 1  # when a layer has read a prompt, about its cached rows
+    STEP = 2  # when a layer has done a decode step, about its cached rows
+
+
+class Tokens(enum.Enum):
+    """Which rows an action chooses among."""
+
+    IMAGE = "image"  # of the whole conversation
+    TEXT = "text"  # behind the first image token, for each KV head
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """How many image rows of a layer are active, and how many parked."""
+
+    active: int
+    parked: int = 0
+
+
+class Action(abc.ABC):
+    """A decision about rows, of one conversation and of all layers it is about.
+
+    Subclasses are frozen dataclasses.
+
+    Attributes:
+        when: the moments at which it decides.
+        tokens: the rows it chooses among.
+        reads_parked: whether a decode step in which it is due reads parked rows too.
+    """
+
+    __slots__ = ()
+
+    when: ClassVar[frozenset[When]]
+    tokens: ClassVar[Tokens] = Tokens.IMAGE
+    reads_parked: ClassVar[bool] = False
+
+    @property
+    @abc.abstractmethod
+    def ranking(self) -> Ranking:
+        """The order in which rows are kept; what a kernel that acts by itself must declare."""
+
+    @property
+    @abc.abstractmethod
+    def decides(self) -> str:
+        """What it decides, in words: of two policies in a chain only one may decide it."""
+
+    @abc.abstractmethod
+    def choose(self, view: View) -> Fates:
+        """What becomes of the rows of `view`: int8, shaped like its positions."""
+
+    def due(self, step: int) -> bool:
+        """Whether it decides after decode step `step`, counted from 1."""
+        return When.STEP in self.when
+
+    def limit(self, total: int) -> int | None:
+        """How many rows stay of `total` tokens, if no more than that are alive; None: ask."""
+        return None
+
+    @property
+    def share(self) -> float:
+        """The fraction of all image tokens that it leaves; 1 if it is not about them."""
+        return 1.0
+
+    @property
+    def before(self) -> int | None:
+        """The layer before which it decides, if that is BETWEEN two layers."""
+        return None
+
+    def check(self, splits: Sequence[int], where: str) -> None:
+        """Refuse a package that it cannot work with.
+
+        Args:
+            splits: layers after which the package's decoder is split.
+            where: the policy, for the message.
+
+        Raises:
+            PolicyError: it cannot.
+        """
+        return
+
+    def placed(self, rows: Placed, layer: int, total: int) -> Placed:
+        """What a prompt leaves of `rows` image rows of `layer`; `total` as in `View`."""
+        return rows
+
+    def text_rows(self, total: int) -> int:
+        """How many of `total` text tokens behind the first image token have a row."""
+        return total
+
+
+def share_of(fraction: float, total: int) -> int:
+    """A fraction of `total` tokens, rounded down, and at least one."""
+    return max(1, math.floor(fraction * total + _ROUNDING))

@@ -1,0 +1,52 @@
+"""What an action sees of a conversation's rows, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Scores = npt.NDArray[np.floating]
+Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Fates = npt.NDArray[np.int8]
+
+ACTIVE: Final = 0  # read by every step
+PARKED: Final = 1  # read by steps that ask for parked rows
+DROPPED: Final = 2  # gone, and its memory with it
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Rows of one conversation in L layers that follow each other.
+
+    Image rows are the same in every KV head of a layer: their arrays are [L, n]. Text rows differ:
+    [L, Hkv, n]. Rows come in any order.
+
+    Attributes:
+        positions: int64, each row's token in its conversation.
+        attention: float32, shaped like `positions`. Of image rows: what the last query row gives
+            each, averaged over the KV heads or summed, of text rows: what all text rows have given
+            each so far (H2O). Zeros if the action's ranking does not ask for it.
+        layer: the first of the L layers.
+        step: decode steps so far, 0 after a prompt; None between two layers of a prompt.
+        total: all tokens of the kind that the conversation has had, dropped ones included; of
+            text, those behind the first image token.
+    """
+
+    positions: Indices
+    attention: Scores
+    layer: int
+    step: int | None
+    total: int
+
+
+def fates(active: Mask, parked: Mask | None = None) -> Fates:
+    """Fates of rows: those `active`, else those `parked`; the others are dropped."""
+    found = np.full(active.shape, DROPPED, np.int8)
+    if parked is not None:
+        found[parked] = PARKED
+    found[active] = ACTIVE
+    return found

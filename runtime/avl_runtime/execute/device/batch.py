@@ -1,0 +1,188 @@
+"""Decode steps on a device: queued whole, often as a recorded graph, and waited for once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.policies import Action, TextBudget, Tokens
+from avl_runtime.execute.device import growth
+from avl_runtime.execute.device.backend import DeviceBackend
+from avl_runtime.execute.device.cache import DeviceCache
+from avl_runtime.execute.device.protocol import Graph
+from avl_runtime.execute.device.steps import SegmentSteps, Text
+from avl_runtime.execute.device.tensors import Masses, Upload
+from avl_runtime.execute.protocol import Member, Step
+from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+
+_NEVER = np.iinfo(np.int32).max  # a position, or a number of rows, that nothing reaches
+
+
+class DeviceBatch:
+    """See `protocol.Batch`; rows stay on the device.
+
+    What a step reads from the host is one small pinned array, and what comes back are the logits.
+    Where the host selects rows (in an order, or of more rows, than the kernels declare), it waits
+    once more. `records` says whether steps are recorded and replayed, where the segments can be.
+    """
+
+    records = True
+
+    def __init__(
+        self,
+        backend: DeviceBackend,
+        caches: list[DeviceCache],
+        members: Sequence[Member],
+        steps: int,
+    ) -> None:
+        """
+        Raises:
+            OutOfDeviceMemoryError: there is no room.
+        """
+        self._backend, self._members, self._steps_left = backend, list(members), steps
+        self._caches = caches
+        self.caches: list[SegmentCache] = list(caches)
+        self._positions: Ints = np.zeros(len(members), np.int64)
+        self._text, self._text_upload = self._text_inputs(steps)
+        self._logits: NDArray[Any] = np.zeros(0)
+        self._segments: list[SegmentSteps] = []
+        self._graphs: dict[bool, Graph] = {}
+        self._run_before: set[bool] = set()
+        self._masses: dict[int, Masses] = {}
+        self._bind()
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        self._masses = {}
+        self._positions = step.positions
+        if any(steps.outdated for steps in self._segments):
+            self._bind()
+        reads = step.reads_parked()
+        upload = self._step
+        axes = upload.host["position_ids"].ndim > 2
+        upload.host["position_ids"][..., 0] = step.position_ids if axes else step.position_ids[0]
+        upload.host["hidden"][:, 0] = self._backend.element.encode(step.hidden)
+        for steps in self._segments:
+            steps.note(upload, step.positions, reads)
+        upload.host["budget"][:] = [self._budget(each) for each in self._members]
+        self._queue(any(reads))
+        self._backend.device.synchronize()
+        found = np.array(self._backend.element.decode(self._logits)[:, 0], np.float32)
+        for steps in self._segments:
+            if steps.books is not None:
+                steps.count_rows()
+        self._steps_left -= 1
+        return found
+
+    def did(self, segment: int, seq: int, action: Action) -> bool:
+        return self._segments[segment].books is not None
+
+    def masses(self, segment: int) -> Masses:
+        if segment not in self._masses:
+            self._masses[segment] = self._segments[segment].outputs.download_masses()
+            self._backend.device.synchronize()
+        return self._masses[segment]
+
+    def append(self, segment: int, mass: Floats | None, steps: int) -> None:
+        if self._segments[segment].books is None:
+            self._caches[segment].note(self._positions, mass)
+
+    def recall(self) -> None:
+        for steps in self._segments:
+            if steps.books is not None:
+                steps.books.recall()
+
+    def _queue(self, refresh: bool) -> None:
+        """Queue a step: the first of its kind as it is, the second recorded, the rest replayed."""
+        reads = any(steps.reads_parked(refresh) for steps in self._segments)
+        # TensorRT prepares new shapes in a first run, which cannot be recorded.
+        is_due = self.records and reads in self._run_before and reads not in self._graphs
+        if is_due and all(steps.recordable(refresh) for steps in self._segments):
+            self._graphs[reads] = self._backend.device.record(lambda: self._work(refresh))
+        if reads in self._graphs:
+            self._graphs[reads].replay()
+        else:
+            self._work(refresh)
+            self._run_before.add(reads)
+
+    def _work(self, refresh: bool) -> None:
+        self._step.queue()
+        for steps in self._segments:
+            steps.queue_run(refresh)
+            steps.queue_moves(refresh)  # parked rows on the host share the memory they come to
+        self._backend.device.download(self._logits, self._segments[-1].outputs.output.address)
+
+    def _budget(self, member: Member) -> tuple[int, int]:
+        """Text rows that may stay, and how many of them for being recent."""
+        for action in member.actions:
+            if isinstance(action, TextBudget):
+                allowed = action.budget(member.text_after_image)
+                return allowed, allowed - int(allowed * action.heavy)
+        return _NEVER, 0
+
+    def _bind(self) -> None:
+        """Make room for the next rows, and say where everything is."""
+        backend, batch = self._backend, len(self._members)
+        self.recall()
+        self._segments, self._graphs, self._run_before = [], {}, set()
+        dims, stored = backend.manifest.dims, backend.element.stored
+        for cache in self._caches:
+            rows = growth.grown(backend, cache.top, self._steps_left)
+            if cache.shared or cache.forked or cache.active_room != rows:
+                cache.resize(rows)
+        self._segments = [
+            SegmentSteps(backend, index, cache, self._members, self._text)
+            for index, cache in enumerate(self._caches)
+        ]
+        axes = () if dims.position_axes == 1 else (dims.position_axes,)
+        fields: dict[str, tuple[tuple[int, ...], Any]] = {
+            "hidden": ((batch, 1, dims.hidden_size), stored),
+            "position_ids": ((*axes, batch, 1), np.int64),
+            "budget": ((batch, 2), np.int32),
+        }
+        for steps in self._segments:
+            fields |= steps.fields()
+        self._step = Upload(backend.memory, fields)
+        self._fixed = Upload(
+            backend.memory,
+            {
+                "row_weights": ((batch, 2, 1), np.float32),
+                "nothing": ((batch, 1, dims.hidden_size), stored),  # text has no image features
+            },
+        )
+        self._fixed.host["row_weights"][...] = 1
+        self._fixed.queue()
+        self._bind_segments()
+        size = batch * dims.vocab_size * stored.itemsize
+        self._logits = backend.device.pinned(size).view(stored).reshape(batch, 1, -1)
+
+    def _bind_segments(self) -> None:
+        hidden = self._step.tensors["hidden"]
+        for steps, part in zip(self._segments, self._backend.manifest.segments, strict=True):
+            inputs = {
+                "hidden": hidden,
+                "position_ids": self._step.tensors["position_ids"],
+                "row_weights": self._fixed.tensors["row_weights"],
+            }
+            for layer in part.deepstack:
+                inputs[f"deepstack.{layer}"] = self._fixed.tensors["nothing"]
+            steps.bind(self._step, inputs)
+            hidden = steps.outputs.output_tensor
+
+    def _text_inputs(self, most: int) -> tuple[Text | None, Upload | None]:
+        if not any(a.tokens is Tokens.TEXT for each in self._members for a in each.actions):
+            return None, None
+        batch = len(self._members)
+        tokens = max(len(each.image_mask) for each in self._members) + max(1, most)
+        upload = Upload(
+            self._backend.memory,
+            {"image_mask": ((batch, tokens), np.int8), "first_image": ((batch,), np.int32)},
+        )
+        for seq, member in enumerate(self._members):
+            mask = member.image_mask
+            upload.host["image_mask"][seq, : len(mask)] = mask
+            upload.host["first_image"][seq] = int(mask.argmax()) if mask.any() else _NEVER
+        upload.queue()
+        return Text(upload.address("image_mask"), upload.address("first_image"), tokens), upload

@@ -1,0 +1,213 @@
+"""The decoder on a device: rows are placed by the host's choice and moved by kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.cpu.logits import Logits
+from avl_plugins.errors import AvlError
+from avl_runtime.execute.device.backend import DeviceBackend
+from avl_runtime.execute.device.batch import DeviceBatch
+from avl_runtime.execute.device.cache import DeviceCache, device_gathered
+from avl_runtime.execute.device.growth import GROWTH, device_dense_bytes
+from avl_runtime.execute.device.protocol import OutOfDeviceMemoryError
+from avl_runtime.execute.device.tensors import Masses, Nothing, Outputs, Upload, cache_inputs
+from avl_runtime.execute.protocol import BatchTooLargeError, Chunk, Member, PromptTooLongError
+from avl_runtime.kv.cache import Floats, SegmentCache
+
+
+class DeviceExecutor:
+    """See `protocol.Executor`."""
+
+    def __init__(self, backend: DeviceBackend) -> None:
+        self.backend = backend
+        self.chunk = backend.limits.prompt_rows
+        self.most_rows: int | None = backend.limits.cache_rows
+        self._found = (0, 0)  # memory free and in all, before the prompt that is read
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.backend.dtype
+
+    def new_caches(self) -> list[SegmentCache]:
+        backend = self.backend
+        return [
+            DeviceCache(backend.place, part.last_layer - part.first_layer)
+            for part in backend.manifest.segments
+        ]
+
+    def read(
+        self,
+        segment: int,
+        cache: SegmentCache,
+        seq: int,
+        chunk: Chunk,
+        weights: NDArray[np.float32],
+        logits: Logits,
+        *,
+        last: bool,
+        parked: bool = True,
+    ) -> DevicePass:
+        mine = on_device(cache)
+        return DevicePass(self.backend, segment, chunk, weights, mine, seq, parked=parked)
+
+    def check_prompt(self, caches: Sequence[SegmentCache], seq: int, added: int) -> None:
+        most = self.backend.limits.cache_rows
+        held = max(int(cache.active_len[:, seq].max()) for cache in caches)
+        if held + added > most:
+            raise PromptTooLongError(
+                f"expected at most {most} cached rows, which is what the engines were built for, "
+                f"found {held + added}; build them with --max-context {held + added}, or shorten "
+                "the prompt"
+            )
+        self._found = self.backend.device.memory()
+
+    def explained(
+        self, error: AvlError, caches: Sequence[SegmentCache], seq: int, added: int
+    ) -> AvlError:
+        if not isinstance(error, OutOfDeviceMemoryError):
+            return error
+        place, dims = self.backend.place, self.backend.manifest.dims
+        free, total = self._found
+        held = max(int(cache.active_len[:, seq].max()) for cache in caches)
+        need = 2 * dims.num_layers * place.nbytes(1, place.room(held + added))
+        fits = max(0, free // (2 * dims.num_layers * place.nbytes(1, 1)) - held)
+        return OutOfDeviceMemoryError(
+            need,
+            free,
+            total,
+            f" for the KV rows of a prompt of {added} tokens",
+            f"about {fits} tokens fit: use fewer or smaller pictures, --policy avl+fastv",
+        )
+
+    def batch(
+        self,
+        parts: Sequence[Sequence[tuple[SegmentCache, int]]],
+        members: Sequence[Member],
+        steps: int,
+    ) -> DeviceBatch:
+        most, count = self.backend.limits.batch, len(members)
+        if count > most:
+            raise BatchTooLargeError(
+                f"expected at most {most} sequences, which is what the engines were built for, "
+                f"found {count}; build them with --max-batch {count}"
+            )
+        room = min(steps, GROWTH)
+        caches = [
+            device_gathered([(on_device(cache), seq) for cache, seq in segment], room)
+            for segment in parts
+        ]
+        return DeviceBatch(self.backend, caches, members, steps)
+
+    def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
+        return device_dense_bytes(self.backend, rows, steps, limit)
+
+    def device_bytes(self) -> dict[str, int]:
+        memory = self.backend.memory
+        used = {kind: memory.used[kind] for kind in ("weights", "active", "parked", "scratch")}
+        return {**used, "parked_on_host": memory.parked_on_host}
+
+
+def on_device(cache: SegmentCache) -> DeviceCache:
+    """`cache`, which must be on a device.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(cache, DeviceCache):
+        raise TypeError("expected a cache on the device")
+    return cache
+
+
+class DevicePass:
+    """See `protocol.Pass`."""
+
+    def __init__(
+        self,
+        backend: DeviceBackend,
+        index: int,
+        chunk: Chunk,
+        weights: NDArray[np.float32],
+        cache: DeviceCache,
+        seq: int,
+        *,
+        parked: bool,
+    ) -> None:
+        segment, element = backend.manifest.segments[index], backend.element
+        self._backend, self._cache, self._seq = backend, cache, seq
+        self._positions, self._last = chunk.positions, index == len(backend.segments) - 1
+        ids = np.ascontiguousarray(chunk.position_ids)
+        layers = range(segment.first_layer, segment.last_layer)
+        values: dict[str, NDArray[Any]] = {
+            "hidden": element.encode(chunk.hidden[None]),
+            "position_ids": ids if len(ids) == 1 else ids[:, None],
+            "row_weights": weights,
+        }
+        for number, layer in enumerate(layers):
+            values[f"active_len.{layer}"] = cache.active_len[number, seq : seq + 1]
+            values[f"parked_len.{layer}"] = cache.parked_len[number, seq : seq + 1]
+        for layer, added in zip(segment.deepstack, chunk.deepstack, strict=True):
+            values[f"deepstack.{layer}"] = element.encode(added[None])
+        upload = Upload(
+            backend.memory, {name: (array.shape, array.dtype) for name, array in values.items()}
+        )
+        for name, array in values.items():
+            upload.host[name][...] = array
+        upload.queue()
+        nothing = Nothing(cache.place, 1)
+        has_parked = parked and bool(cache.parked_len[:, seq].any())
+        parked_rows = cache.parked_room if has_parked else nothing.rows
+        sizes = (1, len(chunk.positions), cache.active_room, parked_rows)
+        self._outputs = Outputs(cache.place, segment, backend.manifest.dims, sizes, last=self._last)
+        if has_parked:
+            cache.fetch()
+        rows = [rows.of(cache.place, seq) for rows in cache.rows]
+        backend.segments[index].run(
+            {
+                **upload.tensors,
+                **cache_inputs(
+                    cache.place,
+                    rows,
+                    1,
+                    layers,
+                    [upload.address(f"active_len.{layer}") for layer in layers],
+                    [upload.address(f"parked_len.{layer}") for layer in layers]
+                    if has_parked
+                    else None,
+                    nothing,
+                ),
+                **self._outputs.tensors(parked_rows),
+            },
+            "prompt",
+        )
+        self._kept = (upload, nothing, rows)  # until the run is done
+        self._rows: NDArray[Any] | None = None
+        self._masses: Masses | None = None
+
+    @property
+    def output(self) -> NDArray[Any]:
+        if self._rows is None:
+            _, *shape = self._outputs.shape
+            stored = np.empty(shape, self._backend.element.stored)
+            self._backend.device.download(stored, self._outputs.output.address)
+            self._backend.device.synchronize()
+            self._rows = self._backend.element.decode(stored) if self._last else stored
+        return self._rows
+
+    def masses(self) -> Masses:
+        if self._masses is None:
+            self._masses = self._outputs.download_masses()
+            self._backend.device.synchronize()
+        return self._masses
+
+    def store(self, mass: Floats | None) -> None:
+        new = (self._outputs.k_new, self._outputs.v_new)
+        self._cache.add(new, self._seq, self._positions, mass)

@@ -1,0 +1,109 @@
+"""Decode steps on the host: buffers are bound once and written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.cpu.refresh import does
+from avl_plugins.policies import Action, Tokens
+from avl_plugins.policies.declared import refresh_fits
+from avl_runtime.execute.host.segments import BoundSegment, HostBackend
+from avl_runtime.execute.protocol import Member, Step
+from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.sight import Masses, core_and_parked_rows
+from avl_runtime.package.manifest import Manifest
+
+
+class HostBatch:
+    """See `protocol.Batch`.
+
+    Args:
+        caches: of each segment, all sequences in one.
+    """
+
+    def __init__(
+        self,
+        backend: HostBackend,
+        manifest: Manifest,
+        caches: list[SegmentCache],
+        members: Sequence[Member],
+    ) -> None:
+        dims, batch = manifest.dims, len(members)
+        self.caches = caches
+        self._members = list(members)
+        self._hidden = np.zeros((batch, 1, dims.hidden_size), backend.dtype)
+        axes = () if dims.position_axes == 1 else (dims.position_axes,)
+        self._position_ids: Ints = np.zeros((*axes, batch, 1), np.int64)
+        self._positions: Ints = np.zeros(batch, np.int64)
+        text_only = np.zeros((batch, 1, dims.hidden_size), backend.dtype)
+        # Where text stays nobody reads the attention that keys received from text rows.
+        evicts = any(a.tokens is Tokens.TEXT for each in members for a in each.actions)
+        weights = np.ones((batch, 2 if evicts else 1, 1), np.float32)
+        self._segments: list[BoundSegment] = []
+        rows: NDArray[Any] = self._hidden
+        for index, segment in enumerate(manifest.segments):
+            deepstack = [text_only] * len(segment.deepstack)
+            bound = backend.bind(index, rows, self._position_ids, weights, deepstack)
+            self._segments.append(bound)
+            rows = bound.output
+        self._logits = rows
+        self._offered = [False] * batch  # whether the last step might refresh a sequence
+        self._refreshed = [False] * len(self._segments)
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        self._hidden[:, 0] = step.hidden
+        several = self._position_ids.ndim > 2
+        self._position_ids[..., 0] = step.position_ids if several else step.position_ids[0]
+        self._positions[:] = step.positions
+        reads = step.reads_parked()
+        decides = any(step.due)
+        self._offered = [
+            read and self._is_declared(seq, actions)
+            for seq, (actions, read) in enumerate(zip(step.due, reads, strict=True))
+        ]
+        for index, (bound, cache) in enumerate(zip(self._segments, self.caches, strict=True)):
+            core = None
+            if any(self._offered):
+                cache.own()
+                core = cache.image_rows
+                if not all(self._offered):
+                    core = np.where(self._offered, core, 0)
+            parked_len = None
+            if any(reads):
+                parked_len = cache.parked_len
+                if not all(reads):
+                    parked_len = np.where(reads, parked_len, 0)
+            self._refreshed[index] = bound.run(
+                cache, parked_len, masses=decides, core=core, logits=step.logits
+            )
+        return np.asarray(self._logits[:, 0], np.float32)
+
+    def _is_declared(self, seq: int, actions: Sequence[Action]) -> bool:
+        """Whether the kernel's refresh is all that `actions` decide about image rows."""
+        about_images = [action for action in actions if action.tokens is Tokens.IMAGE]
+        if len(about_images) != 1 or not does(about_images[0]):
+            return False
+        total = self._members[seq].image_tokens
+        return all(
+            refresh_fits(about_images[0], total, core_and_parked_rows(cache, seq))
+            for cache in self.caches
+        )
+
+    def did(self, segment: int, seq: int, action: Action) -> bool:
+        return action.reads_parked and self._offered[seq] and self._refreshed[segment]
+
+    def masses(self, segment: int) -> Masses:
+        return self._segments[segment]
+
+    def append(self, segment: int, mass: Floats | None, steps: int) -> None:
+        bound, cache = self._segments[segment], self.caches[segment]
+        if cache.is_full or cache.forked:
+            bound.release()
+        cache.append((bound.k_new, bound.v_new), self._positions, mass, steps)
+
+    def recall(self) -> None:
+        """Book-keeping is where rows are."""

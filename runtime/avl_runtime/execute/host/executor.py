@@ -1,0 +1,121 @@
+"""The decoder on the host: caches are NumPy arrays, which segments read and write in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.cpu.logits import Logits
+from avl_plugins.errors import AvlError
+from avl_runtime.execute.host.batch import HostBatch
+from avl_runtime.execute.host.segments import BoundSegment, HostBackend
+from avl_runtime.execute.protocol import Chunk, Member
+from avl_runtime.kv.cache import Floats, Ints, SegmentCache, dense_bytes
+from avl_runtime.kv.gather import gathered
+from avl_runtime.kv.sight import Masses
+from avl_runtime.package.manifest import Manifest
+
+CHUNK = 256  # rows; longer chunks are slower on a CPU and hold more scores at once
+
+
+class HostExecutor:
+    """See `protocol.Executor`."""
+
+    most_rows: int | None = None
+
+    def __init__(self, backend: HostBackend, manifest: Manifest) -> None:
+        self.backend, self.manifest = backend, manifest
+        self.chunk = CHUNK
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.backend.dtype
+
+    def new_caches(self) -> list[SegmentCache]:
+        dims = self.manifest.dims
+        return [
+            SegmentCache(
+                segment.last_layer - segment.first_layer,
+                1,
+                dims.num_kv_heads,
+                dims.head_dim,
+                self.backend.dtype,
+            )
+            for segment in self.manifest.segments
+        ]
+
+    def read(
+        self,
+        segment: int,
+        cache: SegmentCache,
+        seq: int,
+        chunk: Chunk,
+        weights: NDArray[np.float32],
+        logits: Logits,
+        *,
+        last: bool,
+        parked: bool = True,
+    ) -> HostPass:
+        dtype, ids = self.backend.dtype, np.ascontiguousarray(chunk.position_ids)
+        bound = self.backend.bind(
+            segment,
+            np.ascontiguousarray(chunk.hidden[None], dtype),
+            ids if len(ids) == 1 else ids[:, None],
+            weights,
+            [np.ascontiguousarray(added[None], dtype) for added in chunk.deepstack],
+        )
+        seen = cache if cache.batch == 1 else cache.window(seq)
+        bound.run(seen, seen.parked_len if parked else None, logits=logits, ends=last)
+        bound.release()
+        return HostPass(bound, cache, seq, chunk.positions)
+
+    def check_prompt(self, caches: Sequence[SegmentCache], seq: int, added: int) -> None:
+        """The host's memory is not known before it is taken."""
+
+    def explained(
+        self, error: AvlError, caches: Sequence[SegmentCache], seq: int, added: int
+    ) -> AvlError:
+        return error
+
+    def batch(
+        self,
+        parts: Sequence[Sequence[tuple[SegmentCache, int]]],
+        members: Sequence[Member],
+        steps: int,
+    ) -> HostBatch:
+        caches = [gathered(segment, steps) for segment in parts]
+        return HostBatch(self.backend, self.manifest, caches, members)
+
+    def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
+        dims = self.manifest.dims
+        one = dense_bytes(rows, steps, limit, dims.num_kv_heads, dims.head_dim, self.backend.dtype)
+        return dims.num_layers * one
+
+    def device_bytes(self) -> None:
+        return None
+
+
+class HostPass:
+    """See `protocol.Pass`."""
+
+    def __init__(self, bound: BoundSegment, cache: SegmentCache, seq: int, positions: Ints) -> None:
+        self._bound, self._cache, self._seq, self._positions = bound, cache, seq, positions
+
+    @property
+    def output(self) -> NDArray[Any]:
+        rows: NDArray[Any] = self._bound.output[0]
+        return rows
+
+    def masses(self) -> Masses:
+        return self._bound
+
+    def store(self, mass: Floats | None) -> None:
+        new = (self._bound.k_new, self._bound.v_new)
+        self._cache.extend(new, self._seq, self._positions, mass)

@@ -1,0 +1,86 @@
+"""Decoder segments that read and write NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.cpu.logits import Logits
+from avl_runtime.execute.protocol import Backend
+from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+
+
+class BoundSegment(Protocol):
+    """One decoder segment bound to fixed input buffers, run again and again in place.
+
+    L is the segment's number of layers. Buffers are overwritten by the next run.
+
+    Attributes:
+        output: [B, S, C] hidden states, or [B, 1, V] logits of the last row.
+        k_new, v_new: [L, B, Hkv, S, D].
+        mass_active, mass_parked, mass_new: [L, B, Hkv, R, rows] float32, weighted by `row_weights`;
+            see `kv.sight.Masses`.
+    """
+
+    output: NDArray[Any]
+    k_new: NDArray[Any]
+    v_new: NDArray[Any]
+    mass_active: Floats
+    mass_parked: Floats
+    mass_new: Floats
+
+    def run(
+        self,
+        cache: SegmentCache,
+        parked_len: Ints | None = None,
+        *,
+        masses: bool = True,
+        core: Ints | None = None,
+        logits: Logits = Logits.ALL,
+        ends: bool = False,
+    ) -> bool:
+        """Run on the current contents of the input buffers and the cache.
+
+        Args:
+            cache: the segment's; read only, but for a refresh of `core`.
+            parked_len: [L, B] parked rows that are read; None for none.
+            masses: whether somebody reads the attention that keys received; else the buffers for
+                it have no row.
+            core: [L, B] core rows that this step may refresh by attention itself; None for none.
+            logits: which of them are read, if this is the last segment.
+            ends: whether this was a prompt's last chunk, so that memory which only chunks need
+                can be given back.
+
+        Returns:
+            Whether the step did the refresh. If not, it is the caller's.
+        """
+        ...
+
+    def release(self) -> None:
+        """Let go of the cache's active rows, so that they are freed as they are replaced."""
+        ...
+
+
+class HostBackend(Backend, Protocol):
+    """A backend whose decoder segments read and write NumPy arrays."""
+
+    def bind(
+        self,
+        segment: int,
+        hidden: NDArray[Any],
+        position_ids: Ints,
+        row_weights: NDArray[np.float32],
+        deepstack: Sequence[NDArray[Any]],
+    ) -> BoundSegment:
+        """Bind segment number `segment` to its input buffers.
+
+        Args:
+            hidden: [B, S, C].
+            position_ids: [B, S], or [3, B, S] for M-RoPE.
+            row_weights: [B, R, S] of R masses: 2, or 1 if nobody reads that of text rows.
+            deepstack: [B, S, C] for each of the segment's deepstack layers.
+        """
+        ...

@@ -1,0 +1,139 @@
+"""Actions are asked, and rows put where they say, of one sequence and one segment at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.policies import ACTIVE, DROPPED, PARKED, Action, Tokens, View
+from avl_runtime.generate.sequence import Sequence
+from avl_runtime.kv import sight
+from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.moves import evict, exchange, place
+
+
+def goes_on(sequence: Sequence, action: Action, positions: Ints, mass: Floats, layer: int) -> Ints:
+    """Indices into `positions` of a prompt's rows that go on to `layer`: all text, some images.
+
+    Args:
+        positions: [n] of the prompt's rows.
+        mass: [tokens so far], the last row's attention in the layer before.
+    """
+    image = sequence.image_mask[positions]
+    where = np.flatnonzero(image)
+    stay = ~image
+    if len(where):
+        at = positions[where]
+        view = View(at, mass[at], layer, None, len(where))
+        stay[where] = action.choose(view) != DROPPED
+    return np.flatnonzero(stay)
+
+
+def after_prompt(
+    sequence: Sequence, cache: SegmentCache, action: Action, mass: Floats, first_layer: int
+) -> None:
+    """Let an action decide about all of a segment's rows.
+
+    Args:
+        mass: [L, tokens so far], the last row's attention; [L, 0] if nobody asked for it.
+    """
+    if action.tokens is Tokens.TEXT:
+        _evict_text(sequence, cache, action, first_layer)
+    elif sequence.image_tokens:
+        _place_images(sequence, cache, action, mass, first_layer, 0)
+
+
+def after_step(
+    sequence: Sequence,
+    cache: SegmentCache,
+    action: Action,
+    masses: sight.Masses,
+    first_layer: int,
+) -> None:
+    """Let an action that is about images decide about a segment's rows, after a decode step.
+
+    Args:
+        masses: of the step, whose own rows the cache does not hold yet.
+    """
+    seq = sequence.seq
+    if not sequence.image_tokens:
+        return
+    if not cache.parked_len[:, seq].any():
+        if not action.reads_parked:
+            new = np.array([sequence.length - 1])
+            mass = sight.by_position(cache, seq, masses, new, sequence.length, seq)
+            _place_images(sequence, cache, action, mass, first_layer, sequence.step)
+        return
+    core = cache.image_rows[:, seq]
+    seen = list(sight.core_and_parked(cache, seq, masses))
+    chosen = []
+    for (first, last), positions, attention in seen:
+        view = View(positions, attention, first_layer + first, sequence.step, sequence.image_tokens)
+        chosen.append(((first, last), positions, action.choose(view)))
+    if all(
+        not (fates == DROPPED).any() and ((fates == ACTIVE).sum(1) == core[first:last]).all()
+        for (first, last), _, fates in chosen
+    ):
+        for (first, _), _, fates in chosen:
+            front = int(core[first])
+            exchange(cache, seq, fates[:, :front] == PARKED, fates[:, front:] == ACTIVE, first)
+    else:
+        place(cache, seq, _by_position(sequence, cache, chosen), sequence.image_mask)
+    sequence.settled = sequence.length
+
+
+def text_after_step(
+    sequence: Sequence, cache: SegmentCache, actions: Iterable[Action], first_layer: int
+) -> None:
+    """Let actions that are about text decide, after a step whose row the cache holds."""
+    for action in actions:
+        _evict_text(sequence, cache, action, first_layer)
+
+
+def _place_images(
+    sequence: Sequence,
+    cache: SegmentCache,
+    action: Action,
+    mass: Floats,
+    first_layer: int,
+    step: int,
+) -> None:
+    chosen = []
+    for (first, last), positions in sight.images(cache, sequence.seq, sequence.image_mask):
+        attention = np.zeros(positions.shape, np.float32)
+        if mass.shape[1]:
+            attention = np.take_along_axis(mass[first:last], positions, 1)
+        view = View(positions, attention, first_layer + first, step, sequence.image_tokens)
+        chosen.append(((first, last), positions, action.choose(view)))
+    place(cache, sequence.seq, _by_position(sequence, cache, chosen), sequence.image_mask)
+    sequence.settled = sequence.length
+
+
+def _by_position(
+    sequence: Sequence,
+    cache: SegmentCache,
+    chosen: Iterable[tuple[sight.Layers, Ints, NDArray[np.int8]]],
+) -> NDArray[np.int8]:
+    """Fates [L, tokens so far]; of text ACTIVE."""
+    found = np.full((cache.layers, sequence.length), ACTIVE, np.int8)
+    for (first, last), positions, fates in chosen:
+        np.put_along_axis(found[first:last], positions, fates, 1)
+    return found
+
+
+def _evict_text(sequence: Sequence, cache: SegmentCache, action: Action, first_layer: int) -> None:
+    """Bring a sequence down to its text budget, each KV head of each layer for itself."""
+    seq, total = sequence.seq, sequence.text_after_image
+    limit = action.limit(total)
+    for (first, last), slots in sight.text(cache, seq, sequence.evictable_mask, limit):
+        each = np.arange(first, last)[:, None, None], np.arange(slots.shape[1])[:, None], slots
+        positions = cache.positions[:, seq][each]
+        mass = cache.mass[:, seq][each]
+        view = View(positions, mass, first_layer + first, sequence.step, total)
+        gone = action.choose(view) == DROPPED
+        dropped = np.count_nonzero(gone[0, 0])
+        if dropped:
+            evict(cache, seq, slots[gone].reshape(*slots.shape[:2], dropped), first)
+            sequence.settled = sequence.length

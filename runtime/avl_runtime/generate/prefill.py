@@ -1,0 +1,197 @@
+"""Reading a prompt: segment by segment, in chunks of rows, under a sequence's policy.
+
+Hidden states can be dropped between segments (FastV, A-VL's prefill filter), and no graph holds
+more than a chunk.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.cpu.logits import Logits
+from avl_plugins.errors import AvlError
+from avl_plugins.policies import When
+from avl_runtime.execute.protocol import Chunk
+from avl_runtime.generate.choices import after_prompt, goes_on
+from avl_runtime.generate.sequence import RollbackError, Sequence
+from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.sight import by_position
+from avl_runtime.package.manifest import Manifest
+from avl_runtime.prompts.rows import PromptRows
+
+Reading = Generator[None, None, NDArray[np.float32]]
+
+
+def prefill(
+    sequence: Sequence, manifest: Manifest, rows: PromptRows, logits: Logits = Logits.ALL
+) -> Reading:
+    """Read a prompt, a chunk of a segment each time, and place its rows.
+
+    If it does not come to its end the sequence is as it was before.
+
+    Args:
+        logits: which of them the caller reads.
+
+    Returns:
+        The last row's logits [V].
+
+    Raises:
+        PromptTooLongError: the model's context, or a cache that engines take, is too short.
+        AvlError: a device has no room for its rows.
+    """
+    executor, start = sequence.executor, sequence.length
+    executor.check_prompt(sequence.caches, sequence.seq, len(rows.token_ids))
+    before = sequence.snapshot()
+    position_ids = rows.position_ids + sequence.next_position
+    sequence.grow(rows.token_ids.tolist(), rows.image_mask, rows.next_position)
+    sequence.step = 0
+    positions = np.arange(start, sequence.length)
+    try:
+        found = yield from _read(sequence, manifest, positions, position_ids, rows, logits)
+    except AvlError as error:
+        sequence.restore(before)
+        caches = sequence.caches, sequence.seq
+        raise executor.explained(error, *caches, len(rows.token_ids)) from error
+    except BaseException:  # Ctrl-C too: half a prompt must not stay in the cache
+        sequence.restore(before)
+        raise
+    finally:
+        for cache in sequence.caches:
+            cache.let_go()
+    if sequence.actions:
+        sequence.settled = sequence.length
+    return found
+
+
+def extend(
+    sequence: Sequence, manifest: Manifest, hidden: NDArray[Any], token_ids: abc.Sequence[int]
+) -> NDArray[np.float32]:
+    """Read S text tokens that go on a sequence, at once; it may be decoding in a batch.
+
+    No action decides after them: they can be rolled back as long as none has.
+
+    Args:
+        hidden: [S, C], their embeddings.
+
+    Returns:
+        The last one's logits [V].
+
+    Raises:
+        RollbackError: the policy counts attention of text, which could not be taken back.
+        PromptTooLongError: the model's context is too short.
+    """
+    if sequence.evicts:
+        raise RollbackError(
+            f"expected a policy that evicts no text for {len(token_ids)} tokens at once, found one "
+            "that does; read them one by one"
+        )
+    start, dims = sequence.length, manifest.dims
+    positions = np.arange(start, start + len(token_ids))
+    ids = np.arange(len(token_ids)) + sequence.next_position
+    sequence.grow(token_ids)
+    rows: NDArray[Any] = hidden
+    for index, segment in enumerate(manifest.segments):
+        added = np.zeros((len(segment.deepstack), *hidden.shape), hidden.dtype)
+        axes = np.broadcast_to(ids, (dims.position_axes, len(ids)))
+        chunk = Chunk(rows, positions, axes, added)
+        weights = np.zeros((1, 2, len(ids)), np.float32)
+        cache = sequence.caches[index]
+        run = sequence.executor.read(
+            index, cache, sequence.seq, chunk, weights, Logits.ALL, last=False, parked=False
+        )
+        rows = run.output
+        run.store(None)
+    sequence.step += len(token_ids)
+    return np.asarray(rows[0], np.float32)
+
+
+def finished(reading: Reading) -> NDArray[np.float32]:
+    """A prompt read to its end at once."""
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            found: NDArray[np.float32] = end.value
+            return found
+
+
+def _read(
+    sequence: Sequence,
+    manifest: Manifest,
+    positions: Ints,
+    position_ids: Ints,
+    rows: PromptRows,
+    logits: Logits,
+) -> Reading:
+    hidden, deepstack = rows.hidden, rows.deepstack
+    mass = np.zeros((1, 0), np.float32)
+    for index, segment in enumerate(manifest.segments):
+        cache = sequence.caches[index]
+        for action in sequence.actions:
+            if action.before == segment.first_layer:
+                scores = mass[-1] if mass.shape[1] else np.zeros(sequence.length, np.float32)
+                kept = goes_on(sequence, action, positions, scores, segment.first_layer)
+                hidden, positions = hidden[kept], positions[kept]
+                position_ids, deepstack = position_ids[:, kept], deepstack[:, kept]
+        added, deepstack = np.split(deepstack, [len(segment.deepstack)])
+        chunk = Chunk(hidden, positions, position_ids, added)
+        hidden, mass = yield from _run_chunks(sequence, index, cache, chunk, logits)
+        for action in sequence.actions:
+            if When.PROMPT in action.when:
+                after_prompt(sequence, cache, action, mass, segment.first_layer)
+                cache.settle()
+    return np.asarray(hidden[0], np.float32)
+
+
+def _run_chunks(
+    sequence: Sequence, index: int, cache: SegmentCache, rows: Chunk, logits: Logits
+) -> Generator[None, None, tuple[NDArray[Any], Floats]]:
+    """Run one segment over all rows, adding them to its cache; `logits` are read of the last.
+
+    Returns its output rows ([N, C], or [1, V] logits) and, if an action ranks by it, the last
+    row's head-mean attention by position, [L, tokens so far], or else [L, 0].
+    """
+    executor, count = sequence.executor, len(rows.positions)
+    ranked = any(
+        action.ranking.reads_attention and min(action.when) < When.STEP
+        for action in sequence.actions
+    )
+    outputs = []
+    mass = np.zeros((cache.layers, 0), np.float32)
+    cache.reserve(cache.top + count)
+    for begin in range(0, count, executor.chunk):
+        chunk = rows.between(begin, begin + executor.chunk)
+        ends = begin + executor.chunk >= count
+        weights = _row_weights(sequence, chunk.positions, last=ranked and ends)
+        wanted = logits if ends else Logits.NONE
+        run = executor.read(index, cache, sequence.seq, chunk, weights, wanted, last=ends)
+        outputs.append(run.output)
+        fresh = None
+        if sequence.evicts or (ranked and ends):
+            masses = run.masses()
+            if ranked and ends:
+                mass = by_position(cache, sequence.seq, masses, chunk.positions, sequence.length)
+            if sequence.evicts:
+                cache.add_mass(sequence.seq, masses.mass_active[:, 0, :, 1, : cache.top])
+                fresh = masses.mass_new[:, :, :, 1]
+        run.store(fresh)
+        yield
+    last = index == len(sequence.caches) - 1
+    return (outputs[-1] if last else np.concatenate(outputs)), mass
+
+
+def _row_weights(sequence: Sequence, positions: Ints, *, last: bool) -> NDArray[np.float32]:
+    """[1, 2, n]: what makes a mass of the last row's attention, and of all text rows'.
+
+    Where one of them is not wanted its weights are 0, which makes it cheap.
+    """
+    weights = np.zeros((1, 2, len(positions)), np.float32)
+    weights[0, 0, -1] = last
+    if sequence.evicts:
+        weights[0, 1] = ~sequence.image_mask[positions]
+    return weights

@@ -1,0 +1,228 @@
+"""One conversation as the decoder knows it: its tokens, its policy, and where its rows are."""
+
+from __future__ import annotations
+
+from collections import abc
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.errors import AvlError
+from avl_plugins.policies import Action, Policy, Tokens, When
+from avl_runtime.execute.protocol import Executor, PromptTooLongError
+from avl_runtime.kv.cache import Ints, SegmentCache
+from avl_runtime.kv.moves import roll_back
+from avl_runtime.package.manifest import Manifest
+from avl_runtime.vision import Cells
+
+
+class RollbackError(AvlError):
+    """Rows cannot be taken back: a policy has moved rows since, for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What tokens change of a sequence beside its rows."""
+
+    length: int
+    next_position: int
+    first_image: int | None
+    text_after_image: int
+    step: int
+    settled: int
+    visuals: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A sequence as it was before a prompt."""
+
+    counts: _Counts
+    caches: list[SegmentCache] = field(repr=False)
+
+
+class Sequence:
+    """Tokens so far and their cache. It belongs to nobody, or to one batch.
+
+    Attributes:
+        executor: where its rows lie.
+        actions: what its policy decides, in the order of time.
+        caches: of each segment; shared with other sequences while it decodes in a batch.
+        seq: its place in `caches`.
+        token_ids: every token whose row has been computed, prompt and replies.
+        next_position: RoPE position of the next token, which M-RoPE moves apart from `length`.
+        visuals: what the tokens of each picture and video show, in order.
+        text_after_image: text tokens behind the first image token, which a text budget counts.
+        step: decode steps since the last prompt.
+        settled: tokens that can no longer be taken back, as a policy has moved rows since.
+    """
+
+    def __init__(self, executor: Executor, manifest: Manifest, policy: Policy) -> None:
+        self.executor = executor
+        self._manifest = manifest
+        self.actions: tuple[Action, ...] = policy.actions()
+        self.caches: list[SegmentCache] = executor.new_caches()
+        self.seq = 0
+        self._modality = np.zeros(256, np.bool_)
+        self._evictable = np.zeros(256, np.bool_)
+        self._first_image: int | None = None
+        self.text_after_image = 0
+        self.next_position = 0
+        self.visuals: list[Cells] = []
+        self.token_ids: list[int] = []
+        self.step = 0
+        self.settled = 0
+        self.image_tokens = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, dropped ones included: the next token's position."""
+        return len(self.token_ids)
+
+    @property
+    def image_mask(self) -> NDArray[np.bool_]:
+        """[tokens so far], which positions hold image tokens."""
+        return self._modality[: self.length]
+
+    @property
+    def evictable_mask(self) -> NDArray[np.bool_]:
+        """[tokens so far], which positions hold text behind the first image token."""
+        return self._evictable[: self.length]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the live planes, an equal share where a batch holds them."""
+        return sum(cache.nbytes // cache.batch for cache in self.caches)
+
+    @property
+    def evicts(self) -> bool:
+        """Whether an action ranks text rows, so that text rows' attention is counted."""
+        return any(action.tokens is Tokens.TEXT for action in self.actions)
+
+    def evictable(self, positions: Ints) -> NDArray[np.bool_]:
+        """Which of `positions` hold text behind the first image token."""
+        return self._evictable.take(positions)
+
+    def due(self) -> tuple[Action, ...]:
+        """What decides after the step that `step` now counts."""
+        return tuple(
+            action for action in self.actions if When.STEP in action.when and action.due(self.step)
+        )
+
+    def room_left(self) -> int:
+        """Tokens that the model's context and the caches' largest room can still take."""
+        left = self._manifest.dims.max_positions - self.length
+        if self.executor.most_rows is None:
+            return left
+        held = max(int(cache.active_len[:, self.seq].max()) for cache in self.caches)
+        return min(left, self.executor.most_rows - held)
+
+    def grow(
+        self,
+        token_ids: abc.Sequence[int],
+        image_mask: NDArray[np.bool_] | None = None,
+        advance: int | None = None,
+    ) -> None:
+        """Count tokens as part of the conversation; the caller adds their rows.
+
+        Args:
+            image_mask: [N]; None for text only.
+            advance: how far RoPE positions go on; None for one a token.
+
+        Raises:
+            PromptTooLongError: the model's context is too short for them.
+        """
+        start, added = self.length, len(token_ids)
+        if added > self._manifest.dims.max_positions - start:
+            raise PromptTooLongError(
+                f"expected at most {self._manifest.dims.max_positions} tokens in all (the model's "
+                f"context), found {start + added}; shorten the prompt or use fewer images"
+            )
+        while start + added > len(self._modality):
+            self._modality = np.concatenate([self._modality, np.zeros_like(self._modality)])
+            self._evictable = np.concatenate([self._evictable, np.zeros_like(self._evictable)])
+        if image_mask is not None:
+            self._modality[start : start + added] = image_mask
+            self.image_tokens += int(np.count_nonzero(image_mask))
+            if self._first_image is None and image_mask.any():
+                self._first_image = start + int(image_mask.argmax())
+        if self._first_image is not None:
+            begin = max(start, self._first_image)
+            text = True if image_mask is None else ~image_mask[begin - start :]
+            self._evictable[begin : start + added] = text
+            self.text_after_image += added if image_mask is None else int(np.count_nonzero(text))
+        self.next_position += added if advance is None else advance
+        self.token_ids.extend(token_ids)
+
+    def snapshot(self) -> Snapshot:
+        """What `restore` goes back to, if a prompt fails."""
+        return Snapshot(self._counts(), [cache.copy() for cache in self.caches])
+
+    def restore(self, before: Snapshot) -> None:
+        """Be as at a snapshot."""
+        self.caches = before.caches
+        self._recount(before.counts)
+
+    def roll_back(self, length: int) -> None:
+        """Take back the tokens from position `length` on, generated ones with a row each.
+
+        Raises:
+            RollbackError: a policy has moved rows since.
+            ValueError: there are fewer tokens.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"expected at most {self.length} tokens to go back to, found {length}")
+        if length < self.settled:
+            raise RollbackError(
+                f"expected to go back to token {self.settled} or later, behind which the policy "
+                f"has moved no rows, found {length}; read the conversation anew"
+            )
+        taken = self.length - length
+        if self._modality[length : self.length].any():
+            raise RollbackError(
+                "expected text to take back, found image tokens; read the conversation anew"
+            )
+        for cache in self.caches:
+            roll_back(cache, self.seq, length)
+        text = int(np.count_nonzero(self._evictable[length : self.length]))
+        self._recount(
+            _Counts(
+                length,
+                self.next_position - taken,
+                self._first_image,
+                self.text_after_image - text,
+                max(0, self.step - taken),
+                self.settled,
+                len(self.visuals),
+            )
+        )
+
+    def fork(self) -> Sequence:
+        """A second sequence of the same tokens; rows are shared until one of them writes."""
+        other = Sequence.__new__(Sequence)
+        other.__dict__.update(self.__dict__)
+        other.caches = [cache.fork() for cache in self.caches]
+        for name in ("_modality", "_evictable", "visuals", "token_ids"):
+            setattr(other, name, getattr(self, name).copy())
+        return other
+
+    def _counts(self) -> _Counts:
+        return _Counts(
+            self.length,
+            self.next_position,
+            self._first_image,
+            self.text_after_image,
+            self.step,
+            self.settled,
+            len(self.visuals),
+        )
+
+    def _recount(self, counts: _Counts) -> None:
+        self._modality[counts.length :] = False
+        self._evictable[counts.length :] = False
+        self.image_tokens = int(np.count_nonzero(self._modality[: counts.length]))
+        self._first_image, self.next_position = counts.first_image, counts.next_position
+        self.text_after_image = counts.text_after_image
+        self.step, self.settled = counts.step, counts.settled
+        del self.token_ids[counts.length :], self.visuals[counts.visuals :]

@@ -1,0 +1,133 @@
+"""Rows of a sequence as actions see them: their positions, and the attention they received.
+
+Layers that hold as many rows as their neighbours are seen together, the others each by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+
+Mask = NDArray[np.bool_]
+Layers = tuple[int, int]  # the first, and one past the last
+
+
+class Masses(Protocol):
+    """Attention that keys received in a run, [L, B, Hkv, R, rows] float32 each.
+
+    R's row 0 is the last query row's attention, row 1, if there, the sum over text query rows;
+    `rows` may exceed the cache's length.
+    """
+
+    @property
+    def mass_active(self) -> Floats: ...
+
+    @property
+    def mass_parked(self) -> Floats: ...
+
+    @property
+    def mass_new(self) -> Floats: ...
+
+
+def alike(counts: Sequence[object]) -> Iterator[Layers]:
+    """Runs of layers whose `counts` are equal."""
+    first = 0
+    for _, run in groupby(counts):
+        last = first + sum(1 for _ in run)
+        yield first, last
+        first = last
+
+
+def images(cache: SegmentCache, seq: int, image_mask: Mask) -> Iterator[tuple[Layers, Ints]]:
+    """Positions [l, n] of all live image rows, ascending.
+
+    Args:
+        image_mask: [tokens so far].
+    """
+    found = []
+    for layer in range(cache.layers):
+        # Every KV head holds the same image rows; text may differ.
+        active = cache.positions[layer, seq, 0, : cache.active_len[layer, seq]]
+        parked = cache.parked_positions[layer, seq, : cache.parked_len[layer, seq]]
+        found.append(np.sort(np.concatenate([active[image_mask[active]], parked])))
+    for first, last in alike([len(positions) for positions in found]):
+        yield (first, last), np.stack(found[first:last])
+
+
+def core_and_parked_rows(cache: SegmentCache, seq: int) -> list[tuple[int, int]]:
+    """How many core image rows and parked rows each layer holds."""
+    rows = (cache.image_rows[:, seq].tolist(), cache.parked_len[:, seq].tolist())
+    return list(zip(*rows, strict=True))
+
+
+def core_and_parked(
+    cache: SegmentCache, seq: int, masses: Masses | None
+) -> Iterator[tuple[Layers, Ints, Floats]]:
+    """Positions [l, n] of core image rows and parked rows as they lie, and their attention.
+
+    For a sequence whose core image rows `moves.place` has put first. Attention is the last query
+    row's, summed over the KV heads, which ranks as their mean does; zeros without `masses`.
+    """
+    for first, last in alike(core_and_parked_rows(cache, seq)):
+        core, apart = int(cache.image_rows[first, seq]), int(cache.parked_len[first, seq])
+        positions = np.concatenate(
+            [
+                cache.positions[first:last, seq, 0, :core],
+                cache.parked_positions[first:last, seq, :apart],
+            ],
+            1,
+        )
+        if masses is None:
+            yield (first, last), positions, np.zeros(positions.shape, np.float32)
+            continue
+        active = masses.mass_active[first:last, seq, :, 0, :core].sum(1)
+        parked = masses.mass_parked[first:last, seq, :, 0, :apart].sum(1)
+        yield (first, last), positions, np.concatenate([active, parked], 1)
+
+
+def by_position(
+    cache: SegmentCache, seq: int, masses: Masses, new: Ints, total: int, of: int = 0
+) -> Floats:
+    """The last query row's head-mean attention, [L, total tokens]; 0 on dropped ones.
+
+    Args:
+        new: [S], positions of the run's new rows, which the cache does not hold yet.
+        of: the sequence in `masses`.
+    """
+    heads = cache.positions.shape[2]
+    mass = np.zeros((cache.layers, total), np.float32)
+    for layer, here in enumerate(mass):
+        length, apart = cache.active_len[layer, seq], cache.parked_len[layer, seq]
+        # A head may have dropped a token that another still holds: each adds its share.
+        active = masses.mass_active[layer, of, :, 0, :length] / heads
+        np.add.at(here, cache.positions[layer, seq, :, :length], active)
+        parked = masses.mass_parked[layer, of, :, 0, :apart].mean(0)
+        here[cache.parked_positions[layer, seq, :apart]] = parked
+        here[new] = masses.mass_new[layer, of, :, 0].mean(0)
+    return mass
+
+
+def text(
+    cache: SegmentCache, seq: int, evictable: Mask, limit: int | None
+) -> Iterator[tuple[Layers, Ints]]:
+    """Slots [l, Hkv, n] of the rows of `evictable` tokens [tokens so far], ascending.
+
+    Every head of a layer holds as many of them, at slots of its own. Layers with at most `limit`
+    are left out.
+    """
+    lengths = zip(cache.image_rows[:, seq].tolist(), cache.active_len[:, seq].tolist(), strict=True)
+    for first, last in alike(list(lengths)):
+        # Core image rows, where `moves.place` has put them first, are not looked at.
+        begin, end = int(cache.image_rows[first, seq]), int(cache.active_len[first, seq])
+        positions = cache.positions[first:last, seq, :, begin:end]
+        count = int(np.count_nonzero(evictable.take(positions[0, 0])))
+        if limit is not None and count <= limit:
+            continue
+        slots = begin + np.flatnonzero(evictable.take(positions)) % max(1, end - begin)
+        yield (first, last), slots.reshape(*positions.shape[:2], count)

@@ -1,0 +1,150 @@
+"""One request: a prompt, how it is answered, and the reply as far as it has come."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_plugins.errors import AvlError
+from avl_plugins.policies import Policy
+from avl_runtime.generate.options import MAX_NEW_TOKENS, Options
+from avl_runtime.generate.reply import Reply
+from avl_runtime.generate.results import Placement, Result, Stats
+from avl_runtime.generate.sequence import Sequence
+from avl_runtime.machine.memory import peak_rss_bytes
+from avl_runtime.prompts.option_values import flag
+from avl_runtime.prompts.processor import Prompt
+from avl_runtime.requests.loaded import Loaded
+
+
+class Request:
+    """What a scheduler runs.
+
+    Attributes:
+        reply: what has been generated.
+        error: what ended it, instead of a result.
+        fresh: text of the last step, "" where none became certain.
+        kept: whether its rows stay when it is done, for the conversation to go on.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        prompt: Prompt,
+        policy: Policy,
+        options: Options,
+        return_logits: bool = False,
+        return_placements: bool = False,
+        sequence: Sequence | None = None,
+    ) -> None:
+        """
+        Args:
+            sequence: of a conversation; None begins one.
+
+        Raises:
+            AvlError: the policy or an option cannot be used with this package.
+        """
+        loaded.check(policy)
+        manifest = loaded.package.manifest
+        options.check_ids(manifest.dims.vocab_size)
+        options = options.over(manifest.generation)
+        self.loaded = loaded
+        self.prompt = prompt
+        self.policy = policy
+        self.kept = sequence is not None
+        self._sequence = sequence
+        keep_logits = flag("return_logits", return_logits)
+        self.trace = flag("return_placements", return_placements)
+        self.reply = Reply(loaded.processor.tokenizer, manifest.tokens.eos, options, keep_logits)
+        self.error: BaseException | None = None
+        self.fresh = ""
+        self.prefill_s = self.decode_s = 0.0
+        self.steps = 0
+        self._most = options.max_new_tokens or MAX_NEW_TOKENS
+        self._limit = 0
+        self._read = 0
+        self._nbytes = 0
+
+    @property
+    def sequence(self) -> Sequence:
+        """Its tokens and rows: of a caller's conversation, or new from when it is first asked."""
+        if self._sequence is None:
+            self._sequence = self.loaded.sequence(self.policy)
+        return self._sequence
+
+    def free(self) -> None:
+        """Let go of rows that no conversation goes on with."""
+        if not self.kept and self._sequence is not None:
+            self._sequence.caches = []
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result, or an error."""
+        return self.error is not None or self.reply.finish_reason is not None
+
+    @property
+    def steps_left(self) -> int:
+        """Decode steps that may still come."""
+        return max(0, self._limit - 1 - self.steps)
+
+    def begin(self) -> None:
+        """Note that the prompt has been read."""
+        self.sequence.visuals += [media.cells for media in self.prompt.media]
+        self._read = self.sequence.length
+        # A reply's last token needs no row of its own, hence one more than the context has room.
+        self._limit = min(self._most, self.sequence.room_left() + 1)
+
+    def take(self, logits: NDArray[np.float32]) -> None:
+        """Choose the next token from logits [V]."""
+        self.fresh = self.reply.take(logits, self.sequence.token_ids, self._limit)
+        if self.done:
+            self._nbytes = self.sequence.nbytes
+
+    def note(self, placement: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> None:
+        """Keep where image tokens are, for the result."""
+        # A refresh at step g chooses the core that steps from g + 1 on read.
+        step = self.sequence.step + 1 if self.sequence.step else 0
+        self.reply.placements.append(Placement(step, *placement))
+
+    @property
+    def result(self) -> Result:
+        """The finished reply.
+
+        Raises:
+            AvlError: what ended the request.
+            RuntimeError: it is not done.
+        """
+        reply, loaded = self.reply, self.loaded
+        if self.error is not None:
+            raise self.error
+        if reply.finish_reason is None:
+            raise RuntimeError("expected a request that is done, found one that still runs")
+        steps = max(0, len(reply.token_ids) - 1)
+        stats = Stats(
+            policy=str(self.policy),
+            backend=loaded.backend.name,
+            prompt_tokens=len(self.prompt.input_ids),
+            visual_tokens=int(self.prompt.image_mask.sum()),
+            new_tokens=len(reply.token_ids),
+            prefill_ms=self.prefill_s * 1e3,
+            decode_ms_per_token=self.decode_s * 1e3 / max(1, self.steps),
+            kv_bytes=self._nbytes,
+            kv_bytes_dense=loaded.executor.dense_bytes(self._read, steps, self._most - 1),
+            peak_rss_bytes=peak_rss_bytes(),
+            device_bytes=loaded.device_bytes(),
+            seed=reply.seed,
+        )
+        return Result(
+            reply.text,
+            tuple(reply.token_ids),
+            reply.finish_reason,
+            None if reply.logits is None else np.stack(reply.logits),
+            stats,
+            tuple(reply.placements),
+            tuple(self.sequence.visuals),
+            None if reply.logprobs is None else tuple(reply.logprobs),
+        )
+
+
+class CancelledError(AvlError):
+    """A request was cancelled."""

@@ -1,0 +1,176 @@
+"""What runs next: chunks of prompts, and decode steps of all sequences that run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+from avl_plugins.errors import AvlError
+from avl_plugins.policies import Tokens
+from avl_runtime.generate.prefill import Reading
+from avl_runtime.generate.results import Result
+from avl_runtime.requests.loaded import Loaded
+from avl_runtime.requests.request import CancelledError, Request
+
+
+class Runner:
+    """Requests that run together; they come and go between steps.
+
+    Each has a policy, options, a sampler and stop strings of its own. Prompts are read one after
+    the other, a chunk between two decode steps. Requests that wait when nothing runs begin to
+    decode together. A runner belongs to one thread at a time.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._decoder = loaded.decoder()
+        self._waiting: list[Request] = []
+        self._ready: list[tuple[Request, Any]] = []  # their prompts are read, with first logits
+        self._running: list[Request] = []
+        self._reading: Reading | None = None
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """Those that are not done."""
+        return (*self._running, *(one for one, _ in self._ready), *self._waiting)
+
+    @property
+    def running(self) -> tuple[Request, ...]:
+        """Those whose prompts have been read."""
+        return tuple(self._running)
+
+    def submit(self, request: Request) -> Request:
+        """Have a request run."""
+        self._waiting.append(request)
+        return request
+
+    def run(self, request: Request) -> Generator[str, None, Result]:
+        """Run until a request is done; yields its text in pieces of whole characters.
+
+        Given up earlier, it is cancelled.
+
+        Raises:
+            AvlError: what ended the request.
+        """
+        self.submit(request)
+        try:
+            while not request.done:
+                if request in self.step() and request.fresh:
+                    yield request.fresh
+        finally:
+            self.cancel(request)
+        return request.result
+
+    def cancel(self, request: Request) -> None:
+        """End a request, and free its rows, now; nothing where it is done."""
+        if request.done:
+            return
+        if request in self._running:
+            self._running.remove(request)
+            self._decoder.leave(request.sequence, keep=request.kept)
+        elif request in self._waiting:
+            if request is self._waiting[0] and self._reading is not None:
+                self._reading.close()  # the sequence is as it was
+                self._reading = None
+            self._waiting.remove(request)
+        else:
+            self._ready = [pair for pair in self._ready if pair[0] is not request]
+        request.free()
+        request.error = CancelledError("the request was cancelled")
+
+    def step(self) -> list[Request]:
+        """Read a chunk of a prompt and run a decode step, as far as there are any.
+
+        Returns:
+            Those that got a token, which is `Request.fresh` where its text became certain, or that
+            are done.
+        """
+        if self._waiting:
+            failed = self._read_chunk()
+            if failed is not None:
+                return [failed]
+        if self._ready and (self._running or not self._waiting):
+            return self._start()
+        if self._running:
+            return self._decode()
+        return []
+
+    def _read_chunk(self) -> Request | None:
+        """Go on reading the first prompt; returns its request if that failed."""
+        request = self._waiting[0]
+        begun = time.perf_counter()
+        try:
+            if self._reading is None:
+                loaded = request.loaded
+                self._reading = loaded.prefill(
+                    request.sequence, request.prompt, request.reply.reads
+                )
+            next(self._reading)
+        except StopIteration as end:
+            self._reading = None
+            self._waiting.pop(0)
+            request.begin()
+            self._ready.append((request, end.value))
+        except AvlError as error:
+            self._reading = None
+            self._waiting.pop(0)
+            request.error = error
+            return request
+        except BaseException:
+            self._reading = None
+            self._waiting.pop(0)
+            raise
+        finally:
+            request.prefill_s += time.perf_counter() - begun
+        return None
+
+    def _start(self) -> list[Request]:
+        """Have those whose prompts are read join, and choose their first tokens."""
+        begun = time.perf_counter()
+        ready, self._ready = self._ready, []
+        joining = [request for request, _ in ready]
+        steps = max(one.steps_left for one in (*self._running, *joining))
+        try:
+            self._decoder.join([one.sequence for one in joining], steps)
+        except AvlError as error:
+            for request in joining:
+                request.error = error
+            return joining
+        self._running += joining
+        spent = (time.perf_counter() - begun) / len(joining)
+        for request, logits in ready:
+            request.prefill_s += spent
+            if request.trace:
+                request.note(self._decoder.placement(request.sequence))
+            request.take(logits)
+        self._let_go()
+        return joining
+
+    def _decode(self) -> list[Request]:
+        begun = time.perf_counter()
+        running = list(self._running)
+        wanted = min(request.reply.reads for request in running)
+        try:
+            logits = self._decoder.run([one.reply.token_ids[-1] for one in running], wanted)
+        except AvlError as error:  # a step that stops half way leaves no cache whole
+            for request in running:
+                request.error = error
+            self._running, self._decoder = [], self._loaded.decoder()
+            return running
+        for request, row in zip(running, logits, strict=True):
+            if request.trace and any(a.tokens is Tokens.IMAGE for a in request.sequence.due()):
+                request.note(self._decoder.placement(request.sequence))
+            request.steps += 1
+            request.take(row)
+        spent = time.perf_counter() - begun
+        for request in running:
+            request.decode_s += spent
+        self._let_go()
+        return running
+
+    def _let_go(self) -> None:
+        """Take those that are done out of the batch."""
+        for request in [one for one in self._running if one.done]:
+            self._running.remove(request)
+            self._decoder.leave(request.sequence, keep=request.kept)

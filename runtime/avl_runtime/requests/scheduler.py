@@ -1,0 +1,64 @@
+"""Prompts that come and go while others run, for programs that drive the steps themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from avl_runtime.prompts.messages import Said
+from avl_runtime.requests.loaded import Loaded
+from avl_runtime.requests.request import Request
+from avl_runtime.requests.runner import Runner
+from avl_runtime.vision.load.images import ImageLike
+from avl_runtime.vision.load.videos import VideoLike
+
+
+class Model(Protocol):
+    """What a scheduler asks of an `LVLM`."""
+
+    @property
+    def loaded(self) -> Loaded: ...
+
+    @property
+    def request(self) -> RequestMaker: ...
+
+
+class RequestMaker(Protocol):
+    """As `LVLM.request`."""
+
+    def __call__(
+        self,
+        prompt: Said,
+        images: Sequence[ImageLike] | None = (),
+        videos: Sequence[VideoLike] | None = (),
+        **options: Any,
+    ) -> Request: ...
+
+
+class Scheduler(Runner):
+    """A runner that makes requests of prompts.
+
+    scheduler = Scheduler(model)
+    request = scheduler.add("What is it?", images=["cat.png"], policy="avl")
+    while not request.done:
+        scheduler.step()
+    print(request.result.text)
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model.loaded)
+        self._model = model
+
+    def add(
+        self,
+        prompt: Said,
+        images: Sequence[ImageLike] | None = (),
+        videos: Sequence[VideoLike] | None = (),
+        **options: Any,
+    ) -> Request:
+        """Have a prompt answered; arguments as for `LVLM.generate`.
+
+        Raises:
+            AvlError: the prompt, an image, an option or the policy cannot be used.
+        """
+        return self.submit(self._model.request(prompt, images, videos, **options))

@@ -1,0 +1,70 @@
+"""A reply while it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any
+
+from avl_plugins.errors import AvlError
+from avl_runtime.generate.results import Result
+
+
+class GivenUpError(AvlError):
+    """A reply was given up, so that there is no result."""
+
+
+class Stream(Generator[str, None, Result]):
+    """Iterated, it gives the reply's text in pieces of whole characters; then there is `result`.
+
+    Nothing runs before the first piece is asked for. Leaving a `with` statement, or `close`, gives
+    up what has not been asked for.
+    """
+
+    def __init__(self, steps: Generator[str, None, Result]) -> None:
+        self._steps = steps
+        self._result: Result | None = None
+
+    @property
+    def result(self) -> Result:
+        """The finished reply; what has not been asked for is waited for.
+
+        Raises:
+            GivenUpError: the stream was closed, or a failure ended it.
+            AvlError: the reply cannot be made.
+        """
+        for _ in self:
+            pass
+        if self._result is None:
+            raise GivenUpError(
+                "expected a reply that has come to its end, found one that was given up; ask again"
+            )
+        return self._result
+
+    def send(self, value: None) -> str:
+        """The next piece."""
+        try:
+            return next(self._steps)
+        except StopIteration as end:
+            if end.value is not None:
+                self._result = end.value
+            raise StopIteration(self._result) from None
+
+    def throw(self, *error: Any) -> str:
+        """Have an exception end the reply."""
+        return self._steps.throw(*error)
+
+    def close(self) -> None:
+        """Give up what has not been asked for."""
+        self._steps.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,358 @@
+"""Sequences that join and leave a running batch, each as if it were alone."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from avl_plugins.errors import AvlError
+from avl_plugins.policies import Action, Divide, Policy, Refresh, View
+from avl_runtime import LVLM
+from avl_runtime.generate.prefill import extend, finished
+from avl_runtime.generate.sequence import RollbackError, Sequence
+from avl_runtime.requests import Scheduler
+from avl_runtime.tasks import sample
+from support.left import Left
+
+EIGHT = (
+    "dense",
+    "fastv",
+    "avl",
+    "avl:refresh=1,core=0.1",
+    "avl:text=0.5,text_min=4",
+    "avl+fastv",
+    "random:seed=3",
+    "random:of=avl,refresh=2",
+)
+
+
+def asked(number: int) -> tuple[str, list[Any]]:
+    """A prompt of its own for each number; the third has no picture, the fifth has two."""
+    one = sample(("caption", "vqa", "ocr")[number % 3], "held-out", 40 + number)
+    if number == 2:
+        return "How many objects are there?", []
+    images = [one.image]
+    if number == 4:
+        images.append(sample("caption", "held-out", 60).image)
+    return one.prompt, images
+
+
+def alone(model: LVLM, number: int, tokens: int) -> Any:
+    prompt, images = asked(number)
+    return model.generate(
+        prompt,
+        images,
+        policy=EIGHT[number],
+        max_new_tokens=tokens,
+        return_logits=True,
+        return_placements=True,
+    )
+
+
+def test_eight_policies_in_one_batch_give_what_each_gives_alone(tiny: LVLM) -> None:
+    scheduler = Scheduler(tiny)
+    waiting = [(number, 6 + 3 * (number % 4)) for number in range(8)]
+    begun: list[tuple[int, int, Any]] = []
+    steps, most = 0, 0
+    while waiting or scheduler.requests:
+        if waiting and steps % 2 == 0:
+            number, tokens = waiting.pop(0)
+            prompt, images = asked(number)
+            request = scheduler.add(
+                prompt,
+                images=images,
+                policy=EIGHT[number],
+                max_new_tokens=tokens,
+                return_logits=True,
+                return_placements=True,
+            )
+            begun.append((number, tokens, request))
+        scheduler.step()
+        most = max(most, len(scheduler.running))
+        steps += 1
+    assert most >= 4  # they did run together
+    for number, tokens, request in begun:
+        found, expected = request.result, alone(tiny, number, tokens)
+        assert request.done
+        assert found.token_ids == expected.token_ids, EIGHT[number]
+        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5, rtol=0)
+        assert found.text == expected.text
+        assert len(found.placements) == len(expected.placements)
+        for ours, theirs in zip(found.placements, expected.placements, strict=True):
+            assert ours.step == theirs.step
+            np.testing.assert_array_equal(ours.core, theirs.core)
+            np.testing.assert_array_equal(ours.parked, theirs.parked)
+
+
+def test_options_are_each_requests_own(tiny: LVLM) -> None:
+    prompt, images = asked(0)
+    whole = tiny.generate(prompt, images, policy="dense").text
+    scheduler = Scheduler(tiny)
+    plain = scheduler.add(prompt, images, policy="dense")
+    cut = scheduler.add(prompt, images, policy="dense", stop=[whole[8:14]])
+    drawn = [
+        scheduler.add(prompt, images, policy="dense", temperature=3.0, seed=seed) for seed in (1, 1)
+    ]
+    while scheduler.requests:
+        scheduler.step()
+    assert plain.result.text == whole
+    assert cut.result.text == whole[: whole.index(whole[8:14])]
+    assert drawn[0].result.token_ids == drawn[1].result.token_ids != plain.result.token_ids
+
+
+def test_a_prompt_is_read_between_steps_of_those_that_run(tiny: LVLM) -> None:
+    scheduler = Scheduler(tiny)
+    prompt, images = asked(0)
+    first = scheduler.add(prompt, images, policy="dense", max_new_tokens=40)
+    while not scheduler.running:
+        scheduler.step()
+    pictures = [sample("caption", "held-out", 70 + i).image for i in range(4)]
+    second = scheduler.add("Describe the image.", pictures, policy="dense", max_new_tokens=2)
+    got = []
+    while second not in scheduler.running:
+        got.append([one is first for one in scheduler.step()])
+    # 2 segments of 582 rows in chunks of 256: six of them, with a token of the first after each.
+    assert got[:5] == [[True]] * 5
+    while scheduler.requests:
+        scheduler.step()
+    expected = tiny.generate("Describe the image.", pictures, policy="dense", max_new_tokens=2)
+    assert second.result.token_ids == expected.token_ids
+    assert first.result.token_ids == alone(tiny, 0, 40).token_ids
+
+
+@pytest.mark.parametrize("when", ["waiting", "reading", "running", "done"])
+def test_cancelling_frees_rows_in_that_step(tiny: LVLM, when: str) -> None:
+    scheduler = Scheduler(tiny)
+    prompt, images = asked(1)
+    other = scheduler.add(*asked(0), policy="avl", max_new_tokens=12)
+    while not scheduler.running:
+        scheduler.step()
+    mine = scheduler.add(prompt, images, policy="dense", max_new_tokens=3 if when == "done" else 9)
+    if when != "waiting":
+        scheduler.step()
+    if when in ("running", "done"):
+        while mine not in scheduler.running:
+            scheduler.step()
+    while when == "done" and not mine.done:
+        scheduler.step()
+    held = [weakref.ref(a) for cache in mine.sequence.caches for a in cache.k_active]
+    scheduler.cancel(mine)
+    gc.collect()
+    assert mine.done
+    assert mine.sequence.caches == []
+    if when == "running":  # the array of both is gone, and one of the other's alone is there
+        assert all(ref() is None for ref in held)
+        assert all(cache.batch == 1 for cache in other.sequence.caches)
+    if when == "done":
+        assert len(mine.result.token_ids) == 3
+    else:
+        with pytest.raises(AvlError, match="cancelled"):
+            _ = mine.result
+    while scheduler.requests:
+        scheduler.step()
+    expected = tiny.generate(*asked(0), policy="avl", max_new_tokens=12)
+    assert other.result.token_ids == expected.token_ids
+
+
+def test_a_prompt_that_fails_ends_its_request_alone(tiny: LVLM) -> None:
+    scheduler = Scheduler(tiny)
+    good = scheduler.add(*asked(0), policy="dense", max_new_tokens=6)
+    bad = scheduler.add("a " * 3000, policy="dense", max_new_tokens=6)
+    while scheduler.requests:
+        scheduler.step()
+    with pytest.raises(AvlError, match="at most 2048 tokens"):
+        _ = bad.result
+    assert good.result.token_ids == tiny.generate(*asked(0), max_new_tokens=6).token_ids
+    with pytest.raises(AvlError, match="temperature"):
+        scheduler.add("What?", temperature=-1)
+    assert scheduler.step() == []
+
+
+def test_a_result_is_not_there_before_it_is_done(tiny: LVLM) -> None:
+    scheduler = Scheduler(tiny)
+    request = scheduler.add("What?", max_new_tokens=2)
+    with pytest.raises(RuntimeError, match="still runs"):
+        _ = request.result
+
+
+def test_policies_of_a_batch(tiny: LVLM) -> None:
+    both = [asked(0), asked(1)]
+    found = tiny.generate_batch(
+        [prompt for prompt, _ in both],
+        [images for _, images in both],
+        policies=["avl", "fastv"],
+        max_new_tokens=8,
+    )
+    for (prompt, images), policy, result in zip(both, ("avl", "fastv"), found, strict=True):
+        assert result.stats.policy == policy
+        expected = tiny.generate(prompt, images, policy=policy, max_new_tokens=8)
+        assert result.token_ids == expected.token_ids
+    with pytest.raises(AvlError, match="policies: expected one for each of 1 prompts"):
+        tiny.generate_batch(["What?"], policies=["avl", "dense"])
+
+
+def test_one_model_in_several_threads(tiny: LVLM) -> None:
+    found: dict[int, Any] = {}
+
+    def ask(number: int) -> None:
+        found[number] = alone(tiny, number, 6)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, result in found.items():
+        expected = alone(tiny, number, 6)
+        assert result.token_ids == expected.token_ids
+        assert result.logits.tobytes() == expected.logits.tobytes()
+
+
+# Rows that are taken back.
+
+
+def begun(model: LVLM, policy: str, tokens: int = 0) -> tuple[Sequence, Any, list[int]]:
+    """A sequence that decodes, after so many tokens of its reply; its decoder; the reply."""
+    from avl_plugins.policies import parse
+
+    loaded = model.loaded
+    prompt, images = asked(0)
+    reply = list(model.generate(prompt, images, policy=policy, max_new_tokens=16).token_ids)
+    sequence, decoder = loaded.sequence(parse(policy)), loaded.decoder()
+    finished(loaded.prefill(sequence, loaded.processor.encode(prompt, images)))
+    decoder.join([sequence], 32)
+    for token in reply[:tokens]:
+        decoder.run([token])
+    return sequence, decoder, reply
+
+
+def several(model: LVLM, sequence: Sequence, tokens: list[int]) -> np.ndarray:
+    loaded = model.loaded
+    hidden = loaded.embedding.lookup(np.array(tokens))
+    return extend(sequence, loaded.package.manifest, hidden, tokens)
+
+
+@pytest.mark.parametrize("policy", ["dense", "fastv", "avl:refresh=9"])
+def test_after_a_rollback_nothing_was_ever_drafted(tiny: LVLM, policy: str) -> None:
+    _, plain, reply = begun(tiny, policy, 2)
+    sequence, decoder, _ = begun(tiny, policy, 2)
+    length = sequence.length
+    several(tiny, sequence, [reply[2], 7, 11])  # two drafted wrongly
+    assert sequence.length == length + 3
+    sequence.roll_back(length + 1)
+    wanted = [plain.run([token])[0].copy() for token in reply[2:5]]
+    found = [decoder.run([token])[0].copy() for token in reply[3:5]]
+    for ours, theirs in zip(found, wanted[1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_several_rows_at_once_are_as_one_by_one(tiny: LVLM) -> None:
+    """In a batch too, of which one sequence alone goes on by several."""
+    _, plain, reply = begun(tiny, "dense", 2)
+    wanted = [plain.run([token])[0].copy() for token in reply[2:6]]
+    sequence, decoder, _ = begun(tiny, "dense", 2)
+    other, _, others = begun(tiny, "avl", 0)
+    _, other_plain, _ = begun(tiny, "avl", 0)
+    decoder.leave(sequence, keep=True)
+    decoder.join([other, sequence], 32)
+    logits = several(tiny, sequence, reply[2:5])
+    np.testing.assert_allclose(logits, wanted[2], atol=1e-5, rtol=0)
+    both = decoder.run([others[0], reply[5]])
+    np.testing.assert_allclose(both[1], wanted[3], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(both[0], other_plain.run([others[0]])[0], atol=1e-5, rtol=0)
+
+
+def test_what_a_policy_has_moved_cannot_be_taken_back(tiny: LVLM) -> None:
+    for policy, tokens in (("avl:refresh=3", 3), ("avl:text=0.5,text_min=4", 1)):
+        sequence, _, _ = begun(tiny, policy, tokens)
+        with pytest.raises(RollbackError, match="read the conversation anew"):
+            sequence.roll_back(sequence.length - 1)
+    sequence, decoder, reply = begun(tiny, "avl:refresh=3", 4)
+    sequence.roll_back(sequence.length - 1)
+    decoder.run([reply[3]])
+    with pytest.raises(ValueError, match="to go back to"):
+        sequence.roll_back(sequence.length + 1)
+    with pytest.raises(RollbackError):
+        sequence.roll_back(3)
+
+
+# A ranking of one's own.
+
+
+def columns(mask: np.ndarray) -> list[int]:
+    return sorted({int(i) % 12 for i in np.flatnonzero(mask)})
+
+
+@pytest.mark.parametrize("kernels_on", [True, False])
+def test_a_ranking_of_ones_own_gets_its_rows(
+    tiny: LVLM, tiny_package: Any, monkeypatch: pytest.MonkeyPatch, kernels_on: bool
+) -> None:
+    model = tiny
+    if not kernels_on:
+        from avl_plugins import cpu
+
+        monkeypatch.setenv(cpu.SWITCH, "off")
+        model = LVLM.load(tiny_package, backend="ort-cpu")
+    prompt, images = asked(0)
+    result = model.generate(prompt, images, policy=Left(), max_new_tokens=8, return_placements=True)
+    assert len(result.placements) == 4
+    for placed in result.placements:
+        for layer in range(6):
+            assert columns(placed.core[layer]) == [0, 1, 2]
+            assert columns(placed.parked[layer]) == [3, 4, 5]
+    (placed,) = model.generate(
+        prompt, images, policy=Left(prune=True), max_new_tokens=2, return_placements=True
+    ).placements
+    assert [columns(layer) for layer in placed.core] == [[*range(12)]] * 2 + [[*range(6)]] * 4
+
+
+@dataclass(frozen=True)
+class Pyramid(Policy):
+    """Fewer image tokens the deeper the layer: no two layers hold as many rows."""
+
+    name: ClassVar[str] = "pyramid"
+
+    def actions(self) -> tuple[Action, ...]:
+        return (ByDepth(), Refresh(0.1, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class ByDepth(Divide):
+    keep: float = 0.9
+    core: float = 0.5
+
+    def choose(self, view: View) -> Any:
+        found = []
+        for index in range(len(view.positions)):
+            share = 0.9 - 0.1 * (view.layer + index)
+            one = View(
+                view.positions[index : index + 1],
+                view.attention[index : index + 1],
+                view.layer + index,
+                view.step,
+                view.total,
+            )
+            found.append(Divide(share, share / 2).choose(one)[0])
+        return np.stack(found)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_layers_may_hold_different_numbers_of_rows(tiny: LVLM, steps: int) -> None:
+    prompt, images = asked(0)
+    placed = tiny.generate(
+        prompt, images, policy=Pyramid(), max_new_tokens=steps, return_placements=True
+    ).placements
+    kept = [int(0.9 * 144 - 14.4 * layer + 1e-9) for layer in range(6)]
+    assert (placed[0].core | placed[0].parked).sum(1).tolist() == kept
+    assert placed[0].core.sum(1).tolist() == [
+        int((0.45 - 0.05 * layer) * 144 + 1e-9) for layer in range(6)
+    ]
+    if steps > 2:  # the refresh draws another core, of the same size in every layer
+        assert placed[1].core.sum(1).tolist() == [14] * 6
+        assert (placed[1].core | placed[1].parked).sum(1).tolist() == kept
