@@ -189,6 +189,8 @@ CONTRADICTIONS: list[tuple[Change, str]] = [
     (lambda m: m["segments"][1].update(first_layer=1), "beginnings [0, 1] and ends [2, 6]"),
     (lambda m: m.update(segments=[]), "all 6 layers in order"),
     (lambda m: m["embedding"].update(file="other.safetensors"), "one of the shards"),
+    (lambda m: m["tokens"].update(eos=[3, 10**30]), "token ids from 0 to 2147483647, found 1000"),
+    (lambda m: m["generation"].update(bad_words_ids=[[1], [2, 1 << 31]]), "found 2147483648"),
 ]
 
 

@@ -61,6 +61,7 @@ __all__ = [
 ]
 
 MANIFEST_LIMIT = 16 << 20  # bytes; a real manifest has some kilobytes
+TOKEN_IDS = 1 << 31  # more than any vocabulary has, and what arrays of ids hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,4 +220,13 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
         raise PackageError(
             f"{path}: expected the embedding in one of the shards, found "
             f"{quoted(embedding.file)}; export again"
+        )
+    rules = manifest.generation
+    ids = [*manifest.tokens.eos, *rules.suppress_tokens, *rules.begin_suppress_tokens]
+    ids += [one for words in rules.bad_words_ids for one in words]
+    wrong = next((one for one in ids if not 0 <= one < TOKEN_IDS), None)
+    if wrong is not None:
+        raise PackageError(
+            f"{path}: expected token ids from 0 to {TOKEN_IDS - 1}, found {quoted(wrong)}; export "
+            "again"
         )
