@@ -142,11 +142,6 @@ class SegmentCache:
         """Bytes of the live planes, room included."""
         return sum(array.nbytes for plane in (*self.active, *self.parked) for array in plane)
 
-    def lengths(self, seq: int) -> tuple[int, int, int] | None:
-        """active_len, parked_len and image_rows of a sequence, if equal in every layer."""
-        found = set(zip(*(getattr(self, name)[:, seq].tolist() for name in LENGTHS), strict=True))
-        return found.pop() if len(found) == 1 else None
-
     def copy(self) -> SegmentCache:
         """A second cache of the same rows, with book-keeping of its own.
 
