@@ -20,7 +20,8 @@ from onnx import numpy_helper
 
 from avl_plugins.cpu import build
 from avl_plugins.cpu.host import host
-from avl_plugins.cpu.logits import Logits, Wanted
+from avl_plugins.cpu.logits import Wanted
+from avl_plugins.logits import Logits
 from avl_plugins.schema import LOGITS_LINEAR
 from ops.linear_models import linear_model
 from ops.op_models import session
@@ -238,7 +239,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from avl_plugins.cpu.host import host
-from avl_plugins.cpu.logits import Logits, Wanted
+from avl_plugins.cpu.logits import Wanted
+from avl_plugins.logits import Logits
 
 def own():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from avl_plugins.cpu.host import Host
-from avl_plugins.cpu.logits import Logits, Wanted
+from avl_plugins.cpu.logits import Wanted
+from avl_plugins.logits import Logits
 from avl_runtime import LVLM
 from avl_runtime.execute.host import ort
 from avl_runtime.tasks import TASKS, samples

@@ -6,22 +6,10 @@ have no word for that, so the host says it for the runs of its thread.
 
 from __future__ import annotations
 
-import enum
 from types import TracebackType
 
 from avl_plugins.cpu.host import Host
-
-
-class Logits(enum.IntEnum):
-    """What is read of the logits; numbered as in ort_logits.c.
-
-    ALL: every one. LARGEST: the largest of each row, and others that are no smaller; in place of
-    the rest there may be -inf. NONE: there may be NaN.
-    """
-
-    ALL = 0
-    LARGEST = 1
-    NONE = 2
+from avl_plugins.logits import Logits
 
 
 class Wanted:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError
+from avl_plugins.logits import Logits
 from avl_plugins.policies import Action
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.sight import Masses

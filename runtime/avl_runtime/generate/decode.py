@@ -7,7 +7,7 @@ from collections import abc
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.cpu.logits import Logits
+from avl_plugins.logits import Logits
 from avl_plugins.policies import Action, Tokens
 from avl_runtime.execute.protocol import Batch, Executor, Step
 from avl_runtime.generate.choices import after_step, text_after_step

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError
+from avl_plugins.logits import Logits
 from avl_plugins.policies import When
 from avl_runtime.execute.protocol import Chunk
 from avl_runtime.generate.choices import after_prompt, goes_on

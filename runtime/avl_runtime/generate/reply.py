@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from avl_plugins.cpu.logits import Logits
+from avl_plugins.logits import Logits
 from avl_runtime.generate.logprobs import token_logprobs
 from avl_runtime.generate.options import Options
 from avl_runtime.generate.results import FinishReason, Placement, TokenLogprobs

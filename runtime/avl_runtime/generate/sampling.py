@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.cpu.logits import Logits
+from avl_plugins.logits import Logits
 from avl_runtime.generate import logit_rules as rules
 from avl_runtime.generate.logit_rules import Floats, as_ids
 from avl_runtime.prompts.option_values import OptionError, number

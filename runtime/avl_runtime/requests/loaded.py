@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError, PolicyError, quoted
+from avl_plugins.logits import Logits
 from avl_plugins.policies import Policy, parse
 from avl_runtime.execute import executor_on, load_backend
 from avl_runtime.generate.decode import Decoder

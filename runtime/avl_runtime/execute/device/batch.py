@@ -8,6 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.graph_io import (
+    BATCH,
+    DEEPSTACK,
+    HIDDEN,
+    MOST_WEIGHTINGS,
+    NEW,
+    POSITIONS,
+    WEIGHTINGS,
+    WEIGHTS,
+    named,
+)
 from avl_plugins.policies import Action, TextBudget, Tokens
 from avl_runtime.execute.device import growth
 from avl_runtime.execute.device.backend import DeviceBackend
@@ -61,9 +72,9 @@ class DeviceBatch:
             self._bind()
         reads = step.reads_parked()
         upload = self._step
-        axes = upload.host["position_ids"].ndim > 2
-        upload.host["position_ids"][..., 0] = step.position_ids if axes else step.position_ids[0]
-        upload.host["hidden"][:, 0] = self._backend.element.encode(step.hidden)
+        axes = upload.host[POSITIONS].ndim > 2
+        upload.host[POSITIONS][..., 0] = step.position_ids if axes else step.position_ids[0]
+        upload.host[HIDDEN][:, 0] = self._backend.element.encode(step.hidden)
         for steps in self._segments:
             steps.note(upload, step.positions, reads)
         upload.host["budget"][:] = [self._budget(each) for each in self._members]
@@ -136,10 +147,13 @@ class DeviceBatch:
             SegmentSteps(backend, index, cache, self._members, self._text)
             for index, cache in enumerate(self._caches)
         ]
-        axes = () if dims.position_axes == 1 else (dims.position_axes,)
+        manifest = backend.manifest
+        inputs = manifest.graph_of(manifest.segments[0]).inputs([])
+        sizes = {BATCH: batch, NEW: 1, WEIGHTINGS: MOST_WEIGHTINGS}
+        shapes = {value.name: value.sized(sizes) for value in inputs}
         fields: dict[str, tuple[tuple[int, ...], Any]] = {
-            "hidden": ((batch, 1, dims.hidden_size), stored),
-            "position_ids": ((*axes, batch, 1), np.int64),
+            HIDDEN: (shapes[HIDDEN], stored),
+            POSITIONS: (shapes[POSITIONS], np.int64),
             "budget": ((batch, 2), np.int32),
         }
         for steps in self._segments:
@@ -148,26 +162,26 @@ class DeviceBatch:
         self._fixed = Upload(
             backend.memory,
             {
-                "row_weights": ((batch, 2, 1), np.float32),
-                "nothing": ((batch, 1, dims.hidden_size), stored),  # text has no image features
+                WEIGHTS: (shapes[WEIGHTS], np.float32),
+                "nothing": (shapes[HIDDEN], stored),  # text has no image features
             },
         )
-        self._fixed.host["row_weights"][...] = 1
+        self._fixed.host[WEIGHTS][...] = 1
         self._fixed.queue()
         self._bind_segments()
         size = batch * dims.vocab_size * stored.itemsize
         self._logits = backend.device.pinned(size).view(stored).reshape(batch, 1, -1)
 
     def _bind_segments(self) -> None:
-        hidden = self._step.tensors["hidden"]
+        hidden = self._step.tensors[HIDDEN]
         for steps, part in zip(self._segments, self._backend.manifest.segments, strict=True):
             inputs = {
-                "hidden": hidden,
-                "position_ids": self._step.tensors["position_ids"],
-                "row_weights": self._fixed.tensors["row_weights"],
+                HIDDEN: hidden,
+                POSITIONS: self._step.tensors[POSITIONS],
+                WEIGHTS: self._fixed.tensors[WEIGHTS],
             }
             for layer in part.deepstack:
-                inputs[f"deepstack.{layer}"] = self._fixed.tensors["nothing"]
+                inputs[named(DEEPSTACK, layer)] = self._fixed.tensors["nothing"]
             steps.bind(self._step, inputs)
             hidden = steps.outputs.output_tensor
 

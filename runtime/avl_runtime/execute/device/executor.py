@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.cpu.logits import Logits
+from avl_plugins import graph_io
 from avl_plugins.errors import AvlError
+from avl_plugins.graph_io import ACTIVE, DEEPSTACK, HIDDEN, PARKED, POSITIONS, WEIGHTS, named
+from avl_plugins.logits import Logits
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.batch import DeviceBatch
 from avl_runtime.execute.device.cache import DeviceCache, device_gathered
@@ -143,19 +145,20 @@ class DevicePass:
     ) -> None:
         segment, element = backend.manifest.segments[index], backend.element
         self._backend, self._cache, self._seq = backend, cache, seq
-        self._positions, self._last = chunk.positions, index == len(backend.segments) - 1
+        self._positions = chunk.positions
         ids = np.ascontiguousarray(chunk.position_ids)
-        layers = range(segment.first_layer, segment.last_layer)
+        graph = backend.manifest.graph_of(segment)
+        layers, self._last = graph.layers, graph.ends
         values: dict[str, NDArray[Any]] = {
-            "hidden": element.encode(chunk.hidden[None]),
-            "position_ids": ids if len(ids) == 1 else ids[:, None],
-            "row_weights": weights,
+            HIDDEN: element.encode(chunk.hidden[None]),
+            POSITIONS: graph_io.positions(ids),
+            WEIGHTS: weights,
         }
         for number, layer in enumerate(layers):
-            values[f"active_len.{layer}"] = cache.active_len[number, seq : seq + 1]
-            values[f"parked_len.{layer}"] = cache.parked_len[number, seq : seq + 1]
+            values[named(ACTIVE.length, layer)] = cache.active_len[number, seq : seq + 1]
+            values[named(PARKED.length, layer)] = cache.parked_len[number, seq : seq + 1]
         for layer, added in zip(segment.deepstack, chunk.deepstack, strict=True):
-            values[f"deepstack.{layer}"] = element.encode(added[None])
+            values[named(DEEPSTACK, layer)] = element.encode(added[None])
         upload = Upload(
             backend.memory, {name: (array.shape, array.dtype) for name, array in values.items()}
         )
@@ -166,7 +169,7 @@ class DevicePass:
         has_parked = parked and bool(cache.parked_len[:, seq].any())
         parked_rows = cache.parked_room if has_parked else nothing.rows
         sizes = (1, len(chunk.positions), cache.active_room, parked_rows)
-        self._outputs = Outputs(cache.place, segment, backend.manifest.dims, sizes, last=self._last)
+        self._outputs = Outputs(cache.place, graph, sizes)
         if has_parked:
             cache.fetch()
         rows = [rows.of(cache.place, seq) for rows in cache.rows]
@@ -178,8 +181,8 @@ class DevicePass:
                     rows,
                     1,
                     layers,
-                    [upload.address(f"active_len.{layer}") for layer in layers],
-                    [upload.address(f"parked_len.{layer}") for layer in layers]
+                    [upload.address(named(ACTIVE.length, layer)) for layer in layers],
+                    [upload.address(named(PARKED.length, layer)) for layer in layers]
                     if has_parked
                     else None,
                     nothing,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from avl_plugins.graph_io import ACTIVE, MADE, MOST_WEIGHTINGS, PARKED
 from avl_plugins.kernels.catalog import ROWS
 from avl_plugins.policies import Tokens
 from avl_runtime.execute.device.backend import DeviceBackend
@@ -15,7 +16,6 @@ from avl_runtime.execute.device.books import DeviceBooks
 from avl_runtime.execute.device.cache import DeviceCache
 from avl_runtime.execute.device.selects import alike, evictable_rows, selects_on_device
 from avl_runtime.execute.device.tensors import (
-    WEIGHTINGS,
     Nothing,
     Outputs,
     Tensor,
@@ -68,19 +68,14 @@ class SegmentSteps:
         """
         self._backend, self._index, self.cache = backend, index, cache
         self._members, self._text = members, text
-        self._segment = backend.manifest.segments[index]
-        self._layers = range(self._segment.first_layer, self._segment.last_layer)
+        graph = backend.manifest.graph_of(backend.manifest.segments[index])
+        self._layers = graph.layers
         memory, batch = backend.memory, cache.batch
         self.books = DeviceBooks(cache) if selects_on_device(cache, members) else None
         self._nothing = Nothing(cache.place, batch)
         self._has_parked = bool(cache.parked_len.any())
-        self.outputs = Outputs(
-            cache.place,
-            self._segment,
-            backend.manifest.dims,
-            (batch, 1, cache.active_room, cache.parked_room),
-            last=index == len(backend.segments) - 1,
-        )
+        sizes = (batch, 1, cache.active_room, cache.parked_room)
+        self.outputs = Outputs(cache.place, graph, sizes)
         self._sizes = (cache.layers, batch, cache.place.heads)
         self._rows = list(cache.rows)  # as they are bound
         self._evictable = evictable_rows(cache, members)
@@ -166,8 +161,8 @@ class SegmentSteps:
     ) -> None:
         cache, fixed, outputs = self.cache, self._fixed, self.outputs
         fixed.host["text"][layer, :7] = (
-            outputs.mass("active")[layer],
-            outputs.mass("new")[layer],
+            outputs.mass(ACTIVE.mass)[layer],
+            outputs.mass(MADE.mass)[layer],
             books.positions(layer),
             books.mass(layer),
             lengths["grown_len"][layer],
@@ -175,8 +170,8 @@ class SegmentSteps:
             cache.active_room,
         )
         fixed.host["core"][layer] = (
-            outputs.mass("active")[layer],
-            outputs.mass("parked")[layer],
+            outputs.mass(ACTIVE.mass)[layer],
+            outputs.mass(PARKED.mass)[layer],
             books.positions(layer),
             books.parked_positions(layer),
             fixed.address("image_rows") + layer * cache.batch * _INT64.itemsize,
@@ -221,11 +216,13 @@ class SegmentSteps:
         """
         cache, index = self.cache, self._index
         for layer, group in enumerate(self._groups):
-            step.host[f"active_len.{index}.{group}"][:] = cache.active_len[layer]
-            step.host[f"grown_len.{index}.{group}"][:] = cache.active_len[layer] + 1
-            step.host[f"parked_len.{index}.{group}"][:] = np.where(
-                reads, cache.parked_len[layer], 0
-            )
+            lengths = {
+                "active_len": cache.active_len[layer],
+                "grown_len": cache.active_len[layer] + 1,
+                "parked_len": np.where(reads, cache.parked_len[layer], 0),
+            }
+            for name, rows in lengths.items():
+                step.host[f"{name}.{index}.{group}"][:] = rows
         step.host[f"append.{index}"][...] = cache.active_len[:, :, None, None]
         if self.books is not None:
             for seq, position in enumerate(positions.tolist()):
@@ -253,7 +250,7 @@ class SegmentSteps:
             f"select_core-{limit}",
             {
                 "table": self._fixed.address("core"),
-                "R": WEIGHTINGS,
+                "R": MOST_WEIGHTINGS,
                 "Hkv": heads,
                 "M": self._core_moves,
                 "source": source,
@@ -275,7 +272,7 @@ class SegmentSteps:
                 "image_mask": text.image_mask,
                 "first_image": text.first_image,
                 "budget": self._step.address("budget"),
-                "R": WEIGHTINGS,
+                "R": MOST_WEIGHTINGS,
                 "S": 1,
                 "M": TEXT_MOVES,
                 "T": text.tokens,

@@ -9,13 +9,24 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins import graph_io
+from avl_plugins.graph_io import (
+    ACTIVE,
+    BATCH,
+    MADE,
+    MASSES,
+    MOST_WEIGHTINGS,
+    NEW,
+    PARKED,
+    WEIGHTINGS,
+    kind_of,
+    named,
+)
 from avl_runtime.execute.device.memory import Buffer, Memory, aligned
 from avl_runtime.execute.device.rows import Place, Rows
-from avl_runtime.package.manifest import Dims, Segment
 
 Floats = NDArray[np.float32]
 Use = Literal["step", "refresh", "prompt"]  # what a run of a segment is for
-WEIGHTINGS = 2  # of a mass: the last query row, and all text rows
 FLOAT = np.dtype(np.float32)
 
 
@@ -61,33 +72,26 @@ class Outputs:
     """Memory for what a segment writes: S new rows, mass on A active and up to P parked rows."""
 
     def __init__(
-        self,
-        place: Place,
-        segment: Segment,
-        dims: Dims,
-        sizes: tuple[int, int, int, int],
-        *,
-        last: bool,
+        self, place: Place, graph: graph_io.Segment, sizes: tuple[int, int, int, int]
     ) -> None:
         """
         Args:
             sizes: B, S, A and P.
-            last: whether the segment yields logits, and not hidden states.
 
         Raises:
             OutOfDeviceMemoryError: they do not fit.
         """
         batch, rows, active, parked = sizes
-        self._layers = range(segment.first_layer, segment.last_layer)
-        count, heads, item = len(self._layers), place.heads, place.element.stored.itemsize
+        known = {BATCH: batch, NEW: rows, WEIGHTINGS: MOST_WEIGHTINGS}
+        known |= {ACTIVE.name: active, PARKED.name: parked}
+        result, *of_layer = graph.outputs(graph.layers[:1])
+        shapes = {kind_of(value.name): value.sized(known) for value in of_layer}
+        self._layers = graph.layers
+        count, item = len(self._layers), place.element.stored.itemsize
         self.sizes = sizes
-        self.name = "logits" if last else "hidden_out"
-        self.shape = (batch, 1, dims.vocab_size) if last else (batch, rows, dims.hidden_size)
-        self._row_shape = (batch, heads, rows, place.head_dim)
-        self._mass_shapes = {
-            name: (batch, heads, WEIGHTINGS, size)
-            for name, size in (("active", active), ("parked", parked), ("new", rows))
-        }
+        self.name, self.shape = result.name, result.sized(known)
+        self._row_shape = shapes[MADE.keys]
+        self._mass_shapes = {kind: shapes[kind] for kind in MASSES}
 
         def allocate(shape: tuple[int, ...], itemsize: int) -> Buffer:
             return place.memory.allocate("scratch", int(np.prod(shape)) * itemsize)
@@ -96,8 +100,8 @@ class Outputs:
         self.output = allocate(self.shape, item)
         self._new = [[allocate(self._row_shape, item) for _ in self._layers] for _ in "kv"]
         self._mass = {
-            name: place.memory.allocate("scratch", count * _mass_bytes(shape))
-            for name, shape in self._mass_shapes.items()
+            kind: place.memory.allocate("scratch", count * _mass_bytes(shape))
+            for kind, shape in self._mass_shapes.items()
         }
 
     @property
@@ -115,33 +119,33 @@ class Outputs:
         """As `k_new`."""
         return [buffer.address for buffer in self._new[1]]
 
-    def mass(self, name: str) -> list[int]:
-        """Addresses of the mass on "active", "parked" or "new" rows for each layer."""
-        start = self._mass[name].address
-        size = _mass_bytes(self._mass_shapes[name])
+    def mass(self, kind: str) -> list[int]:
+        """Addresses of a kind of mass, such as `mass_active`, for each layer."""
+        start = self._mass[kind].address
+        size = _mass_bytes(self._mass_shapes[kind])
         return [start + index * size for index in range(len(self._layers))]
 
     def tensors(self, parked_rows: int) -> dict[str, Tensor]:
         """All outputs of a run that reads caches with room for so many parked rows, by name."""
         found = {self.name: self.output_tensor}
         shapes = dict(self._mass_shapes)
-        shapes["parked"] = (*shapes["parked"][:-1], parked_rows)
-        for name, shape in shapes.items():
-            for layer, address in zip(self._layers, self.mass(name), strict=True):
-                found[f"mass_{name}.{layer}"] = Tensor(address, shape)
-        for name, addresses in (("k_new", self.k_new), ("v_new", self.v_new)):
+        shapes[PARKED.mass] = (*shapes[PARKED.mass][:-1], parked_rows)
+        for kind, shape in shapes.items():
+            for layer, address in zip(self._layers, self.mass(kind), strict=True):
+                found[named(kind, layer)] = Tensor(address, shape)
+        for kind, addresses in ((MADE.keys, self.k_new), (MADE.values, self.v_new)):
             for layer, address in zip(self._layers, addresses, strict=True):
-                found[f"{name}.{layer}"] = Tensor(address, self._row_shape)
+                found[named(kind, layer)] = Tensor(address, self._row_shape)
         return found
 
     def download_masses(self) -> Masses:
         """Queue copies of all masses; they are there after the next `synchronize`."""
-        return Masses(*(self._download(name) for name in ("active", "parked", "new")))
+        return Masses(*map(self._download, MASSES))
 
-    def _download(self, name: str) -> Floats:
-        shape = self._mass_shapes[name]
+    def _download(self, kind: str) -> Floats:
+        shape = self._mass_shapes[kind]
         padded = np.empty((len(self._layers), _mass_bytes(shape) // FLOAT.itemsize), np.float32)
-        self._memory.device.download(padded, self._mass[name].address)
+        self._memory.device.download(padded, self._mass[kind].address)
         return padded[:, : int(np.prod(shape))].reshape(len(self._layers), *shape)
 
 
@@ -182,16 +186,17 @@ def cache_inputs(
     for number, (layer, mine) in enumerate(zip(layers, rows, strict=True)):
         active = (batch, place.heads, mine.active, place.head_dim)
         parked = (batch, place.heads, mine.parked, place.head_dim)
-        found[f"k_active.{layer}"] = Tensor(mine.k_active.address, active)
-        found[f"v_active.{layer}"] = Tensor(mine.v_active.address, active)
-        found[f"active_len.{layer}"] = Tensor(active_len[number], (batch,))
+        found[named(ACTIVE.keys, layer)] = Tensor(mine.k_active.address, active)
+        found[named(ACTIVE.values, layer)] = Tensor(mine.v_active.address, active)
+        found[named(ACTIVE.length, layer)] = Tensor(active_len[number], (batch,))
         if parked_len is None:
-            found[f"k_parked.{layer}"] = found[f"v_parked.{layer}"] = nothing.kept
-            found[f"parked_len.{layer}"] = nothing.length
+            for kind in (PARKED.keys, PARKED.values):
+                found[named(kind, layer)] = nothing.kept
+            found[named(PARKED.length, layer)] = nothing.length
         else:
-            found[f"k_parked.{layer}"] = Tensor(mine.k_parked.address, parked)
-            found[f"v_parked.{layer}"] = Tensor(mine.v_parked.address, parked)
-            found[f"parked_len.{layer}"] = Tensor(parked_len[number], (batch,))
+            found[named(PARKED.keys, layer)] = Tensor(mine.k_parked.address, parked)
+            found[named(PARKED.values, layer)] = Tensor(mine.v_parked.address, parked)
+            found[named(PARKED.length, layer)] = Tensor(parked_len[number], (batch,))
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.cpu.logits import Logits
 from avl_plugins.errors import AvlError
+from avl_plugins.logits import Logits
 from avl_runtime.execute.host.batch import HostBatch
 from avl_runtime.execute.host.segments import BoundSegment, HostBackend
 from avl_runtime.execute.protocol import Chunk, Member

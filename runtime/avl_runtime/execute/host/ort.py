@@ -17,10 +17,24 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from avl_plugins import cpu
+from avl_plugins import cpu, graph_io
 from avl_plugins.cpu.host import Host, host
-from avl_plugins.cpu.logits import Logits, Wanted
+from avl_plugins.cpu.logits import Wanted
 from avl_plugins.cpu.refresh import Refresh
+from avl_plugins.graph_io import (
+    ACTIVE,
+    BATCH,
+    DEEPSTACK,
+    HIDDEN,
+    MADE,
+    NEW,
+    PARKED,
+    POSITIONS,
+    WEIGHTINGS,
+    WEIGHTS,
+    named,
+)
+from avl_plugins.logits import Logits
 from avl_runtime.execute.host.ort_options import (
     LARGE,
     give_back,
@@ -34,7 +48,6 @@ from avl_runtime.kv.cache import Ints, SegmentCache
 from avl_runtime.machine.huge_pages import huge_pages
 from avl_runtime.machine.resources import cores
 from avl_runtime.package.graph_fit import check_media, check_segment
-from avl_runtime.package.manifest import Dims, Segment
 from avl_runtime.package.package import Package
 from avl_runtime.vision import Kind
 
@@ -57,8 +70,7 @@ class OrtBackend:
                 "ONNX Runtime's CPU does not run; export with --dtype fp32 or --quantize int4"
             )
         self.dtype = DTYPES[manifest.dtype]
-        self._dims = manifest.dims
-        self._segments = manifest.segments
+        self._graphs = [manifest.graph_of(segment) for segment in manifest.segments]
         self._threads = threads or cores()
         with huge_pages(), tight_memory():
             files = set(manifest.encoders.values())
@@ -114,21 +126,11 @@ class OrtBackend:
         row_weights: NDArray[np.float32],
         deepstack: Sequence[NDArray[Any]],
     ) -> OrtBoundSegment:
-        layers = self._segments[segment].deepstack
-        added = {f"deepstack.{i}": array for i, array in zip(layers, deepstack, strict=True)}
-        return OrtBoundSegment(
-            self._sessions[segment],
-            self._segments[segment],
-            self._dims,
-            segment == len(self._segments) - 1,
-            self._host,
-            {
-                "hidden": hidden,
-                "position_ids": position_ids,
-                "row_weights": row_weights,
-                **added,
-            },
-        )
+        graph = self._graphs[segment]
+        layers = zip(graph.deepstack, deepstack, strict=True)
+        added = {named(DEEPSTACK, layer): array for layer, array in layers}
+        inputs = {HIDDEN: hidden, POSITIONS: position_ids, WEIGHTS: row_weights, **added}
+        return OrtBoundSegment(self._sessions[segment], graph, self._host, inputs)
 
 
 def _register_kernels(options: ort.SessionOptions) -> None:
@@ -157,29 +159,30 @@ class OrtBoundSegment:
     def __init__(
         self,
         session: ort.InferenceSession,
-        segment: Segment,
-        dims: Dims,
-        last: bool,
+        graph: graph_io.Segment,
         host: Host | None,
         inputs: dict[str, NDArray[Any]],
     ) -> None:
-        hidden = inputs["hidden"]
-        batch, rows, _ = hidden.shape
-        heads, dtype = dims.num_kv_heads, hidden.dtype
-        count = segment.last_layer - segment.first_layer
-        self.output = np.empty((batch, 1, dims.vocab_size) if last else hidden.shape, dtype)
-        self.k_new = np.empty((count, batch, heads, rows, dims.head_dim), dtype)
+        batch, rows, _ = inputs[HIDDEN].shape
+        dtype, dims = inputs[HIDDEN].dtype, graph.dims
+        heads, count = dims.num_kv_heads, len(graph.layers)
+        result, keys, *_ = (
+            value.sized({BATCH: batch, NEW: rows, WEIGHTINGS: 0, ACTIVE.name: 0, PARKED.name: 0})
+            for value in graph.outputs(graph.layers[:1])
+        )
+        self.output = np.empty(result, dtype)
+        self.k_new = np.empty((count, *keys), dtype)
         self.v_new = np.empty_like(self.k_new)
         self.mass_active = self.mass_parked = self.mass_new = np.empty(
             (count, batch, heads, 0, rows), np.float32
         )
         self._session = session
         self._host = host
-        self._last = last
+        self._last = graph.ends
         self._refresh: Refresh | None = None  # of the cache that is bound
-        self._layers = range(segment.first_layer, segment.last_layer)
+        self._layers = graph.layers
         self._inputs = inputs
-        self._output_name = "logits" if last else "hidden_out"
+        self._output_name = graph.result
         self._nothing = np.zeros((batch, heads, 1, dims.head_dim), dtype)
         self._no_length = np.zeros(batch, np.int64)
         self._parked_len = np.zeros((count, batch), np.int64)  # rows that a step reads
@@ -211,9 +214,9 @@ class OrtBoundSegment:
         binding = self._bindings[parked, masses]
         if parked_len is not None:
             self._parked_len[...] = parked_len
-        self.mass_active = binding.mass["mass_active"]
-        self.mass_parked = binding.mass["mass_parked"]
-        self.mass_new = binding.mass["mass_new"]
+        self.mass_active = binding.mass[ACTIVE.mass]
+        self.mass_parked = binding.mass[PARKED.mass]
+        self.mass_new = binding.mass[MADE.mass]
         options = shrinking() if ends else None
         wanted = Wanted(self._host if self._last else None, logits)
         if core is None:
@@ -234,46 +237,46 @@ class OrtBoundSegment:
         self._bound = self._refresh = None
         for binding in self._bindings.values():
             for layer in self._layers:
-                binding.bind_input(f"k_active.{layer}", self._nothing)
-                binding.bind_input(f"v_active.{layer}", self._nothing)
+                for kind in (ACTIVE.keys, ACTIVE.values):
+                    binding.bind_input(named(kind, layer), self._nothing)
 
     def _make_binding(self, masses: bool) -> _Binding:
-        weightings = self._inputs["row_weights"].shape[1] if masses else 0
+        weightings = self._inputs[WEIGHTS].shape[1] if masses else 0
         binding = _Binding(self._session.io_binding(), weightings)
         for name, array in self._inputs.items():
             binding.bind_input(name, array)
         if not masses:
-            binding.bind_input("row_weights", self._no_weights)
+            binding.bind_input(WEIGHTS, self._no_weights)
         binding.bind_output(self._output_name, self.output)
         for index, layer in enumerate(self._layers):
-            binding.bind_output(f"k_new.{layer}", self.k_new[index])
-            binding.bind_output(f"v_new.{layer}", self.v_new[index])
-        self._bind_mass(binding, "mass_new", self.k_new[0])
+            binding.bind_output(named(MADE.keys, layer), self.k_new[index])
+            binding.bind_output(named(MADE.values, layer), self.v_new[index])
+        self._bind_mass(binding, MADE.mass, self.k_new[0])
         return binding
 
     def _bind_cache(self, binding: _Binding, cache: SegmentCache, parked: bool) -> None:
         absent = [self._nothing] * len(self._layers)
         k_parked, v_parked = (cache.k_parked, cache.v_parked) if parked else (absent, absent)
         for index, layer in enumerate(self._layers):
-            binding.bind_input(f"k_active.{layer}", cache.k_active[index])
-            binding.bind_input(f"v_active.{layer}", cache.v_active[index])
-            binding.bind_input(f"active_len.{layer}", cache.active_len[index])
-            binding.bind_input(f"k_parked.{layer}", k_parked[index])
-            binding.bind_input(f"v_parked.{layer}", v_parked[index])
+            binding.bind_input(named(ACTIVE.keys, layer), cache.k_active[index])
+            binding.bind_input(named(ACTIVE.values, layer), cache.v_active[index])
+            binding.bind_input(named(ACTIVE.length, layer), cache.active_len[index])
+            binding.bind_input(named(PARKED.keys, layer), k_parked[index])
+            binding.bind_input(named(PARKED.values, layer), v_parked[index])
             parked_len = self._parked_len[index] if parked else self._no_length
-            binding.bind_input(f"parked_len.{layer}", parked_len)
-        self._bind_mass(binding, "mass_active", cache.k_active[0])
-        self._bind_mass(binding, "mass_parked", k_parked[0])
+            binding.bind_input(named(PARKED.length, layer), parked_len)
+        self._bind_mass(binding, ACTIVE.mass, cache.k_active[0])
+        self._bind_mass(binding, PARKED.mass, k_parked[0])
 
-    def _bind_mass(self, binding: _Binding, name: str, keys: NDArray[Any]) -> None:
+    def _bind_mass(self, binding: _Binding, kind: str, keys: NDArray[Any]) -> None:
         """Bind a buffer [L, B, Hkv, R, rows] for the attention `keys` [B, Hkv, rows, D] receive."""
         batch, heads, rows, _ = keys.shape
         shape = (len(self._layers), batch, heads, binding.weightings, rows)
-        if name in binding.mass and binding.mass[name].shape == shape:
+        if kind in binding.mass and binding.mass[kind].shape == shape:
             return
-        mass = binding.mass[name] = np.empty(shape, np.float32)
+        mass = binding.mass[kind] = np.empty(shape, np.float32)
         for index, layer in enumerate(self._layers):
-            binding.bind_output(f"{name}.{layer}", mass[index])
+            binding.bind_output(named(kind, layer), mass[index])
 
 
 class _Binding:

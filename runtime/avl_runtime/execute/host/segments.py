@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.cpu.logits import Logits
+from avl_plugins.logits import Logits
 from avl_runtime.execute.protocol import Backend
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 
