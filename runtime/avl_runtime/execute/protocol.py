@@ -128,7 +128,7 @@ class Step:
 
     Attributes:
         hidden: [B, C] embeddings of the newest tokens.
-        position_ids: [axes, B] for RoPE.
+        position_ids: [1, B], the same on each axis of RoPE, as text has it.
         positions: [B], the tokens' positions in their conversations.
         due: for each sequence, what decides after the step.
         logits: which of them somebody reads.

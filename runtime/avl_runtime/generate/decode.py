@@ -91,10 +91,9 @@ class Decoder:
             each.grow([int(token)])
             each.step += 1
         due = [each.due() for each in members]
-        axes = self._manifest.dims.position_axes
         step = Step(
             self._embedding.lookup(np.asarray(tokens, np.int64)),
-            np.broadcast_to(position_ids, (axes, len(members))),
+            position_ids,
             positions,
             due,
             logits,

@@ -48,6 +48,7 @@ class Sequence:
     Attributes:
         executor: where its rows lie.
         actions: what its policy decides, in the order of time.
+        evicts: whether an action ranks text rows, so that text rows' attention is counted.
         caches: of each segment; shared with other sequences while it decodes in a batch.
         seq: its place in `caches`.
         token_ids: every token whose row has been computed, prompt and replies.
@@ -62,6 +63,8 @@ class Sequence:
         self.executor = executor
         self._manifest = manifest
         self.actions: tuple[Action, ...] = policy.actions()
+        self.evicts = any(action.tokens is Tokens.TEXT for action in self.actions)
+        self._at_steps = tuple(one for one in self.actions if When.STEP in one.when)
         self.caches: list[SegmentCache] = executor.new_caches()
         self.seq = 0
         self._modality = np.zeros(256, np.bool_)
@@ -95,20 +98,13 @@ class Sequence:
         """Bytes of the live planes, an equal share where a batch holds them."""
         return sum(cache.nbytes // cache.batch for cache in self.caches)
 
-    @property
-    def evicts(self) -> bool:
-        """Whether an action ranks text rows, so that text rows' attention is counted."""
-        return any(action.tokens is Tokens.TEXT for action in self.actions)
-
     def evictable(self, positions: Ints) -> NDArray[np.bool_]:
         """Which of `positions` hold text behind the first image token."""
         return self._evictable.take(positions)
 
     def due(self) -> tuple[Action, ...]:
         """What decides after the step that `step` now counts."""
-        return tuple(
-            action for action in self.actions if When.STEP in action.when and action.due(self.step)
-        )
+        return tuple([action for action in self._at_steps if action.due(self.step)])
 
     def room_left(self) -> int:
         """Tokens that the model's context and the caches' largest room can still take."""

@@ -72,8 +72,7 @@ class DeviceBatch:
             self._bind()
         reads = step.reads_parked()
         upload = self._step
-        axes = upload.host[POSITIONS].ndim > 2
-        upload.host[POSITIONS][..., 0] = step.position_ids if axes else step.position_ids[0]
+        upload.host[POSITIONS][..., 0] = step.position_ids[0]
         upload.host[HIDDEN][:, 0] = self._backend.element.encode(step.hidden)
         for steps in self._segments:
             steps.note(upload, step.positions, reads)

@@ -56,8 +56,7 @@ class HostBatch:
 
     def run(self, step: Step) -> NDArray[np.float32]:
         self._hidden[:, 0] = step.hidden
-        several = self._position_ids.ndim > 2
-        self._position_ids[..., 0] = step.position_ids if several else step.position_ids[0]
+        self._position_ids[..., 0] = step.position_ids[0]
         self._positions[:] = step.positions
         reads = step.reads_parked()
         decides = any(step.due)
