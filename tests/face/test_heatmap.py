@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from avl_plugins.policies import parse
 from avl_runtime.generate.results import Placement
 from avl_runtime.show import heatmap
 from avl_runtime.show.grid import grids
 from avl_runtime.show.heatmap import CORE, SECONDARY, HeatmapError, Shares, draw, ramp, shares
-from avl_runtime.show.spans import spans
+from avl_runtime.show.spans import A_VL, spans
 from avl_runtime.vision import Cells
 
 GRID = Cells((2, 2), np.arange(4))
@@ -199,3 +200,20 @@ def test_terminal_grid() -> None:
     told = grids(placements, [GRID], 6, colour=False)
     assert told.splitlines()[:4] == ["image 1", "pref   step", "####   ##++", "++..   ##.."]
     assert "\x1b" not in told and "\x1b[" in grids(placements, [GRID], 6, colour=True)
+
+
+def test_the_policy_says_what_places_are_called() -> None:
+    """FastV has no core: what it keeps is read at every step."""
+    kept = parse("fastv").places
+    assert kept == ("kept", "dropped") and parse("avl+fastv").places == A_VL
+    assert str(Shares(0.5, 0.0, kept)) == "kept 50%"
+    assert str(Shares(0.3, 0.2)) == "kept 50%: core 30%, secondary 20%"
+    places = [placement(0, [0], [])]
+    told = grids(places, [GRID], 6, colour=False, places=kept)
+    assert told.endswith("## kept   .. dropped   in at least half of the layers")
+    image = Image.new("RGB", (9, 9), "white")
+    one, two = (
+        np.asarray(draw([image], places, [GRID], 5, places=names)).reshape(-1, 3)
+        for names in (kept, A_VL)
+    )
+    assert not (one == SECONDARY).all(1).any() and (two == SECONDARY).all(1).any()

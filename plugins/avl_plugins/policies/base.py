@@ -36,11 +36,11 @@ class Policy(abc.ABC):
             action.check(splits, str(self))
 
     @property
-    def places(self) -> tuple[str, str | None, str]:
-        """What pictures call image tokens that are active, parked (None: there are none), gone."""
+    def places(self) -> tuple[str, ...]:
+        """What pictures call image tokens that are active, parked (where some are) and gone."""
         if any(action.reads_parked for action in self.actions()):
             return "core", "secondary", "minor"
-        return "kept", None, "dropped"
+        return "kept", "dropped"
 
     def __str__(self) -> str:
         options = [

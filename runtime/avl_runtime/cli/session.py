@@ -123,7 +123,7 @@ class Session:
 
     def _report(self, result: Result, prompt: str) -> None:
         extras, visuals = self.extras, result.visuals
-        steps = result.stats.new_tokens - 1
+        steps, places = result.stats.new_tokens - 1, self.chat.policy.places
         if extras.json:
             print(json.dumps(as_json(result), ensure_ascii=False), flush=True)
         elif result.finish_reason == "length" and extras.notes:
@@ -133,11 +133,12 @@ class Session:
             )
         if visuals and extras.show:
             colour = extras.stream.isatty() and not os.environ.get("NO_COLOR")
-            told = grids(result.placements, visuals, steps, colour=colour)
+            told = grids(result.placements, visuals, steps, colour=colour, places=places)
             print(told, file=extras.stream)
         if visuals and extras.heatmap is not None:
             title = f"{result.stats.policy} · {prompt}"
-            sheet = draw(self._views(), result.placements, visuals, steps, title, result.text)
+            views = self._views()
+            sheet = draw(views, result.placements, visuals, steps, title, result.text, places)
             save_picture(sheet, extras.heatmap)
         if extras.stats:
             print(stats_lines(result.stats), file=extras.stream)

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_runtime.generate.results import Placement
-from avl_runtime.show.spans import Span, spans
+from avl_runtime.show.spans import A_VL, Span, spans
 from avl_runtime.vision import Cells
 
-MARKS = ("##", "++", "..")  # core, secondary, minor
+MARKS = ("##", "++", "..")  # active, parked, dropped
 COLOURS = ("48;5;208", "48;5;32", "48;5;236")
 
 
@@ -21,19 +21,28 @@ def grids(
     steps: int,
     *,
     colour: bool,
+    places: Sequence[str] = A_VL,
 ) -> str:
     """One block an image: its patches after prefill and, if they changed, in the last steps.
 
     A patch is marked as core, or as secondary, if it is that (or more) in at least half of the
     layers.
+
+    Args:
+        places: what the policy calls them (`Policy.places`).
     """
     blocks = []
     for image in range(len(visuals)):
         parts = spans(placements, visuals, image, steps, most=len(placements))
         shown = parts if len(parts) == 1 else [parts[0], parts[-1]]
         blocks.append("\n".join([f"image {image + 1}", *_side_by_side(shown, colour)]))
-    names = zip(MARKS, COLOURS, ("core", "secondary", "minor (dropped)"), strict=True)
-    legend = "   ".join(f"{_cell(mark, code, colour)} {name}" for mark, code, name in names)
+    *kept, gone = places
+    used = [*range(len(kept)), 2]
+    names = [*kept, gone if gone == "dropped" else f"{gone} (dropped)"]
+    legend = "   ".join(
+        f"{_cell(MARKS[at], COLOURS[at], colour)} {name}"
+        for at, name in zip(used, names, strict=True)
+    )
     return "\n\n".join([*blocks, f"{legend}   in at least half of the layers"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avl_plugins.errors import AvlError
 from avl_runtime.generate.results import Placement
-from avl_runtime.show.spans import Span, spans
+from avl_runtime.show.spans import A_VL, Span, spans
 from avl_runtime.vision import Cells
 
 Colour = tuple[int, int, int]
@@ -44,10 +44,14 @@ class Shares:
 
     core: float
     secondary: float
+    places: Sequence[str] = A_VL
 
     def __str__(self) -> str:
         kept = f"kept {self.core + self.secondary:.0%}"
-        return f"{kept}: core {self.core:.0%}, secondary {self.secondary:.0%}"
+        if len(self.places) < len(A_VL):
+            return kept
+        active, parked, _ = self.places
+        return f"{kept}: {active} {self.core:.0%}, {parked} {self.secondary:.0%}"
 
 
 def draw(
@@ -57,6 +61,7 @@ def draw(
     steps: int,
     title: str = "",
     answer: str = "",
+    places: Sequence[str] = A_VL,
 ) -> Image.Image:
     """One row an image: the image, then what was kept of it while the answer was made.
 
@@ -71,6 +76,8 @@ def draw(
         steps: decode steps in all (generated tokens less one).
         title: a line above, cut where it is too long.
         answer: what the model said, under the title, cut after three lines.
+        places: what the policy calls active, parked and dropped tokens (`Policy.places`); where it
+            parks none there is one colour.
 
     Raises:
         HeatmapError: no image, no placement, or not as many images as the conversation has.
@@ -87,7 +94,8 @@ def draw(
     rows = []
     for number, image in enumerate(images):
         (part,) = spans(placements, visuals, number, steps, most=1)
-        rows.append(_row(image, part, shares(placements, visuals, number, steps), layers))
+        kept = replace(shares(placements, visuals, number, steps), places=tuple(places))
+        rows.append(_row(image, part, kept, layers))
     width = max(max(row.width for row in rows) + 2 * GAP, 2 * (PANEL + GAP) + GAP)
     head = [(one, INK) for one in _wrapped(title, width - 2 * GAP, 1)]
     head += [(one, FAINT) for one in _wrapped(answer, width - 2 * GAP, ANSWER)]
@@ -100,7 +108,7 @@ def draw(
     for row in rows:
         sheet.paste(row, (GAP, top))
         top += row.height + GAP
-    _legend(pen, (GAP, top), layers)
+    _legend(pen, (GAP, top), layers, places[:-1])
     return sheet
 
 
@@ -173,11 +181,14 @@ def _large(values: NDArray[np.float64] | NDArray[np.int64], cell: int) -> NDArra
     return values.repeat(cell, 0).repeat(cell, 1).astype(np.float64)
 
 
-def _legend(pen: ImageDraw.ImageDraw, place: tuple[int, int], layers: int) -> None:
+def _legend(
+    pen: ImageDraw.ImageDraw, place: tuple[int, int], layers: int, kept: Sequence[str]
+) -> None:
     """A scale a colour, from no layer to all of them."""
     left, top = place
     font = _font(SMALL)
-    names = (("core: read at every step", CORE), ("secondary: read at refreshes", SECONDARY))
+    told = (("read at every step", CORE), ("read at refreshes", SECONDARY))
+    names = [(f"{name}: {when}", colour) for name, (when, colour) in zip(kept, told, strict=False)]
     begin = left + max(round(font.getlength(name)) for name, _ in names) + GAP
     edges = [begin + round(number * SCALE / (layers + 1)) for number in range(layers + 2)]
     for row, (name, colour) in enumerate(names):
@@ -190,8 +201,8 @@ def _legend(pen: ImageDraw.ImageDraw, place: tuple[int, int], layers: int) -> No
                 top + row * LINE + 19,
             )
             pen.rectangle(box, fill=tuple(step))
-    told = sorted({0, layers, *((layers // 2,) if layers > 3 else ())})
-    shown = range(layers + 1) if layers < 9 else told
+    marked = sorted({0, layers, *((layers // 2,) if layers > 3 else ())})
+    shown = range(layers + 1) if layers < 9 else marked
     for number in shown:
         middle = (edges[number] + edges[number + 1]) // 2
         pen.text((middle, top + 2 * LINE), str(number), FAINT, font, anchor="ma")

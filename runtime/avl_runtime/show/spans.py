@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from avl_runtime.generate.results import Placement
 from avl_runtime.vision import Cells
 
+A_VL = ("core", "secondary", "minor")  # its names for active, parked and dropped image tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
