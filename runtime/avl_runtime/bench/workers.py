@@ -14,8 +14,8 @@ from typing import Any
 
 from avl_runtime.bench.errors import BenchError
 
-# Packages whose own __init__ is left out, as it needs what a peer's environment may lack.
-_ROOTS = ("avl_runtime", "avl_export")
+# Packages whose own __init__ is left out, as it may need what a peer's environment may lack.
+_ROOTS = ("avl_runtime",)
 _BOOT = f"""
 import runpy, sys, types
 module, *folders = sys.argv[1:]

@@ -205,7 +205,7 @@ def _legend(
     shown = range(layers + 1) if layers < 9 else marked
     for number in shown:
         middle = (edges[number] + edges[number + 1]) // 2
-        pen.text((middle, top + 2 * LINE), str(number), FAINT, font, anchor="ma")
+        pen.text((middle, top + len(names) * LINE), str(number), FAINT, font, anchor="ma")
     pen.text((edges[-1] + GAP, top + LINE // 2), f"kept in k of {layers} layers,", FAINT, font)
     pen.text((edges[-1] + GAP, top + LINE // 2 + LINE), "0: dropped in all", FAINT, font)
 
