@@ -165,7 +165,7 @@ class LVLM:
         Raises:
             AvlError: as `stream`.
         """
-        request = self.request(
+        return self.stream(
             prompt,
             images,
             videos,
@@ -175,8 +175,7 @@ class LVLM:
             return_logits=return_logits,
             return_placements=return_placements,
             **options,
-        )
-        return self._results([request])[0]
+        ).result
 
     def request(
         self,

@@ -14,6 +14,7 @@ import pytest
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Action, Divide, Policy, Refresh, View
 from avl_runtime import LVLM
+from avl_runtime.execute.host.executor import HostExecutor
 from avl_runtime.generate.prefill import extend, finished
 from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.requests import Scheduler
@@ -266,6 +267,28 @@ def test_several_rows_at_once_are_as_one_by_one(tiny: LVLM) -> None:
     both = decoder.run([others[0], reply[5]])
     np.testing.assert_allclose(both[1], wanted[3], atol=1e-5, rtol=0)
     np.testing.assert_allclose(both[0], other_plain.run([others[0]])[0], atol=1e-5, rtol=0)
+
+
+def test_rows_that_are_read_half_are_taken_back(
+    tiny: LVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequence, decoder, reply = begun(tiny, "dense", 2)
+    read, length, step = HostExecutor.read, sequence.length, sequence.step
+
+    def interrupted(self: HostExecutor, segment: int, *given: Any, **more: Any) -> Any:
+        if segment:
+            raise KeyboardInterrupt
+        return read(self, segment, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostExecutor, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            several(tiny, sequence, reply[2:5])
+    assert (sequence.length, sequence.step) == (length, step)
+    _, plain, _ = begun(tiny, "dense", 2)
+    assert decoder.run([reply[2]]).tobytes() == plain.run([reply[2]]).tobytes()
+    with pytest.raises(ValueError, match="1 to 256 tokens at once, found 300"):
+        several(tiny, sequence, [7] * 300)
 
 
 def test_what_a_policy_has_moved_cannot_be_taken_back(tiny: LVLM) -> None:

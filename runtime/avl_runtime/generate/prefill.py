@@ -83,30 +83,39 @@ def extend(
 
     Raises:
         RollbackError: the policy counts attention of text, which could not be taken back.
-        PromptTooLongError: the model's context is too short.
+        PromptTooLongError: the model's context, or a cache that engines take, is too short.
+        ValueError: there are none, or more than a chunk takes.
     """
     if sequence.evicts:
         raise RollbackError(
             f"expected a policy that evicts no text for {len(token_ids)} tokens at once, found one "
             "that does; read them one by one"
         )
+    executor, count = sequence.executor, len(token_ids)
+    if not 0 < count <= executor.chunk:
+        raise ValueError(f"expected 1 to {executor.chunk} tokens at once, found {count}")
+    executor.check_prompt(sequence.caches, sequence.seq, count)
     start, dims = sequence.length, manifest.dims
-    positions = np.arange(start, start + len(token_ids))
-    ids = np.arange(len(token_ids)) + sequence.next_position
-    sequence.grow(token_ids)
+    positions = np.arange(start, start + count)
+    ids = np.broadcast_to(np.arange(count) + sequence.next_position, (dims.position_axes, count))
+    weights = np.zeros((1, 2, count), np.float32)
     rows: NDArray[Any] = hidden
-    for index, segment in enumerate(manifest.segments):
-        added = np.zeros((len(segment.deepstack), *hidden.shape), hidden.dtype)
-        axes = np.broadcast_to(ids, (dims.position_axes, len(ids)))
-        chunk = Chunk(rows, positions, axes, added)
-        weights = np.zeros((1, 2, len(ids)), np.float32)
-        cache = sequence.caches[index]
-        run = sequence.executor.read(
-            index, cache, sequence.seq, chunk, weights, Logits.ALL, last=False, parked=False
-        )
-        rows = run.output
-        run.store(None)
-    sequence.step += len(token_ids)
+    sequence.grow(token_ids)
+    sequence.step += count
+    try:
+        for index, (segment, cache) in enumerate(
+            zip(manifest.segments, sequence.caches, strict=True)
+        ):
+            added = np.zeros((len(segment.deepstack), *hidden.shape), hidden.dtype)
+            chunk = Chunk(rows, positions, ids, added)
+            run = executor.read(
+                index, cache, sequence.seq, chunk, weights, Logits.ALL, last=False, parked=False
+            )
+            rows = run.output
+            run.store(None)
+    except BaseException:  # Ctrl-C too: segments must not hold different numbers of rows
+        sequence.roll_back(start)
+        raise
     return np.asarray(rows[0], np.float32)
 
 
