@@ -166,9 +166,9 @@ def test_a_later_turn_is_closed_by_the_tokenizers_end(made: Path, tmp_path: Path
     assert avl_export(["--model", str(folder), "--out", str(out), "--no-check"]) == 0
     chat = LVLM.load(out, backend="ort-cpu", threads=1).chat()
     chat.send("One?", max_new_tokens=3)
-    before = chat._conversation.length
+    before = chat._kept.sequence.length
     chat.send("Two?", max_new_tokens=1)
-    read = chat._conversation.token_ids[before:]
+    read = chat._kept.sequence.token_ids[before:]
     user = AutoTokenizer.from_pretrained(folder)("user", add_special_tokens=False)["input_ids"]
     assert read[1:3] == [2, user[0]]
 

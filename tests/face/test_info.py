@@ -117,7 +117,10 @@ def test_quantized_copied_and_built(changed: Callable[..., tuple[dict[str, Any],
     }
     shards = [{"path": "gone.safetensors", "size": 7, "header_sha256": "0", "sha256": None}]
     told, text = changed(
-        quantization=quantization, engines=[engines], weights={"folder": None, "shards": shards}
+        quantization=quantization,
+        engines=[engines],
+        weights={"folder": None, "shards": shards},
+        embedding={"file": "gone.safetensors", "offset": 0, "dtype": "F32", "shape": [386, 192]},
     )
     assert told["quantization"] == {
         name: quantization[name] for name in ("method", "bits", "block_size", "parts")
