@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from avl_plugins.errors import quoted
+from avl_plugins.errors import AvlError, quoted
 from avl_plugins.policies import Policy
 from avl_runtime.chat import Chat
 from avl_runtime.generate.options import Options
@@ -24,6 +24,10 @@ from avl_runtime.requests.runner import Runner
 from avl_runtime.requests.stream import Stream
 from avl_runtime.vision.load.images import ImageLike
 from avl_runtime.vision.load.videos import VideoLike
+
+
+class BatchTooLargeError(AvlError):
+    """More prompts at once than the engines were built for."""
 
 
 class LVLM:
@@ -287,15 +291,20 @@ class LVLM:
 
     def _results(self, requests: Sequence[Request]) -> list[Result]:
         """Run requests together, to the end of all."""
+        most, count = self.loaded.executor.most_sequences, len(requests)
+        if count > most:
+            raise BatchTooLargeError(
+                f"expected at most {most} sequences, which is what the engines were built for, "
+                f"found {count}; build them with --max-batch {count}"
+            )
         runner = Runner(self.loaded)
         for request in requests:
             runner.submit(request)
         try:
-            while any(not request.done for request in requests):
-                runner.step()
-                failed = next((one for one in requests if one.error is not None), None)
-                if failed is not None:
-                    break
+            while runner.requests:
+                for request in runner.step():
+                    if request.error is not None:
+                        raise request.error
         finally:
             for request in requests:
                 runner.cancel(request)

@@ -28,10 +28,6 @@ class PromptTooLongError(AvlError):
     """A conversation does not fit into the model's context, or into what engines take."""
 
 
-class BatchTooLargeError(AvlError):
-    """More sequences than the engines were built for."""
-
-
 class Backend(Protocol):
     """Graphs of one package, loaded.
 
@@ -117,8 +113,9 @@ class Member(Protocol):
         """How many text tokens there are behind the first image token."""
         ...
 
-    def evictable(self, positions: Ints) -> NDArray[np.bool_]:
-        """Which of `positions` hold text behind the first image token."""
+    @property
+    def evictable_mask(self) -> NDArray[np.bool_]:
+        """[tokens so far], which positions hold text behind the first image token."""
         ...
 
 
@@ -182,10 +179,6 @@ class Batch(Protocol):
         """
         ...
 
-    def recall(self) -> None:
-        """Bring book-keeping that the step keeps elsewhere up to date in `caches`."""
-        ...
-
 
 class Executor(Protocol):
     """Runs a package's decoder on one backend, and says where its caches lie.
@@ -193,11 +186,13 @@ class Executor(Protocol):
     Attributes:
         chunk: new rows that a pass takes at most.
         most_rows: rows that a cache takes at most, None for any number.
+        most_sequences: that a batch takes at most.
         dtype: of rows as the host hands them over.
     """
 
     chunk: int
     most_rows: int | None
+    most_sequences: int
 
     @property
     def name(self) -> str: ...
@@ -258,7 +253,6 @@ class Executor(Protocol):
             steps: how many more rows may come.
 
         Raises:
-            BatchTooLargeError: engines take fewer sequences.
             AvlError: a device has no room for them.
         """
         ...

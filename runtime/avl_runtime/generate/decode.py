@@ -59,8 +59,9 @@ class Decoder:
         """
         index = self._index(sequence)
         rest = [each for each in self._members if each is not sequence]
-        self._recall()
         caches, seq = sequence.caches, sequence.seq
+        for cache in caches:
+            cache.claim()
         alone = not rest
         if keep and not alone:
             sequence.caches, sequence.seq = [cache.taken(seq) for cache in caches], 0
@@ -115,7 +116,8 @@ class Decoder:
         Returns:
             Two arrays [layers, image tokens], image tokens in prompt order.
         """
-        self._recall()
+        for cache in sequence.caches:
+            cache.recall()
         return placement(sequence)
 
     def _follow(
@@ -156,7 +158,6 @@ class Decoder:
 
     def _form(self, members: list[Sequence], steps: int) -> None:
         """Make a batch of `members`, whatever they were part of."""
-        self._recall()
         self._batch = None
         parts = [
             [(each.caches[index], each.seq) for each in members]
@@ -166,10 +167,6 @@ class Decoder:
         for seq, each in enumerate(members):
             each.caches, each.seq = batch.caches, seq
         self._members, self._batch, self._steps_left = members, batch, steps
-
-    def _recall(self) -> None:
-        if self._batch is not None:
-            self._batch.recall()
 
     def _index(self, sequence: Sequence) -> int:
         for index, each in enumerate(self._members):

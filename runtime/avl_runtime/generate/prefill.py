@@ -56,7 +56,10 @@ def prefill(
     except AvlError as error:
         sequence.restore(before)
         caches = sequence.caches, sequence.seq
-        raise executor.explained(error, *caches, len(rows.token_ids)) from error
+        told = executor.explained(error, *caches, len(rows.token_ids))
+        if told is error:
+            raise
+        raise told from error
     except BaseException:  # Ctrl-C too: half a prompt must not stay in the cache
         sequence.restore(before)
         raise

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Action, Policy, Tokens, When
 from avl_runtime.execute.protocol import Executor, PromptTooLongError
-from avl_runtime.kv.cache import Ints, SegmentCache
+from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.moves import roll_back
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.vision import Cells
@@ -97,10 +97,6 @@ class Sequence:
     def nbytes(self) -> int:
         """Bytes of the live planes, an equal share where a batch holds them."""
         return sum(cache.nbytes // cache.batch for cache in self.caches)
-
-    def evictable(self, positions: Ints) -> NDArray[np.bool_]:
-        """Which of `positions` hold text behind the first image token."""
-        return self._evictable.take(positions)
 
     def due(self) -> tuple[Action, ...]:
         """What decides after the step that `step` now counts."""

@@ -176,6 +176,12 @@ class SegmentCache:
         other.own()
         return other
 
+    def recall(self) -> None:
+        """Have book-keeping here up to date, which a device may keep during decode."""
+
+    def claim(self) -> None:
+        """Have book-keeping here alone: it is about to be changed."""
+
     def let_go(self) -> None:
         """Know that what `copy` made is gone."""
 

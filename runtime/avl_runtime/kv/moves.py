@@ -166,6 +166,7 @@ def evict(cache: SegmentCache, seq: int, dropped: Ints, first: int = 0) -> None:
 
 def roll_back(cache: SegmentCache, seq: int, length: int) -> None:
     """Drop the rows of a sequence whose positions are `length` or higher, in every layer."""
+    cache.claim()
     for layer, held in enumerate(cache.active_len[:, seq].tolist()):
         newer = cache.positions[layer, seq, :, :held] >= length
         if newer.any():

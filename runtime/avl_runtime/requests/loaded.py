@@ -50,12 +50,25 @@ class Loaded:
             self._closed = True
             del self.backend, self.executor, self.features, self.embedding
 
+    def check_open(self) -> None:
+        """Refuse a model that was closed.
+
+        Raises:
+            ClosedError: it was.
+        """
+        if self._closed:
+            raise ClosedError(
+                "expected a model that is open, found one that was closed; load it again"
+            )
+
     def sequence(self, policy: Policy) -> Sequence:
         """A new conversation with nothing in its cache."""
+        self.check_open()
         return Sequence(self.executor, self.package.manifest, policy)
 
     def decoder(self) -> Decoder:
         """Decode steps over sequences of this package."""
+        self.check_open()
         return Decoder(self.executor, self.package.manifest, self.embedding)
 
     def prefill(self, sequence: Sequence, prompt: Prompt, logits: Logits = Logits.ALL) -> Reading:
@@ -69,6 +82,7 @@ class Loaded:
 
     def embed(self, prompt: Prompt) -> PromptRows:
         """What the decoder reads of a prompt; runs the encoders where features are not known."""
+        self.check_open()
         mask, layers = prompt.image_mask, self.package.manifest.deepstack_layers
         # Ids of visual tokens may lie outside the embedding matrix; their rows are replaced.
         hidden = self.embedding.lookup(np.where(mask, 0, prompt.input_ids))
@@ -88,10 +102,7 @@ class Loaded:
             PolicyError: it drops tokens after a layer at which the decoder is not split.
             ClosedError: the model was closed.
         """
-        if self._closed:
-            raise ClosedError(
-                "expected a model that is open, found one that was closed; load it again"
-            )
+        self.check_open()
         policy.check(self.package.manifest.splits())
 
 

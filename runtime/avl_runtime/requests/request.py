@@ -63,7 +63,7 @@ class Request:
         self._most = options.max_new_tokens or MAX_NEW_TOKENS
         self._limit = 0
         self._read = 0
-        self._nbytes = 0
+        self._result: Result | None = None
 
     @property
     def sequence(self) -> Sequence:
@@ -97,8 +97,6 @@ class Request:
     def take(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token from logits [V]."""
         self.fresh = self.reply.take(logits, self.sequence.token_ids, self._limit)
-        if self.done:
-            self._nbytes = self.sequence.nbytes
 
     def note(self, placement: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> None:
         """Keep where image tokens are, for the result."""
@@ -114,12 +112,17 @@ class Request:
             AvlError: what ended the request.
             RuntimeError: it is not done.
         """
-        reply, loaded = self.reply, self.loaded
         if self.error is not None:
             raise self.error
-        if reply.finish_reason is None:
+        if self._result is None:
             raise RuntimeError("expected a request that is done, found one that still runs")
-        steps = max(0, len(reply.token_ids) - 1)
+        return self._result
+
+    def finish(self) -> None:
+        """Make the result of a reply that has come to its end, while its rows are there."""
+        reply, loaded = self.reply, self.loaded
+        if reply.finish_reason is None:
+            raise RuntimeError("expected a reply that has come to its end")
         stats = Stats(
             policy=str(self.policy),
             backend=loaded.backend.name,
@@ -128,13 +131,13 @@ class Request:
             new_tokens=len(reply.token_ids),
             prefill_ms=self.prefill_s * 1e3,
             decode_ms_per_token=self.decode_s * 1e3 / max(1, self.steps),
-            kv_bytes=self._nbytes,
-            kv_bytes_dense=loaded.executor.dense_bytes(self._read, steps, self._most - 1),
+            kv_bytes=self.sequence.nbytes,
+            kv_bytes_dense=loaded.executor.dense_bytes(self._read, self.steps, self._most - 1),
             peak_rss_bytes=peak_rss_bytes(),
             device_bytes=loaded.device_bytes(),
             seed=reply.seed,
         )
-        return Result(
+        self._result = Result(
             reply.text,
             tuple(reply.token_ids),
             reply.finish_reason,

@@ -19,7 +19,8 @@ class Runner:
 
     Each has a policy, options, a sampler and stop strings of its own. Prompts are read one after
     the other, a chunk between two decode steps. Requests that wait when nothing runs begin to
-    decode together. A runner belongs to one thread at a time.
+    decode together; those that the backend has no room for wait until others are done. A runner
+    belongs to one thread at a time.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -29,6 +30,7 @@ class Runner:
         self._ready: list[tuple[Request, Any]] = []  # their prompts are read, with first logits
         self._running: list[Request] = []
         self._reading: Reading | None = None
+        self._most = loaded.executor.most_sequences
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -86,11 +88,12 @@ class Runner:
             Those that got a token, which is `Request.fresh` where its text became certain, or that
             are done.
         """
-        if self._waiting:
+        if self._waiting and len(self._running) + len(self._ready) < self._most:
             failed = self._read_chunk()
             if failed is not None:
                 return [failed]
-        if self._ready and (self._running or not self._waiting):
+        full = len(self._ready) == self._most
+        if self._ready and (self._running or full or not self._waiting):
             return self._start()
         if self._running:
             return self._decode()
@@ -134,9 +137,7 @@ class Runner:
         try:
             self._decoder.join([one.sequence for one in joining], steps)
         except AvlError as error:
-            for request in joining:
-                request.error = error
-            return joining
+            return self._end_all([*self._running, *joining], error)
         self._running += joining
         spent = (time.perf_counter() - begun) / len(joining)
         for request, logits in ready:
@@ -153,11 +154,8 @@ class Runner:
         wanted = min(request.reply.reads for request in running)
         try:
             logits = self._decoder.run([one.reply.token_ids[-1] for one in running], wanted)
-        except AvlError as error:  # a step that stops half way leaves no cache whole
-            for request in running:
-                request.error = error
-            self._running, self._decoder = [], self._loaded.decoder()
-            return running
+        except AvlError as error:
+            return self._end_all(running, error)
         for request, row in zip(running, logits, strict=True):
             if request.trace and any(a.tokens is Tokens.IMAGE for a in request.sequence.due()):
                 request.note(self._decoder.placement(request.sequence))
@@ -169,8 +167,16 @@ class Runner:
         self._let_go()
         return running
 
+    def _end_all(self, requests: list[Request], error: AvlError) -> list[Request]:
+        """End all that run, and more: a batch that stops half way leaves no cache whole."""
+        for request in requests:
+            request.error = error
+        self._running, self._decoder = [], self._loaded.decoder()
+        return requests
+
     def _let_go(self) -> None:
         """Take those that are done out of the batch."""
         for request in [one for one in self._running if one.done]:
+            request.finish()
             self._running.remove(request)
             self._decoder.leave(request.sequence, keep=request.kept)

@@ -76,7 +76,8 @@ class DeviceBatch:
         upload.host[HIDDEN][:, 0] = self._backend.element.encode(step.hidden)
         for steps in self._segments:
             steps.note(upload, step.positions, reads)
-        upload.host["budget"][:] = [self._budget(each) for each in self._members]
+        if self._text is not None:
+            upload.host["budget"][:] = [self._budget(each) for each in self._members]
         self._queue(any(reads))
         self._backend.device.synchronize()
         found = np.array(self._backend.element.decode(self._logits)[:, 0], np.float32)
@@ -98,11 +99,6 @@ class DeviceBatch:
     def append(self, segment: int, mass: Floats | None, steps: int) -> None:
         if self._segments[segment].books is None:
             self._caches[segment].note(self._positions, mass)
-
-    def recall(self) -> None:
-        for steps in self._segments:
-            if steps.books is not None:
-                steps.books.recall()
 
     def _queue(self, refresh: bool) -> None:
         """Queue a step: the first of its kind as it is, the second recorded, the rest replayed."""
@@ -135,10 +131,10 @@ class DeviceBatch:
     def _bind(self) -> None:
         """Make room for the next rows, and say where everything is."""
         backend, batch = self._backend, len(self._members)
-        self.recall()
         self._segments, self._graphs, self._run_before = [], {}, set()
         dims, stored = backend.manifest.dims, backend.element.stored
         for cache in self._caches:
+            cache.claim()
             rows = growth.grown(backend, cache.top, self._steps_left)
             if cache.shared or cache.forked or cache.active_room != rows:
                 cache.resize(rows)

@@ -9,6 +9,7 @@ kernel, so that both kinds of cache move rows by the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,14 @@ LABEL = np.dtype(np.int32)
 _GIVEN_UP = Rows(Buffer(0, 0), Buffer(0, 0), Buffer(0, 0), Buffer(0, 0), 0, 0)  # by those that left
 
 
+class Books(Protocol):
+    """Book-keeping on a device."""
+
+    def recall(self) -> None:
+        """Bring the host's up to date; waits for the device."""
+        ...
+
+
 class DeviceCache(SegmentCache):
     """A segment's rows on a device, and their book-keeping on the host.
 
@@ -33,9 +42,10 @@ class DeviceCache(SegmentCache):
         place: where rows lie.
         on_host: parked rows of each layer that lie on the host; None where they do not.
         shared: whether a copy refers to the same rows, which then must not move.
+        books: what keeps book-keeping on the device during decode, if that is where it counts.
     """
 
-    __slots__ = ("_settled", "on_host", "place", "rows", "shared")
+    __slots__ = ("_settled", "books", "on_host", "place", "rows", "shared")
 
     def __init__(self, place: Place, layers: int) -> None:
         """An empty cache of a single sequence."""
@@ -48,6 +58,7 @@ class DeviceCache(SegmentCache):
             self.rows.append(rows)
             self.on_host.append(parked)
         self.shared = False
+        self.books: Books | None = None
         self.relabel()
 
     @property
@@ -67,9 +78,11 @@ class DeviceCache(SegmentCache):
 
     def copy(self) -> DeviceCache:
         """A second cache that keeps the rows as they are, whatever prompts the first reads."""
+        self.claim()
         other = DeviceCache.__new__(DeviceCache)
         self._copy_to(other)
         other.place, other.rows, other.on_host = self.place, list(self.rows), list(self.on_host)
+        other.books = None
         other.active = tuple([labels.copy() for labels in plane] for plane in self.active)
         other.parked = tuple([labels.copy() for labels in plane] for plane in self.parked)
         other.relabel()
@@ -81,6 +94,14 @@ class DeviceCache(SegmentCache):
         other = self.copy()
         self.shared = other.shared = False  # whoever writes takes rows of its own first
         return other
+
+    def recall(self) -> None:
+        if self.books is not None:
+            self.books.recall()
+
+    def claim(self) -> None:
+        self.recall()
+        self.books = None
 
     def let_go(self) -> None:
         self.shared = False
@@ -132,6 +153,7 @@ class DeviceCache(SegmentCache):
         Raises:
             OutOfDeviceMemoryError: there is no room for them.
         """
+        self.claim()
         count, lengths = len(positions), self.active_len[:, seq]
         self.reserve(int(lengths.max()) + count)
         sizes = (self.layers, 1, self.place.heads, count)
@@ -266,9 +288,12 @@ def device_gathered(
     first, place = parts[0][0], parts[0][0].place
     if release and len(parts) == 1 and first.batch == 1:
         return first
+    for cache, _ in parts:
+        cache.recall()
     books: list[Part] = list(parts)
     batch = DeviceCache.__new__(DeviceCache)
     batch.forked = batch.shared = False
+    batch.books = None
     capacity, apart = gather_books(batch, books, steps)
     for name, rows in (("active", capacity), ("parked", apart)):
         shape = (len(parts), place.heads, rows, 1)

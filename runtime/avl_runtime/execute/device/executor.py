@@ -18,7 +18,7 @@ from avl_runtime.execute.device.cache import DeviceCache, device_gathered
 from avl_runtime.execute.device.growth import GROWTH, device_dense_bytes
 from avl_runtime.execute.device.protocol import OutOfDeviceMemoryError
 from avl_runtime.execute.device.tensors import Masses, Nothing, Outputs, Upload, cache_inputs
-from avl_runtime.execute.protocol import BatchTooLargeError, Chunk, Member, PromptTooLongError
+from avl_runtime.execute.protocol import Chunk, Member, PromptTooLongError
 from avl_runtime.kv.cache import Floats, SegmentCache
 
 
@@ -29,6 +29,7 @@ class DeviceExecutor:
         self.backend = backend
         self.chunk = backend.limits.prompt_rows
         self.most_rows: int | None = backend.limits.cache_rows
+        self.most_sequences = backend.limits.batch
         self._found = (0, 0)  # memory free and in all, before the prompt that is read
 
     @property
@@ -96,12 +97,6 @@ class DeviceExecutor:
         members: Sequence[Member],
         steps: int,
     ) -> DeviceBatch:
-        most, count = self.backend.limits.batch, len(members)
-        if count > most:
-            raise BatchTooLargeError(
-                f"expected at most {most} sequences, which is what the engines were built for, "
-                f"found {count}; build them with --max-batch {count}"
-            )
         room = min(steps, GROWTH)
         caches = [
             device_gathered([(on_device(cache), seq) for cache, seq in segment], room)

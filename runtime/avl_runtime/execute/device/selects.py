@@ -48,8 +48,8 @@ def selects_on_device(cache: DeviceCache, members: Sequence[Member]) -> bool:
     return not evicts or cache.active_room <= ROWS[-1]
 
 
-def alike(cache: DeviceCache) -> list[int]:
-    """Layers that hold as many rows of every sequence as one another have the same number."""
+def length_groups(cache: DeviceCache) -> list[int]:
+    """A number for each layer, from 0 on; those that hold as many rows have the same."""
     numbers: dict[tuple[int, ...], int] = {}
     lengths = np.concatenate([getattr(cache, name) for name in LENGTHS], 1).tolist()
     return [numbers.setdefault(tuple(line), len(numbers)) for line in lengths]
@@ -60,5 +60,5 @@ def evictable_rows(cache: DeviceCache, members: Sequence[Member]) -> Ints:
     found: Ints = np.zeros(cache.active_len.shape, np.int64)
     for layer, seq in np.ndindex(found.shape):
         positions = cache.positions[layer, seq, 0, : cache.active_len[layer, seq]]
-        found[layer, seq] = np.count_nonzero(members[seq].evictable(positions))
+        found[layer, seq] = np.count_nonzero(members[seq].evictable_mask[positions])
     return found

@@ -14,7 +14,7 @@ from avl_plugins.policies import Tokens
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.books import DeviceBooks
 from avl_runtime.execute.device.cache import DeviceCache
-from avl_runtime.execute.device.selects import alike, evictable_rows, selects_on_device
+from avl_runtime.execute.device.selects import evictable_rows, length_groups, selects_on_device
 from avl_runtime.execute.device.tensors import (
     Nothing,
     Outputs,
@@ -71,7 +71,9 @@ class SegmentSteps:
         graph = backend.manifest.graph_of(backend.manifest.segments[index])
         self._layers = graph.layers
         memory, batch = backend.memory, cache.batch
+        cache.claim()
         self.books = DeviceBooks(cache) if selects_on_device(cache, members) else None
+        cache.books = self.books
         self._nothing = Nothing(cache.place, batch)
         self._has_parked = bool(cache.parked_len.any())
         sizes = (batch, 1, cache.active_room, cache.parked_room)
@@ -82,7 +84,10 @@ class SegmentSteps:
         core, parked = int(cache.image_rows.max()), int(cache.parked_len.max())
         self._core_moves = 2 * min(core, parked)
         self._core_rows = core + parked
-        self._groups = alike(cache)  # layers that share what says how many rows they hold
+        # Layers that hold as many rows share what says how many, as long as they hold as many.
+        self._groups = length_groups(cache)
+        self._firsts = [self._groups.index(group) for group in sorted(set(self._groups))]
+        self._may_part = self.books is None or text is not None
         fields: dict[str, tuple[tuple[int, ...], Any]] = {
             "image_rows": ((cache.layers, batch), _INT64),
             "append_source": ((*self._sizes, 1), _INT64),
@@ -104,7 +109,8 @@ class SegmentSteps:
             or cache.shared
             or cache.forked
             or cache.top >= cache.active_room
-            or alike(cache) != self._groups
+            or cache.books is not self.books
+            or (self._may_part and length_groups(cache) != self._groups)
         )
 
     def fields(self) -> Fields:
@@ -113,7 +119,7 @@ class SegmentSteps:
         found: dict[str, tuple[tuple[int, ...], Any]] = {
             f"append.{index}": ((*self._sizes, 1), _INT64)
         }
-        for group in sorted(set(self._groups)):
+        for group in range(len(self._firsts)):
             for name in ("active_len", "grown_len", "parked_len"):
                 found[f"{name}.{index}.{group}"] = ((batch,), _INT64)
         return found
@@ -215,7 +221,7 @@ class SegmentSteps:
             reads: for each sequence, whether its parked rows are read.
         """
         cache, index = self.cache, self._index
-        for layer, group in enumerate(self._groups):
+        for group, layer in enumerate(self._firsts):
             lengths = {
                 "active_len": cache.active_len[layer],
                 "grown_len": cache.active_len[layer] + 1,

@@ -103,6 +103,3 @@ class HostBatch:
         if cache.is_full or cache.forked:
             bound.release()
         cache.append((bound.k_new, bound.v_new), self._positions, mass, steps)
-
-    def recall(self) -> None:
-        """Book-keeping is where rows are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class HostExecutor:
     """See `protocol.Executor`."""
 
     most_rows: int | None = None
+    most_sequences = sys.maxsize
 
     def __init__(self, backend: HostBackend, manifest: Manifest) -> None:
         self.backend, self.manifest = backend, manifest
