@@ -6,14 +6,26 @@ import gc
 import threading
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from avl_export.cli import main as avl_export
 from avl_plugins.errors import AvlError
-from avl_plugins.policies import Action, Divide, Policy, Refresh, View
+from avl_plugins.policies import (
+    DROPPED,
+    Action,
+    Divide,
+    Policy,
+    Refresh,
+    TextBudget,
+    View,
+    parse,
+)
 from avl_runtime import LVLM
+from avl_runtime.evaluate.cost import placed_rows
 from avl_runtime.execute.host.executor import HostExecutor
 from avl_runtime.generate.prefill import extend, finished
 from avl_runtime.generate.sequence import RollbackError, Sequence
@@ -220,8 +232,6 @@ def test_one_model_in_several_threads(tiny: LVLM) -> None:
 
 def begun(model: LVLM, policy: str, tokens: int = 0) -> tuple[Sequence, Any, list[int]]:
     """A sequence that decodes, after so many tokens of its reply; its decoder; the reply."""
-    from avl_plugins.policies import parse
-
     loaded = model.loaded
     prompt, images = asked(0)
     reply = list(model.generate(prompt, images, policy=policy, max_new_tokens=16).token_ids)
@@ -379,3 +389,99 @@ def test_layers_may_hold_different_numbers_of_rows(tiny: LVLM, steps: int) -> No
     if steps > 2:  # the refresh draws another core, of the same size in every layer
         assert placed[1].core.sum(1).tolist() == [14] * 6
         assert (placed[1].core | placed[1].parked).sum(1).tolist() == kept
+
+
+@dataclass(frozen=True, slots=True)
+class Odd(Divide):
+    """Answers what it is told to."""
+
+    keep: float = 0.5
+    core: float = 0.5
+    answer: str = "shape"
+
+    def choose(self, view: View) -> Any:
+        if self.answer == "shape":
+            return np.zeros(3, np.int8)
+        if self.answer == "kind":
+            return np.zeros(view.positions.shape, np.bool_)
+        if self.answer == "number":
+            return np.full(view.positions.shape, 3, np.int8)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Uneven(TextBudget):
+    """Another number of rows for each KV head, or for each layer."""
+
+    ratio: float = 0.5
+    minimum: int = 2
+    heavy: float = 0.5
+    by_layer: bool = False
+
+    def limit(self, total: int) -> int | None:
+        return None
+
+    def choose(self, view: View) -> Any:
+        fates = np.zeros(view.positions.shape, np.int8)
+        for layer, heads in enumerate(fates):
+            for head, rows in enumerate(heads):
+                newest = np.argsort(-view.positions[layer, head])
+                rows[newest[: layer if self.by_layer else head]] = DROPPED
+        return fates
+
+
+@dataclass(frozen=True)
+class Of(Policy):
+    """A policy of one action."""
+
+    action: Action
+    name: ClassVar[str] = "of"
+
+    def actions(self) -> tuple[Action, ...]:
+        return (self.action,)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@pytest.mark.parametrize(
+    ("action", "says"),
+    [
+        (Odd(), r"Odd: expected int8 \(2, 144\) from choose\(\), .* found int8 \(3,\)"),
+        (Odd(answer="kind"), r"found bool \(2, 144\)"),
+        (Odd(answer="number"), "ACTIVE, PARKED or DROPPED"),
+        (Odd(answer="nothing"), "found <class 'NoneType'> ; mend"),
+        (Uneven(), "Uneven: expected the KV heads of a layer to drop as many"),
+    ],
+)
+def test_an_action_that_answers_nonsense_is_named(tiny: LVLM, action: Action, says: str) -> None:
+    prompt, images = asked(0)
+    with pytest.raises(AvlError, match=says):
+        tiny.generate(prompt, images, policy=Of(action), max_new_tokens=3)
+
+
+def test_layers_may_evict_different_numbers_of_text_rows(tiny: LVLM) -> None:
+    prompt, images = asked(0)
+    chat = tiny.chat(Of(Uneven(by_layer=True)))
+    chat.send(prompt, images, max_new_tokens=1)
+    whole = chat._kept.sequence.length
+    held = [int(n) for cache in chat._kept.sequence.caches for n in cache.active_len[:, 0]]
+    assert held == [whole - layer for layer in (0, 1, 0, 1, 2, 3)]
+
+
+def test_fractions_of_a_chain_are_of_all_image_tokens(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """What a later layer keeps is no fraction of what an earlier one left, and costs say so."""
+    out = tmp_path / "cut.avl"
+    arguments = ["--model", str(tiny_checkpoint), "--out", str(out), "--no-check"]
+    assert avl_export([*arguments, "--split", "2,4"]) == 0
+    model = LVLM.load(out, backend="ort-cpu", threads=1)
+    prompt, images = asked(0)
+    policy = "fastv:layer=4,keep=0.5+fastv:keep=0.75"
+    (placed,) = model.generate(
+        prompt, images, policy=policy, max_new_tokens=1, return_placements=True
+    ).placements
+    kept = [144, 144, 108, 108, 72, 72]
+    assert placed.core.sum(1).tolist() == kept
+    assert placed_rows(model.package.manifest.dims, parse(policy).actions(), 144)[0] == kept

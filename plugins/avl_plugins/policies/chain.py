@@ -55,11 +55,15 @@ class Chain(Policy):
         return tuple(sorted(found, key=_moment))
 
     def _check_shares(self) -> None:
-        choosing = [action for action in self.actions() if action.share < 1]
-        owners = {id(a): p for p in self.policies for a in choosing if a in p.actions()}
-        for earlier, later in pairwise(choosing):
+        choosing = [
+            (action, policy)
+            for policy in self.policies
+            for action in policy.actions()
+            if action.share < 1
+        ]
+        choosing.sort(key=lambda pair: _moment(pair[0]))
+        for (earlier, first), (later, second) in pairwise(choosing):
             if later.share > earlier.share:
-                first, second = owners[id(earlier)], owners[id(later)]
                 raise PolicyError(
                     f"{self}: expected {first} to leave at least the {later.share} of the image "
                     f"tokens that {second} keeps, found {earlier.share}; the later of two "

@@ -33,7 +33,7 @@ class View:
         layer: the first of the L layers.
         step: decode steps so far, 0 after a prompt; None between two layers of a prompt.
         total: all tokens of the kind that the conversation has had, dropped ones included; of
-            text, those behind the first image token.
+            text, those behind the first image token; between two layers, the prompt's own.
     """
 
     positions: Indices

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.errors import PolicyError
 from avl_plugins.policies import ACTIVE, DROPPED, PARKED, Action, Tokens, View
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv import sight
@@ -14,20 +15,23 @@ from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.moves import evict, exchange, place
 
 
-def goes_on(sequence: Sequence, action: Action, positions: Ints, mass: Floats, layer: int) -> Ints:
+def goes_on(
+    sequence: Sequence, action: Action, positions: Ints, mass: Floats, layer: int, images: int
+) -> Ints:
     """Indices into `positions` of a prompt's rows that go on to `layer`: all text, some images.
 
     Args:
         positions: [n] of the prompt's rows.
         mass: [tokens so far], the last row's attention in the layer before.
+        images: image tokens of the whole prompt, whatever has been dropped of them.
     """
     image = sequence.image_mask[positions]
     where = np.flatnonzero(image)
     stay = ~image
     if len(where):
         at = positions[where]
-        view = View(at, mass[at], layer, None, len(where))
-        stay[where] = action.choose(view) != DROPPED
+        view = View(at, mass[at], layer, None, images)
+        stay[where] = _asked(action, view) != DROPPED
     return np.flatnonzero(stay)
 
 
@@ -71,7 +75,7 @@ def after_step(
     chosen = []
     for (first, last), positions, attention in seen:
         view = View(positions, attention, first_layer + first, sequence.step, sequence.image_tokens)
-        chosen.append(((first, last), positions, action.choose(view)))
+        chosen.append(((first, last), positions, _asked(action, view)))
     if all(
         not (fates == DROPPED).any() and ((fates == ACTIVE).sum(1) == core[first:last]).all()
         for (first, last), _, fates in chosen
@@ -106,9 +110,30 @@ def _place_images(
         if mass.shape[1]:
             attention = np.take_along_axis(mass[first:last], positions, 1)
         view = View(positions, attention, first_layer + first, step, sequence.image_tokens)
-        chosen.append(((first, last), positions, action.choose(view)))
+        chosen.append(((first, last), positions, _asked(action, view)))
     place(cache, sequence.seq, _by_position(sequence, cache, chosen), sequence.image_mask)
     sequence.settled = sequence.length
+
+
+def _asked(action: Action, view: View) -> NDArray[np.int8]:
+    """What an action chooses, which somebody else may have written.
+
+    Raises:
+        PolicyError: that are no fates of the rows.
+    """
+    fates: NDArray[np.int8] = action.choose(view)
+    found = getattr(fates, "shape", None), getattr(fates, "dtype", type(fates))
+    if found != (view.positions.shape, np.int8):
+        raise PolicyError(
+            f"{type(action).__name__}: expected int8 {view.positions.shape} from choose(), a fate "
+            f"for each row, found {found[1]} {found[0] or ''}; mend the action"
+        )
+    if fates.size and fates.view(np.uint8).max() > DROPPED:
+        raise PolicyError(
+            f"{type(action).__name__}: expected ACTIVE, PARKED or DROPPED for each row, found "
+            "other numbers; mend the action"
+        )
+    return fates
 
 
 def _by_position(
@@ -132,8 +157,17 @@ def _evict_text(sequence: Sequence, cache: SegmentCache, action: Action, first_l
         positions = cache.positions[:, seq][each]
         mass = cache.mass[:, seq][each]
         view = View(positions, mass, first_layer + first, sequence.step, total)
-        gone = action.choose(view) == DROPPED
-        dropped = np.count_nonzero(gone[0, 0])
-        if dropped:
-            evict(cache, seq, slots[gone].reshape(*slots.shape[:2], dropped), first)
-            sequence.settled = sequence.length
+        gone = _asked(action, view) != ACTIVE
+        counts = gone.sum(-1)
+        if (counts != counts[:, :1]).any():
+            raise PolicyError(
+                f"{type(action).__name__}: expected the KV heads of a layer to drop as many text "
+                "rows as one another, found otherwise; mend the action"
+            )
+        for begin, end in sight.alike(counts[:, 0].tolist()):
+            count = int(counts[begin, 0])
+            if count:
+                shape = (end - begin, slots.shape[1], count)
+                dropped = slots[begin:end][gone[begin:end]].reshape(shape)
+                evict(cache, seq, dropped, first + begin)
+                sequence.settled = sequence.length

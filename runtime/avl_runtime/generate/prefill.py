@@ -141,13 +141,14 @@ def _read(
     logits: Logits,
 ) -> Reading:
     hidden, deepstack = rows.hidden, rows.deepstack
-    mass = np.zeros((1, 0), np.float32)
+    mass, images = np.zeros((1, 0), np.float32), int(rows.image_mask.sum())
     for index, segment in enumerate(manifest.segments):
         cache = sequence.caches[index]
         for action in sequence.actions:
             if action.before == segment.first_layer:
                 scores = mass[-1] if mass.shape[1] else np.zeros(sequence.length, np.float32)
-                kept = goes_on(sequence, action, positions, scores, segment.first_layer)
+                layer = segment.first_layer
+                kept = goes_on(sequence, action, positions, scores, layer, images)
                 hidden, positions = hidden[kept], positions[kept]
                 position_ids, deepstack = position_ids[:, kept], deepstack[:, kept]
         added, deepstack = np.split(deepstack, [len(segment.deepstack)])
