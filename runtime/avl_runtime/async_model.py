@@ -109,9 +109,7 @@ class AsyncLVLM:
             ClosedError: the model was closed.
         """
         if self._closed:
-            raise ClosedError(
-                "expected a model that is open, found one that was closed; load it again"
-            )
+            raise ClosedError
 
         def begin() -> None:
             self._told[id(request)] = heard
@@ -127,7 +125,7 @@ class AsyncLVLM:
         self._scheduler.cancel(request)
         heard = self._told.pop(id(request), None)
         if heard is not None:
-            heard()
+            self._tell(request, heard)
 
     def _work(self) -> None:
         """Run what there is; wait where there is nothing."""
@@ -148,16 +146,23 @@ class AsyncLVLM:
         try:
             moved = self._scheduler.step()
         except BaseException as error:  # a fault of ours ends these requests, not the thread
-            moved = list(waiting)
+            moved = [one for one in waiting if one.done] or list(waiting)
             for request in moved:
+                self._scheduler.cancel(request)
                 request.error = error
-            self._scheduler = Scheduler(self.model)
         for request in moved:
             heard = self._told.get(id(request))
-            if heard is not None:
-                heard()
             if request.done:
                 self._told.pop(id(request), None)
+            if heard is not None:
+                self._tell(request, heard)
+
+    def _tell(self, request: Request, heard: Callable[[], object]) -> None:
+        try:
+            heard()
+        except RuntimeError:  # its event loop was closed: nobody waits for it any more
+            self._told.pop(id(request), None)
+            self._scheduler.cancel(request)
 
 
 class AsyncStream(AsyncIterator[str]):

@@ -10,7 +10,6 @@ from avl_plugins.policies import Policy, parse
 from avl_runtime.execute import executor_on, load_backend
 from avl_runtime.generate.decode import Decoder
 from avl_runtime.generate.prefill import Reading, prefill
-from avl_runtime.generate.results import DeviceBytes
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
@@ -21,6 +20,9 @@ from avl_runtime.prompts.rows import PromptRows
 
 class ClosedError(AvlError):
     """A model was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("expected a model that is open, found one that was closed; load it again")
 
 
 class Loaded:
@@ -57,9 +59,7 @@ class Loaded:
             ClosedError: it was.
         """
         if self._closed:
-            raise ClosedError(
-                "expected a model that is open, found one that was closed; load it again"
-            )
+            raise ClosedError
 
     def sequence(self, policy: Policy) -> Sequence:
         """A new conversation with nothing in its cache."""
@@ -74,11 +74,6 @@ class Loaded:
     def prefill(self, sequence: Sequence, prompt: Prompt, logits: Logits = Logits.ALL) -> Reading:
         """Read a prompt, a chunk each time; see `generate.prefill`."""
         return prefill(sequence, self.package.manifest, self.embed(prompt), logits)
-
-    def device_bytes(self) -> DeviceBytes | None:
-        """What is in a device's memory now; None where caches are in the host's."""
-        used = self.executor.device_bytes()
-        return None if used is None else DeviceBytes(**used)
 
     def embed(self, prompt: Prompt) -> PromptRows:
         """What the decoder reads of a prompt; runs the encoders where features are not known."""

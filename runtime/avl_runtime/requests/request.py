@@ -9,7 +9,7 @@ from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy
 from avl_runtime.generate.options import MAX_NEW_TOKENS, Options
 from avl_runtime.generate.reply import Reply
-from avl_runtime.generate.results import Placement, Result, Stats
+from avl_runtime.generate.results import DeviceBytes, Placement, Result, Stats
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.machine.memory import peak_rss_bytes
 from avl_runtime.prompts.option_values import flag
@@ -24,6 +24,7 @@ class Request:
         reply: what has been generated.
         error: what ended it, instead of a result.
         fresh: text of the last step, "" where none became certain.
+        submitted: whether a runner has been given it; it runs once.
         kept: whether its rows stay when it is done, for the conversation to go on.
     """
 
@@ -56,6 +57,7 @@ class Request:
         keep_logits = flag("return_logits", return_logits)
         self.trace = flag("return_placements", return_placements)
         self.reply = Reply(loaded.processor.tokenizer, manifest.tokens.eos, options, keep_logits)
+        self.submitted = False
         self.error: BaseException | None = None
         self.fresh = ""
         self.prefill_s = self.decode_s = 0.0
@@ -120,21 +122,22 @@ class Request:
 
     def finish(self) -> None:
         """Make the result of a reply that has come to its end, while its rows are there."""
-        reply, loaded = self.reply, self.loaded
+        reply, executor = self.reply, self.sequence.executor  # the model may have been closed
         if reply.finish_reason is None:
             raise RuntimeError("expected a reply that has come to its end")
+        used = executor.device_bytes()
         stats = Stats(
             policy=str(self.policy),
-            backend=loaded.backend.name,
+            backend=executor.name,
             prompt_tokens=len(self.prompt.input_ids),
             visual_tokens=int(self.prompt.image_mask.sum()),
             new_tokens=len(reply.token_ids),
             prefill_ms=self.prefill_s * 1e3,
             decode_ms_per_token=self.decode_s * 1e3 / max(1, self.steps),
             kv_bytes=self.sequence.nbytes,
-            kv_bytes_dense=loaded.executor.dense_bytes(self._read, self.steps, self._most - 1),
+            kv_bytes_dense=executor.dense_bytes(self._read, self.steps, self._most - 1),
             peak_rss_bytes=peak_rss_bytes(),
-            device_bytes=loaded.device_bytes(),
+            device_bytes=None if used is None else DeviceBytes(**used),
             seed=reply.seed,
         )
         self._result = Result(
@@ -147,6 +150,10 @@ class Request:
             tuple(self.sequence.visuals),
             None if reply.logprobs is None else tuple(reply.logprobs),
         )
+
+
+class RequestError(AvlError):
+    """A runner was given what it cannot run."""
 
 
 class CancelledError(AvlError):

@@ -6,12 +6,12 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted
 from avl_plugins.policies import Tokens
 from avl_runtime.generate.prefill import Reading
 from avl_runtime.generate.results import Result
-from avl_runtime.requests.loaded import Loaded
-from avl_runtime.requests.request import CancelledError, Request
+from avl_runtime.requests.loaded import ClosedError, Loaded
+from avl_runtime.requests.request import CancelledError, Request, RequestError
 
 
 class Runner:
@@ -43,7 +43,27 @@ class Runner:
         return tuple(self._running)
 
     def submit(self, request: Request) -> Request:
-        """Have a request run."""
+        """Have a request run.
+
+        Raises:
+            RequestError: it is another model's, or was submitted before.
+            ClosedError: the model was closed.
+        """
+        if not isinstance(request, Request):
+            raise RequestError(
+                f"expected a request, found {quoted(request)}; make one with LVLM.request"
+            )
+        if request.loaded is not self._loaded:
+            raise RequestError(
+                "expected a request of this model, found one of another; make it with the model "
+                "that shall run it"
+            )
+        if request.submitted:
+            raise RequestError(
+                "expected a new request, found one that was submitted before; make another"
+            )
+        self._loaded.check_open()
+        request.submitted = True
         self._waiting.append(request)
         return request
 
@@ -65,9 +85,22 @@ class Runner:
         return request.result
 
     def cancel(self, request: Request) -> None:
-        """End a request, and free its rows, now; nothing where it is done."""
+        """End a request, and free its rows, now; nothing where it is done.
+
+        Raises:
+            RequestError: it was not submitted here.
+        """
+        if not isinstance(request, Request):
+            raise RequestError(
+                f"expected a request, found {quoted(request)}; pass what add() or submit() gave"
+            )
         if request.done:
             return
+        if request not in self.requests:
+            raise RequestError(
+                "expected a request that runs here, found one that was not submitted here; cancel "
+                "it where it runs"
+            )
         if request in self._running:
             self._running.remove(request)
             self._decoder.leave(request.sequence, keep=request.kept)
@@ -88,15 +121,29 @@ class Runner:
             Those that got a token, which is `Request.fresh` where its text became certain, or that
             are done.
         """
+        try:
+            self._loaded.check_open()
+        except ClosedError as error:
+            ended = list(self.requests)
+            for request in ended:
+                self.cancel(request)
+                request.error = error
+            return ended
         if self._waiting and len(self._running) + len(self._ready) < self._most:
             failed = self._read_chunk()
             if failed is not None:
                 return [failed]
         full = len(self._ready) == self._most
-        if self._ready and (self._running or full or not self._waiting):
-            return self._start()
-        if self._running:
-            return self._decode()
+        joining = [request for request, _ in self._ready]
+        try:
+            if self._ready and (self._running or full or not self._waiting):
+                return self._start()
+            if self._running:
+                return self._decode()
+        except BaseException as error:  # some may have got a token whose row is not whole
+            self._ready = []
+            self._end_all([*self._running, *joining], error)
+            raise
         return []
 
     def _read_chunk(self) -> Request | None:
@@ -120,9 +167,11 @@ class Runner:
             self._waiting.pop(0)
             request.error = error
             return request
-        except BaseException:
+        except BaseException as error:
             self._reading = None
             self._waiting.pop(0)
+            request.error = error
+            request.free()
             raise
         finally:
             request.prefill_s += time.perf_counter() - begun
@@ -167,11 +216,12 @@ class Runner:
         self._let_go()
         return running
 
-    def _end_all(self, requests: list[Request], error: AvlError) -> list[Request]:
+    def _end_all(self, requests: list[Request], error: BaseException) -> list[Request]:
         """End all that run, and more: a batch that stops half way leaves no cache whole."""
         for request in requests:
             request.error = error
-        self._running, self._decoder = [], self._loaded.decoder()
+        self._running = []
+        self._decoder = self._loaded.decoder()
         return requests
 
     def _let_go(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from avl_plugins.errors import quoted
 from avl_runtime.prompts.messages import Said
 from avl_runtime.requests.loaded import Loaded
-from avl_runtime.requests.request import Request
+from avl_runtime.requests.request import Request, RequestError
 from avl_runtime.requests.runner import Runner
 from avl_runtime.vision.load.images import ImageLike
 from avl_runtime.vision.load.videos import VideoLike
@@ -46,7 +47,17 @@ class Scheduler(Runner):
     """
 
     def __init__(self, model: Model) -> None:
-        super().__init__(model.loaded)
+        """
+        Raises:
+            RequestError: it is no model.
+            ClosedError: it was closed.
+        """
+        loaded = getattr(model, "loaded", None)
+        if not isinstance(loaded, Loaded):
+            raise RequestError(
+                f"expected a model, found {quoted(model)}; pass what LVLM.load gives"
+            )
+        super().__init__(loaded)
         self._model = model
 
     def add(

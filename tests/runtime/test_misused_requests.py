@@ -1,0 +1,136 @@
+"""Requests that are used otherwise than once, in one runner of an open model."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from avl_plugins.errors import AvlError
+from avl_runtime import LVLM, AsyncLVLM
+from avl_runtime.execute.host.executor import HostExecutor
+from avl_runtime.requests import Scheduler
+from avl_runtime.requests.loaded import ClosedError
+from avl_runtime.requests.request import Request, RequestError
+from avl_runtime.tasks import sample
+
+ONE = sample("ocr", "held-out", 40)
+
+
+def ran(scheduler: Scheduler, request: Request) -> Request:
+    while not request.done:
+        scheduler.step()
+    return request
+
+
+@pytest.fixture
+def own(tiny_package: Path) -> LVLM:
+    return LVLM.load(tiny_package, backend="ort-cpu")
+
+
+def test_a_request_runs_once_and_where_it_was_submitted(tiny: LVLM) -> None:
+    """Given twice, its rows would be read twice."""
+    scheduler, other = Scheduler(tiny), Scheduler(tiny)
+    request = scheduler.add(ONE.prompt, [ONE.image], max_new_tokens=8)
+    for again in (scheduler, other):
+        with pytest.raises(RequestError, match="submitted before; make another"):
+            again.submit(request)
+    with pytest.raises(RequestError, match="runs here"):
+        other.cancel(request)
+    found = ran(scheduler, request).result
+    assert found.token_ids == tiny.generate(ONE.prompt, [ONE.image], max_new_tokens=8).token_ids
+    with pytest.raises(RequestError, match="submitted before"):
+        scheduler.submit(request)
+    other.cancel(request)  # it is done
+    for wrong in ("x", None):
+        with pytest.raises(RequestError, match="expected a request, found"):
+            scheduler.submit(wrong)  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match="expected a request, found"):
+            scheduler.cancel(wrong)  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match="expected a model, found"):
+            Scheduler(wrong)  # type: ignore[arg-type]
+    assert scheduler.requests == ()
+
+
+def test_another_models_request_is_refused(tiny: LVLM, own: LVLM) -> None:
+    with pytest.raises(RequestError, match="of this model, found one of another"):
+        Scheduler(tiny).submit(own.request("What?"))
+
+
+def test_a_closed_model_ends_what_runs(own: LVLM) -> None:
+    scheduler = Scheduler(own)
+    done = ran(scheduler, scheduler.add(ONE.prompt, [ONE.image], max_new_tokens=2))
+    running = scheduler.add(ONE.prompt, [ONE.image], max_new_tokens=40)
+    while running not in scheduler.running:
+        scheduler.step()
+    waiting = scheduler.add(ONE.prompt, [ONE.image])
+    begun, unbegun = own.stream(ONE.prompt, [ONE.image]), own.stream(ONE.prompt, [ONE.image])
+    made = own.request("What?")
+    next(begun)
+    own.close()
+    assert scheduler.step() == [running, waiting]
+    assert scheduler.requests == ()
+    assert scheduler.step() == []
+    for request in (running, waiting):
+        with pytest.raises(ClosedError):
+            _ = request.result
+    assert len(done.result.token_ids) == 2
+    assert done.result.stats.backend == "ort-cpu"
+    for stream in (begun, unbegun):
+        with pytest.raises(ClosedError):
+            list(stream)
+    with pytest.raises(ClosedError):
+        scheduler.submit(made)
+    with pytest.raises(ClosedError):
+        Scheduler(own)
+
+
+@pytest.mark.parametrize("when", ["reading", "running"])
+def test_after_an_interrupt_nothing_goes_on_with_half_a_step(
+    tiny: LVLM, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    scheduler = Scheduler(tiny)
+    both = [scheduler.add(ONE.prompt, [ONE.image], max_new_tokens=8) for _ in range(2)]
+    while when == "running" and len(scheduler.running) < 2:
+        scheduler.step()
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostExecutor, "read", interrupted)
+        patch.setattr("avl_runtime.generate.decode.Decoder.run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.step()
+    ended = both if when == "running" else both[:1]
+    assert [one for one in both if one.done] == ended
+    last = scheduler.add(ONE.prompt, [ONE.image], max_new_tokens=8)
+    expected = tiny.generate(ONE.prompt, [ONE.image], max_new_tokens=8).token_ids
+    for request in (*both, last):
+        if request not in ended:
+            assert ran(scheduler, request).result.token_ids == expected
+
+
+def test_a_batch_tells_the_error_of_the_prompt_that_failed(tiny: LVLM) -> None:
+    with pytest.raises(AvlError, match="at most 2048 tokens"):
+        tiny.generate_batch(["What?", "a " * 3000])
+
+
+def test_an_event_loop_that_ends_takes_no_other_with_it(tiny_package: Path) -> None:
+    shared = AsyncLVLM.load(tiny_package, backend="ort-cpu")
+
+    async def begin() -> None:
+        await shared.stream("Describe the image.", [ONE.image]).__anext__()
+
+    async def ask() -> str:
+        return (await shared.generate(ONE.prompt, [ONE.image], max_new_tokens=8)).text
+
+    async def both() -> str:
+        return await asyncio.wait_for(ask(), 60)
+
+    asyncio.run(begin())
+    text = asyncio.run(both())
+    assert text == shared.model.generate(ONE.prompt, [ONE.image], max_new_tokens=8).text
+    asyncio.run(shared.close())
