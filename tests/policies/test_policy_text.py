@@ -150,6 +150,8 @@ def test_values_of_other_types_are_refused(value: object) -> None:
         AVL(keep=value)
     with pytest.raises(PolicyError):
         FastV(layer=value)
+    with pytest.raises(PolicyError):
+        AVL(heavy=value)
 
 
 def test_a_control_of_fastv_may_keep_less_than_the_unused_core() -> None:
@@ -208,6 +210,34 @@ def test_a_policy_of_ones_own_is_known_by_its_name() -> None:
         parse("half-of-it:seed=x")
 
 
+class Half0(Policy):
+    def actions(self) -> tuple[Action, ...]:
+        return (Prune(2, 0.5),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare(Policy):
+    name = "bare"
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd(Half0):
+    shape: tuple[int, ...] = ()
+    name = "odd"
+
+
+@dataclasses.dataclass(frozen=True)
+class Perhaps(Half0):
+    keep: float | None = 0.5
+    name = "perhaps"
+
+
+def test_an_option_that_may_be_none_is_read_back() -> None:
+    register(Perhaps)
+    for policy in (Perhaps(), Perhaps(0.4), Perhaps(None)):
+        assert parse(str(policy)) == policy
+
+
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
@@ -215,6 +245,9 @@ def test_a_policy_of_ones_own_is_known_by_its_name() -> None:
         (type("Other", (Half,), {"name": "A VL"}), "found 'A VL'"),
         (type("Other", (), {"name": "other"}), "a dataclass derived from Policy"),
         (3, "found None"),
+        (dataclasses.dataclass(type("Loose", (Half0,), {"name": "loose"})), "a frozen dataclass"),
+        (Bare, "a policy with actions"),
+        (Odd, "bool or str, or one of these or None, found shape: "),
     ],
 )
 def test_what_cannot_be_registered(kind: object, says: str) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from avl_plugins.errors import PolicyError, quoted
+from avl_plugins.errors import PolicyError
 from avl_plugins.policies.action import Action
-from avl_plugins.policies.base import Policy, check_count, check_fraction, core_of
+from avl_plugins.policies.base import Policy, check_count, check_fraction, check_heavy, core_of
 from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.split import Divide, Refresh
 from avl_plugins.policies.text import TextBudget
@@ -49,11 +49,7 @@ class AVL(Policy):
         check_count(
             self.name, "prefill_layer", self.prefill_layer, 1, "ranking needs one layer's attention"
         )
-        if not 0 <= self.heavy <= 1:
-            raise PolicyError(
-                f"avl: expected heavy from 0 to 1, found {quoted(self.heavy)}; "
-                "0 keeps only the most recent text"
-            )
+        check_heavy(self.name, self.heavy)
         if self.prefill < self.keep:
             raise PolicyError(
                 f"avl: expected prefill of at least keep = {self.keep}, found {self.prefill}; "

@@ -30,9 +30,21 @@ class Policy(abc.ABC):
         """Refuse a package whose decoder is split after the layers `splits`.
 
         Raises:
-            PolicyError: an action cannot work with it.
+            PolicyError: an action cannot work with it, or this is no policy that can be asked.
         """
-        for action in self.actions():
+        kind = type(self)
+        if not dataclasses.is_dataclass(kind):
+            raise PolicyError(
+                f"{kind.__name__}: expected a dataclass derived from Policy, found another class; "
+                "write @dataclass(frozen=True) over the class"
+            )
+        actions = self.actions()
+        if not isinstance(actions, tuple) or not all(isinstance(one, Action) for one in actions):
+            raise PolicyError(
+                f"{self}: expected a tuple of actions from actions(), found {quoted(actions)}; "
+                "write return (Prune(2, 0.5),)"
+            )
+        for action in actions:
             action.check(splits, str(self))
 
     @property
@@ -67,6 +79,16 @@ def check_count(policy: str, option: str, value: object, minimum: int, meaning: 
         raise PolicyError(
             f"{policy}: expected {option} to be a whole number of at least {minimum}, "
             f"found {quoted(value)}; {meaning}"
+        )
+
+
+def check_heavy(policy: str, value: object) -> None:
+    """Refuse anything but a number in [0, 1]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:  # type: ignore[operator]
+        raise PolicyError(
+            f"{policy}: expected heavy from 0 to 1, found {quoted(value)}; "
+            "0 keeps only the most recent text"
         )
 
 

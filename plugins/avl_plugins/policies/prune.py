@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies.action import Action, Placed, When
-from avl_plugins.policies.ranking import ATTENTION, Ranking
+from avl_plugins.policies.base import check_count, check_fraction
+from avl_plugins.policies.ranking import ATTENTION, Ranking, check_ranking
 from avl_plugins.policies.view import Fates, View, fates
 
 
@@ -25,6 +26,15 @@ class Prune(Action):
     ranking: Ranking = ATTENTION
 
     when: ClassVar[frozenset[When]] = frozenset({When.BETWEEN})
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            PolicyError: a value is out of range.
+        """
+        check_count("Prune", "layer", self.layer, 1, "ranking needs the attention of one layer")
+        check_fraction("Prune", "keep", self.keep)
+        check_ranking("Prune", self.ranking)
 
     @property
     def decides(self) -> str:

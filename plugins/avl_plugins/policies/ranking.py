@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.view import Indices, Mask, Scores, View
 
 
@@ -34,8 +35,24 @@ class Ranking(abc.ABC):
         """
 
     def first(self, view: View, count: int) -> Mask:
-        """Which `count` rows along the last axis come first, or all where there are fewer."""
-        return highest(self.scores(view, count), view.positions, count)
+        """Which `count` rows along the last axis come first, or all where there are fewer.
+
+        Raises:
+            PolicyError: the scores are not a number for each row.
+        """
+        scores = np.asarray(self.scores(view, count))
+        if scores.shape != view.positions.shape or scores.dtype.kind not in "biuf":
+            raise PolicyError(
+                f"{type(self).__name__}: expected a number for each row, an array of "
+                f"{[*view.positions.shape]}, found {scores.dtype} of {[*scores.shape]}; return an "
+                "array shaped like view.positions"
+            )
+        if np.isnan(scores).any() and not np.isnan(view.attention).any():
+            raise PolicyError(
+                f"{type(self).__name__}: expected a number for each row, found NaN among them; "
+                "give such rows -inf"
+            )
+        return highest(scores, view.positions, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +105,15 @@ class HeavyHitters(Ranking):
 
 
 ATTENTION = Attention()
+
+
+def check_ranking(action: str, ranking: object) -> None:
+    """Refuse anything but a ranking."""
+    if not isinstance(ranking, Ranking):
+        raise PolicyError(
+            f"{action}: expected a ranking, found {quoted(ranking)}; pass ATTENTION, AtRandom(0) "
+            "or one of your own, made"
+        )
 
 
 def highest(scores: Scores, positions: Indices, count: int) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
 import typing
@@ -43,10 +44,25 @@ def register(kind: type[Policy]) -> type[Policy]:
             f"{name}: expected a dataclass derived from Policy, found {quoted(kind)}; write "
             "@dataclass(frozen=True) over the class"
         )
+    if not kind.__dataclass_params__.frozen:
+        raise PolicyError(
+            f"{name}: expected a frozen dataclass, as policies are values, found one that can be "
+            "changed; write @dataclass(frozen=True) over the class"
+        )
+    if inspect.isabstract(kind):
+        raise PolicyError(
+            f"{name}: expected a policy with actions(), found none; write def actions(self)"
+        )
     if any(field.default is dataclasses.MISSING for field in dataclasses.fields(kind)):
         raise PolicyError(
             f"{name}: expected a default for every option, found one without; give it one"
         )
+    for option, (hint, _) in _options(kind).items():
+        if _without_none(hint) not in (int, float, bool, str):
+            raise PolicyError(
+                f"{name}: expected options of the types int, float, bool or str, or one of these "
+                f"or None, found {option}: {shown(hint)}; give it one of them"
+            )
     if _KINDS.setdefault(name, kind) is not kind:
         raise PolicyError(f"expected a policy with a new name, found {name} again; choose another")
     return kind
@@ -92,7 +108,10 @@ def _parse_value(kind: type[Policy], key: str, value: str) -> Any:
     if key not in options:
         allowed = f"use {', '.join(options)}" if options else "it has none"
         raise PolicyError(f"{kind.name}: expected a known option, found {quoted(key)}; {allowed}")
-    wanted = _without_none(typing.get_type_hints(kind)[key])
+    hint, default = _options(kind)[key]
+    wanted = _without_none(hint)
+    if value == "None" and wanted is not hint and default is not None:
+        return None  # where None is the default, leaving the option out says so
     if wanted is bool:
         if value not in ("True", "False"):
             raise PolicyError(
@@ -113,6 +132,13 @@ def _parse_value(kind: type[Policy], key: str, value: str) -> Any:
             f"{kind.name}: expected {noun} for {key}, found {quoted(value)}; write it as {key}="
             f"{3 if wanted is int else 0.5}"
         ) from None
+
+
+def _options(kind: type[Policy]) -> dict[str, tuple[Any, Any]]:
+    """The types and defaults of a policy's options, by name."""
+    hints = typing.get_type_hints(kind)
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
+    return {field.name: (hints[field.name], field.default) for field in fields}
 
 
 def _without_none(hint: Any) -> Any:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from avl_plugins.policies.action import Action, Placed, When, share_of
-from avl_plugins.policies.ranking import ATTENTION, Ranking
+from avl_plugins.policies.base import check_count, check_fraction
+from avl_plugins.policies.ranking import ATTENTION, Ranking, check_ranking
 from avl_plugins.policies.view import Fates, View, fates
 
 
@@ -23,6 +24,15 @@ class Divide(Action):
     ranking: Ranking = ATTENTION
 
     when: ClassVar[frozenset[When]] = frozenset({When.PROMPT})
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            PolicyError: a value is out of range.
+        """
+        check_fraction("Divide", "keep", self.keep)
+        check_fraction("Divide", "core", self.core)
+        check_ranking("Divide", self.ranking)
 
     @property
     def decides(self) -> str:
@@ -61,6 +71,15 @@ class Refresh(Action):
 
     when: ClassVar[frozenset[When]] = frozenset({When.STEP})
     reads_parked: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            PolicyError: a value is out of range.
+        """
+        check_fraction("Refresh", "core", self.core)
+        check_count("Refresh", "every", self.every, 1, "1 refreshes on every step")
+        check_ranking("Refresh", self.ranking)
 
     @property
     def decides(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from avl_plugins.policies.action import Action, Tokens, When
+from avl_plugins.policies.base import check_count, check_fraction, check_heavy
 from avl_plugins.policies.ranking import HeavyHitters
 from avl_plugins.policies.view import Fates, View, fates
 
@@ -24,6 +25,15 @@ class TextBudget(Action):
 
     when: ClassVar[frozenset[When]] = frozenset({When.PROMPT, When.STEP})
     tokens: ClassVar[Tokens] = Tokens.TEXT
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            PolicyError: a value is out of range.
+        """
+        check_fraction("TextBudget", "ratio", self.ratio)
+        check_count("TextBudget", "minimum", self.minimum, 1, "the newest token must stay")
+        check_heavy("TextBudget", self.heavy)
 
     @property
     def ranking(self) -> HeavyHitters:

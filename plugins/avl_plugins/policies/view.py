@@ -25,6 +25,8 @@ class View:
     Image rows are the same in every KV head of a layer: their arrays are [L, n]. Text rows differ:
     [L, Hkv, n]. Rows come in any order.
 
+    The arrays are read-only: the rows themselves lie behind them.
+
     Attributes:
         positions: int64, each row's token in its conversation.
         attention: float32, shaped like `positions`. Of image rows: what the last query row gives
@@ -41,6 +43,12 @@ class View:
     layer: int
     step: int | None
     total: int
+
+    def __post_init__(self) -> None:
+        for name in ("positions", "attention"):
+            array = getattr(self, name).view()
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
 
 
 def fates(active: Mask, parked: Mask | None = None) -> Fates:
