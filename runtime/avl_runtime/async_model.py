@@ -149,7 +149,7 @@ class AsyncLVLM:
             moved = [one for one in waiting if one.done] or list(waiting)
             for request in moved:
                 self._scheduler.cancel(request)
-                request.error = error
+                request.end(error)
         for request in moved:
             heard = self._told.get(id(request))
             if request.done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +344,48 @@ def test_sequences_come_and_go(make: Make, tiny: LVLM) -> None:
     del scheduler, request, begun
     gc.collect()
     assert memory.used["active"] == memory.used["parked"] == 0
+
+
+def test_threads_take_turns(make: Make, tiny: LVLM) -> None:
+    """The device's stream and buffers are one for all of a model's requests."""
+    model, _ = make()
+    policies = ("dense", "avl", "avl:text=0.5,text_min=4")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda policy: ask(model, policy, 8), policies))
+    for policy, result in zip(policies, found, strict=True):
+        same(result, ask(tiny, policy, 8))
+
+
+def test_streams_take_turns(make: Make, tiny: LVLM) -> None:
+    """Replies in between leave engines with other shapes than a recording holds."""
+    model, _ = make()
+    one = sample("caption", "held-out", 3)
+    streams = [
+        each.stream(one.prompt, [one.image], policy=policy, max_new_tokens=9, return_logits=True)
+        for policy in ("dense", "avl")
+        for each in (model, tiny)
+    ]
+    open_ones = list(streams)
+    while open_ones:
+        open_ones = [each for each in open_ones if next(each, None) is not None]
+    for ours, theirs in zip(streams[::2], streams[1::2], strict=True):
+        same(ours.result, theirs.result)
+
+
+def test_requests_beyond_what_engines_take_wait(make: Make, tiny: LVLM) -> None:
+    model, _ = make(Limits(decode_rows=8, prompt_rows=64, cache_rows=512, batch=1))
+    scheduler, one = Scheduler(model), sample("caption", "held-out", 3)
+    both = [
+        scheduler.add(one.prompt, [one.image], policy=policy, max_new_tokens=6, return_logits=True)
+        for policy in ("dense", "avl")
+    ]
+    most = 0
+    while scheduler.requests:
+        scheduler.step()
+        most = max(most, len(scheduler.running))
+    assert most == 1
+    for request, policy in zip(both, ("dense", "avl"), strict=True):
+        same(request.result, ask(tiny, policy, 6))
 
 
 def test_a_cancelled_sequence_frees_its_rows(make: Make, tiny: LVLM) -> None:

@@ -202,3 +202,18 @@ def test_a_closed_model_takes_no_more_coroutines(tiny_package: Path) -> None:
         await model.close()
 
     asyncio.run(run())
+
+
+def test_a_batch_tells_what_ended_it(tiny: LVLM) -> None:
+    with pytest.raises(AvlError, match="at most 2048 tokens"):
+        tiny.generate_batch([COUNT, "word " * 2100], max_new_tokens=3)
+
+
+def test_a_stream_of_a_model_that_was_closed(tiny_package: Path) -> None:
+    model = LVLM.load(tiny_package, backend="ort-cpu", threads=1)
+    begun, waiting = model.stream(COUNT, max_new_tokens=4), model.stream(COUNT, max_new_tokens=4)
+    assert next(begun)
+    model.close()
+    for stream in (waiting, begun):
+        with pytest.raises(AvlError, match="was closed"):
+            next(stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -187,12 +188,14 @@ class Executor(Protocol):
         chunk: new rows that a pass takes at most.
         most_rows: rows that a cache takes at most, None for any number.
         most_sequences: that a batch takes at most.
+        turn: held while something runs or rows move, where threads must take turns; reentrant.
         dtype: of rows as the host hands them over.
     """
 
     chunk: int
     most_rows: int | None
     most_sequences: int
+    turn: AbstractContextManager[Any]
 
     @property
     def name(self) -> str: ...

@@ -53,21 +53,24 @@ def after_step(
     sequence: Sequence,
     cache: SegmentCache,
     action: Action,
-    masses: sight.Masses,
+    masses: sight.Masses | None,
     first_layer: int,
 ) -> None:
     """Let an action that is about images decide about a segment's rows, after a decode step.
 
     Args:
-        masses: of the step, whose own rows the cache does not hold yet.
+        masses: of the step, whose own rows the cache does not hold yet; None if its ranking does
+            not read attention.
     """
     seq = sequence.seq
     if not sequence.image_tokens:
         return
     if not cache.parked_len[:, seq].any():
         if not action.reads_parked:
-            new = np.array([sequence.length - 1])
-            mass = sight.by_position(cache, seq, masses, new, sequence.length, seq)
+            mass = np.zeros((cache.layers, 0), np.float32)
+            if masses is not None:
+                new = np.array([sequence.length - 1])
+                mass = sight.by_position(cache, seq, masses, new, sequence.length, seq)
             _place_images(sequence, cache, action, mass, first_layer, sequence.step)
         return
     core = cache.image_rows[:, seq]

@@ -138,7 +138,8 @@ class Decoder:
                 elif action.tokens is Tokens.TEXT:
                     mine.append(action)
                 else:
-                    after_step(each, cache, action, batch.masses(index), first_layer)
+                    masses = batch.masses(index) if action.ranking.reads_attention else None
+                    after_step(each, cache, action, masses, first_layer)
                     moved = True
             if mine:
                 texts.append((each, mine))
@@ -147,11 +148,11 @@ class Decoder:
         if not texts:
             batch.append(index, None, self._steps_left)
             return
-        masses = batch.masses(index)
+        gathered = batch.masses(index)
         for each, _ in texts:
             length = int(cache.active_len[:, each.seq].max())
-            cache.add_mass(each.seq, masses.mass_active[:, each.seq, :, 1, :length])
-        batch.append(index, masses.mass_new[:, :, :, 1, 0], self._steps_left)
+            cache.add_mass(each.seq, gathered.mass_active[:, each.seq, :, 1, :length])
+        batch.append(index, gathered.mass_new[:, :, :, 1, 0], self._steps_left)
         for each, mine in texts:
             text_after_step(each, cache, mine, first_layer)
         cache.settle()

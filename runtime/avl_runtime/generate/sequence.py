@@ -175,8 +175,9 @@ class Sequence:
             raise RollbackError(
                 "expected text to take back, found image tokens; read the conversation anew"
             )
-        for cache in self.caches:
-            roll_back(cache, self.seq, length)
+        with self.executor.turn:
+            for cache in self.caches:
+                roll_back(cache, self.seq, length)
         text = int(np.count_nonzero(self._evictable[length : self.length]))
         self._recount(
             _Counts(
@@ -194,7 +195,8 @@ class Sequence:
         """A second sequence of the same tokens; rows are shared until one of them writes."""
         other = Sequence.__new__(Sequence)
         other.__dict__.update(self.__dict__)
-        other.caches = [cache.fork() for cache in self.caches]
+        with self.executor.turn:
+            other.caches = [cache.fork() for cache in self.caches]
         for name in ("_modality", "_evictable", "visuals", "token_ids"):
             setattr(other, name, getattr(self, name).copy())
         return other

@@ -74,6 +74,10 @@ class Request:
             self._sequence = self.loaded.sequence(self.policy)
         return self._sequence
 
+    def end(self, error: BaseException) -> None:
+        """Have an error in place of a result."""
+        self.error, self.fresh = error, ""
+
     def free(self) -> None:
         """Let go of rows that no conversation goes on with."""
         if not self.kept and self._sequence is not None:

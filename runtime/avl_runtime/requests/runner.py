@@ -30,7 +30,7 @@ class Runner:
         self._ready: list[tuple[Request, Any]] = []  # their prompts are read, with first logits
         self._running: list[Request] = []
         self._reading: Reading | None = None
-        self._most = loaded.executor.most_sequences
+        self._executor = loaded.executor
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -103,7 +103,8 @@ class Runner:
             )
         if request in self._running:
             self._running.remove(request)
-            self._decoder.leave(request.sequence, keep=request.kept)
+            with self._executor.turn:
+                self._decoder.leave(request.sequence, keep=request.kept)
         elif request in self._waiting:
             if request is self._waiting[0] and self._reading is not None:
                 self._reading.close()  # the sequence is as it was
@@ -112,7 +113,7 @@ class Runner:
         else:
             self._ready = [pair for pair in self._ready if pair[0] is not request]
         request.free()
-        request.error = CancelledError("the request was cancelled")
+        request.end(CancelledError("the request was cancelled"))
 
     def step(self) -> list[Request]:
         """Read a chunk of a prompt and run a decode step, as far as there are any.
@@ -127,13 +128,18 @@ class Runner:
             ended = list(self.requests)
             for request in ended:
                 self.cancel(request)
-                request.error = error
+                request.end(error)
             return ended
-        if self._waiting and len(self._running) + len(self._ready) < self._most:
+        with self._executor.turn:
+            return self._step()
+
+    def _step(self) -> list[Request]:
+        most = self._executor.most_sequences
+        if self._waiting and len(self._running) + len(self._ready) < most:
             failed = self._read_chunk()
             if failed is not None:
                 return [failed]
-        full = len(self._ready) == self._most
+        full = len(self._ready) == most
         joining = [request for request, _ in self._ready]
         try:
             if self._ready and (self._running or full or not self._waiting):
@@ -165,12 +171,12 @@ class Runner:
         except AvlError as error:
             self._reading = None
             self._waiting.pop(0)
-            request.error = error
+            request.end(error)
             return request
         except BaseException as error:
             self._reading = None
             self._waiting.pop(0)
-            request.error = error
+            request.end(error)
             request.free()
             raise
         finally:
@@ -219,7 +225,7 @@ class Runner:
     def _end_all(self, requests: list[Request], error: BaseException) -> list[Request]:
         """End all that run, and more: a batch that stops half way leaves no cache whole."""
         for request in requests:
-            request.error = error
+            request.end(error)
         self._running = []
         self._decoder = self._loaded.decoder()
         return requests

@@ -32,6 +32,19 @@ from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 _NEVER = np.iinfo(np.int32).max  # a position, or a number of rows, that nothing reaches
 
 
+class Stepped:
+    """Which batch has run the last step: engines keep shapes, and recordings hold them.
+
+    Attributes:
+        by: the batch's own mark.
+    """
+
+    __slots__ = ("by",)
+
+    def __init__(self) -> None:
+        self.by: object = None
+
+
 class DeviceBatch:
     """See `protocol.Batch`; rows stay on the device.
 
@@ -48,12 +61,17 @@ class DeviceBatch:
         caches: list[DeviceCache],
         members: Sequence[Member],
         steps: int,
+        stepped: Stepped,
     ) -> None:
         """
+        Args:
+            stepped: of all batches on the backend.
+
         Raises:
             OutOfDeviceMemoryError: there is no room.
         """
         self._backend, self._members, self._steps_left = backend, list(members), steps
+        self._stepped, self._mark = stepped, object()
         self._caches = caches
         self.caches: list[SegmentCache] = list(caches)
         self._positions: Ints = np.zeros(len(members), np.int64)
@@ -70,6 +88,9 @@ class DeviceBatch:
         self._positions = step.positions
         if any(steps.outdated for steps in self._segments):
             self._bind()
+        if self._stepped.by is not self._mark:
+            self._stepped.by = self._mark
+            self._graphs, self._run_before = {}, set()
         reads = step.reads_parked()
         upload = self._step
         upload.host[POSITIONS][..., 0] = step.position_ids[0]

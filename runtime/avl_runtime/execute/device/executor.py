@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from avl_plugins.errors import AvlError
 from avl_plugins.graph_io import ACTIVE, DEEPSTACK, HIDDEN, PARKED, POSITIONS, WEIGHTS, named
 from avl_plugins.logits import Logits
 from avl_runtime.execute.device.backend import DeviceBackend
-from avl_runtime.execute.device.batch import DeviceBatch
+from avl_runtime.execute.device.batch import DeviceBatch, Stepped
 from avl_runtime.execute.device.cache import DeviceCache, device_gathered
 from avl_runtime.execute.device.growth import GROWTH, device_dense_bytes
 from avl_runtime.execute.device.protocol import OutOfDeviceMemoryError
@@ -30,6 +32,9 @@ class DeviceExecutor:
         self.chunk = backend.limits.prompt_rows
         self.most_rows: int | None = backend.limits.cache_rows
         self.most_sequences = backend.limits.batch
+        # The stream, the buffers that rows pass through and the engines' own are one for all.
+        self.turn: AbstractContextManager[Any] = threading.RLock()
+        self._stepped = Stepped()
         self._found = (0, 0)  # memory free and in all, before the prompt that is read
 
     @property
@@ -102,7 +107,7 @@ class DeviceExecutor:
             device_gathered([(on_device(cache), seq) for cache, seq in segment], room)
             for segment in parts
         ]
-        return DeviceBatch(self.backend, caches, members, steps)
+        return DeviceBatch(self.backend, caches, members, steps, self._stepped)
 
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
         return device_dense_bytes(self.backend, rows, steps, limit)

@@ -59,7 +59,7 @@ class HostBatch:
         self._position_ids[..., 0] = step.position_ids[0]
         self._positions[:] = step.positions
         reads = step.reads_parked()
-        decides = any(step.due)
+        ranked = any(one.ranking.reads_attention for actions in step.due for one in actions)
         self._offered = [
             read and self._is_declared(seq, actions)
             for seq, (actions, read) in enumerate(zip(step.due, reads, strict=True))
@@ -77,7 +77,7 @@ class HostBatch:
                 if not all(reads):
                     parked_len = np.where(reads, parked_len, 0)
             self._refreshed[index] = bound.run(
-                cache, parked_len, masses=decides, core=core, logits=step.logits
+                cache, parked_len, masses=ranked, core=core, logits=step.logits
             )
         return np.asarray(self._logits[:, 0], np.float32)
 

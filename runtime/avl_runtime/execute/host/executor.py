@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ class HostExecutor:
     def __init__(self, backend: HostBackend, manifest: Manifest) -> None:
         self.backend, self.manifest = backend, manifest
         self.chunk = CHUNK
+        # Each thread has buffers and caches of its own, and sessions may be run by several.
+        self.turn: AbstractContextManager[Any] = nullcontext()
 
     @property
     def name(self) -> str:
