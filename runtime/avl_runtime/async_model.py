@@ -10,12 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from avl_plugins.errors import AvlError
 from avl_runtime.generate.results import Result
 from avl_runtime.model import LVLM
 from avl_runtime.prompts.messages import Said
 from avl_runtime.requests.loaded import ClosedError
 from avl_runtime.requests.request import Request
 from avl_runtime.requests.scheduler import Scheduler
+from avl_runtime.requests.stream import GivenUpError
 from avl_runtime.vision.load.images import ImageLike
 from avl_runtime.vision.load.videos import VideoLike
 
@@ -112,8 +114,13 @@ class AsyncLVLM:
             raise ClosedError
 
         def begin() -> None:
-            self._told[id(request)] = heard
-            self._scheduler.submit(request)
+            try:
+                self._scheduler.submit(request)
+            except AvlError as error:
+                request.error = error
+                self._tell(request, heard)
+            else:
+                self._told[id(request)] = heard
 
         self._calls.put(begin)
 
@@ -171,6 +178,8 @@ class AsyncStream(AsyncIterator[str]):
     def __init__(self, model: AsyncLVLM, make: Callable[[], Request]) -> None:
         self._model, self._make = model, make
         self._request: Request | None = None
+        self._beginning = asyncio.Lock()
+        self._closed = False
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
     @property
@@ -178,16 +187,21 @@ class AsyncStream(AsyncIterator[str]):
         """The finished reply.
 
         Raises:
-            AvlError: what ended it.
+            AvlError: what ended it, or that it was given up.
             RuntimeError: it has not come to its end.
         """
+        if self._closed and (self._request is None or not self._request.done):
+            raise GivenUpError
         if self._request is None:
             raise RuntimeError("expected a reply that has come to its end, found one not begun")
         return self._request.result
 
     async def __anext__(self) -> str:
-        if self._request is None:
-            await self._begin()
+        async with self._beginning:
+            if self._closed:
+                raise StopAsyncIteration
+            if self._request is None:
+                await self._begin()
         try:
             piece = await self._pieces.get()
         except asyncio.CancelledError:
@@ -202,12 +216,13 @@ class AsyncStream(AsyncIterator[str]):
 
     async def aclose(self) -> None:
         """Give up what has not been asked for."""
+        self._closed = True
         if self._request is not None and not self._request.done:
             self._model.cancel(self._request)
 
     async def _begin(self) -> None:
         loop = asyncio.get_running_loop()
-        request = self._request = await asyncio.to_thread(self._make)
+        request = await asyncio.to_thread(self._make)
 
         def heard() -> None:
             pieces = [request.fresh] if request.fresh else []
@@ -216,6 +231,7 @@ class AsyncStream(AsyncIterator[str]):
             loop.call_soon_threadsafe(self._take, pieces)
 
         self._model.submit(request, heard)
+        self._request = request
 
     def _take(self, pieces: list[str]) -> None:
         for piece in pieces:

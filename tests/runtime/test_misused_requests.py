@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from avl_runtime import LVLM, AsyncLVLM
 from avl_runtime.execute.host.executor import HostExecutor
 from avl_runtime.requests import Scheduler
 from avl_runtime.requests.loaded import ClosedError
-from avl_runtime.requests.request import Request, RequestError
+from avl_runtime.requests.request import CancelledError, Request, RequestError
+from avl_runtime.requests.stream import GivenUpError
 from avl_runtime.tasks import sample
 
 ONE = sample("ocr", "held-out", 40)
@@ -134,3 +136,87 @@ def test_an_event_loop_that_ends_takes_no_other_with_it(tiny_package: Path) -> N
     text = asyncio.run(both())
     assert text == shared.model.generate(ONE.prompt, [ONE.image], max_new_tokens=8).text
     asyncio.run(shared.close())
+
+
+def test_threads_that_share_a_stream_get_every_piece_once(tiny: LVLM) -> None:
+    stream, got, failed = tiny.stream(ONE.prompt, [ONE.image]), [], []
+
+    def take() -> None:
+        try:
+            got.extend(stream)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert sorted("".join(got)) == sorted(tiny.generate(ONE.prompt, [ONE.image]).text)
+    assert stream.result.text == tiny.generate(ONE.prompt, [ONE.image]).text
+
+
+def test_tasks_that_share_a_stream_begin_it_once(tiny_package: Path) -> None:
+    async def run() -> tuple[str, str]:
+        async with AsyncLVLM.load(tiny_package, backend="ort-cpu") as model:
+            stream = model.stream(ONE.prompt, [ONE.image])
+            pieces = list(await asyncio.gather(*(stream.__anext__() for _ in range(3))))
+            pieces += [piece async for piece in stream]
+            return "".join(pieces), stream.result.text
+
+    got, text = asyncio.run(asyncio.wait_for(run(), 60))
+    assert got == text
+
+
+@pytest.mark.parametrize("pieces", [0, 1])
+def test_a_stream_that_was_given_up_is_at_its_end(tiny_package: Path, pieces: int) -> None:
+    async def run() -> None:
+        async with AsyncLVLM.load(tiny_package, backend="ort-cpu") as model:
+            stream = model.stream(ONE.prompt, [ONE.image])
+            for _ in range(pieces):
+                await stream.__anext__()
+            await stream.aclose()
+            await stream.aclose()
+            with pytest.raises((GivenUpError, CancelledError)):
+                _ = stream.result
+            assert [piece async for piece in stream] == []
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_what_is_asked_of_a_model_closed_meanwhile_is_refused_each_time(
+    tiny_package: Path,
+) -> None:
+    async def run() -> None:
+        model = AsyncLVLM.load(tiny_package, backend="ort-cpu")
+        late, request = model.stream("What?"), model.model.request("What?")
+        heard = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        model.model.close()
+        model.submit(request, lambda: loop.call_soon_threadsafe(heard.set))
+        await heard.wait()
+        with pytest.raises(ClosedError):
+            _ = request.result
+        await model.close()
+        for _ in range(2):
+            with pytest.raises(ClosedError):
+                await late.__anext__()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_stream_whose_request_was_made_before_the_close_is_refused_each_time(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        model = AsyncLVLM.load(tiny_package, backend="ort-cpu")
+        made = model.model.request("What?")
+        monkeypatch.setattr(model.model, "request", lambda *_, **__: made)
+        stream = model.stream("What?")
+        await model.close()
+        for _ in range(2):
+            with pytest.raises(ClosedError):
+                await stream.__anext__()
+
+    asyncio.run(asyncio.wait_for(run(), 60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any
@@ -13,17 +14,23 @@ from avl_runtime.generate.results import Result
 class GivenUpError(AvlError):
     """A reply was given up, so that there is no result."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            "expected a reply that has come to its end, found one that was given up; ask again"
+        )
+
 
 class Stream(Generator[str, None, Result]):
     """Iterated, it gives the reply's text in pieces of whole characters; then there is `result`.
 
     Nothing runs before the first piece is asked for. Leaving a `with` statement, or `close`, gives
-    up what has not been asked for.
+    up what has not been asked for. Threads that share one get every piece once.
     """
 
     def __init__(self, steps: Generator[str, None, Result]) -> None:
         self._steps = steps
         self._result: Result | None = None
+        self._lock = threading.RLock()
 
     @property
     def result(self) -> Result:
@@ -36,27 +43,28 @@ class Stream(Generator[str, None, Result]):
         for _ in self:
             pass
         if self._result is None:
-            raise GivenUpError(
-                "expected a reply that has come to its end, found one that was given up; ask again"
-            )
+            raise GivenUpError
         return self._result
 
     def send(self, value: None) -> str:
         """The next piece."""
-        try:
-            return next(self._steps)
-        except StopIteration as end:
-            if end.value is not None:
-                self._result = end.value
-            raise StopIteration(self._result) from None
+        with self._lock:
+            try:
+                return next(self._steps)
+            except StopIteration as end:
+                if end.value is not None:
+                    self._result = end.value
+                raise StopIteration(self._result) from None
 
     def throw(self, *error: Any) -> str:
         """Have an exception end the reply."""
-        return self._steps.throw(*error)
+        with self._lock:
+            return self._steps.throw(*error)
 
     def close(self) -> None:
         """Give up what has not been asked for."""
-        self._steps.close()
+        with self._lock:
+            self._steps.close()
 
     def __enter__(self) -> Stream:
         return self
