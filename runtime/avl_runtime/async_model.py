@@ -8,9 +8,10 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from avl_plugins.errors import AvlError
+from avl_runtime.generate.keywords import AskKeywords
 from avl_runtime.generate.results import Result
 from avl_runtime.model import LVLM
 from avl_runtime.prompts.messages import Said
@@ -56,14 +57,14 @@ class AsyncLVLM:
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
-        **options: Any,
+        **keywords: Unpack[AskKeywords],
     ) -> Result:
         """Generate a whole reply; arguments as for `LVLM.generate`.
 
         Raises:
             AvlError: the prompt, an image, the policy or an option cannot be used.
         """
-        stream = self.stream(prompt, images, videos, **options)
+        stream = self.stream(prompt, images, videos, **keywords)
         async for _ in stream:
             pass
         return stream.result
@@ -73,7 +74,7 @@ class AsyncLVLM:
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
-        **options: Any,
+        **keywords: Unpack[AskKeywords],
     ) -> AsyncStream:
         """Generate a reply, told while it comes; arguments as for `LVLM.generate`.
 
@@ -81,7 +82,7 @@ class AsyncLVLM:
         """
 
         def request() -> Request:
-            return self.model.request(prompt, images, videos, **options)
+            return self.model.request(prompt, images, videos, **keywords)
 
         return AsyncStream(self, request)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy
 from avl_runtime.generate import sequence as sequences
+from avl_runtime.generate.keywords import NOTED, TurnKeywords, parted
 from avl_runtime.generate.options import Options
 from avl_runtime.generate.results import Result
 from avl_runtime.prompts.chat_template import RewrittenError
@@ -113,37 +114,21 @@ class Chat:
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
-        *,
-        placeholders: bool = False,
-        return_logits: bool = False,
-        return_placements: bool = False,
-        **options: Any,
+        **keywords: Unpack[TurnKeywords],
     ) -> Result:
         """Say something and wait for the whole reply; arguments as for `LVLM.generate`.
 
         Raises:
             AvlError: the prompt, an image or an option cannot be used, or another turn runs.
         """
-        return self.stream(
-            prompt,
-            images,
-            videos,
-            placeholders=placeholders,
-            return_logits=return_logits,
-            return_placements=return_placements,
-            **options,
-        ).result
+        return self.stream(prompt, images, videos, **keywords).result
 
     def stream(
         self,
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
-        *,
-        placeholders: bool = False,
-        return_logits: bool = False,
-        return_placements: bool = False,
-        **options: Any,
+        **keywords: Unpack[TurnKeywords],
     ) -> Stream:
         """Say something and have the reply told while it comes.
 
@@ -153,15 +138,16 @@ class Chat:
         Raises:
             AvlError: as `send`; what depends on the turns before is refused with the first piece.
         """
-        said = conversation(prompt, images, videos, None, placeholders)
+        asked, options = parted(keywords, TurnKeywords)
+        said = conversation(prompt, images, videos, None, asked.get("placeholders", False))
         if len(said) != 1:
             raise PromptError(
                 f"expected one message of the user, found {len(said)} messages; "
                 "begin a chat with the earlier ones"
             )
-        chosen = Options.of(options)
         heard = self._loaded.processor.hear(said[0])
-        return Stream(self._turn(heard, chosen, return_logits, return_placements))
+        noted = {name: asked[name] for name in NOTED & asked.keys()}
+        return Stream(self._turn(heard, options, noted))
 
     def undo(self) -> None:
         """Take back the last thing said and its reply.
@@ -250,7 +236,7 @@ class Chat:
             self._running.release()
 
     def _turn(
-        self, heard: Heard, options: Options, return_logits: bool, return_placements: bool
+        self, heard: Heard, options: Options, noted: Mapping[str, bool]
     ) -> Generator[str, None, Result]:
         with self._alone():
             if self._interrupted:
@@ -260,13 +246,7 @@ class Chat:
                 )
             sequence, encoded = self._encoded(heard)
             request = Request(
-                self._loaded,
-                encoded,
-                self._policy,
-                options,
-                return_logits,
-                return_placements,
-                sequence,
+                self._loaded, encoded, self._policy, options, sequence=sequence, **noted
             )
             start, before = sequence.length, self._kept.pending
             resting = failed = False  # between steps, where the cache is whole

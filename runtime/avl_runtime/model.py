@@ -6,12 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from avl_plugins.errors import AvlError, quoted
 from avl_plugins.policies import Policy
 from avl_runtime.chat import Chat
-from avl_runtime.generate.options import Options
+from avl_runtime.generate.keywords import NOTED, AskKeywords, parted
 from avl_runtime.generate.results import Result
 from avl_runtime.machine.resources import MOST_THREADS
 from avl_runtime.package.package import Package, load_package
@@ -118,13 +118,7 @@ class LVLM:
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
-        *,
-        policy: str | Policy | None = None,
-        system: str | None = None,
-        placeholders: bool = False,
-        return_logits: bool = False,
-        return_placements: bool = False,
-        **options: Any,
+        **keywords: Unpack[AskKeywords],
     ) -> Stream:
         """Generate a reply, told while it comes; arguments as for `generate`.
 
@@ -135,12 +129,7 @@ class LVLM:
             prompt,
             images,
             videos,
-            policy=policy,
-            system=system,
-            placeholders=placeholders,
-            return_logits=return_logits,
-            return_placements=return_placements,
-            **options,
+            **keywords,
         )
         return Stream(Runner(self.loaded).run(request))
 
@@ -149,13 +138,7 @@ class LVLM:
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
-        *,
-        policy: str | Policy | None = None,
-        system: str | None = None,
-        placeholders: bool = False,
-        return_logits: bool = False,
-        return_placements: bool = False,
-        **options: Any,
+        **keywords: Unpack[AskKeywords],
     ) -> Result:
         """Generate a whole reply.
 
@@ -173,12 +156,7 @@ class LVLM:
             prompt,
             images,
             videos,
-            policy=policy,
-            system=system,
-            placeholders=placeholders,
-            return_logits=return_logits,
-            return_placements=return_placements,
-            **options,
+            **keywords,
         ).result
 
     def request(
@@ -186,23 +164,20 @@ class LVLM:
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
-        *,
-        policy: str | Policy | None = None,
-        system: str | None = None,
-        placeholders: bool = False,
-        return_logits: bool = False,
-        return_placements: bool = False,
-        **options: Any,
+        **keywords: Unpack[AskKeywords],
     ) -> Request:
         """What a scheduler runs; arguments as for `generate`.
 
         Raises:
             AvlError: the prompt, an image, the policy or an option cannot be used.
         """
-        chosen = Options.of(options)
+        asked, options = parted(keywords, AskKeywords)
+        policy, system = asked.get("policy"), asked.get("system")
+        placeholders = asked.get("placeholders", False)
         encoded = self.loaded.processor.encode(prompt, images, videos, system, placeholders)
-        named = self.policy if policy is None else as_policy(policy)
-        return Request(self.loaded, encoded, named, chosen, return_logits, return_placements)
+        chosen = self.policy if policy is None else as_policy(policy)
+        noted = {name: asked[name] for name in NOTED & asked.keys()}
+        return Request(self.loaded, encoded, chosen, options, **noted)
 
     def generate_batch(
         self,
@@ -210,13 +185,8 @@ class LVLM:
         images: Sequence[Sequence[ImageLike] | None] | None = None,
         videos: Sequence[Sequence[VideoLike] | None] | None = None,
         *,
-        policy: str | Policy | None = None,
         policies: Sequence[str | Policy | None] | None = None,
-        system: str | None = None,
-        placeholders: bool = False,
-        return_logits: bool = False,
-        return_placements: bool = False,
-        **options: Any,
+        **keywords: Unpack[AskKeywords],
     ) -> list[Result]:
         """Generate replies to several prompts, each with its own images, as one batch.
 
@@ -239,6 +209,7 @@ class LVLM:
                     f"{name}: expected a list for each prompt, found {quoted(lists)}; write "
                     f"{name}=[[…], …]"
                 )
+        policy = keywords.get("policy")
         if policies is not None and (policy is not None or len(policies) != len(prompts)):
             raise OptionError(
                 f"policies: expected one for each of {len(prompts)} prompts and no policy beside "
@@ -253,20 +224,11 @@ class LVLM:
                 "empty list for a prompt without any"
             )
         named = [policy] * len(prompts) if policies is None else policies
+        each = zip(prompts, images, videos, named, strict=True)
         return self._results(
             [
-                self.request(
-                    prompt,
-                    pictures,
-                    films,
-                    policy=own,
-                    system=system,
-                    placeholders=placeholders,
-                    return_logits=return_logits,
-                    return_placements=return_placements,
-                    **options,
-                )
-                for prompt, pictures, films, own in zip(prompts, images, videos, named, strict=True)
+                self.request(prompt, pictures, films, **(keywords | {"policy": own}))
+                for prompt, pictures, films, own in each
             ]
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import typing
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 
 from avl_plugins.errors import AvlError
-from avl_runtime import LVLM, AsyncLVLM
+from avl_runtime import LVLM, AsyncLVLM, Options
+from avl_runtime.generate.keywords import OptionKeywords
+from avl_runtime.generate.options import OptionError
+from avl_runtime.requests import Scheduler
 from avl_runtime.tasks import sample
 
 ONE, TWO = sample("vqa", "held-out", 20), sample("ocr", "held-out", 21)
@@ -217,3 +221,27 @@ def test_a_stream_of_a_model_that_was_closed(tiny_package: Path) -> None:
     for stream in (waiting, begun):
         with pytest.raises(AvlError, match="was closed"):
             next(stream)
+
+
+def test_keywords_are_those_of_options() -> None:
+    """By which a type checker knows a misspelt one."""
+    hints = typing.get_type_hints(OptionKeywords)
+    assert hints.pop("options") == Options | None
+    assert hints == typing.get_type_hints(Options)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m: m.generate("What?", polcy="avl"), "found 'polcy'; did you mean policy?"),
+        (lambda m: m.stream("What?", max_new_token=3), "did you mean max_new_tokens?"),
+        (lambda m: m.generate_batch(["What?"], retrun_logits=True), "did you mean return_logits?"),
+        (lambda m: m.chat().send("What?", placeholder=True), "did you mean placeholders?"),
+        (lambda m: m.chat().send("What?", policy="avl"), "expected a generation option"),
+        (lambda m: Scheduler(m).add("What?", sytem="x"), "did you mean system?"),
+    ],
+)
+def test_a_misspelt_keyword_is_told_with_the_nearest(tiny: LVLM, call: Any, says: str) -> None:
+    with pytest.raises(OptionError) as error:
+        call(tiny)
+    assert says in str(error.value)

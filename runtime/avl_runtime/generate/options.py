@@ -84,11 +84,12 @@ class Options:
                 object.__setattr__(self, field.name, check(field.name, value))
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Options:
+    def of(cls, given: Mapping[str, Any], beside: Sequence[str] = ()) -> Options:
         """Options by name, as generating methods take them.
 
         Args:
             given: names and values; those beside `options` replace what it holds.
+            beside: other keywords, which a misspelt name may have meant.
 
         Raises:
             OptionError: as for the options themselves, or there is none of a name.
@@ -100,7 +101,7 @@ class Options:
             raise OptionError(f"options: expected Options, found {quoted(base)}; write Options(…)")
         for name in named:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
+                near = difflib.get_close_matches(name, [*known, *beside], 1)
                 way_out = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
                 raise OptionError(f"expected a generation option, found {quoted(name)}; {way_out}")
         return cls(**named) if base is None else dataclasses.replace(base, **named)

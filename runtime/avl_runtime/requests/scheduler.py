@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from avl_plugins.errors import quoted
+from avl_runtime.generate.keywords import AskKeywords
 from avl_runtime.prompts.messages import Said
 from avl_runtime.requests.loaded import Loaded
 from avl_runtime.requests.request import Request, RequestError
@@ -20,20 +21,7 @@ class Model(Protocol):
     @property
     def loaded(self) -> Loaded: ...
 
-    @property
-    def request(self) -> RequestMaker: ...
-
-
-class RequestMaker(Protocol):
-    """As `LVLM.request`."""
-
-    def __call__(
-        self,
-        prompt: Said,
-        images: Sequence[ImageLike] | None = (),
-        videos: Sequence[VideoLike] | None = (),
-        **options: Any,
-    ) -> Request: ...
+    def request(self, *arguments: Any, **keywords: Any) -> Request: ...
 
 
 class Scheduler(Runner):
@@ -65,11 +53,11 @@ class Scheduler(Runner):
         prompt: Said,
         images: Sequence[ImageLike] | None = (),
         videos: Sequence[VideoLike] | None = (),
-        **options: Any,
+        **keywords: Unpack[AskKeywords],
     ) -> Request:
         """Have a prompt answered; arguments as for `LVLM.generate`.
 
         Raises:
             AvlError: the prompt, an image, an option or the policy cannot be used.
         """
-        return self.submit(self._model.request(prompt, images, videos, **options))
+        return self.submit(self._model.request(prompt, images, videos, **keywords))
