@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from avl_export.check.table import HEADER, Row
+from avl_export.check.table import HEADER, CheckError, Row
 from avl_export.options import OptionsError
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
@@ -34,24 +35,21 @@ def _run(parsed: argparse.Namespace) -> int:
     load_package(parsed.package)  # what is no package is said before torch is imported
     from avl_export.check.recheck import recheck
 
-    found = recheck(
-        parsed.package,
-        teller(parsed.json),
-        parsed.layers,
-        parsed.backend,
-        parsed.model,
-        parsed.lora,
-    )
+    try:
+        found = recheck(
+            parsed.package,
+            teller(parsed.json),
+            parsed.layers,
+            parsed.backend,
+            parsed.model,
+            parsed.lora,
+        )
+    except CheckError as error:
+        if parsed.json and error.rows:
+            _print_json(parsed, error.rows, None)
+        raise
     if parsed.json:
-        report: dict[str, Any] = {
-            "package": str(parsed.package),
-            "layers": parsed.layers,
-            "backends": parsed.backend,
-            "against": parsed.backend[0] if len(parsed.backend) == 2 else "transformers",
-            "quantization": found.quantization,
-            "rows": list(map(asdict, found.rows)),
-        }
-        print(json.dumps(report))
+        _print_json(parsed, found.rows, found.quantization)
     elif parsed.layers:
         print(f"{len(found.rows)} layers and parts compared, none differs")
     else:  # the rows above are only the worst of them
@@ -59,6 +57,26 @@ def _run(parsed: argparse.Namespace) -> int:
         if not parsed.backend:
             print(found.line())
     return 0
+
+
+def _print_json(
+    parsed: argparse.Namespace, rows: Sequence[Row], quantization: float | None
+) -> None:
+    report: dict[str, Any] = {
+        "package": str(parsed.package),
+        "layers": parsed.layers,
+        "backends": parsed.backend,
+        "against": parsed.backend[0] if len(parsed.backend) == 2 else "transformers",
+        "quantization": quantization,
+        "differs": next((row.name for row in rows if not row.ok), None),
+        "rows": [{name: _finite(value) for name, value in asdict(row).items()} for row in rows],
+    }
+    print(json.dumps(report, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no number for a difference that is without end."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
 def teller(quiet: bool) -> Callable[[Row], None]:

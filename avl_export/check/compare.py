@@ -46,7 +46,10 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1}
 # by 2.4e-2 after 6 layers, half of this.
 QUANTIZED = 2e-2
 CPU = ("fp32", "fp16")  # what ONNX Runtime's CPU computes in
-KEEP = "report it with the checkpoint's name, or pass --no-check to keep the package"
+KEEP = (
+    "report it with the checkpoint's name if neither was changed since; avl-export --no-check "
+    "exports without comparing"
+)
 OTHER = "report it with the package's avl.json, or use another backend"
 
 Array = NDArray[Any]
@@ -110,7 +113,8 @@ def check_package(
         where = _where(package.manifest, tapped)
     raise CheckError(
         f"expected the package to compute what transformers does, found a difference of "
-        f"{first.difference:.1e} where values reach {first.largest:.1e}, first in {where}; {KEEP}"
+        f"{first.difference:.1e} where values reach {first.largest:.1e}, first in {where}; {KEEP}",
+        table.rows,
     )
 
 

@@ -169,7 +169,7 @@ def load_model(family: Family, adapter: Adapter | None = None) -> nn.Module:
         line = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise CheckError(
             f"expected transformers to load the checkpoint, found {line}; fix the checkpoint, or "
-            "pass --no-check to export without a comparison"
+            "export without a comparison, with --no-check"
         ) from None
     if adapter is None:
         return model

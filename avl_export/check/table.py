@@ -16,7 +16,15 @@ HEADER = f"{'':<34} {'difference':>10} {'largest':>10} {'of allowed':>10} {'1 - 
 
 
 class CheckError(AvlError):
-    """A package, or a backend, computes something else than it should."""
+    """A package, or a backend, computes something else than it should.
+
+    Attributes:
+        rows: all that was compared, where something differs.
+    """
+
+    def __init__(self, message: str, rows: Sequence[Row] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +131,12 @@ class Table:
         if first is None:
             return
         more = sum(not row.ok for row in self.rows) - 1
+        after = f", and {more} more after it" if more else ""
         raise CheckError(
             f"expected {tested} to compute what {reference} does, found {first.name} first to "
             f"differ, by up to {first.difference:.1e} where values reach {first.largest:.1e} "
-            f"(cosine {1 - first.cosine:.6f}), and {more} more after it; {way_out}"
+            f"(cosine {1 - first.cosine:.6f}){after}; {way_out}",
+            self.rows,
         )
 
     def _output(self, name: str, output: Output) -> Row:

@@ -30,6 +30,7 @@ def test_a_right_package(
     report = json.loads(capsys.readouterr().out)
     assert (report["against"], report["backends"], report["layers"]) == ("transformers", [], False)
     assert report["package"] == str(master_package) and report["quantization"] is None
+    assert report["differs"] is None
     names = [row["name"] for row in report["rows"]]
     assert names[0] == "encoders features" and names[-1] == "parked decoder.1 logits"
     assert all(row["difference"] < 1e-4 < row["largest"] for row in report["rows"])
@@ -59,6 +60,12 @@ def test_a_wrong_layer_is_named(
     assert said.err.splitlines()[-1].startswith("avl-check: expected the package to compute ")
     assert f"first in {where}; " in said.err
     assert any(line.endswith("differs") for line in said.out.splitlines())
+    assert main([str(package_folder), "--json"]) == 1
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    wrong = [row["name"] for row in report["rows"] if row["share"] > 1]
+    assert report["differs"] == wrong[0]
+    assert f"first in {where}; " in said.err
 
 
 def test_quantized_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
