@@ -16,7 +16,7 @@ from avl_runtime.generate.results import Result
 from avl_runtime.model import LVLM
 from avl_runtime.prompts.messages import Said
 from avl_runtime.requests.loaded import ClosedError
-from avl_runtime.requests.request import Request
+from avl_runtime.requests.request import Request, RequestError
 from avl_runtime.requests.scheduler import Scheduler
 from avl_runtime.requests.stream import GivenUpError
 from avl_runtime.vision.load.images import ImageLike
@@ -188,13 +188,14 @@ class AsyncStream(AsyncIterator[str]):
         """The finished reply.
 
         Raises:
-            AvlError: what ended it, or that it was given up.
-            RuntimeError: it has not come to its end.
+            AvlError: what ended it, or that it was given up, or has not come to its end.
         """
         if self._closed and (self._request is None or not self._request.done):
             raise GivenUpError
         if self._request is None:
-            raise RuntimeError("expected a reply that has come to its end, found one not begun")
+            raise RequestError(
+                "expected a reply that has come to its end, found one not begun; iterate it first"
+            )
         return self._request.result
 
     async def __anext__(self) -> str:

@@ -161,6 +161,8 @@ def test_tasks_that_share_a_stream_begin_it_once(tiny_package: Path) -> None:
     async def run() -> tuple[str, str]:
         async with AsyncLVLM.load(tiny_package, backend="ort-cpu") as model:
             stream = model.stream(ONE.prompt, [ONE.image])
+            with pytest.raises(RequestError, match="not begun; iterate it first"):
+                _ = stream.result
             pieces = list(await asyncio.gather(*(stream.__anext__() for _ in range(3))))
             pieces += [piece async for piece in stream]
             return "".join(pieces), stream.result.text

@@ -190,7 +190,7 @@ def test_a_prompt_that_fails_ends_its_request_alone(tiny: LVLM) -> None:
 def test_a_result_is_not_there_before_it_is_done(tiny: LVLM) -> None:
     scheduler = Scheduler(tiny)
     request = scheduler.add("What?", max_new_tokens=2)
-    with pytest.raises(RuntimeError, match="still runs"):
+    with pytest.raises(AvlError, match="still runs"):
         _ = request.result
 
 

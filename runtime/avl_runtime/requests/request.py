@@ -116,12 +116,15 @@ class Request:
 
         Raises:
             AvlError: what ended the request.
-            RuntimeError: it is not done.
+            RequestError: it is not done.
         """
         if self.error is not None:
             raise self.error
         if self._result is None:
-            raise RuntimeError("expected a request that is done, found one that still runs")
+            raise RequestError(
+                "expected a request that is done, found one that still runs; let its runner step "
+                "until it is"
+            )
         return self._result
 
     def finish(self) -> None:
@@ -157,7 +160,7 @@ class Request:
 
 
 class RequestError(AvlError):
-    """A runner was given what it cannot run."""
+    """A runner was given what it cannot run, or asked for what it has not run."""
 
 
 class CancelledError(AvlError):
