@@ -111,7 +111,15 @@ def test_processes_are_started_as_often_as_asked(
         ),
         (
             ["--against", "onnxruntime-genai"],
-            r"expected onnxruntime_genai, .* -m pip install 'onnxruntime-genai==0.18.\*'",
+            r"expected onnxruntime_genai, .* -m pip install onnxruntime-genai==0.18.0",
+        ),
+        (
+            ["--against", "openvino"],
+            r"found no openvino_genai, openvino_tokenizers, optimum.intel, .* optimum-intel==2.2.0",
+        ),
+        (
+            ["--against", "llama.cpp"],
+            r"found no llama_cpp, gguf; run: .* -m pip install llama-cpp-python==0.3.36 gguf==",
         ),
     ],
 )
@@ -138,7 +146,7 @@ def test_refusals_are_one_sentence(
         (["--batch=0"], "expected a whole number of at least 1, found '0'"),
         (["--visual-tokens=-1"], "expected a whole number of at least 0, found '-1'"),
         (["--idle-wait=nan"], "expected a number, found 'nan'"),
-        (["--against", "vllm"], "--against: expected transformers, onnxruntime-genai, found"),
+        (["--against", "vllm"], "--against: expected transformers, onnxruntime-genai, openvino, "),
         (["--policies", "dense,dense"], "expected each once, found 'dense' twice"),
         (["--policies", "quick"], "--policies: expected a policy, found 'quick'"),
         (["--policies", ","], "expected policies as dense,avl, found ','"),

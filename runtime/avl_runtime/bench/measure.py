@@ -61,7 +61,7 @@ def measure(
         place = Path(folder)
         job = _job(workload, manifest, settings.threads, place)
         for _ in range(settings.starts):
-            loaded, versions, found = _start(candidates, job, place, settings, tell)
+            loaded, versions, found = _start(candidates, job, settings, tell)
             for name, some in found.items():
                 runs[name] += some
     prompt = len(workload.input_ids)
@@ -77,25 +77,19 @@ def measure(
 def _start(
     candidates: Sequence[Candidate],
     job: dict[str, Any],
-    place: Path,
     settings: Settings,
     tell: Callable[[str], None],
 ) -> tuple[dict[str, Loaded], dict[str, str], dict[str, list[Run]]]:
-    """Start every candidate and let them take turns: what was loaded, of which versions, and ran.
-
-    Args:
-        place: has a folder for each candidate, the same at every start.
-    """
+    """Start all and let them take turns: what was loaded, of which versions, and what ran."""
     loaded: dict[str, Loaded] = {}
     versions: dict[str, str] = {}
     runners: dict[str, Callable[[], Run]] = {}
     with ExitStack() as stack:
-        for number, candidate in enumerate(candidates):
+        for candidate in candidates:
             worker = Worker(candidate.name, candidate.command, settings.threads)
             stack.callback(worker.close)
             tell(f"loading {candidate.name}")
-            folder = str(place / str(number))
-            answer = worker.ask({"do": "load", "job": {**job, **candidate.job, "folder": folder}})
+            answer = worker.ask({"do": "load", "job": {**job, **candidate.job}})
             versions |= answer["versions"]
             loaded[candidate.name] = Loaded(candidate, answer["weights"], answer["rss_bytes"])
             runners[candidate.name] = partial(_run, worker)
@@ -116,7 +110,7 @@ def _run(worker: Worker) -> Run:
 
 
 def _job(workload: Workload, manifest: Manifest, threads: int, place: Path) -> dict[str, Any]:
-    """What all workers are told; pictures are files in `place`."""
+    """What all workers are told; pictures are files in `place`, and peers convert models there."""
     files = []
     for number, image in enumerate(workload.images):
         files.append(str(place / f"{number}.png"))
@@ -128,6 +122,7 @@ def _job(workload: Workload, manifest: Manifest, threads: int, place: Path) -> d
         "new_tokens": workload.new_tokens,
         "batch": workload.batch,
         "threads": threads,
+        "folder": str(place / "converted"),
     }
 
 

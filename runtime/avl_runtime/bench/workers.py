@@ -8,38 +8,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
 from avl_runtime.bench.errors import BenchError
-
-# Packages whose own __init__ is left out, as it may need what a peer's environment may lack.
-_ROOTS = ("avl_runtime",)
-_BOOT = f"""
-import runpy, sys, types
-module, *folders = sys.argv[1:]
-for name, folder in zip({_ROOTS}, folders):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [folder]
-sys.argv[1:] = []
-runpy.run_module(module, run_name="__main__", alter_sys=True)
-"""
-
-
-def foreign_command(python: str, module: str) -> list[str]:
-    """What runs a module of this installation under another Python.
-
-    Raises:
-        BenchError: the module's package is not installed.
-    """
-    folders = []
-    for name in _ROOTS:
-        spec = find_spec(name)
-        if spec is None or not spec.submodule_search_locations:
-            raise BenchError(f"expected {name}, found none; install avl anew, all of it")
-        folders.append(str(spec.submodule_search_locations[0]))
-    return [python, "-c", _BOOT, module, *folders]
 
 
 class Worker:

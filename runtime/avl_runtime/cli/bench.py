@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from avl_runtime.bench.candidates import PEERS, own_candidates, peer_candidates
+from avl_runtime.bench.against import PEERS, peer_candidates
+from avl_runtime.bench.candidates import own_candidates
 from avl_runtime.bench.measure import Settings, measure
 from avl_runtime.bench.report import as_csv, as_json, as_markdown
 from avl_runtime.bench.workload import TEXT_TOKENS, make_workload

@@ -8,14 +8,12 @@ what it answers differs.
 from __future__ import annotations
 
 import json
-import random
-import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from avl_runtime.bench.peers.text import build, text_tokens
 from avl_runtime.bench.wire import Job, Run, serve
 
 
@@ -24,15 +22,14 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     import numpy as np
     import onnxruntime_genai as genai
 
-    made = Path(job["folder"])
-    if not made.exists():  # as it does where the worker is started again
-        _build(Path(job["checkpoint"]), made, job["precision"])
+    made = Path(job["folder"]) / f"genai-{job['precision']}"
+    build("genai_build", job["checkpoint"], made, job["precision"])
     config_file = made / "model" / "genai_config.json"
     config = json.loads(config_file.read_text())
     config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = job["threads"]
     config_file.write_text(json.dumps(config))
     model = genai.Model(str(made / "model"))
-    ids = _text_tokens(job)
+    ids = text_tokens(job)
     prompt = np.array([ids] * job["batch"], np.int32)
     total = len(ids) + job["new_tokens"]
     search = {
@@ -71,29 +68,11 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     return run, {"weights": job["precision"], "versions": versions}
 
 
-def _text_tokens(job: Job) -> list[int]:
-    """The prompt, its visual tokens replaced by ordinary ones."""
-    visual = set(job["visual_tokens"])
-    ordinary = [token for token in job["input_ids"] if token not in visual]
-    draw = random.Random(0)
-    return [draw.choice(ordinary) if t in visual else t for t in job["input_ids"]]
-
-
 def _kv_bytes(config: dict[str, Any], batch: int, length: int) -> int:
     """By formula, as buffers cannot be asked for: K and V of `length` rows in fp32."""
     decoder = config["model"]["decoder"]
     row = decoder["num_key_value_heads"] * decoder["head_size"] * 4
     return int(2 * decoder["num_hidden_layers"] * batch * length * row)
-
-
-def _build(checkpoint: Path, made: Path, precision: str) -> None:
-    """Build the model in a process whose memory is not counted as ours."""
-    script = Path(__file__).with_name("genai_build.py")
-    command = [sys.executable, str(script), str(checkpoint), str(made), precision]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing"]
-        raise RuntimeError(said[-1])
 
 
 if __name__ == "__main__":

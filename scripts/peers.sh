@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Makes a virtual environment of the libraries beside which avl-bench measures avl (peers.txt):
+#     ./scripts/peers.sh [FOLDER]          # default: build/peers
+# llama.cpp is compiled, for this machine: that needs a C++ compiler and some ten minutes.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+readonly PLACE="${1:-$ROOT/build/peers}"
+PYTHON_FOUND="$(find_python)"
+[[ -x "$PLACE/bin/python" ]] || "$PYTHON_FOUND" -m venv "$PLACE"
+
+cmake="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
+cmake+=" -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF"
+if [[ "$(uname -m)" == x86_64 ]]; then
+    # Compiled by GCC 12.2 for AMX, llama.cpp ends in a general protection fault: the compiler drops
+    # the stores of the tile configuration.
+    no="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    cmake+=" -DCMAKE_C_FLAGS='$no' -DCMAKE_CXX_FLAGS='$no'"
+fi
+CMAKE_ARGS="$cmake" "$PLACE/bin/python" -m pip install -q --no-binary llama-cpp-python \
+    -r "$ROOT/scripts/peers.txt" || fail "pip could not install the peers; see its message above"
+# optimum-intel brings it, nothing here uses it, and beside torch's build for CPUs the one from the
+# index cannot be imported, nor then transformers' models.
+"$PLACE/bin/python" -m pip uninstall -q -y torchvision
+echo "$PLACE/bin/python"
