@@ -1,13 +1,15 @@
 #!/usr/bin/env python
 """Make every record of speed that the documents quote, and compare them with the targets.
 
-    .venv/bin/python scripts/bench_all.py --peer-python peers/bin/python
+    ./scripts/peers.sh build/peers
+    .venv/bin/python scripts/bench_all.py --peer-python build/peers/bin/python
 
 Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
 shape with avl-bench into benchmarks/bench-NAME.json and attention alone into attention-part.json,
 and sums up in bench-targets.json.
-Takes some three hours on two idle cores. peers/bin/python is a virtual environment with
-onnxruntime-genai; without --peer-python that peer is left out.
+Takes some four hours on two idle cores. Without --peer-python all peers but transformers are left
+out. `--only peers-int4,peers-fp16` measures S1 beside all of them; `--only try` a small decoder in
+seconds, to see that each peer works: its record goes to --folder and is compared with nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ CHAIN = f"{AVL}+{FASTV}"
 LARGE = ("--visual-tokens", "2880", "--text-tokens", "128", "--new-tokens", "128")
 TEXT = ("--visual-tokens", "0", "--text-tokens", "1024", "--new-tokens", "128")
 TORCH, GENAI = "transformers", "onnxruntime-genai"
+TEXT_PEERS = ("openvino", "llama.cpp", GENAI)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,19 @@ RECORDS = {
         for name, record in OF_FP32.items()
     },
     "s1-int4": Record("S1", ("dense", AVL, TIGHT, CHAIN), LARGE, kind="int4", starts=5, repeats=3),
+    "peers-int4": Record(
+        "S1",
+        ("dense", FASTV, AVL, CHAIN),
+        LARGE,
+        TEXT_PEERS,
+        stored="fp16",
+        kind="int4",
+        starts=3,
+        repeats=2,
+    ),
+    "peers-fp16": Record(
+        "S1", ("dense", FASTV, AVL), LARGE, TEXT_PEERS, stored="fp16", starts=3, repeats=2
+    ),
     "s1-computed": Record("S1", ("dense",), LARGE, stored="fp16", beside="fp16"),
     "deep": Record("deep", ("dense", FASTV), (*LARGE[:-1], "8"), (TORCH,)),
     "half-billion": Record(
@@ -86,6 +102,17 @@ RECORDS = {
         ("--visual-tokens", "576", "--text-tokens", "64", "--new-tokens", "2100"),
         repeats=2,
     ),
+}
+TRIALS = {
+    "try": Record(
+        "small",
+        ("dense", FASTV, AVL),
+        ("--visual-tokens", "64", "--text-tokens", "32", "--new-tokens", "8"),
+        TEXT_PEERS,
+        stored="fp16",
+        kind="int4",
+        repeats=1,
+    )
 }
 
 
@@ -120,16 +147,18 @@ def run(*command: object) -> None:
 
 def measure(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     """One record, from its package to its file."""
-    record, out = RECORDS[name], parsed.out / f"bench-{name}.json"
+    record = (RECORDS | TRIALS)[name]
+    out = (parsed.folder if name in TRIALS else parsed.out) / f"bench-{name}.json"
     made = package(parsed.folder, record, record.kind)
     command = [made, "--policies", ",".join(record.policies), *record.asked]
     command += ["--starts", record.starts, "--repeats", parsed.repeats or record.repeats]
     command += ["--idle-wait", parsed.idle_wait]
     if record.beside:
         command += ["--beside", package(parsed.folder, record, record.beside)]
-    peers = [peer for peer in record.against if peer != GENAI or parsed.peer_python]
+    peers = [peer for peer in record.against if peer == TORCH or parsed.peer_python]
     if peers:
-        command += ["--against", ",".join(peers)]
+        source = checkpoint(parsed.folder, record.preset, record.stored)
+        command += ["--against", ",".join(peers), "--checkpoint", source]
     if parsed.peer_python:
         command += ["--peer-python", parsed.peer_python]
     if parsed.threads:
@@ -145,7 +174,7 @@ def measure(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and sum up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(RECORDS), help="default: all")
+    parser.add_argument("--only", default=",".join(RECORDS), help="default: all but `try`")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/bench")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--peer-python", type=Path)
@@ -157,8 +186,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     parsed.folder.mkdir(parents=True, exist_ok=True)
     parsed.out.mkdir(parents=True, exist_ok=True)
-    for name in filter(None, parsed.only.split(",")):
+    names = list(filter(None, parsed.only.split(",")))
+    for name in names:
         measure(name, parsed)
+    if names and all(name in TRIALS for name in names):
+        return
     files = {name: parsed.out / f"bench-{name}.json" for name in RECORDS}
     there = {name: json.loads(p.read_text()) for name, p in files.items() if p.is_file()}
     attention = parsed.out / "attention-part.json"

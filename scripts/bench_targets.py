@@ -15,6 +15,7 @@ TIGHT = "avl:core=0.1,refresh=8"
 CHAIN = "avl+fastv"
 LONG = "avl:text=0.01,text_min=128"
 SDPA, GENAI = "transformers sdpa", "onnxruntime-genai"
+OPENVINO = ("openvino", "openvino f32")
 SPARE = 150 << 20  # bytes of memory that a run may take beside what it must
 CHUNK = 256  # rows of a prefill chunk
 # How names of records end, and what the table says: how the checkpoint stores its weights.
@@ -54,7 +55,7 @@ def targets(records: Mapping[str, Report], attention: Report | None = None) -> l
         name: {row["name"]: row for row in report["candidates"]} for name, report in records.items()
     }
     found = []
-    for one in (*_wanted(records, rows), *_of_attention(attention or {})):
+    for one in (*_wanted(records, rows), *_beside(rows), *_of_attention(attention or {})):
         try:
             ratio = one.value()
         except KeyError:  # a record or a peer was left out
@@ -181,6 +182,33 @@ def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator
             yield Wanted(told, 1.0, True, partial(_peak, records, rows, "s1" + suffix, name))
     told = "long text: step 2000 over step 200 under a text budget"
     yield Wanted(told, 1.1, True, lambda: _growth(rows["long-text"][LONG]))
+
+
+def _beside(rows: Mapping[str, Rows]) -> Iterator[Wanted]:
+    """S1 in INT4 over other libraries in 4 bits."""
+
+    def over(part: str, name: str, *others: str) -> Callable[[], float]:
+        """A median over the least of the others'."""
+
+        def found() -> float:
+            of = {row: float(known[part]["median"]) for row, known in rows["peers-int4"].items()}
+            return of[name] / min(of[other] for other in others)
+
+        return found
+
+    def peak() -> float:
+        own, other = (rows["peers-int4"][name]["peak_rss_bytes"] for name in ("dense", "llama.cpp"))
+        return float(own / other)
+
+    for told, limit, part, name, others in (
+        ("dense decode over OpenVINO's best", 0.60, "decode_token", "dense", OPENVINO),
+        ("dense prefill over OpenVINO's", 1.0, "prefill", "dense", OPENVINO[:1]),
+        ("dense prefill over OpenVINO's in fp32", 0.75, "prefill", "dense", OPENVINO[1:]),
+        ("prefill of FastV over OpenVINO's", 0.65, "prefill", "fastv", OPENVINO[:1]),
+        ("end to end of A-VL with FastV over OpenVINO's best", 0.55, "end_to_end", CHAIN, OPENVINO),
+    ):
+        yield Wanted(f"S1, INT4: {told}", limit, True, over(part, name, *others))
+    yield Wanted("S1, INT4: peak RSS of dense over llama.cpp's in Q4_0", 1.35, True, peak)
 
 
 def _of_attention(report: Report) -> Iterator[Wanted]:

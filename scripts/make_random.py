@@ -69,6 +69,19 @@ PRESETS = {
     "S3": Shape(hidden=512, intermediate=1408, heads=8, kv_heads=8),
     # FastV's prefill over many layers of half the width.
     "deep": Shape(hidden=512, intermediate=1408, heads=8, kv_heads=8, layers=24),
+    # To see that something works.
+    "small": Shape(
+        hidden=256,
+        intermediate=704,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        vocabulary=1024,
+        context=2048,
+        image_tokens=16,
+        vision_hidden=64,
+        vision_layers=1,
+    ),
     # 0.55 billion parameters.
     "half-billion": Shape(hidden=1536, intermediate=4096, heads=24, kv_heads=24, layers=16),
 }
