@@ -7,7 +7,7 @@
 Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
 shape with avl-bench into benchmarks/bench-NAME.json and attention alone into attention-part.json,
 and sums up in bench-targets.json.
-Takes some four hours on two idle cores. Without --peer-python all peers but transformers are left
+Takes hours on two idle cores. Without --peer-python all peers but transformers are left
 out. `--only peers-int4,peers-fp16` measures S1 beside all of them; `--only try` a small decoder in
 seconds, to see that each peer works: its record goes to --folder and is compared with nothing.
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment of the libraries beside which avl-bench measures avl (peers.txt):
 #     ./scripts/peers.sh [FOLDER]          # default: build/peers
-# llama.cpp is compiled, for this machine: that needs a C++ compiler and some ten minutes.
+# llama.cpp is compiled, for this machine: that needs a C++ compiler and some minutes.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
