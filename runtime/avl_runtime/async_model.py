@@ -118,7 +118,7 @@ class AsyncLVLM:
             try:
                 self._scheduler.submit(request)
             except AvlError as error:
-                request.error = error
+                request.end(error)
                 self._tell(request, heard)
             else:
                 self._told[id(request)] = heard

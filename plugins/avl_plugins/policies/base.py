@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.action import Action
@@ -65,12 +65,15 @@ class Policy(abc.ABC):
 
 def check_fraction(policy: str, option: str, value: object) -> None:
     """Refuse anything but a number in (0, 1]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= 1:  # type: ignore[operator]
+    if not _is_number(value) or not 0 < value <= 1:
         raise PolicyError(
             f"{policy}: expected {option} above 0 and at most 1, found {quoted(value)}; "
             "it is a fraction, 1 means all"
         )
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_count(policy: str, option: str, value: object, minimum: int, meaning: str) -> None:
@@ -84,8 +87,7 @@ def check_count(policy: str, option: str, value: object, minimum: int, meaning: 
 
 def check_heavy(policy: str, value: object) -> None:
     """Refuse anything but a number in [0, 1]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:  # type: ignore[operator]
+    if not _is_number(value) or not 0 <= value <= 1:
         raise PolicyError(
             f"{policy}: expected heavy from 0 to 1, found {quoted(value)}; "
             "0 keeps only the most recent text"
