@@ -1,6 +1,6 @@
 """Build the text decoder of a checkpoint with onnxruntime-genai's own model builder, offline.
 
-Arguments: CHECKPOINT FOLDER fp32|int4|int8; writes FOLDER/model.
+Arguments: CHECKPOINT FOLDER fp32|int4|int8; writes FOLDER/model and FOLDER/config.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def main(checkpoint: Path, folder: Path, precision: str) -> None:
     sys.argv[1:] = ["-i", str(text), "-o", str(folder / "model"), "-p", precision, "-e", "cpu"]
     sys.argv += ["-c", str(folder / "cache")]
     runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
+    shutil.copy(text / "config.json", folder / "config.json")
     shutil.rmtree(text)
 
 

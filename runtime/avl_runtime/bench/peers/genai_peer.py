@@ -13,8 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from avl_runtime.bench.peers.text import build, text_tokens
+from avl_runtime.bench.peers.text import build, row_numbers, text_tokens
 from avl_runtime.bench.wire import Job, Run, serve
+
+ROW_BYTES = 4  # of a number in its cache, which is fp32 on a CPU
 
 
 def load(job: Job) -> tuple[Run, dict[str, Any]]:
@@ -28,6 +30,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     config = json.loads(config_file.read_text())
     config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = job["threads"]
     config_file.write_text(json.dumps(config))
+    numbers = row_numbers(json.loads((made / "config.json").read_text()))
     model = genai.Model(str(made / "model"))
     ids = text_tokens(job)
     prompt = np.array([ids] * job["batch"], np.int32)
@@ -57,7 +60,8 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
             "encode_s": None,
             "prefill_s": spent[0],
             "steps_s": spent[1:],
-            "kv_bytes": _kv_bytes(config, job["batch"], total),
+            # By formula, as buffers cannot be asked for.
+            "kv_bytes": job["batch"] * total * numbers * ROW_BYTES,
             "tokens": tokens,
         }
 
@@ -66,13 +70,6 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         "onnxruntime beside it": version("onnxruntime"),  # which need not be avl's
     }
     return run, {"weights": job["precision"], "versions": versions}
-
-
-def _kv_bytes(config: dict[str, Any], batch: int, length: int) -> int:
-    """By formula, as buffers cannot be asked for: K and V of `length` rows in fp32."""
-    decoder = config["model"]["decoder"]
-    row = decoder["num_key_value_heads"] * decoder["head_size"] * 4
-    return int(2 * decoder["num_hidden_layers"] * batch * length * row)
 
 
 if __name__ == "__main__":
