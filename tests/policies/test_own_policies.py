@@ -12,14 +12,20 @@ import pytest
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import (
     ATTENTION,
+    AVL,
     Action,
+    AtRandom,
+    Chain,
     Divide,
+    FastV,
+    HeavyHitters,
     Policy,
     Prune,
     Ranking,
     Refresh,
     TextBudget,
     View,
+    parse,
 )
 
 
@@ -94,6 +100,9 @@ def test_a_ranking_cannot_change_the_rows_that_it_sees() -> None:
         (lambda: TextBudget(0, 4, 0.5), "TextBudget: expected ratio"),
         (lambda: TextBudget(0.5, 0, 0.5), "TextBudget: expected minimum"),
         (lambda: TextBudget(0.5, 4, 2), "TextBudget: expected heavy"),
+        (lambda: Prune(2, 0.5, AtRandom(-1)), "AtRandom: expected seed"),
+        (lambda: Prune(2, 0.5, AtRandom("x")), "AtRandom: expected seed"),  # type: ignore[arg-type]
+        (lambda: Prune(2, 0.5, HeavyHitters(5)), "HeavyHitters: expected heavy"),
     ],
 )
 def test_actions_out_of_range(make: Callable[[], Action], says: str) -> None:
@@ -119,10 +128,32 @@ class Loose(Policy):
         return ()
 
 
+class Nowhere(Prune):
+    """Between two layers, and does not say which."""
+
+    before = None  # type: ignore[assignment]
+
+
+def test_chains_and_texts_that_are_none() -> None:
+    for wrong in ((5,), ("avl", "fastv"), ([AVL(), FastV()],)):
+        with pytest.raises(PolicyError, match="chain: expected policies, found"):
+            Chain(*wrong)  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match="chain: expected policies, found none"):
+        Chain()
+    for text in (None, 5, AVL()):
+        with pytest.raises(PolicyError, match="expected a policy as text"):
+            parse(text)  # type: ignore[arg-type]
+
+
 def test_policies_that_cannot_be_asked() -> None:
     for wrong in (None, 5, [Prune(2, 0.5)], (Prune,), ("fastv",)):
         with pytest.raises(PolicyError, match=r"expected a tuple of actions from actions\(\)"):
             Answers(wrong).check([2])
     Answers((Prune(2, 0.5),)).check([2])
+    for twice in (Prune(2, 0.3), Prune(2, 0.5)):
+        with pytest.raises(PolicyError, match="expected each decision once"):
+            Answers((Prune(2, 0.5), twice)).check([2])
+    with pytest.raises(PolicyError, match="Nowhere to say before which layer"):
+        Answers((Nowhere(2, 0.5),)).check([2])
     with pytest.raises(PolicyError, match="Loose: expected a dataclass"):
         Loose().check([2])

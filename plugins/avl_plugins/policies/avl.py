@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies.action import Action
-from avl_plugins.policies.base import Policy, check_count, check_fraction, check_heavy, core_of
+from avl_plugins.policies.base import Policy
+from avl_plugins.policies.checks import check_count, check_fraction, check_heavy, core_of
 from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.split import Divide, Refresh
 from avl_plugins.policies.text import TextBudget

@@ -1,14 +1,14 @@
-"""The base of every policy, and the checks policies share."""
+"""The base of every policy."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, TypeGuard
+from typing import ClassVar
 
 from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies.action import Action
+from avl_plugins.policies.action import Action, When
 
 
 class Policy(abc.ABC):
@@ -44,7 +44,20 @@ class Policy(abc.ABC):
                 f"{self}: expected a tuple of actions from actions(), found {quoted(actions)}; "
                 "write return (Prune(2, 0.5),)"
             )
+        decided = set()
         for action in actions:
+            if When.BETWEEN in action.when and not isinstance(action.before, int):
+                raise PolicyError(
+                    f"{self}: expected {type(action).__name__} to say before which layer it "
+                    f"decides, found {quoted(action.before)}; define its property before"
+                )
+            decision = (action.decides, action.when, action.before)
+            if decision in decided:
+                raise PolicyError(
+                    f"{self}: expected each decision once, found two actions that say "
+                    f"{action.decides}; leave one out"
+                )
+            decided.add(decision)
             action.check(splits, str(self))
 
     @property
@@ -61,51 +74,3 @@ class Policy(abc.ABC):
             if (value := getattr(self, field.name)) != field.default
         ]
         return f"{self.name}:{','.join(options)}" if options else self.name
-
-
-def check_fraction(policy: str, option: str, value: object) -> None:
-    """Refuse anything but a number in (0, 1]."""
-    if not _is_number(value) or not 0 < value <= 1:
-        raise PolicyError(
-            f"{policy}: expected {option} above 0 and at most 1, found {quoted(value)}; "
-            "it is a fraction, 1 means all"
-        )
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def check_count(policy: str, option: str, value: object, minimum: int, meaning: str) -> None:
-    """Refuse anything but a whole number of at least `minimum`; `meaning` says why."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise PolicyError(
-            f"{policy}: expected {option} to be a whole number of at least {minimum}, "
-            f"found {quoted(value)}; {meaning}"
-        )
-
-
-def check_heavy(policy: str, value: object) -> None:
-    """Refuse anything but a number in [0, 1]."""
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise PolicyError(
-            f"{policy}: expected heavy from 0 to 1, found {quoted(value)}; "
-            "0 keeps only the most recent text"
-        )
-
-
-def core_of(policy: str, core: float | None, keep: float) -> float:
-    """A core that was given, or A-VL's 0.3 of all image tokens, or all kept where that is less.
-
-    Raises:
-        PolicyError: it is no fraction, or larger than what is kept.
-    """
-    if core is None:
-        return min(0.3, keep)
-    check_fraction(policy, "core", core)
-    if core > keep:
-        raise PolicyError(
-            f"{policy}: expected core of at most keep = {keep}, found {core}; "
-            "the core is chosen among the tokens kept"
-        )
-    return core

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import ClassVar
 
-from avl_plugins.errors import PolicyError
+from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.action import Action, When
 from avl_plugins.policies.base import Policy
 
@@ -28,7 +28,14 @@ class Chain(Policy):
             PolicyError: two decide the same, one decides nothing, or one keeps more than an
                 earlier one leaves.
         """
+        for one in policies:
+            if not isinstance(one, Policy):
+                raise PolicyError(
+                    f"chain: expected policies, found {quoted(one)}; write Chain(FastV(), AVL())"
+                )
         parts = [each for one in policies for each in _parts(one)]
+        if not parts:
+            raise PolicyError("chain: expected policies, found none; write Chain(FastV(), AVL())")
         text = "+".join(map(str, parts))
         for one in parts:
             if not one.actions():

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from avl_plugins.policies.action import Action
-from avl_plugins.policies.base import Policy, check_count, check_fraction
+from avl_plugins.policies.base import Policy
+from avl_plugins.policies.checks import check_count, check_fraction
 from avl_plugins.policies.prune import Prune
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies.action import Action, Placed, When
-from avl_plugins.policies.base import check_count, check_fraction
+from avl_plugins.policies.checks import check_count, check_fraction
 from avl_plugins.policies.ranking import ATTENTION, Ranking, check_ranking
 from avl_plugins.policies.view import Fates, View, fates
 

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.action import Action
-from avl_plugins.policies.base import Policy, check_count, check_fraction, core_of
+from avl_plugins.policies.base import Policy
+from avl_plugins.policies.checks import check_count, check_fraction, core_of
 from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.ranking import AtRandom
 from avl_plugins.policies.split import Divide, Refresh

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from avl_plugins.errors import PolicyError, quoted
+from avl_plugins.policies.checks import check_count, check_heavy
 from avl_plugins.policies.view import Indices, Mask, Scores, View
 
 
@@ -20,7 +21,8 @@ class Ranking(abc.ABC):
     here. Subclasses are frozen dataclasses.
 
     Attributes:
-        reads_attention: whether `View.attention` is read; what nobody reads is not computed.
+        reads_attention: whether `View.attention` is read; what nobody reads is not computed, and
+            is zeros.
     """
 
     __slots__ = ()
@@ -40,7 +42,14 @@ class Ranking(abc.ABC):
         Raises:
             PolicyError: the scores are not a number for each row.
         """
-        scores = np.asarray(self.scores(view, count))
+        given = self.scores(view, count)
+        try:
+            scores = np.asarray(given)
+        except ValueError as error:  # lists of different lengths
+            raise PolicyError(
+                f"{type(self).__name__}: expected a number for each row, found: {error}; return an "
+                "array shaped like view.positions"
+            ) from None
         if scores.shape != view.positions.shape or scores.dtype.kind not in "biuf":
             raise PolicyError(
                 f"{type(self).__name__}: expected a number for each row, an array of "
@@ -71,6 +80,13 @@ class AtRandom(Ranking):
 
     reads_attention: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            PolicyError: the seed is no whole number of at least 0.
+        """
+        check_count("AtRandom", "seed", self.seed, 0, "it names a permutation")
+
     def scores(self, view: View, count: int) -> Scores:
         *layers, alive = view.positions.shape
         rows = view.positions.reshape(math.prod(layers), alive)
@@ -93,6 +109,13 @@ class HeavyHitters(Ranking):
     """
 
     heavy: float
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            PolicyError: it is no number in [0, 1].
+        """
+        check_heavy("HeavyHitters", self.heavy)
 
     def scores(self, view: View, count: int) -> Scores:
         recent = count - int(count * self.heavy)

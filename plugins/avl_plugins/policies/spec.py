@@ -75,6 +75,10 @@ def parse(text: str) -> Policy:
         PolicyError: an unknown policy or option, a value that does not fit, or policies that
             cannot be combined.
     """
+    if not isinstance(text, str):
+        raise PolicyError(
+            f'expected a policy as text, found {quoted(text)}; write it as "avl:keep=0.5"'
+        )
     policies = [_parse_one(part) for part in text.split("+")]
     return policies[0] if len(policies) == 1 else Chain(*policies)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from avl_plugins.policies.action import Action, Tokens, When
-from avl_plugins.policies.base import check_count, check_fraction, check_heavy
+from avl_plugins.policies.checks import check_count, check_fraction, check_heavy
 from avl_plugins.policies.ranking import HeavyHitters
 from avl_plugins.policies.view import Fates, View, fates
 
