@@ -129,8 +129,10 @@ class AsyncLVLM:
         """End a request, and free its rows, before the next step."""
         self._calls.put(lambda: self._end(request))
 
-    def _end(self, request: Request) -> None:
+    def _end(self, request: Request, error: AvlError | None = None) -> None:
         self._scheduler.cancel(request)
+        if error is not None:
+            request.end(error)
         heard = self._told.pop(id(request), None)
         if heard is not None:
             self._tell(request, heard)
@@ -145,7 +147,7 @@ class AsyncLVLM:
                 continue
             if call is None:
                 for request in self._scheduler.requests:
-                    self._end(request)
+                    self._end(request, ClosedError())
                 return
             call()
 
@@ -190,24 +192,32 @@ class AsyncStream(AsyncIterator[str]):
         Raises:
             AvlError: what ended it, or that it was given up, or has not come to its end.
         """
-        if self._closed and (self._request is None or not self._request.done):
+        done = self._request is not None and self._request.done
+        if self._closed and not done:
             raise GivenUpError
         if self._request is None:
             raise RequestError(
                 "expected a reply that has come to its end, found one not begun; iterate it first"
             )
+        if not done:
+            raise RequestError(
+                "expected a reply that has come to its end, found one that still runs; iterate it "
+                "to its end"
+            )
         return self._request.result
 
     async def __anext__(self) -> str:
         async with self._beginning:
+            if self._request is None and not self._closed:
+                await self._begin()
             if self._closed:
                 raise StopAsyncIteration
-            if self._request is None:
-                await self._begin()
         try:
             piece = await self._pieces.get()
         except asyncio.CancelledError:
-            await self.aclose()
+            # Tasks that share it hear of an error: a reply cut must not look like one that ended.
+            if self._request is not None and not self._request.done:
+                self._model.cancel(self._request)
             raise
         if piece is None:
             self._pieces.put_nowait(None)  # for whoever asks again
@@ -225,6 +235,8 @@ class AsyncStream(AsyncIterator[str]):
     async def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         request = await asyncio.to_thread(self._make)
+        if self._closed:  # meanwhile
+            return
 
         def heard() -> None:
             pieces = [request.fresh] if request.fresh else []

@@ -171,6 +171,82 @@ def test_tasks_that_share_a_stream_begin_it_once(tiny_package: Path) -> None:
     assert got == text
 
 
+def test_a_task_that_is_cancelled_cuts_nobodys_reply_short_unsaid(tiny_package: Path) -> None:
+    async def run() -> list[Any]:
+        async with AsyncLVLM.load(tiny_package, backend="ort-cpu") as model:
+            stream = model.stream(ONE.prompt, [ONE.image], min_new_tokens=64)
+            await stream.__anext__()
+            with pytest.raises(RequestError, match="still runs; iterate it to its end"):
+                _ = stream.result
+
+            async def take() -> list[str]:
+                return [piece async for piece in stream]
+
+            tasks = [asyncio.create_task(take()) for _ in range(3)]
+            await asyncio.sleep(0)
+            tasks[0].cancel()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, *others = asyncio.run(asyncio.wait_for(run(), 60))
+    assert isinstance(first, asyncio.CancelledError)
+    assert all(isinstance(one, CancelledError) for one in others)
+
+
+def test_giving_up_while_the_prompt_is_prepared_runs_nothing(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with AsyncLVLM.load(tiny_package, backend="ort-cpu") as model:
+            made, go_on = threading.Event(), threading.Event()
+            request = model.model.request("What?")
+
+            def make(*_: Any, **__: Any) -> Request:
+                made.set()
+                assert go_on.wait(60)
+                return request
+
+            monkeypatch.setattr(model.model, "request", make)
+            stream = model.stream("What?")
+            task = asyncio.create_task(stream.__anext__())
+            await asyncio.to_thread(made.wait, 60)
+            await stream.aclose()
+            go_on.set()
+            with pytest.raises(StopAsyncIteration):
+                await task
+            with pytest.raises(GivenUpError):
+                _ = stream.result
+            assert not request.submitted
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_step_in_a_second_thread_is_refused(tiny: LVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(tiny)
+    request = scheduler.add(ONE.prompt, [ONE.image], max_new_tokens=4)
+    inside, refused = threading.Event(), threading.Event()
+    step = Scheduler._step
+
+    def slow(self: Scheduler) -> list[Request]:
+        inside.set()
+        assert refused.wait(60)
+        return step(self)
+
+    monkeypatch.setattr(Scheduler, "_step", slow)
+    thread = threading.Thread(target=scheduler.step)
+    thread.start()
+    assert inside.wait(60)
+    with pytest.raises(RequestError, match="one thread at a time"):
+        scheduler.step()
+    refused.set()
+    thread.join()
+    assert len(ran(scheduler, request).result.token_ids) == 4
+
+
+def test_a_request_that_nothing_runs_has_no_result(tiny: LVLM) -> None:
+    with pytest.raises(RequestError, match="that nothing runs; submit it"):
+        _ = tiny.request("What?").result
+
+
 @pytest.mark.parametrize("pieces", [0, 1])
 def test_a_stream_that_was_given_up_is_at_its_end(tiny_package: Path, pieces: int) -> None:
     async def run() -> None:

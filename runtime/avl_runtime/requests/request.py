@@ -120,6 +120,10 @@ class Request:
         """
         if self.error is not None:
             raise self.error
+        if not self.submitted:
+            raise RequestError(
+                "expected a request that is done, found one that nothing runs; submit it"
+            )
         if self._result is None:
             raise RequestError(
                 "expected a request that is done, found one that still runs; let its runner step "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator
 from typing import Any
@@ -31,6 +32,7 @@ class Runner:
         self._running: list[Request] = []
         self._reading: Reading | None = None
         self._executor = loaded.executor
+        self._stepping = threading.Lock()
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -121,17 +123,27 @@ class Runner:
         Returns:
             Those that got a token, which is `Request.fresh` where its text became certain, or that
             are done.
+
+        Raises:
+            RequestError: another thread is in a step.
         """
+        if not self._stepping.acquire(blocking=False):
+            raise RequestError(
+                "expected one thread at a time, found a second one in step(); give each thread a "
+                "scheduler, or use AsyncLVLM"
+            )
         try:
             self._loaded.check_open()
+            with self._executor.turn:
+                return self._step()
         except ClosedError as error:
             ended = list(self.requests)
             for request in ended:
                 self.cancel(request)
                 request.end(error)
             return ended
-        with self._executor.turn:
-            return self._step()
+        finally:
+            self._stepping.release()
 
     def _step(self) -> list[Request]:
         most = self._executor.most_sequences
