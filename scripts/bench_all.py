@@ -171,25 +171,53 @@ def measure(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def records_of(text: str) -> list[str]:
+    """Names of records, before any is measured; those that are only tried come alone."""
+    names = list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    for name in names:
+        if name not in RECORDS | TRIALS:
+            raise argparse.ArgumentTypeError(
+                f"expected {', '.join(RECORDS | TRIALS)}, found {name!r}"
+            )
+    if not names or (set(names) & set(TRIALS) and not set(names) <= set(TRIALS)):
+        raise argparse.ArgumentTypeError(
+            f"expected records, or {', '.join(TRIALS)} alone, found {text!r}"
+        )
+    return names
+
+
+def at_least_one(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and sum up."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(RECORDS), help="default: all but `try`")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    known = ", ".join(RECORDS | TRIALS)
+    parser.add_argument(
+        "--only",
+        type=records_of,
+        default=list(RECORDS),
+        metavar="RECORDS",
+        help=f"of {known} (default: all but try)",
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "build/bench")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--peer-python", type=Path)
     parser.add_argument(
-        "--repeats", type=int, help="rounds of each start (default: the record's own)"
+        "--repeats", type=at_least_one, help="rounds of each start (default: the record's own)"
     )
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=at_least_one)
     parser.add_argument("--idle-wait", type=float, default=60)
     parsed = parser.parse_args(arguments)
     parsed.folder.mkdir(parents=True, exist_ok=True)
     parsed.out.mkdir(parents=True, exist_ok=True)
-    names = list(filter(None, parsed.only.split(",")))
-    for name in names:
+    for name in parsed.only:
         measure(name, parsed)
-    if names and all(name in TRIALS for name in names):
+    if set(parsed.only) <= set(TRIALS):
         return
     files = {name: parsed.out / f"bench-{name}.json" for name in RECORDS}
     there = {name: json.loads(p.read_text()) for name, p in files.items() if p.is_file()}

@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import bench_all
-from avl_runtime.bench.against import PEERS
+from avl_runtime.bench.against import PEERS, peer_candidates
+from avl_runtime.bench.errors import BenchError
 from avl_runtime.bench.peers import gguf_build, llama_peer, openvino_peer
 from avl_runtime.bench.peers.text import build, row_numbers, text_tokens
 from avl_runtime.bench.peers.text_model import write_text_model
+from avl_runtime.package.package import load_package
 from make_random import PRESETS, write
 
 PYTHON = "AVL_PEER_PYTHON"
@@ -251,6 +253,55 @@ def test_the_script_installs_what_refusals_name() -> None:
     for peer in PEERS.values():
         for wanted in peer.packages.split():
             assert wanted in (lines if "==" in wanted else names)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("exit 3", "ends with status 3"),
+        ("echo hi", "ends with status 0"),
+        ("", "ends with status 0"),
+    ],
+)
+def test_what_is_no_python_is_named(
+    said: str, found: str, tiny_package: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "python"
+    wrong.write_text(f"#!/bin/sh\n{said}\n")
+    wrong.chmod(0o755)
+    with pytest.raises(BenchError, match=f"expected a Python interpreter, found .*{found}"):
+        peer_candidates([load_package(tiny_package)], ["llama.cpp"], str(wrong), None)
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(
+    small: tuple[Path, Path], tiny_package: Path, tmp_path: Path
+) -> None:
+    package = [load_package(tiny_package)]
+    with pytest.raises(BenchError, match=r"--checkpoint: .* hidden_size is \d+, found 256 in"):
+        peer_candidates(package, ["transformers"], None, small[0])
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(BenchError, match="expected a checkpoint of Hugging Face"):
+        peer_candidates(package, ["transformers"], None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--only", "nonsense"], "found 'nonsense'"),
+        (["--only", "try,nonsense"], "found 'nonsense'"),
+        (["--only", ""], "expected records, or try alone"),
+        (["--only", "s1,try"], "expected records, or try alone"),
+        (["--repeats", "0"], "expected a whole number of at least 1, found '0'"),
+        (["--threads", "x"], "expected a whole number of at least 1, found 'x'"),
+    ],
+)
+def test_records_are_looked_at_before_any_is_measured(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench_all.main([*arguments, "--folder", str(tmp_path / "f"), "--out", str(tmp_path / "o")])
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

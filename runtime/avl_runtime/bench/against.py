@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,9 @@ TEXT_NOTE = (
     "through the decoder, but pictures are not encoded and answers differ"
 )
 ATTENTIONS = ("eager", "sdpa")
+# Of a config.json, as the manifest calls them; a config may leave out what is its class's default.
+SIZES = {"hidden_size": "hidden_size", "num_hidden_layers": "num_layers"}
+LOOK_S = 60  # how long an interpreter may take to say what it has
 _LOOK = """
 import sys
 from importlib.util import find_spec
@@ -29,7 +33,7 @@ def lacks(name):
     except ModuleNotFoundError:
         return True
 
-print(*filter(lacks, sys.argv[1:]))
+print("lacks", *filter(lacks, sys.argv[1:]))
 """
 
 # Of a checkpoint's folder, the bits of the first package's weights (None: as stored), and what
@@ -138,6 +142,7 @@ def peer_candidates(
             f"--against: expected the checkpoint that {package.folder} was made from, found none "
             f"at {folder or 'the package itself'}; name its folder with --checkpoint"
         )
+    _check_sizes(folder, package)
     quantized = package.manifest.quantization
     found: list[Candidate] = []
     for peer in dict.fromkeys(against):
@@ -153,24 +158,48 @@ def peer_candidates(
     return found
 
 
+def _check_sizes(folder: Path, package: Package) -> None:
+    """Refuse a checkpoint whose decoder has other sizes than the package's."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        inner = config.get("text_config", config)
+        found = {name: inner.get(name) for name in SIZES}
+    except (OSError, ValueError, AttributeError) as error:
+        raise BenchError(
+            f"--checkpoint: expected a checkpoint of Hugging Face, found {folder}: {error}"
+        ) from None
+    for name, size in SIZES.items():
+        wanted = getattr(package.manifest.dims, size)
+        if found[name] is not None and found[name] != wanted:
+            raise BenchError(
+                f"--checkpoint: expected the one that {package.folder} was made from, whose "
+                f"{name} is {wanted}, found {found[name]} in {folder}; name its folder"
+            )
+
+
 def _interpreter(peer: str, python: str | None) -> str:
     """This Python if it has the peer, else the one named for peers."""
     modules, packages = PEERS[peer].modules, PEERS[peer].packages
     for interpreter in filter(None, (sys.executable, python)):
         command = [interpreter, "-c", _LOOK, *modules]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        except OSError as error:
+            done = subprocess.run(  # noqa: S603
+                command, capture_output=True, text=True, check=False, timeout=LOOK_S
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
             raise BenchError(
                 f"--peer-python: expected a Python interpreter, found {interpreter}: {error}"
             ) from None
-        missing = done.stdout.split()
-        if not done.returncode and not missing:
+        told, *missing = done.stdout.split() or [""]
+        if done.returncode or told != "lacks":
+            raise BenchError(
+                f"--peer-python: expected a Python interpreter, found {interpreter}, which ends "
+                f"with status {done.returncode}; name the one that scripts/peers.sh prints"
+            )
+        if not missing:
             return interpreter
-    where = python or "peers/bin/python"
-    make = "" if python else "python -m venv peers && "
-    told = f" and name it with --peer-python {where}" if python is None else ""
     raise BenchError(
         f"--against {peer}: expected {', '.join(modules)}, found no {', '.join(missing)}; run: "
-        f"{make}{where} -m pip install {packages}{told}"
+        "scripts/peers.sh, and name the Python that it prints with --peer-python, or, without the "
+        f"repository: {python or sys.executable} -m pip install {packages}"
     )
