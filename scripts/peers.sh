@@ -5,9 +5,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-readonly PLACE="${1:-$ROOT/build/peers}"
+readonly PLACE="${1-$ROOT/build/peers}"
+if [[ $# -gt 1 || -z "$PLACE" || "$PLACE" == -* ]]; then
+    fail "expected one folder at most, found: $*; run: ./scripts/peers.sh [FOLDER]"
+fi
 PYTHON_FOUND="$(find_python)"
-[[ -x "$PLACE/bin/python" ]] || "$PYTHON_FOUND" -m venv "$PLACE"
+[[ -x "$PLACE/bin/python" ]] || "$PYTHON_FOUND" -m venv "$PLACE" ||
+    fail "$PYTHON_FOUND cannot make a virtual environment in $PLACE; name another folder"
 
 cmake="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 cmake+=" -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF"
@@ -21,5 +25,6 @@ CMAKE_ARGS="$cmake" "$PLACE/bin/python" -m pip install -q --no-binary llama-cpp-
     -r "$ROOT/scripts/peers.txt" || fail "pip could not install the peers; see its message above"
 # optimum-intel brings it, nothing here uses it, and beside torch's build for CPUs the one from the
 # index cannot be imported, nor then transformers' models.
-"$PLACE/bin/python" -m pip uninstall -q -y torchvision
+"$PLACE/bin/python" -m pip uninstall -q -y torchvision ||
+    fail "pip could not remove torchvision; see its message above"
 echo "$PLACE/bin/python"
