@@ -8,7 +8,7 @@ import pytest
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.generate.prefill import finished, prefill
-from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.kv.append import Appender
 from avl_runtime.prompts.processor import Prompt, Turn
 from avl_runtime.prompts.rows import PromptRows
 from avl_runtime.tasks import sample
@@ -110,7 +110,7 @@ def test_an_interruption_inside_a_step_ends_the_chat(tiny: LVLM, monkeypatch) ->
     stream = chat.stream(one.prompt, [one.image])
     next(stream)
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentCache, "append", interrupted_append)
+        patch.setattr(Appender, "append", interrupted_append)
         with pytest.raises(KeyboardInterrupt):
             list(stream)
     with pytest.raises(AvlError, match="start a new chat"):

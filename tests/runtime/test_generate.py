@@ -18,6 +18,7 @@ from avl_runtime.execute.host import ort
 from avl_runtime.generate import choices
 from avl_runtime.generate.options import Options
 from avl_runtime.kv import sight
+from avl_runtime.kv.append import Appender
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.requests import Request, Scheduler
 from avl_runtime.tasks import sample, samples
@@ -111,22 +112,23 @@ def test_replies_do_not_depend_on_room(tiny: LVLM, policy: str, monkeypatch) -> 
 def test_rows_are_freed_as_they_are_replaced(tiny: LVLM, policy: str, monkeypatch) -> None:
     replaced = {"extend": 0, "append": 0}
 
-    def watched(name: str):
-        method = getattr(SegmentCache, name)
+    def watched(owner: type, name: str):
+        method = getattr(owner, name)
 
-        def watch(cache: SegmentCache, *arguments) -> None:
+        def watch(*arguments) -> None:
+            cache = next(each for each in arguments if isinstance(each, SegmentCache))
             # Before the first chunk there is an empty row, which a failing prompt would need again.
             seen = [weakref.ref(array) for array in cache.k_active + cache.v_active]
             counted, version = cache.top > 0, cache.version
-            method(cache, *arguments)
+            method(*arguments)
             if counted and cache.version > version:
                 replaced[name] += 1
                 assert sum(ref() is not None for ref in seen) == 0
 
         return watch
 
-    for name in replaced:
-        monkeypatch.setattr(SegmentCache, name, watched(name))
+    for owner, name in ((SegmentCache, "extend"), (Appender, "append")):
+        monkeypatch.setattr(owner, name, watched(owner, name))
     images = [one.image for one in samples("caption", "held-out", 2)]  # more than one chunk of rows
     tiny.generate("Describe the image.", images, policy=policy, max_new_tokens=40)
     assert replaced["extend"] == 0  # a prompt's chunks go where room was made for all

@@ -18,7 +18,7 @@ KERNELS = "attention.c"  # compiled once for every level of instructions
 LINEAR, SCREEN = "linear.c", "screen.c"  # for the levels above the compiler's own
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
 SOURCES = (
-    *(KERNELS, "refresh.c", "step.c", "processor.c", "unmap.c"),
+    *(KERNELS, "append.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
     *("ort_op.c", "ort_step.c", "ort_linear.c", "ort_logits.c", "ort_quantized.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")

@@ -19,10 +19,12 @@ class Host:
     Attributes:
         offer: offers layers to refresh, and how many (refresh.h).
         want: says which logits are read (ort_logits.c).
+        append: copies new rows into a cache (append.h).
     """
 
     offer: Callable[[ctypes.Array[Any] | None, int], None]
     want: Callable[[int], None]
+    append: Callable[[int, int, int, int], int]
 
 
 def host() -> Host | None:
@@ -37,4 +39,7 @@ def _functions(library: Path) -> Host:
     offer, want = loaded.avl_offer, loaded.avl_want_logits
     offer.restype, offer.argtypes = None, (ctypes.c_void_p, ctypes.c_int64)
     want.restype, want.argtypes = None, (ctypes.c_int,)
-    return Host(offer, want)
+    append = loaded.avl_append
+    append.restype = ctypes.c_int
+    append.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    return Host(offer, want, append)

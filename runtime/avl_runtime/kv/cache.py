@@ -238,20 +238,16 @@ class SegmentCache:
             mass: [L, B, Hkv] initial H2O mass, or None for zeros.
             steps: how many more rows may come, a bound on the room to allocate.
         """
-        self.own()
+        self.make_room(steps)
         # As lists: NumPy's functions are slow where a run has emptied the processor's caches.
         lengths = self.active_len.tolist()
         top = max(map(max, lengths))
-        if top >= self.capacity:
-            self.resize_arrays(top + room(top, steps))
-        fresh = 0 if mass is None else mass
         if len(positions) == 1 and top == min(map(min, lengths)):
             # At the slot of all: several times as fast as at slots of their own.
             for plane, rows in zip(self.active, new, strict=True):
                 for array, row in zip(plane, rows[:, :, :, 0], strict=True):
                     array[:, :, top] = row
             self.positions[..., top] = positions[0]
-            self.mass[..., top] = fresh
         else:
             seqs = np.arange(len(positions))
             for plane, rows in zip(self.active, new, strict=True):
@@ -260,8 +256,29 @@ class SegmentCache:
             layers = np.arange(self.layers)[:, None]
             # NumPy puts the axes of indices first where a slice lies between them.
             self.positions[layers, seqs, :, self.active_len] = positions[None, :, None]
-            self.mass[layers, seqs, :, self.active_len] = fresh
+        self.write_mass(0 if mass is None else mass)
         self.active_len += 1
+
+    def make_room(self, steps: int) -> None:
+        """Have room for one more row of every sequence, in arrays of this cache alone.
+
+        Args:
+            steps: how many more rows may come, a bound on the room to allocate.
+        """
+        self.own()
+        top = self.top
+        if top >= self.capacity:
+            self.resize_arrays(top + room(top, steps))
+
+    def write_mass(self, mass: Floats | int) -> None:
+        """Set the mass of the row that `append` adds, [L, B, Hkv] or the same for all."""
+        lengths = self.active_len.tolist()
+        top = max(map(max, lengths))
+        if top == min(map(min, lengths)):
+            self.mass[..., top] = mass
+        else:
+            layers, seqs = np.arange(self.layers)[:, None], np.arange(self.batch)
+            self.mass[layers, seqs, :, self.active_len] = mass
 
     def add_mass(self, seq: int, mass: Floats) -> None:
         """Add attention mass [L, Hkv, n] to the first n active rows of one sequence."""

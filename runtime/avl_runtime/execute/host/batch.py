@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.host import host
 from avl_plugins.cpu.refresh import does
 from avl_plugins.policies import Action, Tokens
 from avl_plugins.policies.declared import refresh_fits
 from avl_runtime.execute.host.segments import BoundSegment, HostBackend
 from avl_runtime.execute.protocol import Member, Step
+from avl_runtime.kv.append import Appender
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.sight import Masses, core_and_parked_rows
 from avl_runtime.package.manifest import Manifest
@@ -44,11 +46,13 @@ class HostBatch:
         evicts = any(a.tokens is Tokens.TEXT for each in members for a in each.actions)
         weights = np.ones((batch, 2 if evicts else 1, 1), np.float32)
         self._segments: list[BoundSegment] = []
+        self._appenders: list[Appender] = []
         rows: NDArray[Any] = self._hidden
         for index, segment in enumerate(manifest.segments):
             deepstack = [text_only] * len(segment.deepstack)
             bound = backend.bind(index, rows, self._position_ids, weights, deepstack)
             self._segments.append(bound)
+            self._appenders.append(Appender((bound.k_new, bound.v_new), self._positions, host()))
             rows = bound.output
         self._logits = rows
         self._offered = [False] * batch  # whether the last step might refresh a sequence
@@ -100,6 +104,4 @@ class HostBatch:
 
     def append(self, segment: int, mass: Floats | None, steps: int) -> None:
         bound, cache = self._segments[segment], self.caches[segment]
-        if cache.is_full or cache.forked:
-            bound.release()
-        cache.append((bound.k_new, bound.v_new), self._positions, mass, steps)
+        self._appenders[segment].append(cache, mass, steps, bound.release)
