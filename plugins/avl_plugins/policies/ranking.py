@@ -56,7 +56,8 @@ class Ranking(abc.ABC):
                 f"{[*view.positions.shape]}, found {scores.dtype} of {[*scores.shape]}; return an "
                 "array shaped like view.positions"
             )
-        if np.isnan(scores).any() and not np.isnan(view.attention).any():
+        # The lowest of numbers with NaN among them is NaN.
+        if scores.size and np.isnan(scores.min()) and not np.isnan(view.attention).any():
             raise PolicyError(
                 f"{type(self).__name__}: expected a number for each row, found NaN among them; "
                 "give such rows -inf"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from avl_plugins.policies.action import Action, Tokens, When
@@ -22,6 +22,7 @@ class TextBudget(Action):
     ratio: float
     minimum: int
     heavy: float
+    ranking: HeavyHitters = field(init=False, repr=False, compare=False)
 
     when: ClassVar[frozenset[When]] = frozenset({When.PROMPT, When.STEP})
     tokens: ClassVar[Tokens] = Tokens.TEXT
@@ -34,10 +35,7 @@ class TextBudget(Action):
         check_fraction("TextBudget", "ratio", self.ratio)
         check_count("TextBudget", "minimum", self.minimum, 1, "the newest token must stay")
         check_heavy("TextBudget", self.heavy)
-
-    @property
-    def ranking(self) -> HeavyHitters:
-        return HeavyHitters(self.heavy)
+        object.__setattr__(self, "ranking", HeavyHitters(self.heavy))
 
     @property
     def decides(self) -> str:

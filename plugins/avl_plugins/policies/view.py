@@ -53,8 +53,7 @@ class View:
 
 def fates(active: Mask, parked: Mask | None = None) -> Fates:
     """Fates of rows: those `active`, else those `parked`; the others are dropped."""
-    found = np.full(active.shape, DROPPED, np.int8)
+    found = np.where(active, np.int8(ACTIVE), np.int8(DROPPED))
     if parked is not None:
-        found[parked] = PARKED
-    found[active] = ACTIVE
+        found[parked & ~active] = PARKED
     return found

@@ -155,22 +155,24 @@ def _evict_text(sequence: Sequence, cache: SegmentCache, action: Action, first_l
     """Bring a sequence down to its text budget, each KV head of each layer for itself."""
     seq, total = sequence.seq, sequence.text_after_image
     limit = action.limit(total)
-    for (first, last), slots in sight.text(cache, seq, sequence.evictable_mask, limit):
-        each = np.arange(first, last)[:, None, None], np.arange(slots.shape[1])[:, None], slots
-        positions = cache.positions[:, seq][each]
-        mass = cache.mass[:, seq][each]
+    seen = sight.text(cache, seq, sequence.evictable_mask, limit)
+    for (first, last), slots, positions, mass in seen:
         view = View(positions, mass, first_layer + first, sequence.step, total)
-        gone = _asked(action, view) != ACTIVE
-        counts = gone.sum(-1)
-        if (counts != counts[:, :1]).any():
+        # Few rows go: by their indices everything else is cheap.
+        gone = np.flatnonzero(_asked(action, view) != ACTIVE)
+        heads, rows = slots.shape[1:]
+        of_head = np.bincount(gone // max(1, rows), minlength=(last - first) * heads)
+        counts = of_head.reshape(-1, heads).tolist()
+        if any(min(each) != max(each) for each in counts):
             raise PolicyError(
                 f"{type(action).__name__}: expected the KV heads of a layer to drop as many text "
                 "rows as one another, found otherwise; mend the action"
             )
-        for begin, end in sight.alike(counts[:, 0].tolist()):
-            count = int(counts[begin, 0])
-            if count:
-                shape = (end - begin, slots.shape[1], count)
-                dropped = slots[begin:end][gone[begin:end]].reshape(shape)
-                evict(cache, seq, dropped, first + begin)
+        dropped = slots.take(gone)
+        for begin, end in sight.alike([each[0] for each in counts]):
+            count = counts[begin][0]
+            size = (end - begin) * heads * count
+            if size:
+                mine, dropped = dropped[:size], dropped[size:]
+                evict(cache, seq, mine.reshape(end - begin, heads, count), first + begin)
                 sequence.settled = sequence.length

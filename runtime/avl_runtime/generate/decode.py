@@ -150,7 +150,7 @@ class Decoder:
             return
         gathered = batch.masses(index)
         for each, _ in texts:
-            length = int(cache.active_len[:, each.seq].max())
+            length = max(cache.active_len[:, each.seq].tolist())
             cache.add_mass(each.seq, gathered.mass_active[:, each.seq, :, 1, :length])
         batch.append(index, gathered.mass_new[:, :, :, 1, 0], self._steps_left)
         for each, mine in texts:

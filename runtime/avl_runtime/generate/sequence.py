@@ -133,17 +133,23 @@ class Sequence:
             )
         while start + added > len(self._modality):
             self._modality = np.concatenate([self._modality, np.zeros_like(self._modality)])
-            self._evictable = np.concatenate([self._evictable, np.zeros_like(self._evictable)])
+            later = np.full(len(self._evictable), self._first_image is not None)
+            self._evictable = np.concatenate([self._evictable, later])
         if image_mask is not None:
             self._modality[start : start + added] = image_mask
             self.image_tokens += int(np.count_nonzero(image_mask))
             if self._first_image is None and image_mask.any():
                 self._first_image = start + int(image_mask.argmax())
         if self._first_image is not None:
-            begin = max(start, self._first_image)
-            text = True if image_mask is None else ~image_mask[begin - start :]
-            self._evictable[begin : start + added] = text
-            self.text_after_image += added if image_mask is None else int(np.count_nonzero(text))
+            text_added = added
+            if image_mask is not None:
+                begin = max(start, self._first_image)
+                text = ~image_mask[begin - start :]
+                self._evictable[begin : start + added] = text
+                # What comes later is text until it is found to be an image.
+                self._evictable[start + added :] = True
+                text_added = int(np.count_nonzero(text))
+            self.text_after_image += text_added
         self.next_position += added if advance is None else advance
         self.token_ids.extend(token_ids)
 
@@ -214,7 +220,7 @@ class Sequence:
 
     def _recount(self, counts: _Counts) -> None:
         self._modality[counts.length :] = False
-        self._evictable[counts.length :] = False
+        self._evictable[counts.length :] = counts.first_image is not None
         self.image_tokens = int(np.count_nonzero(self._modality[: counts.length]))
         self._first_image, self.next_position = counts.first_image, counts.next_position
         self.text_after_image = counts.text_after_image

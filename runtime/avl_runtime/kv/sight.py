@@ -6,7 +6,6 @@ Layers that hold as many rows as their neighbours are seen together, the others 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -37,11 +36,11 @@ class Masses(Protocol):
 
 def alike(counts: Sequence[object]) -> Iterator[Layers]:
     """Runs of layers whose `counts` are equal."""
-    first = 0
-    for _, run in groupby(counts):
-        last = first + sum(1 for _ in run)
-        yield first, last
-        first = last
+    first, count = 0, len(counts)
+    for last in range(1, count + 1):
+        if last == count or counts[last] != counts[first]:
+            yield first, last
+            first = last
 
 
 def images(cache: SegmentCache, seq: int, image_mask: Mask) -> Iterator[tuple[Layers, Ints]]:
@@ -115,8 +114,10 @@ def by_position(
 
 def text(
     cache: SegmentCache, seq: int, evictable: Mask, limit: int | None
-) -> Iterator[tuple[Layers, Ints]]:
-    """Slots [l, Hkv, n] of the rows of `evictable` tokens [tokens so far], ascending.
+) -> Iterator[tuple[Layers, Ints, Ints, Floats]]:
+    """Slots, positions and attention [l, Hkv, n] of the rows of `evictable` tokens [tokens so far].
+
+    Slots are ascending; attention is what all text rows have given each so far.
 
     Every head of a layer holds as many of them, at slots of its own. Layers with at most `limit`
     are left out.
@@ -129,5 +130,13 @@ def text(
         count = int(np.count_nonzero(evictable.take(positions[0, 0])))
         if limit is not None and count <= limit:
             continue
-        slots = begin + np.flatnonzero(evictable.take(positions)) % max(1, end - begin)
-        yield (first, last), slots.reshape(*positions.shape[:2], count)
+        found = evictable.take(positions)
+        shape = (*positions.shape[:2], count)
+        slots = begin + np.flatnonzero(found) % max(1, end - begin)
+        mass = cache.mass[first:last, seq, :, begin:end][found]
+        yield (
+            (first, last),
+            slots.reshape(shape),
+            positions[found].reshape(shape),
+            mass.reshape(shape),
+        )
