@@ -3,7 +3,8 @@
 `SplitCacheStep` is a custom op of ONNX Runtime's CPU provider, in place of its function body. It
 also does a refresh (`avl_plugins.cpu.refresh`). So are `Linear`, `LogitsLinear` and the like where
 the processor has AVX2 and F16C, and `QuantizedLinear` where it has AVX-512 VNNI. The library is
-optional: without it the same is computed by ONNX Runtime's standard ops and NumPy.
+optional: without it the same is computed by ONNX Runtime's standard ops and NumPy. The host also
+asks it to copy a step's new rows into a cache (append.h).
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Keys are stored after RoPE, so the order of rows does not matter to attention and a row may be
 moved freely. Active rows are read by every step; parked rows (A-VL's secondary minus core) by
 steps that ask for them; a dropped row (minor, evicted text) is gone and its memory with it. Rows
-come and grow here and are moved by `moves`; nobody else writes them, but a kernel to which
-`moves.offered` hands a refresh.
+come and grow here and by `append`, and are moved by `moves`; nobody else writes them, but the
+compiled library where it is asked to: by `append`, and by a step that offers it a refresh
+(`avl_plugins.cpu.refresh`).
 
 A row is one or more *planes*, here K and V, each an array a layer. Arrays are compact: rows
 [0, length) of an axis are live, the rest is room for decode, finite because graphs mask those rows
