@@ -17,7 +17,6 @@ from avl_plugins.graph_io import (
     HIDDEN,
     PARKED,
     POSITIONS,
-    RESULTS,
     WEIGHTS,
     is_cached_rows,
     named,
@@ -110,7 +109,7 @@ class HostRunner(Runner):
         bound.run(cache, cache.parked_len)
         found = {graph.result: bound.output.copy()}
         for index, layer in enumerate(layers):
-            for kind in RESULTS:
+            for kind in graph.kind(layer).makes:
                 found[named(kind, layer)] = getattr(bound, kind)[index].copy()
         return found
 

@@ -76,6 +76,11 @@ class Family(Protocol):
         ...
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each of the decoder's layers, a name in `graph_io.LAYER_KINDS`."""
+        ...
+
+    @property
     def lm_head(self) -> nn.Module:
         """hidden [..., C] -> logits [..., vocab]."""
         ...

@@ -9,17 +9,23 @@ import torch
 
 from avl_export.checkpoint.supported import FamilyError
 from avl_plugins.errors import quoted
+from avl_plugins.graph_io import FULL
 from avl_runtime.package.manifest import Dims
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic")
 FOREVER = 1 << 62
+WINDOWED = "sliding_attention"
+# Kinds of layers, by transformers' names. Within its window, windowed attention is full attention,
+# and `decoder_dims` lets no package go further.
+KINDS = {"full_attention": FULL.name, WINDOWED: FULL.name}
 
 
 def check_decoder(text: Any, types: Sequence[str], where: str) -> None:
     """Refuse a decoder that no graph here can run.
 
     Raises:
-        FamilyError: `text` configures none of `types`, or RoPE whose frequencies change.
+        FamilyError: `text` configures none of `types`, layers of another kind than attention, or
+            RoPE whose frequencies change.
     """
     if text.model_type not in types:
         raise FamilyError(
@@ -32,12 +38,38 @@ def check_decoder(text: Any, types: Sequence[str], where: str) -> None:
             f"{where}: expected sliding_window to be a number of tokens or null, found "
             f"{quoted(window, 40)}; fix the file"
         )
+    named = layer_types(text)
+    other = next((layer for layer, name in enumerate(named) if name not in KINDS), None)
+    if other is not None:
+        raise FamilyError(
+            f"{where}: expected layer_types of {', '.join(KINDS)}, found {quoted(named[other])} "
+            f"as that of layer {other}; this version of avl cannot export it"
+        )
+    if WINDOWED in named and not window:
+        raise FamilyError(
+            f"{where}: expected a sliding_window for the layers of {WINDOWED}, found none; fix "
+            "the file"
+        )
     rope = (text.rope_parameters or {}).get("rope_type", "default")
     if rope not in STATIC_ROPE:
         raise FamilyError(
             f"{where}: expected a rope_type of {', '.join(STATIC_ROPE)}, found {quoted(rope)}, "
             "whose frequencies change with the length; this version of avl cannot export it"
         )
+
+
+def layer_types(text: Any) -> Sequence[str]:
+    """What transformers calls each layer; Llama's are alike, and so are Mistral's, unlisted."""
+    found: Sequence[str] | None = getattr(text, "layer_types", None)
+    if found is not None:
+        return found
+    windowed = text.model_type == "mistral" and text.sliding_window
+    return [WINDOWED if windowed else "full_attention"] * text.num_hidden_layers
+
+
+def layer_kinds(text: Any) -> tuple[str, ...]:
+    """The kind of each layer, a name in `graph_io.LAYER_KINDS`; `check_decoder` has seen `text`."""
+    return tuple(KINDS[name] for name in layer_types(text))
 
 
 def fix_rope(text_model: Any) -> None:
@@ -52,7 +84,6 @@ def fix_rope(text_model: Any) -> None:
 
 def decoder_dims(text: Any, position_axes: Literal[1, 3] = 1) -> Dims:
     """Sizes of the decoder that `text` configures."""
-    # Within its window, windowed attention is full attention.
     window = getattr(text, "sliding_window", None)
     return Dims(
         hidden_size=text.hidden_size,

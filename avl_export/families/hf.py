@@ -15,7 +15,7 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.weight_files import ADAPTER_CONFIG
 from avl_export.families.base import Traits
-from avl_export.families.decoder import fix_rope
+from avl_export.families.decoder import fix_rope, layer_kinds
 from avl_plugins.errors import quoted
 
 MOST_LAYERS = 4096
@@ -37,6 +37,10 @@ class HfFamily:
     @property
     def text_model(self) -> nn.Module:
         return self.model.get_submodule("model.language_model")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return layer_kinds(self.text_model.config)
 
     @property
     def lm_head(self) -> nn.Module:

@@ -23,7 +23,6 @@ from avl_plugins import graph_io
 from avl_plugins.graph_io import (
     ACTIVE,
     BATCH,
-    CACHE,
     DEEPSTACK,
     HIDDEN,
     MOST_WEIGHTINGS,
@@ -127,7 +126,8 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
     """The graph of layers `first` to `last` - 1, with the package's input and output names."""
     module = SegmentModule(family, first, last).eval()
     dims = family.traits.dims
-    segment = graph_io.Segment(dims, first, last, module.deepstack, last == dims.num_layers)
+    ends = last == dims.num_layers
+    segment = graph_io.Segment(dims, first, last, module.deepstack, ends, family.kinds[first:last])
     layers = segment.layers
     dtype = next(module.parameters()).dtype
     kinds = {"T": dtype, "int64": torch.int64, "float32": torch.float32}
@@ -151,7 +151,9 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
         """What `forward` takes, by its own names: those of the graph's inputs, and two lists."""
         return {
             **{name: of(name) for name in (HIDDEN, POSITIONS, WEIGHTS)},
-            "caches": [tuple(of(named(kind, i)) for kind in CACHE) for i in module.traced],
+            "caches": [
+                tuple(of(named(kind, i)) for kind in segment.kind(i).reads) for i in module.traced
+            ],
             "deepstack": [of(named(DEEPSTACK, i)) for i in module.deepstack],
         }
 

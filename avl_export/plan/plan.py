@@ -318,6 +318,12 @@ def _segments(options: Options, family: Family) -> tuple[Segment, ...]:
         )
     bounds = (0, *after, layers)
     return tuple(
-        Segment(f"decoder.{number}.onnx", first, last, deepstack_layers(family, first, last))
+        Segment(
+            f"decoder.{number}.onnx",
+            first,
+            last,
+            deepstack_layers(family, first, last),
+            family.kinds[first:last],
+        )
         for number, (first, last) in enumerate(pairwise(bounds))
     )

@@ -69,6 +69,25 @@ CACHED_ROWS = tuple(kind for place in CACHED for kind in (place.keys, place.valu
 MASSES = tuple(place.mass for place in (*CACHED, MADE))
 RESULTS = (MADE.keys, MADE.values, *MASSES)
 
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What decoder layers of a kind keep from one run of their graph to the next.
+
+    Attributes:
+        name: as manifests say it.
+        reads: kinds of tensors that a layer is given of what it keeps, in the graph's order.
+        makes: kinds of those that it gives back.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+
+
+FULL = LayerKind("full", CACHE, RESULTS)  # rows with positions, which policies move
+LAYER_KINDS = {kind.name: kind for kind in (FULL,)}
+
 _OF_OP = {
     value.name: value for value in (*SPLIT_CACHE_ATTENTION.inputs, *SPLIT_CACHE_ATTENTION.outputs)
 }
@@ -173,6 +192,7 @@ class Segment:
     Attributes:
         deepstack: those of the layers that have an input of features.
         ends: whether it is the last one, which gives logits.
+        kinds: names in `LAYER_KINDS`, one of each layer; None: all are `FULL`.
     """
 
     dims: Dims
@@ -180,6 +200,7 @@ class Segment:
     last: int
     deepstack: tuple[int, ...]
     ends: bool
+    kinds: tuple[str, ...] | None = None
 
     @property
     def layers(self) -> range:
@@ -190,6 +211,10 @@ class Segment:
         """The name of the first output."""
         return LOGITS if self.ends else STATE
 
+    def kind(self, layer: int) -> LayerKind:
+        """What kind of layer one of `layers` is."""
+        return FULL if self.kinds is None else LAYER_KINDS[self.kinds[layer - self.first]]
+
     def inputs(self, layers: Sequence[int] | None = None) -> tuple[Value, ...]:
         """All inputs in their order, or those of some `layers` alone among what layers have."""
         axes = () if self.dims.position_axes == 1 else (self.dims.position_axes,)
@@ -197,7 +222,7 @@ class Segment:
             self._states(HIDDEN),
             Value(POSITIONS, "int64", (*axes, BATCH, NEW)),
             self._of_op(WEIGHTS),
-            *(self._of_op(kind, i) for i in self._among(layers) for kind in CACHE),
+            *(self._of_op(kind, i) for i in self._among(layers) for kind in self.kind(i).reads),
             *(self._states(named(DEEPSTACK, i)) for i in self.deepstack),
         )
 
@@ -205,7 +230,7 @@ class Segment:
         """All outputs in their order, or those of some `layers` alone among what layers have."""
         return (
             self._result(),
-            *(self._of_op(kind, i) for i in self._among(layers) for kind in RESULTS),
+            *(self._of_op(kind, i) for i in self._among(layers) for kind in self.kind(i).makes),
         )
 
     def taps(self) -> tuple[Value, ...]:

@@ -139,7 +139,12 @@ def test_policies_are_those_that_the_cut_allows(
     changed: Callable[..., tuple[dict[str, Any], str]], tiny_package: Path
 ) -> None:
     first, second = json.loads((tiny_package / MANIFEST).read_text())["segments"]
-    told, text = changed(segments=[first | {"last_layer": 3}, second | {"first_layer": 3}])
+    told, text = changed(
+        segments=[
+            first | {"last_layer": 3, "kinds": ["full"] * 3},
+            second | {"first_layer": 3, "kinds": ["full"] * 3},
+        ]
+    )
     assert told["split"] == [3] and "cut after 3" in text
     assert "dense" in told["policies"] and "fastv" not in told["policies"]
 

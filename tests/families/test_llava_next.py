@@ -138,8 +138,11 @@ class TestLlavaNext(KeyLayoutTests, FamilyTests):
         return torch.cat(rows).numpy()
 
     def test_a_window_bounds_the_context(self, made: Made) -> None:
+        """Within it a windowed layer is one of full attention, as its package says."""
         window = made.case.config.text_config.to_dict().get("sliding_window")
         assert made.model.package.manifest.dims.max_positions == (window or 2048)
+        kinds = [segment.kinds for segment in made.model.package.manifest.segments]
+        assert {kind for some in kinds for kind in some or ("none told",)} == {"full"}
 
 
 @given(

@@ -195,6 +195,31 @@ def test_a_window_that_is_none(
     assert "config.json: expected sliding_window to be a number of tokens" in line
 
 
+def test_a_kind_of_layer_that_no_graph_computes(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "model")
+    count = json.loads((folder / "config.json").read_text())["text_config"]["num_hidden_layers"]
+    found = ["full_attention"] * (count - 1) + ["linear_attention"]
+    in_text(layer_types=found)(folder)
+    assert main(["--model", str(folder), "--out", str(tmp_path / "out"), "--dry-run"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json: expected layer_types of full_attention, sliding_attention" in line
+    assert f"found 'linear_attention' as that of layer {count - 1}; this version" in line
+
+
+def test_windowed_layers_without_a_window(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_random(tmp_path / "model", make_config(text_type="qwen2"))
+    count = json.loads((folder / "config.json").read_text())["text_config"]["num_hidden_layers"]
+    in_text(layer_types=["sliding_attention"] * count, sliding_window=None)(folder)
+    capsys.readouterr()  # progress of what wrote it
+    assert main(["--model", str(folder), "--out", str(tmp_path / "out"), "--dry-run"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json: expected a sliding_window for the layers of sliding_attention" in line
+
+
 def test_nothing_wrong(whole: Path, tmp_path: Path) -> None:
     """What the damages are done to is accepted."""
     assert main(["--model", str(whole), "--out", str(tmp_path / "out"), "--dry-run"]) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from avl_plugins import graph_io
-from avl_plugins.graph_io import ACTIVE, PARKED, Segment, Value
+from avl_plugins.graph_io import ACTIVE, FULL, MADE, PARKED, LayerKind, Segment, Value
 from avl_runtime.package.manifest import Dims
 from ops.declared import check_graphs
 
@@ -61,6 +61,23 @@ def test_a_segment_in_full() -> None:
         "mass_new.2 float32 batch 3 weightings seq",
     ]
     assert shown(segment.taps()) == ["layer_out.1 T batch seq 24"]
+
+
+def test_a_layer_has_the_tensors_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another kind is an entry in the table: names, order and shapes of all graphs follow it."""
+    keys_alone = LayerKind("keys", (ACTIVE.keys, ACTIVE.length), (MADE.keys,))
+    monkeypatch.setitem(graph_io.LAYER_KINDS, "keys", keys_alone)
+    segment = Segment(DIMS, 1, 3, (), ends=True, kinds=("full", "keys"))
+    assert [segment.kind(layer) for layer in segment.layers] == [FULL, keys_alone]
+    assert shown(segment.inputs([2]))[3:] == [
+        "k_active.2 T batch 3 active_2 4",
+        "active_len.2 int64 batch",
+    ]
+    assert shown(segment.outputs([2]))[1:] == ["k_new.2 T batch 3 seq 4"]
+    usual = Segment(DIMS, 1, 3, (), ends=True)
+    assert segment.inputs([1]) == usual.inputs([1])
+    assert segment.outputs([1]) == usual.outputs([1])
+    assert Segment(DIMS, 1, 3, (), True, ("full", "full")).inputs() == usual.inputs()
 
 
 def test_the_last_segment_gives_logits_of_the_last_row() -> None:

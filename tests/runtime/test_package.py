@@ -68,6 +68,32 @@ def test_a_package_of_the_format_before(copy: Path) -> None:
     )
 
 
+def test_a_package_that_does_not_tell_kinds_of_layers(copy: Path) -> None:
+    """Those of before hold layers of full attention alone, as this one does and says."""
+    told = LVLM.load(copy, backend="ort-cpu").generate("What?", max_new_tokens=4)
+    assert [one.kinds for one in load_package(copy).manifest.segments] == [
+        ("full",) * 2,
+        ("full",) * 4,
+    ]
+
+    def forget(manifest: dict[str, Any]) -> None:
+        manifest["format_version"] = 5
+        for segment in manifest["segments"]:
+            del segment["kinds"]
+
+    edit(copy, forget)
+    before = LVLM.load(copy, backend="ort-cpu").generate("What?", max_new_tokens=4)
+    assert before.token_ids == told.token_ids
+    # Written anew for engines, it has today's keys, which only today's format allows.
+    assert load_package(copy).manifest.with_engines(()).format_version == FORMAT_VERSION
+
+
+@pytest.mark.parametrize("kind", ["sliding", "state", "", "Full", "x" * 10**6])
+def test_a_kind_of_layer_that_nothing_here_runs(copy: Path, capsys, kind: str) -> None:
+    edit(copy, lambda m: m["segments"][1]["kinds"].__setitem__(2, kind))
+    refused(copy, "(full), found '", "as that of layer 4; update avl", capsys=capsys)
+
+
 def test_an_unknown_key(copy: Path, capsys) -> None:
     edit(copy, lambda m: m.update(trust_remote_code=True))
     refused(copy, "trust_remote_code", capsys=capsys)
@@ -190,6 +216,10 @@ CONTRADICTIONS: list[tuple[Change, str]] = [
     (lambda m: m.update(segments=[]), "all 6 layers in order"),
     (lambda m: m["embedding"].update(file="other.safetensors"), "one of the shards"),
     (lambda m: m["tokens"].update(eos=[3, 10**30]), "token ids from 0 to 2147483647, found 1000"),
+    (lambda m: m["segments"][1].update(kinds=["full"]), "the 4 layers of decoder.1.onnx, found 1"),
+    (lambda m: m["segments"][0].update(kinds=[]), "the 2 layers of decoder.0.onnx, found 0"),
+    (lambda m: m["segments"][0].update(kinds="full"), "kinds: expected a list, found 'full'"),
+    (lambda m: m["segments"][0].update(kinds=["full", 1]), "kinds: expected str, found '1'"),
     (lambda m: m["generation"].update(bad_words_ids=[[1], [2, 1 << 31]]), "found 2147483648"),
 ]
 
@@ -202,10 +232,13 @@ def test_a_manifest_that_contradicts_itself(copy: Path, capsys, change: Change, 
 
 def _moved_cut(manifest: dict[str, Any]) -> None:
     manifest["segments"][0]["last_layer"] = manifest["segments"][1]["first_layer"] = 3
+    manifest["segments"][1]["kinds"].pop()
+    manifest["segments"][0]["kinds"].append("full")
 
 
 def _more_layers(manifest: dict[str, Any]) -> None:
     manifest["segments"][1]["last_layer"] = manifest["dims"]["num_layers"] = 10**30
+    manifest["segments"][1]["kinds"] = None
 
 
 OTHER_GRAPHS: list[tuple[Change, str]] = [

@@ -68,7 +68,7 @@ def build(plan: Plan) -> tuple[EngineSet, tuple[Built, ...]]:
             now = _current(package)
             _check_free(place, now)
             others = [one for one in now.engines if one.folder != made.folder]
-            entered = replace(now, engines=(*others, made))
+            entered = now.with_engines((*others, made))
             _move(stage, place, package.folder / MANIFEST, entered)
     except OSError as error:
         raise BuildError(
@@ -85,7 +85,7 @@ def _current(package: Package) -> Manifest:
         BuildError: the package was exported anew in the meantime.
     """
     now = load_package(package.folder).manifest
-    if replace(now, engines=()) != replace(package.manifest, engines=()):
+    if now.with_engines(()) != package.manifest.with_engines(()):
         raise BuildError(
             f"{package.folder}: expected the package that the build began with, found another; "
             "build again"

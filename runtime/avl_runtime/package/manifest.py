@@ -15,8 +15,8 @@ from avl_runtime.package.quantization import Quantization
 from avl_runtime.vision import ImageLayout, Kind, VideoLayout
 
 MANIFEST = "avl.json"
-FORMAT_VERSION = 5
-READ_VERSIONS = (4, 5)  # fields that a version added have defaults: what packages lacked before it
+FORMAT_VERSION = 6
+READ_VERSIONS = (4, 5, 6)  # fields that a version added have defaults: what older packages lack
 
 
 class PackageError(AvlError):
@@ -81,12 +81,15 @@ class Segment:
 
     `deepstack` names the layers with an input `deepstack.i` [B, S, C] that is added to what the
     layer puts out (DeepStack, arXiv 2406.04334): features at visual tokens, zeros elsewhere.
+    `kinds` says of each layer what it keeps (`graph_io.LAYER_KINDS`); None, as in packages of
+    before, stands for full attention in all of them.
     """
 
     file: str
     first_layer: int
     last_layer: int
     deepstack: tuple[int, ...]
+    kinds: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,10 @@ class Manifest:
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
+    def with_engines(self, engines: tuple[EngineSet, ...]) -> Manifest:
+        """The same with these engine sets, in the format in which it is written from now on."""
+        return dataclasses.replace(self, engines=engines, format_version=FORMAT_VERSION)
+
     @property
     def visual_tokens(self) -> tuple[int, ...]:
         """Ids of the tokens whose rows come from an encoder."""
@@ -202,7 +209,7 @@ class Manifest:
     def graph_of(self, segment: Segment) -> graph_io.Segment:
         """What the graph of one of the segments reads and writes."""
         first, last, ends = segment.first_layer, segment.last_layer, segment == self.segments[-1]
-        return graph_io.Segment(self.dims, first, last, segment.deepstack, ends)
+        return graph_io.Segment(self.dims, first, last, segment.deepstack, ends, segment.kinds)
 
     def splits(self) -> tuple[int, ...]:
         """Layers after which hidden states can be dropped."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from avl_plugins.errors import FormatError, quoted, shown
+from avl_plugins.graph_io import LAYER_KINDS
 from avl_runtime.package.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -211,6 +212,8 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
             f"{path}: expected segments that hold all {dims.num_layers} layers in order, found "
             f"beginnings {found[:-1]} and ends {bounds[1:]}; export again"
         )
+    for segment in manifest.segments:
+        _check_kinds(segment, path)
     if embedding.shape[1] != dims.hidden_size:
         raise PackageError(
             f"{path}: expected an embedding of {dims.hidden_size} columns, the hidden size, found "
@@ -230,3 +233,21 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
             f"{path}: expected token ids from 0 to {TOKEN_IDS - 1}, found {quoted(wrong)}; export "
             "again"
         )
+
+
+def _check_kinds(segment: Segment, path: Path) -> None:
+    if segment.kinds is None:
+        return
+    layers = segment.last_layer - segment.first_layer
+    if len(segment.kinds) != layers:
+        raise PackageError(
+            f"{path}: expected the kinds of the {layers} layers of {segment.file}, found "
+            f"{len(segment.kinds)}; export again"
+        )
+    for layer, kind in enumerate(segment.kinds, segment.first_layer):
+        if kind not in LAYER_KINDS:
+            raise PackageError(
+                f"{path}: expected layers of a kind that this version of avl runs "
+                f"({', '.join(LAYER_KINDS)}), found {quoted(kind)} as that of layer {layer}; "
+                "update avl, or export again with this version"
+            )
