@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,15 @@ from hypothesis import settings
 import avl_export
 from avl_export.cli import main as export
 from avl_plugins import cpu
-from avl_plugins.cpu.build import LINEAR_LEVELS, QUANTIZED_LEVEL, CompileError, compiler
+from avl_plugins.cpu.build import (
+    AMX_LEVEL,
+    LINEAR_LEVELS,
+    QUANTIZED_LEVEL,
+    CompileError,
+    compiler,
+    knows,
+)
+from avl_plugins.cpu.host import host
 from avl_runtime import LVLM
 from support.compiled import require
 
@@ -87,3 +96,18 @@ def quantized_kernel(kernels: Path) -> Path:
     """The library, where this processor has what its kernel for quantized linears needs."""
     require(QUANTIZED_LEVEL)
     return kernels
+
+
+@pytest.fixture(scope="session")
+def amx_kernel(quantized_kernel: Path) -> Path:
+    """The library, where the compiler, the processor and the system have AMX for it."""
+    require(AMX_LEVEL)
+    if not knows(compiler(), AMX_LEVEL):
+        pytest.skip("this compiler does not know AMX")
+    # arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    if ctypes.CDLL(None).syscall(158, 0x1023, 18):
+        pytest.skip("this system does not let a process use AMX")
+    kernels = host()
+    assert kernels is not None
+    assert "AMX" in kernels.instructions()
+    return quantized_kernel

@@ -166,7 +166,7 @@ def _quantized_linear(weights: int, zeros: bool) -> Op:
         doc=(
             "y = x . weight for each weight = (codes - zero_points) * scales. A kernel may round x "
             "to 8 bits, with one scale for inputs of a row that share one of the weight, or for "
-            "fewer of them."
+            "fewer of them; or x and the weight to bf16."
         ),
         inputs=(
             _X,

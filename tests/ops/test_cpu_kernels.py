@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from avl_plugins import cpu
 from avl_plugins.cpu import build
+from avl_plugins.cpu.host import host
 from ops.agreement import assert_agrees, expected
 from ops.op_models import Arrays, attention_inputs, run, session
 from ops.test_attention_function import GROUPS, attention_model, key_of
@@ -137,3 +140,27 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path, kernels: Path) -> Non
     assert done.returncode == 1
     assert done.stderr.startswith("error: expected ")
     assert {path.suffix for path in tmp_path.iterdir()} == {".py", ".c", ".h"}
+
+
+def test_nothing_is_missing_on_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shutil.which("aarch64-linux-gnu-gcc")
+    if found is None:
+        pytest.skip("there is no compiler for Arm")
+    for path in (*build.FOLDER.glob("*.c"), *build.FOLDER.glob("*.h")):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    monkeypatch.setattr(build, "LIBRARY", tmp_path / build.LIBRARY.name)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setenv("CC", found)
+    assert build.build().is_file()
+
+
+def test_kernels_of_another_version_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Path
+) -> None:
+    (tmp_path / "other.c").write_text("int nothing;\n")
+    other = tmp_path / "other.so"
+    subprocess.run([build.compiler(), "-shared", tmp_path / "other.c", "-o", other], check=True)
+    monkeypatch.setattr(cpu, "LIBRARY", other)
+    with pytest.raises(OSError, match=r"other\.so: expected this version's CPU kernels"):
+        host()

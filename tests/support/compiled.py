@@ -14,7 +14,7 @@ from avl_plugins.cpu import build
 
 def require(options: Iterable[str]) -> None:
     """Skip the test where the processor lacks what these options of a compiler ask for."""
-    needs = {option.removeprefix("-m") for option in options}
+    needs = {option.removeprefix("-m").replace("-", "") for option in options}
     info = Path("/proc/cpuinfo")
     has = set(info.read_text().replace("_", "").split()) if info.is_file() else set()
     if not has.issuperset(needs):

@@ -2,9 +2,10 @@
 
 `SplitCacheStep` is a custom op of ONNX Runtime's CPU provider, in place of its function body. It
 also does a refresh (`avl_plugins.cpu.refresh`). So are `Linear`, `LogitsLinear` and the like where
-the processor has AVX2 and F16C, and `QuantizedLinear` where it has AVX-512 VNNI. The library is
-optional: without it the same is computed by ONNX Runtime's standard ops and NumPy. The host also
-asks it to copy a step's new rows into a cache (append.h).
+the processor has AVX2 and F16C, and `QuantizedLinear` where it has AVX-512 VNNI, which takes AMX
+for many rows where it has that too. The library is optional: without it the same is computed by
+ONNX Runtime's standard ops and NumPy. The host also asks it to copy a step's new rows into a cache
+(append.h).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from avl_plugins.cpu.build import LIBRARY
 
 SWITCH = "AVL_CPU_KERNELS"  # environment variable; "off" leaves the library alone
+AMX_SWITCH = "AVL_AMX"  # the same; "off" leaves AMX to others in sessions opened from then on
 
 
 def library() -> Path | None:

@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 KERNELS = "attention.c"  # compiled once for every level of instructions
 LINEAR, SCREEN = "linear.c", "screen.c"  # for the levels above the compiler's own
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
+AMX = "quantized_amx.c"  # the same, and empty for compilers and processors that do not know it
 SOURCES = (
     *(KERNELS, "append.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
     *("ort_op.c", "ort_step.c", "ort_linear.c", "ort_logits.c", "ort_quantized.c", "ort_ops.c"),
@@ -37,6 +39,8 @@ FLAGS = (
     "-Wall",
     "-Wextra",
 )
+# What is missing is found here, and not when a program loads the library.
+LINKING = ("-Wl,-z,defs", "-lm") if sys.platform == "linux" else ()
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
 # Beside the compiler's own level; `ort_step.c` takes the best that the processor has, of which
@@ -50,6 +54,7 @@ SCREEN_LEVELS = {
     level.replace("linear", "screen"): options for level, options in LINEAR_LEVELS.items()
 }
 QUANTIZED_LEVEL = (*_AVX512, "-mavx512vnni", "-mbmi2")
+AMX_LEVEL = (*QUANTIZED_LEVEL, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 X86 = ("x86_64", "AMD64")
 
 
@@ -97,10 +102,19 @@ def build() -> Path:
             objects += [
                 _compiled(found, name, Path(folder), name, *QUANTIZED_LEVEL) for name in QUANTIZED
             ]
+        has_amx = platform.machine() in X86 and knows(found, AMX_LEVEL)
+        level = ("-DAVL_AMX", *AMX_LEVEL) if has_amx else ()
+        objects.append(_compiled(found, AMX, Path(folder), AMX, *level))
         staged = Path(folder, LIBRARY.name)
-        _run(found, "-shared", *objects, "-o", str(staged))
+        _run(found, "-shared", *objects, "-o", str(staged), *LINKING)
         staged.replace(LIBRARY)
     return LIBRARY
+
+
+def knows(found: str, options: Sequence[str]) -> bool:
+    """Whether a compiler takes options."""
+    command = [found, *options, "-fsyntax-only", "-x", "c", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
 
 
 def _compiled(found: str, source: str, folder: Path, name: str, *options: str) -> str:

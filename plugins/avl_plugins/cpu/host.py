@@ -20,17 +20,29 @@ class Host:
         offer: offers layers to refresh, and how many (refresh.h).
         want: says which logits are read (ort_logits.c).
         append: copies new rows into a cache (append.h).
+        instructions: says which of the instructions that kernels are compiled for run here.
     """
 
     offer: Callable[[ctypes.Array[Any] | None, int], None]
     want: Callable[[int], None]
     append: Callable[[int, int, int, int], int]
+    instructions: Callable[[], str]
 
 
 def host() -> Host | None:
-    """Those of the library in use; None where there is none."""
+    """Those of the library in use; None where there is none.
+
+    Raises:
+        OSError: the library is damaged, for another machine, or of another version of avl.
+    """
     library = cpu.library()
-    return None if library is None else _functions(library)
+    try:
+        return None if library is None else _functions(library)
+    except AttributeError as missing:
+        raise OSError(
+            f"{library}: expected this version's CPU kernels, found others ({missing}); compile "
+            "them with python -m avl_plugins.cpu.build"
+        ) from missing
 
 
 @functools.cache
@@ -42,4 +54,6 @@ def _functions(library: Path) -> Host:
     append = loaded.avl_append
     append.restype = ctypes.c_int
     append.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    return Host(offer, want, append)
+    told = loaded.avl_instructions
+    told.restype, told.argtypes = ctypes.c_char_p, ()
+    return Host(offer, want, append, lambda: told().decode())

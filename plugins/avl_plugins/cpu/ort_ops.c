@@ -1,8 +1,17 @@
 // Registers the custom ops with a session.
 #include "ort_op.h"
 #include "processor.h"
+#include "quantized_amx.h"
 
 #define EXPORTED __attribute__((visibility("default")))
+
+// Of the instructions that kernels are compiled for, those that run here; for people.
+EXPORTED const char *avl_instructions(void)
+{
+    if (avl_has_vnni())
+        return avl_amx && avl_has_amx() ? "AVX-512, VNNI, AMX" : "AVX-512, VNNI";
+    return avl_has_avx512() ? "AVX-512" : avl_has_avx2() ? "AVX2" : "the compiler's own";
+}
 
 static OrtStatus *make_domain(OrtCustomOpDomain **domain)
 {

@@ -1,7 +1,9 @@
 // QuantizedLinear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights
 // that are multiplied with the same x, with and without zero points.
 #include "ort_op.h"
+#include "processor.h"
 #include "quantized.h"
+#include "quantized_amx.h"
 #include "unmap.h"
 
 #include <stdlib.h>
@@ -16,11 +18,14 @@ enum { TASKS = 16, ROWS_OF_A_TASK = 16, ALIGNMENT = 64 };
 typedef struct {
     size_t count;
     avl_packed weights[MOST_WEIGHTS];
+    int64_t amx_rows; // from how many rows of x on AMX multiplies; 0: never
 } packed_weights;
 
 typedef struct {
     const packed_weights *packed;
-    avl_rounded x;
+    int amx;
+    avl_rounded x;      // for VNNI
+    avl_amx_rows amx_x; // for AMX
     const float *from;
     float *y[MOST_WEIGHTS];
 } product;
@@ -33,6 +38,12 @@ static void round_rows(void *of, size_t index)
         avl_round_row(p->packed->weights, p->from, &p->x, row);
 }
 
+static void round_group(void *of, size_t index)
+{
+    const product *p = of;
+    avl_amx->round(p->packed->weights, p->from, &p->amx_x, (int64_t)index);
+}
+
 // A part of all weights' tiles, those of the first weight first.
 static void multiply_share(void *of, size_t index)
 {
@@ -42,26 +53,67 @@ static void multiply_share(void *of, size_t index)
     for (size_t i = 0; i < p->packed->count; i++)
         tiles += avl_tiles(&weight[i]);
     int64_t tile = tiles * (int64_t)index / TASKS, end = tiles * ((int64_t)index + 1) / TASKS;
+    if (p->amx)
+        avl_amx->begin();
     for (float *const *y = p->y; tile < end; weight++, y++) {
         int64_t own = avl_tiles(weight);
         for (; tile < own && tile < end; tile++)
-            avl_multiply_tile(weight, &p->x, tile, *y);
+            if (p->amx)
+                avl_amx->multiply(weight, &p->amx_x, tile, *y);
+            else
+                avl_multiply_tile(weight, &p->x, tile, *y);
         tile -= own;
         end -= own;
     }
+    if (p->amx)
+        avl_amx->end();
 }
 
-static OrtStatus *multiply(OrtKernelContext *context, product *p)
+// Rounds in `tasks` of `round`, which is given `p` and an index, then multiplies.
+static OrtStatus *run(OrtKernelContext *context, product *p, void (*round)(void *, size_t),
+                      int64_t tasks)
 {
-    size_t tasks = (size_t)((p->x.rows + ROWS_OF_A_TASK - 1) / ROWS_OF_A_TASK);
     OrtStatus *status = NULL;
     if (tasks > 1)
-        status = avl_api->KernelContext_ParallelFor(context, round_rows, tasks, 0, p);
-    else // so few that waking other threads would take longer
-        round_rows(p, 0);
+        status = avl_api->KernelContext_ParallelFor(context, round, (size_t)tasks, 0, p);
+    else // so few rows that waking other threads would take longer
+        round(p, 0);
     if (status)
         return status;
     return avl_api->KernelContext_ParallelFor(context, multiply_share, TASKS, 0, p);
+}
+
+static OrtStatus *no_memory(void) { return avl_failed("expected memory for rounded rows, found none"); }
+
+static OrtStatus *multiply(OrtKernelContext *context, product *p, int64_t rows)
+{
+    const avl_packed *first = p->packed->weights;
+    size_t codes = (size_t)(rows * first->inputs), spans = codes / (size_t)first->span;
+    char *memory = malloc(codes + spans * (sizeof(float) + sizeof(int32_t)));
+    if (!memory)
+        return no_memory();
+    p->x.rows = rows;
+    p->x.scales = (float *)memory;
+    p->x.sums = (int32_t *)(p->x.scales + spans);
+    p->x.codes = (int8_t *)(p->x.sums + spans);
+    OrtStatus *status =
+        run(context, p, round_rows, (rows + ROWS_OF_A_TASK - 1) / ROWS_OF_A_TASK);
+    free(memory);
+    return status;
+}
+
+static OrtStatus *multiply_on_amx(OrtKernelContext *context, product *p, int64_t rows)
+{
+    size_t values = (size_t)avl_amx_values(p->packed->weights, rows);
+    p->amx = 1;
+    p->amx_x.rows = rows;
+    p->amx_x.values = aligned_alloc(ALIGNMENT, values * sizeof *p->amx_x.values);
+    if (!p->amx_x.values)
+        return no_memory();
+    OrtStatus *status =
+        run(context, p, round_group, (rows + AVL_AMX_GROUP - 1) / AVL_AMX_GROUP);
+    free(p->amx_x.values);
+    return status;
 }
 
 static OrtStatus *compute(void *kernel, OrtKernelContext *context)
@@ -74,24 +126,18 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
         return status;
     if (x.rank != 2 || x.dims[1] != first->inputs)
         return avl_failed("expected x [rows, inputs] with the weight's inputs");
-    product p = {.packed = packed, .x = {.rows = x.dims[0]}, .from = x.data};
+    product p = {.packed = packed, .from = x.data};
+    int64_t rows = x.dims[0];
     for (size_t i = 0; i < packed->count; i++) {
-        const int64_t dims[2] = {x.dims[0], first[i].outputs};
+        const int64_t dims[2] = {rows, first[i].outputs};
         if ((status = avl_output(context, i, dims, 2, &p.y[i])))
             return status;
     }
-    if (!x.dims[0])
+    if (!rows)
         return NULL;
-    size_t codes = (size_t)(x.dims[0] * first->inputs), spans = codes / (size_t)first->span;
-    char *memory = malloc(codes + spans * (sizeof(float) + sizeof(int32_t)));
-    if (!memory)
-        return avl_failed("expected memory for rounded rows, found none");
-    p.x.scales = (float *)memory;
-    p.x.sums = (int32_t *)(p.x.scales + spans);
-    p.x.codes = (int8_t *)(p.x.sums + spans);
-    status = multiply(context, &p);
-    free(memory);
-    return status;
+    if (packed->amx_rows && rows >= packed->amx_rows)
+        return multiply_on_amx(context, &p, rows);
+    return multiply(context, &p, rows);
 }
 
 // The most inputs that may share a rounding, of those that share a scale; 0: not for this op.
@@ -192,6 +238,8 @@ static OrtStatus *pack_all(const avl_op *op, const OrtKernelInfo *info, packed_w
         }
         if (status)
             return status;
+        if (avl_amx && avl_has_amx() && packed->amx_rows < avl_amx_least_rows(weight))
+            packed->amx_rows = avl_amx_least_rows(weight);
     }
     return NULL;
 }

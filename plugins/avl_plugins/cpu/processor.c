@@ -30,11 +30,50 @@ int avl_has_vnni(void)
            __builtin_cpu_supports("bmi2");
 }
 
+#if defined(__linux__)
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 }; // Linux, asm/prctl.h
+
+// Before it is allowed, tiles can be configured, but their first use ends the process.
+static int ask_for_amx(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    const unsigned amx = 1u << 22 | 1u << 24, avx512_bf16 = 1u << 5; // bf16 and tiles
+    return avl_has_vnni() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
+           (edx & amx) == amx && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+           (eax & avx512_bf16) && !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+}
+
+int avl_has_amx(void)
+{
+    enum { UNKNOWN, NO, YES };
+    static atomic_int known; // threads that ask at once get the same answer
+    const char *value = getenv("AVL_AMX");
+    if (value && !strcmp(value, "off"))
+        return 0;
+    if (known == UNKNOWN)
+        known = ask_for_amx() ? YES : NO;
+    return known == YES;
+}
+
+#else
+
+int avl_has_amx(void) { return 0; }
+
+#endif
+
 #else
 
 int avl_has_avx2(void) { return 0; }
 int avl_has_f16c(void) { return 0; }
 int avl_has_avx512(void) { return 0; }
 int avl_has_vnni(void) { return 0; }
+int avl_has_amx(void) { return 0; }
 
 #endif

@@ -1,7 +1,8 @@
 // Linear layers whose weights are codes of 4 or 8 bits: what the kernel of QuantizedLinear computes.
 //
 // Rows of x are rounded to 8 bits as well, with a scale for every span of inputs, and multiplied
-// with the codes in whole numbers, which AVX-512 VNNI adds up four at a time.
+// with the codes in whole numbers, which AVX-512 VNNI adds up four at a time. For many rows there
+// may be AMX (quantized_amx.h), which reads the same weights.
 #ifndef AVL_QUANTIZED_H
 #define AVL_QUANTIZED_H
 
