@@ -120,9 +120,19 @@ def test_cpu_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert missing.found == "not compiled"
     assert "python -m avl_plugins.cpu.build" in str(missing.fix)
     cpu.LIBRARY.touch()
-    assert by_name(diagnose(BARE, EVERYTHING))["CPU kernels"].fix is None
+    damaged = by_name(diagnose(BARE, EVERYTHING))["CPU kernels"]
+    assert damaged.found.startswith("damaged")
+    assert "python -m avl_plugins.cpu.build" in str(damaged.fix)
     monkeypatch.setenv(cpu.SWITCH, "off")
     assert by_name(diagnose(BARE, EVERYTHING))["CPU kernels"].found == "switched off"
+
+
+def test_cpu_kernels_that_run_here(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpu.AMX_SWITCH, "off")
+    here = by_name(diagnose(BARE, EVERYTHING))["CPU kernels"]
+    assert here.fix is None
+    assert here.found.startswith("compiled; here ")
+    assert "AMX" not in here.found
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from avl_plugins import cpu
+from avl_plugins.cpu.host import host
 from avl_plugins.errors import AvlError
 from avl_plugins.tensorrt import OLDEST
 from avl_runtime.machine.installation import (
@@ -206,12 +207,15 @@ def _kernels(machine: Machine) -> Finding:
 def _cpu_kernels() -> Finding:
     """Whether ort-cpu has kernels of ours, without which it takes standard ops and NumPy."""
     wanted = "faster decoding on ort-cpu"
-    library = cpu.library()
-    if library is not None:
-        return Finding("CPU kernels", f"compiled, {library.name}", wanted)
+    build = python("-m", "avl_plugins.cpu.build")
+    try:
+        kernels = host()
+    except OSError as error:
+        return Finding("CPU kernels", f"damaged: {error}", wanted, build)
+    if kernels is not None:
+        return Finding("CPU kernels", f"compiled; here {kernels.instructions()}", wanted)
     if os.environ.get(cpu.SWITCH) == "off":
         return Finding("CPU kernels", "switched off", wanted, f"unset {cpu.SWITCH}")
-    build = python("-m", "avl_plugins.cpu.build")
     fix = f"install a C compiler (Debian: gcc), then {build}"
     return Finding("CPU kernels", "not compiled", wanted, fix)
 
