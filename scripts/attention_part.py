@@ -116,7 +116,9 @@ def measure(threads: int, batch: int, repeats: int) -> dict[str, dict[str, Any]]
         for kind in ANGLES
     }
     refreshes = {
-        name: Refresh(cache.k_active, cache.positions, cache.parked_positions, host())
+        name: Refresh(
+            cache.k_active, cache.k_parked, cache.positions, cache.parked_positions, host()
+        )
         for name, cache in caches.items()
     }
     other = np.ones(OTHER // 8)

@@ -23,17 +23,25 @@ CACHES = ("k_active", "v_active", "k_parked", "v_parked")
 Labels = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
-def labelled(arrays: Arrays, numbers: np.random.Generator) -> Labels:
-    """Positions [1, B, Hkv, A] and [1, B, P], in any order, the same in every head."""
+def labelled(arrays: Arrays, numbers: np.random.Generator, most: int = 0) -> Labels:
+    """Positions [1, B, Hkv, A] and [1, B, P], in any order, the same in every head.
+
+    There may be room for up to `most` more of each, as where another layer has more rows.
+    """
     batch, heads, active, _ = arrays["k_active"].shape
     parked = arrays["k_parked"].shape[2]
     drawn = np.array([numbers.permutation(3 * (active + parked)) for _ in range(batch)])
     positions = np.repeat(drawn[:, None, :active], heads, 1)
-    return positions[None].copy(), drawn[None, :, active : active + parked].copy()
+    found = positions[None], drawn[None, :, active : active + parked]
+    active, parked = (
+        np.pad(each, [(0, 0)] * (each.ndim - 1) + [(0, spare)], constant_values=-1)
+        for each, spare in zip(found, numbers.integers(0, most + 1, 2), strict=True)
+    )
+    return active, parked
 
 
 def refresh_of(arrays: Arrays, core: np.ndarray[Any, Any], labels: Labels) -> Refresh:
-    return Refresh([arrays["k_active"]], *labels, host()).of(core)
+    return Refresh([arrays["k_active"]], [arrays["k_parked"]], *labels, host()).of(core)
 
 
 def rows_by_position(arrays: Arrays, labels: Labels, b: int) -> dict[tuple[int, int], bytes]:
@@ -60,7 +68,7 @@ def test_the_rows_with_most_attention_become_the_core(
     def check(arrays: Arrays, seed: int) -> None:
         arrays, numbers = of_one_row(arrays), np.random.default_rng(seed)
         core = numbers.integers(0, arrays["active_len"] + 1)
-        labels = labelled(arrays, numbers)
+        labels = labelled(arrays, numbers, 3)
         before = {name: array.copy() for name, array in arrays.items()}
         labels_before = labels[0].copy(), labels[1].copy()
         refresh = refresh_of(arrays, core, labels)
@@ -150,7 +158,7 @@ def test_what_is_not_offered_stays(kernels: Path) -> None:
 
     core = np.array([3, 3])
     other = arrays["k_active"].copy()
-    assert_not_taken(Refresh([other], *labels, host()).of(core))
+    assert_not_taken(Refresh([other], [arrays["k_parked"]], *labels, host()).of(core))
     assert_not_taken(refresh_of(arrays, core, labels), row_weights=np.zeros((2, 0, 1), np.float32))
     assert_not_taken(refresh_of(arrays, np.array([3, 5]), labels))  # of four active rows
     assert_not_taken(refresh_of(arrays, np.array([-1, 3]), labels))

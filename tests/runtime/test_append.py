@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avl_plugins.cpu.host import Host, host
+from avl_plugins.policies import DROPPED
 from avl_runtime.kv.append import Appender
 from avl_runtime.kv.cache import Array, SegmentCache
 from avl_runtime.kv.gather import gathered
-from avl_runtime.kv.moves import evict
+from avl_runtime.kv.moves import evict, place
 
 LAYERS, HEADS = 3, 2
 
@@ -25,6 +26,10 @@ def filled(rng: np.random.Generator, lengths: list[int], dim: int, dtype: type) 
         cache = SegmentCache(LAYERS, 1, HEADS, dim, np.dtype(dtype))
         rows = rng.standard_normal((2, LAYERS, 1, HEADS, length, dim)).astype(dtype)
         cache.extend(rows, 0, np.arange(length), None)
+        fates = np.zeros((LAYERS, length), np.int8)
+        for fate in fates:  # each layer has as many rows as it likes
+            fate[1 + int(rng.integers(length)) :] = DROPPED
+        place(cache, 0, fates, np.ones(length, np.bool_))
         caches.append(cache)
     return gathered([(cache, 0) for cache in caches], 5)
 
@@ -105,10 +110,11 @@ def test_a_lone_sequence_grows_past_its_room(kernels: Path, dtype: type) -> None
     cache = filled(np.random.default_rng(0), [4], 8, dtype)
     new, positions = [np.ones((LAYERS, 1, HEADS, 1, 8), dtype) for _ in "kv"], np.zeros(1, np.int64)
     appender, released = Appender(new, positions, host()), []
+    before = cache.tops
     for number in range(100):
         positions[0] = 4 + number
         new[0][...] = number
         appender.append(cache, None, 100 - number, lambda: released.append(1))
-    assert released and cache.top == 104
-    assert cache.positions[2, 0, 1, 4:104].tolist() == list(range(4, 104))
-    assert cache.k_active[1][0, 0, 4:104, 5].tolist() == list(range(100))
+    assert released and cache.tops == [top + 100 for top in before]
+    assert cache.positions[2, 0, 1, before[2] :][:100].tolist() == list(range(4, 104))
+    assert cache.k_active[1][0, 0, before[1] :][:100, 5].tolist() == list(range(100))

@@ -9,10 +9,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avl_plugins.policies import DROPPED, PARKED
+from avl_plugins.policies import ACTIVE, DROPPED, PARKED
 from avl_runtime.kv import moves, sight
-from avl_runtime.kv.cache import SegmentCache, dense_bytes, room
+from avl_runtime.kv.by_layer import ByLayer, unfilled
+from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.gather import gathered
+from avl_runtime.kv.growth import dense_bytes, room
 from avl_runtime.kv.moves import evict, exchange, place, roll_back
 
 LAYERS, HEADS, DIM = 3, 2, 4
@@ -65,7 +67,7 @@ def check(cache: SegmentCache, naive: Naive, row: int = 0) -> None:
     assert all(np.isfinite(array).all() for array in kv(cache))
     assert all(array.flags.c_contiguous for array in kv(cache))  # as backends bind them
     assert cache.nbytes == sum(array.nbytes for array in kv(cache))
-    assert cache.positions.shape[3] == cache.k_active[0].shape[2]
+    assert cache.positions.shape[3] == max(cache.rooms)
 
 
 def drawn(rng: np.random.Generator, batch: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +106,12 @@ def split(
         kept, core = np.sort(shares if alike else rng.random(2))[::-1]
         fates[layer, alive[round(core * len(alive)) :]] = PARKED
         fates[layer, alive[round(kept * len(alive)) :]] = DROPPED
+    alone = cache.batch == 1 and (fates.any() or cache.parked_len.any())
     place(cache, row, fates, image_mask[:count])
+    if alone:  # each layer takes what its own rows need
+        assert cache.rooms == [max(1, top) for top in cache.tops]
+        apart = [rows.shape[2] for rows in cache.k_parked]
+        assert apart == [max(1, *held) for held in cache.parked_len.tolist()]
     for layer, head in EACH:
         rows = {**naive.active[layer, head], **naive.parked[layer, head]}
         fate = fates[layer].tolist()
@@ -140,7 +147,7 @@ def test_any_sequence_of_moves_keeps_exactly_the_right_rows(
         image_mask[count + where] = True
         naive.images = set(np.flatnonzero(image_mask).tolist())
         if rng.random() < 0.5:
-            cache.reserve(cache.top + int(rng.integers(total + 1)))
+            cache.reserve(int(rng.integers(total + 1)))
             check(cache, naive)
         for chunk in np.array_split(np.arange(count, count + total), rng.integers(1, 4)):
             if len(chunk):
@@ -194,14 +201,16 @@ def swap(cache: SegmentCache, naive: Naive, rng: np.random.Generator, row: int =
 
 def attend(cache: SegmentCache, naive: Naive, rng: np.random.Generator, row: int = 0) -> None:
     """Every active row receives attention."""
-    mass = rng.random((LAYERS, HEADS, int(cache.active_len[:, row].max()))).astype(FLOAT)
+    masses = unfilled([(cache.batch, HEADS, 2, rows) for rows in cache.rooms])
+    for mass in masses:
+        mass[...] = rng.random(mass.shape)
     for layer, head in EACH:
         length = int(cache.active_len[layer, row])
         rows = naive.active[layer, head]
         for slot, position in enumerate(cache.positions[layer, row, head, :length].tolist()):
             k, v, before = rows[position]
-            rows[position] = (k, v, before + float(mass[layer, head, slot]))
-    cache.add_mass(row, mass)
+            rows[position] = (k, v, before + float(masses[layer][row, head, 1, slot]))
+    cache.add_mass(row, masses, row)
 
 
 def forget(
@@ -318,8 +327,40 @@ def test_dense_bytes_is_what_a_dense_cache_holds(rows: int, steps: int, spare: i
         cache.append((row, row), np.array([rows + step]), None, limit - step)
         assert (cache.version > version) == full
     assert cache.nbytes == LAYERS * dense_bytes(rows, steps, limit, HEADS, DIM, FLOAT)
-    assert cache.top == rows + steps
+    assert cache.tops == [rows + steps] * LAYERS
     assert cache.positions.shape[3] <= rows + steps + room(rows + steps, limit)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.integers(1, 150), st.integers(0, 30)), min_size=LAYERS, max_size=LAYERS),
+    st.integers(0, 60),
+    st.integers(0, 60),
+)
+def test_a_layer_holds_the_bytes_that_its_own_rows_need(
+    rows: list[tuple[int, int]], steps: int, spare: int
+) -> None:
+    cache, most, limit = empty(), 180, steps + spare
+    fill(cache, Naive(), np.random.default_rng(0), np.arange(most))
+    mask = np.arange(most) > 0
+    fates = np.full((LAYERS, most), DROPPED, np.int8)
+    for fate, (active, parked) in zip(fates, rows, strict=True):
+        fate[:active], fate[active : active + parked] = ACTIVE, PARKED
+    place(cache, 0, fates, mask)
+    row = HEADS * DIM * FLOAT.itemsize
+    assert cache.nbytes == 2 * row * sum(active + max(1, parked) for active, parked in rows)
+    cache.trim(limit)
+    new = np.zeros((LAYERS, 1, HEADS, 1, DIM), FLOAT)
+    for step in range(steps):
+        held = kv(cache)
+        full = [top == rooms for top, rooms in zip(cache.tops, cache.rooms, strict=True)]
+        cache.append((new, new), np.array([most + step]), None, limit - step)
+        kept = [now is before for now, before in zip(kv(cache), held, strict=True)]
+        assert kept == [not each for each in full] * 2 + [True] * 2 * LAYERS
+    assert cache.nbytes == sum(
+        dense_bytes(active, steps, limit, HEADS, DIM, FLOAT) + 2 * row * (max(1, parked) - 1)
+        for active, parked in rows
+    )
 
 
 def test_a_copy_survives_reading_another_prompt() -> None:
@@ -332,7 +373,7 @@ def test_a_copy_survives_reading_another_prompt() -> None:
     split(cache, naive, rng, mask)
     other = cache.copy()
     fill(cache, Naive(), rng, np.arange(20, 40))
-    cache.add_mass(0, np.ones((LAYERS, HEADS, 5), np.float32))
+    cache.add_mass(0, ByLayer([np.ones((LAYERS, 1, HEADS, 2, 40), np.float32)]))
     fates = np.zeros((LAYERS, 40), np.int8)
     fates[:, 3:12] = DROPPED
     place(cache, 0, fates, mask[:40])

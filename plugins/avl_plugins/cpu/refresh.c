@@ -17,7 +17,9 @@ static int fits(const avl_refresh *refresh, const avl_step *step)
     for (int64_t row = 0; row < step->batch; row++)
         if (refresh->core[row] < 0 || refresh->core[row] > step->active_len[row])
             return 0;
-    return refresh->active == step->active && refresh->parked == step->parked && step->weightings;
+    return refresh->active == step->active && refresh->parked == step->parked &&
+           refresh->labels >= step->active && refresh->parked_labels >= step->parked &&
+           step->weightings;
 }
 
 const avl_refresh *avl_offered(const avl_step *step)
@@ -61,8 +63,8 @@ static void score(const avl_step *step, int64_t row, int64_t core, int64_t parke
 void avl_rank(const avl_refresh *refresh, const avl_step *step, int64_t row, avl_swaps *swaps)
 {
     const int64_t core = refresh->core[row], parked = step->parked_len[row], n = core + parked;
-    const int64_t *positions = refresh->positions + row * step->kv_heads * step->active;
-    const int64_t *apart = refresh->parked_positions + row * step->parked;
+    const int64_t *positions = refresh->positions + row * step->kv_heads * refresh->labels;
+    const int64_t *apart = refresh->parked_positions + row * refresh->parked_labels;
     uint32_t *keys = swaps->keys, *ties = keys + n; // a tie's key is higher, the lower its position
     int64_t above = 0, equal = 0, left = 0, entered = 0;
     swaps->count = refresh->moved[row] = 0;
@@ -98,8 +100,8 @@ void avl_rank(const avl_refresh *refresh, const avl_step *step, int64_t row, avl
 void avl_label_head(const avl_refresh *refresh, const avl_step *step, int64_t row, int64_t head,
                     const avl_swaps *swaps)
 {
-    int64_t *positions = refresh->positions + (row * step->kv_heads + head) * step->active;
-    const int64_t *apart = refresh->parked_positions + row * step->parked;
+    int64_t *positions = refresh->positions + (row * step->kv_heads + head) * refresh->labels;
+    const int64_t *apart = refresh->parked_positions + row * refresh->parked_labels;
     for (int64_t i = 0; i < swaps->count; i++)
         positions[swaps->leaving[i]] = apart[swaps->entering[i]];
 }
@@ -107,8 +109,8 @@ void avl_label_head(const avl_refresh *refresh, const avl_step *step, int64_t ro
 void avl_label(const avl_refresh *refresh, const avl_step *step, int64_t row,
                const avl_swaps *swaps)
 {
-    int64_t *positions = refresh->positions + row * step->kv_heads * step->active;
-    int64_t *apart = refresh->parked_positions + row * step->parked;
+    int64_t *positions = refresh->positions + row * step->kv_heads * refresh->labels;
+    int64_t *apart = refresh->parked_positions + row * refresh->parked_labels;
     for (int64_t i = 0; i < swaps->count; i++) {
         int64_t *active = &positions[swaps->leaving[i]], *parked = &apart[swaps->entering[i]];
         int64_t left = *active;

@@ -10,10 +10,11 @@
 // still holds what it just read of them.
 typedef struct avl_refresh {
     const float *k_active;  // the layer's, by which a step finds its own refresh
-    int64_t active, parked; // A and P
+    int64_t active, parked; // A and P of the layer
+    int64_t labels, parked_labels; // room for labels of a head's and of a sequence's rows
     const int64_t *core;    // [B] rows of the core, the first active ones; 0: nothing to refresh
-    int64_t *positions;        // [B, Hkv, A] labels of the rows, which are swapped with them;
-    int64_t *parked_positions; // [B, P] image rows have the same in every head
+    int64_t *positions; // [B, Hkv, labels] labels of the rows, which are swapped with them;
+    int64_t *parked_positions; // [B, parked_labels] image rows have the same in every head
     int64_t *moved;            // [B] out: rows swapped; untouched if no step took this
 } avl_refresh;
 

@@ -34,6 +34,8 @@ class _Layer(ctypes.Structure):
         ("k_active", ctypes.c_void_p),
         ("active", ctypes.c_int64),
         ("parked", ctypes.c_int64),
+        ("labels", ctypes.c_int64),
+        ("parked_labels", ctypes.c_int64),
         ("core", ctypes.c_void_p),
         ("positions", ctypes.c_void_p),
         ("parked_positions", ctypes.c_void_p),
@@ -57,21 +59,24 @@ class Refresh:
     def __init__(
         self,
         k_active: Sequence[NDArray[Any]],
+        k_parked: Sequence[NDArray[Any]],
         positions: Ints,
         parked_positions: Ints,
         host: Host | None,
     ) -> None:
         """
         Args:
-            k_active: L arrays [B, Hkv, A, D]; the very memory that is bound to the graph.
+            k_active: L arrays [B, Hkv, rows, D]; the very memory that is bound to the graph.
+            k_parked: L arrays [B, Hkv, rows, D].
             positions: [L, B, Hkv, A], labels of active rows; image rows have the same in each head.
+                A is the most rows of a layer.
             parked_positions: [L, B, P].
             host: None where there is no library, and no run takes it.
 
         Raises:
             ValueError: labels do not lie in memory as they are indexed.
         """
-        layers, batch, _, active = positions.shape
+        layers, batch = positions.shape[:2]
         self.moved: Ints = np.full((layers, batch), -1, np.int64)
         self._core: Ints = np.zeros((layers, batch), np.int64)
         by_layer = (self._core, positions, parked_positions, self.moved)
@@ -79,12 +84,15 @@ class Refresh:
             raise ValueError("expected contiguous labels, found strides between them")
         # Addresses are read once an array: each time costs as much as a layer's other fields.
         starts = [(labels.ctypes.data, labels.nbytes // layers) for labels in by_layer]
-        sizes = active, parked_positions.shape[2]
+        labels = positions.shape[3], parked_positions.shape[2]
         self._held = (*k_active, *by_layer)  # for as long as they may be offered
         self._layers = (_Layer * layers)(
             *(
-                (rows.ctypes.data, *sizes, *(start + layer * size for start, size in starts))
-                for layer, rows in enumerate(k_active)
+                (
+                    *(active.ctypes.data, active.shape[2], parked.shape[2], *labels),
+                    *(start + layer * size for start, size in starts),
+                )
+                for layer, (active, parked) in enumerate(zip(k_active, k_parked, strict=True))
             )
         )
         self._host = host

@@ -11,6 +11,7 @@ from avl_plugins.errors import PolicyError
 from avl_plugins.policies import ACTIVE, DROPPED, PARKED, Action, Tokens, View
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv import sight
+from avl_runtime.kv.by_layer import Layers, alike
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.moves import evict, exchange, place
 
@@ -142,7 +143,7 @@ def _asked(action: Action, view: View) -> NDArray[np.int8]:
 def _by_position(
     sequence: Sequence,
     cache: SegmentCache,
-    chosen: Iterable[tuple[sight.Layers, Ints, NDArray[np.int8]]],
+    chosen: Iterable[tuple[Layers, Ints, NDArray[np.int8]]],
 ) -> NDArray[np.int8]:
     """Fates [L, tokens so far]; of text ACTIVE."""
     found = np.full((cache.layers, sequence.length), ACTIVE, np.int8)
@@ -169,7 +170,7 @@ def _evict_text(sequence: Sequence, cache: SegmentCache, action: Action, first_l
                 "rows as one another, found otherwise; mend the action"
             )
         dropped = slots.take(gone)
-        for begin, end in sight.alike([each[0] for each in counts]):
+        for begin, end in alike([each[0] for each in counts]):
             count = counts[begin][0]
             size = (end - begin) * heads * count
             if size:

@@ -150,8 +150,7 @@ class Decoder:
             return
         gathered = batch.masses(index)
         for each, _ in texts:
-            length = max(cache.active_len[:, each.seq].tolist())
-            cache.add_mass(each.seq, gathered.mass_active[:, each.seq, :, 1, :length])
+            cache.add_mass(each.seq, gathered.mass_active, each.seq)
         batch.append(index, gathered.mass_new[:, :, :, 1, 0], self._steps_left)
         for each, mine in texts:
             text_after_step(each, cache, mine, first_layer)

@@ -176,7 +176,7 @@ def _run_chunks(
     )
     outputs = []
     mass = np.zeros((cache.layers, 0), np.float32)
-    cache.reserve(cache.top + count)
+    cache.reserve(count)
     for begin in range(0, count, executor.chunk):
         chunk = rows.between(begin, begin + executor.chunk)
         ends = begin + executor.chunk >= count
@@ -190,7 +190,7 @@ def _run_chunks(
             if ranked and ends:
                 mass = by_position(cache, sequence.seq, masses, chunk.positions, sequence.length)
             if sequence.evicts:
-                cache.add_mass(sequence.seq, masses.mass_active[:, 0, :, 1, : cache.top])
+                cache.add_mass(sequence.seq, masses.mass_active)
                 fresh = masses.mass_new[:, :, :, 1]
         run.store(fresh)
         yield

@@ -65,7 +65,7 @@ class Appender:
             return
         positions, gathered, lengths = self._books
         if not self._left:
-            self._left = cache.capacity - cache.top  # more than none, where rows were evicted
+            self._left = cache.spare  # more than none, where rows were evicted
         if not (
             self._left
             and cache.version == self._version
@@ -97,9 +97,11 @@ class Appender:
         for part, arrays, rows in zip(table, cache.active, self._new, strict=False):
             for layer, array in enumerate(arrays):
                 part[layer, :, 0] = _address(array) + seqs * array.strides[0]
+                part[layer, :, 3] = array.shape[2]
             each = np.arange(layers)[:, None] * rows.strides[0] + seqs * rows.strides[1]
             part[..., 1] = _address(rows) + each
-            part[..., 2:] = heads, arrays[0].shape[2], rows.strides[2], arrays[0].strides[2]
+            part[..., 2] = heads
+            part[..., 4:] = rows.strides[2], arrays[0].strides[2]
         for part, book, source, step in (
             (table[-2], cache.positions, self._positions, self._positions.itemsize),
             (table[-1], cache.mass, _NO_MASS, 0),
@@ -111,7 +113,7 @@ class Appender:
         self._table, self._at, self._count = table, _address(table), layers * batch
         self._books = cache.positions, cache.mass, cache.active_len
         self._slots, self._version = _address(cache.active_len), cache.version
-        self._left = cache.capacity - cache.top
+        self._left = cache.spare
 
 
 def _address(array: Array) -> int:

@@ -7,53 +7,50 @@ come and grow here and by `append`, and are moved by `moves`; nobody else writes
 compiled library where it is asked to: by `append`, and by a step that offers it a refresh
 (`avl_plugins.cpu.refresh`).
 
-A row is one or more *planes*, here K and V, each an array a layer. Arrays are compact: rows
-[0, length) of an axis are live, the rest is room for decode, finite because graphs mask those rows
-but still multiply by them.
+A row is one or more *planes*, here K and V, each an array a layer, with room of the layer's own.
+Arrays are compact: rows [0, length) of an axis are live, the rest is room for decode, finite
+because graphs mask those rows but still multiply by them.
 
 A *position* is the index of a row's token in its conversation, whatever its rotary position ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import sub
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_runtime.kv.by_layer import ByLayer, alike
+from avl_runtime.kv.growth import resized, room
+
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Planes = tuple[list[Array], ...]  # each an array [B, Hkv, rows, D] a layer
+Planes = tuple[list[Array], ...]  # each an array [B, Hkv, room, D] a layer
 
 LENGTHS = ("active_len", "parked_len", "image_rows")
-
-
-def room(rows: int, steps: int) -> int:
-    """Rows to allocate beyond `rows` when at most `steps` more are to come.
-
-    An eighth has a growing cache copy eight rows a token, however many it has.
-    """
-    return max(1, min(steps, max(16, rows // 8)))
 
 
 class SegmentCache:
     """Rows of a decoder segment's L layers for B sequences; B = 1 while a prompt is read.
 
-    Layers may hold different numbers of a sequence's rows; the KV heads of a layer hold as many as
-    one another, at slots of their own. Book-keeping is one array for all layers, so that a policy
-    ranks them in one operation; planes are an array a layer, so that replacing them holds one
-    layer twice and not a segment.
+    Layers may hold different numbers of a sequence's rows, and have room for as many; the KV heads
+    of a layer hold as many as one another, at slots of their own. Book-keeping is one array for all
+    layers, so that a policy ranks them in one operation; planes are an array a layer, so that
+    replacing them holds one layer twice and not a segment.
 
     Attributes:
-        active: planes of active rows, arrays [B, Hkv, A, D] in the graph's dtype.
+        active: planes of active rows, arrays [B, Hkv, room, D] in the graph's dtype.
         active_len: [L, B] int64, live rows of each sequence.
-        positions: [L, B, Hkv, A] int64, position of the token behind each active row.
+        positions: [L, B, Hkv, A] int64, position of the token behind each active row; A is the
+            largest room of a layer.
         mass: [L, B, Hkv, A] float32, attention received from text rows so far (H2O).
-        parked: planes of parked rows, arrays [B, Hkv, P, D].
+        parked: planes of parked rows, arrays [B, Hkv, room, D].
         parked_len: [L, B] int64.
-        parked_positions: [L, B, P] int64.
+        parked_positions: [L, B, P] int64; P is the largest room of a layer.
         image_rows: [L, B] int64; after a partition the first rows of a sequence are its core image
             rows, in the same slots for every KV head.
         forked: whether another cache has the same arrays, which then are not written.
@@ -123,20 +120,27 @@ class SegmentCache:
         return self.parked[1]
 
     @property
-    def top(self) -> int:
-        """Active rows of the longest sequence in the layer that has most of them."""
+    def tops(self) -> list[int]:
+        """Active rows of each layer's longest sequence."""
+        # As lists: NumPy's functions are slow where a run has emptied the processor's caches.
         lengths: list[list[int]] = self.active_len.tolist()
-        return max(map(max, lengths))
+        return list(map(max, lengths))
 
     @property
-    def capacity(self) -> int:
-        """A."""
-        return int(self.positions.shape[3])
+    def rooms(self) -> list[int]:
+        """Active rows that each layer's planes have room for."""
+        return [array.shape[2] for array in self.active[0]]
+
+    @property
+    def spare(self) -> int:
+        """Rows that every sequence can be given until a layer is full."""
+        left: list[int] = list(map(sub, self.rooms, self.tops))
+        return min(left)
 
     @property
     def is_full(self) -> bool:
-        """Whether the next `append` of a row replaces the planes, for lack of room."""
-        return self.top >= self.capacity
+        """Whether the next `append` of a row replaces planes, for lack of room."""
+        return self.spare <= 0
 
     @property
     def nbytes(self) -> int:
@@ -199,12 +203,12 @@ class SegmentCache:
         """Have arrays that no fork has."""
         if self.forked:
             self.parked = tuple([array.copy() for array in plane] for plane in self.parked)
-            self.resize_arrays(self.capacity)
+            self._renew(dict(enumerate(self.rooms)))
             self.forked = False
 
     def reserve(self, rows: int) -> None:
-        """Make room for `rows` active rows in all, in arrays that no copy of this cache has."""
-        self.resize_arrays(max(1, rows))
+        """Make room for `rows` more active rows, in arrays that no copy of this cache has."""
+        self._renew({layer: max(1, top + rows) for layer, top in enumerate(self.tops)})
 
     def extend(self, new: Sequence[Array], seq: int, positions: Ints, mass: Floats | None) -> None:
         """Add rows to one sequence, behind its rows where there is room.
@@ -217,8 +221,8 @@ class SegmentCache:
         self.own()
         count = positions.shape[0]
         lengths = self.active_len[:, seq].tolist()
-        if max(lengths) + count > self.capacity:
-            self.resize_arrays(max(lengths) + count)
+        both = zip(self.rooms, lengths, strict=True)
+        self.fit([max(held, length + count) for held, length in both])
         for plane, rows in zip(self.active, new, strict=True):
             for layer, length in enumerate(lengths):
                 plane[layer][seq, :, length : length + count] = rows[layer, 0]
@@ -240,21 +244,20 @@ class SegmentCache:
             steps: how many more rows may come, a bound on the room to allocate.
         """
         self.make_room(steps)
-        # As lists: NumPy's functions are slow where a run has emptied the processor's caches.
-        lengths = self.active_len.tolist()
-        top = max(map(max, lengths))
-        if len(positions) == 1 and top == min(map(min, lengths)):
-            # At the slot of all: several times as fast as at slots of their own.
+        tops, alone = self.tops, len(positions) == 1
+        if alone:  # several times as fast as at slots of many sequences
             for plane, rows in zip(self.active, new, strict=True):
-                for array, row in zip(plane, rows[:, :, :, 0], strict=True):
+                for array, row, top in zip(plane, rows[:, :, :, 0], tops, strict=True):
                     array[:, :, top] = row
-            self.positions[..., top] = positions[0]
         else:
             seqs = np.arange(len(positions))
             for plane, rows in zip(self.active, new, strict=True):
                 for array, row, slots in zip(plane, rows[:, :, :, 0], self.active_len, strict=True):
                     array[seqs, :, slots] = row
-            layers = np.arange(self.layers)[:, None]
+        if alone and min(tops) == max(tops):
+            self.positions[..., tops[0]] = positions[0]
+        else:
+            layers, seqs = np.arange(self.layers)[:, None], np.arange(len(positions))
             # NumPy puts the axes of indices first where a slice lies between them.
             self.positions[layers, seqs, :, self.active_len] = positions[None, :, None]
         self.write_mass(0 if mass is None else mass)
@@ -267,9 +270,9 @@ class SegmentCache:
             steps: how many more rows may come, a bound on the room to allocate.
         """
         self.own()
-        top = self.top
-        if top >= self.capacity:
-            self.resize_arrays(top + room(top, steps))
+        if self.is_full:
+            both = zip(self.tops, self.rooms, strict=True)
+            self.fit([top + room(top, steps) if top >= held else held for top, held in both])
 
     def write_mass(self, mass: Floats | int) -> None:
         """Set the mass of the row that `append` adds, [L, B, Hkv] or the same for all."""
@@ -281,55 +284,40 @@ class SegmentCache:
             layers, seqs = np.arange(self.layers)[:, None], np.arange(self.batch)
             self.mass[layers, seqs, :, self.active_len] = mass
 
-    def add_mass(self, seq: int, mass: Floats) -> None:
-        """Add attention mass [L, Hkv, n] to the first n active rows of one sequence."""
-        self.mass[:, seq, :, : mass.shape[2]] += mass
+    def add_mass(self, seq: int, masses: ByLayer, of: int = 0) -> None:
+        """Add to the mass of one sequence's active rows what text rows of a run have given them.
+
+        Args:
+            masses: see `sight.Masses.mass_active`.
+            of: the sequence in `masses`.
+        """
+        lengths = self.active_len[:, seq].tolist()
+        for first, last in alike(lengths):
+            count = lengths[first]
+            self.mass[first:last, seq, :, :count] += masses.of((first, last), of, 1, count)
 
     def settle(self) -> None:
         """Have every row where `moves` has put it, which on the host it already is."""
 
     def trim(self, steps: int) -> None:
         """Free what evictions left behind, keeping the room that `steps` more rows deserve."""
-        top = self.top
-        capacity = max(1, top) + room(top, steps)
-        if self.capacity != capacity:
-            self.resize_arrays(capacity)
+        self.fit([max(1, top) + room(top, steps) for top in self.tops])
 
-    def resize_arrays(self, capacity: int) -> None:
-        """Make room for `capacity` active rows in all, in new arrays; live rows are kept."""
-        top = self.top
+    def fit(self, rooms: Sequence[int]) -> None:
+        """Have room for so many active rows in each layer; live rows are kept."""
+        both = enumerate(zip(rooms, self.rooms, strict=True))
+        wrong = {layer: wanted for layer, (wanted, held) in both if wanted != held}
+        if wrong:
+            self._renew(wrong)
+
+    def _renew(self, rooms: Mapping[int, int]) -> None:
+        """Give some layers new arrays with room for so many active rows."""
+        tops = self.tops
         for plane in self.active:
-            for layer, array in enumerate(plane):
-                plane[layer] = resized(array, 2, top, capacity)
-        self.resize_books(capacity)
+            for layer, rows in rooms.items():
+                plane[layer] = resized(plane[layer], 2, tops[layer], rows)
+        capacity = max(self.rooms)
+        if self.positions.shape[3] != capacity:
+            self.positions = resized(self.positions, 3, max(tops), capacity)
+            self.mass = resized(self.mass, 3, max(tops), capacity)
         self.version += 1
-
-    def resize_books(self, capacity: int) -> None:
-        """The book-keeping's part of `resize_arrays`."""
-        top = self.top
-        self.positions = resized(self.positions, 3, top, capacity)
-        self.mass = resized(self.mass, 3, top, capacity)
-
-
-def dense_bytes(
-    rows: int, steps: int, limit: int, kv_heads: int, head_dim: int, dtype: np.dtype[Any]
-) -> int:
-    """Bytes one dense layer would hold after `rows` of prompt and `steps` of at most `limit`.
-
-    Follows the growth of `append`, so that a dense run's own bytes equal it.
-    """
-    capacity = rows + room(rows, limit)
-    for step in range(steps):
-        if rows + step == capacity:
-            capacity += room(capacity, limit - step)
-    # The parked arrays of a dense cache are the one masked row that graphs ask for.
-    return 2 * (capacity + 1) * kv_heads * head_dim * dtype.itemsize
-
-
-def resized(array: NDArray[Any], axis: int, length: int, capacity: int) -> NDArray[Any]:
-    """The first `length` rows of `array` along `axis`, zeros up to `capacity`."""
-    before = (slice(None),) * axis
-    new = np.empty((*array.shape[:axis], capacity, *array.shape[axis + 1 :]), array.dtype)
-    new[(*before, slice(length))] = array[(*before, slice(length))]
-    new[(*before, slice(length, None))] = 0
-    return new

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from avl_runtime.kv.cache import LENGTHS, Array, SegmentCache, room
+from avl_runtime.kv.cache import LENGTHS, Array, SegmentCache
+from avl_runtime.kv.growth import room
 
 Part = tuple[SegmentCache, int]  # a sequence of a cache
 
@@ -23,27 +24,30 @@ def gathered(parts: Sequence[Part], steps: int) -> SegmentCache:
         return first
     _, kv_heads, _, width = first.k_active[0].shape
     batch = SegmentCache(first.layers, len(parts), kv_heads, width, first.k_active[0].dtype)
-    capacity, apart = gather_books(batch, parts, steps)
+    rooms = gather_books(batch, parts, steps)
     sources = {id(cache): cache for cache, _ in parts}.values()
     for layer in range(first.layers):
-        for kind, rows in (("active", capacity), ("parked", apart)):
+        for kind, held in zip(("active", "parked"), rooms, strict=True):
             for number, plane in enumerate(getattr(batch, kind)):
                 lengths = getattr(batch, f"{kind}_len")[layer].tolist()
                 origin = [getattr(cache, kind)[number][layer][seq] for cache, seq in parts]
-                plane[layer] = _beside(origin, lengths, rows)
+                plane[layer] = _beside(origin, lengths, held[layer])
         for cache in sources:
             for plane in (*cache.active, *cache.parked):
                 plane[layer] = np.empty((0, kv_heads, 0, width), plane[layer].dtype)
     return batch
 
 
-def gather_books(batch: SegmentCache, parts: Sequence[Part], steps: int) -> tuple[int, int]:
-    """Fill the book-keeping of `batch`; returns its rooms for active and for parked rows."""
+def gather_books(
+    batch: SegmentCache, parts: Sequence[Part], steps: int
+) -> tuple[list[int], list[int]]:
+    """Fill the book-keeping of `batch`; returns each layer's rooms for active and parked rows."""
     for name in LENGTHS:
         columns = [getattr(cache, name)[:, seq] for cache, seq in parts]
         setattr(batch, name, np.ascontiguousarray(np.stack(columns, 1)))
-    top, apart = batch.top, int(batch.parked_len.max())
-    capacity, apart = top + room(top, steps), max(1, apart)
+    active = [top + room(top, steps) for top in batch.tops]
+    parked = [max(1, *held) for held in batch.parked_len.tolist()]
+    capacity, apart = max(active), max(parked)
     layers, _, heads, _ = parts[0][0].positions.shape
     batch.positions = np.zeros((layers, len(parts), heads, capacity), np.int64)
     batch.mass = np.zeros((layers, len(parts), heads, capacity), np.float32)
@@ -54,7 +58,7 @@ def gather_books(batch: SegmentCache, parts: Sequence[Part], steps: int) -> tupl
             count = min(to.shape[-1], origin.shape[-1])
             to[..., :count] = origin[..., :count]
     batch.version = 1 + max(cache.version for cache, _ in parts)
-    return capacity, apart
+    return active, parked
 
 
 def _beside(origin: Sequence[Array], lengths: Sequence[int], capacity: int) -> Array:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.policies import ACTIVE, PARKED
-from avl_runtime.kv.cache import Array, Ints, SegmentCache, resized
+from avl_runtime.kv.cache import Array, Ints, SegmentCache
+from avl_runtime.kv.growth import resized
 
 Mask = NDArray[np.bool_]
 Fates = NDArray[np.int8]
@@ -40,7 +41,7 @@ def place(cache: SegmentCache, seq: int, fates: Fates, image_mask: Mask) -> None
     stays = [stay.shape[1] for _, stay, _ in plans]
     asides = [aside.shape[1] for _, _, aside in plans]
     alone = cache.batch == 1
-    capacity, apart = _rooms(cache, max(stays), max(1, *asides))
+    rooms, apart = _rooms(cache, stays, asides)
     # One plane of one layer at a time, so that no more than that is ever held twice.
     for active, parked in zip(cache.active, cache.parked, strict=True):
         for layer, (_, stay, aside) in enumerate(plans):
@@ -48,16 +49,16 @@ def place(cache: SegmentCache, seq: int, fates: Fates, image_mask: Mask) -> None
             rows = active[layer][seq]
             if held:
                 rows = np.concatenate([rows[:, :length], parked[layer][seq, :, :held]], 1)
-            here, there = _rows_at(rows, stay, capacity), _rows_at(rows, aside, apart)
+            here, there = _rows_at(rows, stay, rooms[layer]), _rows_at(rows, aside, apart[layer])
             if alone:
                 active[layer], parked[layer] = here[None], there[None]
             else:
                 active[layer][seq], parked[layer][seq] = here, there
     positions, mass, parked_positions = cache.positions, cache.mass, cache.parked_positions
     if alone:
-        shape = (*positions.shape[:3], capacity)
+        shape = (*positions.shape[:3], max(rooms))
         positions, mass = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-        parked_positions = np.zeros((cache.layers, 1, apart), np.int64)
+        parked_positions = np.zeros((cache.layers, 1, max(apart)), np.int64)
     for layer, (rows, stay, aside) in enumerate(plans):
         length = int(cache.active_len[layer, seq])
         gathered = np.zeros(rows.shape, np.float32)
@@ -87,19 +88,23 @@ def _plan(
     return rows, stay, aside
 
 
-def _rooms(cache: SegmentCache, stay: int, aside: int) -> tuple[int, int]:
-    """Rooms for active and parked rows that a sequence of a cache needs, made where missing."""
+def _rooms(cache: SegmentCache, stays: list[int], asides: list[int]) -> tuple[list[int], list[int]]:
+    """Rooms for active and parked rows of each layer that a sequence needs, made where missing.
+
+    Of one row at least, as graphs take no empty dimension.
+    """
     if cache.batch == 1:
-        return stay, aside
-    if stay > cache.capacity:
-        cache.resize_arrays(stay)
+        return [max(1, stay) for stay in stays], [max(1, aside) for aside in asides]
+    cache.fit(list(map(max, stays, cache.rooms)))
+    for plane in cache.parked:
+        for layer, aside in enumerate(asides):
+            held = plane[layer].shape[2]
+            if aside > held:
+                plane[layer] = resized(plane[layer], 2, held, aside)
     held = cache.parked_positions.shape[2]
-    if aside > held:
-        for plane in cache.parked:
-            for layer, array in enumerate(plane):
-                plane[layer] = resized(array, 2, held, aside)
-        cache.parked_positions = resized(cache.parked_positions, 2, held, aside)
-    return cache.capacity, max(aside, held)
+    if max(asides) > held:
+        cache.parked_positions = resized(cache.parked_positions, 2, held, max(asides))
+    return cache.rooms, [array.shape[2] for array in cache.parked[0]]
 
 
 def exchange(cache: SegmentCache, seq: int, leaving: Mask, entering: Mask, first: int = 0) -> None:
@@ -139,6 +144,7 @@ def evict(cache: SegmentCache, seq: int, dropped: Ints, first: int = 0) -> None:
     """
     cache.own()
     _, _, heads, capacity = cache.positions.shape
+    rooms = cache.rooms
     count, _, gone = dropped.shape
     by_head = dropped.reshape(count * heads, gone)
     cache.active_len[first : first + count, seq] -= gone
@@ -153,13 +159,14 @@ def evict(cache: SegmentCache, seq: int, dropped: Ints, first: int = 0) -> None:
     shifts = left[each] + fillers - holes
     layer, head = np.divmod(each, heads)
     layer = layer + first
-    targets = (seq * heads + head) * capacity + holes
+    lines = seq * heads + head
     for index, part in _by_layer(layer, cache.layers):
-        to, origin = targets[part], targets[part] + shifts[part]
+        to = lines[part] * rooms[index] + holes[part]
+        origin = to + shifts[part]
         for plane in cache.active:
             rows = _elements(plane[index])
             rows.put(to, rows.take(origin))
-    targets += layer * cache.positions[0].size
+    targets = layer * cache.positions[0].size + lines * capacity + holes
     for numbers in (cache.positions, cache.mass):
         numbers.put(targets, numbers.take(targets + shifts))
 

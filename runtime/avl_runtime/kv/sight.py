@@ -5,42 +5,38 @@ Layers that hold as many rows as their neighbours are seen together, the others 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.by_layer import ByLayer, Floats, Layers, alike
+from avl_runtime.kv.cache import Ints, SegmentCache
 
 Mask = NDArray[np.bool_]
-Layers = tuple[int, int]  # the first, and one past the last
 
 
 class Masses(Protocol):
-    """Attention that keys received in a run, [L, B, Hkv, R, rows] float32 each.
+    """Attention that keys received in a run, float32.
 
-    R's row 0 is the last query row's attention, row 1, if there, the sum over text query rows;
-    `rows` may exceed the cache's length.
+    R's row 0 is the last query row's attention, row 1, if there, the sum over text query rows.
     """
 
     @property
-    def mass_active(self) -> Floats: ...
+    def mass_active(self) -> ByLayer:
+        """[B, Hkv, R, rows] of each layer; `rows` may exceed the cache's length."""
+        ...
 
     @property
-    def mass_parked(self) -> Floats: ...
+    def mass_parked(self) -> ByLayer:
+        """As `mass_active`."""
+        ...
 
     @property
-    def mass_new(self) -> Floats: ...
-
-
-def alike(counts: Sequence[object]) -> Iterator[Layers]:
-    """Runs of layers whose `counts` are equal."""
-    first, count = 0, len(counts)
-    for last in range(1, count + 1):
-        if last == count or counts[last] != counts[first]:
-            yield first, last
-            first = last
+    def mass_new(self) -> Floats:
+        """[L, B, Hkv, R, S] on S new rows."""
+        ...
 
 
 def images(cache: SegmentCache, seq: int, image_mask: Mask) -> Iterator[tuple[Layers, Ints]]:
@@ -85,8 +81,8 @@ def core_and_parked(
         if masses is None:
             yield (first, last), positions, np.zeros(positions.shape, np.float32)
             continue
-        active = masses.mass_active[first:last, seq, :, 0, :core].sum(1)
-        parked = masses.mass_parked[first:last, seq, :, 0, :apart].sum(1)
+        active = masses.mass_active.of((first, last), seq, 0, core).sum(1)
+        parked = masses.mass_parked.of((first, last), seq, 0, apart).sum(1)
         yield (first, last), positions, np.concatenate([active, parked], 1)
 
 
@@ -104,9 +100,9 @@ def by_position(
     for layer, here in enumerate(mass):
         length, apart = cache.active_len[layer, seq], cache.parked_len[layer, seq]
         # A head may have dropped a token that another still holds: each adds its share.
-        active = masses.mass_active[layer, of, :, 0, :length] / heads
+        active = masses.mass_active[layer][of, :, 0, :length] / heads
         np.add.at(here, cache.positions[layer, seq, :, :length], active)
-        parked = masses.mass_parked[layer, of, :, 0, :apart].mean(0)
+        parked = masses.mass_parked[layer][of, :, 0, :apart].mean(0)
         here[cache.parked_positions[layer, seq, :apart]] = parked
         here[new] = masses.mass_new[layer, of, :, 0].mean(0)
     return mass

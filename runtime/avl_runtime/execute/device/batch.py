@@ -156,7 +156,7 @@ class DeviceBatch:
         dims, stored = backend.manifest.dims, backend.element.stored
         for cache in self._caches:
             cache.claim()
-            rows = growth.grown(backend, cache.top, self._steps_left)
+            rows = growth.grown(backend, max(cache.tops), self._steps_left)
             if cache.shared or cache.forked or cache.active_room != rows:
                 cache.resize(rows)
         self._segments = [

@@ -119,19 +119,20 @@ class DeviceCache(SegmentCache):
         Raises:
             OutOfDeviceMemoryError: it does not fit.
         """
-        top, apart = self.top, int(self.parked_len.max())
+        top, apart = max(self.tops), int(self.parked_len.max())
         sizes = (self.batch, self.place.heads)
         stay = np.broadcast_to(np.arange(top), (*sizes, top))
         aside = np.broadcast_to(-1 - np.arange(apart), (*sizes, apart))
         for layer in range(self.layers):
-            self._renew(layer, stay, aside, rows)
+            self._renew_rows(layer, stay, aside, rows, apart)
         self.shared = self.forked = False
         self.version = self._settled = self.version + 1
 
     def reserve(self, rows: int) -> None:
-        """Have room for `rows` active rows. New ones are written behind those that a copy has."""
-        if rows > self.active_room or self.forked:
-            self.resize(max(rows, self.active_room))
+        """Have room for `rows` more active rows, written behind those that a copy has."""
+        needed = max(self.tops) + rows
+        if needed > self.active_room or self.forked:
+            self.resize(max(needed, self.active_room))
 
     def trim(self, steps: int) -> None:
         """Room on a device is given when steps are bound."""
@@ -155,7 +156,9 @@ class DeviceCache(SegmentCache):
         """
         self.claim()
         count, lengths = len(positions), self.active_len[:, seq]
-        self.reserve(int(lengths.max()) + count)
+        needed = int(lengths.max()) + count
+        if needed > self.active_room or self.forked:
+            self.resize(max(needed, self.active_room))
         sizes = (self.layers, 1, self.place.heads, count)
         first = self.active_room + self.parked_room
         slots = lengths[:, None, None, None] + np.arange(count)
@@ -181,17 +184,18 @@ class DeviceCache(SegmentCache):
         Raises:
             OutOfDeviceMemoryError: new arrays of a division do not fit.
         """
-        active = np.stack([labels[..., 0] for labels in self.k_active]).astype(np.int64)
-        changed = active != _slots(self.k_active[0].shape[2])
+        labels = self._active_labels()
+        changed = labels != _slots(labels.shape[3])
         if self.version != self._settled or (self.shared and changed.any()):
-            parked = np.stack([labels[..., 0] for labels in self.k_parked]).astype(np.int64)
-            top, apart = self.top, int(self.parked_len.max())
-            room = top if self.batch == 1 else max(top, self.active_room)
-            for layer in range(self.layers):
-                self._renew(layer, active[layer, ..., :top], parked[layer, ..., :apart], room)
+            tops, apart = self.tops, self.parked_len.max(1).tolist()
+            room = max(tops) if self.batch == 1 else max(*tops, self.active_room)
+            for layer, parked in enumerate(self.k_parked):
+                stay = labels[layer, ..., : tops[layer]]
+                aside = parked[:, :, : apart[layer], 0].astype(np.int64)
+                self._renew_rows(layer, stay, aside, room, max(apart))
             self.shared = False
         elif changed.any():
-            self._move_in_place(active, changed)
+            self._move_in_place(labels, changed)
         self.relabel()
 
     def fetch(self) -> None:
@@ -231,11 +235,20 @@ class DeviceCache(SegmentCache):
             )
         return lines
 
-    def _renew(self, layer: int, stay: Ints, aside: Ints, room: int) -> None:
+    def _active_labels(self) -> Ints:
+        """[L, B, Hkv, slots]; a slot that a layer has no room for holds itself."""
+        most = self.positions.shape[3]
+        labels = np.empty((self.layers, self.batch, self.place.heads, most), np.int64)
+        labels[...] = _slots(most)
+        for layer, plane in enumerate(self.k_active):
+            labels[layer, ..., : plane.shape[2]] = plane[..., 0]
+        return labels
+
+    def _renew_rows(self, layer: int, stay: Ints, aside: Ints, room: int, apart: int) -> None:
         before, parked = self.rows[layer], self.on_host[layer]
         if parked is not None:
             parked.fetch(self.place, before)
-        after = new_rows(self.place, self.batch, room, aside.shape[2])
+        after = new_rows(self.place, self.batch, room, apart)
         gather(self.place, after, 0, before, stay, aside)
         self.rows[layer], self.on_host[layer] = park(self.place, after, layer, self.layers)
 
@@ -294,14 +307,13 @@ def device_gathered(
     batch = DeviceCache.__new__(DeviceCache)
     batch.forked = batch.shared = False
     batch.books = None
-    capacity, apart = gather_books(batch, books, steps)
-    for name, rows in (("active", capacity), ("parked", apart)):
-        shape = (len(parts), place.heads, rows, 1)
-        planes = tuple([np.zeros(shape, LABEL) for _ in range(first.layers)] for _ in "kv")
-        setattr(batch, name, planes)
+    rooms = gather_books(batch, books, steps)
+    for name, rows in zip(("active", "parked"), rooms, strict=True):
+        shapes = [(len(parts), place.heads, count, 1) for count in rows]
+        setattr(batch, name, tuple([np.zeros(shape, LABEL) for shape in shapes] for _ in "kv"))
     batch.place, batch.rows, batch.on_host = place, [], []
     sources = {id(cache): cache for cache, _ in parts}.values()
-    top, held = batch.top, int(batch.parked_len.max())
+    top, held = max(batch.tops), int(batch.parked_len.max())
     for layer in range(first.layers):
         to = new_rows(place, len(parts), top + steps, held)
         for cache in sources:

@@ -108,7 +108,7 @@ class SegmentSteps:
             any(now is not bound for now, bound in zip(cache.rows, self._rows, strict=True))
             or cache.shared
             or cache.forked
-            or cache.top >= cache.active_room
+            or max(cache.tops) >= cache.active_room
             or cache.books is not self.books
             or (self._may_part and length_groups(cache) != self._groups)
         )

@@ -24,8 +24,8 @@ from avl_plugins.graph_io import (
 )
 from avl_runtime.execute.device.memory import Buffer, Memory, aligned
 from avl_runtime.execute.device.rows import Place, Rows
+from avl_runtime.kv.by_layer import ByLayer, Floats
 
-Floats = NDArray[np.float32]
 Use = Literal["step", "refresh", "prompt"]  # what a run of a segment is for
 FLOAT = np.dtype(np.float32)
 
@@ -61,10 +61,10 @@ class SegmentRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Masses:
-    """Attention [L, B, Hkv, 2, rows] on the host; see `kv.sight.Masses`."""
+    """Attention on the host; see `kv.sight.Masses`."""
 
-    mass_active: Floats
-    mass_parked: Floats
+    mass_active: ByLayer
+    mass_parked: ByLayer
     mass_new: Floats
 
 
@@ -140,7 +140,8 @@ class Outputs:
 
     def download_masses(self) -> Masses:
         """Queue copies of all masses; they are there after the next `synchronize`."""
-        return Masses(*map(self._download, MASSES))
+        active, parked, made = map(self._download, MASSES)
+        return Masses(ByLayer([active]), ByLayer([parked]), made)
 
     def _download(self, kind: str) -> Floats:
         shape = self._mass_shapes[kind]

@@ -15,8 +15,9 @@ from avl_plugins.logits import Logits
 from avl_runtime.execute.host.batch import HostBatch
 from avl_runtime.execute.host.segments import BoundSegment, HostBackend
 from avl_runtime.execute.protocol import Chunk, Member
-from avl_runtime.kv.cache import Floats, Ints, SegmentCache, dense_bytes
+from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.gather import gathered
+from avl_runtime.kv.growth import dense_bytes
 from avl_runtime.kv.sight import Masses
 from avl_runtime.package.manifest import Manifest
 

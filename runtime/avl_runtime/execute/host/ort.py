@@ -44,6 +44,7 @@ from avl_runtime.execute.host.ort_options import (
     tight_memory,
 )
 from avl_runtime.execute.protocol import BackendError
+from avl_runtime.kv.by_layer import ByLayer, unfilled
 from avl_runtime.kv.cache import Ints, SegmentCache
 from avl_runtime.machine.huge_pages import huge_pages
 from avl_runtime.machine.resources import cores
@@ -173,9 +174,8 @@ class OrtBoundSegment:
         self.output = np.empty(result, dtype)
         self.k_new = np.empty((count, *keys), dtype)
         self.v_new = np.empty_like(self.k_new)
-        self.mass_active = self.mass_parked = self.mass_new = np.empty(
-            (count, batch, heads, 0, rows), np.float32
-        )
+        self.mass_new = np.empty((count, batch, heads, 0, rows), np.float32)
+        self.mass_active = self.mass_parked = ByLayer(())
         self._session = session
         self._host = host
         self._last = graph.ends
@@ -216,7 +216,7 @@ class OrtBoundSegment:
             self._parked_len[...] = parked_len
         self.mass_active = binding.mass[ACTIVE.mass]
         self.mass_parked = binding.mass[PARKED.mass]
-        self.mass_new = binding.mass[MADE.mass]
+        self.mass_new = binding.mass_new
         options = shrinking() if ends else None
         wanted = Wanted(self._host if self._last else None, logits)
         if core is None:
@@ -226,9 +226,9 @@ class OrtBoundSegment:
                 give_back()
             return False
         if self._refresh is None:  # made once, as that takes as long as a small layer
-            self._refresh = Refresh(
-                cache.k_active, cache.positions, cache.parked_positions, self._host
-            )
+            rows = cache.k_active, cache.k_parked
+            labels = cache.positions, cache.parked_positions
+            self._refresh = Refresh(*rows, *labels, self._host)
         with self._refresh.of(core) as refresh, wanted:
             self._session.run_with_iobinding(binding.io, options)
         return refresh.done
@@ -242,7 +242,9 @@ class OrtBoundSegment:
 
     def _make_binding(self, masses: bool) -> _Binding:
         weightings = self._inputs[WEIGHTS].shape[1] if masses else 0
-        binding = _Binding(self._session.io_binding(), weightings)
+        count, batch, heads, rows, _ = self.k_new.shape
+        mass_new = np.empty((count, batch, heads, weightings, rows), np.float32)
+        binding = _Binding(self._session.io_binding(), mass_new)
         for name, array in self._inputs.items():
             binding.bind_input(name, array)
         if not masses:
@@ -251,7 +253,7 @@ class OrtBoundSegment:
         for index, layer in enumerate(self._layers):
             binding.bind_output(named(MADE.keys, layer), self.k_new[index])
             binding.bind_output(named(MADE.values, layer), self.v_new[index])
-        self._bind_mass(binding, MADE.mass, self.k_new[0])
+            binding.bind_output(named(MADE.mass, layer), mass_new[index])
         return binding
 
     def _bind_cache(self, binding: _Binding, cache: SegmentCache, parked: bool) -> None:
@@ -265,30 +267,34 @@ class OrtBoundSegment:
             binding.bind_input(named(PARKED.values, layer), v_parked[index])
             parked_len = self._parked_len[index] if parked else self._no_length
             binding.bind_input(named(PARKED.length, layer), parked_len)
-        self._bind_mass(binding, ACTIVE.mass, cache.k_active[0])
-        self._bind_mass(binding, PARKED.mass, k_parked[0])
+        self._bind_mass(binding, ACTIVE.mass, cache.k_active)
+        self._bind_mass(binding, PARKED.mass, k_parked)
 
-    def _bind_mass(self, binding: _Binding, kind: str, keys: NDArray[Any]) -> None:
-        """Bind a buffer [L, B, Hkv, R, rows] for the attention `keys` [B, Hkv, rows, D] receive."""
-        batch, heads, rows, _ = keys.shape
-        shape = (len(self._layers), batch, heads, binding.weightings, rows)
-        if kind in binding.mass and binding.mass[kind].shape == shape:
+    def _bind_mass(self, binding: _Binding, kind: str, keys: Sequence[NDArray[Any]]) -> None:
+        """Bind buffers [B, Hkv, R, rows] for what each layer's keys [B, Hkv, rows, D] receive."""
+        weightings = binding.mass_new.shape[3]
+        shapes = [(*rows.shape[:2], weightings, rows.shape[2]) for rows in keys]
+        if kind in binding.mass and shapes == [mass.shape for mass in binding.mass[kind]]:
             return
-        mass = binding.mass[kind] = np.empty(shape, np.float32)
-        for index, layer in enumerate(self._layers):
-            binding.bind_output(named(kind, layer), mass[index])
+        masses = binding.mass[kind] = unfilled(shapes)
+        for layer, mass in zip(self._layers, masses, strict=True):
+            binding.bind_output(named(kind, layer), mass)
 
 
 class _Binding:
-    """An IOBinding, the inputs bound to it by name, and its buffers for R masses a key."""
+    """An IOBinding, the inputs bound to it by name, and its buffers for masses.
 
-    __slots__ = ("arrays", "io", "mass", "weightings")
+    Attributes:
+        mass_new: [L, B, Hkv, R, S].
+        mass: [B, Hkv, R, rows] of each kind of cached rows.
+    """
 
-    def __init__(self, io: ort.IOBinding, weightings: int) -> None:
-        self.io = io
-        self.weightings = weightings
+    __slots__ = ("arrays", "io", "mass", "mass_new")
+
+    def __init__(self, io: ort.IOBinding, mass_new: NDArray[np.float32]) -> None:
+        self.io, self.mass_new = io, mass_new
         self.arrays: dict[str, NDArray[Any]] = {}
-        self.mass: dict[str, NDArray[np.float32]] = {}
+        self.mass: dict[str, ByLayer] = {}
 
     def bind_input(self, name: str, array: NDArray[Any]) -> None:
         # A growing cache replaces a third of its arrays, and binding costs more than looking.

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from avl_plugins.logits import Logits
 from avl_runtime.execute.protocol import Backend
-from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.by_layer import ByLayer, Floats
+from avl_runtime.kv.cache import Ints, SegmentCache
 
 
 class BoundSegment(Protocol):
@@ -21,15 +22,14 @@ class BoundSegment(Protocol):
     Attributes:
         output: [B, S, C] hidden states, or [B, 1, V] logits of the last row.
         k_new, v_new: [L, B, Hkv, S, D].
-        mass_active, mass_parked, mass_new: [L, B, Hkv, R, rows] float32, weighted by `row_weights`;
-            see `kv.sight.Masses`.
+        mass_active, mass_parked, mass_new: weighted by `row_weights`; see `kv.sight.Masses`.
     """
 
     output: NDArray[Any]
     k_new: NDArray[Any]
     v_new: NDArray[Any]
-    mass_active: Floats
-    mass_parked: Floats
+    mass_active: ByLayer
+    mass_parked: ByLayer
     mass_new: Floats
 
     def run(

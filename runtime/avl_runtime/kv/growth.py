@@ -1,0 +1,40 @@
+"""How much room rows get as they come, and arrays of another size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def room(rows: int, steps: int) -> int:
+    """Rows to allocate beyond `rows` when at most `steps` more are to come.
+
+    An eighth has a growing cache copy eight rows a token, however many it has.
+    """
+    return max(1, min(steps, max(16, rows // 8)))
+
+
+def dense_bytes(
+    rows: int, steps: int, limit: int, kv_heads: int, head_dim: int, dtype: np.dtype[Any]
+) -> int:
+    """Bytes one dense layer would hold after `rows` of prompt and `steps` of at most `limit`.
+
+    Follows the growth of `append`, so that a dense run's own bytes equal it.
+    """
+    capacity = rows + room(rows, limit)
+    for step in range(steps):
+        if rows + step == capacity:
+            capacity += room(capacity, limit - step)
+    # The parked arrays of a dense cache are the one masked row that graphs ask for.
+    return 2 * (capacity + 1) * kv_heads * head_dim * dtype.itemsize
+
+
+def resized(array: NDArray[Any], axis: int, length: int, capacity: int) -> NDArray[Any]:
+    """The first `length` rows of `array` along `axis`, zeros up to `capacity`."""
+    before = (slice(None),) * axis
+    new = np.empty((*array.shape[:axis], capacity, *array.shape[axis + 1 :]), array.dtype)
+    new[(*before, slice(length))] = array[(*before, slice(length))]
+    new[(*before, slice(length, None))] = 0
+    return new
