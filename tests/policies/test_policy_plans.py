@@ -28,6 +28,7 @@ check = settings(max_examples=120, deadline=None, derandomize=True, database=Non
 # Few different values, so that ties are common.
 scores = st.lists(st.integers(0, 5).map(lambda n: n / 4), max_size=24)
 hundredths = st.integers(1, 100)
+pairs = st.tuples(hundredths, hundredths).map(sorted)  # core <= keep
 
 
 def best(values: list[float], count: int) -> list[int]:
@@ -90,8 +91,9 @@ def test_prune_counts(keep: float, total: int, count: int) -> None:
 
 
 @check
-@given(total=st.integers(0, 700), alive=st.integers(0, 700), keep=hundredths, core=hundredths)
-def test_split_counts(total: int, alive: int, keep: int, core: int) -> None:
+@given(total=st.integers(0, 700), alive=st.integers(0, 700), shares=pairs)
+def test_split_counts(total: int, alive: int, shares: tuple[int, int]) -> None:
+    core, keep = shares
     secondary, chosen = Divide(keep / 100, core / 100).counts(total, alive)
     if total == 0:
         assert (secondary, chosen) == (0, 0)
@@ -108,8 +110,9 @@ def test_split_counts_do_not_lose_a_token_to_rounding(keep: float, total: int, c
 
 
 @check
-@given(values=scores, gone=st.integers(0, 12), keep=hundredths, core=hundredths)
-def test_split_partitions_by_score(values: list[float], gone: int, keep: int, core: int) -> None:
+@given(values=scores, gone=st.integers(0, 12), shares=pairs)
+def test_split_partitions_by_score(values: list[float], gone: int, shares: tuple[int, int]) -> None:
+    core, keep = shares
     total = len(values) + gone
     core_rows, parked_rows = divided(Divide(keep / 100, core / 100), view(values, total, layer=1))
     secondary = best(values, share(keep, total) if total else 0)
@@ -160,10 +163,11 @@ def test_a_random_core_is_drawn_from_positions_by_layer_and_step(
 
 
 @check
-@given(rows=layers(), keep=hundredths, core=hundredths, seed=st.none() | st.integers(0, 9))
+@given(rows=layers(), shares=pairs, seed=st.none() | st.integers(0, 9))
 def test_layers_are_partitioned_together_as_one_by_one(
-    rows: tuple[np.ndarray, np.ndarray], keep: int, core: int, seed: int | None
+    rows: tuple[np.ndarray, np.ndarray], shares: tuple[int, int], seed: int | None
 ) -> None:
+    core, keep = shares
     scores, _ = rows
     divide = Divide(keep / 100, core / 100, ranking(seed))
     together = divide.choose(view(scores, layer=5))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from avl_plugins.policies.checks import check_count
 from avl_plugins.policies.ranking import Ranking
 from avl_plugins.policies.view import Fates, View
 
@@ -37,6 +38,14 @@ class Placed:
 
     active: int
     parked: int = 0
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            PolicyError: one is no whole number of at least 0.
+        """
+        for name in ("active", "parked"):
+            check_count("Placed", name, getattr(self, name), 0, "it counts rows")
 
 
 class Action(abc.ABC):
@@ -82,6 +91,11 @@ class Action(abc.ABC):
     def share(self) -> float:
         """The fraction of all image tokens that it leaves; 1 if it is not about them."""
         return 1.0
+
+    @property
+    def wants(self) -> float:
+        """The fraction of all image tokens that it chooses; 1 takes whatever is left."""
+        return self.share
 
     @property
     def before(self) -> int | None:

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies.action import Action, When
+from avl_plugins.policies.action import Action
+from avl_plugins.policies.agreement import check_action, check_class, check_together
+from avl_plugins.policies.options import check_options, written
 
 
 class Policy(abc.ABC):
     """A frozen dataclass whose options are checked when it is made.
 
     `str(policy)` is the one spelling of it that `parse` gives back: the name and, in field order,
-    every option that is not at its default. An option that nobody has to give is `None`.
+    every option that is not at its default. An option that nobody has to give is `None`; a text
+    holds no `+ , :` and no blanks around it.
     """
 
     __slots__ = ()
@@ -32,33 +35,17 @@ class Policy(abc.ABC):
         Raises:
             PolicyError: an action cannot work with it, or this is no policy that can be asked.
         """
-        kind = type(self)
-        if not dataclasses.is_dataclass(kind):
-            raise PolicyError(
-                f"{kind.__name__}: expected a dataclass derived from Policy, found another class; "
-                "write @dataclass(frozen=True) over the class"
-            )
+        check_class(type(self))
+        check_options(self)
         actions = self.actions()
         if not isinstance(actions, tuple) or not all(isinstance(one, Action) for one in actions):
             raise PolicyError(
                 f"{self}: expected a tuple of actions from actions(), found {quoted(actions)}; "
                 "write return (Prune(2, 0.5),)"
             )
-        decided = set()
         for action in actions:
-            if When.BETWEEN in action.when and not isinstance(action.before, int):
-                raise PolicyError(
-                    f"{self}: expected {type(action).__name__} to say before which layer it "
-                    f"decides, found {quoted(action.before)}; define its property before"
-                )
-            decision = (action.decides, action.when, action.before)
-            if decision in decided:
-                raise PolicyError(
-                    f"{self}: expected each decision once, found two actions that say "
-                    f"{action.decides}; leave one out"
-                )
-            decided.add(decision)
-            action.check(splits, str(self))
+            check_action(action, splits, str(self))
+        check_together(actions, str(self))
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -69,7 +56,7 @@ class Policy(abc.ABC):
 
     def __str__(self) -> str:
         options = [
-            f"{field.name}={value}"
+            f"{field.name}={written(value)}"
             for field in dataclasses.fields(self)  # type: ignore[arg-type]  # every policy is one
             if (value := getattr(self, field.name)) != field.default
         ]

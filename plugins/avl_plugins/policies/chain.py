@@ -7,8 +7,10 @@ from itertools import combinations, pairwise
 from typing import ClassVar
 
 from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies.action import Action, When
+from avl_plugins.policies.action import Action
+from avl_plugins.policies.agreement import check_class, moment
 from avl_plugins.policies.base import Policy
+from avl_plugins.policies.options import check_options
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -33,6 +35,8 @@ class Chain(Policy):
                 raise PolicyError(
                     f"chain: expected policies, found {quoted(one)}; write Chain(FastV(), AVL())"
                 )
+            check_class(type(one))
+            check_options(one)
         parts = [each for one in policies for each in _parts(one)]
         if not parts:
             raise PolicyError("chain: expected policies, found none; write Chain(FastV(), AVL())")
@@ -50,7 +54,7 @@ class Chain(Policy):
                     f"{text}: expected each decision once, found {one} and {other} both to say "
                     f"{min(both)}; use one of them"
                 )
-        parts.sort(key=lambda one: (-max(map(_moment, one.actions()))[0], str(one)))
+        parts.sort(key=lambda one: (-max(map(moment, one.actions()))[0], str(one)))
         object.__setattr__(self, "policies", tuple(parts))
         self._check_shares()
 
@@ -59,7 +63,7 @@ class Chain(Policy):
 
     def actions(self) -> tuple[Action, ...]:
         found = [action for policy in self.policies for action in policy.actions()]
-        return tuple(sorted(found, key=_moment))
+        return tuple(sorted(found, key=moment))
 
     def _check_shares(self) -> None:
         choosing = [
@@ -68,7 +72,7 @@ class Chain(Policy):
             for action in policy.actions()
             if action.share < 1
         ]
-        choosing.sort(key=lambda pair: _moment(pair[0]))
+        choosing.sort(key=lambda pair: moment(pair[0]))
         for (earlier, first), (later, second) in pairwise(choosing):
             if later.share > earlier.share:
                 raise PolicyError(
@@ -80,7 +84,3 @@ class Chain(Policy):
 
 def _parts(policy: Policy) -> tuple[Policy, ...]:
     return policy.policies if isinstance(policy, Chain) else (policy,)
-
-
-def _moment(action: Action) -> tuple[When, int]:
-    return min(action.when), action.before or 0

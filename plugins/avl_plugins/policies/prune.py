@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from avl_plugins.errors import PolicyError
 from avl_plugins.policies.action import Action, Placed, When
 from avl_plugins.policies.checks import check_count, check_fraction
 from avl_plugins.policies.ranking import ATTENTION, Ranking, check_ranking
@@ -54,14 +52,6 @@ class Prune(Action):
 
     def choose(self, view: View) -> Fates:
         return fates(self.ranking.first(view, self.count(view.total)))
-
-    def check(self, splits: Sequence[int], where: str) -> None:
-        if self.layer not in splits:
-            found = ", ".join(map(str, splits)) or "no layer"
-            raise PolicyError(
-                f"{where}: expected a package split after layer {self.layer}, found splits "
-                f"after {found}; export with --split {self.layer}"
-            )
 
     def placed(self, rows: Placed, layer: int, total: int) -> Placed:
         return Placed(self.count(total)) if total and layer >= self.layer else rows

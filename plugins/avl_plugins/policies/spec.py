@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import re
-import typing
-from types import UnionType
 from typing import Any
 
 from avl_plugins.errors import PolicyError, quoted, shown
+from avl_plugins.policies.agreement import check_class
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.chain import Chain
 from avl_plugins.policies.dense import Dense
 from avl_plugins.policies.fastv import FastV
+from avl_plugins.policies.options import SIMPLE, read_value, types_of, without_none
 from avl_plugins.policies.random import Random
 
 _KINDS: dict[str, type[Policy]] = {kind.name: kind for kind in (Dense, AVL, FastV, Random)}
@@ -44,11 +43,7 @@ def register(kind: type[Policy]) -> type[Policy]:
             f"{name}: expected a dataclass derived from Policy, found {quoted(kind)}; write "
             "@dataclass(frozen=True) over the class"
         )
-    if not kind.__dataclass_params__.frozen:
-        raise PolicyError(
-            f"{name}: expected a frozen dataclass, as policies are values, found one that can be "
-            "changed; write @dataclass(frozen=True) over the class"
-        )
+    check_class(kind)
     if inspect.isabstract(kind):
         raise PolicyError(
             f"{name}: expected a policy with actions(), found none; write def actions(self)"
@@ -57,8 +52,8 @@ def register(kind: type[Policy]) -> type[Policy]:
         raise PolicyError(
             f"{name}: expected a default for every option, found one without; give it one"
         )
-    for option, (hint, _) in _options(kind).items():
-        if _without_none(hint) not in (int, float, bool, str):
+    for option, (hint, _) in types_of(kind).items():
+        if without_none(hint) not in SIMPLE:
             raise PolicyError(
                 f"{name}: expected options of the types int, float, bool or str, or one of these "
                 f"or None, found {option}: {shown(hint)}; give it one of them"
@@ -103,51 +98,5 @@ def _parse_one(text: str) -> Policy:
             raise PolicyError(
                 f"{name}: expected each option once, found {shown(key)} twice; keep one"
             )
-        values[key] = _parse_value(kind, key, value)
+        values[key] = read_value(kind, key, value)
     return kind(**values)
-
-
-def _parse_value(kind: type[Policy], key: str, value: str) -> Any:
-    options = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if key not in options:
-        allowed = f"use {', '.join(options)}" if options else "it has none"
-        raise PolicyError(f"{kind.name}: expected a known option, found {quoted(key)}; {allowed}")
-    hint, default = _options(kind)[key]
-    wanted = _without_none(hint)
-    if value == "None" and wanted is not hint and default is not None:
-        return None  # where None is the default, leaving the option out says so
-    if wanted is bool:
-        if value not in ("True", "False"):
-            raise PolicyError(
-                f"{kind.name}: expected True or False for {key}, found {quoted(value)}; write "
-                f"{key}=True"
-            )
-        return value == "True"
-    if wanted not in (int, float):
-        return value
-    try:
-        number = wanted(value)
-        if math.isnan(number):
-            raise ValueError
-        return number
-    except ValueError:
-        noun = "a whole number" if wanted is int else "a number"
-        raise PolicyError(
-            f"{kind.name}: expected {noun} for {key}, found {quoted(value)}; write it as {key}="
-            f"{3 if wanted is int else 0.5}"
-        ) from None
-
-
-def _options(kind: type[Policy]) -> dict[str, tuple[Any, Any]]:
-    """The types and defaults of a policy's options, by name."""
-    hints = typing.get_type_hints(kind)
-    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
-    return {field.name: (hints[field.name], field.default) for field in fields}
-
-
-def _without_none(hint: Any) -> Any:
-    """`X` of `X | None`."""
-    if typing.get_origin(hint) in (UnionType, typing.Union):
-        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-        return kinds[0] if len(kinds) == 1 else hint
-    return hint

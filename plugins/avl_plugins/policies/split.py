@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from avl_plugins.policies.action import Action, Placed, When, share_of
-from avl_plugins.policies.checks import check_count, check_fraction
+from avl_plugins.policies.checks import check_count, check_fraction, core_of
 from avl_plugins.policies.ranking import ATTENTION, Ranking, check_ranking
 from avl_plugins.policies.view import Fates, View, fates
 
@@ -32,6 +32,7 @@ class Divide(Action):
         """
         check_fraction("Divide", "keep", self.keep)
         check_fraction("Divide", "core", self.core)
+        core_of("Divide", self.core, self.keep)
         check_ranking("Divide", self.ranking)
 
     @property
@@ -84,6 +85,10 @@ class Refresh(Action):
     @property
     def decides(self) -> str:
         return "which image tokens are read in every step"
+
+    @property
+    def wants(self) -> float:
+        return self.core
 
     def due(self, step: int) -> bool:
         return step % self.every == 0

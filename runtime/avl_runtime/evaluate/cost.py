@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies import Action, Placed, When
 from avl_runtime.package.manifest import Dims
 
@@ -42,7 +43,7 @@ def placed_rows(dims: Dims, actions: Sequence[Action], visual: int) -> tuple[lis
     for layer in range(dims.num_layers):
         rows = Placed(visual)
         for action in actions:
-            rows = action.placed(rows, layer, visual)
+            rows = _placed(action, rows, layer, visual)
         active.append(rows.active)
         parked.append(rows.parked)
     return active, parked
@@ -69,11 +70,42 @@ def request_flops(
         behind = text - request.before + step - 1
         held = behind
         if request.visual:  # text alone is never evicted
-            held = min([behind, *(action.text_rows(behind) for action in actions)])
+            held = min([behind, *(_text_rows(action, behind) for action in actions)])
         refresh = any(action.reads_parked and action.due(step) for action in actions)
         read = [request.before + held + active[i] + (parked[i] if refresh else 0) for i in layers]
         steps.append(decode_flops(dims, read))
     return prefill_flops(dims, rows), steps
+
+
+def _placed(action: Action, rows: Placed, layer: int, visual: int) -> Placed:
+    """What an action, which somebody else may have written, says that it leaves of `rows`.
+
+    Raises:
+        PolicyError: more than there are, or something else.
+    """
+    found, most = action.placed(rows, layer, visual), rows.active + rows.parked
+    if not isinstance(found, Placed) or found.active + found.parked > most:
+        raise PolicyError(
+            f"{type(action).__name__}: expected Placed with at most {most} rows from placed(), "
+            f"which is what layer {layer} has, found {quoted(found)}; mend the action"
+        )
+    return found
+
+
+def _text_rows(action: Action, behind: int) -> int:
+    """How many of `behind` text tokens an action says have a row.
+
+    Raises:
+        PolicyError: more than there are, or something else.
+    """
+    found = action.text_rows(behind)
+    if not isinstance(found, int | np.integer) or not 0 <= found <= behind:
+        raise PolicyError(
+            f"{type(action).__name__}: expected a whole number from 0 to {behind} from "
+            f"text_rows(), which is how many tokens there are, found {quoted(found)}; mend the "
+            "action"
+        )
+    return int(found)
 
 
 def prefill_flops(dims: Dims, rows: Sequence[int]) -> float:

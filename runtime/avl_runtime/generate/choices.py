@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.errors import PolicyError
+from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies import ACTIVE, DROPPED, PARKED, Action, Tokens, View
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv import sight
@@ -140,6 +140,23 @@ def _asked(action: Action, view: View) -> NDArray[np.int8]:
     return fates
 
 
+def _limit(action: Action, total: int) -> int | None:
+    """How many text rows an action says may stay.
+
+    Raises:
+        PolicyError: it says something else.
+    """
+    limit = action.limit(total)
+    if limit is None or (type(limit) is int and limit >= 0):
+        return limit
+    if isinstance(limit, np.integer) and limit >= 0:
+        return int(limit)
+    raise PolicyError(
+        f"{type(action).__name__}: expected a whole number of at least 0 from limit(), or None, "
+        f"found {quoted(limit)}; mend the action"
+    )
+
+
 def _by_position(
     sequence: Sequence,
     cache: SegmentCache,
@@ -155,7 +172,7 @@ def _by_position(
 def _evict_text(sequence: Sequence, cache: SegmentCache, action: Action, first_layer: int) -> None:
     """Bring a sequence down to its text budget, each KV head of each layer for itself."""
     seq, total = sequence.seq, sequence.text_after_image
-    limit = action.limit(total)
+    limit = _limit(action, total)
     seen = sight.text(cache, seq, sequence.evictable_mask, limit)
     for (first, last), slots, positions, mass in seen:
         view = View(positions, mass, first_layer + first, sequence.step, total)

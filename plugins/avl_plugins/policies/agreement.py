@@ -1,0 +1,140 @@
+"""Whether a policy can be asked: its class, each of its actions, and all of them together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from avl_plugins.errors import PolicyError, quoted
+from avl_plugins.policies.action import Action, Tokens, When
+from avl_plugins.policies.checks import check_fraction
+from avl_plugins.policies.ranking import check_ranking
+
+
+def moment(action: Action) -> tuple[When, int]:
+    """When an action first decides: what actions are put in order by."""
+    return min(action.when), action.before or 0
+
+
+def check_class(kind: type) -> None:
+    """Refuse a policy's class that has no name, or is no frozen dataclass, as policies are values.
+
+    Raises:
+        PolicyError: it is not.
+    """
+    if not dataclasses.is_dataclass(kind):
+        raise PolicyError(
+            f"{kind.__name__}: expected a dataclass derived from Policy, found another class; "
+            "write @dataclass(frozen=True) over the class"
+        )
+    if not isinstance(getattr(kind, "name", None), str):
+        raise PolicyError(
+            f"{kind.__name__}: expected a policy with a name, found none; set name: ClassVar[str]"
+        )
+    check_frozen(kind)
+
+
+def check_frozen(kind: type) -> None:
+    """Refuse a dataclass whose instances can be changed.
+
+    Raises:
+        PolicyError: they can.
+    """
+    made = getattr(kind, "__dataclass_params__", None)
+    if made is not None and not made.frozen:
+        raise PolicyError(
+            f"{kind.__name__}: expected a frozen dataclass, as policies, actions and rankings are "
+            "values, found one that can be changed; write @dataclass(frozen=True) over the class"
+        )
+
+
+def check_action(action: Action, splits: Sequence[int], where: str) -> None:
+    """Refuse an action that cannot be asked, or not in a decoder split after the layers `splits`.
+
+    Raises:
+        PolicyError: it cannot; `where` names the policy.
+    """
+    name = type(action).__name__
+    check_frozen(type(action))
+    if not action.when or not all(isinstance(one, When) for one in action.when):
+        raise PolicyError(
+            f"{where}: expected {name} to say when it decides, found {quoted(action.when)}; set "
+            "when: ClassVar[frozenset[When]]"
+        )
+    if not isinstance(action.tokens, Tokens):
+        raise PolicyError(
+            f"{where}: expected {name} to say which tokens it is about, found "
+            f"{quoted(action.tokens)}; set tokens: ClassVar[Tokens]"
+        )
+    check_ranking(f"{where}: {name}", action.ranking)
+    check_frozen(type(action.ranking))
+    check_fraction(f"{where}: {name}", "share", action.share)
+    check_fraction(f"{where}: {name}", "wants", action.wants)
+    if When.BETWEEN in action.when:
+        _check_between(action, splits, where)
+    action.check(splits, where)
+
+
+def _check_between(action: Action, splits: Sequence[int], where: str) -> None:
+    name = type(action).__name__
+    if not isinstance(action.before, int):
+        raise PolicyError(
+            f"{where}: expected {name} to say before which layer it decides, found "
+            f"{quoted(action.before)}; define its property before"
+        )
+    if action.tokens is not Tokens.IMAGE:
+        raise PolicyError(
+            f"{where}: expected {name} to be about image tokens, as it decides between two "
+            f"layers, found {quoted(action.tokens)}; text is evicted after a prompt or a step"
+        )
+    if action.before not in splits:
+        found = ", ".join(map(str, splits)) or "no layer"
+        raise PolicyError(
+            f"{where}: expected a package split after layer {action.before}, found splits after "
+            f"{found}; export with --split {action.before}"
+        )
+
+
+def check_together(actions: Sequence[Action], where: str) -> None:
+    """Refuse actions that contradict each other.
+
+    Raises:
+        PolicyError: two decide the same, one wants more image tokens than those before it leave,
+            they are not in the order of time, or nothing parks the rows that one reads.
+    """
+    decided = set()
+    for action in actions:
+        decision = (action.decides, frozenset(action.when), action.before)
+        if decision in decided:
+            raise PolicyError(
+                f"{where}: expected each decision once, found two actions that say "
+                f"{action.decides}; leave one out"
+            )
+        decided.add(decision)
+    choosing = [action for action in actions if action.tokens is Tokens.IMAGE]
+    left = 1.0
+    for index, action in enumerate(choosing):
+        name = type(action).__name__
+        if index and moment(action) < moment(choosing[index - 1]):
+            raise PolicyError(
+                f"{where}: expected actions in the order of time, found {name} behind "
+                f"{type(choosing[index - 1]).__name__}, which decides later; give it first"
+            )
+        if left < action.wants < 1:
+            raise PolicyError(
+                f"{where}: expected {name} to choose at most the {left} of the image tokens that "
+                f"actions before it leave, found {action.wants}; lower it, or have them leave more"
+            )
+        left = min(left, action.share)
+        if When.STEP in action.when and action.reads_parked and not any(map(_parks, choosing)):
+            raise PolicyError(
+                f"{where}: expected an action that parks rows for {name} to read, as Divide does "
+                f"after a prompt, found none; add one, or leave {name} out"
+            )
+
+
+def _parks(action: Action) -> bool:
+    """Whether an action may park rows while none are parked, when those that read them rest."""
+    if When.PROMPT in action.when:
+        return True
+    return When.STEP in action.when and not action.reads_parked
