@@ -19,7 +19,7 @@ from avl_export.plan.place import examine
 from avl_export.plan.plan_text import plan_text, quantization_text
 from avl_export.plan.survey import survey
 from avl_plugins.errors import AvlError, quoted
-from avl_runtime.cli.lists import policy
+from avl_runtime.cli.lists import path_name, policy, some_name
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.machine.installation import shortage
@@ -129,7 +129,12 @@ def make_parser() -> CommandParser:
         metavar="MODEL",
         help=f"folder, an adapter's folder, hub id, or {aliases.names()} (default: avl-tiny)",
     )
-    add("--revision", metavar="NAME", help="branch, tag or commit of a hub id (default: main)")
+    add(
+        "--revision",
+        metavar="NAME",
+        type=some_name,
+        help="branch, tag or commit of a hub id (default: main)",
+    )
     add("--out", metavar="DIR", type=_place, help="package folder (default: ./<name>.avl)")
     add(
         "--force",
@@ -178,7 +183,7 @@ def make_parser() -> CommandParser:
         choices=METHODS,
         help="how scales are chosen (default: clip for int4, rtn for int8)",
     )
-    add("--lora", type=Path, metavar="DIR", help="merge the LoRA adapter in this folder")
+    add("--lora", type=path_name, metavar="DIR", help="merge the LoRA adapter in this folder")
     add("--copy", action="store_true", help="copy the weights: a package that can be moved")
     add("--hash-weights", action="store_true", help="record SHA-256 of all linked weights")
     add("--dry-run", action="store_true", help="print the plan, fetch no weights, write nothing")

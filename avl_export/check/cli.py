@@ -8,11 +8,11 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from avl_export.check.table import HEADER, CheckError, Row
 from avl_export.options import OptionsError
+from avl_runtime.cli.lists import path_name, some_name
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.execute.protocol import BACKENDS
@@ -117,7 +117,7 @@ def make_parser() -> CommandParser:
         "avl-check avl-tiny.avl --backend ort-cpu",
     )
     add = parser.add_argument
-    add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
+    add("package", metavar="PACKAGE", type=path_name, help="folder with avl.json")
     add("--layers", action="store_true", help="compare layer by layer, in little memory")
     add(
         "--backend",
@@ -130,9 +130,10 @@ def make_parser() -> CommandParser:
     add(
         "--model",
         metavar="MODEL",
+        type=some_name,
         help="the checkpoint, as avl-export takes it (default: what the package was made from)",
     )
-    add("--lora", type=Path, metavar="DIR", help="folder of the LoRA adapter that was merged")
+    add("--lora", type=path_name, metavar="DIR", help="folder of the LoRA adapter that was merged")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 

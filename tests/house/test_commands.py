@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import signal
 import subprocess
@@ -58,6 +59,36 @@ def test_usage_ends_with_2(name: str) -> None:
     done = run(name, "--no-such-option")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith(f"{name}: error: ")
+
+
+EMPTY = [
+    *((name, [""]) for name in ("avl-run", "avl-info", "avl-build", "avl-bench", "avl-eval")),
+    *(("avl-bench", ["p", option, ""]) for option in ("--beside", "--checkpoint", "--peer-python")),
+    *(("avl-bench", ["p", option, " "]) for option in ("--json", "--csv")),
+    *(("avl-eval", ["p", option, ""]) for option in ("--data", "--json", "--from-json")),
+    *(("avl-check", words) for words in ([""], ["p", "--model", ""], ["p", "--lora", ""])),
+    *(("avl-export", [option, ""]) for option in ("--model", "--revision", "--out", "--lora")),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), EMPTY)
+def test_an_empty_name_is_not_the_working_directory(
+    name: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rooms = {"avl-export": "avl_export.cli", "avl-check": "avl_export.check.cli"}
+    module = rooms.get(name, f"avl_runtime.cli.{name.removeprefix('avl-')}")
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main(words)
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"{name}: error: ")
+    assert "expected a" in line and "found" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_defaults_and_examples_are_written_into_the_help() -> None:

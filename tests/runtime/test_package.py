@@ -52,6 +52,16 @@ def test_no_package(tmp_path: Path, capsys) -> None:
     refused(tmp_path, "avl-export", capsys=capsys)
 
 
+@pytest.mark.parametrize("name", ["", b""])
+def test_an_empty_path_is_not_the_working_directory(
+    name: str, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_package)
+    with pytest.raises(PackageError, match=r"expected the path of a package folder, found b?''"):
+        LVLM.load(name)
+    assert load_package(".").manifest.model == "avl-tiny"
+
+
 def test_a_newer_format(copy: Path, capsys) -> None:
     edit(copy, lambda m: m.update(format_version=99, unheard_of=1))
     refused(copy, f"format {FORMAT_VERSION}", "99", "update avl", capsys=capsys)

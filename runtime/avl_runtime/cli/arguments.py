@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from avl_runtime.cli.generation import add_generation
-from avl_runtime.cli.lists import picture_name, policy, threads
+from avl_runtime.cli.lists import path_name, picture_name, policy, threads
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.execute.protocol import BACKENDS, PARKS
 
@@ -104,7 +104,7 @@ def make_parser() -> CommandParser:
         "Without PROMPT it is read from stdin, or a conversation begins in a terminal.",
     )
     add = parser.add_argument
-    add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
+    add("package", metavar="PACKAGE", type=path_name, help="folder with avl.json")
     add(
         "prompt",
         metavar="PROMPT",

@@ -6,14 +6,22 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from avl_runtime.bench.against import PEERS, peer_candidates
 from avl_runtime.bench.candidates import own_candidates
 from avl_runtime.bench.measure import Settings, measure
 from avl_runtime.bench.report import as_csv, as_json, as_markdown
 from avl_runtime.bench.workload import TEXT_TOKENS, make_workload
-from avl_runtime.cli.lists import count, names_of, none_or_more, policies, seconds, threads
+from avl_runtime.cli.lists import (
+    count,
+    names_of,
+    none_or_more,
+    path_name,
+    policies,
+    seconds,
+    some_name,
+    threads,
+)
 from avl_runtime.cli.output import STDOUT, check_apart, check_file, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
@@ -87,7 +95,7 @@ def make_parser() -> CommandParser:
         "avl-bench avl-tiny.avl --policies dense,avl --idle-wait 0",
     )
     add = parser.add_argument
-    add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
+    add("package", metavar="PACKAGE", type=path_name, help="folder with avl.json")
     add(
         "--policies",
         type=policies,
@@ -104,7 +112,7 @@ def make_parser() -> CommandParser:
     add(
         "--beside",
         metavar="PACKAGE",
-        type=Path,
+        type=path_name,
         action="append",
         default=[],
         help="a package of the same model, as with INT4 weights; repeat it for several",
@@ -119,12 +127,13 @@ def make_parser() -> CommandParser:
     add(
         "--peer-python",
         metavar="PYTHON",
+        type=some_name,
         help="runs the peers that this Python has not (default: this Python)",
     )
     add(
         "--checkpoint",
         metavar="DIR",
-        type=Path,
+        type=path_name,
         help="what peers load (default: what the package was made from)",
     )
     add(
@@ -170,8 +179,8 @@ def make_parser() -> CommandParser:
         default=60.0,
         help="wait so long before each run for an idle machine, 0 for not at all (default: 60)",
     )
-    add("--json", metavar="FILE", type=Path, help="write all figures there, - is stdout")
-    add("--csv", metavar="FILE", type=Path, help="write a line a candidate there, - is stdout")
+    add("--json", metavar="FILE", type=path_name, help="write all figures there, - is stdout")
+    add("--csv", metavar="FILE", type=path_name, help="write a line a candidate there, - is stdout")
     return parser
 
 

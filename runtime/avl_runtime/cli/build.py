@@ -7,10 +7,9 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from avl_runtime.cli.lists import count
+from avl_runtime.cli.lists import count, path_name
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.engines.estimate import cache_bytes
@@ -81,7 +80,7 @@ def make_parser() -> CommandParser:
         "it runs on.",
     )
     add = parser.add_argument
-    add("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
+    add("package", metavar="PACKAGE", type=path_name, help="folder with avl.json")
     add("--backend", choices=("tensorrt", "tensorrt-rtx"), required=True, help="what to build for")
     add(
         "--compute-capability",

@@ -14,7 +14,7 @@ from typing import Any
 
 from avl_plugins.errors import shown
 from avl_plugins.policies import parse
-from avl_runtime.cli.lists import count, names_of, picture_name, policies
+from avl_runtime.cli.lists import count, names_of, path_name, picture_name, policies
 from avl_runtime.cli.output import STDOUT, check_apart, check_file, check_picture, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.pool import map_in_processes
@@ -144,7 +144,7 @@ def make_parser() -> CommandParser:
         "avl-eval avl-tiny.avl --tasks vqa --policies dense,avl --samples 10",
     )
     add = parser.add_argument
-    add("package", metavar="PACKAGE", type=Path, nargs="?", help="folder with avl.json")
+    add("package", metavar="PACKAGE", type=path_name, nargs="?", help="folder with avl.json")
     add(
         "--tasks",
         metavar="TASKS",
@@ -155,7 +155,7 @@ def make_parser() -> CommandParser:
     add(
         "--data",
         metavar="FILE",
-        type=Path,
+        type=path_name,
         help="JSONL of images, prompt, answers and metric, instead of tasks",
     )
     add(
@@ -185,7 +185,7 @@ def make_parser() -> CommandParser:
         default=1,
         help="policies measured at once, a thread each (default: 1)",
     )
-    add("--json", metavar="FILE", type=Path, help="write all figures there, - is stdout")
+    add("--json", metavar="FILE", type=path_name, help="write all figures there, - is stdout")
     add(
         "--plot",
         metavar="FILE.png",
@@ -195,7 +195,7 @@ def make_parser() -> CommandParser:
     add(
         "--from-json",
         metavar="FILE",
-        type=Path,
+        type=path_name,
         help="measure nothing: show and draw what --json wrote",
     )
     return parser

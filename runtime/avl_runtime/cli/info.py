@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from avl_runtime.cli.lists import path_name
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.package.info import describe, info_text
@@ -34,7 +34,7 @@ def make_parser() -> CommandParser:
         "weights are. Nothing is loaded.",
         "avl-info avl-tiny.avl --json",
     )
-    parser.add_argument("package", metavar="PACKAGE", type=Path, help="folder with avl.json")
+    parser.add_argument("package", metavar="PACKAGE", type=path_name, help="folder with avl.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

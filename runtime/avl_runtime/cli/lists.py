@@ -33,6 +33,22 @@ def names_of(allowed: Sequence[str]) -> Callable[[str], list[str]]:
     return read
 
 
+def some_name(text: str) -> str:
+    """What names something, and is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a name, found {text!r}; give one")
+    return text
+
+
+def path_name(text: str) -> Path:
+    """A file or a folder; an empty name is not the working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            f"expected a file or a folder, found {text!r}; name one, . is the working directory"
+        )
+    return Path(text)
+
+
 def policy(text: str) -> str:
     """A policy, as it was written."""
     try:

@@ -143,6 +143,11 @@ def load_package(folder: str | Path) -> Package:
             f"expected the path of a package folder, found {quoted(folder)}; make a package with "
             "avl-export"
         )
+    if not os.fspath(folder):  # as a path it would be the working directory
+        raise PackageError(
+            f"expected the path of a package folder, found {quoted(folder)}; name one, . is the "
+            "working directory"
+        )
     root = Path(os.fsdecode(folder))
     path = root / MANIFEST
     if not _is_there(path):
