@@ -12,7 +12,7 @@ import pytest
 from avl_plugins.errors import AvlError
 from avl_runtime import Options
 from avl_runtime.generate.options import MAX_NEW_TOKENS, OptionError
-from avl_runtime.package.generation_defaults import GenerationDefaults
+from avl_runtime.package.generation_defaults import NEUTRAL, GenerationDefaults
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,25 @@ def test_values_become_plain_numbers(given: dict[str, Any], kept: tuple[object, 
 @pytest.mark.parametrize("name", list(Options.__dataclass_fields__))
 def test_none_is_the_packages_default(name: str) -> None:
     assert Options(**{name: None}) == Options()
+
+
+@pytest.mark.parametrize("least", [65, 5])
+def test_a_reply_cannot_be_longer_at_least_than_at_most(least: int) -> None:
+    found = None if least == 65 else 4
+    words = f"min_new_tokens: expected at most max_new_tokens = {found or 64}, found {least}"
+    with pytest.raises(OptionError, match=words):
+        Options(found, min_new_tokens=least).over(NEUTRAL)
+    with pytest.raises(OptionError, match="min_new_tokens"):
+        Options.of({"options": Options(min_new_tokens=9), "max_new_tokens": 8})
+    assert Options(5, min_new_tokens=5).over(NEUTRAL).min_new_tokens == 5
+
+
+def test_a_packages_least_length_gives_way_to_a_callers_longest() -> None:
+    """A reply that may not end before its limit ends there, which is not refused."""
+    defaults = GenerationDefaults(min_new_tokens=30)
+    assert Options(8).over(defaults).min_new_tokens == 8
+    assert Options(99).over(defaults).min_new_tokens == 30
+    assert Options().over(GenerationDefaults(min_new_tokens=70)).min_new_tokens == 64
 
 
 WRONG = [

@@ -447,9 +447,10 @@ def test_a_turn_that_fails_in_its_reply_changes_nothing(tiny: LVLM, told: int) -
         one.set_policy("avl:text=0.5")
     words = [[token] for token in range(tiny.package.manifest.dims.vocab_size)]
     if told:
-        nothing = {"min_new_tokens": 99, "no_repeat_ngram_size": 1}
+        nothing = {"min_new_tokens": told, "no_repeat_ngram_size": 1}
         said = tiny.chat("avl:text=0.5", messages=chat.messages)
         first = said.send(COUNT, max_new_tokens=told, **nothing).token_ids
+        nothing["min_new_tokens"] = 9
         nothing["bad_words_ids"] = [[*first, *word] for word in words]
     else:
         nothing = {"suppress_tokens": [word[0] for word in words]}

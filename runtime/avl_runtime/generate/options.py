@@ -43,7 +43,7 @@ class Options:
         no_repeat_ngram_size: no n tokens come twice in a row, prompt included; 0 is off.
         bad_words_ids: sequences of tokens that are not completed.
         min_length: tokens of prompt and reply before the reply may end.
-        min_new_tokens: tokens of the reply before it may end.
+        min_new_tokens: tokens of the reply before it may end; at most `max_new_tokens`.
         suppress_tokens: tokens that never come.
         begin_suppress_tokens: tokens that do not come first.
         logprobs: note each token's log probability, and those of this many likeliest ones; None
@@ -82,6 +82,12 @@ class Options:
             if value is not None:
                 check = _LISTS.get(field.name, number)
                 object.__setattr__(self, field.name, check(field.name, value))
+        least, most = self.min_new_tokens, self.max_new_tokens
+        if least is not None and most is not None and least > most:
+            raise OptionError(
+                f"min_new_tokens: expected at most max_new_tokens = {most}, found {least}; raise "
+                "max_new_tokens"
+            )
 
     @classmethod
     def of(cls, given: Mapping[str, Any], beside: Sequence[str] = ()) -> Options:
@@ -120,6 +126,9 @@ class Options:
         named |= {"frequency_penalty": 0.0, "logit_bias": {}, "skip_special_tokens": True}
         if self.min_new_tokens is not None:
             named["min_length"] = 0  # `generate` lets the newer of the two settings win
+        # A package's own does not refuse a shorter reply, which then does not end before its limit.
+        most = MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
+        named["min_new_tokens"] = min(named["min_new_tokens"], most)
         missing = {name: value for name, value in named.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **missing)
 
