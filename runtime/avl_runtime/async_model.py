@@ -95,6 +95,13 @@ class AsyncLVLM:
             self.model.close()
 
     async def __aenter__(self) -> AsyncLVLM:
+        """
+        Raises:
+            ClosedError: the model was closed.
+        """
+        if self._closed:
+            raise ClosedError
+        self.model.loaded.check_open()
         return self
 
     async def __aexit__(
@@ -176,13 +183,17 @@ class AsyncLVLM:
 
 
 class AsyncStream(AsyncIterator[str]):
-    """Iterated with `async for`, it gives the reply's text in pieces; then there is `result`."""
+    """Iterated with `async for`, it gives the reply's text in pieces; then there is `result`.
+
+    It belongs to the event loop in which it was first iterated; the tasks there may share it.
+    """
 
     def __init__(self, model: AsyncLVLM, make: Callable[[], Request]) -> None:
         self._model, self._make = model, make
         self._request: Request | None = None
         self._beginning = asyncio.Lock()
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
     @property
@@ -207,9 +218,17 @@ class AsyncStream(AsyncIterator[str]):
         return self._request.result
 
     async def __anext__(self) -> str:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RequestError(
+                "expected a reply in the event loop in which it began, found it in another; ask "
+                "again in this one"
+            )
         async with self._beginning:
             if self._request is None and not self._closed:
-                await self._begin()
+                await self._begin(loop)
             if self._closed:
                 raise StopAsyncIteration
         try:
@@ -232,8 +251,7 @@ class AsyncStream(AsyncIterator[str]):
         if self._request is not None and not self._request.done:
             self._model.cancel(self._request)
 
-    async def _begin(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         request = await asyncio.to_thread(self._make)
         if self._closed:  # meanwhile
             return

@@ -168,8 +168,10 @@ class Chat:
         """A second chat that goes on from here; rows are shared until one of the two goes on.
 
         Raises:
+            ClosedError: the model was closed.
             ChatError: a turn runs.
         """
+        self._loaded.check_open()
         with self._alone():
             other = Chat(self._loaded, self._policy)
             other._system, other._exchanges = self._system, self._exchanges

@@ -51,6 +51,11 @@ class LVLM:
         self.policy = policy
 
     def __enter__(self) -> LVLM:
+        """
+        Raises:
+            ClosedError: the model was closed.
+        """
+        self.loaded.check_open()
         return self
 
     def __exit__(

@@ -138,6 +138,24 @@ def test_an_event_loop_that_ends_takes_no_other_with_it(tiny_package: Path) -> N
     asyncio.run(shared.close())
 
 
+def test_a_reply_is_told_in_one_event_loop(tiny_package: Path) -> None:
+    shared = AsyncLVLM.load(tiny_package, backend="ort-cpu")
+    stream = shared.stream(ONE.prompt, [ONE.image], max_new_tokens=8)
+
+    async def piece() -> str:
+        return await asyncio.wait_for(stream.__anext__(), 60)
+
+    async def rest() -> list[str]:
+        return [piece async for piece in stream]
+
+    asyncio.run(piece())
+    for ask in (piece, rest):
+        with pytest.raises(RequestError, match="event loop in which it began, found it in another"):
+            asyncio.run(ask())
+    asyncio.run(stream.aclose())
+    asyncio.run(shared.close())
+
+
 def test_threads_that_share_a_stream_get_every_piece_once(tiny: LVLM) -> None:
     stream, got, failed = tiny.stream(ONE.prompt, [ONE.image]), [], []
 

@@ -7,8 +7,9 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, quoted
 from avl_runtime.generate.results import Result
+from avl_runtime.requests.request import RequestError
 
 
 class GivenUpError(AvlError):
@@ -30,6 +31,7 @@ class Stream(Generator[str, None, Result]):
     def __init__(self, steps: Generator[str, None, Result]) -> None:
         self._steps = steps
         self._result: Result | None = None
+        self._given_up = False
         self._lock = threading.RLock()
 
     @property
@@ -47,7 +49,17 @@ class Stream(Generator[str, None, Result]):
         return self._result
 
     def send(self, value: None) -> str:
-        """The next piece."""
+        """The next piece.
+
+        Raises:
+            RequestError: a value was sent, for which a reply has no use.
+            AvlError: the reply cannot be made.
+        """
+        if value is not None:
+            raise RequestError(
+                f"expected nothing to send to a reply, found {quoted(value)}; ask for its next "
+                "piece with next, or begin another with what you say"
+            )
         with self._lock:
             try:
                 return next(self._steps)
@@ -64,9 +76,16 @@ class Stream(Generator[str, None, Result]):
     def close(self) -> None:
         """Give up what has not been asked for."""
         with self._lock:
+            self._given_up = True
             self._steps.close()
 
     def __enter__(self) -> Stream:
+        """
+        Raises:
+            GivenUpError: the reply was given up.
+        """
+        if self._given_up and self._result is None:
+            raise GivenUpError
         return self
 
     def __exit__(
