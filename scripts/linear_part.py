@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--rows", default="1,24,64,256")
+    parser.add_argument("--rows", default="1,40,64,65,256")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--idle-wait", type=float, default=60)
     parsed = parser.parse_args(arguments)

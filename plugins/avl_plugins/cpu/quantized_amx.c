@@ -107,9 +107,10 @@ static void widen(const avl_packed *w, int64_t tile, int64_t first, int64_t end,
 // reads none, so it might store later, or leave out, what they read.
 HELPER void have_stored(const void *what) { __asm__ volatile("" ::"r"(what) : "memory"); }
 
-// Sums of a group of rows and two fields, [HALVES][FIELDS] matrices, grow by `steps` of inputs.
+// Sums of a group of rows and two fields, [HALVES][FIELDS] matrices, grow by `steps` of inputs; those
+// of its first half alone if there is no `second`.
 HELPER void add_products(float *sums, const uint16_t *x, int64_t next_half, const uint16_t *weights,
-                         int64_t next_field, int64_t steps, int begins)
+                         int64_t next_field, int64_t steps, int begins, int second)
 {
     float *next = sums + FIELDS * SIDE * SIDE;
     if (begins) {
@@ -120,8 +121,10 @@ HELPER void add_products(float *sums, const uint16_t *x, int64_t next_half, cons
     } else {
         _tile_loadd(0, sums, 64);
         _tile_loadd(1, sums + SIDE * SIDE, 64);
-        _tile_loadd(2, next, 64);
-        _tile_loadd(3, next + SIDE * SIDE, 64);
+        if (second) {
+            _tile_loadd(2, next, 64);
+            _tile_loadd(3, next + SIDE * SIDE, 64);
+        }
     }
     for (int64_t k = 0; k < steps; k++, x += MATRIX, weights += MATRIX) {
         _tile_loadd(4, x, 64);
@@ -129,14 +132,18 @@ HELPER void add_products(float *sums, const uint16_t *x, int64_t next_half, cons
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, weights + next_field, 64);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, x + next_half, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        if (second) {
+            _tile_loadd(5, x + next_half, 64);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
     }
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + SIDE * SIDE, 64);
-    _tile_stored(2, next, 64);
-    _tile_stored(3, next + SIDE * SIDE, 64);
+    if (second) {
+        _tile_stored(2, next, 64);
+        _tile_stored(3, next + SIDE * SIDE, 64);
+    }
 }
 
 // Rows of a group from their matrices [HALVES][FIELDS][SIDE][SIDE].
@@ -163,10 +170,15 @@ static void multiply_block(const avl_packed *w, const uint16_t *x, int64_t rows,
         widen(w, tile, s, end, weights);
         have_stored(weights);
         for (int64_t r = 0; r < rows; r += AVL_AMX_GROUP)
-            for (int f = 0; f < FIELDS; f += 2)
-                add_products(sums + r * TILE + f * SIDE * SIDE,
-                             x + r * w->inputs + s * w->span * SIDE, SIDE * w->inputs,
-                             weights[f][0], CHUNK * SIDE, (end - s) * w->span / STEP, !s);
+            for (int f = 0; f < FIELDS; f += 2) {
+                float *to = sums + r * TILE + f * SIDE * SIDE;
+                const uint16_t *from = x + r * w->inputs + s * w->span * SIDE;
+                int64_t next_half = SIDE * w->inputs, steps = (end - s) * w->span / STEP;
+                if (rows - r > SIDE)
+                    add_products(to, from, next_half, weights[f][0], CHUNK * SIDE, steps, !s, 1);
+                else
+                    add_products(to, from, next_half, weights[f][0], CHUNK * SIDE, steps, !s, 0);
+            }
     }
     for (int64_t r = 0; r < rows; r += AVL_AMX_GROUP)
         store_group(w, sums + r * TILE, tile, rows - r < AVL_AMX_GROUP ? rows - r : AVL_AMX_GROUP,

@@ -25,7 +25,7 @@ static inline int64_t avl_amx_values(const avl_packed *weight, int64_t rows)
 // read by many, and codes of 8 bits take more of it.
 static inline int64_t avl_amx_least_rows(const avl_packed *weight)
 {
-    return weight->bits == 4 ? 24 : 64;
+    return weight->bits == 4 ? 40 : 64;
 }
 
 typedef struct avl_amx_kernels {
