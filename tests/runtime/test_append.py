@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from avl_plugins.cpu.host import Host, host
 from avl_plugins.policies import DROPPED
 from avl_runtime.kv.append import Appender
+from avl_runtime.kv.by_layer import ByLayer, Floats
 from avl_runtime.kv.cache import Array, SegmentCache
 from avl_runtime.kv.gather import gathered
 from avl_runtime.kv.moves import evict, place
@@ -39,6 +41,24 @@ def held(cache: SegmentCache) -> list[bytes]:
     return [array.tobytes() for array in (*arrays, *cache.k_active, *cache.v_active)]
 
 
+@dataclass
+class Given:
+    """What a step's attention gave rows; see `kv.sight.Masses`."""
+
+    mass_active: ByLayer
+    mass_parked: ByLayer
+    mass_new: Floats
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, batch: int) -> Given:
+        # Of few values, so that some are equal.
+        active, parked, new = (
+            rng.integers(0, 4, (LAYERS, batch, HEADS, 2, rows)).astype(np.float32)
+            for rows in (200, 1, 1)
+        )
+        return cls(ByLayer([active[:1], active[1:]]), ByLayer([parked]), new)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=3),
@@ -57,6 +77,7 @@ def check(
     positions = np.zeros(batch, np.int64)
     released: list[int] = []
     appenders = [Appender(new, positions, each) for each in (library, None)]
+    several_given = [Given.drawn(rng, batch) for _ in range(2)]  # steps take turns with two
     steps = len(events)
     for number, event in enumerate(events):
         seq = int(rng.integers(batch))
@@ -65,7 +86,8 @@ def check(
         for plane in new:
             plane[...] = rng.standard_normal(plane.shape)
         positions[:] = 100 + number
-        mass = rng.random((LAYERS, batch, HEADS), np.float32) if event == "mass" else None
+        given = several_given[number % 2] if event == "mass" else None
+        gathers = [bool(rng.integers(2)) for _ in range(batch)]
         for cache, appender in zip(caches, appenders, strict=True):
             if event == "evict":
                 gone = slot % int(cache.active_len[layer, seq])
@@ -77,10 +99,10 @@ def check(
             elif event == "fork":
                 before = cache.fork()
                 kept = held(before)
-                appender.append(cache, mass, steps, lambda: released.append(0))
+                appender.append(cache, given, gathers, steps, lambda: released.append(0))
                 assert held(before) == kept
             else:
-                appender.append(cache, mass, steps, lambda: released.append(0))
+                appender.append(cache, given, gathers, steps, lambda: released.append(0))
         assert held(caches[0]) == held(caches[1])
     assert len(released) % 2 == 0
 
@@ -114,7 +136,7 @@ def test_a_lone_sequence_grows_past_its_room(kernels: Path, dtype: type) -> None
     for number in range(100):
         positions[0] = 4 + number
         new[0][...] = number
-        appender.append(cache, None, 100 - number, lambda: released.append(1))
+        appender.append(cache, None, [False], 100 - number, lambda: released.append(1))
     assert released and cache.tops == [top + 100 for top in before]
     assert cache.positions[2, 0, 1, before[2] :][:100].tolist() == list(range(4, 104))
     assert cache.k_active[1][0, 0, before[1] :][:100, 5].tolist() == list(range(100))

@@ -20,7 +20,7 @@ LINEAR, SCREEN = "linear.c", "screen.c"  # for the levels above the compiler's o
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
 AMX = "quantized_amx.c"  # the same, and empty for compilers and processors that do not know it
 SOURCES = (
-    *(KERNELS, "append.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
+    *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
     *("ort_op.c", "ort_step.c", "ort_linear.c", "ort_logits.c", "ort_quantized.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")

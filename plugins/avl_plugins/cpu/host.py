@@ -12,6 +12,17 @@ from typing import Any
 from avl_plugins import cpu
 
 
+class Budget(ctypes.Structure):
+    """`avl_budget` of evict.h."""
+
+    _fields_ = (
+        ("evictable", ctypes.c_void_p),
+        ("tokens", ctypes.c_int64),
+        ("stay", ctypes.c_int64),
+        ("recent", ctypes.c_int64),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """Functions of a compiled library.
@@ -20,12 +31,16 @@ class Host:
         offer: offers layers to refresh, and how many (refresh.h).
         want: says which logits are read (ort_logits.c).
         append: copies new rows into a cache (append.h).
+        add_masses: adds up attention that cached rows received (mass.h).
+        evict_text: drops text that a budget has no room for (evict.h).
         instructions: says which of the instructions that kernels are compiled for run here.
     """
 
     offer: Callable[[ctypes.Array[Any] | None, int], None]
     want: Callable[[int], None]
     append: Callable[[int, int, int, int], int]
+    add_masses: Callable[[int, int, int], int]
+    evict_text: Callable[[int, int, int, int, int, int, int, Budget], int]
     instructions: Callable[[], str]
 
 
@@ -56,4 +71,10 @@ def _functions(library: Path) -> Host:
     append.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     told = loaded.avl_instructions
     told.restype, told.argtypes = ctypes.c_char_p, ()
-    return Host(offer, want, append, lambda: told().decode())
+    add_masses = loaded.avl_add_masses
+    add_masses.restype = ctypes.c_int
+    add_masses.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    evict_text = loaded.avl_evict_text
+    evict_text.restype = ctypes.c_int
+    evict_text.argtypes = (*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 4, ctypes.POINTER(Budget))
+    return Host(offer, want, append, add_masses, evict_text, lambda: told().decode())

@@ -118,8 +118,12 @@ class HeavyHitters(Ranking):
         """
         check_heavy("HeavyHitters", self.heavy)
 
+    def recent(self, count: int) -> int:
+        """How many of the `count` rows that are kept are so for being recent."""
+        return count - int(count * self.heavy)
+
     def scores(self, view: View, count: int) -> Scores:
-        recent = count - int(count * self.heavy)
+        recent = self.recent(count)
         value = view.attention.astype(np.float64)
         oldest = view.positions.shape[-1] - recent
         if recent and oldest > 0:

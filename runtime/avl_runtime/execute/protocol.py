@@ -100,6 +100,11 @@ class Member(Protocol):
     def actions(self) -> Sequence[Action]: ...
 
     @property
+    def evicts(self) -> bool:
+        """Whether an action ranks text rows, so that text rows' attention is counted."""
+        ...
+
+    @property
     def image_mask(self) -> NDArray[np.bool_]:
         """[tokens so far], which positions hold image tokens."""
         ...
@@ -168,15 +173,24 @@ class Batch(Protocol):
         ...
 
     def masses(self, segment: int) -> Masses:
-        """Attention of the last step, if something was due."""
+        """Attention of the last step, if something was due that reads it."""
         ...
 
-    def append(self, segment: int, mass: Floats | None, steps: int) -> None:
+    def append(self, segment: int, steps: int) -> None:
         """Add the last step's rows to the cache, unless the step has.
 
+        Of sequences whose policy ranks text, the step's attention is added to what their rows have
+        received.
+
         Args:
-            mass: [L, B, Hkv] initial H2O mass, or None for zeros.
             steps: how many more rows may come.
+        """
+        ...
+
+    def evict(self, segment: int, seq: int, action: Action) -> bool:
+        """Carry out an action on a sequence's text rows, behind `append`; whether it has been.
+
+        Only for actions that the kernel declares.
         """
         ...
 

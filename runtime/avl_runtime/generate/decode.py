@@ -125,9 +125,6 @@ class Decoder:
     ) -> None:
         """What is left to do of a step in a segment: refresh cores, add the row, evict text."""
         cache = batch.caches[index]
-        if not any(due):
-            batch.append(index, None, self._steps_left)
-            return
         moved = False
         texts: list[tuple[Sequence, list[Action]]] = []
         for each, actions in zip(self._members, due, strict=True):
@@ -145,16 +142,12 @@ class Decoder:
                 texts.append((each, mine))
         if moved:
             cache.settle()
-        if not texts:
-            batch.append(index, None, self._steps_left)
-            return
-        gathered = batch.masses(index)
-        for each, _ in texts:
-            cache.add_mass(each.seq, gathered.mass_active, each.seq)
-        batch.append(index, gathered.mass_new[:, :, :, 1, 0], self._steps_left)
-        for each, mine in texts:
-            text_after_step(each, cache, mine, first_layer)
-        cache.settle()
+        batch.append(index, self._steps_left)
+        if texts:
+            for each, mine in texts:
+                left = [action for action in mine if not batch.evict(index, each.seq, action)]
+                text_after_step(each, cache, left, first_layer)
+            cache.settle()
 
     def _form(self, members: list[Sequence], steps: int) -> None:
         """Make a batch of `members`, whatever they were part of."""

@@ -1,13 +1,16 @@
-"""The rows of decode steps, added to a cache from buffers that every step fills anew."""
+"""Rows of decode steps, added to a cache from buffers that every step fills anew."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from avl_plugins.cpu.host import Host
-from avl_runtime.kv.cache import Array, Floats, Ints, SegmentCache
+from avl_plugins.cpu.host import Budget, Host
+from avl_runtime.kv.cache import Array, Ints, SegmentCache
+from avl_runtime.kv.masses import Adder, add, address, fresh
+from avl_runtime.kv.sight import Masses
 
 _NO_MASS = np.zeros(1, np.float32)
 _BOOKS = 2  # planes of book-keeping: positions and mass
@@ -16,16 +19,20 @@ _BOOKS = 2  # planes of book-keeping: positions and mass
 class Appender:
     """Adds rows to one segment's cache, by one call of the compiled library where there is one.
 
+    Text beyond a budget leaves by another.
+
     Where the cache's arrays lie, and how many rows they take, is looked up whenever it has replaced
     one: a step runs as little Python as can be, since it comes when the processor's caches are
     empty.
     """
 
     __slots__ = (
+        "_adder",
         "_at",
         "_books",
         "_count",
         "_host",
+        "_image_rows",
         "_left",
         "_new",
         "_positions",
@@ -42,28 +49,40 @@ class Appender:
             host: None where there is no library, and NumPy copies.
         """
         self._new, self._positions, self._host = tuple(new), positions, host
+        self._adder = None if host is None else Adder(host)
+        self._image_rows: tuple[Array, int] = (_NO_MASS, 0)
         self._version = -1
         self._books: tuple[Array, Array, Array] = (_NO_MASS, _NO_MASS, _NO_MASS)
         self._table: Ints = np.empty(0, np.int64)
         self._at = self._slots = self._count = self._left = 0
 
     def append(
-        self, cache: SegmentCache, mass: Floats | None, steps: int, release: Callable[[], None]
+        self,
+        cache: SegmentCache,
+        masses: Masses | None,
+        gathers: Sequence[bool],
+        steps: int,
+        release: Callable[[], None],
     ) -> None:
-        """As `SegmentCache.append`, with what the buffers hold.
+        """Add one row to every sequence, with what the buffers hold.
 
         Args:
+            masses: attention of the step that made the rows; None where nobody counts it.
+            gathers: for each sequence, whether it is added to what its rows have received.
+            steps: how many more rows may come, a bound on the room to allocate.
             release: called before the cache's arrays are replaced, to let go of them.
 
         Raises:
             RuntimeError: the cache has no room, which is a fault of ours.
         """
-        if self._host is None:
+        if self._host is None or self._adder is None:
             if cache.forked or cache.is_full:
                 release()
-            cache.append(self._new, self._positions, mass, steps)
+            if masses is not None:
+                add(cache, masses, gathers)
+            cache.append(self._new, self._positions, fresh(masses), steps)
             return
-        positions, gathered, lengths = self._books
+        positions, received, lengths = self._books
         if not self._left:
             self._left = cache.spare  # more than none, where rows were evicted
         if not (
@@ -71,20 +90,43 @@ class Appender:
             and cache.version == self._version
             and cache.active_len is lengths
             and cache.positions is positions
-            and cache.mass is gathered
+            and cache.mass is received
             and not cache.forked
         ):
             self._look_up(cache, steps, release)
-        planes = len(self._new) + (_BOOKS if mass is None else _BOOKS - 1)
+        planes = len(self._new) + (_BOOKS if masses is None else _BOOKS - 1)
         if not self._host.append(self._at, self._slots, planes, self._count):
             # Rows have been added otherwise, for which there was room.
             self._look_up(cache, steps, release)
             if not self._host.append(self._at, self._slots, planes, self._count):
                 raise RuntimeError("expected room for a row in every layer, found none")
+        if masses is not None:
+            self._adder.add(cache, masses, gathers, self._slots)
         self._left -= 1
-        if mass is not None:
-            cache.write_mass(mass)
         cache.active_len += 1
+
+    def evict(
+        self, cache: SegmentCache, seq: int, evictable: NDArray[np.bool_], stay: int, recent: int
+    ) -> bool:
+        """Bring a sequence's text down to a budget, behind `append`; whether that was all.
+
+        Args:
+            evictable: [tokens so far], which positions hold text that may go.
+            stay: how many rows of it each KV head may keep.
+            recent: how many of these the newest are, whatever attention they have received.
+        """
+        if self._host is None or cache.version != self._version or cache.mass is not self._books[1]:
+            return False
+        if cache.image_rows is not self._image_rows[0]:
+            self._image_rows = cache.image_rows, address(cache.image_rows)
+        planes = len(self._new) + _BOOKS
+        sizes = planes, cache.layers, cache.batch
+        budget = Budget(address(evictable), len(evictable), stay, recent)
+        done = self._host.evict_text(
+            self._at, self._slots, self._image_rows[1], *sizes, seq, budget
+        )
+        self._left = 0  # some layers may have more room than was counted
+        return bool(done)
 
     def _look_up(self, cache: SegmentCache, steps: int, release: Callable[[], None]) -> None:
         """Have room, and fill the table of `avl_rows`: of each plane, layer and sequence."""
@@ -96,10 +138,10 @@ class Appender:
         seqs = np.arange(batch)
         for part, arrays, rows in zip(table, cache.active, self._new, strict=False):
             for layer, array in enumerate(arrays):
-                part[layer, :, 0] = _address(array) + seqs * array.strides[0]
+                part[layer, :, 0] = address(array) + seqs * array.strides[0]
                 part[layer, :, 3] = array.shape[2]
             each = np.arange(layers)[:, None] * rows.strides[0] + seqs * rows.strides[1]
-            part[..., 1] = _address(rows) + each
+            part[..., 1] = address(rows) + each
             part[..., 2] = heads
             part[..., 4:] = rows.strides[2], arrays[0].strides[2]
         for part, book, source, step in (
@@ -107,16 +149,10 @@ class Appender:
             (table[-1], cache.mass, _NO_MASS, 0),
         ):
             each = np.arange(layers)[:, None] * book.strides[0] + seqs * book.strides[1]
-            part[..., 0] = _address(book) + each
-            part[..., 1] = _address(source) + seqs * step
+            part[..., 0] = address(book) + each
+            part[..., 1] = address(source) + seqs * step
             part[..., 2:] = heads, book.shape[3], 0, book.itemsize
-        self._table, self._at, self._count = table, _address(table), layers * batch
+        self._table, self._at, self._count = table, address(table), layers * batch
         self._books = cache.positions, cache.mass, cache.active_len
-        self._slots, self._version = _address(cache.active_len), cache.version
+        self._slots, self._version = address(cache.active_len), cache.version
         self._left = cache.spare
-
-
-def _address(array: Array) -> int:
-    """Where an array begins; as its `ctypes` says, in half the time."""
-    found: int = array.__array_interface__["data"][0]
-    return found

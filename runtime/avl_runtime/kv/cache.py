@@ -256,11 +256,12 @@ class SegmentCache:
                     array[seqs, :, slots] = row
         if alone and min(tops) == max(tops):
             self.positions[..., tops[0]] = positions[0]
+            self.mass[..., tops[0]] = 0 if mass is None else mass
         else:
             layers, seqs = np.arange(self.layers)[:, None], np.arange(len(positions))
             # NumPy puts the axes of indices first where a slice lies between them.
             self.positions[layers, seqs, :, self.active_len] = positions[None, :, None]
-        self.write_mass(0 if mass is None else mass)
+            self.mass[layers, seqs, :, self.active_len] = 0 if mass is None else mass
         self.active_len += 1
 
     def make_room(self, steps: int) -> None:
@@ -273,16 +274,6 @@ class SegmentCache:
         if self.is_full:
             both = zip(self.tops, self.rooms, strict=True)
             self.fit([top + room(top, steps) if top >= held else held for top, held in both])
-
-    def write_mass(self, mass: Floats | int) -> None:
-        """Set the mass of the row that `append` adds, [L, B, Hkv] or the same for all."""
-        lengths = self.active_len.tolist()
-        top = max(map(max, lengths))
-        if top == min(map(min, lengths)):
-            self.mass[..., top] = mass
-        else:
-            layers, seqs = np.arange(self.layers)[:, None], np.arange(self.batch)
-            self.mass[layers, seqs, :, self.active_len] = mass
 
     def add_mass(self, seq: int, masses: ByLayer, of: int = 0) -> None:
         """Add to the mass of one sequence's active rows what text rows of a run have given them.

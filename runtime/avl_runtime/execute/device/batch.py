@@ -19,7 +19,7 @@ from avl_plugins.graph_io import (
     WEIGHTS,
     named,
 )
-from avl_plugins.policies import Action, TextBudget, Tokens
+from avl_plugins.policies import Action, TextBudget
 from avl_runtime.execute.device import growth
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.cache import DeviceCache
@@ -27,7 +27,8 @@ from avl_runtime.execute.device.protocol import Graph
 from avl_runtime.execute.device.steps import SegmentSteps, Text
 from avl_runtime.execute.device.tensors import Masses, Upload
 from avl_runtime.execute.protocol import Member, Step
-from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.cache import Ints, SegmentCache
+from avl_runtime.kv.masses import add, fresh
 
 _NEVER = np.iinfo(np.int32).max  # a position, or a number of rows, that nothing reaches
 
@@ -117,9 +118,18 @@ class DeviceBatch:
             self._backend.device.synchronize()
         return self._masses[segment]
 
-    def append(self, segment: int, mass: Floats | None, steps: int) -> None:
-        if self._segments[segment].books is None:
-            self._caches[segment].note(self._positions, mass)
+    def append(self, segment: int, steps: int) -> None:
+        if self._segments[segment].books is not None:
+            return
+        cache, masses = self._caches[segment], None
+        gathers = [each.evicts for each in self._members]
+        if any(gathers):
+            masses = self.masses(segment)
+            add(cache, masses, gathers)
+        cache.note(self._positions, fresh(masses))
+
+    def evict(self, segment: int, seq: int, action: Action) -> bool:
+        return False  # a step has done it, or the host selects
 
     def _queue(self, refresh: bool) -> None:
         """Queue a step: the first of its kind as it is, the second recorded, the rest replayed."""
@@ -146,7 +156,7 @@ class DeviceBatch:
         for action in member.actions:
             if isinstance(action, TextBudget):
                 allowed = action.budget(member.text_after_image)
-                return allowed, allowed - int(allowed * action.heavy)
+                return allowed, action.ranking.recent(allowed)
         return _NEVER, 0
 
     def _bind(self) -> None:
@@ -202,7 +212,7 @@ class DeviceBatch:
             hidden = steps.outputs.output_tensor
 
     def _text_inputs(self, most: int) -> tuple[Text | None, Upload | None]:
-        if not any(a.tokens is Tokens.TEXT for each in self._members for a in each.actions):
+        if not any(each.evicts for each in self._members):
             return None, None
         batch = len(self._members)
         tokens = max(len(each.image_mask) for each in self._members) + max(1, most)

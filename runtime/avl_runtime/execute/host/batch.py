@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from avl_plugins.cpu.host import host
 from avl_plugins.cpu.refresh import does
-from avl_plugins.policies import Action, Tokens
-from avl_plugins.policies.declared import refresh_fits
+from avl_plugins.policies import Action, TextBudget, Tokens
+from avl_plugins.policies.declared import is_text_budget, refresh_fits
 from avl_runtime.execute.host.segments import BoundSegment, HostBackend
 from avl_runtime.execute.protocol import Member, Step
 from avl_runtime.kv.append import Appender
-from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.cache import Ints, SegmentCache
 from avl_runtime.kv.sight import Masses, core_and_parked_rows
 from avl_runtime.package.manifest import Manifest
 
@@ -43,8 +43,9 @@ class HostBatch:
         self._positions: Ints = np.zeros(batch, np.int64)
         text_only = np.zeros((batch, 1, dims.hidden_size), backend.dtype)
         # Where text stays nobody reads the attention that keys received from text rows.
-        evicts = any(a.tokens is Tokens.TEXT for each in members for a in each.actions)
-        weights = np.ones((batch, 2 if evicts else 1, 1), np.float32)
+        self._gathers = [each.evicts for each in members]
+        self._evicts = any(self._gathers)
+        weights = np.ones((batch, 2 if self._evicts else 1, 1), np.float32)
         self._segments: list[BoundSegment] = []
         self._appenders: list[Appender] = []
         rows: NDArray[Any] = self._hidden
@@ -63,7 +64,9 @@ class HostBatch:
         self._position_ids[..., 0] = step.position_ids[0]
         self._positions[:] = step.positions
         reads = step.reads_parked()
-        ranked = any(one.ranking.reads_attention for actions in step.due for one in actions)
+        ranked = self._evicts or any(
+            one.ranking.reads_attention for actions in step.due for one in actions
+        )
         self._offered = [
             read and self._is_declared(seq, actions)
             for seq, (actions, read) in enumerate(zip(step.due, reads, strict=True))
@@ -102,6 +105,16 @@ class HostBatch:
     def masses(self, segment: int) -> Masses:
         return self._segments[segment]
 
-    def append(self, segment: int, mass: Floats | None, steps: int) -> None:
+    def append(self, segment: int, steps: int) -> None:
         bound, cache = self._segments[segment], self.caches[segment]
-        self._appenders[segment].append(cache, mass, steps, bound.release)
+        masses = bound if self._evicts else None
+        self._appenders[segment].append(cache, masses, self._gathers, steps, bound.release)
+
+    def evict(self, segment: int, seq: int, action: Action) -> bool:
+        if not isinstance(action, TextBudget) or not is_text_budget(action):
+            return False
+        member = self._members[seq]
+        stay = action.budget(member.text_after_image)
+        return self._appenders[segment].evict(
+            self.caches[segment], seq, member.evictable_mask, stay, action.ranking.recent(stay)
+        )
