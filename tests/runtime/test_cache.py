@@ -328,7 +328,8 @@ def test_dense_bytes_is_what_a_dense_cache_holds(rows: int, steps: int, spare: i
         assert (cache.version > version) == full
     assert cache.nbytes == LAYERS * dense_bytes(rows, steps, limit, HEADS, DIM, FLOAT)
     assert cache.tops == [rows + steps] * LAYERS
-    assert cache.positions.shape[3] <= rows + steps + room(rows + steps, limit)
+    most = max(room(rows + steps, limit), (rows + steps) // 4)
+    assert cache.positions.shape[3] <= rows + steps + most
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

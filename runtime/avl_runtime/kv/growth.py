@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 def room(rows: int, steps: int) -> int:
     """Rows to allocate beyond `rows` when at most `steps` more are to come.
 
-    An eighth has a growing cache copy eight rows a token, however many it has.
+    An eighth has a growing cache copy eight rows a token, however many it has. Where all that may
+    come is a quarter at most, it is taken at once, which spares the copy.
     """
+    if steps <= rows // 4:
+        return max(1, steps)
     return max(1, min(steps, max(16, rows // 8)))
 
 
