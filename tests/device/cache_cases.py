@@ -174,7 +174,7 @@ def any_sequence_of_moves(seed: int, dtype: str, row_block: int, park_on_host: b
         check(reference, before, [0])
         random_exchange(rng, pair.host, pair.device, 0)
         check(pair.host, pair.device, [0])
-        pair.device.resize(max(pair.device.tops) + int(rng.integers(0, 20)))
+        pair.device.resize([top + int(rng.integers(0, 20)) for top in pair.device.tops])
         check(pair.host, pair.device, [0])
 
 

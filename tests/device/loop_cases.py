@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 
+from avl_plugins.policies import Policy
 from avl_runtime import LVLM
 from avl_runtime.generate.results import Result
 from avl_runtime.package.engine_sets import Limits
@@ -36,7 +37,7 @@ def on_stand_in(
         return LVLM.load(package, backend="tensorrt-rtx"), device
 
 
-def ask(model: LVLM, policy: str, steps: int, index: int = 3, **options: Any) -> Result:
+def ask(model: LVLM, policy: str | Policy, steps: int, index: int = 3, **options: Any) -> Result:
     one = sample("caption", "held-out", index)
     return model.generate(
         one.prompt,
@@ -60,7 +61,9 @@ def same(result: Result, expected: Result) -> None:
         assert np.array_equal(ours.parked, theirs.parked)
 
 
-def interpreted_reply(package: Path, folder: Path, policy: str, steps: int) -> dict[str, int]:
+def interpreted_reply(
+    package: Path, folder: Path, policy: str | Policy, steps: int
+) -> dict[str, int]:
     """A reply with interpreted kernels, equal to ort-cpu; how often each kind of work was done."""
     on_device, device = on_stand_in(package, folder, interpreted=True)
     host = LVLM.load(package, backend="ort-cpu", threads=1)

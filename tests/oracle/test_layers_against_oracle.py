@@ -14,8 +14,8 @@ from avl_plugins import cpu
 from avl_runtime import LVLM
 from avl_runtime.generate import choices
 from avl_runtime.tasks import sample
-from oracle.hf_oracle import ByAttention, Oracle, Rules, SplitRule
-from support.pyramid import Pyramid, kept, texts
+from oracle.hf_oracle import ByAttention, Oracle, Rules, SplitRule, TextRule
+from support.pyramid import Pyramid, Stairs, kept, texts
 from support.reference import encode, load_reference
 
 AVL_TINY = Path(avl_export.__file__).parent / "models" / "avl-tiny"
@@ -25,12 +25,17 @@ STEPS, TOLERANCE, CLEAR, DRAWS = 20, 1e-4, 3e-5, 6  # as in test_policies_agains
 class ByDepth(ByAttention):
     """As many as a layer's own share."""
 
-    def __init__(self, policy: Pyramid) -> None:
+    def __init__(self, policy: Pyramid | Stairs) -> None:
         super().__init__()
-        self.fixed = policy.fixed
+        self.policy = policy
 
     def core(self, total: int, layer: int) -> int:
-        return int((0.2 if self.fixed else kept(layer) / 2) * total + 1e-9)
+        share = kept(layer) / 2
+        if isinstance(self.policy, Stairs):
+            share = kept(layer)
+        elif self.policy.fixed:
+            share = 0.2
+        return int(share * total + 1e-9)
 
     def partition(
         self, scores: Tensor, total: int, secondary: int, core: int, layer: int
@@ -54,11 +59,13 @@ class DeepOracle(Oracle):
 
 
 @pytest.mark.parametrize("kernels_on", [True, False])
-@pytest.mark.parametrize("policy", [Pyramid(), Pyramid(fixed=True), Pyramid(text=True)], ids=str)
+@pytest.mark.parametrize(
+    "policy", [Pyramid(), Pyramid(fixed=True), Pyramid(text=True), Stairs()], ids=str
+)
 def test_logits_are_those_of_masks(
     tiny_package: Path,
     kernels: Path,
-    policy: Pyramid,
+    policy: Pyramid | Stairs,
     kernels_on: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -78,7 +85,9 @@ def test_logits_are_those_of_masks(
             return_placements=True,
         )
         rules = Rules(split=SplitRule(0.9, 0.45, 2))
-        kind = DeepOracle if policy.text else Oracle
+        if isinstance(policy, Stairs):
+            rules = Rules(split=SplitRule(0.9, 0.9, 99), text=TextRule(0.5, 4, 0.5))
+        kind = DeepOracle if policy == Pyramid(text=True) else Oracle
         oracle = kind(load_reference(AVL_TINY), rules, ByDepth(policy))
         with torch.inference_mode():
             logits = [oracle.turn(encode(AVL_TINY, one.prompt, [one.image]))]
@@ -91,6 +100,8 @@ def test_logits_are_those_of_masks(
             np.testing.assert_array_equal(ours.core, theirs.core)
             np.testing.assert_array_equal(ours.parked, theirs.parked)
         # Cores of one size are refreshed by the kernel, though layers park different numbers.
-        assert (not exchanged) == (policy.fixed and kernels_on)
+        assert (not exchanged) == (
+            policy == Stairs() or (policy == Pyramid(fixed=True) and kernels_on)
+        )
         return
     pytest.fail(f"no draw with clear rankings among {DRAWS}")

@@ -31,16 +31,16 @@ def by_layer(view: View) -> Iterator[tuple[int, View]]:
 
 @dataclass(frozen=True, slots=True)
 class DivideByDepth(Divide):
-    """`keep` goes by the layer; so does `core`, as half of it, unless it is `fixed`."""
+    """`keep` goes by the layer; `core` too, as a share of that, unless it is `fixed`."""
 
     keep: float = 0.9
-    core: float = 0.45
+    core: float = 0.5
     fixed: bool = False
 
     def choose(self, view: View) -> Fates:
         found = []
         for layer, one in by_layer(view):
-            core = self.core if self.fixed else kept(layer) / 2
+            core = self.core if self.fixed else self.core * kept(layer)
             found.append(Divide(kept(layer), core).choose(one)[0])
         return np.stack(found)
 
@@ -85,3 +85,13 @@ class Pyramid(Policy):
         refresh = Refresh(0.2, 2) if self.fixed else RefreshByDepth()
         divide = DivideByDepth(core=0.2, fixed=True) if self.fixed else DivideByDepth()
         return (divide, refresh, TextByDepth()) if self.text else (divide, refresh)
+
+
+@dataclass(frozen=True)
+class Stairs(Policy):
+    """Fewer image rows the deeper the layer, all of them core, and text as under A-VL."""
+
+    name: ClassVar[str] = "stairs"
+
+    def actions(self) -> tuple[Action, ...]:
+        return (DivideByDepth(keep=1, core=1), TextBudget(0.5, 4, 0.5))

@@ -166,9 +166,9 @@ class DeviceBatch:
         dims, stored = backend.manifest.dims, backend.element.stored
         for cache in self._caches:
             cache.claim()
-            rows = growth.grown(backend, max(cache.tops), self._steps_left)
-            if cache.shared or cache.forked or cache.active_room != rows:
-                cache.resize(rows)
+            rooms = [growth.grown(backend, top, self._steps_left) for top in cache.tops]
+            if cache.shared or cache.forked or cache.active_rooms != rooms:
+                cache.resize(rooms)
         self._segments = [
             SegmentSteps(backend, index, cache, self._members, self._text)
             for index, cache in enumerate(self._caches)

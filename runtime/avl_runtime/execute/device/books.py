@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_runtime.execute.device.cache import LABEL, DeviceCache
+from avl_runtime.execute.device import labels
+from avl_runtime.execute.device.cache import DeviceCache
 
 _POSITION, _MASS = np.dtype(np.int64), np.dtype(np.float32)
 
 
 class DeviceBooks:
-    """`positions` and `mass` [L, B, Hkv, A], int64 and float32, `parked_positions` [L, B, P] int64.
+    """`positions` and `mass` [B, Hkv, A] of each layer, int64 and float32, and `parked_positions`
+    [B, P] int64, where A and P are the layer's rooms; layers lie behind each other.
 
     From when they are made the device's are the valid ones; `recall` brings them up to date on the
     host. Lengths are the host's all the time: it knows what every step adds and drops.
@@ -23,32 +26,35 @@ class DeviceBooks:
     def __init__(self, cache: DeviceCache) -> None:
         self._cache = cache
         self._device = cache.place.memory.device
-        layers, batch, heads = cache.layers, cache.batch, cache.place.heads
-        self._active = (layers, batch, heads, cache.active_room)
-        self._parked = (layers, batch, cache.parked_room)
+        batch, heads = cache.batch, cache.place.heads
+        self._active = [(batch, heads, room) for room in cache.active_rooms]
+        self._parked = [(batch, room) for room in cache.parked_rooms]
+        self._alike = len(set(self._active)) == 1
+        # The first row of each layer, and the number of all.
+        self._starts = list(accumulate(map(_rows, self._active), initial=0))
+        self._parked_starts = list(accumulate(map(_rows, self._parked), initial=0))
         allocate = cache.place.memory.allocate
-        self._positions = allocate("scratch", int(np.prod(self._active)) * _POSITION.itemsize)
-        self._mass = allocate("scratch", int(np.prod(self._active)) * _MASS.itemsize)
-        self._parked_positions = allocate("scratch", int(np.prod(self._parked)) * 8)
-        for buffer, array, shape in (
+        self._positions = allocate("scratch", self._starts[-1] * _POSITION.itemsize)
+        self._mass = allocate("scratch", self._starts[-1] * _MASS.itemsize)
+        self._parked_positions = allocate("scratch", self._parked_starts[-1] * _POSITION.itemsize)
+        for buffer, array, shapes in (
             (self._positions, cache.positions, self._active),
             (self._mass, cache.mass, self._active),
             (self._parked_positions, cache.parked_positions, self._parked),
         ):
-            self._device.upload(buffer.address, _padded(array, shape))
+            self._device.upload(buffer.address, _packed(array, shapes))
 
     def positions(self, layer: int) -> int:
         """Address of a layer's [B, Hkv, A]."""
-        return self._positions.address + layer * self._layer_rows * _POSITION.itemsize
+        return self._positions.address + self._starts[layer] * _POSITION.itemsize
 
     def mass(self, layer: int) -> int:
         """Address of a layer's [B, Hkv, A]."""
-        return self._mass.address + layer * self._layer_rows * _MASS.itemsize
+        return self._mass.address + self._starts[layer] * _MASS.itemsize
 
     def parked_positions(self, layer: int) -> int:
         """Address of a layer's [B, P]."""
-        size = self._parked[1] * self._parked[2] * _POSITION.itemsize
-        return self._parked_positions.address + layer * size
+        return self._parked_positions.address + self._parked_starts[layer] * _POSITION.itemsize
 
     def queue_row(self, sequence: int, slots: Sequence[int], position: int) -> None:
         """Queue writing what a new row of one sequence is, with no mass yet.
@@ -56,11 +62,13 @@ class DeviceBooks:
         Args:
             slots: of the row in each layer.
         """
-        layers, batch, heads, room = self._active
+        layers = len(slots)
+        batch, heads, _ = self._active[0]
         # In a batch other sequences' rows lie between those of two layers.
-        together = batch == 1 and len(set(slots)) == 1
+        together = batch == 1 and self._alike and len(set(slots)) == 1
         runs = [(0, layers * heads)] if together else [(layer, heads) for layer in range(layers)]
         for layer, rows in runs:
+            room = self._active[layer][2]
             slot_of = sequence * heads * room + slots[layer]
             for start, item, value in (
                 (self.positions(layer), _POSITION.itemsize, position),
@@ -72,28 +80,46 @@ class DeviceBooks:
     def recall(self) -> None:
         """Bring the cache's book-keeping up to date; waits for the device."""
         cache = self._cache
-        layers, batch, heads, room = self._active
-        cache.positions = np.empty(self._active, np.int64)
-        cache.mass = np.empty(self._active, np.float32)
-        cache.parked_positions = np.empty(self._parked, np.int64)
-        self._device.download(cache.positions, self._positions.address)
-        self._device.download(cache.mass, self._mass.address)
-        self._device.download(cache.parked_positions, self._parked_positions.address)
+        positions = np.empty(self._starts[-1], np.int64)
+        mass = np.empty(self._starts[-1], np.float32)
+        parked_positions = np.empty(self._parked_starts[-1], np.int64)
+        self._device.download(positions, self._positions.address)
+        self._device.download(mass, self._mass.address)
+        self._device.download(parked_positions, self._parked_positions.address)
         self._device.synchronize()
-        for name, rows in (("active", room), ("parked", self._parked[2])):
-            shape = (batch, heads, rows, 1)
-            planes = tuple([np.zeros(shape, LABEL) for _ in range(layers)] for _ in "kv")
-            setattr(cache, name, planes)
+        cache.positions = _unpacked(positions, self._active)
+        cache.mass = _unpacked(mass, self._active)
+        cache.parked_positions = _unpacked(parked_positions, self._parked)
+        batch, heads, _ = self._active[0]
+        cache.active, cache.parked = (
+            labels.blank(batch, heads, [shape[-1] for shape in shapes])
+            for shapes in (self._active, self._parked)
+        )
         cache.relabel()
 
-    @property
-    def _layer_rows(self) -> int:
-        return int(np.prod(self._active[1:]))
+
+def _rows(shape: Sequence[int]) -> int:
+    return int(np.prod(shape))
 
 
-def _padded(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """`array` with zeros up to `shape`, or cut where it has more room than that."""
-    padded = np.zeros(shape, array.dtype)
-    rows = min(array.shape[-1], shape[-1])
-    padded[..., :rows] = array[..., :rows]
-    return padded
+def _packed(array: NDArray[Any], shapes: Sequence[tuple[int, ...]]) -> NDArray[Any]:
+    """Layers [L, ..., rows] behind each other, each padded with zeros or cut to its shape."""
+    found = []
+    for layer, shape in zip(array, shapes, strict=True):
+        padded = np.zeros(shape, array.dtype)
+        rows = min(layer.shape[-1], shape[-1])
+        padded[..., :rows] = layer[..., :rows]
+        found.append(padded.ravel())
+    return np.concatenate(found)
+
+
+def _unpacked(packed: NDArray[Any], shapes: Sequence[tuple[int, ...]]) -> NDArray[Any]:
+    """What `_packed` has packed, [L, ..., rows], zeros behind a layer's own rows."""
+    most = max(shape[-1] for shape in shapes)
+    found = np.zeros((len(shapes), *shapes[0][:-1], most), packed.dtype)
+    begin = 0
+    for layer, shape in zip(found, shapes, strict=True):
+        end = begin + _rows(shape)
+        layer[..., : shape[-1]] = packed[begin:end].reshape(shape)
+        begin = end
+    return found

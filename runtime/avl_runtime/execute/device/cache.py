@@ -9,18 +9,26 @@ kernel, so that both kinds of cache move rows by the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import gt
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from avl_runtime.execute.device import labels
+from avl_runtime.execute.device.labels import LABEL
 from avl_runtime.execute.device.memory import Buffer
-from avl_runtime.execute.device.rows import Parked, Place, Rows, gather, new_rows, park
-from avl_runtime.execute.device.update import NOWHERE
+from avl_runtime.execute.device.rows import (
+    Parked,
+    Place,
+    Rows,
+    gather,
+    new_rows,
+    park,
+    staged,
+)
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.gather import Part, gather_books
 
-LABEL = np.dtype(np.int32)
 _GIVEN_UP = Rows(Buffer(0, 0), Buffer(0, 0), Buffer(0, 0), Buffer(0, 0), 0, 0)  # by those that left
 
 
@@ -38,14 +46,14 @@ class DeviceCache(SegmentCache):
     The inherited planes hold labels; between calls every label is its own slot.
 
     Attributes:
-        rows: of each layer; all have the same room.
+        rows: of each layer, with room of its own.
         place: where rows lie.
         on_host: parked rows of each layer that lie on the host; None where they do not.
         shared: whether a copy refers to the same rows, which then must not move.
         books: what keeps book-keeping on the device during decode, if that is where it counts.
     """
 
-    __slots__ = ("_settled", "books", "on_host", "place", "rows", "shared")
+    __slots__ = ("_parted", "_settled", "books", "on_host", "place", "rows", "shared")
 
     def __init__(self, place: Place, layers: int) -> None:
         """An empty cache of a single sequence."""
@@ -53,23 +61,24 @@ class DeviceCache(SegmentCache):
         self.place = place
         self.rows: list[Rows] = []
         self.on_host: list[Parked | None] = []
-        for layer in range(layers):
-            rows, parked = park(place, new_rows(place, 1, 1, 1), layer, layers)
+        for _ in range(layers):
+            rows, parked = park(place, new_rows(place, 1, 1, 1))
             self.rows.append(rows)
             self.on_host.append(parked)
-        self.shared = False
+        self._parted = self.shared = False
+        self.part()
         self.books: Books | None = None
         self.relabel()
 
     @property
-    def active_room(self) -> int:
-        """A."""
-        return self.rows[0].active
+    def active_rooms(self) -> list[int]:
+        """A of each layer."""
+        return [rows.active for rows in self.rows]
 
     @property
-    def parked_room(self) -> int:
-        """P."""
-        return self.rows[0].parked
+    def parked_rooms(self) -> list[int]:
+        """P of each layer."""
+        return [rows.parked for rows in self.rows]
 
     @property
     def nbytes(self) -> int:
@@ -83,8 +92,11 @@ class DeviceCache(SegmentCache):
         self._copy_to(other)
         other.place, other.rows, other.on_host = self.place, list(self.rows), list(self.on_host)
         other.books = None
-        other.active = tuple([labels.copy() for labels in plane] for plane in self.active)
-        other.parked = tuple([labels.copy() for labels in plane] for plane in self.parked)
+        other.active, other.parked = (
+            tuple([layer.copy() for layer in plane] for plane in planes)
+            for planes in (self.active, self.parked)
+        )
+        other._parted = self._parted
         other.relabel()
         other.shared = self.shared = True
         return other
@@ -108,31 +120,33 @@ class DeviceCache(SegmentCache):
 
     def own(self) -> None:
         if self.forked:
-            self.resize(self.active_room)
+            self.resize(self.active_rooms)
 
     def taken(self, seq: int) -> DeviceCache:
         return device_gathered([(self, seq)], 0, release=False)
 
-    def resize(self, rows: int) -> None:
-        """Bring the room for active rows to `rows`, layer by layer, in memory of its own.
+    def resize(self, rooms: Sequence[int]) -> None:
+        """Bring each layer's room for active rows to what `rooms` says.
+
+        Layers that have it stay as they are, unless another cache refers to the same rows.
 
         Raises:
             OutOfDeviceMemoryError: it does not fit.
         """
-        top, apart = max(self.tops), int(self.parked_len.max())
+        tops, apart = self.tops, self.parked_len.max(1).tolist()
         sizes = (self.batch, self.place.heads)
-        stay = np.broadcast_to(np.arange(top), (*sizes, top))
-        aside = np.broadcast_to(-1 - np.arange(apart), (*sizes, apart))
-        for layer in range(self.layers):
-            self._renew_rows(layer, stay, aside, rows, apart)
+        for layer, room in enumerate(rooms):
+            if self.shared or self.forked or self.rows[layer].active != self.place.room(room):
+                stay = np.broadcast_to(np.arange(tops[layer]), (*sizes, tops[layer]))
+                aside = np.broadcast_to(-1 - np.arange(apart[layer]), (*sizes, apart[layer]))
+                self._renew_rows(layer, stay, aside, room)
+        self.part()
         self.shared = self.forked = False
         self.version = self._settled = self.version + 1
 
     def reserve(self, rows: int) -> None:
         """Have room for `rows` more active rows, written behind those that a copy has."""
-        needed = max(self.tops) + rows
-        if needed > self.active_room or self.forked:
-            self.resize(max(needed, self.active_room))
+        self._make_room_for([top + rows for top in self.tops])
 
     def trim(self, steps: int) -> None:
         """Room on a device is given when steps are bound."""
@@ -156,11 +170,9 @@ class DeviceCache(SegmentCache):
         """
         self.claim()
         count, lengths = len(positions), self.active_len[:, seq]
-        needed = int(lengths.max()) + count
-        if needed > self.active_room or self.forked:
-            self.resize(max(needed, self.active_room))
+        self._make_room_for((lengths + count).tolist())
         sizes = (self.layers, 1, self.place.heads, count)
-        first = self.active_room + self.parked_room
+        first = labels.of_layers(np.add(self.active_rooms, self.parked_rooms))
         slots = lengths[:, None, None, None] + np.arange(count)
         self.place.mover.move(
             self.table(*new, seq),
@@ -168,14 +180,14 @@ class DeviceCache(SegmentCache):
             np.broadcast_to(slots, sizes),
             count,
         )
-        labels = np.zeros((*sizes, 1), LABEL)
-        self.extend((labels, labels), seq, positions, mass)
+        new_labels = np.zeros((*sizes, 1), LABEL)
+        self.extend((new_labels, new_labels), seq, positions, mass)
         self.relabel()
 
     def note(self, positions: Ints, mass: Floats | None) -> None:
         """Keep the books of one row a sequence that was added on the device; see `append`."""
-        labels = np.zeros((self.layers, self.batch, self.place.heads, 1, 1), LABEL)
-        self.append((labels, labels), positions, mass, self.active_room)
+        new_labels = np.zeros((self.layers, self.batch, self.place.heads, 1, 1), LABEL)
+        self.append((new_labels, new_labels), positions, mass, max(self.active_rooms))
         self.relabel()
 
     def settle(self) -> None:
@@ -184,22 +196,39 @@ class DeviceCache(SegmentCache):
         Raises:
             OutOfDeviceMemoryError: new arrays of a division do not fit.
         """
-        labels = self._active_labels()
-        changed = labels != _slots(labels.shape[3])
+        held_by, changed = labels.together(self.k_active)
         if self.version != self._settled or (self.shared and changed.any()):
-            tops, apart = self.tops, self.parked_len.max(1).tolist()
-            room = max(tops) if self.batch == 1 else max(*tops, self.active_room)
-            for layer, parked in enumerate(self.k_parked):
-                stay = labels[layer, ..., : tops[layer]]
-                aside = parked[:, :, : apart[layer], 0].astype(np.int64)
-                self._renew_rows(layer, stay, aside, room, max(apart))
+            lengths = self.active_len.tolist(), self.parked_len.tolist()
+            for layer, (held, apart) in enumerate(zip(*lengths, strict=True)):
+                room = max(held)
+                if self.batch > 1:
+                    room = max(room, self.rows[layer].active)
+                stay = labels.live(held_by[layer], held)
+                aside = labels.live(self.k_parked[layer][..., 0], apart)
+                self._renew_rows(layer, stay, aside, room)
+            self.part()
             self.shared = False
         elif changed.any():
-            self._move_in_place(labels, changed)
+            source, destination = labels.moves(held_by, changed, self.active_rooms)
+            nothing = [rows.k_active.address for rows in self.rows]  # no row is new
+            self.fetch()
+            self.place.mover.move(self.table(nothing, nothing), source, destination, 1)
+            self.stow()
         self.relabel()
+
+    def part(self) -> None:
+        """Have a place for the parked rows of each layer to be read at, where they lie on the host.
+
+        Raises:
+            OutOfDeviceMemoryError: there is no room for one.
+        """
+        if not self._parted:
+            self.rows = staged(self.place, self.rows)
+            self._parted = True
 
     def fetch(self) -> None:
         """Queue bringing parked rows that lie on the host to where they are read."""
+        self.part()
         for rows, parked in zip(self.rows, self.on_host, strict=True):
             if parked is not None:
                 parked.fetch(self.place, rows)
@@ -235,56 +264,25 @@ class DeviceCache(SegmentCache):
             )
         return lines
 
-    def _active_labels(self) -> Ints:
-        """[L, B, Hkv, slots]; a slot that a layer has no room for holds itself."""
-        most = self.positions.shape[3]
-        labels = np.empty((self.layers, self.batch, self.place.heads, most), np.int64)
-        labels[...] = _slots(most)
-        for layer, plane in enumerate(self.k_active):
-            labels[layer, ..., : plane.shape[2]] = plane[..., 0]
-        return labels
+    def _make_room_for(self, rows: Sequence[int]) -> None:
+        """Have room for so many active rows in each layer, in rows that no fork has."""
+        rooms = self.active_rooms
+        if self.forked or any(map(gt, rows, rooms)):
+            self.resize(list(map(max, rows, rooms)))
 
-    def _renew_rows(self, layer: int, stay: Ints, aside: Ints, room: int, apart: int) -> None:
+    def _renew_rows(self, layer: int, stay: Ints, aside: Ints, room: int) -> None:
         before, parked = self.rows[layer], self.on_host[layer]
         if parked is not None:
             parked.fetch(self.place, before)
-        after = new_rows(self.place, self.batch, room, apart)
+        after = new_rows(self.place, self.batch, room, aside.shape[2])
         gather(self.place, after, 0, before, stay, aside)
-        self.rows[layer], self.on_host[layer] = park(self.place, after, layer, self.layers)
-
-    def _move_in_place(self, labels: Ints, changed: NDArray[np.bool_]) -> None:
-        """Move rows within the cache.
-
-        Args:
-            labels: [L, B, Hkv, slots], what each active slot is to hold.
-            changed: which of them do not hold it yet.
-        """
-        count = int(changed.sum(3).max())
-        slots = np.argsort(~changed, 3, kind="stable")[..., :count]
-        moved = np.take_along_axis(changed, slots, 3)
-        origin = np.take_along_axis(labels, slots, 3)
-        source, destination = origin, np.where(moved, slots, NOWHERE)
-        if (origin < 0).any():
-            # A row that came from the parked ones has left its own row there: a pair of moves.
-            there = self.active_room - 1 - origin
-            source = np.stack([there, slots], 4).reshape(*slots.shape[:3], -1)
-            pairs = np.stack([slots, there], 4)
-            destination = np.where(moved[..., None], pairs, NOWHERE).reshape(source.shape)
-        nothing = [rows.k_active.address for rows in self.rows]  # no row is new
-        self.fetch()
-        self.place.mover.move(self.table(nothing, nothing), source, destination, 1)
-        self.stow()
+        self.rows[layer], self.on_host[layer] = park(self.place, after)
+        self._parted = False
 
     def relabel(self) -> None:
-        for planes, sign in ((self.active, 1), (self.parked, -1)):
-            for plane in planes:
-                for labels in plane:
-                    labels[..., 0] = _slots(labels.shape[2]) * sign - (sign < 0)
+        labels.number(self.active, parked=False)
+        labels.number(self.parked, parked=True)
         self._settled = self.version
-
-
-def _slots(count: int) -> NDArray[np.int32]:
-    return np.arange(count, dtype=np.int32)
 
 
 def device_gathered(
@@ -305,17 +303,15 @@ def device_gathered(
         cache.recall()
     books: list[Part] = list(parts)
     batch = DeviceCache.__new__(DeviceCache)
-    batch.forked = batch.shared = False
+    batch.forked = batch.shared = batch._parted = False
     batch.books = None
     rooms = gather_books(batch, books, steps)
-    for name, rows in zip(("active", "parked"), rooms, strict=True):
-        shapes = [(len(parts), place.heads, count, 1) for count in rows]
-        setattr(batch, name, tuple([np.zeros(shape, LABEL) for shape in shapes] for _ in "kv"))
+    batch.active, batch.parked = (labels.blank(len(parts), place.heads, each) for each in rooms)
     batch.place, batch.rows, batch.on_host = place, [], []
     sources = {id(cache): cache for cache, _ in parts}.values()
-    top, held = max(batch.tops), int(batch.parked_len.max())
+    tops, held = batch.tops, batch.parked_len.max(1).tolist()
     for layer in range(first.layers):
-        to = new_rows(place, len(parts), top + steps, held)
+        to = new_rows(place, len(parts), tops[layer] + steps, held[layer])
         for cache in sources:
             parked = cache.on_host[layer]
             if parked is not None:
@@ -328,11 +324,12 @@ def device_gathered(
                         for line in (np.arange(lengths[0]), -1 - np.arange(lengths[1]))
                     )
                     gather(place, to, index, cache.rows[layer].of(place, seq), stay, aside)
-        to, parked = park(place, to, layer, first.layers)
+        to, parked = park(place, to)
         batch.rows.append(to)
         batch.on_host.append(parked)
         if release:
             for cache in sources:
                 cache.rows[layer], cache.on_host[layer] = _GIVEN_UP, None
+    batch.part()
     batch.relabel()
     return batch

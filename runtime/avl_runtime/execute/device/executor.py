@@ -167,9 +167,9 @@ class DevicePass:
         upload.queue()
         nothing = Nothing(cache.place, 1)
         has_parked = parked and bool(cache.parked_len[:, seq].any())
-        parked_rows = cache.parked_room if has_parked else nothing.rows
-        sizes = (1, len(chunk.positions), cache.active_room, parked_rows)
-        self._outputs = Outputs(cache.place, graph, sizes)
+        parked_rows = cache.parked_rooms if has_parked else [nothing.rows] * cache.layers
+        sizes = (1, len(chunk.positions))
+        self._outputs = Outputs(cache.place, graph, sizes, cache.active_rooms, parked_rows)
         if has_parked:
             cache.fetch()
         rows = [rows.of(cache.place, seq) for rows in cache.rows]

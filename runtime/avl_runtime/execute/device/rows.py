@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +26,18 @@ class Staging:
         self._memory = memory
         self._whole: Buffer | None = None
 
-    def parts(self, nbytes: int, count: int) -> list[Buffer]:
-        """`count` parts of `nbytes`.
+    def parts(self, sizes: Sequence[int]) -> list[Buffer]:
+        """Parts of so many bytes each.
 
         Raises:
             OutOfDeviceMemoryError: they do not fit.
         """
-        step = aligned(nbytes)
-        if self._whole is None or self._whole.nbytes < step * count:
+        *starts, end = accumulate(map(aligned, sizes), initial=0)
+        if self._whole is None or self._whole.nbytes < end:
             self._whole = None  # given back first, unless somebody's steps are bound to it
-            self._whole = self._memory.allocate("scratch", step * count)
+            self._whole = self._memory.allocate("scratch", end)
         whole = self._whole
-        return [Part(whole, index * step, nbytes) for index in range(count)]
+        return [Part(whole, start, nbytes) for start, nbytes in zip(starts, sizes, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +118,37 @@ class Parked:
         place.memory.device.download(self.v, rows.v_parked.address)
 
 
-def park(place: Place, rows: Rows, layer: int, layers: int) -> tuple[Rows, Parked | None]:
-    """Bring the parked rows of one of `layers` layers to the host, if they belong there."""
+def park(place: Place, rows: Rows) -> tuple[Rows, Parked | None]:
+    """Bring the parked rows of one layer to the host, if they belong there.
+
+    Where they are read is then shared with other layers, until `staged` has parted it.
+    """
     if place.staging is None:
         return rows, None
     size = rows.k_parked.nbytes
     parked = Parked(place.memory.park(size), place.memory.park(size))
     parked.stow(place, rows)
-    k, v = place.staging.parts(size, 2 * layers)[2 * layer :][:2]
+    k, v = place.staging.parts([size, size])
     return replace(rows, k_parked=k, v_parked=v), parked
+
+
+def staged(place: Place, layers: Sequence[Rows]) -> list[Rows]:
+    """Layers whose parked rows lie on the host, each with a part of its own to be read at.
+
+    Raises:
+        OutOfDeviceMemoryError: the parts do not fit.
+    """
+    if place.staging is None:
+        return list(layers)
+    parts = iter(place.staging.parts([rows.k_parked.nbytes for rows in layers for _ in "kv"]))
+    found = []
+    for rows in layers:
+        k, v = next(parts), next(parts)
+        if (k.address, v.address) != (rows.k_parked.address, rows.v_parked.address):
+            found.append(replace(rows, k_parked=k, v_parked=v))
+        else:
+            found.append(rows)
+    return found
 
 
 def new_rows(place: Place, batch: int, active: int, parked: int) -> Rows:

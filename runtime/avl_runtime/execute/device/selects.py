@@ -45,7 +45,7 @@ def selects_on_device(cache: DeviceCache, members: Sequence[Member]) -> bool:
         core, parked = (max(column) for column in zip(*rows, strict=True))
         if core + parked > ROWS[-1] or 2 * min(core, parked) > MOVES[-1]:
             return False
-    return not evicts or cache.active_room <= ROWS[-1]
+    return not evicts or max(cache.active_rooms) <= ROWS[-1]
 
 
 def length_groups(cache: DeviceCache) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import ge
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,13 @@ class SegmentSteps:
         self._layers = graph.layers
         memory, batch = backend.memory, cache.batch
         cache.claim()
+        cache.part()
         self.books = DeviceBooks(cache) if selects_on_device(cache, members) else None
         cache.books = self.books
         self._nothing = Nothing(cache.place, batch)
         self._has_parked = bool(cache.parked_len.any())
-        sizes = (batch, 1, cache.active_room, cache.parked_room)
-        self.outputs = Outputs(cache.place, graph, sizes)
+        self._rooms, apart = cache.active_rooms, cache.parked_rooms
+        self.outputs = Outputs(cache.place, graph, (batch, 1), self._rooms, apart)
         self._sizes = (cache.layers, batch, cache.place.heads)
         self._rows = list(cache.rows)  # as they are bound
         self._evictable = evictable_rows(cache, members)
@@ -108,7 +110,7 @@ class SegmentSteps:
             any(now is not bound for now, bound in zip(cache.rows, self._rows, strict=True))
             or cache.shared
             or cache.forked
-            or max(cache.tops) >= cache.active_room
+            or any(map(ge, cache.tops, self._rooms))
             or cache.books is not self.books
             or (self._may_part and length_groups(cache) != self._groups)
         )
@@ -151,10 +153,14 @@ class SegmentSteps:
                 ),
                 **self.outputs.tensors(rows),
             }
-            for reads, rows in ((False, self._nothing.rows), (True, cache.parked_room))
+            for reads, rows in (
+                (False, [self._nothing.rows] * cache.layers),
+                (True, cache.parked_rooms),
+            )
         }
         fixed.host["image_rows"][...] = cache.image_rows
-        fixed.host["append_source"][...] = cache.active_room + cache.parked_room
+        new_rows = np.add(cache.active_rooms, cache.parked_rooms)
+        fixed.host["append_source"][...] = new_rows[:, None, None, None]
         fixed.host["append"][...] = cache.table(self.outputs.k_new, self.outputs.v_new)
         books = self.books
         if books is not None:
@@ -166,14 +172,15 @@ class SegmentSteps:
         self, books: DeviceBooks, layer: int, lengths: Mapping[str, Sequence[int]]
     ) -> None:
         cache, fixed, outputs = self.cache, self._fixed, self.outputs
+        rows = cache.rows[layer]
         fixed.host["text"][layer, :7] = (
             outputs.mass(ACTIVE.mass)[layer],
             outputs.mass(MADE.mass)[layer],
             books.positions(layer),
             books.mass(layer),
             lengths["grown_len"][layer],
-            cache.active_room,
-            cache.active_room,
+            rows.active,
+            rows.active,
         )
         fixed.host["core"][layer] = (
             outputs.mass(ACTIVE.mass)[layer],
@@ -182,8 +189,8 @@ class SegmentSteps:
             books.parked_positions(layer),
             fixed.address("image_rows") + layer * cache.batch * _INT64.itemsize,
             lengths["parked_len"][layer],
-            cache.active_room,
-            cache.parked_room,
+            rows.active,
+            rows.parked,
         )
 
     def reads_parked(self, refresh: bool) -> bool:
@@ -270,7 +277,7 @@ class SegmentSteps:
     def _queue_eviction(self, text: Text) -> None:
         layers, batch, heads = self._sizes
         source, destination = (buffer.address for buffer in self._text_lists)
-        limit = next(rows for rows in ROWS if rows >= self.cache.active_room)
+        limit = next(rows for rows in ROWS if rows >= max(self._rooms))
         self._backend.device.launch(
             f"select_text-{limit}",
             {

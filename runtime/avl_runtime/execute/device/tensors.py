@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,18 +14,18 @@ from avl_plugins import graph_io
 from avl_plugins.graph_io import (
     ACTIVE,
     BATCH,
+    CACHED,
     MADE,
     MASSES,
     MOST_WEIGHTINGS,
     NEW,
     PARKED,
     WEIGHTINGS,
-    kind_of,
     named,
 )
 from avl_runtime.execute.device.memory import Buffer, Memory, aligned
 from avl_runtime.execute.device.rows import Place, Rows
-from avl_runtime.kv.by_layer import ByLayer, Floats
+from avl_runtime.kv.by_layer import ByLayer, Floats, alike
 
 Use = Literal["step", "refresh", "prompt"]  # what a run of a segment is for
 FLOAT = np.dtype(np.float32)
@@ -69,39 +70,45 @@ class Masses:
 
 
 class Outputs:
-    """Memory for what a segment writes: S new rows, mass on A active and up to P parked rows."""
+    """Memory for what a segment writes: S new rows, mass on active and on parked rows."""
 
     def __init__(
-        self, place: Place, graph: graph_io.Segment, sizes: tuple[int, int, int, int]
+        self,
+        place: Place,
+        graph: graph_io.Segment,
+        sizes: tuple[int, int],
+        active: Sequence[int],
+        parked: Sequence[int],
     ) -> None:
         """
         Args:
-            sizes: B, S, A and P.
+            sizes: B and S.
+            active, parked: A and the most P of each layer.
 
         Raises:
             OutOfDeviceMemoryError: they do not fit.
         """
-        batch, rows, active, parked = sizes
+        batch, rows = sizes
         known = {BATCH: batch, NEW: rows, WEIGHTINGS: MOST_WEIGHTINGS}
-        known |= {ACTIVE.name: active, PARKED.name: parked}
-        result, *of_layer = graph.outputs(graph.layers[:1])
-        shapes = {kind_of(value.name): value.sized(known) for value in of_layer}
+        for kind, rooms in ((ACTIVE, active), (PARKED, parked)):
+            known |= {
+                kind.rows(layer): room for layer, room in zip(graph.layers, rooms, strict=True)
+            }
+        result, *of_layers = graph.outputs()
+        shapes = {value.name: value.sized(known) for value in of_layers}
         self._layers = graph.layers
-        count, item = len(self._layers), place.element.stored.itemsize
-        self.sizes = sizes
+        item = place.element.stored.itemsize
         self.name, self.shape = result.name, result.sized(known)
-        self._row_shape = shapes[MADE.keys]
-        self._mass_shapes = {kind: shapes[kind] for kind in MASSES}
+        self._row_shape = shapes[named(MADE.keys, self._layers[0])]
 
-        def allocate(shape: tuple[int, ...], itemsize: int) -> Buffer:
-            return place.memory.allocate("scratch", int(np.prod(shape)) * itemsize)
+        def allocate(shape: tuple[int, ...]) -> Buffer:
+            return place.memory.allocate("scratch", int(np.prod(shape)) * item)
 
-        self._memory = place.memory
-        self.output = allocate(self.shape, item)
-        self._new = [[allocate(self._row_shape, item) for _ in self._layers] for _ in "kv"]
+        self.output = allocate(self.shape)
+        self._new = [[allocate(self._row_shape) for _ in self._layers] for _ in "kv"]
         self._mass = {
-            kind: place.memory.allocate("scratch", count * _mass_bytes(shape))
-            for kind, shape in self._mass_shapes.items()
+            kind: _LayerMasses(place.memory, [shapes[named(kind, layer)] for layer in self._layers])
+            for kind in MASSES
         }
 
     @property
@@ -121,18 +128,21 @@ class Outputs:
 
     def mass(self, kind: str) -> list[int]:
         """Addresses of a kind of mass, such as `mass_active`, for each layer."""
-        start = self._mass[kind].address
-        size = _mass_bytes(self._mass_shapes[kind])
-        return [start + index * size for index in range(len(self._layers))]
+        return self._mass[kind].addresses
 
-    def tensors(self, parked_rows: int) -> dict[str, Tensor]:
-        """All outputs of a run that reads caches with room for so many parked rows, by name."""
+    def tensors(self, parked_rows: Sequence[int]) -> dict[str, Tensor]:
+        """All outputs of a run, by name.
+
+        Args:
+            parked_rows: those that each layer is given room for, whether it has any or not.
+        """
         found = {self.name: self.output_tensor}
-        shapes = dict(self._mass_shapes)
-        shapes[PARKED.mass] = (*shapes[PARKED.mass][:-1], parked_rows)
-        for kind, shape in shapes.items():
-            for layer, address in zip(self._layers, self.mass(kind), strict=True):
-                found[named(kind, layer)] = Tensor(address, shape)
+        for kind, masses in self._mass.items():
+            for index, layer in enumerate(self._layers):
+                shape = masses.shapes[index]
+                if kind == PARKED.mass:
+                    shape = (*shape[:-1], parked_rows[index])
+                found[named(kind, layer)] = Tensor(masses.addresses[index], shape)
         for kind, addresses in ((MADE.keys, self.k_new), (MADE.values, self.v_new)):
             for layer, address in zip(self._layers, addresses, strict=True):
                 found[named(kind, layer)] = Tensor(address, self._row_shape)
@@ -140,14 +150,35 @@ class Outputs:
 
     def download_masses(self) -> Masses:
         """Queue copies of all masses; they are there after the next `synchronize`."""
-        active, parked, made = map(self._download, MASSES)
-        return Masses(ByLayer([active]), ByLayer([parked]), made)
+        active, parked = (ByLayer(self._mass[place.mass].download()) for place in CACHED)
+        (made,) = self._mass[MADE.mass].download()  # every layer has as many new rows
+        return Masses(active, parked, made)
 
-    def _download(self, kind: str) -> Floats:
-        shape = self._mass_shapes[kind]
-        padded = np.empty((len(self._layers), _mass_bytes(shape) // FLOAT.itemsize), np.float32)
-        self._memory.device.download(padded, self._mass[kind].address)
-        return padded[:, : int(np.prod(shape))].reshape(len(self._layers), *shape)
+
+class _LayerMasses:
+    """A kind of mass [B, Hkv, R, rows] of each layer; layers lie behind each other.
+
+    Attributes:
+        addresses: where each begins, as aligned as the first.
+    """
+
+    def __init__(self, memory: Memory, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.shapes = list(shapes)
+        self._memory = memory
+        *self._starts, self._end = accumulate(map(_mass_bytes, shapes), initial=0)
+        self._buffer = memory.allocate("scratch", self._end)
+        self.addresses = [self._buffer.address + start for start in self._starts]
+
+    def download(self) -> Iterator[Floats]:
+        """Queue a copy; yields arrays [l, B, Hkv, R, rows] of layers that are alike."""
+        whole = np.empty(self._end // FLOAT.itemsize, np.float32)
+        self._memory.device.download(whole, self._buffer.address)
+        for first, last in alike(self.shapes):
+            shape = self.shapes[first]
+            begin = self._starts[first] // FLOAT.itemsize
+            step = _mass_bytes(shape) // FLOAT.itemsize
+            padded = whole[begin : begin + (last - first) * step].reshape(last - first, step)
+            yield padded[:, : int(np.prod(shape))].reshape(last - first, *shape)
 
 
 def _mass_bytes(shape: tuple[int, ...]) -> int:
