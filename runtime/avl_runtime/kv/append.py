@@ -135,14 +135,14 @@ class Appender:
             cache.make_room(steps)
         layers, batch, heads, _ = cache.positions.shape
         table = np.empty((len(self._new) + _BOOKS, layers, batch, 6), np.int64)
-        seqs = np.arange(batch)
+        seqs, rooms = np.arange(batch), np.array(cache.rooms)[:, None]
         for part, arrays, rows in zip(table, cache.active, self._new, strict=False):
             for layer, array in enumerate(arrays):
                 part[layer, :, 0] = address(array) + seqs * array.strides[0]
-                part[layer, :, 3] = array.shape[2]
             each = np.arange(layers)[:, None] * rows.strides[0] + seqs * rows.strides[1]
             part[..., 1] = address(rows) + each
             part[..., 2] = heads
+            part[..., 3] = rooms
             part[..., 4:] = rows.strides[2], arrays[0].strides[2]
         for part, book, source, step in (
             (table[-2], cache.positions, self._positions, self._positions.itemsize),

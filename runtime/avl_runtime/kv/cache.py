@@ -271,9 +271,10 @@ class SegmentCache:
             steps: how many more rows may come, a bound on the room to allocate.
         """
         self.own()
-        if self.is_full:
-            both = zip(self.tops, self.rooms, strict=True)
-            self.fit([top + room(top, steps) if top >= held else held for top, held in both])
+        both = enumerate(zip(self.tops, self.rooms, strict=True))
+        full = {layer: top + room(top, steps) for layer, (top, held) in both if top >= held}
+        if full:
+            self._renew(full)
 
     def add_mass(self, seq: int, masses: ByLayer, of: int = 0) -> None:
         """Add to the mass of one sequence's active rows what text rows of a run have given them.

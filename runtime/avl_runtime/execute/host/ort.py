@@ -272,11 +272,12 @@ class OrtBoundSegment:
 
     def _bind_mass(self, binding: _Binding, kind: str, keys: Sequence[NDArray[Any]]) -> None:
         """Bind buffers [B, Hkv, R, rows] for what each layer's keys [B, Hkv, rows, D] receive."""
-        weightings = binding.mass_new.shape[3]
-        shapes = [(*rows.shape[:2], weightings, rows.shape[2]) for rows in keys]
-        if kind in binding.mass and shapes == [mass.shape for mass in binding.mass[kind]]:
+        rooms = [rows.shape[2] for rows in keys]
+        if binding.rooms.get(kind) == rooms:
             return
-        masses = binding.mass[kind] = unfilled(shapes)
+        _, batch, heads, weightings, _ = binding.mass_new.shape
+        masses = binding.mass[kind] = unfilled([(batch, heads, weightings, n) for n in rooms])
+        binding.rooms[kind] = rooms
         for layer, mass in zip(self._layers, masses, strict=True):
             binding.bind_output(named(kind, layer), mass)
 
@@ -287,14 +288,16 @@ class _Binding:
     Attributes:
         mass_new: [L, B, Hkv, R, S].
         mass: [B, Hkv, R, rows] of each kind of cached rows.
+        rooms: those rows, of each layer.
     """
 
-    __slots__ = ("arrays", "io", "mass", "mass_new")
+    __slots__ = ("arrays", "io", "mass", "mass_new", "rooms")
 
     def __init__(self, io: ort.IOBinding, mass_new: NDArray[np.float32]) -> None:
         self.io, self.mass_new = io, mass_new
         self.arrays: dict[str, NDArray[Any]] = {}
         self.mass: dict[str, ByLayer] = {}
+        self.rooms: dict[str, list[int]] = {}
 
     def bind_input(self, name: str, array: NDArray[Any]) -> None:
         # A growing cache replaces a third of its arrays, and binding costs more than looking.
