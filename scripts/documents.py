@@ -18,6 +18,7 @@ import bench_targets
 import build_7b
 import cli_reference
 import export_size
+import linear_part
 import overhead
 import quantization
 import short_tables
@@ -41,6 +42,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "spread": lambda: bench_targets.spread(record("bench-s1")),
     "computed": lambda: bench_targets.computed(record("bench-s1-computed")),
     "exchange": lambda: attention_part.sentence(record("attention-part"), record("churn")),
+    "linears": lambda: linear_part.sentence(record("linear-part")),
     "overhead": lambda: overhead.sentence(record("overhead")),
     "quantization": lambda: quantization.table(record("quantization")),
     "export-size": lambda: export_size.sentence(record("export-size")),

@@ -209,12 +209,28 @@ def _error(
     return float(f"{np.linalg.norm(found - wanted) / np.linalg.norm(wanted):.2g}")
 
 
+def sentence(report: Mapping[str, Any]) -> str:
+    """What the documents quote of a record."""
+    told = []
+    for kind, found in report["rows"].items():
+        row = found["256"]
+        told.append(
+            f"{row['ms']['amx']:.1f} ms in {kind.upper()}, {row['amx_over_vnni']:.2f} of VNNI's "
+            f"time and {row['amx_over_body']:.2f} of the standard ops' (error to float64: "
+            f"{row['error']['amx']}, VNNI's {row['error']['vnni']})"
+        )
+    return (
+        f"The linears of a layer of S1 ({report['threads']} threads, 256 rows) take on AMX "
+        f"{', and '.join(told)} (`scripts/linear_part.py`, [JSON](benchmarks/linear-part.json))."
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--rows", default="1,40,64,65,256")
+    parser.add_argument("--rows", default="1,64,65,128,256")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--idle-wait", type=float, default=60)
     parsed = parser.parse_args(arguments)

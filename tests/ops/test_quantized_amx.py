@@ -21,7 +21,7 @@ from avl_plugins import cpu
 from ops.op_models import session
 from ops.test_quantized_linear import MOST, Floats, Linear, linears, model_of, plain
 
-LEAST = {4: 40, 8: 64}  # rows
+LEAST = 64  # rows
 
 
 def in_bf16(array: Floats) -> NDArray[np.float64]:
@@ -48,7 +48,7 @@ def product(linear: Linear, library: Path, amx: str = "on", threads: int = 1) ->
 def test_rows_and_weights_are_multiplied_in_bf16(
     amx_kernel: Path, linear: Linear, more: int
 ) -> None:
-    linear = with_rows(linear, LEAST[linear.bits] + more)
+    linear = with_rows(linear, LEAST + more)
     found = product(linear, amx_kernel, threads=2)
     x, weight = in_bf16(linear.x), in_bf16(linear.weight.astype(np.float32))
     # What as many float32 sums may round, and what is taken for 0 as it is below float32's normals.
@@ -79,10 +79,10 @@ def test_few_rows_are_multiplied_as_without_it(amx_kernel: Path, bits: int) -> N
     numbers = np.random.default_rng(bits)
     codes = numbers.integers(-MOST[bits], MOST[bits] + 1, (64, 66), np.int8)
     few = plain(codes, np.ones((2, 66), np.float32), bits)
-    for rows in (1, LEAST[bits] - 1, LEAST[bits]):
+    for rows in (1, LEAST - 1, LEAST):
         linear = with_rows(few, rows)
         found = [product(linear, amx_kernel, amx) for amx in ("on", "off")]
-        assert np.array_equal(*found) == (rows < LEAST[bits])
+        assert np.array_equal(*found) == (rows < LEAST)
 
 
 def test_the_kernel_and_those_of_onnx_runtime_take_turns(amx_kernel: Path) -> None:

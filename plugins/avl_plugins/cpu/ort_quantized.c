@@ -238,8 +238,8 @@ static OrtStatus *pack_all(const avl_op *op, const OrtKernelInfo *info, packed_w
         }
         if (status)
             return status;
-        if (avl_amx && avl_has_amx() && packed->amx_rows < avl_amx_least_rows(weight))
-            packed->amx_rows = avl_amx_least_rows(weight);
+        if (avl_amx && avl_has_amx() && packed->amx_rows < AVL_AMX_LEAST_ROWS)
+            packed->amx_rows = AVL_AMX_LEAST_ROWS;
     }
     return NULL;
 }

@@ -21,12 +21,9 @@ static inline int64_t avl_amx_values(const avl_packed *weight, int64_t rows)
     return (rows + AVL_AMX_GROUP - 1) / AVL_AMX_GROUP * AVL_AMX_GROUP * weight->inputs;
 }
 
-// From how many rows on this is faster than `avl_multiply_tile`: widening a weight pays once it is
-// read by many, and codes of 8 bits take more of it.
-static inline int64_t avl_amx_least_rows(const avl_packed *weight)
-{
-    return weight->bits == 4 ? 40 : 64;
-}
+// From how many rows on this is as fast as `avl_multiply_tile`: widening a weight pays once it is
+// read by many.
+enum { AVL_AMX_LEAST_ROWS = 64 };
 
 typedef struct avl_amx_kernels {
     // Rounds a group of rows of x [rows, inputs].
