@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from avl_plugins.cpu.build import (
 )
 from avl_plugins.cpu.host import host
 from avl_runtime import LVLM
+from avl_runtime.requests import Scheduler
 from support.compiled import require
 
 Packages = Callable[[Path], Path]
@@ -111,3 +113,16 @@ def amx_kernel(quantized_kernel: Path) -> Path:
     assert kernels is not None
     assert "AMX" in kernels.instructions()
     return quantized_kernel
+
+
+@pytest.fixture
+def unending(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Options of a reply that takes more than a minute, so that it ends by what a test does."""
+    step = Scheduler.step
+
+    def slow_step(scheduler: Scheduler) -> object:
+        time.sleep(0.05)
+        return step(scheduler)
+
+    monkeypatch.setattr(Scheduler, "step", slow_step)
+    return {"max_new_tokens": 1500, "min_new_tokens": 1500}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 import typing
 import weakref
 from pathlib import Path
@@ -194,19 +193,11 @@ def test_coroutines_share_a_model(tiny: LVLM, tiny_package: Path) -> None:
 
 
 def test_a_closed_model_takes_no_more_coroutines(
-    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_package: Path, unending: dict[str, int]
 ) -> None:
-    step = Scheduler.step
-
-    def slow_step(scheduler: Scheduler) -> object:
-        time.sleep(0.05)  # so that the reply takes over a minute, and does not end before `close`
-        return step(scheduler)
-
-    monkeypatch.setattr(Scheduler, "step", slow_step)
-
     async def run() -> None:
         model = AsyncLVLM.load(tiny_package, backend="ort-cpu", threads=1)
-        stream = model.stream(ONE.prompt, [ONE.image], max_new_tokens=1500, min_new_tokens=1500)
+        stream = model.stream(ONE.prompt, [ONE.image], **unending)
         assert await anext(stream)
         await model.close()
         with pytest.raises(AvlError):  # what ran has been ended

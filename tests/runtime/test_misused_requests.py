@@ -189,10 +189,12 @@ def test_tasks_that_share_a_stream_begin_it_once(tiny_package: Path) -> None:
     assert got == text
 
 
-def test_a_task_that_is_cancelled_cuts_nobodys_reply_short_unsaid(tiny_package: Path) -> None:
+def test_a_task_that_is_cancelled_cuts_nobodys_reply_short_unsaid(
+    tiny_package: Path, unending: dict[str, int]
+) -> None:
     async def run() -> list[Any]:
         async with AsyncLVLM.load(tiny_package, backend="ort-cpu") as model:
-            stream = model.stream(ONE.prompt, [ONE.image], min_new_tokens=64)
+            stream = model.stream(ONE.prompt, [ONE.image], **unending)
             await stream.__anext__()
             with pytest.raises(RequestError, match="still runs; iterate it to its end"):
                 _ = stream.result
@@ -266,10 +268,12 @@ def test_a_request_that_nothing_runs_has_no_result(tiny: LVLM) -> None:
 
 
 @pytest.mark.parametrize("pieces", [0, 1])
-def test_a_stream_that_was_given_up_is_at_its_end(tiny_package: Path, pieces: int) -> None:
+def test_a_stream_that_was_given_up_is_at_its_end(
+    tiny_package: Path, unending: dict[str, int], pieces: int
+) -> None:
     async def run() -> None:
         async with AsyncLVLM.load(tiny_package, backend="ort-cpu") as model:
-            stream = model.stream(ONE.prompt, [ONE.image])
+            stream = model.stream(ONE.prompt, [ONE.image], **unending)
             for _ in range(pieces):
                 await stream.__anext__()
             await stream.aclose()
