@@ -100,11 +100,16 @@ SPLIT_CACHE_ATTENTION = Op(
     attributes=(Attribute("scale", "float", "factor on q . k, usually head_dim ** -0.5"),),
 )
 
-# A part of SplitCacheAttention and not an op of graphs: what a CPU kernel takes over.
+# Parts of SplitCacheAttention and not ops of graphs: what CPU kernels take over.
 SPLIT_CACHE_STEP = dataclasses.replace(
     SPLIT_CACHE_ATTENTION,
     name="SplitCacheStep",
     doc="SplitCacheAttention of one new row a sequence, S = 1: a decode step.",
+)
+SPLIT_CACHE_PROMPT = dataclasses.replace(
+    SPLIT_CACHE_ATTENTION,
+    name="SplitCachePrompt",
+    doc="SplitCacheAttention of several new rows a sequence: a chunk of a prompt.",
 )
 
 

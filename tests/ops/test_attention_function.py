@@ -189,10 +189,10 @@ def test_a_step_takes_few_nodes(tmp_path: Path) -> None:
         assert kinds.count("Attention") == 1
 
 
-def test_a_step_is_one_node_where_there_is_a_kernel(tmp_path: Path, kernels: Path) -> None:
+def test_a_branch_is_one_node_where_there_is_a_kernel(tmp_path: Path, kernels: Path) -> None:
     for node in _choices(tmp_path, 6, kernels):
-        step, _ = (branch.node for branch in _branches(node))
-        assert [node.op_type for node in step] == ["SplitCacheStep"]
+        kinds = [[node.op_type for node in branch.node] for branch in _branches(node)]
+        assert kinds == [["SplitCacheStep"], ["SplitCachePrompt"]]
 
 
 def _choices(folder: Path, layers: int, kernels: Path | None) -> list[onnx.NodeProto]:

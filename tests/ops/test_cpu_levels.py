@@ -14,7 +14,7 @@ from ops.agreement import expected
 from ops.op_models import Arrays
 from support.compiled import compiled, require
 
-SIZES = ("batch", "heads", "kv_heads", "head_dim", "active", "parked", "weightings")
+SIZES = ("batch", "heads", "kv_heads", "rows", "head_dim", "active", "parked", "weightings")
 INPUTS = ("q", "k_new", "v_new", "k_active", "v_active", "k_parked", "v_parked", "row_weights")
 LENGTHS = ("active_len", "parked_len")
 OUTPUTS = ("out", "mass_active", "mass_parked", "mass_new")
@@ -57,7 +57,7 @@ def ran(kernels: Kernels, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
     outputs = {
         name: np.full(s, np.nan, np.float32) for name, s in zip(OUTPUTS, shapes, strict=True)
     }
-    step = Step(*(b, h, kv, d, a, p, r), d**-0.5)
+    step = Step(*(b, h, kv, 1, d, a, p, r), d**-0.5)
     for name, array in {**arrays, **outputs}.items():
         setattr(step, name, array.ctypes.data)
     at = ctypes.byref(step)

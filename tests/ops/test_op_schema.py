@@ -15,12 +15,13 @@ from avl_plugins.bodies.function import (
     attention_node_attributes,
     split_cache_attention_functions,
 )
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_STEP, Op
+from avl_plugins.schema import SPLIT_CACHE_ATTENTION, SPLIT_CACHE_PROMPT, SPLIT_CACHE_STEP, Op
 
-ATTENTION, STEP = split_cache_attention_functions()
+ATTENTION, STEP, PROMPT = split_cache_attention_functions()
 FORMS = [
     (SPLIT_CACHE_ATTENTION, ATTENTION, reference.split_cache_attention),
     (SPLIT_CACHE_STEP, STEP, reference.split_cache_attention),
+    (SPLIT_CACHE_PROMPT, PROMPT, reference.split_cache_attention),
 ]
 
 

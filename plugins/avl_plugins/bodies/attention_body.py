@@ -1,9 +1,10 @@
 """SplitCacheAttention in standard ONNX ops, in the language of `onnx.parser`.
 
-A prompt's chunk goes to a runtime's own attention, over cached rows cut to the longest sequence's;
-masses come from those rows alone that have a weight. A decode step is a function of its own,
-SplitCacheStep, which a kernel may take over. Its body takes matrix products, and has a branch for
-steps that read parked rows (refreshes) and one for those that do not.
+It chooses between two functions of their own, which kernels may take over. SplitCachePrompt, of a
+prompt's chunk, goes to a runtime's own attention, over cached rows cut to the longest sequence's;
+masses come from those rows alone that have a weight. SplitCacheStep, of one row, takes matrix
+products, and has a branch for steps that read parked rows (refreshes) and one for those that do
+not.
 
 Node overhead dominates a small decode step, so those branches are written for few nodes:
 
@@ -36,7 +37,13 @@ _ATTENTION = """
                 )
         },
         else_branch = prompt () => (prompt_out, prompt_active, prompt_parked, prompt_new)
-        { {prompt} }
+        {
+            prompt_out, prompt_active, prompt_parked, prompt_new =
+                avl.SplitCachePrompt <scale: float = @scale> (
+                    q, k_new, v_new, k_active, v_active, active_len,
+                    k_parked, v_parked, parked_len, row_weights
+                )
+        }
     >
 """
 
@@ -109,7 +116,7 @@ _PROMPT = """
     k = Concat <axis = 2> (k_active_used, k_parked_used, k_new)
     v = Concat <axis = 2> (v_active_used, v_parked_used, v_new)
     seen = Concat <axis = 3> (active_seen, parked_seen, new_seen)
-    prompt_out = Attention <scale = 1.0> (q_scaled, k, v, seen)
+    out = Attention <scale = 1.0> (q_scaled, k, v, seen)
 
     # Masses, from the n rows with a weight and, as n must not be 0, the last: queries
     # [B, Hkv, G * n, D].
@@ -142,15 +149,15 @@ _PROMPT = """
     weights = Unsqueeze (rows_share, axis_1)
     mass = MatMul (weights, probability)
     used_sizes = Concat <axis = 0> (active_top, parked_top, rows_new)
-    active_mass, parked_mass, prompt_new = Split <axis = 3> (mass, used_sizes)
+    active_mass, parked_mass, mass_new = Split <axis = 3> (mass, used_sizes)
     active_capacity = Shape <start = 2, end = 3> (k_active)
     active_rest = Sub (active_capacity, active_top)
     active_pads = Concat <axis = 0> (begin, active_rest)
-    prompt_active = Pad (active_mass, active_pads, nothing, axis_3)
+    mass_active = Pad (active_mass, active_pads, nothing, axis_3)
     parked_capacity = Shape <start = 2, end = 3> (k_parked)
     parked_rest = Sub (parked_capacity, parked_top)
     parked_pads = Concat <axis = 0> (begin, parked_rest)
-    prompt_parked = Pad (parked_mass, parked_pads, nothing, axis_3)
+    mass_parked = Pad (parked_mass, parked_pads, nothing, axis_3)
 """
 
 _STEP = """
@@ -245,14 +252,18 @@ _ORDINARY = {
 }
 
 
-def attention_body(heads: tuple[int, int] | None) -> str:
-    """SplitCacheAttention's nodes; `heads` (H, Hkv) writes the head counts into them."""
-    prompt = _filled(_PROMPT, {"scaled": _SCALED})
-    return _with_heads(_filled(_ATTENTION, {"prompt": prompt}), heads)
+def attention_body() -> str:
+    """SplitCacheAttention's nodes: the choice between the two functions below."""
+    return _ATTENTION
+
+
+def prompt_body(heads: tuple[int, int] | None) -> str:
+    """SplitCachePrompt's nodes; `heads` (H, Hkv) writes the head counts into them."""
+    return _with_heads(_filled(_PROMPT, {"scaled": _SCALED}), heads)
 
 
 def step_body(heads: tuple[int, int] | None) -> str:
-    """SplitCacheStep's nodes; `heads` as for `attention_body`."""
+    """SplitCacheStep's nodes; `heads` as for `prompt_body`."""
     branches = {"ordinary": _filled(_STEP, _ORDINARY), "refresh": _filled(_STEP, _REFRESH)}
     return _with_heads(_filled(_STEPS, {"scaled": _SCALED, **branches}), heads)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import onnx
 from onnx import parser
 
-from avl_plugins.bodies.attention_body import attention_body, step_body
+from avl_plugins.bodies.attention_body import attention_body, prompt_body, step_body
 from avl_plugins.schema import (
     DOMAIN,
     PLUGIN_ATTRIBUTES,
     QUANTIZED_LINEARS,
     SPLIT_CACHE_ATTENTION,
+    SPLIT_CACHE_PROMPT,
     SPLIT_CACHE_STEP,
     VERSION,
     Op,
@@ -29,18 +30,19 @@ _QUANTIZED_LINEAR = """
 
 def split_cache_attention_functions(
     opset: int = 23, heads: tuple[int, int] | None = None
-) -> tuple[onnx.FunctionProto, onnx.FunctionProto]:
-    """`avl::SplitCacheAttention`, and `avl::SplitCacheStep` that it calls, as functions.
+) -> tuple[onnx.FunctionProto, onnx.FunctionProto, onnx.FunctionProto]:
+    """`avl::SplitCacheAttention`, and the functions that it calls: `SplitCacheStep` and `-Prompt`.
 
-    A model needs both and the same default `opset`. ONNX Runtime takes a kernel of ours for the
-    step where one is registered (`avl_plugins.cpu`), and else its body.
+    A model needs all and the same default `opset`. ONNX Runtime takes kernels of ours for the two
+    where they are registered (`avl_plugins.cpu`), and else their bodies.
 
     `heads` (H, Hkv) writes the head counts into the bodies. The result is the same, with fewer
     nodes: what depends on the counts alone is then worked out when a graph is loaded.
     """
     return (
-        function_proto(SPLIT_CACHE_ATTENTION, attention_body(heads), opset),
+        function_proto(SPLIT_CACHE_ATTENTION, attention_body(), opset),
         function_proto(SPLIT_CACHE_STEP, step_body(heads), opset),
+        function_proto(SPLIT_CACHE_PROMPT, prompt_body(heads), opset),
     )
 
 

@@ -1,28 +1,29 @@
-// Attention of one new row over a split cache: what the kernel of SplitCacheStep computes.
+// Attention of new rows over a split cache; of one it is what the kernel of SplitCacheStep
+// computes.
 #ifndef AVL_ATTENTION_H
 #define AVL_ATTENTION_H
 
 #include <stdint.h>
 
-// Arrays of a step, as in schema.py with S = 1, without gaps between rows:
-// q, out [B, H, D]; k_new, v_new [B, Hkv, D]; *_active [B, Hkv, A, D]; *_parked [B, Hkv, P, D];
-// *_len [B]; row_weights [B, R]; mass_active [B, Hkv, R, A]; mass_parked [B, Hkv, R, P];
-// mass_new [B, Hkv, R].
+// Arrays of a step, as in schema.py, without gaps between rows; `rows` is S, 1 in a decode step:
+// q, out [B, H, S, D]; k_new, v_new [B, Hkv, S, D]; *_active [B, Hkv, A, D];
+// *_parked [B, Hkv, P, D]; *_len [B]; row_weights [B, R, S]; mass_active [B, Hkv, R, A];
+// mass_parked [B, Hkv, R, P]; mass_new [B, Hkv, R, S].
 typedef struct avl_step {
-    int64_t batch, heads, kv_heads, head_dim, active, parked, weightings;
+    int64_t batch, heads, kv_heads, rows, head_dim, active, parked, weightings;
     float scale;
     const float *q, *k_new, *v_new, *k_active, *v_active, *k_parked, *v_parked, *row_weights;
     const int64_t *active_len, *parked_len;
     float *out, *mass_active, *mass_parked, *mass_new;
-    float *scratch; // floats, as many as `scratch` below says
+    float *scratch; // of a decode step: floats, as many as `scratch` below says
 } avl_step;
 
 // What attention.c is compiled to for one level of the processor's instructions.
 //
-// A step is `score_keys` and then `sum_values` for every chunk, and then `merge` for every part; if
-// it has masses, `sum_masses` for every part is after the keys of all its chunks. Chunks are those
-// below `chunks`, parts those below B * Hkv, a KV head of a sequence each; both in the order of
-// sequences, and otherwise in any order and in any threads at once.
+// A decode step is `score_keys` and then `sum_values` for every chunk, and then `merge` for every
+// part; if it has masses, `sum_masses` for every part is after the keys of all its chunks. Chunks
+// are those below `chunks`, parts those below B * Hkv, a KV head of a sequence each; both in the
+// order of sequences, and otherwise in any order and in any threads at once.
 typedef struct avl_step_kernels {
     int64_t (*scratch)(const avl_step *step);
     int64_t (*chunks)(const avl_step *step);

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-KERNELS = "attention.c"  # compiled once for every level of instructions
+# Compiled once for every level of instructions:
+KERNELS, PROMPT = "attention.c", "prompt.c"
 LINEAR, SCREEN = "linear.c", "screen.c"  # for the levels above the compiler's own
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
 AMX = "quantized_amx.c"  # the same, and empty for compilers and processors that do not know it
 SOURCES = (
     *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
+    *(PROMPT, "prompt_plan.c", "prompt_run.c"),
     *("ort_op.c", "ort_step.c", "ort_linear.c", "ort_logits.c", "ort_quantized.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
@@ -46,6 +48,7 @@ _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
 # Beside the compiler's own level; `ort_step.c` takes the best that the processor has, of which
 # `processor.c` knows.
 LEVELS = {"avl_step_avx2": _AVX2, "avl_step_avx512": _AVX512}
+PROMPT_LEVELS = {level.replace("step", "prompt"): options for level, options in LEVELS.items()}
 LINEAR_LEVELS = {
     "avl_linear_avx2": (*_AVX2, "-mf16c"),
     "avl_linear_avx512": (*_AVX512, "-mf16c"),
@@ -94,6 +97,7 @@ def build() -> Path:
                 _compiled(found, source, Path(folder), level, f"-DAVL_LEVEL={level}", *options)
                 for source, levels in (
                     (KERNELS, LEVELS),
+                    (PROMPT, PROMPT_LEVELS),
                     (LINEAR, LINEAR_LEVELS),
                     (SCREEN, SCREEN_LEVELS),
                 )

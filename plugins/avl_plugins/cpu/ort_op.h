@@ -17,8 +17,8 @@ typedef struct avl_op {
 // The ops; those of linear layers are there on x86-64 alone.
 #define AVL_PLAIN_LINEARS 3
 #define AVL_QUANTIZED_LINEARS 6
-extern const avl_op avl_split_cache_step, avl_logits_linear, avl_plain_linears[AVL_PLAIN_LINEARS],
-    avl_quantized_linears[AVL_QUANTIZED_LINEARS];
+extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_logits_linear,
+    avl_plain_linears[AVL_PLAIN_LINEARS], avl_quantized_linears[AVL_QUANTIZED_LINEARS];
 
 // Set when the library is registered, for good: one process has one ONNX Runtime.
 extern const OrtApi *avl_api;

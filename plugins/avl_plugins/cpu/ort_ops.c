@@ -18,6 +18,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain)
     OrtStatus *status = avl_api->CreateCustomOpDomain("avl", domain);
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_step.op);
+    if (!status)
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_prompt.op);
 #if defined(__x86_64__)
     // Elsewhere the ops' bodies are computed, for which ONNX Runtime has kernels.
     for (size_t i = 0; !status && avl_has_f16c() && i < AVL_PLAIN_LINEARS; i++)

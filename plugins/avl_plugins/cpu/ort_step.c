@@ -1,6 +1,7 @@
-// SplitCacheStep as a custom op of ONNX Runtime's CPU provider.
+// SplitCacheStep and SplitCachePrompt as custom ops of ONNX Runtime's CPU provider.
 #include "ort_op.h"
 #include "processor.h"
+#include "prompt.h"
 #include "step.h"
 
 #include <stdlib.h>
@@ -15,30 +16,35 @@ static const size_t RANKS[INPUTS] = {4, 4, 4, 4, 4, 1, 4, 4, 1, 3};
 
 typedef struct {
     float scale;
-    const avl_step_kernels *kernels;
-} step_op;
+    const avl_step_kernels *step;
+    const avl_prompt_kernels *prompt;
+} attention_op;
 
 // The best level that this processor has.
-static const avl_step_kernels *best_kernels(void)
+static void take_best(attention_op *op)
 {
+    op->step = &avl_step_base;
+    op->prompt = &avl_prompt_base;
 #if defined(__x86_64__)
-    if (avl_has_avx512())
-        return &avl_step_avx512;
-    if (avl_has_avx2())
-        return &avl_step_avx2;
+    if (avl_has_avx512()) {
+        op->step = &avl_step_avx512;
+        op->prompt = &avl_prompt_avx512;
+    } else if (avl_has_avx2()) {
+        op->step = &avl_step_avx2;
+        op->prompt = &avl_prompt_avx2;
+    }
 #endif
-    return &avl_step_base;
 }
 
 static int fits(const avl_step *step, const avl_tensor given[INPUTS])
 {
-    const int64_t b = step->batch, h = step->kv_heads, d = step->head_dim;
+    const int64_t b = step->batch, h = step->kv_heads, s = step->rows, d = step->head_dim;
     const int64_t expected[INPUTS][4] = {
-        [Q] = {b, step->heads, 1, d}, [K_NEW] = {b, h, 1, d}, [V_NEW] = {b, h, 1, d},
+        [Q] = {b, step->heads, s, d}, [K_NEW] = {b, h, s, d}, [V_NEW] = {b, h, s, d},
         [K_ACTIVE] = {b, h, step->active, d}, [V_ACTIVE] = {b, h, step->active, d},
         [ACTIVE_LEN] = {b}, [K_PARKED] = {b, h, step->parked, d},
         [V_PARKED] = {b, h, step->parked, d}, [PARKED_LEN] = {b},
-        [WEIGHTS] = {b, step->weightings, 1}};
+        [WEIGHTS] = {b, step->weightings, s}};
     for (int i = 0; i < INPUTS; i++)
         for (size_t axis = 0; axis < RANKS[i]; axis++)
             if (given[i].dims[axis] != expected[i][axis])
@@ -50,9 +56,9 @@ static int fits(const avl_step *step, const avl_tensor given[INPUTS])
     return h > 0 && step->heads % h == 0;
 }
 
-static OrtStatus *compute(void *kernel, OrtKernelContext *context)
+// What the op is given, and outputs to write.
+static OrtStatus *begin(OrtKernelContext *context, float scale, avl_step *step)
 {
-    const step_op *op = kernel;
     avl_tensor given[INPUTS];
     OrtStatus *status;
     for (size_t i = 0; i < INPUTS; i++) {
@@ -61,48 +67,68 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
         if (given[i].rank != RANKS[i])
             return avl_failed("expected inputs of the schema's rank");
     }
-    avl_step step = {
+    *step = (avl_step){
         .batch = given[Q].dims[0], .heads = given[Q].dims[1], .kv_heads = given[K_NEW].dims[1],
-        .head_dim = given[Q].dims[3], .active = given[K_ACTIVE].dims[2],
+        .rows = given[Q].dims[2], .head_dim = given[Q].dims[3], .active = given[K_ACTIVE].dims[2],
         .parked = given[K_PARKED].dims[2], .weightings = given[WEIGHTS].dims[1],
-        .scale = op->scale, .q = given[Q].data, .k_new = given[K_NEW].data,
+        .scale = scale, .q = given[Q].data, .k_new = given[K_NEW].data,
         .v_new = given[V_NEW].data, .k_active = given[K_ACTIVE].data,
         .v_active = given[V_ACTIVE].data, .k_parked = given[K_PARKED].data,
         .v_parked = given[V_PARKED].data, .row_weights = given[WEIGHTS].data,
         .active_len = given[ACTIVE_LEN].data, .parked_len = given[PARKED_LEN].data};
-    if (!fits(&step, given))
-        return avl_failed("expected one new row, lengths within capacities and shapes that agree "
-                          "(schema.py)");
-    const int64_t b = step.batch, h = step.kv_heads, r = step.weightings;
-    if ((status = avl_output(context, OUT, (int64_t[]){b, step.heads, 1, step.head_dim}, 4,
-                             &step.out)) ||
-        (status = avl_output(context, MASS_ACTIVE, (int64_t[]){b, h, r, step.active}, 4,
-                             &step.mass_active)) ||
-        (status = avl_output(context, MASS_PARKED, (int64_t[]){b, h, r, step.parked}, 4,
-                             &step.mass_parked)) ||
-        (status = avl_output(context, MASS_NEW, (int64_t[]){b, h, r, 1}, 4, &step.mass_new)))
+    if (!fits(step, given))
+        return avl_failed("expected lengths within capacities and shapes that agree (schema.py)");
+    const int64_t b = step->batch, h = step->kv_heads, r = step->weightings, s = step->rows;
+    if ((status = avl_output(context, OUT, (int64_t[]){b, step->heads, s, step->head_dim}, 4,
+                             &step->out)) ||
+        (status = avl_output(context, MASS_ACTIVE, (int64_t[]){b, h, r, step->active}, 4,
+                             &step->mass_active)) ||
+        (status = avl_output(context, MASS_PARKED, (int64_t[]){b, h, r, step->parked}, 4,
+                             &step->mass_parked)))
         return status;
-    step.scratch = malloc((size_t)op->kernels->scratch(&step) * sizeof(float));
+    return avl_output(context, MASS_NEW, (int64_t[]){b, h, r, s}, 4, &step->mass_new);
+}
+
+static OrtStatus *compute_step(void *kernel, OrtKernelContext *context)
+{
+    const attention_op *op = kernel;
+    avl_step step;
+    OrtStatus *status = begin(context, op->scale, &step);
+    if (status)
+        return status;
+    if (step.rows != 1)
+        return avl_failed("expected one new row");
+    step.scratch = malloc((size_t)op->step->scratch(&step) * sizeof(float));
     if (!step.scratch)
         return avl_failed("expected memory for scores, found none");
-    status = avl_run_step(context, op->kernels, &step);
+    status = avl_run_step(context, op->step, &step);
     free(step.scratch);
     return status;
+}
+
+static OrtStatus *compute_prompt(void *kernel, OrtKernelContext *context)
+{
+    const attention_op *op = kernel;
+    avl_step step;
+    OrtStatus *status = begin(context, op->scale, &step);
+    return status ? status : avl_run_prompt(context, op->prompt, &step);
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
                          void **kernel)
 {
     (void)op, (void)unused_api;
-    step_op *made = malloc(sizeof *made);
+    attention_op *made = malloc(sizeof *made);
     *kernel = made;
     if (!made)
         return avl_failed("expected memory, found none");
-    made->kernels = best_kernels();
+    take_best(made);
     return avl_api->KernelInfoGetAttribute_float(info, "scale", &made->scale);
 }
 
 static void destroy(void *kernel) { free(kernel); }
 
-const avl_op avl_split_cache_step = {AVL_OP(create, compute, destroy), "SplitCacheStep", INPUTS,
-                                     OUTPUTS, TYPES};
+const avl_op avl_split_cache_step = {AVL_OP(create, compute_step, destroy), "SplitCacheStep",
+                                     INPUTS, OUTPUTS, TYPES};
+const avl_op avl_split_cache_prompt = {AVL_OP(create, compute_prompt, destroy), "SplitCachePrompt",
+                                       INPUTS, OUTPUTS, TYPES};

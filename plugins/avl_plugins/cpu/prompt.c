@@ -1,0 +1,221 @@
+// Attention of a prompt's rows, in tiles of a few query rows and KEYS keys. Scores stay in the
+// core's first cache: a tile's become weights relative to the greatest so far, and the sums of
+// values shrink when a greater one comes (online softmax, as in FlashAttention). Cached rows are
+// read where they lie; keys are packed once for all query rows of a task. What keys received is
+// found afterwards, by the scores of those rows alone that have a weight.
+#include "exponent.h"
+#include "prompt_tile.h"
+
+#include <float.h>
+#include <math.h>
+
+// The greatest of KEYS numbers.
+HELPER float greatest_of(const float *of)
+{
+    lanes top = *(const lanes *)of;
+    for (int j = LANES; j < KEYS; j += LANES)
+        top = greater(top, *(const lanes *)(of + j));
+    return greatest_lane(top);
+}
+
+// scores become weights, e ** (score - top), where top is the greatest score so far; what the row
+// does not see weighs nothing. Returns what earlier weights, and sums of them, shrink by.
+HELPER float weigh(float *restrict scores, int64_t seen, float *top, float *sum)
+{
+    for (int64_t j = seen; j < KEYS; j++)
+        scores[j] = -INFINITY;
+    float greatest = greatest_of(scores), total = 0.0f, shrink = 1.0f;
+    if (greatest > *top) {
+        shrink = avl_exp(*top - greatest);
+        *top = greatest;
+    }
+    const float now = *top;
+    for (int j = 0; j < KEYS; j++) {
+        scores[j] = avl_exp(scores[j] - now);
+        total += scores[j];
+    }
+    *sum = *sum * shrink + total;
+    return shrink;
+}
+
+// out[r] = shrink[r] * out[r] + the sum of weights[r, j] * values[j]; so many lanes of each, from
+// column `i` on.
+HELPER void add_lanes(const tile *of, float weights[ROWS][KEYS], const float shrink[ROWS],
+                      const float *restrict values, int64_t d, int64_t count, int64_t i, int wide)
+{
+    lanes sum[ROWS][WIDE];
+    EACH_ROW(r) EACH_WIDE(x, wide)
+        sum[r][x] = shrink[r] * *(const lanes *)(of->out[r] + i + x * LANES);
+    for (int64_t j = 0; j < count; j++) {
+        lanes value[WIDE];
+        EACH_WIDE(x, wide) value[x] = *(const lanes *)(values + j * d + i + x * LANES);
+        EACH_ROW(r) EACH_WIDE(x, wide) sum[r][x] += weights[r][j] * value[x];
+    }
+    EACH_ROW(r) EACH_WIDE(x, wide) *(lanes *)(of->out[r] + i + x * LANES) = sum[r][x];
+}
+
+HELPER void add_values(const tile *of, float weights[ROWS][KEYS], const float shrink[ROWS],
+                       const float *restrict values, int64_t d, int64_t count)
+{
+    int64_t i = 0;
+    for (; i + WIDE * LANES <= d; i += WIDE * LANES)
+        add_lanes(of, weights, shrink, values, d, count, i, WIDE);
+    for (; i + LANES <= d; i += LANES)
+        add_lanes(of, weights, shrink, values, d, count, i, 1);
+    for (; i < d; i++)
+        for (int r = 0; r < of->count; r++) {
+            float sum = shrink[r] * of->out[r][i];
+            for (int64_t j = 0; j < count; j++)
+                sum += weights[r][j] * values[j * d + i];
+            of->out[r][i] = sum;
+        }
+}
+
+HELPER void attend_tile(const avl_prompt *prompt, const tile *of, const place *in, int64_t from,
+                        int64_t keys, const float *packed, int64_t d, float *tops, float *sums)
+{
+    int64_t count = seen_by(in, from, keys, of->new_row[of->count - 1]);
+    if (!count)
+        return;
+    float weights[ROWS][KEYS] __attribute__((aligned(64))), shrink[ROWS];
+    score(of, packed, d, count, prompt->step->scale, weights);
+    for (int r = 0; r < of->count; r++) {
+        int64_t row = of->row[r], seen = seen_by(in, from, keys, of->new_row[r]);
+        shrink[r] = weigh(weights[r], seen, tops + row, sums + row);
+    }
+    for (int r = of->count; r < ROWS; r++) {
+        memcpy(weights[r], weights[of->count - 1], sizeof weights[r]);
+        shrink[r] = shrink[of->count - 1];
+    }
+    add_values(of, weights, shrink, in->values + from * d, d, count);
+}
+
+HELPER void attend_keys(const avl_prompt *prompt, int64_t task, int64_t d)
+{
+    const avl_step *step = prompt->step;
+    const int64_t span = task % prompt->spans, block = task / prompt->spans % prompt->blocks;
+    const int64_t part = task / prompt->spans / prompt->blocks, rows = rows_of(prompt);
+    const int64_t begin = span * prompt->span, first = block * prompt->block;
+    const int64_t end = least(rows, first + prompt->block), at = part * prompt->spans + span;
+    const int alone = prompt->spans == 1;
+    float *out = alone ? step->out + part * rows * d : prompt->span_out + at * rows * d;
+    float *tops = (alone ? prompt->tops : prompt->span_tops) + at * rows;
+    float *sums = (alone ? prompt->sums : prompt->span_sums) + at * rows;
+    float *packed = prompt->packed + task * d * KEYS;
+    for (int64_t row = first; row < end; row++) {
+        tops[row] = -FLT_MAX;
+        sums[row] = 0.0f;
+        memset(tile_at(prompt, part, out, row, end).out[0], 0, (size_t)d * sizeof(float));
+    }
+    place places[3];
+    find_places(step, part, places);
+    for (const place *in = places; in < places + 3; in++) {
+        int64_t until = least(in->rows, begin + prompt->span - in->first);
+        until = seen_by(in, 0, until, (end - 1) / prompt->group);
+        for (int64_t from = most(0, begin - in->first); from < until; from += KEYS) {
+            int64_t keys = least(KEYS, until - from);
+            pack(in->keys + from * d, keys, d, packed);
+            for (int64_t row = first; row < end; row += ROWS) {
+                const tile of = tile_at(prompt, part, out, row, end);
+                attend_tile(prompt, &of, in, from, keys, packed, d, tops, sums);
+            }
+        }
+    }
+    for (int64_t row = first; alone && row < end; row++) {
+        float *sum = tile_at(prompt, part, out, row, end).out[0], share = 1.0f / sums[row];
+        for (int64_t i = 0; i < d; i++)
+            sum[i] *= share;
+    }
+}
+
+// Loops over the usual sizes of a head are unrolled.
+static void attend(const avl_prompt *prompt, int64_t task)
+{
+    switch (prompt->step->head_dim) {
+    case 64: attend_keys(prompt, task, 64); break;
+    case 128: attend_keys(prompt, task, 128); break;
+    default: attend_keys(prompt, task, prompt->step->head_dim);
+    }
+}
+
+static void merge(const avl_prompt *prompt, int64_t part)
+{
+    const int64_t rows = rows_of(prompt), d = prompt->step->head_dim, g = prompt->group;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t at = (row % g * prompt->step->rows + row / g) * d;
+        float *out = prompt->step->out + part * rows * d + at, top = -FLT_MAX, sum = 0.0f;
+        for (int64_t span = part * prompt->spans; span < (part + 1) * prompt->spans; span++) {
+            float own = prompt->span_tops[span * rows + row];
+            top = own > top ? own : top;
+        }
+        memset(out, 0, (size_t)d * sizeof(float));
+        for (int64_t span = part * prompt->spans; span < (part + 1) * prompt->spans; span++) {
+            float shrink = avl_exp(prompt->span_tops[span * rows + row] - top);
+            const float *found = prompt->span_out + span * rows * d + at;
+            sum += shrink * prompt->span_sums[span * rows + row];
+            for (int64_t i = 0; i < d; i++)
+                out[i] += shrink * found[i];
+        }
+        for (int64_t i = 0; i < d; i++)
+            out[i] /= sum;
+        prompt->tops[part * rows + row] = top;
+        prompt->sums[part * rows + row] = sum;
+    }
+}
+
+// What keys receive from a tile.
+HELPER void add_masses(const avl_prompt *prompt, int64_t part, const tile *of, const place *in,
+                       int64_t from, int64_t keys, const float *packed)
+{
+    const avl_step *step = prompt->step;
+    if (!seen_by(in, from, keys, of->new_row[of->count - 1]))
+        return;
+    float scores[ROWS][KEYS] __attribute__((aligned(64)));
+    score(of, packed, step->head_dim, KEYS, step->scale, scores);
+    const int64_t sequence = part / step->kv_heads;
+    const float *weights = step->row_weights + sequence * step->weightings * step->rows;
+    for (int r = 0; r < of->count; r++) {
+        int64_t new_row = of->new_row[r], at = part * rows_of(prompt) + of->row[r];
+        int64_t seen = seen_by(in, from, keys, new_row);
+        const float top = prompt->tops[at], sum = prompt->sums[at] * (float)prompt->group;
+        for (int j = 0; j < KEYS; j++)
+            scores[r][j] = avl_exp(scores[r][j] - top) / sum;
+        for (int64_t weighting = 0; weighting < step->weightings; weighting++) {
+            float weight = weights[weighting * step->rows + new_row];
+            float *mass = in->mass + weighting * in->capacity + from;
+            for (int64_t j = 0; j < seen; j++)
+                mass[j] += weight * scores[r][j];
+        }
+    }
+}
+
+static void sum_masses(const avl_prompt *prompt, int64_t task)
+{
+    const avl_step *step = prompt->step;
+    const int64_t part = task / prompt->mass_spans, d = step->head_dim, g = prompt->group;
+    const int64_t begin = task % prompt->mass_spans * prompt->mass_span;
+    const int64_t sequence = part / step->kv_heads, wanted = prompt->wanted[sequence] * g;
+    const int64_t *new_rows = prompt->wanted_rows + sequence * step->rows;
+    float *packed = prompt->packed + task * d * KEYS;
+    place places[3];
+    find_places(step, part, places);
+    for (const place *in = places; wanted && in < places + 3; in++) {
+        int64_t until = least(in->rows, begin + prompt->mass_span - in->first);
+        for (int64_t from = most(0, begin - in->first); from < until; from += KEYS) {
+            int64_t keys = least(KEYS, until - from);
+            pack(in->keys + from * d, keys, d, packed);
+            for (int64_t first = 0; first < wanted; first += ROWS) {
+                tile of = {.count = 0};
+                for (int64_t i = first; i < wanted && of.count < ROWS; i++)
+                    add_row(prompt, &of, part, step->out, new_rows[i / g], i % g);
+                repeat_last_row(&of);
+                add_masses(prompt, part, &of, in, from, keys, packed);
+            }
+        }
+    }
+}
+
+#ifndef AVL_LEVEL
+#define AVL_LEVEL avl_prompt_base
+#endif
+const avl_prompt_kernels AVL_LEVEL = {attend, merge, sum_masses};

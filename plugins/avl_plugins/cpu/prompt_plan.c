@@ -1,0 +1,86 @@
+// How attention of a prompt is cut into tasks. Only sizes decide it, never the threads, so that
+// results do not depend on them.
+#include "prompt.h"
+
+#include <stdlib.h>
+
+// Query rows of a task: its keys are packed once for all of them, and their sums stay in the core's
+// second cache.
+#define BLOCK 256
+
+// Rows so few that reading keys takes longer than computing with them: several tasks share the
+// keys, if parts alone do not keep so many cores busy.
+#define FEW_ROWS 64
+#define BUSY 64
+#define SPAN 1024
+
+#define KEYS 64 // of a packed block, and
+#define ROWS 6  // of a tile (prompt_tile.h)
+#define LINE 64 // bytes
+#define SIZE (int64_t)sizeof(float)
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t in_all(int64_t count, int64_t each) { return (count + each - 1) / each; }
+
+// The spans of `keys` keys for each of so many tasks, and how many keys are in one.
+static int64_t spans_of(int64_t keys, int64_t tasks, int64_t *span)
+{
+    int64_t wanted = most(1, least(in_all(keys, SPAN), in_all(BUSY, tasks)));
+    *span = in_all(in_all(keys, wanted), KEYS) * KEYS;
+    return in_all(keys, *span);
+}
+
+static int has_weight(const avl_step *step, int64_t sequence, int64_t row)
+{
+    const float *weights = step->row_weights + sequence * step->weightings * step->rows;
+    for (int64_t r = 0; r < step->weightings; r++)
+        if (weights[r * step->rows + row] != 0.0f)
+            return 1;
+    return 0;
+}
+
+// Rows without a weight add nothing to a mass, and are most of them.
+static void find_wanted(const avl_step *step, avl_prompt *prompt)
+{
+    for (int64_t b = 0; b < step->batch; b++) {
+        int64_t *count = prompt->wanted + b, *rows = prompt->wanted_rows + b * step->rows;
+        *count = 0;
+        for (int64_t s = 0; s < step->rows; s++)
+            if (has_weight(step, b, s))
+                rows[(*count)++] = s;
+    }
+}
+
+int avl_plan_prompt(const avl_step *step, avl_prompt *prompt)
+{
+    const int64_t group = step->heads / step->kv_heads, parts = step->batch * step->kv_heads;
+    const int64_t rows = group * step->rows, d = step->head_dim;
+    int64_t keys = 0;
+    for (int64_t b = 0; b < step->batch; b++)
+        keys = most(keys, step->active_len[b] + step->parked_len[b] + step->rows);
+    *prompt = (avl_prompt){.step = step, .group = group, .parts = parts, .spans = 1, .span = keys};
+    prompt->block = in_all(in_all(rows, in_all(rows, BLOCK)), ROWS) * ROWS;
+    prompt->blocks = in_all(rows, prompt->block);
+    if (rows <= FEW_ROWS)
+        prompt->spans = spans_of(keys, parts, &prompt->span);
+    prompt->mass_spans = spans_of(keys, parts, &prompt->mass_span);
+
+    const int64_t tasks = most(avl_prompt_tasks(prompt), parts * prompt->mass_spans);
+    const int64_t results = prompt->spans > 1 ? parts * prompt->spans * rows : 0;
+    const int64_t floats = tasks * d * KEYS + 2 * parts * rows + results * (d + 2);
+    const int64_t integers = step->batch * (step->rows + 1) * (int64_t)sizeof(int64_t);
+    prompt->memory = malloc((size_t)(LINE + floats * SIZE + integers));
+    if (!prompt->memory)
+        return 0;
+    prompt->packed = (float *)(((uintptr_t)prompt->memory + LINE - 1) / LINE * LINE);
+    prompt->wanted = (int64_t *)(prompt->packed + tasks * d * KEYS);
+    prompt->wanted_rows = prompt->wanted + step->batch;
+    prompt->tops = (float *)(prompt->wanted_rows + step->batch * step->rows);
+    prompt->sums = prompt->tops + parts * rows;
+    prompt->span_out = prompt->sums + parts * rows;
+    prompt->span_tops = prompt->span_out + results * d;
+    prompt->span_sums = prompt->span_tops + results;
+    find_wanted(step, prompt);
+    return 1;
+}

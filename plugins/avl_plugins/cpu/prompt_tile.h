@@ -1,0 +1,185 @@
+// A few query rows and a block of packed keys, in registers: what prompt.c is made of.
+#ifndef AVL_PROMPT_TILE_H
+#define AVL_PROMPT_TILE_H
+
+#include "prompt.h"
+
+#include <string.h>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+enum { KEYS = 64, ROWS = 6 };
+
+// Sums of a tile in registers: ROWS * WIDE of them, of the 32 or 16 that there are.
+#if defined(__AVX512F__)
+enum { LANES = 16, WIDE = 4 };
+#elif defined(__AVX__)
+enum { LANES = 8, WIDE = 2 };
+#else
+enum { LANES = 4, WIDE = 2 };
+#endif
+
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+typedef float quad __attribute__((vector_size(4 * sizeof(float)), aligned(4), may_alias));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int quad_places __attribute__((vector_size(4 * sizeof(int))));
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (quad_places){__VA_ARGS__})
+#endif
+
+// Into loops, so that sizes are known there and sums stay in registers.
+#define HELPER static inline __attribute__((always_inline))
+#define EACH_ROW(r) _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++)
+#define EACH_WIDE(x, count) _Pragma("GCC unroll 4") for (int x = 0; x < (count); x++)
+
+HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+HELPER int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// The greater of each lane, and the greatest of all; in C, compilers make no vectors of them.
+#if defined(__AVX512F__)
+HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)a, (__m512)b); }
+HELPER float greatest_lane(lanes a) { return _mm512_reduce_max_ps((__m512)a); }
+#elif defined(__AVX__)
+HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm256_max_ps((__m256)a, (__m256)b); }
+HELPER float greatest_lane(lanes a)
+{
+    __m128 low = _mm256_castps256_ps128((__m256)a), high = _mm256_extractf128_ps((__m256)a, 1);
+    __m128 four = _mm_max_ps(low, high), two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#else
+HELPER lanes greater(lanes a, lanes b)
+{
+    for (int i = 0; i < LANES; i++)
+        a[i] = a[i] > b[i] ? a[i] : b[i];
+    return a;
+}
+HELPER float greatest_lane(lanes a)
+{
+    float top = a[0];
+    for (int i = 1; i < LANES; i++)
+        top = a[i] > top ? a[i] : top;
+    return top;
+}
+#endif
+
+// Rows that lie together: `first` is where they begin among all keys of the sequence.
+typedef struct {
+    const float *keys, *values;
+    float *mass; // [R, capacity]
+    int64_t first, rows, capacity;
+    int causal;
+} place;
+
+// Query rows of one part that are computed together; behind `count` of them is the last one again.
+typedef struct {
+    const float *q[ROWS];
+    float *out[ROWS];
+    int64_t row[ROWS], new_row[ROWS]; // among the part's query rows, and among new rows
+    int count;
+} tile;
+
+HELPER int64_t rows_of(const avl_prompt *prompt) { return prompt->group * prompt->step->rows; }
+
+HELPER void find_places(const avl_step *step, int64_t part, place places[3])
+{
+    int64_t sequence = part / step->kv_heads, d = step->head_dim, r = step->weightings;
+    int64_t active = step->active_len[sequence], parked = step->parked_len[sequence];
+    int64_t a = part * step->active, p = part * step->parked, n = part * step->rows;
+    places[0] = (place){step->k_active + a * d, step->v_active + a * d, step->mass_active + a * r,
+                        0, active, step->active, 0};
+    places[1] = (place){step->k_parked + p * d, step->v_parked + p * d, step->mass_parked + p * r,
+                        active, parked, step->parked, 0};
+    places[2] = (place){step->k_new + n * d, step->v_new + n * d, step->mass_new + n * r,
+                        active + parked, step->rows, step->rows, 1};
+}
+
+// How many of `keys` keys of a place, from `from` on, a new row's queries see.
+HELPER int64_t seen_by(const place *of, int64_t from, int64_t keys, int64_t new_row)
+{
+    return of->causal ? most(0, least(keys, new_row + 1 - from)) : keys;
+}
+
+// [keys, d] -> [d, KEYS], with zeros behind the keys.
+HELPER void pack(const float *restrict keys, int64_t count, int64_t d, float *restrict to)
+{
+    if (count < KEYS)
+        memset(to, 0, (size_t)(d * KEYS) * sizeof(float));
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4) {
+        const float *from = keys + j * d;
+        int64_t i = 0;
+        for (; i + 4 <= d; i += 4) {
+            quad a = *(const quad *)(from + i), b = *(const quad *)(from + d + i);
+            quad c = *(const quad *)(from + 2 * d + i), e = *(const quad *)(from + 3 * d + i);
+            quad ab = SHUFFLED(a, b, 0, 4, 1, 5), ce = SHUFFLED(c, e, 0, 4, 1, 5);
+            quad high_ab = SHUFFLED(a, b, 2, 6, 3, 7), high_ce = SHUFFLED(c, e, 2, 6, 3, 7);
+            float *at = to + i * KEYS + j;
+            *(quad *)at = SHUFFLED(ab, ce, 0, 1, 4, 5);
+            *(quad *)(at + KEYS) = SHUFFLED(ab, ce, 2, 3, 6, 7);
+            *(quad *)(at + 2 * KEYS) = SHUFFLED(high_ab, high_ce, 0, 1, 4, 5);
+            *(quad *)(at + 3 * KEYS) = SHUFFLED(high_ab, high_ce, 2, 3, 6, 7);
+        }
+        for (; i < d; i++)
+            for (int64_t k = 0; k < 4; k++)
+                to[i * KEYS + j + k] = from[k * d + i];
+    }
+    for (; j < count; j++)
+        for (int64_t i = 0; i < d; i++)
+            to[i * KEYS + j] = keys[j * d + i];
+}
+
+// scores[r, j] = scale * q[r] . key j, for the first `count` keys or a few more.
+HELPER void score(const tile *of, const float *restrict packed, int64_t d, int64_t count,
+                  float scale, float scores[ROWS][KEYS])
+{
+    for (int64_t j = 0; j < count; j += WIDE * LANES) {
+        lanes sum[ROWS][WIDE] = {0};
+        for (int64_t i = 0; i < d; i++) {
+            lanes key[WIDE];
+            EACH_WIDE(x, WIDE) key[x] = *(const lanes *)(packed + i * KEYS + j + x * LANES);
+            EACH_ROW(r) EACH_WIDE(x, WIDE) sum[r][x] += of->q[r][i] * key[x];
+        }
+        EACH_ROW(r) EACH_WIDE(x, WIDE) *(lanes *)(scores[r] + j + x * LANES) = scale * sum[r][x];
+    }
+}
+
+// Adds a row to a tile: new row `new_row` of the group's head `head`.
+HELPER void add_row(const avl_prompt *prompt, tile *to, int64_t part, float *out, int64_t new_row,
+                    int64_t head)
+{
+    const int64_t d = prompt->step->head_dim, s = prompt->step->rows, g = prompt->group;
+    const int64_t at = (head * s + new_row) * d;
+    to->row[to->count] = new_row * g + head;
+    to->new_row[to->count] = new_row;
+    to->q[to->count] = prompt->step->q + part * g * s * d + at;
+    to->out[to->count++] = out + at;
+}
+
+HELPER void repeat_last_row(tile *to)
+{
+    for (int r = to->count; r < ROWS; r++) {
+        to->q[r] = to->q[to->count - 1];
+        to->out[r] = to->out[to->count - 1];
+    }
+}
+
+// Query rows [first, end) of a part, as many as a tile has; `out` is the part's.
+HELPER tile tile_at(const avl_prompt *prompt, int64_t part, float *out, int64_t first, int64_t end)
+{
+    tile made = {.count = 0};
+    int64_t new_row = first / prompt->group, head = first % prompt->group;
+    for (int64_t row = first; row < end && made.count < ROWS; row++) {
+        add_row(prompt, &made, part, out, new_row, head);
+        if (++head == prompt->group)
+            head = 0, new_row++;
+    }
+    repeat_last_row(&made);
+    return made;
+}
+
+#endif
