@@ -53,9 +53,12 @@ def candidate(policy: str) -> Candidate:
 CANDIDATES = {name: candidate(name) for name in ("dense", "avl", "avl:core=0.1,refresh=8")}
 
 
-def attention_session(threads: int, batch: int, kernels: bool) -> ort.InferenceSession:
+def attention_session(
+    threads: int, batch: int, kernels: bool, *, one_row: bool = True
+) -> ort.InferenceSession:
     """The attention nodes of all layers, each with a cache of its own."""
-    sizes = {"B": batch, "H": HEADS, "Hkv": KV_HEADS, "D": HEAD_DIM, "S": 1}
+    sizes = {"B": batch, "H": HEADS, "Hkv": KV_HEADS, "D": HEAD_DIM}
+    sizes |= {"S": 1} if one_row else {}
     elements = {"T": TensorProto.FLOAT, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
     shared = {"q", "k_new", "v_new", "row_weights", "parked_len", "active_len"}
     given: dict[str, Any] = {}
