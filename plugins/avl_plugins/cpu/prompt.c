@@ -9,6 +9,8 @@
 #include <float.h>
 #include <math.h>
 
+enum { LINE = 16 }; // numbers that a cache reads at a time
+
 // The greatest of KEYS numbers.
 HELPER float greatest_of(const float *of)
 {
@@ -90,6 +92,13 @@ HELPER void attend_tile(const avl_prompt *prompt, const tile *of, const place *i
     add_values(of, weights, shrink, in->values + from * d, d, count);
 }
 
+// Begin to read numbers [begin, end), into the second cache.
+HELPER void fetch(const float *from, int64_t begin, int64_t end)
+{
+    for (int64_t i = begin; i < end; i += LINE)
+        __builtin_prefetch(from + i, 0, 2);
+}
+
 HELPER void attend_keys(const avl_prompt *prompt, int64_t task, int64_t d)
 {
     const avl_step *step = prompt->step;
@@ -117,6 +126,11 @@ HELPER void attend_keys(const avl_prompt *prompt, int64_t task, int64_t d)
             pack(in->keys + from * d, keys, d, packed);
             for (int64_t row = first; row < end; row += ROWS) {
                 const tile of = tile_at(prompt, part, out, row, end);
+                // The tiles of this block ask for the next one, each for its share.
+                const int64_t asked = (row - first) * KEYS * d / (end - first);
+                const int64_t ask = least(KEYS * d, asked + ROWS * KEYS * d / (end - first));
+                fetch(in->keys + (from + KEYS) * d, asked, ask);
+                fetch(in->values + (from + KEYS) * d, asked, ask);
                 attend_tile(prompt, &of, in, from, keys, packed, d, tops, sums);
             }
         }
