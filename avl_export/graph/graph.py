@@ -6,6 +6,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript.optimizer import _constant_folding
 
+from avl_export.graph.answers import open_answers
 from avl_export.graph.flatten import flatten_rows
 from avl_export.graph.linears import join_linears
 from avl_export.graph.trace import Traced
@@ -43,6 +44,7 @@ def finish(traced: Traced) -> ir.Model:
     if traced.heads:
         _attach_function(model, traced.heads)
     join_linears(model)
+    open_answers(model.graph)
     return model
 
 

@@ -21,7 +21,9 @@ POSITIONS = "position_ids"
 WEIGHTS = "row_weights"  # of new rows in each mass
 # and its first output:
 STATE = "hidden_out"  # states after its last layer
-LOGITS = "logits"  # in place of them, of the last row, where the segment ends the decoder
+LOGITS = "logits"  # in place of them, of the last rows, where the segment ends the decoder
+# and an input of that segment which need not be given:
+LOGITS_FROM = "logits_from"  # the first row that has logits, counted from the end; -1 is the last
 # Of a layer:
 DEEPSTACK = "deepstack"  # an input of some layers, added to what they put out
 TAP = "layer_out"  # what a layer puts out, for checks alone: no output of a package's graphs
@@ -40,6 +42,7 @@ DEEPSTACK_FEATURES = "deepstack_features"  # [K, tokens, C]
 # Sizes of a decoder graph that may change.
 BATCH = "batch"
 NEW = "seq"  # new rows
+ANSWERED = "logit_rows"  # new rows that have logits: 1 where nobody says otherwise
 WEIGHTINGS = "weightings"  # masses of a key; ONNX Runtime is given none where nobody reads them
 MOST_WEIGHTINGS = 2  # the attention of the last query row, and that of all text rows
 
@@ -233,14 +236,18 @@ class Segment:
             *(self._of_op(kind, i) for i in self._among(layers) for kind in self.kind(i).makes),
         )
 
+    def defaulted(self) -> tuple[Value, ...]:
+        """Inputs behind all others that need not be given; packages of before have none."""
+        return (Value(LOGITS_FROM, "int64", (1,)),) if self.ends else ()
+
     def taps(self) -> tuple[Value, ...]:
         """What the layers put out where that is not the first output itself."""
         tapped = self.layers if self.ends else self.layers[:-1]
         return tuple(self._states(named(TAP, i)) for i in tapped)
 
     def sizes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-        """Sizes that may change, by name, from the shapes of all inputs."""
-        return {
+        """Sizes that may change, by name, from the shapes of all inputs that must be given."""
+        return ({ANSWERED: 1} if self.ends else {}) | {
             name: size
             for value in self.inputs()
             for name, size in zip(value.shape, shapes[value.name], strict=True)
@@ -252,7 +259,7 @@ class Segment:
 
     def _result(self) -> Value:
         if self.ends:
-            return Value(LOGITS, "T", (BATCH, 1, self.dims.vocab_size))
+            return Value(LOGITS, "T", (BATCH, ANSWERED, self.dims.vocab_size))
         return self._states(STATE)
 
     def _states(self, name: str) -> Value:

@@ -89,6 +89,7 @@ def test_graphs_have_the_contract_names(master_package: Path) -> None:
         "k_parked.2",
         "v_parked.2",
         "parked_len.2",
+        "logits_from",
     ]
     assert [value.name for value in graph.output] == [
         "logits",

@@ -37,7 +37,8 @@ def check_graphs(folder: Path) -> None:
     for segment in manifest.segments:
         graph = onnx.load(package.file(segment.file), load_external_data=False).graph
         said = manifest.graph_of(segment)
-        for values, found in ((said.inputs(), graph.input), (said.outputs(), graph.output)):
+        given = (*said.inputs(), *said.defaulted())
+        for values, found in ((given, graph.input), (said.outputs(), graph.output)):
             wanted = [(value.name, types[value.dtype], value.shape) for value in values]
             assert declared(found) == wanted
     features = ["image_features", "deepstack_features"][: 1 + bool(manifest.deepstack_layers)]

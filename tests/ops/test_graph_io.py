@@ -82,7 +82,9 @@ def test_a_layer_has_the_tensors_of_its_kind(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_last_segment_gives_logits_of_the_last_row() -> None:
     segment = Segment(DIMS, 3, 4, deepstack=(), ends=True)
-    assert shown(segment.outputs([])) == ["logits T batch 1 50"]
+    assert shown(segment.outputs([])) == ["logits T batch logit_rows 50"]
+    assert shown(segment.defaulted()) == ["logits_from int64 1"]
+    assert Segment(DIMS, 2, 3, deepstack=(), ends=False).defaulted() == ()
     assert segment.result == "logits"
     assert shown(segment.taps()) == ["layer_out.3 T batch seq 24"]
 

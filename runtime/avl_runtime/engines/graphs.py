@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from avl_plugins.bodies.compiled_function import compiled_attention_function
-from avl_plugins.graph_io import MOST_WEIGHTINGS, WEIGHTINGS, blocks, is_cached_rows, shared
+from avl_plugins.graph_io import (
+    ANSWERED,
+    LOGITS_FROM,
+    MOST_WEIGHTINGS,
+    WEIGHTINGS,
+    blocks,
+    is_cached_rows,
+    shared,
+)
 from avl_plugins.schema import DOMAIN, LINEARS, SPLIT_CACHE_ATTENTION
 from avl_runtime.package.engine_sets import ROW_BLOCK
 from avl_runtime.package.manifest import Dims
@@ -97,12 +105,17 @@ def _share_sizes(graph: onnx.GraphProto) -> None:
     """One name for the rows of all layers' caches, which are equal in a segment.
 
     A compiler then works sizes and masks out once, and not for every layer anew. Engines are always
-    given both weightings of rows.
+    given both weightings of rows, and give logits of the last one.
     """
+    taken = [value for value in graph.input if value.name != LOGITS_FROM]
+    del graph.input[:]
+    graph.input.extend(taken)
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == WEIGHTINGS:
                 dim.dim_value = MOST_WEIGHTINGS
+            elif dim.dim_param == ANSWERED:
+                dim.dim_value = 1
             elif dim.dim_param:
                 dim.dim_param = shared(dim.dim_param)
 

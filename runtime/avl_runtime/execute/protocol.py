@@ -78,7 +78,7 @@ class Pass(Protocol):
     """A run of a segment over a chunk, with all rows that its sequence holds.
 
     Attributes:
-        output: [n, C] hidden states, or of the last segment [1, V] logits of the last row.
+        output: [n, C] hidden states, or of the last segment [answers, V] logits of the last rows.
     """
 
     @property
@@ -202,6 +202,7 @@ class Executor(Protocol):
         chunk: new rows that a pass takes at most.
         most_rows: rows that a cache takes at most, None for any number.
         most_sequences: that a batch takes at most.
+        most_answers: last rows of a pass that may have logits; 1 where that is the last one alone.
         turn: held while something runs or rows move, where threads must take turns; reentrant.
         dtype: of rows as the host hands them over.
     """
@@ -209,6 +210,7 @@ class Executor(Protocol):
     chunk: int
     most_rows: int | None
     most_sequences: int
+    most_answers: int
     turn: AbstractContextManager[Any]
 
     @property
@@ -232,6 +234,7 @@ class Executor(Protocol):
         *,
         last: bool,
         parked: bool = True,
+        answers: int = 1,
     ) -> Pass:
         """Run a segment over a chunk of one sequence of a cache.
 
@@ -240,6 +243,7 @@ class Executor(Protocol):
             logits: which of them somebody reads.
             last: whether it is the last chunk, after which only steps may come.
             parked: whether parked rows are read, as prompts do, or left out.
+            answers: of how many rows, the last ones, the last segment gives logits.
         """
         ...
 

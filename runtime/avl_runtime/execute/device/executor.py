@@ -32,6 +32,7 @@ class DeviceExecutor:
         self.chunk = backend.limits.prompt_rows
         self.most_rows: int | None = backend.limits.cache_rows
         self.most_sequences = backend.limits.batch
+        self.most_answers = 1  # engines have no input that says which rows shall have logits
         # The stream, the buffers that rows pass through and the engines' own are one for all.
         self.turn: AbstractContextManager[Any] = threading.RLock()
         self._stepped = Stepped()
@@ -63,7 +64,12 @@ class DeviceExecutor:
         *,
         last: bool,
         parked: bool = True,
+        answers: int = 1,
     ) -> DevicePass:
+        if answers != 1:
+            raise ValueError(
+                f"expected logits of the last row alone, found {answers} rows asked for"
+            )
         mine = on_device(cache)
         return DevicePass(self.backend, segment, chunk, weights, mine, seq, parked=parked)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from avl_plugins import graph_io
 from avl_plugins.graph_io import (
     ACTIVE,
+    ANSWERED,
     BATCH,
     CACHED,
     MADE,
@@ -89,7 +90,7 @@ class Outputs:
             OutOfDeviceMemoryError: they do not fit.
         """
         batch, rows = sizes
-        known = {BATCH: batch, NEW: rows, WEIGHTINGS: MOST_WEIGHTINGS}
+        known = {BATCH: batch, NEW: rows, ANSWERED: 1, WEIGHTINGS: MOST_WEIGHTINGS}
         for kind, rooms in ((ACTIVE, active), (PARKED, parked)):
             known |= {
                 kind.rows(layer): room for layer, room in zip(graph.layers, rooms, strict=True)

@@ -22,6 +22,7 @@ from avl_runtime.kv.sight import Masses
 from avl_runtime.package.manifest import Manifest
 
 CHUNK = 256  # rows; longer chunks are slower on a CPU and hold more scores at once
+ANSWERS = 16  # rows of which the largest logits are found by codes of 8 bits (cpu/ort_logits.c)
 
 
 class HostExecutor:
@@ -33,6 +34,7 @@ class HostExecutor:
     def __init__(self, backend: HostBackend, manifest: Manifest) -> None:
         self.backend, self.manifest = backend, manifest
         self.chunk = CHUNK
+        self.most_answers = ANSWERS if backend.answers_rows else 1
         # Each thread has buffers and caches of its own, and sessions may be run by several.
         self.turn: AbstractContextManager[Any] = nullcontext()
 
@@ -68,6 +70,7 @@ class HostExecutor:
         *,
         last: bool,
         parked: bool = True,
+        answers: int = 1,
     ) -> HostPass:
         dtype, ids = self.backend.dtype, np.ascontiguousarray(chunk.position_ids)
         bound = self.backend.bind(
@@ -76,6 +79,7 @@ class HostExecutor:
             ids if len(ids) == 1 else ids[:, None],
             weights,
             [np.ascontiguousarray(added[None], dtype) for added in chunk.deepstack],
+            answers,
         )
         seen = cache if cache.batch == 1 else cache.window(seq)
         bound.run(seen, seen.parked_len if parked else None, logits=logits, ends=last)

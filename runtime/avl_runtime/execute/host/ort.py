@@ -23,9 +23,11 @@ from avl_plugins.cpu.logits import Wanted
 from avl_plugins.cpu.refresh import Refresh
 from avl_plugins.graph_io import (
     ACTIVE,
+    ANSWERED,
     BATCH,
     DEEPSTACK,
     HIDDEN,
+    LOGITS_FROM,
     MADE,
     NEW,
     PARKED,
@@ -82,6 +84,8 @@ class OrtBackend:
             ]
         for session, part in zip(self._sessions, manifest.segments, strict=True):
             check_segment(session, part, manifest)
+        given = {one.name for one in self._sessions[-1].get_overridable_initializers()}
+        self.answers_rows = LOGITS_FROM in given
         self._files = manifest.encoders
         self._host = host() if self.dtype == np.float32 else None
 
@@ -126,12 +130,15 @@ class OrtBackend:
         position_ids: NDArray[np.int64],
         row_weights: NDArray[np.float32],
         deepstack: Sequence[NDArray[Any]],
+        answers: int = 1,
     ) -> OrtBoundSegment:
         graph = self._graphs[segment]
         layers = zip(graph.deepstack, deepstack, strict=True)
         added = {named(DEEPSTACK, layer): array for layer, array in layers}
         inputs = {HIDDEN: hidden, POSITIONS: position_ids, WEIGHTS: row_weights, **added}
-        return OrtBoundSegment(self._sessions[segment], graph, self._host, inputs)
+        if graph.ends and answers > 1:
+            inputs[LOGITS_FROM] = np.array([-answers])
+        return OrtBoundSegment(self._sessions[segment], graph, self._host, inputs, answers)
 
 
 def _register_kernels(options: ort.SessionOptions) -> None:
@@ -163,14 +170,14 @@ class OrtBoundSegment:
         graph: graph_io.Segment,
         host: Host | None,
         inputs: dict[str, NDArray[Any]],
+        answers: int,
     ) -> None:
         batch, rows, _ = inputs[HIDDEN].shape
         dtype, dims = inputs[HIDDEN].dtype, graph.dims
         heads, count = dims.num_kv_heads, len(graph.layers)
-        result, keys, *_ = (
-            value.sized({BATCH: batch, NEW: rows, WEIGHTINGS: 0, ACTIVE.name: 0, PARKED.name: 0})
-            for value in graph.outputs(graph.layers[:1])
-        )
+        sizes = {BATCH: batch, NEW: rows, ANSWERED: answers, WEIGHTINGS: 0}
+        sizes |= {ACTIVE.name: 0, PARKED.name: 0}
+        result, keys, *_ = (value.sized(sizes) for value in graph.outputs(graph.layers[:1]))
         self.output = np.empty(result, dtype)
         self.k_new = np.empty((count, *keys), dtype)
         self.v_new = np.empty_like(self.k_new)

@@ -20,7 +20,7 @@ class BoundSegment(Protocol):
     L is the segment's number of layers. Buffers are overwritten by the next run.
 
     Attributes:
-        output: [B, S, C] hidden states, or [B, 1, V] logits of the last row.
+        output: [B, S, C] hidden states, or [B, answers, V] logits of the last rows.
         k_new, v_new: [L, B, Hkv, S, D].
         mass_active, mass_parked, mass_new: weighted by `row_weights`; see `kv.sight.Masses`.
     """
@@ -65,7 +65,15 @@ class BoundSegment(Protocol):
 
 
 class HostBackend(Backend, Protocol):
-    """A backend whose decoder segments read and write NumPy arrays."""
+    """A backend whose decoder segments read and write NumPy arrays.
+
+    Attributes:
+        answers_rows: whether the last segment can give logits of several rows; graphs of older
+            packages give the last row's alone.
+    """
+
+    @property
+    def answers_rows(self) -> bool: ...
 
     def bind(
         self,
@@ -74,6 +82,7 @@ class HostBackend(Backend, Protocol):
         position_ids: Ints,
         row_weights: NDArray[np.float32],
         deepstack: Sequence[NDArray[Any]],
+        answers: int = 1,
     ) -> BoundSegment:
         """Bind segment number `segment` to its input buffers.
 
@@ -82,5 +91,6 @@ class HostBackend(Backend, Protocol):
             position_ids: [B, S], or [3, B, S] for M-RoPE.
             row_weights: [B, R, S] of R masses: 2, or 1 if nobody reads that of text rows.
             deepstack: [B, S, C] for each of the segment's deepstack layers.
+            answers: of how many rows, the last ones, the last segment gives logits.
         """
         ...
