@@ -270,6 +270,12 @@ def test_what_engines_were_not_built_for(make: Make, limits: Limits, says: str) 
     assert "\n" not in str(error.value)
 
 
+def test_drafts_that_engines_could_not_check_are_refused(make: Make) -> None:
+    model, _ = make()
+    with pytest.raises(AvlError, match="prompt_lookup: expected graphs that give logits of sev"):
+        ask(model, "dense", 4, prompt_lookup=4)
+
+
 @pytest.mark.parametrize("foreign", ["host", "device"])
 def test_conversations_of_another_engine_are_refused(
     make: Make, tiny: LVLM, tiny_package: Path, tmp_path: Path, foreign: str

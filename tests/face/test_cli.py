@@ -21,6 +21,7 @@ from avl_runtime.cli import run
 from avl_runtime.cli.output import as_json, stats_lines
 from avl_runtime.generate.results import (
     DeviceBytes,
+    Drafts,
     Logprob,
     Result,
     Stats,
@@ -42,6 +43,9 @@ KEYS = [
     "decode_ms_per_token",
     "kv_bytes",
     "kv_bytes_dense",
+    "drafted",
+    "accepted",
+    "drafts",
     "peak_rss_bytes",
     "device_bytes",
 ]
@@ -109,6 +113,8 @@ def test_options_that_are_not_given_are_left_to_the_package(model: FakeModel) ->
                 "--presence-penalty",
                 "1",
                 "--frequency-penalty=-0.5",
+                "--prompt-lookup",
+                "7",
             ]
         )
         == 0
@@ -122,6 +128,7 @@ def test_options_that_are_not_given_are_left_to_the_package(model: FakeModel) ->
         "frequency_penalty": -0.5,
         "logit_bias": {5: -1.5, 7: 2.0},
         "logprobs": 3,
+        "prompt_lookup": 7,
     }
 
 
@@ -138,6 +145,17 @@ def test_log_probabilities_are_valid_json() -> None:
         "top": ({"token_id": 6, "text": "b", "logprob": -9999.0},),
     }
     assert "seed:     9" in stats_lines(stats)
+
+
+def test_drafts_are_told_by_source() -> None:
+    plain = Stats("dense", "ort-cpu", 150, 144, 9, 20.0, 2.5, 1000, 4_000_000, 5_000_000)
+    drafted = replace(plain, drafts=(Drafts("prompt lookup", 8, 6),))
+    line = "drafts:   8 tokens by prompt lookup, 6 accepted, 75 %"
+    assert line in stats_lines(drafted).splitlines()
+    assert "drafts:" not in stats_lines(plain)
+    told = as_json(Result("a", (5,), "eos", None, drafted, (), ()))
+    assert (told["drafted"], told["accepted"]) == (8, 6)
+    assert told["drafts"] == {"prompt lookup": {"drafted": 8, "accepted": 6}}
 
 
 def test_device_memory_is_told_by_what_it_is_for() -> None:

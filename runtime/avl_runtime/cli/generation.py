@@ -23,6 +23,7 @@ NAMES = (
     "seed",
     "stop",
     "logprobs",
+    "prompt_lookup",
 )
 
 PACKAGE = "(default: the package's)"
@@ -97,6 +98,13 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         help="with --json: each token's log probability, and the N likeliest ones",
+    )
+    add(
+        "--prompt-lookup",
+        metavar="N",
+        type=int,
+        help="draft up to N tokens a step from what was said before, and check them at once; the "
+        "answer is the same (default: 0, off)",
     )
 
 

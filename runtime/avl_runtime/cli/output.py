@@ -41,6 +41,11 @@ def as_json(result: Result) -> dict[str, Any]:
         "decode_ms_per_token": stats.decode_ms_per_token,
         "kv_bytes": stats.kv_bytes,
         "kv_bytes_dense": stats.kv_bytes_dense,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "drafts": {
+            one.source: {"drafted": one.drafted, "accepted": one.accepted} for one in stats.drafts
+        },
         "peak_rss_bytes": stats.peak_rss_bytes,
         "device_bytes": None if stats.device_bytes is None else asdict(stats.device_bytes),
         **noted,
@@ -75,6 +80,9 @@ def stats_lines(stats: Stats) -> str:
         ),
         ("peak RSS", size_text(stats.peak_rss_bytes)),
     ]
+    for one in stats.drafts:
+        told = f"{one.drafted} tokens by {one.source}, {one.accepted} accepted"
+        lines.insert(3, ("drafts", told + _share(one.accepted, one.drafted)))
     if stats.seed is not None:
         lines.insert(1, ("seed", str(stats.seed)))
     held = stats.device_bytes

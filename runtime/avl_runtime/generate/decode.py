@@ -11,6 +11,7 @@ from avl_plugins.logits import Logits
 from avl_plugins.policies import Action, Tokens
 from avl_runtime.execute.protocol import Batch, Executor, Step
 from avl_runtime.generate.choices import after_step, text_after_step
+from avl_runtime.generate.prefill import verify
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.embedding import Embedding
@@ -109,6 +110,24 @@ class Decoder:
                 each.settled = each.length
         self._steps_left -= 1
         return found
+
+    def verify(
+        self, sequence: Sequence, tokens: abc.Sequence[int], logits: Logits, steps: int
+    ) -> NDArray[np.float32]:
+        """One member's newest token in, and drafts behind it; the logits [S, V] behind each.
+
+        The caller takes back the rows of drafts that were wrong, before the next step.
+
+        Args:
+            tokens: S of them, after none of which but the last an action decides.
+            logits: which of them somebody reads.
+            steps: how many tokens the longest of all members may still get.
+        """
+        self._steps_left = min(self._steps_left, steps)
+        for cache in sequence.caches:
+            cache.make_room(self._steps_left, len(tokens))
+        hidden = self._embedding.lookup(np.asarray(tokens, np.int64))
+        return verify(sequence, self._manifest, hidden, tokens, logits)
 
     def placement(self, sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which image tokens of a member are active, and which parked, in every layer.

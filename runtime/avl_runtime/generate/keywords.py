@@ -32,6 +32,7 @@ class OptionKeywords(TypedDict, total=False):
     begin_suppress_tokens: Sequence[int] | None
     logprobs: int | None
     skip_special_tokens: bool | None
+    prompt_lookup: int | None
 
 
 class TurnKeywords(OptionKeywords, total=False):

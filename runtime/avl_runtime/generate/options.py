@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avl_plugins.errors import quoted
+from avl_runtime.generate.drafts import MOST_DRAFTS
 from avl_runtime.generate.sampling import Sampler
 from avl_runtime.package.generation_defaults import NEUTRAL, GenerationDefaults
 from avl_runtime.prompts.option_values import OptionError, flag, id_lists, ids, number, real, whole
@@ -50,6 +51,8 @@ class Options:
             notes nothing.
         skip_special_tokens: leave special tokens out of the reply's text, which models write around
             places in a picture; an end token is no part of it in any case. True by default.
+        prompt_lookup: tokens that a step may draft from what the conversation holds already, at
+            most 15; 0 is off. The reply is the same, and comes sooner where it repeats something.
 
     Raises:
         OptionError: a value is of the wrong type or out of range.
@@ -75,6 +78,7 @@ class Options:
     begin_suppress_tokens: Sequence[int] | None = None
     logprobs: int | None = None
     skip_special_tokens: bool | None = None
+    prompt_lookup: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -124,6 +128,7 @@ class Options:
         }
         named |= {"max_new_tokens": MAX_NEW_TOKENS, "presence_penalty": 0.0}
         named |= {"frequency_penalty": 0.0, "logit_bias": {}, "skip_special_tokens": True}
+        named |= {"prompt_lookup": 0}
         if self.min_new_tokens is not None:
             named["min_length"] = 0  # `generate` lets the newer of the two settings win
         # A package's own does not refuse a shorter reply, which then does not end before its limit.
@@ -195,7 +200,12 @@ def _token_id(name: str, value: object) -> int:
     return whole(name, value)
 
 
+def _drafts(name: str, value: object) -> int:
+    return whole(name, value, note="0 is off", most=MOST_DRAFTS)
+
+
 _LISTS: dict[str, Any] = {
+    "prompt_lookup": _drafts,
     "stop": _stops,
     "logit_bias": _bias,
     "bad_words_ids": id_lists,

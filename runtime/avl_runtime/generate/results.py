@@ -48,6 +48,15 @@ class TokenLogprobs(Logprob):
 
 
 @dataclass(frozen=True, slots=True)
+class Drafts:
+    """How many tokens a source drafted for a reply, and how many of them the model accepted."""
+
+    source: str
+    drafted: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Measured on the request itself; times are wall time in milliseconds.
 
@@ -55,7 +64,7 @@ class Stats:
     `kv_bytes_dense` what dense attention would hold at the same point. In a batch both are the
     sequence's equal share. `device_bytes`, of all conversations that are alive, is None where
     caches are in the host's memory. `seed` is that of the draws, or the one asked for; None where
-    nothing is drawn.
+    nothing is drawn. `drafts` has an entry for each source that was asked for drafts.
     """
 
     policy: str
@@ -70,6 +79,17 @@ class Stats:
     peak_rss_bytes: int
     device_bytes: DeviceBytes | None = None
     seed: int | None = None
+    drafts: tuple[Drafts, ...] = ()
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that all sources drafted."""
+        return sum(one.drafted for one in self.drafts)
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that became part of the reply."""
+        return sum(one.accepted for one in self.drafts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,13 @@ class Sequence:
         """What decides after the step that `step` now counts."""
         return tuple([action for action in self._at_steps if action.due(self.step)])
 
+    def undecided(self, most: int) -> int:
+        """How many of the next `most` steps come before one after which an action decides."""
+        for ahead in range(most):
+            if any(action.due(self.step + 1 + ahead) for action in self._at_steps):
+                return ahead
+        return most
+
     def room_left(self) -> int:
         """Tokens that the model's context and the caches' largest room can still take."""
         left = self._manifest.dims.max_positions - self.length

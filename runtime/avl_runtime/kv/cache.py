@@ -264,15 +264,20 @@ class SegmentCache:
             self.mass[layers, seqs, :, self.active_len] = 0 if mass is None else mass
         self.active_len += 1
 
-    def make_room(self, steps: int) -> None:
-        """Have room for one more row of every sequence, in arrays of this cache alone.
+    def make_room(self, steps: int, rows: int = 1) -> None:
+        """Have room for more rows of every sequence, in arrays of this cache alone.
 
         Args:
             steps: how many more rows may come, a bound on the room to allocate.
+            rows: how many come now.
         """
         self.own()
         both = enumerate(zip(self.tops, self.rooms, strict=True))
-        full = {layer: top + room(top, steps) for layer, (top, held) in both if top >= held}
+        full = {
+            layer: top + max(rows, room(top, steps))
+            for layer, (top, held) in both
+            if top + rows > held
+        }
         if full:
             self._renew(full)
 

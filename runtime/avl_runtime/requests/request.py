@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Several
+
 import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
-from avl_plugins.policies import Policy
+from avl_plugins.policies import Policy, Tokens
+from avl_runtime.generate.drafts import NO_TEXT, PromptLookup
 from avl_runtime.generate.options import MAX_NEW_TOKENS, Options
 from avl_runtime.generate.reply import Reply
-from avl_runtime.generate.results import DeviceBytes, Placement, Result, Stats
+from avl_runtime.generate.results import DeviceBytes, Drafts, Placement, Result, Stats
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.machine.memory import peak_rss_bytes
-from avl_runtime.prompts.option_values import flag
+from avl_runtime.prompts.option_values import OptionError, flag
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.requests.loaded import Loaded
 
@@ -23,7 +26,8 @@ class Request:
     Attributes:
         reply: what has been generated.
         error: what ended it, instead of a result.
-        fresh: text of the last step, "" where none became certain.
+        fresh: text of the last step, "" where none became certain; the runner clears it.
+        steps: tokens that came after the first.
         submitted: whether a runner has been given it; it runs once.
         kept: whether its rows stay when it is done, for the conversation to go on.
     """
@@ -63,6 +67,7 @@ class Request:
         self.prefill_s = self.decode_s = 0.0
         self.steps = 0
         self._most = options.max_new_tokens or MAX_NEW_TOKENS
+        self._lookup = self._drafts(options.prompt_lookup or 0)
         self._limit = 0
         self._read = 0
         self._result: Result | None = None
@@ -99,10 +104,77 @@ class Request:
         self._read = self.sequence.length
         # A reply's last token needs no row of its own, hence one more than the context has room.
         self._limit = min(self._most, self.sequence.room_left() + 1)
+        if self._lookup is not None:
+            known = np.where(self.sequence.image_mask, NO_TEXT, self.sequence.token_ids)
+            self._lookup.add(known.tolist())
 
     def take(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token from logits [V]."""
-        self.fresh = self.reply.take(logits, self.sequence.token_ids, self._limit)
+        self._take(logits, self.sequence.token_ids)
+
+    def drafted(self) -> list[int]:
+        """Tokens that may follow the newest one, to be checked with it in one run; often none."""
+        if self._lookup is None:
+            return []
+        rows = min(self.steps_left, self._lookup.most + 1)
+        return self._lookup.draft(self.sequence.undecided(rows) - 1)
+
+    def check(self, drafted: Several[int], logits: NDArray[np.float32]) -> None:
+        """Choose tokens as long as they are those that were drafted, and one more.
+
+        Each is chosen as without drafts, from the same logits and by the same draw, so that a
+        draft changes no token. For a draft that is one token and no distribution, that accepts as
+        often as the rejection rule of speculative sampling (arXiv 2211.17192), which is to say
+        with the token's own probability.
+
+        Args:
+            drafted: tokens whose rows the sequence holds, behind that of the newest one.
+            logits: [1 + drafts, V], behind each of these rows.
+        """
+        if self._lookup is None:
+            raise RuntimeError("expected drafts of this request, found one that asks for none")
+        sequence = self.sequence
+        begun = sequence.length - len(drafted)
+        history = sequence.token_ids[:begun]
+        accepted = 0
+        for row, draft in zip(logits, (*drafted, None), strict=True):
+            self.steps += 1
+            self._take(row, history)
+            if self.reply.token_ids[-1] != draft:
+                break
+            accepted += 1
+            if self.reply.finish_reason is not None:
+                break
+            history.append(draft)
+        self._lookup.count(len(drafted), accepted)
+        sequence.roll_back(len(history))
+
+    def _take(self, logits: NDArray[np.float32], history: list[int]) -> None:
+        self.fresh += self.reply.take(logits, history, self._limit)
+        if self._lookup is not None:
+            self._lookup.add(self.reply.token_ids[-1:])
+
+    def _drafts(self, most: int) -> PromptLookup | None:
+        """What drafts tokens, if a caller wants at most so many.
+
+        Raises:
+            OptionError: they could not be checked.
+        """
+        if not most:
+            return None
+        if any(action.tokens is Tokens.TEXT for action in self.policy.actions()):
+            raise OptionError(
+                "prompt_lookup: expected a policy that drops no text, whose attention could not "
+                f"be taken back, found {self.policy}; leave one of the two out"
+            )
+        executor = self.loaded.executor
+        if executor.most_answers <= 1:
+            raise OptionError(
+                "prompt_lookup: expected graphs that give logits of several tokens, found "
+                f"{executor.name} and a package that give the last one's alone; leave it out, or "
+                "export again and run on ort-cpu"
+            )
+        return PromptLookup(min(most, executor.most_answers - 1))
 
     def note(self, placement: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> None:
         """Keep where image tokens are, for the result."""
@@ -136,7 +208,7 @@ class Request:
         reply, executor = self.reply, self.sequence.executor  # the model may have been closed
         if reply.finish_reason is None:
             raise RuntimeError("expected a reply that has come to its end")
-        used = executor.device_bytes()
+        used, look = executor.device_bytes(), self._lookup
         stats = Stats(
             policy=str(self.policy),
             backend=executor.name,
@@ -150,6 +222,7 @@ class Request:
             peak_rss_bytes=peak_rss_bytes(),
             device_bytes=None if used is None else DeviceBytes(**used),
             seed=reply.seed,
+            drafts=() if look is None else (Drafts(look.source, look.drafted, look.accepted),),
         )
         self._result = Result(
             reply.text,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError, quoted
 from avl_plugins.policies import Tokens
@@ -13,6 +17,18 @@ from avl_runtime.generate.prefill import Reading
 from avl_runtime.generate.results import Result
 from avl_runtime.requests.loaded import ClosedError, Loaded
 from avl_runtime.requests.request import CancelledError, Request, RequestError
+
+
+class _DecoderError(Exception):
+    """Holds what ended a run of the decoder, and so all requests; not one request's own error."""
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    try:
+        yield
+    except AvlError as error:
+        raise _DecoderError(error) from error
 
 
 class Runner:
@@ -216,23 +232,60 @@ class Runner:
         return joining
 
     def _decode(self) -> list[Request]:
+        """Check drafts, and run a step unless every request has got a token by its drafts."""
         begun = time.perf_counter()
-        running = list(self._running)
-        wanted = min(request.reply.reads for request in running)
+        running = left = list(self._running)
+        for request in running:
+            request.fresh = ""
         try:
+            checked = self._check_drafts(running)
+            for request, drafted, logits in checked:
+                request.check(drafted, logits)
+            if checked:
+                begun = self._note_time(running, begun)
+                self._let_go()
+                left = list(self._running)
+            if len(checked) < len(running):
+                self._run_step(left)
+                self._note_time(left, begun)
+        except _DecoderError as error:
+            self._end_all(left, error.args[0])
+        self._let_go()
+        return running
+
+    def _check_drafts(
+        self, running: list[Request]
+    ) -> list[tuple[Request, list[int], NDArray[np.float32]]]:
+        """Run the drafts of each request that has some: with these, and logits behind each."""
+        found = []
+        steps = max(request.steps_left for request in running)
+        for request in running:
+            drafted = request.drafted()
+            if drafted:
+                tokens = [request.reply.token_ids[-1], *drafted]
+                with _decoding():
+                    logits = self._decoder.verify(
+                        request.sequence, tokens, request.reply.reads, steps
+                    )
+                found.append((request, drafted, logits))
+        return found
+
+    def _run_step(self, running: list[Request]) -> None:
+        wanted = min(request.reply.reads for request in running)
+        with _decoding():
             logits = self._decoder.run([one.reply.token_ids[-1] for one in running], wanted)
-        except AvlError as error:
-            return self._end_all(running, error)
         for request, row in zip(running, logits, strict=True):
             if request.trace and any(a.tokens is Tokens.IMAGE for a in request.sequence.due()):
                 request.note(self._decoder.placement(request.sequence))
             request.steps += 1
             request.take(row)
-        spent = time.perf_counter() - begun
+
+    def _note_time(self, running: list[Request], begun: float) -> float:
+        """Count the time since `begun` as decoding, for requests that ran; the time now."""
+        now = time.perf_counter()
         for request in running:
-            request.decode_s += spent
-        self._let_go()
-        return running
+            request.decode_s += now - begun
+        return now
 
     def _end_all(self, requests: list[Request], error: BaseException) -> list[Request]:
         """End all that run, and more: a batch that stops half way leaves no cache whole."""
