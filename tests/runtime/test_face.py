@@ -241,6 +241,7 @@ def test_keywords_are_those_of_options() -> None:
         (lambda m: m.chat().send("What?", placeholder=True), "did you mean placeholders?"),
         (lambda m: m.chat().send("What?", policy="avl"), "expected a generation option"),
         (lambda m: Scheduler(m).add("What?", sytem="x"), "did you mean system?"),
+        (lambda m: Options(max_new_token=3), "did you mean max_new_tokens?"),
     ],
 )
 def test_a_misspelt_keyword_is_told_with_the_nearest(tiny: LVLM, call: Any, says: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,11 @@ class Options:
     skip_special_tokens: bool | None = None
     prompt_lookup: int | None = None
 
+    def __new__(cls, *values: Any, **named: Any) -> Options:
+        """Refuse a misspelt name, as the methods that generate do."""
+        cls._check_names(named)
+        return object.__new__(cls)
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -104,17 +109,21 @@ class Options:
         Raises:
             OptionError: as for the options themselves, or there is none of a name.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
         named = dict(given)
         base = named.pop("options", None)
         if not isinstance(base, cls | None):
             raise OptionError(f"options: expected Options, found {quoted(base)}; write Options(…)")
-        for name in named:
+        cls._check_names(named, beside)
+        return cls(**named) if base is None else dataclasses.replace(base, **named)
+
+    @classmethod
+    def _check_names(cls, given: Iterable[str], beside: Sequence[str] = ()) -> None:
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, [*known, *beside], 1)
                 way_out = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
                 raise OptionError(f"expected a generation option, found {quoted(name)}; {way_out}")
-        return cls(**named) if base is None else dataclasses.replace(base, **named)
 
     @classmethod
     def neutral(cls, max_new_tokens: int) -> Options:
