@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from attention_nodes import (
@@ -43,8 +42,7 @@ from attention_nodes import (
 from avl_plugins import cpu
 from avl_plugins.cpu.host import host
 from avl_plugins.cpu.refresh import Refresh
-from avl_runtime.bench.idle import wait_idle
-from avl_runtime.bench.surroundings import machine
+from avl_runtime.bench.surroundings import idle_surroundings
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.moves import exchange
 from avl_runtime.machine.huge_pages import huge_pages
@@ -225,15 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     if cpu.library() is None:
         parser.error("expected the compiled CPU kernels, found none; avl-doctor says why")
-    busy = wait_idle(parsed.idle_wait)
     shape = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
     report = {
         "shape": shape | {"visual_tokens": VISUAL, "text_tokens": TEXT},
-        "threads": parsed.threads,
-        "busy_before": busy,
-        "machine": machine(),
-        "onnxruntime": ort.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        **idle_surroundings(parsed.threads, parsed.idle_wait),
         "batches": {
             batch: measure(parsed.threads, int(batch), parsed.repeats)
             for batch in parsed.batches.split(",")

@@ -36,8 +36,7 @@ from avl_plugins import cpu
 from avl_plugins.bodies.function import linear_function
 from avl_plugins.cpu.host import host
 from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS, VERSION
-from avl_runtime.bench.idle import wait_idle
-from avl_runtime.bench.surroundings import machine
+from avl_runtime.bench.surroundings import idle_surroundings
 from avl_runtime.execute.host.ort_options import session_config
 from avl_runtime.machine.resources import cores
 from avl_runtime.package.quantization import Quantization
@@ -241,13 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     layer, rows = Layer(), [int(count) for count in parsed.rows.split(",")]
     report = {
         "layer": {"hidden": layer.hidden, "intermediate": layer.intermediate},
-        "threads": parsed.threads,
+        **idle_surroundings(parsed.threads, parsed.idle_wait),
         "rounds": parsed.rounds,
-        "busy_before": wait_idle(parsed.idle_wait),
-        "machine": machine(),
         "instructions": instructions,
-        "onnxruntime": ort.__version__,
-        "date": time.strftime("%Y-%m-%d"),
         "rows": {
             kind: measure(layer, BITS[kind], rows, parsed.threads, parsed.rounds)
             for kind in ("int4", "int8")

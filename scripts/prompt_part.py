@@ -33,8 +33,7 @@ from attention_nodes import (
     attention_session,
 )
 from avl_plugins import cpu
-from avl_runtime.bench.idle import wait_idle
-from avl_runtime.bench.surroundings import machine
+from avl_runtime.bench.surroundings import idle_surroundings
 from avl_runtime.machine.resources import cores
 
 PROMPT = VISUAL + TEXT
@@ -127,15 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     if cpu.library() is None:
         parser.error("expected the compiled CPU kernels, found none; avl-doctor says why")
-    busy = wait_idle(parsed.idle_wait)
     shape = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
     report = {
         "shape": shape | {"prompt": PROMPT, "chunk": CHUNK},
-        "threads": parsed.threads,
-        "busy_before": busy,
-        "machine": machine(),
-        "onnxruntime": ort.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        **idle_surroundings(parsed.threads, parsed.idle_wait),
         "rows": {
             rows: measure(parsed.threads, int(rows), parsed.repeats)
             for rows in parsed.rows.split(",")

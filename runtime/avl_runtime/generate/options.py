@@ -52,7 +52,7 @@ class Options:
         skip_special_tokens: leave special tokens out of the reply's text, which models write around
             places in a picture; an end token is no part of it in any case. True by default.
         prompt_lookup: tokens that a step may draft from what the conversation holds already, at
-            most 15; 0 is off. The reply is the same, and comes sooner where it repeats something.
+            most 15; 0 is off. The reply is the same; whether it comes sooner, `Stats` tells.
 
     Raises:
         OptionError: a value is of the wrong type or out of range.

@@ -19,6 +19,7 @@ from avl_plugins.policies import When
 from avl_runtime.execute.protocol import Chunk
 from avl_runtime.generate.choices import after_prompt, goes_on
 from avl_runtime.generate.sequence import RollbackError, Sequence
+from avl_runtime.kv.by_layer import LAST, TEXT
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.sight import by_position
 from avl_runtime.package.manifest import Manifest
@@ -233,7 +234,7 @@ def _run_chunks(
                 mass = by_position(cache, sequence.seq, masses, chunk.positions, sequence.length)
             if sequence.evicts:
                 cache.add_mass(sequence.seq, masses.mass_active)
-                fresh = masses.mass_new[:, :, :, 1]
+                fresh = masses.mass_new[:, :, :, TEXT]
         run.store(fresh)
         yield
     last = index == len(sequence.caches) - 1
@@ -246,7 +247,7 @@ def _row_weights(sequence: Sequence, positions: Ints, *, last: bool) -> NDArray[
     Where one of them is not wanted its weights are 0, which makes it cheap.
     """
     weights = np.zeros((1, 2, len(positions)), np.float32)
-    weights[0, 0, -1] = last
+    weights[0, LAST, -1] = last
     if sequence.evicts:
-        weights[0, 1] = ~sequence.image_mask[positions]
+        weights[0, TEXT] = ~sequence.image_mask[positions]
     return weights

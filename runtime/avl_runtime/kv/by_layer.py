@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Layers = tuple[int, int]  # the first, and one past the last
 
+# Of the R masses of a key: what the last query row gave it, and what all text query rows gave.
+LAST, TEXT = 0, 1
+
 
 def alike(counts: Sequence[object]) -> Iterator[Layers]:
     """Runs of layers whose `counts` are equal."""

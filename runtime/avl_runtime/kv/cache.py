@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_runtime.kv.by_layer import ByLayer, alike
+from avl_runtime.kv.by_layer import TEXT, ByLayer, alike
 from avl_runtime.kv.growth import resized, room
 
 Array = NDArray[Any]
@@ -291,7 +291,7 @@ class SegmentCache:
         lengths = self.active_len[:, seq].tolist()
         for first, last in alike(lengths):
             count = lengths[first]
-            self.mass[first:last, seq, :, :count] += masses.of((first, last), of, 1, count)
+            self.mass[first:last, seq, :, :count] += masses.of((first, last), of, TEXT, count)
 
     def settle(self) -> None:
         """Have every row where `moves` has put it, which on the host it already is."""

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from avl_plugins.cpu.host import Host
-from avl_runtime.kv.by_layer import ByLayer, Floats
+from avl_runtime.kv.by_layer import TEXT, ByLayer, Floats
 from avl_runtime.kv.cache import Array, SegmentCache
 from avl_runtime.kv.sight import Masses
-
-_TEXT = 1  # the row of R masses that holds what text rows gave
 
 
 def add(cache: SegmentCache, masses: Masses, gathers: Sequence[bool]) -> None:
@@ -27,7 +25,7 @@ def add(cache: SegmentCache, masses: Masses, gathers: Sequence[bool]) -> None:
 
 def fresh(masses: Masses | None) -> Floats | None:
     """What a step gave the row that it made, [L, B, Hkv]."""
-    return None if masses is None else masses.mass_new[:, :, :, _TEXT, 0]
+    return None if masses is None else masses.mass_new[:, :, :, TEXT, 0]
 
 
 class Adder:
@@ -74,7 +72,7 @@ class Adder:
         for layer, (received, given, new) in enumerate(
             zip(cache.mass, masses.mass_active, masses.mass_new, strict=True)
         ):
-            sources = received, given[:, :, _TEXT], new[:, :, _TEXT]
+            sources = received, given[:, :, TEXT], new[:, :, TEXT]
             for column, source in enumerate(sources):
                 table[layer, :, column] = address(source) + np.arange(batch) * source.strides[0]
             steps = (source.strides[1] // source.itemsize for source in sources[1:])

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_runtime.kv.by_layer import ByLayer, Floats, Layers, alike
+from avl_runtime.kv.by_layer import LAST, ByLayer, Floats, Layers, alike
 from avl_runtime.kv.cache import Ints, SegmentCache
 
 Mask = NDArray[np.bool_]
@@ -81,8 +81,8 @@ def core_and_parked(
         if masses is None:
             yield (first, last), positions, np.zeros(positions.shape, np.float32)
             continue
-        active = masses.mass_active.of((first, last), seq, 0, core).sum(1)
-        parked = masses.mass_parked.of((first, last), seq, 0, apart).sum(1)
+        active = masses.mass_active.of((first, last), seq, LAST, core).sum(1)
+        parked = masses.mass_parked.of((first, last), seq, LAST, apart).sum(1)
         yield (first, last), positions, np.concatenate([active, parked], 1)
 
 
@@ -100,11 +100,11 @@ def by_position(
     for layer, here in enumerate(mass):
         length, apart = cache.active_len[layer, seq], cache.parked_len[layer, seq]
         # A head may have dropped a token that another still holds: each adds its share.
-        active = masses.mass_active[layer][of, :, 0, :length] / heads
+        active = masses.mass_active[layer][of, :, LAST, :length] / heads
         np.add.at(here, cache.positions[layer, seq, :, :length], active)
-        parked = masses.mass_parked[layer][of, :, 0, :apart].mean(0)
+        parked = masses.mass_parked[layer][of, :, LAST, :apart].mean(0)
         here[cache.parked_positions[layer, seq, :apart]] = parked
-        here[new] = masses.mass_new[layer, of, :, 0].mean(0)
+        here[new] = masses.mass_new[layer, of, :, LAST].mean(0)
     return mass
 
 

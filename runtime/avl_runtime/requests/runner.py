@@ -258,11 +258,11 @@ class Runner:
     ) -> list[tuple[Request, list[int], NDArray[np.float32]]]:
         """Run the drafts of each request that has some: with these, and logits behind each."""
         found = []
-        steps = max(request.steps_left for request in running)
         for request in running:
             drafted = request.drafted()
             if drafted:
                 tokens = [request.reply.token_ids[-1], *drafted]
+                steps = max(each.steps_left for each in running)
                 with _decoding():
                     logits = self._decoder.verify(
                         request.sequence, tokens, request.reply.reads, steps
