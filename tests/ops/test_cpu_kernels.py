@@ -164,3 +164,21 @@ def test_kernels_of_another_version_are_refused(
     monkeypatch.setattr(cpu, "LIBRARY", other)
     with pytest.raises(OSError, match=r"other\.so: expected this version's CPU kernels"):
         host()
+
+
+@pytest.mark.parametrize("switch", [cpu.SWITCH, cpu.AMX_SWITCH])
+@pytest.mark.parametrize("value", ["OFF", "0", "off ", "no"])
+def test_a_switch_that_says_neither_on_nor_off(
+    monkeypatch: pytest.MonkeyPatch, switch: str, value: str
+) -> None:
+    monkeypatch.setenv(switch, value)
+    with pytest.raises(cpu.SwitchError, match=f"{switch}: expected on or off, found '{value}'"):
+        cpu.library()
+
+
+def test_switches_that_say_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = cpu.library()
+    for value in ("", "on"):
+        for switch in (cpu.SWITCH, cpu.AMX_SWITCH):
+            monkeypatch.setenv(switch, value)
+        assert cpu.library() == without

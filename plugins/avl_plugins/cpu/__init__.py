@@ -14,11 +14,31 @@ import os
 from pathlib import Path
 
 from avl_plugins.cpu.build import LIBRARY
+from avl_plugins.errors import AvlError, quoted
 
 SWITCH = "AVL_CPU_KERNELS"  # environment variable; "off" leaves the library alone
 AMX_SWITCH = "AVL_AMX"  # the same; "off" leaves AMX to others in sessions opened from then on
 
 
+class SwitchError(AvlError):
+    """An environment variable that switches kernels is neither on nor off."""
+
+
 def library() -> Path | None:
-    """The compiled library; None where there is none or it is switched off."""
-    return LIBRARY if os.environ.get(SWITCH) != "off" and LIBRARY.is_file() else None
+    """The compiled library; None where there is none or it is switched off.
+
+    Raises:
+        SwitchError: a switch has a value that says neither.
+    """
+    is_off = _is_off(SWITCH)
+    _is_off(AMX_SWITCH)  # which the library reads by itself
+    return LIBRARY if not is_off and LIBRARY.is_file() else None
+
+
+def _is_off(switch: str) -> bool:
+    value = os.environ.get(switch, "")
+    if value not in ("", "on", "off"):
+        raise SwitchError(
+            f"{switch}: expected on or off, found {quoted(value)}; write {switch}=off"
+        )
+    return value == "off"

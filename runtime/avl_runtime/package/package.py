@@ -163,7 +163,10 @@ def load_package(folder: str | Path) -> Package:
         raise PackageError(f"{path}: expected JSON, found {error}; export again") from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
-        raise PackageError(f"{path}: expected a format_version, found none; export again")
+        found = "none" if version is None else quoted(version)
+        raise PackageError(
+            f"{path}: expected a whole number as format_version, found {found}; export again"
+        )
     if version not in READ_VERSIONS:
         way_out = "update avl" if version > FORMAT_VERSION else "export again"
         raise PackageError(
