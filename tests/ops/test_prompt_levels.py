@@ -19,7 +19,7 @@ from ops.test_prompt_kernel import prompt_inputs
 from support.compiled import compiled, require
 
 _COUNTS = ("group", "parts", "blocks", "block", "spans", "span", "mass_spans", "mass_span")
-_MEMORY = ("wanted", "wanted_rows", "packed", "tops", "sums", "span_tops", "span_sums", "span_out")
+_MEMORY = ("wanted", "wanted_rows", "tops", "sums", "span_tops", "span_sums", "span_out")
 
 
 class Prompt(ctypes.Structure):
@@ -28,7 +28,8 @@ class Prompt(ctypes.Structure):
     _fields_ = [
         ("step", ctypes.POINTER(Step)),
         *((name, ctypes.c_int64) for name in _COUNTS),
-        *((name, ctypes.c_void_p) for name in (*_MEMORY, "memory")),
+        ("room", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("rooms", *_MEMORY, "memory")),
     ]
 
 
@@ -36,7 +37,7 @@ class Kernels(ctypes.Structure):
     """avl_prompt_kernels of prompt.h."""
 
     _fields_ = [
-        (name, ctypes.CFUNCTYPE(None, ctypes.POINTER(Prompt), ctypes.c_int64))
+        (name, ctypes.CFUNCTYPE(None, ctypes.POINTER(Prompt), ctypes.c_int64, ctypes.c_void_p))
         for name in ("attend", "merge", "sum_masses")
     ]
 
@@ -82,7 +83,7 @@ def ran(level: Level, arrays: Arrays) -> tuple[list[np.ndarray[Any, Any]], Promp
         (kernels.sum_masses, prompt.parts * prompt.mass_spans),
     ):
         for index in reversed(range(count)):
-            stage(at, index)
+            stage(at, index, prompt.rooms + 4 * prompt.room)
     level.free(prompt.memory)
     return outputs, prompt
 

@@ -9,8 +9,6 @@
 #include <float.h>
 #include <math.h>
 
-enum { LINE = 16 }; // numbers that a cache reads at a time
-
 // The greatest of KEYS numbers.
 HELPER float greatest_of(const float *of)
 {
@@ -74,7 +72,8 @@ HELPER void add_values(const tile *of, float weights[ROWS][KEYS], const float sh
 }
 
 HELPER void attend_tile(const avl_prompt *prompt, const tile *of, const place *in, int64_t from,
-                        int64_t keys, const float *packed, int64_t d, float *tops, float *sums)
+                        int64_t keys, const float *packed, const float *values, int64_t d,
+                        float *tops, float *sums)
 {
     int64_t count = seen_by(in, from, keys, of->new_row[of->count - 1]);
     if (!count)
@@ -89,17 +88,20 @@ HELPER void attend_tile(const avl_prompt *prompt, const tile *of, const place *i
         memcpy(weights[r], weights[of->count - 1], sizeof weights[r]);
         shrink[r] = shrink[of->count - 1];
     }
-    add_values(of, weights, shrink, in->values + from * d, d, count);
+    add_values(of, weights, shrink, values, d, count);
 }
 
-// Begin to read numbers [begin, end), into the second cache.
-HELPER void fetch(const float *from, int64_t begin, int64_t end)
+// A thread's memory: keys in the order in which they are read, and rows that were widened.
+typedef struct {
+    float *packed, *keys, *values;
+} room;
+
+HELPER room room_at(float *memory, int64_t d)
 {
-    for (int64_t i = begin; i < end; i += LINE)
-        __builtin_prefetch(from + i, 0, 2);
+    return (room){memory, memory + d * KEYS, memory + 2 * d * KEYS};
 }
 
-HELPER void attend_keys(const avl_prompt *prompt, int64_t task, int64_t d)
+HELPER void attend_keys(const avl_prompt *prompt, int64_t task, float *memory, int64_t d)
 {
     const avl_step *step = prompt->step;
     const int64_t span = task % prompt->spans, block = task / prompt->spans % prompt->blocks;
@@ -110,7 +112,7 @@ HELPER void attend_keys(const avl_prompt *prompt, int64_t task, int64_t d)
     float *out = alone ? step->out + part * rows * d : prompt->span_out + at * rows * d;
     float *tops = (alone ? prompt->tops : prompt->span_tops) + at * rows;
     float *sums = (alone ? prompt->sums : prompt->span_sums) + at * rows;
-    float *packed = prompt->packed + task * d * KEYS;
+    const room own = room_at(memory, d);
     for (int64_t row = first; row < end; row++) {
         tops[row] = -FLT_MAX;
         sums[row] = 0.0f;
@@ -123,15 +125,16 @@ HELPER void attend_keys(const avl_prompt *prompt, int64_t task, int64_t d)
         until = seen_by(in, 0, until, (end - 1) / prompt->group);
         for (int64_t from = most(0, begin - in->first); from < until; from += KEYS) {
             int64_t keys = least(KEYS, until - from);
-            pack(in->keys + from * d, keys, d, packed);
+            pack(floats_of(&in->keys, from, keys, d, own.keys), keys, d, own.packed);
+            const float *values = floats_of(&in->values, from, keys, d, own.values);
             for (int64_t row = first; row < end; row += ROWS) {
                 const tile of = tile_at(prompt, part, out, row, end);
                 // The tiles of this block ask for the next one, each for its share.
                 const int64_t asked = (row - first) * KEYS * d / (end - first);
                 const int64_t ask = least(KEYS * d, asked + ROWS * KEYS * d / (end - first));
-                fetch(in->keys + (from + KEYS) * d, asked, ask);
-                fetch(in->values + (from + KEYS) * d, asked, ask);
-                attend_tile(prompt, &of, in, from, keys, packed, d, tops, sums);
+                fetch_rows(&in->keys, from + KEYS, d, asked, ask);
+                fetch_rows(&in->values, from + KEYS, d, asked, ask);
+                attend_tile(prompt, &of, in, from, keys, own.packed, values, d, tops, sums);
             }
         }
     }
@@ -143,17 +146,18 @@ HELPER void attend_keys(const avl_prompt *prompt, int64_t task, int64_t d)
 }
 
 // Loops over the usual sizes of a head are unrolled.
-static void attend(const avl_prompt *prompt, int64_t task)
+static void attend(const avl_prompt *prompt, int64_t task, float *memory)
 {
     switch (prompt->step->head_dim) {
-    case 64: attend_keys(prompt, task, 64); break;
-    case 128: attend_keys(prompt, task, 128); break;
-    default: attend_keys(prompt, task, prompt->step->head_dim);
+    case 64: attend_keys(prompt, task, memory, 64); break;
+    case 128: attend_keys(prompt, task, memory, 128); break;
+    default: attend_keys(prompt, task, memory, prompt->step->head_dim);
     }
 }
 
-static void merge(const avl_prompt *prompt, int64_t part)
+static void merge(const avl_prompt *prompt, int64_t part, float *memory)
 {
+    (void)memory;
     const int64_t rows = rows_of(prompt), d = prompt->step->head_dim, g = prompt->group;
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = (row % g * prompt->step->rows + row / g) * d;
@@ -203,27 +207,27 @@ HELPER void add_masses(const avl_prompt *prompt, int64_t part, const tile *of, c
     }
 }
 
-static void sum_masses(const avl_prompt *prompt, int64_t task)
+static void sum_masses(const avl_prompt *prompt, int64_t task, float *memory)
 {
     const avl_step *step = prompt->step;
     const int64_t part = task / prompt->mass_spans, d = step->head_dim, g = prompt->group;
     const int64_t begin = task % prompt->mass_spans * prompt->mass_span;
     const int64_t sequence = part / step->kv_heads, wanted = prompt->wanted[sequence] * g;
     const int64_t *new_rows = prompt->wanted_rows + sequence * step->rows;
-    float *packed = prompt->packed + task * d * KEYS;
+    const room own = room_at(memory, d);
     place places[3];
     find_places(step, part, places);
     for (const place *in = places; wanted && in < places + 3; in++) {
         int64_t until = least(in->rows, begin + prompt->mass_span - in->first);
         for (int64_t from = most(0, begin - in->first); from < until; from += KEYS) {
             int64_t keys = least(KEYS, until - from);
-            pack(in->keys + from * d, keys, d, packed);
+            pack(floats_of(&in->keys, from, keys, d, own.keys), keys, d, own.packed);
             for (int64_t first = 0; first < wanted; first += ROWS) {
                 tile of = {.count = 0};
                 for (int64_t i = first; i < wanted && of.count < ROWS; i++)
                     add_row(prompt, &of, part, step->out, new_rows[i / g], i % g);
                 repeat_last_row(&of);
-                add_masses(prompt, part, &of, in, from, keys, packed);
+                add_masses(prompt, part, &of, in, from, keys, own.packed);
             }
         }
     }

@@ -66,15 +66,15 @@ int avl_plan_prompt(const avl_step *step, avl_prompt *prompt)
         prompt->spans = spans_of(keys, parts, &prompt->span);
     prompt->mass_spans = spans_of(keys, parts, &prompt->mass_span);
 
-    const int64_t tasks = most(avl_prompt_tasks(prompt), parts * prompt->mass_spans);
+    prompt->room = 3 * d * KEYS; // prompt.c's `room`
     const int64_t results = prompt->spans > 1 ? parts * prompt->spans * rows : 0;
-    const int64_t floats = tasks * d * KEYS + 2 * parts * rows + results * (d + 2);
+    const int64_t floats = AVL_PROMPT_WORKERS * prompt->room + 2 * parts * rows + results * (d + 2);
     const int64_t integers = step->batch * (step->rows + 1) * (int64_t)sizeof(int64_t);
     prompt->memory = malloc((size_t)(LINE + floats * SIZE + integers));
     if (!prompt->memory)
         return 0;
-    prompt->packed = (float *)(((uintptr_t)prompt->memory + LINE - 1) / LINE * LINE);
-    prompt->wanted = (int64_t *)(prompt->packed + tasks * d * KEYS);
+    prompt->rooms = (float *)(((uintptr_t)prompt->memory + LINE - 1) / LINE * LINE);
+    prompt->wanted = (int64_t *)(prompt->rooms + AVL_PROMPT_WORKERS * prompt->room);
     prompt->wanted_rows = prompt->wanted + step->batch;
     prompt->tops = (float *)(prompt->wanted_rows + step->batch * step->rows);
     prompt->sums = prompt->tops + parts * rows;

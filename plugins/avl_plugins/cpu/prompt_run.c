@@ -2,37 +2,32 @@
 #include "ort_op.h"
 #include "prompt.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct {
-    const avl_prompt_kernels *kernels;
     const avl_prompt *prompt;
-} share;
+    avl_prompt_task *task;
+    int64_t count;
+    atomic_llong next;
+} work;
 
-static void attend(void *of, size_t i)
+// Tasks of `count`, as long as there are any.
+static void take_tasks(void *of, size_t worker)
 {
-    const share *one = of;
-    one->kernels->attend(one->prompt, (int64_t)i);
+    work *shared = of;
+    float *room = shared->prompt->rooms + (int64_t)worker * shared->prompt->room;
+    for (int64_t i; (i = atomic_fetch_add(&shared->next, 1)) < shared->count;)
+        shared->task(shared->prompt, i, room);
 }
 
-static void merge(void *of, size_t i)
+static OrtStatus *for_all(OrtKernelContext *context, const avl_prompt *prompt,
+                          avl_prompt_task *task, int64_t count)
 {
-    const share *one = of;
-    one->kernels->merge(one->prompt, (int64_t)i);
-}
-
-static void sum_masses(void *of, size_t i)
-{
-    const share *one = of;
-    one->kernels->sum_masses(one->prompt, (int64_t)i);
-}
-
-static OrtStatus *for_all(OrtKernelContext *context, void (*what)(void *, size_t), int64_t count,
-                          share *one)
-{
-    size_t tasks = (size_t)count;
-    return avl_api->KernelContext_ParallelFor(context, what, tasks, tasks, one);
+    work shared = {.prompt = prompt, .task = task, .count = count};
+    size_t workers = count < AVL_PROMPT_WORKERS ? (size_t)count : AVL_PROMPT_WORKERS;
+    return avl_api->KernelContext_ParallelFor(context, take_tasks, workers, workers, &shared);
 }
 
 static void clear_masses(const avl_step *step)
@@ -57,13 +52,12 @@ OrtStatus *avl_run_prompt(OrtKernelContext *context, const avl_prompt_kernels *k
     avl_prompt prompt;
     if (!avl_plan_prompt(step, &prompt))
         return avl_failed("expected memory for a prompt's attention, found none");
-    share all = {kernels, &prompt};
-    OrtStatus *status = for_all(context, attend, avl_prompt_tasks(&prompt), &all);
+    OrtStatus *status = for_all(context, &prompt, kernels->attend, avl_prompt_tasks(&prompt));
     if (!status && prompt.spans > 1)
-        status = for_all(context, merge, prompt.parts, &all);
+        status = for_all(context, &prompt, kernels->merge, prompt.parts);
     clear_masses(step);
     if (!status && wanted(&prompt))
-        status = for_all(context, sum_masses, prompt.parts * prompt.mass_spans, &all);
+        status = for_all(context, &prompt, kernels->sum_masses, prompt.parts * prompt.mass_spans);
     free(prompt.memory);
     return status;
 }

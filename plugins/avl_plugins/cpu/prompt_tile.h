@@ -2,7 +2,7 @@
 #ifndef AVL_PROMPT_TILE_H
 #define AVL_PROMPT_TILE_H
 
-#include "prompt.h"
+#include "prompt_places.h"
 
 #include <string.h>
 
@@ -32,12 +32,8 @@ typedef int quad_places __attribute__((vector_size(4 * sizeof(int))));
 #endif
 
 // Into loops, so that sizes are known there and sums stay in registers.
-#define HELPER static inline __attribute__((always_inline))
 #define EACH_ROW(r) _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++)
 #define EACH_WIDE(x, count) _Pragma("GCC unroll 4") for (int x = 0; x < (count); x++)
-
-HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-HELPER int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // The greater of each lane, and the greatest of all; in C, compilers make no vectors of them.
 #if defined(__AVX512F__)
@@ -67,14 +63,6 @@ HELPER float greatest_lane(lanes a)
 }
 #endif
 
-// Rows that lie together: `first` is where they begin among all keys of the sequence.
-typedef struct {
-    const float *keys, *values;
-    float *mass; // [R, capacity]
-    int64_t first, rows, capacity;
-    int causal;
-} place;
-
 // Query rows of one part that are computed together; behind `count` of them is the last one again.
 typedef struct {
     const float *q[ROWS];
@@ -82,27 +70,6 @@ typedef struct {
     int64_t row[ROWS], new_row[ROWS]; // among the part's query rows, and among new rows
     int count;
 } tile;
-
-HELPER int64_t rows_of(const avl_prompt *prompt) { return prompt->group * prompt->step->rows; }
-
-HELPER void find_places(const avl_step *step, int64_t part, place places[3])
-{
-    int64_t sequence = part / step->kv_heads, d = step->head_dim, r = step->weightings;
-    int64_t active = step->active_len[sequence], parked = step->parked_len[sequence];
-    int64_t a = part * step->active, p = part * step->parked, n = part * step->rows;
-    places[0] = (place){step->k_active + a * d, step->v_active + a * d, step->mass_active + a * r,
-                        0, active, step->active, 0};
-    places[1] = (place){step->k_parked + p * d, step->v_parked + p * d, step->mass_parked + p * r,
-                        active, parked, step->parked, 0};
-    places[2] = (place){step->k_new + n * d, step->v_new + n * d, step->mass_new + n * r,
-                        active + parked, step->rows, step->rows, 1};
-}
-
-// How many of `keys` keys of a place, from `from` on, a new row's queries see.
-HELPER int64_t seen_by(const place *of, int64_t from, int64_t keys, int64_t new_row)
-{
-    return of->causal ? most(0, least(keys, new_row + 1 - from)) : keys;
-}
 
 // [keys, d] -> [d, KEYS], with zeros behind the keys.
 HELPER void pack(const float *restrict keys, int64_t count, int64_t d, float *restrict to)
