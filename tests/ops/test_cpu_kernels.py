@@ -176,8 +176,42 @@ def test_a_switch_that_says_neither_on_nor_off(
         cpu.library()
 
 
+@pytest.mark.parametrize("value", ["avx", "AVX2", "sse"])
+def test_a_level_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(cpu.LEVEL_SWITCH, value)
+    with pytest.raises(cpu.SwitchError, match=f"AVL_CPU_LEVEL: expected one of base, .*'{value}'"):
+        cpu.library()
+
+
+def test_a_level_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpu.LEVEL_SWITCH, "avx2")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(cpu.SwitchError, match="expected one of base, dotprod, i8mm, found 'avx2'"):
+        cpu.library()
+
+
+def test_a_level_leaves_out_what_comes_after_it(
+    monkeypatch: pytest.MonkeyPatch, kernels: Path
+) -> None:
+    told = []
+    for level in cpu.LEVELS["x86_64" if platform.machine() in build.X86 else "aarch64"]:
+        monkeypatch.setenv(cpu.LEVEL_SWITCH, level)
+        functions = host()
+        assert functions is not None
+        told.append(functions.instructions())
+    assert told[0] in ("the compiler's own", "NEON")
+    monkeypatch.delenv(cpu.LEVEL_SWITCH)
+    functions = host()
+    assert functions is not None
+    assert told[-1] == functions.instructions()  # the last one leaves out nothing
+    if platform.machine() in build.X86:
+        assert not any("512" in one for one in told[:3])
+        assert not any("AMX" in one for one in told[:5])
+
+
 def test_switches_that_say_on(monkeypatch: pytest.MonkeyPatch) -> None:
     without = cpu.library()
+    monkeypatch.setenv(cpu.LEVEL_SWITCH, "")
     for value in ("", "on"):
         for switch in (cpu.SWITCH, cpu.AMX_SWITCH):
             monkeypatch.setenv(switch, value)

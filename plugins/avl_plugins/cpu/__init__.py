@@ -11,27 +11,34 @@ copy a step's new rows into a cache (append.h).
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
-from avl_plugins.cpu.build import LIBRARY
+from avl_plugins.cpu.build import LIBRARY, X86
 from avl_plugins.errors import AvlError, quoted
 
 SWITCH = "AVL_CPU_KERNELS"  # environment variable; "off" leaves the library alone
 AMX_SWITCH = "AVL_AMX"  # the same; "off" leaves AMX to others in sessions opened from then on
+LEVEL_SWITCH = "AVL_CPU_LEVEL"  # the same; no instructions that come after the named one's
+LEVELS = {
+    "x86_64": ("base", "avx2", "avx-vnni", "avx512", "vnni", "amx"),
+    "aarch64": ("base", "dotprod", "i8mm"),
+}
 
 
 class SwitchError(AvlError):
-    """An environment variable that switches kernels is neither on nor off."""
+    """An environment variable that switches kernels has no value of its own."""
 
 
 def library() -> Path | None:
     """The compiled library; None where there is none or it is switched off.
 
     Raises:
-        SwitchError: a switch has a value that says neither.
+        SwitchError: a switch has a value that means nothing.
     """
     is_off = _is_off(SWITCH)
-    _is_off(AMX_SWITCH)  # which the library reads by itself
+    _is_off(AMX_SWITCH)  # which the library reads by itself,
+    _check_level()  # as it does this
     return LIBRARY if not is_off and LIBRARY.is_file() else None
 
 
@@ -42,3 +49,14 @@ def _is_off(switch: str) -> bool:
             f"{switch}: expected on or off, found {quoted(value)}; write {switch}=off"
         )
     return value == "off"
+
+
+def _check_level() -> None:
+    machine = platform.machine()
+    levels = LEVELS["x86_64" if machine in X86 else "aarch64"]
+    value = os.environ.get(LEVEL_SWITCH, "")
+    if value not in ("", *levels):
+        raise SwitchError(
+            f"{LEVEL_SWITCH}: expected one of {', '.join(levels)}, found {quoted(value)}; unset it "
+            "to use all that the processor has"
+        )

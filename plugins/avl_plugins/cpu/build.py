@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 # Compiled once for every level of instructions:
@@ -61,6 +62,14 @@ AMX_LEVEL = (*QUANTIZED_LEVEL, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 X86 = ("x86_64", "AMD64")
 
 
+class Unit(NamedTuple):
+    """What a compiler makes one object file of: a source, and options beside FLAGS."""
+
+    source: str
+    name: str
+    options: tuple[str, ...] = ()
+
+
 class CompileError(Exception):
     """There is no C compiler, or it refused the sources."""
 
@@ -91,28 +100,29 @@ def build() -> Path:
         raise CompileError("expected Linux or macOS, found Windows; nothing to do")
     found = compiler()
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".build-") as folder:
-        objects = [_compiled(found, name, Path(folder), name) for name in SOURCES]
-        if platform.machine() in X86:
-            objects += [
-                _compiled(found, source, Path(folder), level, f"-DAVL_LEVEL={level}", *options)
-                for source, levels in (
-                    (KERNELS, LEVELS),
-                    (PROMPT, PROMPT_LEVELS),
-                    (LINEAR, LINEAR_LEVELS),
-                    (SCREEN, SCREEN_LEVELS),
-                )
-                for level, options in levels.items()
-            ]
-            objects += [
-                _compiled(found, name, Path(folder), name, *QUANTIZED_LEVEL) for name in QUANTIZED
-            ]
-        has_amx = platform.machine() in X86 and knows(found, AMX_LEVEL)
-        level = ("-DAVL_AMX", *AMX_LEVEL) if has_amx else ()
-        objects.append(_compiled(found, AMX, Path(folder), AMX, *level))
+        objects = [compiled(found, unit, Path(folder)) for unit in units(found)]
         staged = Path(folder, LIBRARY.name)
         _run(found, "-shared", *objects, "-o", str(staged), *LINKING)
         staged.replace(LIBRARY)
     return LIBRARY
+
+
+def units(found: str, machine: str | None = None) -> Iterator[Unit]:
+    """What a compiler makes the library of, for this machine or another (`platform.machine()`)."""
+    is_x86 = (machine or platform.machine()) in X86
+    yield from (Unit(name, name) for name in SOURCES)
+    if is_x86:
+        for source, levels in (
+            (KERNELS, LEVELS),
+            (PROMPT, PROMPT_LEVELS),
+            (LINEAR, LINEAR_LEVELS),
+            (SCREEN, SCREEN_LEVELS),
+        ):
+            for level, options in levels.items():
+                yield Unit(source, level, (f"-DAVL_LEVEL={level}", *options))
+        yield from (Unit(name, name, QUANTIZED_LEVEL) for name in QUANTIZED)
+    has_amx = is_x86 and knows(found, AMX_LEVEL)
+    yield Unit(AMX, AMX, ("-DAVL_AMX", *AMX_LEVEL) if has_amx else ())
 
 
 def knows(found: str, options: Sequence[str]) -> bool:
@@ -121,10 +131,14 @@ def knows(found: str, options: Sequence[str]) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
 
 
-def _compiled(found: str, source: str, folder: Path, name: str, *options: str) -> str:
-    """The object file of a source."""
-    out = str(folder / f"{name}.o")
-    _run(found, *FLAGS, *options, "-c", str(FOLDER / source), "-o", out)
+def compiled(found: str, unit: Unit, folder: Path) -> str:
+    """The object file of a unit, in `folder`.
+
+    Raises:
+        CompileError: the compiler refused it.
+    """
+    out = str(folder / f"{unit.name}.o")
+    _run(found, *FLAGS, *unit.options, "-c", str(FOLDER / unit.source), "-o", out)
     return out
 
 

@@ -8,6 +8,8 @@
 
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 enum { KEYS = 64, ROWS = 6 };
@@ -17,6 +19,8 @@ enum { KEYS = 64, ROWS = 6 };
 enum { LANES = 16, WIDE = 4 };
 #elif defined(__AVX__)
 enum { LANES = 8, WIDE = 2 };
+#elif defined(__aarch64__)
+enum { LANES = 4, WIDE = 4 };
 #else
 enum { LANES = 4, WIDE = 2 };
 #endif
@@ -47,6 +51,12 @@ HELPER float greatest_lane(lanes a)
     __m128 four = _mm_max_ps(low, high), two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+#elif defined(__aarch64__)
+HELPER lanes greater(lanes a, lanes b)
+{
+    return (lanes)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
+}
+HELPER float greatest_lane(lanes a) { return vmaxvq_f32((float32x4_t)a); }
 #else
 HELPER lanes greater(lanes a, lanes b)
 {

@@ -1,0 +1,160 @@
+// SplitCacheStep and SplitCachePrompt beside softmax in float64.
+#include "check.h"
+
+#include "prompt.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MOST_KEYS = 4096 };
+
+static const double ALLOWED = 2e-5;
+
+static int64_t masses(const avl_step *s) { return s->batch * s->kv_heads * s->weightings; }
+
+static avl_step any_step(int64_t rows, int64_t head_dim, int64_t most_rows)
+{
+    avl_step s = {.rows = rows, .head_dim = head_dim, .scale = 1.0f / sqrtf((float)head_dim)};
+    s.batch = any_whole(1, 2);
+    s.kv_heads = any_whole(1, 2);
+    s.heads = s.kv_heads * any_whole(1, 3);
+    s.active = any_whole(1, most_rows);
+    s.parked = any_whole(1, most_rows);
+    s.weightings = any_whole(1, 2);
+    int64_t parts = s.batch * s.kv_heads;
+    s.q = numbers(s.batch * s.heads * rows * head_dim);
+    s.k_new = numbers(parts * rows * head_dim);
+    s.v_new = numbers(parts * rows * head_dim);
+    s.k_active = numbers(parts * s.active * head_dim);
+    s.v_active = numbers(parts * s.active * head_dim);
+    s.k_parked = numbers(parts * s.parked * head_dim);
+    s.v_parked = numbers(parts * s.parked * head_dim);
+    float *weights = numbers(s.batch * s.weightings * rows);
+    for (int64_t i = 0; i < s.batch * s.weightings * rows; i++) // some have none
+        weights[i] = weights[i] < -0.5f ? 0.0f : fabsf(weights[i]);
+    s.row_weights = weights;
+    int64_t *lengths = (int64_t *)(numbers(4 * s.batch + 1) + 1); // of 8 bytes each
+    for (int64_t b = 0; b < s.batch; b++) {
+        lengths[b] = any_whole(0, s.active);
+        lengths[s.batch + b] = any_whole(0, s.parked);
+    }
+    s.active_len = lengths;
+    s.parked_len = lengths + s.batch;
+    s.out = results(s.batch * s.heads * rows * head_dim);
+    s.mass_active = results(masses(&s) * s.active);
+    s.mass_parked = results(masses(&s) * s.parked);
+    s.mass_new = results(masses(&s) * rows);
+    return s;
+}
+
+// One query row's keys: those of its part that it sees, one after another.
+static const float *key_at(const avl_step *s, int64_t part, int64_t j, const float *active,
+                           const float *parked, const float *fresh)
+{
+    int64_t b = part / s->kv_heads, a = s->active_len[b], p = s->parked_len[b], d = s->head_dim;
+    if (j < a)
+        return active + (part * s->active + j) * d;
+    if (j < a + p)
+        return parked + (part * s->parked + j - a) * d;
+    return fresh + (part * s->rows + j - a - p) * d;
+}
+
+// Adds what the row gives to `mass` [R, MOST_KEYS], and checks what it found.
+static void check_row(const avl_step *s, int64_t part, int64_t g, int64_t row, double *mass)
+{
+    static double weights[MOST_KEYS];
+    int64_t group = s->heads / s->kv_heads, d = s->head_dim, b = part / s->kv_heads;
+    int64_t keys = s->active_len[b] + s->parked_len[b] + row + 1;
+    int64_t at = ((part * group + g) * s->rows + row) * d;
+    double total = 0;
+    for (int64_t j = 0; j < keys; j++) {
+        const float *key = key_at(s, part, j, s->k_active, s->k_parked, s->k_new);
+        double score = 0;
+        for (int64_t i = 0; i < d; i++)
+            score += (double)s->q[at + i] * key[i];
+        total += weights[j] = exp(score * s->scale);
+    }
+    for (int64_t i = 0; i < d; i++) {
+        double wanted = 0;
+        for (int64_t j = 0; j < keys; j++)
+            wanted += weights[j] / total *
+                      key_at(s, part, j, s->v_active, s->v_parked, s->v_new)[i];
+        expect("attention", s->out[at + i], wanted, ALLOWED);
+    }
+    for (int64_t r = 0; r < s->weightings; r++)
+        for (int64_t j = 0; j < keys; j++)
+            mass[r * MOST_KEYS + j] += s->row_weights[(b * s->weightings + r) * s->rows + row] *
+                                       weights[j] / total / (double)group;
+}
+
+static void check(const avl_step *s)
+{
+    static double mass[2 * MOST_KEYS];
+    for (int64_t part = 0; part < s->batch * s->kv_heads; part++) {
+        int64_t b = part / s->kv_heads, a = s->active_len[b], p = s->parked_len[b];
+        memset(mass, 0, sizeof mass);
+        for (int64_t g = 0; g < s->heads / s->kv_heads; g++)
+            for (int64_t row = 0; row < s->rows; row++)
+                check_row(s, part, g, row, mass);
+        for (int64_t r = 0; r < s->weightings; r++) {
+            const double *wanted = mass + r * MOST_KEYS;
+            int64_t at = part * s->weightings + r;
+            for (int64_t j = 0; j < s->active; j++)
+                expect("mass of active", s->mass_active[at * s->active + j], j < a ? wanted[j] : 0,
+                       ALLOWED);
+            for (int64_t j = 0; j < s->parked; j++)
+                expect("mass of parked", s->mass_parked[at * s->parked + j],
+                       j < p ? wanted[a + j] : 0, ALLOWED);
+            for (int64_t j = 0; j < s->rows; j++)
+                expect("mass of new", s->mass_new[at * s->rows + j], wanted[a + p + j], ALLOWED);
+        }
+    }
+}
+
+static void run_step(avl_step *s)
+{
+    const avl_step_kernels *kernels = &avl_step_base;
+    s->scratch = results(kernels->scratch(s));
+    for (int64_t i = kernels->chunks(s); i--;)
+        kernels->score_keys(s, i);
+    for (int64_t i = kernels->chunks(s); i--;)
+        kernels->sum_values(s, i);
+    for (int64_t i = s->batch * s->kv_heads; i--;) {
+        kernels->sum_masses(s, i);
+        kernels->merge(s, i);
+    }
+}
+
+static void run_prompt(const avl_step *s)
+{
+    const avl_prompt_kernels *kernels = &avl_prompt_base;
+    avl_prompt prompt;
+    if (!avl_plan_prompt(s, &prompt))
+        abort();
+    memset(s->mass_active, 0, (size_t)(masses(s) * s->active) * sizeof(float));
+    memset(s->mass_parked, 0, (size_t)(masses(s) * s->parked) * sizeof(float));
+    memset(s->mass_new, 0, (size_t)(masses(s) * s->rows) * sizeof(float));
+    for (int64_t i = avl_prompt_tasks(&prompt); i--;)
+        kernels->attend(&prompt, i);
+    for (int64_t i = prompt.spans > 1 ? prompt.parts : 0; i--;)
+        kernels->merge(&prompt, i);
+    for (int64_t i = prompt.parts * prompt.mass_spans; i--;)
+        kernels->sum_masses(&prompt, i);
+    free(prompt.memory);
+}
+
+void check_attention(void)
+{
+    static const int64_t dims[] = {1, 5, 16, 24, 64, 80, 128};
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+        for (int64_t most_rows = 30; most_rows < 1500; most_rows += 1270) { // one chunk, and more
+            avl_step step = any_step(1, dims[i], most_rows);
+            run_step(&step);
+            check(&step);
+            avl_step prompt = any_step(any_whole(2, most_rows == 30 ? 90 : 9), dims[i], most_rows);
+            run_prompt(&prompt);
+            check(&prompt);
+            forget();
+        }
+}
