@@ -2,9 +2,9 @@
 #include "check.h"
 
 #include "prompt.h"
+#include "step.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { MOST_KEYS = 4096 };
@@ -112,48 +112,17 @@ static void check(const avl_step *s)
     }
 }
 
-static void run_step(avl_step *s)
-{
-    const avl_step_kernels *kernels = &avl_step_base;
-    s->scratch = results(kernels->scratch(s));
-    for (int64_t i = kernels->chunks(s); i--;)
-        kernels->score_keys(s, i);
-    for (int64_t i = kernels->chunks(s); i--;)
-        kernels->sum_values(s, i);
-    for (int64_t i = s->batch * s->kv_heads; i--;) {
-        kernels->sum_masses(s, i);
-        kernels->merge(s, i);
-    }
-}
-
-static void run_prompt(const avl_step *s)
-{
-    const avl_prompt_kernels *kernels = &avl_prompt_base;
-    avl_prompt prompt;
-    if (!avl_plan_prompt(s, &prompt))
-        abort();
-    memset(s->mass_active, 0, (size_t)(masses(s) * s->active) * sizeof(float));
-    memset(s->mass_parked, 0, (size_t)(masses(s) * s->parked) * sizeof(float));
-    memset(s->mass_new, 0, (size_t)(masses(s) * s->rows) * sizeof(float));
-    for (int64_t i = avl_prompt_tasks(&prompt); i--;)
-        kernels->attend(&prompt, i);
-    for (int64_t i = prompt.spans > 1 ? prompt.parts : 0; i--;)
-        kernels->merge(&prompt, i);
-    for (int64_t i = prompt.parts * prompt.mass_spans; i--;)
-        kernels->sum_masses(&prompt, i);
-    free(prompt.memory);
-}
-
 void check_attention(void)
 {
     static const int64_t dims[] = {1, 5, 16, 24, 64, 80, 128};
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
         for (int64_t most_rows = 30; most_rows < 1500; most_rows += 1270) { // one chunk, and more
             avl_step step = any_step(1, dims[i], most_rows);
-            run_step(&step);
+            step.scratch = results(avl_step_base.scratch(&step));
+            expect_done(avl_run_step(NULL, &avl_step_base, &step));
             check(&step);
             avl_step prompt = any_step(any_whole(2, most_rows == 30 ? 90 : 9), dims[i], most_rows);
-            run_prompt(&prompt);
+            expect_done(avl_run_prompt(NULL, &avl_prompt_base, &prompt));
             check(&prompt);
             forget();
         }

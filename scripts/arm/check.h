@@ -2,6 +2,8 @@
 #ifndef CHECK_H
 #define CHECK_H
 
+#include "ort_abi.h"
+
 #include <stdint.h>
 
 // Numbers between -1 and 1, and whole ones from `least` to `most`; the same ones in every run.
@@ -15,6 +17,8 @@ void forget(void); // all of it
 
 // Counts results that are farther from what they should be than `allowed`, or are no numbers.
 void expect(const char *what, double found, double wanted, double allowed);
+
+void expect_done(const OrtStatus *status); // that nothing failed
 
 void check_attention(void);
 
