@@ -25,9 +25,9 @@ CHECKS = Path(__file__).with_suffix("")
 PROCESSORS = ("max", "neoverse-n1", "cortex-a72")
 
 
-def missing(compiler: str = COMPILER) -> str | None:
-    """What this machine lacks for a check; None where it lacks nothing."""
-    lacks = [name for name in (compiler, EMULATOR) if shutil.which(name) is None]
+def missing(*programs: str) -> str | None:
+    """What this machine lacks of programs; None where it lacks nothing."""
+    lacks = [name for name in programs if shutil.which(name) is None]
     return f"expected {' and '.join(lacks)}, found none" if lacks else None
 
 
@@ -59,7 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--compiler", default=COMPILER, help=f"default: {COMPILER}")
     compiler = parser.parse_args().compiler
-    if problem := missing(compiler):
+    if problem := missing(compiler, EMULATOR):
         parser.error(f"{problem}; install gcc-aarch64-linux-gnu and qemu-user")
     failed = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -21,5 +21,6 @@ void expect(const char *what, double found, double wanted, double allowed);
 void expect_done(const OrtStatus *status); // that nothing failed
 
 void check_attention(void);
+void check_linears(void);
 
 #endif

@@ -86,6 +86,7 @@ int main(void)
     static OrtApi threads = {.KernelContext_ParallelFor = for_all};
     avl_api = &threads;
     check_attention();
+    check_linears();
     printf("dotprod %d, i8mm %d: %lld results, %lld differ\n", avl_has_dotprod(), avl_has_i8mm(),
            (long long)compared, (long long)differ);
     return differ || !compared;

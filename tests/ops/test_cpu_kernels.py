@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -140,19 +139,6 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path, kernels: Path) -> Non
     assert done.returncode == 1
     assert done.stderr.startswith("error: expected ")
     assert {path.suffix for path in tmp_path.iterdir()} == {".py", ".c", ".h"}
-
-
-def test_nothing_is_missing_on_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = shutil.which("aarch64-linux-gnu-gcc")
-    if found is None:
-        pytest.skip("there is no compiler for Arm")
-    for path in (*build.FOLDER.glob("*.c"), *build.FOLDER.glob("*.h")):
-        shutil.copy(path, tmp_path)
-    monkeypatch.setattr(build, "FOLDER", tmp_path)
-    monkeypatch.setattr(build, "LIBRARY", tmp_path / build.LIBRARY.name)
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    monkeypatch.setenv("CC", found)
-    assert build.build().is_file()
 
 
 def test_kernels_of_another_version_are_refused(

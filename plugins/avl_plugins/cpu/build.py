@@ -24,7 +24,15 @@ AMX = "quantized_amx.c"  # the same, and empty for compilers and processors that
 SOURCES = (
     *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
     *(PROMPT, "prompt_plan.c", "prompt_run.c"),
-    *("ort_op.c", "ort_step.c", "ort_linear.c", "ort_logits.c", "ort_quantized.c", "ort_ops.c"),
+    *(
+        "levels.c",
+        "ort_op.c",
+        "ort_step.c",
+        "ort_linear.c",
+        "ort_logits.c",
+        "ort_quantized.c",
+        "ort_ops.c",
+    ),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")
@@ -60,6 +68,7 @@ SCREEN_LEVELS = {
 QUANTIZED_LEVEL = (*_AVX512, "-mavx512vnni", "-mbmi2")
 AMX_LEVEL = (*QUANTIZED_LEVEL, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 X86 = ("x86_64", "AMD64")
+ARM = ("aarch64", "arm64")  # with 64 bits
 
 
 class Unit(NamedTuple):
@@ -111,6 +120,9 @@ def units(found: str, machine: str | None = None) -> Iterator[Unit]:
     """What a compiler makes the library of, for this machine or another (`platform.machine()`)."""
     is_x86 = (machine or platform.machine()) in X86
     yield from (Unit(name, name) for name in SOURCES)
+    if (machine or platform.machine()) in ARM:
+        yield Unit(LINEAR, "avl_linear_neon", ("-DAVL_LEVEL=avl_linear_neon",))
+        yield Unit(SCREEN, "avl_screen_neon", ("-DAVL_LEVEL=avl_screen_neon",))
     if is_x86:
         for source, levels in (
             (KERNELS, LEVELS),

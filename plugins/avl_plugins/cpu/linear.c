@@ -6,16 +6,12 @@
 
 #define UNROLL _Pragma("GCC unroll 8")
 
-#if defined(__AVX512F__)
-#define ROWS 6 // multiplied at a time with OUTPUTS, so that sums fill the registers
-#else
-#define ROWS 3
-#endif
+#define ROWS (REGISTERS == 32 ? 6 : 3) // multiplied at a time with OUTPUTS: sums fill the registers
 #define OUTPUTS 4
 #define FEW 4             // rows that a weight streams through for at a time
 #define MOST_ROWS (ROWS > FEW ? ROWS : FEW)
 #define STREAMED 16       // rows up to which it does: the second few find it in a cache
-#define SUMS 4            // of one row and output, so that no sum waits for the one before
+#define SUMS (LANES < 8 ? 8 : 4) // of one row and output, so that no sum waits for the one before
 #define AHEAD 8192        // bytes read ahead into the second cache, for a row and weights of one byte
 #define CACHED (24 << 10) // bytes of rows that stay in a core's first cache beside weights
 #define TILE 16           // outputs widened at a time
@@ -29,35 +25,7 @@ HELPER int64_t ahead_of(avl_element element, int rows)
 
 HELPER void read_ahead(const char *row, int64_t at, avl_element element, int rows)
 {
-    _mm_prefetch(row + (at + ahead_of(element, rows)) * avl_size_of(element), _MM_HINT_T1);
-}
-
-HELPER __m256 fold(lanes v)
-{
-#if defined(__AVX512F__)
-    return _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
-#else
-    return (__m256)v;
-#endif
-}
-
-HELPER __m128 fold_again(__m256 v)
-{
-    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-}
-
-// In the order of `totals`, so that a product does not depend on which others are asked for.
-HELPER float total(lanes v)
-{
-    __m256 pairs = _mm256_hadd_ps(fold(v), fold(v));
-    return _mm_cvtss_f32(fold_again(_mm256_hadd_ps(pairs, pairs)));
-}
-
-// The totals of four.
-HELPER __m128 totals(const lanes v[OUTPUTS])
-{
-    __m256 a = _mm256_hadd_ps(fold(v[0]), fold(v[1])), b = _mm256_hadd_ps(fold(v[2]), fold(v[3]));
-    return fold_again(_mm256_hadd_ps(a, b));
+    __builtin_prefetch(row + (at + ahead_of(element, rows)) * avl_size_of(element), 0, 2);
 }
 
 // Rows of weights and what they are multiplied with.
@@ -98,8 +66,7 @@ HELPER void multiply_part(const part *p, avl_element element, int64_t row, int r
     UNROLL for (int r = 0; r < rows; r++) {
         float *to = y + r * p->y_stride;
         if (outputs == OUTPUTS) {
-            __m128 all = totals(sums[r]);
-            _mm_storeu_ps(to, p->adds ? _mm_add_ps(_mm_loadu_ps(to), all) : all);
+            store_sums(to, totals(sums[r]), p->adds);
         } else {
             float sum = total(sums[r][0]);
             *to = p->adds ? *to + sum : sum;

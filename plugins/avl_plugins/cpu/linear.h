@@ -27,7 +27,7 @@ typedef void avl_multiply_stored(const avl_stored *weight, const float *x, int64
                                  int64_t first, int64_t end, float *y);
 
 // One for each level of instructions that linear.c is compiled for; the first needs AVX2, FMA and
-// F16C.
-extern avl_multiply_stored avl_linear_avx2, avl_linear_avx512;
+// F16C, the last is for Arm.
+extern avl_multiply_stored avl_linear_avx2, avl_linear_avx512, avl_linear_neon;
 
 #endif

@@ -1,12 +1,11 @@
 // Linear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights that are
 // multiplied with the same x.
 #include "ort_linear.h"
+
+#include "levels.h"
 #include "ort_op.h"
-#include "processor.h"
 
 #include <stdlib.h>
-
-#if defined(__x86_64__)
 
 enum { MOST_WEIGHTS = 3, TASKS = 16 };
 
@@ -106,7 +105,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
     stored_weights *stored = calloc(1, sizeof *stored);
     if (!stored)
         return avl_failed("expected memory, found none");
-    stored->multiply = avl_has_avx512() ? avl_linear_avx512 : avl_linear_avx2;
+    stored->multiply = avl_best_linears()->multiply;
     OrtStatus *status = read_weights((const avl_op *)op, info, stored);
     if (status)
         free(stored);
@@ -127,5 +126,3 @@ const avl_op avl_plain_linears[AVL_PLAIN_LINEARS] = {
     LINEAR("Linear2", 2),
     LINEAR("Linear3", 3),
 };
-
-#endif

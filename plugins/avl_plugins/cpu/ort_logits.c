@@ -1,8 +1,7 @@
 // LogitsLinear as a custom op of ONNX Runtime's CPU provider.
+#include "levels.h"
 #include "ort_linear.h"
 #include "ort_op.h"
-#include "processor.h"
-#include "screen.h"
 #include "unmap.h"
 
 #include <math.h>
@@ -16,8 +15,6 @@ static _Thread_local wanted asked;
 
 // Says so for the runs of this thread from now on.
 __attribute__((visibility("default"))) void avl_want_logits(int which) { asked = (wanted)which; }
-
-#if defined(__x86_64__)
 
 enum { TASKS = 16, MOST_ROWS = 16 }; // of more rows, sums take longer than reading weights
 
@@ -176,7 +173,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
     head *h = calloc(1, sizeof *h);
     if (!h)
         return avl_failed("expected memory, found none");
-    h->with = avl_has_avx512() ? &avl_screen_avx512 : &avl_screen_avx2;
+    h->with = avl_best_linears();
     OrtStatus *status = avl_read_stored(info, 1, &h->weight);
     if (status)
         free(h);
@@ -194,5 +191,3 @@ static void destroy(void *kernel)
 static const int TYPES[] = {ORT_FLOAT, ORT_ANY};
 
 const avl_op avl_logits_linear = {AVL_OP(create, compute, destroy), "LogitsLinear", 2, 1, TYPES};
-
-#endif

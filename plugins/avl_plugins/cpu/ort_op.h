@@ -14,7 +14,7 @@ typedef struct avl_op {
     const int *input_types; // outputs are all float
 } avl_op;
 
-// The ops; those of linear layers are there on x86-64 alone.
+// The ops; those of quantized linears are there on x86-64 alone.
 #define AVL_PLAIN_LINEARS 3
 #define AVL_QUANTIZED_LINEARS 6
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_logits_linear,

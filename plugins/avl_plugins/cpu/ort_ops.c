@@ -1,4 +1,5 @@
 // Registers the custom ops with a session.
+#include "levels.h"
 #include "ort_op.h"
 #include "processor.h"
 #include "quantized_amx.h"
@@ -19,7 +20,7 @@ EXPORTED const char *avl_instructions(void)
 
 // Whether there are kernels of linears here; elsewhere the ops' bodies are computed, for which ONNX
 // Runtime has kernels.
-static int has_plain(void) { return avl_has_f16c(); }
+static int has_plain(void) { return avl_best_linears() != NULL; }
 static int has_quantized(void) { return avl_has_vnni(); }
 
 static OrtStatus *make_domain(OrtCustomOpDomain **domain, int plain, int quantized)
@@ -29,15 +30,15 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int plain, int quantiz
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_step.op);
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_prompt.op);
-#if defined(__x86_64__)
     for (size_t i = 0; !status && plain && i < AVL_PLAIN_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_plain_linears[i].op);
     if (!status && plain)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_logits_linear.op);
+#if defined(__x86_64__)
     for (size_t i = 0; !status && quantized && i < AVL_QUANTIZED_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linears[i].op);
 #else
-    (void)plain, (void)quantized;
+    (void)quantized;
 #endif
     return status;
 }

@@ -1,7 +1,6 @@
 // SplitCacheStep and SplitCachePrompt as custom ops of ONNX Runtime's CPU provider.
+#include "levels.h"
 #include "ort_op.h"
-#include "processor.h"
-#include "prompt.h"
 #include "step.h"
 
 #include <stdlib.h>
@@ -19,22 +18,6 @@ typedef struct {
     const avl_step_kernels *step;
     const avl_prompt_kernels *prompt;
 } attention_op;
-
-// The best level that this processor has.
-static void take_best(attention_op *op)
-{
-    op->step = &avl_step_base;
-    op->prompt = &avl_prompt_base;
-#if defined(__x86_64__)
-    if (avl_has_avx512()) {
-        op->step = &avl_step_avx512;
-        op->prompt = &avl_prompt_avx512;
-    } else if (avl_has_avx2()) {
-        op->step = &avl_step_avx2;
-        op->prompt = &avl_prompt_avx2;
-    }
-#endif
-}
 
 static int fits(const avl_step *step, const avl_tensor given[INPUTS])
 {
@@ -122,7 +105,8 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
     *kernel = made;
     if (!made)
         return avl_failed("expected memory, found none");
-    take_best(made);
+    made->step = avl_best_step();
+    made->prompt = avl_best_prompt();
     return avl_api->KernelInfoGetAttribute_float(info, "scale", &made->scale);
 }
 

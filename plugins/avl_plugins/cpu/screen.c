@@ -83,7 +83,9 @@ static void make(const avl_stored *weight, const avl_screen *screen, int64_t fir
             make_row(weight, AVL_SINGLE, screen, output);
 }
 
-#if defined(__AVX512F__)
+#if defined(__aarch64__)
+#define MULTIPLY avl_linear_neon
+#elif defined(__AVX512F__)
 #define MULTIPLY avl_linear_avx512
 #else
 #define MULTIPLY avl_linear_avx2

@@ -36,6 +36,6 @@ typedef struct avl_screening {
                    int64_t first, int64_t end, const float *floors);
 } avl_screening;
 
-extern const avl_screening avl_screen_avx2, avl_screen_avx512;
+extern const avl_screening avl_screen_avx2, avl_screen_avx512, avl_screen_neon;
 
 #endif

@@ -4,17 +4,14 @@
 
 #include "linear.h"
 
-#include <immintrin.h>
-
 #define HELPER static inline __attribute__((always_inline))
 
-#if defined(__AVX512F__)
-#define LANES 16
+// Registers hold LANES numbers, and there are REGISTERS of them.
+#if defined(__aarch64__)
+#include "lanes_neon.h"
 #else
-#define LANES 8
+#include "lanes_x86.h"
 #endif
-
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
 HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -27,25 +24,10 @@ HELPER const char *row_of(const avl_stored *w, avl_element element, int64_t outp
 HELPER lanes widen(const char *row, int64_t at, avl_element element)
 {
     const char *from = row + at * avl_size_of(element);
-    if (element == AVL_SINGLE)
-        return *(const lanes *)from;
-#if defined(__AVX512F__)
-    if (element == AVL_BYTE)
-        return (lanes)_mm512_cvtepi32_ps(
-            _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
-    __m256i v = _mm256_loadu_si256((const __m256i *)from);
-    if (element == AVL_HALF)
-        return (lanes)_mm512_cvtph_ps(v);
-    return (lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16);
-#else
-    if (element == AVL_BYTE)
-        return (lanes)_mm256_cvtepi32_ps(
-            _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
-    __m128i v = _mm_loadu_si128((const __m128i *)from);
-    if (element == AVL_HALF)
-        return (lanes)_mm256_cvtph_ps(v);
-    return (lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16);
-#endif
+    return element == AVL_SINGLE ? *(const lanes *)from
+           : element == AVL_HALF ? from_halves(from)
+           : element == AVL_BYTE ? from_bytes(from)
+                                 : from_bfloats(from);
 }
 
 #endif

@@ -1,0 +1,35 @@
+#include "levels.h"
+
+#include "processor.h"
+
+#if defined(__x86_64__)
+
+const avl_step_kernels *avl_best_step(void)
+{
+    return avl_has_avx512() ? &avl_step_avx512 : avl_has_avx2() ? &avl_step_avx2 : &avl_step_base;
+}
+
+const avl_prompt_kernels *avl_best_prompt(void)
+{
+    return avl_has_avx512() ? &avl_prompt_avx512
+           : avl_has_avx2() ? &avl_prompt_avx2
+                            : &avl_prompt_base;
+}
+
+const avl_screening *avl_best_linears(void)
+{
+    return avl_has_avx512() ? &avl_screen_avx512 : avl_has_f16c() ? &avl_screen_avx2 : NULL;
+}
+
+#else
+
+const avl_step_kernels *avl_best_step(void) { return &avl_step_base; }
+const avl_prompt_kernels *avl_best_prompt(void) { return &avl_prompt_base; }
+
+#if defined(__aarch64__)
+const avl_screening *avl_best_linears(void) { return &avl_screen_neon; }
+#else
+const avl_screening *avl_best_linears(void) { return NULL; }
+#endif
+
+#endif

@@ -1,0 +1,15 @@
+// Which of the levels that kernels are compiled for is taken here: the best that the processor has.
+#ifndef AVL_LEVELS_H
+#define AVL_LEVELS_H
+
+#include "prompt.h"
+#include "screen.h"
+
+const avl_step_kernels *avl_best_step(void);
+const avl_prompt_kernels *avl_best_prompt(void);
+
+// Kernels of linears with stored weights; NULL where there are none, as ONNX Runtime computes the
+// ops' bodies then.
+const avl_screening *avl_best_linears(void);
+
+#endif
