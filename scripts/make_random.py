@@ -65,6 +65,8 @@ class Shape:
 # S1 with five pictures of 576 tokens is what LLaVA-NeXT makes of one large picture.
 PRESETS = {
     "S1": Shape(),
+    # With a tower of the sizes of CLIP-L, 576 tokens a picture.
+    "S1-vision": Shape(vision_hidden=1024, vision_layers=24),
     "S2": Shape(kv_heads=4),
     "S3": Shape(hidden=512, intermediate=1408, heads=8, kv_heads=8),
     # FastV's prefill over many layers of half the width.

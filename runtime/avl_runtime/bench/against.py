@@ -148,10 +148,10 @@ def peer_candidates(
     for peer in dict.fromkeys(against):
         if peer not in PEERS:
             raise BenchError(f"--against: expected {' or '.join(PEERS)}, found {quoted(peer)}")
-        interpreter = _interpreter(peer, python)
+        found_python = interpreter(peer, python)
 
-        def worker(module: str, interpreter: str = interpreter) -> tuple[str, ...]:
-            return tuple(foreign_command(interpreter, f"avl_runtime.bench.peers.{module}"))
+        def worker(module: str, runs: str = found_python) -> tuple[str, ...]:
+            return tuple(foreign_command(runs, f"avl_runtime.bench.peers.{module}"))
 
         bits = None if quantized is None else quantized.bits
         found += PEERS[peer].candidates(str(folder), bits, worker)
@@ -177,27 +177,31 @@ def _check_sizes(folder: Path, package: Package) -> None:
             )
 
 
-def _interpreter(peer: str, python: str | None) -> str:
-    """This Python if it has the peer, else the one named for peers."""
+def interpreter(peer: str, python: str | None) -> str:
+    """This Python if it has the peer, else the one named for peers.
+
+    Raises:
+        BenchError: neither has it.
+    """
     modules, packages = PEERS[peer].modules, PEERS[peer].packages
-    for interpreter in filter(None, (sys.executable, python)):
-        command = [interpreter, "-c", _LOOK, *modules]
+    for tried in filter(None, (sys.executable, python)):
+        command = [tried, "-c", _LOOK, *modules]
         try:
             done = subprocess.run(  # noqa: S603
                 command, capture_output=True, text=True, check=False, timeout=LOOK_S
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BenchError(
-                f"--peer-python: expected a Python interpreter, found {interpreter}: {error}"
+                f"--peer-python: expected a Python interpreter, found {tried}: {error}"
             ) from None
         told, *missing = done.stdout.split() or [""]
         if done.returncode or told != "lacks":
             raise BenchError(
-                f"--peer-python: expected a Python interpreter, found {interpreter}, which ends "
+                f"--peer-python: expected a Python interpreter, found {tried}, which ends "
                 f"with status {done.returncode}; name the one that scripts/peers.sh prints"
             )
         if not missing:
-            return interpreter
+            return tried
     raise BenchError(
         f"--against {peer}: expected {', '.join(modules)}, found no {', '.join(missing)}; run: "
         "scripts/peers.sh, and name the Python that it prints with --peer-python, or, without the "

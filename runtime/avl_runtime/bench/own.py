@@ -66,9 +66,13 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
             "tokens": [list(result.token_ids) for result in results],
         }
 
+    return run, {"weights": weights_of(loaded.package), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """What runs a package."""
     kernels = "none" if cpu.library() is None else "compiled"
-    versions = {"onnxruntime": version("onnxruntime"), "CPU kernels": kernels}
-    return run, {"weights": weights_of(loaded.package), "versions": versions}
+    return {"onnxruntime": version("onnxruntime"), "CPU kernels": kernels}
 
 
 def endless(package: Package) -> Package:

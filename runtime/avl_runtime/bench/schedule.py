@@ -73,10 +73,6 @@ def as_run(answer: Mapping[str, Any], before: Load | None, after: Load | None, t
         before, after: the machine's load around the run.
         ticks: of the load in a second of one processor.
     """
-    others = None
-    if before is not None and after is not None and after.total > before.total:
-        others = before.share_until(after) - answer["cpu_s"] * ticks / (after.total - before.total)
-        others = min(1.0, max(0.0, others))
     return Run(
         encode_s=answer["encode_s"],
         prefill_s=answer["prefill_s"],
@@ -85,5 +81,18 @@ def as_run(answer: Mapping[str, Any], before: Load | None, after: Load | None, t
         kv_bytes=answer["kv_bytes"],
         peak_rss_bytes=answer["peak_rss_bytes"],
         tokens=tuple(tuple(row) for row in answer["tokens"]),
-        others=others,
+        others=others_share(answer["cpu_s"], before, after, ticks),
     )
+
+
+def others_share(
+    cpu_s: float, before: Load | None, after: Load | None, ticks: float
+) -> float | None:
+    """Share of the machine that others than a worker used while it ran for `cpu_s` seconds.
+
+    Arguments as for `as_run`; None where the load is not known.
+    """
+    if before is None or after is None or after.total <= before.total:
+        return None
+    others = before.share_until(after) - cpu_s * ticks / (after.total - before.total)
+    return min(1.0, max(0.0, others))

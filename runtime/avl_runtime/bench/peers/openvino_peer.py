@@ -22,11 +22,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         ValueError: a batch, or one thread in a precision in which OpenVINO crashes with it.
     """
     one_sequence(job, "OpenVINO")
-    if job["threads"] == 1 and job["weights"] == "fp16" and job["precision"] is None:
-        raise ValueError(
-            "expected two threads or more, found 1, with which OpenVINO 2026.4.1 ends by a "
-            "division by zero where it computes fp16 weights in bf16; ask for --threads 2"
-        )
+    usable(job)
     import numpy as np
     import openvino
     import openvino_genai as genai
@@ -40,7 +36,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     total = ids.shape[1] + job["new_tokens"]
     tokenizer = genai.Tokenizer(str(made / "tokenizer"))
     pipeline = genai.LLMPipeline(
-        str(made / "model"), tokenizer, "CPU", scheduler_config=_schedule(genai), **properties
+        str(made / "model"), tokenizer, "CPU", scheduler_config=schedule(genai), **properties
     )
     asked = genai.GenerationConfig()
     asked.max_new_tokens = asked.min_new_tokens = job["new_tokens"]
@@ -52,7 +48,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     def run() -> dict[str, Any]:
         times = [time.perf_counter()]
         inputs = genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
-        found = pipeline.generate(inputs, asked, _streamer(genai, times))
+        found = pipeline.generate(inputs, asked, streamer(genai, times))
         tokens = [int(token) for token in found.tokens[0]]
         if len(times) - 1 != job["new_tokens"] or len(tokens) != job["new_tokens"]:
             raise RuntimeError(
@@ -73,21 +69,34 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     return run, {"weights": job["weights"], "versions": {name: version(name) for name in names}}
 
 
-def _schedule(genai: Any) -> Any:
-    """LLMPipeline's own schedule, but without its cache of prefixes.
+def usable(job: Job) -> None:
+    """Refuse one thread in a precision in which OpenVINO crashes with it.
+
+    Raises:
+        ValueError: this is such a job.
+    """
+    if job["threads"] == 1 and job["weights"] == "fp16" and job["precision"] is None:
+        raise ValueError(
+            "expected two threads or more, found 1, with which OpenVINO 2026.4.1 ends by a "
+            "division by zero where it computes fp16 weights in bf16; ask for --threads 2"
+        )
+
+
+def schedule(genai: Any) -> Any:
+    """A pipeline's own schedule, but without its cache of prefixes.
 
     By that cache, which is on unless one says otherwise, a prompt seen before costs next to
-    nothing. A schedule of one's own reads prompts in pieces of 256 tokens, which that of
-    LLMPipeline does not.
+    nothing. A schedule of one's own reads prompts in pieces of 256 tokens, which that of a
+    pipeline does not.
     """
-    schedule = genai.SchedulerConfig()
-    schedule.enable_prefix_caching = False
-    schedule.max_num_batched_tokens = 1 << 20
-    return schedule
+    found = genai.SchedulerConfig()
+    found.enable_prefix_caching = False
+    found.max_num_batched_tokens = 1 << 20
+    return found
 
 
-def _streamer(genai: Any, times: list[float]) -> Any:
-    """Notes when tokens come."""
+def streamer(genai: Any, times: list[float]) -> Any:
+    """What a pipeline tells tokens to; adds to `times` when they come."""
 
     def write(self: Any, token: int | list[int]) -> Any:
         times.append(time.perf_counter())
