@@ -122,7 +122,7 @@ void check_attention(void)
             expect_done(avl_run_step(NULL, &avl_step_base, &step));
             check(&step);
             avl_step prompt = any_step(any_whole(2, most_rows == 30 ? 90 : 9), dims[i], most_rows);
-            expect_done(avl_run_prompt(NULL, &avl_prompt_base, &prompt));
+            expect_done(avl_run_prompt(NULL, &avl_prompt_base, NULL, &prompt));
             check(&prompt);
             forget();
         }

@@ -75,10 +75,18 @@ def op_model(
 
 
 def session(
-    model: onnx.ModelProto, kernels: Path | None = None, **options: Any
+    model: onnx.ModelProto,
+    kernels: Path | None = None,
+    entries: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> ort.InferenceSession:
-    """A session on `model`, with the kernels of the library `kernels` if there is one."""
+    """A session on `model`, with the kernels of the library `kernels` if there is one.
+
+    `entries` are those of its configuration, and `options` other settings.
+    """
     settings = ort.SessionOptions()
+    for key, value in (entries or {}).items():
+        settings.add_session_config_entry(key, value)
     settings.intra_op_num_threads = 1
     if kernels:
         settings.register_custom_ops_library(str(kernels))

@@ -19,6 +19,7 @@ from ops.test_prompt_kernel import prompt_inputs
 from support.compiled import compiled, require
 
 _COUNTS = ("group", "parts", "blocks", "block", "spans", "span", "mass_spans", "mass_span")
+_SIZES = ("workers", "room")
 _MEMORY = ("wanted", "wanted_rows", "tops", "sums", "span_tops", "span_sums", "span_out")
 
 
@@ -28,7 +29,7 @@ class Prompt(ctypes.Structure):
     _fields_ = [
         ("step", ctypes.POINTER(Step)),
         *((name, ctypes.c_int64) for name in _COUNTS),
-        ("room", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_void_p) for name in ("rooms", *_MEMORY, "memory")),
     ]
 
@@ -38,8 +39,20 @@ class Kernels(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.CFUNCTYPE(None, ctypes.POINTER(Prompt), ctypes.c_int64, ctypes.c_void_p))
-        for name in ("attend", "merge", "sum_masses")
+        for name in ("attend", "merge", "find_sums", "merge_sums", "sum_masses")
     ]
+
+
+class Tiles(ctypes.Structure):
+    """avl_prompt_tiles of prompt.h."""
+
+    _fields_ = [
+        ("attend", ctypes.c_void_p),
+        ("room", ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)),
+    ]
+
+
+TILES = Tiles(None, Tiles._fields_[1][1](lambda *_: 16))
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,13 @@ def level(request: pytest.FixtureRequest, tmp_path: Path, kernels: Path) -> Leve
     return Level(Kernels.in_dll(library, request.param), plan.avl_plan_prompt, free)
 
 
-def ran(level: Level, arrays: Arrays) -> tuple[list[np.ndarray[Any, Any]], Prompt]:
-    """Outputs of a prompt, its tasks in backward order; and how it was planned."""
+def ran(
+    level: Level, arrays: Arrays, on_tiles: bool = False
+) -> tuple[list[np.ndarray[Any, Any]], Prompt]:
+    """Outputs of a prompt, its tasks in backward order; and how it was planned.
+
+    Where the first stage would be on tiles, there is none, and sums are found for masses alone.
+    """
     (b, h, s, d), (_, kv, a, _) = arrays["q"].shape, arrays["k_active"].shape
     p, r = arrays["k_parked"].shape[2], arrays["row_weights"].shape[1]
     shapes = ((b, h, s, d), (b, kv, r, a), (b, kv, r, p), (b, kv, r, s))
@@ -75,15 +93,17 @@ def ran(level: Level, arrays: Arrays) -> tuple[list[np.ndarray[Any, Any]], Promp
         setattr(step, name, array.ctypes.data)
     prompt = Prompt()
     at = ctypes.byref(prompt)
-    assert level.plan(ctypes.byref(step), at)
-    kernels = level.kernels
-    for stage, count in (
+    assert level.plan(ctypes.byref(step), ctypes.byref(TILES) if on_tiles else None, at)
+    kernels, mass_tasks = level.kernels, prompt.parts * prompt.mass_spans
+    stages = [
         (kernels.attend, prompt.parts * prompt.blocks * prompt.spans),
         (kernels.merge, prompt.parts if prompt.spans > 1 else 0),
-        (kernels.sum_masses, prompt.parts * prompt.mass_spans),
-    ):
+    ]
+    if on_tiles:
+        stages = [(kernels.find_sums, mass_tasks), (kernels.merge_sums, prompt.parts)]
+    for stage, count in (*stages, (kernels.sum_masses, mass_tasks)):
         for index in reversed(range(count)):
-            stage(at, index, prompt.rooms + 4 * prompt.room)
+            stage(at, index, prompt.rooms)
     level.free(prompt.memory)
     return outputs, prompt
 
@@ -104,6 +124,8 @@ def test_a_level_agrees_with_the_reference(level: Level) -> None:
         arrays = prompt_inputs(sizes, lengths, (0.0, 0.1, 1.0)[case % 3], case)
         found, prompt = ran(level, arrays)
         assert_agrees(arrays, found)
+        masses, _ = ran(level, arrays, on_tiles=True)
+        assert_agrees(arrays, [found[0], *masses[1:]])
         spans.add(prompt.spans)
         blocks.add(prompt.blocks)
     assert spans > {1}

@@ -20,7 +20,8 @@ FOLDER = Path(__file__).parent
 KERNELS, PROMPT = "attention.c", "prompt.c"
 LINEAR, SCREEN = "linear.c", "screen.c"  # for the levels above the compiler's own
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
-AMX = "quantized_amx.c"  # the same, and empty for compilers and processors that do not know it
+# The same, and empty for compilers and processors that do not know it:
+AMX = ("quantized_amx.c", "prompt_amx.c")
 SOURCES = (
     *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
     *(PROMPT, "prompt_plan.c", "prompt_run.c"),
@@ -134,7 +135,8 @@ def units(found: str, machine: str | None = None) -> Iterator[Unit]:
                 yield Unit(source, level, (f"-DAVL_LEVEL={level}", *options))
         yield from (Unit(name, name, QUANTIZED_LEVEL) for name in QUANTIZED)
     has_amx = is_x86 and knows(found, AMX_LEVEL)
-    yield Unit(AMX, AMX, ("-DAVL_AMX", *AMX_LEVEL) if has_amx else ())
+    amx_level = ("-DAVL_AMX", *AMX_LEVEL) if has_amx else ()
+    yield from (Unit(name, name, amx_level) for name in AMX)
 
 
 def knows(found: str, options: Sequence[str]) -> bool:

@@ -2,6 +2,8 @@
 
 #include "processor.h"
 
+const avl_prompt_tiles *avl_best_tiles(void) { return avl_has_amx() ? avl_prompt_amx : NULL; }
+
 #if defined(__x86_64__)
 
 const avl_step_kernels *avl_best_step(void)

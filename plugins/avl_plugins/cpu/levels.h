@@ -2,11 +2,12 @@
 #ifndef AVL_LEVELS_H
 #define AVL_LEVELS_H
 
-#include "prompt.h"
+#include "prompt_amx.h"
 #include "screen.h"
 
 const avl_step_kernels *avl_best_step(void);
 const avl_prompt_kernels *avl_best_prompt(void);
+const avl_prompt_tiles *avl_best_tiles(void); // NULL where there are none
 
 // Kernels of linears with stored weights; NULL where there are none, as ONNX Runtime computes the
 // ops' bodies then.

@@ -58,7 +58,12 @@ typedef struct OrtApi {
                                           const int64_t *dims, size_t count, OrtValue **out);
     void *unused_92[7];
     void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo *info); // 99
-    void *unused_100[149];
+    void *unused_100[137];
+    OrtStatus *(*HasSessionConfigEntry)(const OrtSessionOptions *options, const char *key,
+                                        int *has); // 237
+    OrtStatus *(*GetSessionConfigEntry)(const OrtSessionOptions *options, const char *key,
+                                        char *value, size_t *size);
+    void *unused_239[10];
     OrtStatus *(*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo *info, size_t index,
                                                     int *is_constant, const OrtValue **out); // 249
     void *unused_250[24];

@@ -14,11 +14,13 @@ typedef struct avl_op {
     const int *input_types; // outputs are all float
 } avl_op;
 
-// The ops; those of quantized linears are there on x86-64 alone.
+// The ops; those of quantized linears are there on x86-64 alone. Those on tiles take the places of
+// their like where a session asks for bf16.
 #define AVL_PLAIN_LINEARS 3
 #define AVL_QUANTIZED_LINEARS 6
-extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_logits_linear,
-    avl_plain_linears[AVL_PLAIN_LINEARS], avl_quantized_linears[AVL_QUANTIZED_LINEARS];
+extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
+    avl_logits_linear, avl_plain_linears[AVL_PLAIN_LINEARS],
+    avl_quantized_linears[AVL_QUANTIZED_LINEARS];
 
 // Set when the library is registered, for good: one process has one ONNX Runtime.
 extern const OrtApi *avl_api;

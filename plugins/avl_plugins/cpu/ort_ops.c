@@ -4,6 +4,8 @@
 #include "processor.h"
 #include "quantized_amx.h"
 
+#include <string.h>
+
 #define EXPORTED __attribute__((visibility("default")))
 
 // Of the instructions that kernels are compiled for, those that run here; for people.
@@ -18,27 +20,51 @@ EXPORTED const char *avl_instructions(void)
 #endif
 }
 
-// Whether there are kernels of linears here; elsewhere the ops' bodies are computed, for which ONNX
-// Runtime has kernels.
-static int has_plain(void) { return avl_best_linears() != NULL; }
-static int has_quantized(void) { return avl_has_vnni(); }
+// Which ops a session has: those of linears where there are kernels (elsewhere the ops' bodies are
+// computed, for which ONNX Runtime has some), and those on tiles where its configuration asks for
+// bf16.
+enum { PLAIN = 1, QUANTIZED = 2, TILED_ATTENTION = 4, CHOICES = 8 };
 
-static OrtStatus *make_domain(OrtCustomOpDomain **domain, int plain, int quantized)
+// Adds `choice` if an entry of the configuration, which is "fp32" or "bf16", is the latter.
+static OrtStatus *add_if_bf16(const OrtSessionOptions *options, const char *entry, int choice,
+                              int *chosen)
 {
+    char value[8] = "fp32";
+    size_t size = sizeof value;
+    int has = 0;
+    OrtStatus *status = avl_api->HasSessionConfigEntry(options, entry, &has);
+    if (!status && has)
+        status = avl_api->GetSessionConfigEntry(options, entry, value, &size);
+    if (!status && strcmp(value, "fp32") && strcmp(value, "bf16"))
+        status = avl_failed("expected a session's entries of avl to be fp32 or bf16");
+    if (!strcmp(value, "bf16"))
+        *chosen |= choice;
+    return status;
+}
+
+// The environment has a say, so it is asked for every session.
+static OrtStatus *choose(const OrtSessionOptions *options, int *chosen)
+{
+    *chosen = (avl_best_linears() ? PLAIN : 0) | (avl_has_vnni() ? QUANTIZED : 0);
+    return add_if_bf16(options, "avl.attention", TILED_ATTENTION, chosen);
+}
+
+static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
+{
+    const avl_op *prompt =
+        chosen & TILED_ATTENTION ? &avl_split_cache_prompt_on_tiles : &avl_split_cache_prompt;
     OrtStatus *status = avl_api->CreateCustomOpDomain("avl", domain);
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_step.op);
     if (!status)
-        status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_prompt.op);
-    for (size_t i = 0; !status && plain && i < AVL_PLAIN_LINEARS; i++)
+        status = avl_api->CustomOpDomain_Add(*domain, &prompt->op);
+    for (size_t i = 0; !status && chosen & PLAIN && i < AVL_PLAIN_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_plain_linears[i].op);
-    if (!status && plain)
+    if (!status && chosen & PLAIN)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_logits_linear.op);
 #if defined(__x86_64__)
-    for (size_t i = 0; !status && quantized && i < AVL_QUANTIZED_LINEARS; i++)
+    for (size_t i = 0; !status && chosen & QUANTIZED && i < AVL_QUANTIZED_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linears[i].op);
-#else
-    (void)quantized;
 #endif
     return status;
 }
@@ -46,18 +72,17 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int plain, int quantiz
 // Called by SessionOptions.register_custom_ops_library.
 EXPORTED OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base)
 {
-    static OrtCustomOpDomain *domains[2][2]; // for as long as the library is loaded
+    static OrtCustomOpDomain *domains[CHOICES]; // for as long as the library is loaded
     avl_api = base->GetApi(ORT_API_VERSION);
     if (!avl_api)
         return base->GetApi(1)->CreateStatus(ORT_FAIL, "expected ONNX Runtime 1.17 or newer");
-    const int plain = has_plain(), quantized = has_quantized(); // the environment has a say
-    OrtCustomOpDomain **domain = &domains[plain != 0][quantized != 0];
-    if (!*domain) {
+    int chosen;
+    OrtStatus *status = choose(options, &chosen);
+    if (!status && !domains[chosen]) {
         OrtCustomOpDomain *made;
-        OrtStatus *status = make_domain(&made, plain, quantized);
-        if (status)
-            return status;
-        *domain = made;
+        status = make_domain(&made, chosen);
+        if (!status)
+            domains[chosen] = made;
     }
-    return avl_api->AddCustomOpDomain(options, *domain);
+    return status ? status : avl_api->AddCustomOpDomain(options, domains[chosen]);
 }

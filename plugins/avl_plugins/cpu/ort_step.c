@@ -17,6 +17,7 @@ typedef struct {
     float scale;
     const avl_step_kernels *step;
     const avl_prompt_kernels *prompt;
+    const avl_prompt_tiles *tiles; // of prompts, or NULL
 } attention_op;
 
 static int fits(const avl_step *step, const avl_tensor given[INPUTS])
@@ -94,20 +95,33 @@ static OrtStatus *compute_prompt(void *kernel, OrtKernelContext *context)
     const attention_op *op = kernel;
     avl_step step;
     OrtStatus *status = begin(context, op->scale, &step);
-    return status ? status : avl_run_prompt(context, op->prompt, &step);
+    return status ? status : avl_run_prompt(context, op->prompt, op->tiles, &step);
 }
 
-static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
-                         void **kernel)
+static OrtStatus *make(const OrtKernelInfo *info, const avl_prompt_tiles *tiles, void **kernel)
 {
-    (void)op, (void)unused_api;
     attention_op *made = malloc(sizeof *made);
     *kernel = made;
     if (!made)
         return avl_failed("expected memory, found none");
     made->step = avl_best_step();
     made->prompt = avl_best_prompt();
+    made->tiles = tiles;
     return avl_api->KernelInfoGetAttribute_float(info, "scale", &made->scale);
+}
+
+static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
+                         void **kernel)
+{
+    (void)op, (void)unused_api;
+    return make(info, NULL, kernel);
+}
+
+static OrtStatus *create_on_tiles(const OrtCustomOp *op, const OrtApi *unused_api,
+                                  const OrtKernelInfo *info, void **kernel)
+{
+    (void)op, (void)unused_api;
+    return make(info, avl_best_tiles(), kernel);
 }
 
 static void destroy(void *kernel) { free(kernel); }
@@ -116,3 +130,5 @@ const avl_op avl_split_cache_step = {AVL_OP(create, compute_step, destroy), "Spl
                                      INPUTS, OUTPUTS, TYPES};
 const avl_op avl_split_cache_prompt = {AVL_OP(create, compute_prompt, destroy), "SplitCachePrompt",
                                        INPUTS, OUTPUTS, TYPES};
+const avl_op avl_split_cache_prompt_on_tiles = {AVL_OP(create_on_tiles, compute_prompt, destroy),
+                                                "SplitCachePrompt", INPUTS, OUTPUTS, TYPES};

@@ -155,29 +155,40 @@ static void attend(const avl_prompt *prompt, int64_t task, float *memory)
     }
 }
 
+// A row's greatest score and sum of weights, from those of so many spans; returns the former.
+static float merge_row(const avl_prompt *prompt, int64_t part, int64_t row, int64_t spans)
+{
+    const int64_t rows = rows_of(prompt), first = part * spans * rows + row;
+    float top = -FLT_MAX, sum = 0.0f;
+    for (int64_t span = 0; span < spans; span++) {
+        float own = prompt->span_tops[first + span * rows];
+        top = own > top ? own : top;
+    }
+    for (int64_t span = 0; span < spans; span++)
+        sum += avl_exp(prompt->span_tops[first + span * rows] - top) *
+               prompt->span_sums[first + span * rows];
+    prompt->tops[part * rows + row] = top;
+    prompt->sums[part * rows + row] = sum;
+    return top;
+}
+
 static void merge(const avl_prompt *prompt, int64_t part, float *memory)
 {
     (void)memory;
     const int64_t rows = rows_of(prompt), d = prompt->step->head_dim, g = prompt->group;
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = (row % g * prompt->step->rows + row / g) * d;
-        float *out = prompt->step->out + part * rows * d + at, top = -FLT_MAX, sum = 0.0f;
-        for (int64_t span = part * prompt->spans; span < (part + 1) * prompt->spans; span++) {
-            float own = prompt->span_tops[span * rows + row];
-            top = own > top ? own : top;
-        }
+        float *out = prompt->step->out + part * rows * d + at;
+        const float top = merge_row(prompt, part, row, prompt->spans);
         memset(out, 0, (size_t)d * sizeof(float));
         for (int64_t span = part * prompt->spans; span < (part + 1) * prompt->spans; span++) {
             float shrink = avl_exp(prompt->span_tops[span * rows + row] - top);
             const float *found = prompt->span_out + span * rows * d + at;
-            sum += shrink * prompt->span_sums[span * rows + row];
             for (int64_t i = 0; i < d; i++)
                 out[i] += shrink * found[i];
         }
         for (int64_t i = 0; i < d; i++)
-            out[i] /= sum;
-        prompt->tops[part * rows + row] = top;
-        prompt->sums[part * rows + row] = sum;
+            out[i] /= prompt->sums[part * rows + row];
     }
 }
 
@@ -207,7 +218,21 @@ HELPER void add_masses(const avl_prompt *prompt, int64_t part, const tile *of, c
     }
 }
 
-static void sum_masses(const avl_prompt *prompt, int64_t task, float *memory)
+// Adds to the sums of a tile's weights, at `span` of the mass spans.
+HELPER void add_sums(const avl_prompt *prompt, int64_t span, const tile *of, const place *in,
+                     int64_t from, int64_t keys, const float *packed)
+{
+    float scores[ROWS][KEYS] __attribute__((aligned(64)));
+    score(of, packed, prompt->step->head_dim, KEYS, prompt->step->scale, scores);
+    for (int r = 0; r < of->count; r++) {
+        int64_t at = span * rows_of(prompt) + of->row[r];
+        weigh(scores[r], seen_by(in, from, keys, of->new_row[r]), prompt->span_tops + at,
+              prompt->span_sums + at);
+    }
+}
+
+// What is done with the rows that have a weight and a span's keys, a tile at a time.
+HELPER void for_wanted(const avl_prompt *prompt, int64_t task, float *memory, int sums)
 {
     const avl_step *step = prompt->step;
     const int64_t part = task / prompt->mass_spans, d = step->head_dim, g = prompt->group;
@@ -227,13 +252,38 @@ static void sum_masses(const avl_prompt *prompt, int64_t task, float *memory)
                 for (int64_t i = first; i < wanted && of.count < ROWS; i++)
                     add_row(prompt, &of, part, step->out, new_rows[i / g], i % g);
                 repeat_last_row(&of);
-                add_masses(prompt, part, &of, in, from, keys, own.packed);
+                if (sums)
+                    add_sums(prompt, task, &of, in, from, keys, own.packed);
+                else
+                    add_masses(prompt, part, &of, in, from, keys, own.packed);
             }
         }
     }
 }
 
+static void sum_masses(const avl_prompt *prompt, int64_t task, float *memory)
+{
+    for_wanted(prompt, task, memory, 0);
+}
+
+static void find_sums(const avl_prompt *prompt, int64_t task, float *memory)
+{
+    const int64_t rows = rows_of(prompt);
+    for (int64_t at = task * rows; at < (task + 1) * rows; at++) {
+        prompt->span_tops[at] = -FLT_MAX;
+        prompt->span_sums[at] = 0.0f;
+    }
+    for_wanted(prompt, task, memory, 1);
+}
+
+static void merge_sums(const avl_prompt *prompt, int64_t part, float *memory)
+{
+    (void)memory;
+    for (int64_t row = 0; row < rows_of(prompt); row++)
+        merge_row(prompt, part, row, prompt->mass_spans);
+}
+
 #ifndef AVL_LEVEL
 #define AVL_LEVEL avl_prompt_base
 #endif
-const avl_prompt_kernels AVL_LEVEL = {attend, merge, sum_masses};
+const avl_prompt_kernels AVL_LEVEL = {attend, merge, find_sums, merge_sums, sum_masses};

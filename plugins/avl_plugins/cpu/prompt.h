@@ -5,9 +5,6 @@
 #include "attention.h"
 #include "ort_abi.h"
 
-// Threads that work at once, at most. Memory that none of them takes is never touched.
-enum { AVL_PROMPT_WORKERS = 64 };
-
 // How a call is cut into tasks, and where they leave what they find.
 //
 // A part is a KV head of a sequence. Its query rows [G * S] are those of all its query heads, in
@@ -19,36 +16,52 @@ typedef struct avl_prompt {
     int64_t blocks, block; // of query rows; how many rows are in one
     int64_t spans, span;   // of keys; how many keys are in one
     int64_t mass_spans, mass_span;
-    int64_t room;                  // numbers of a worker's memory, a multiple of 16
-    float *rooms;                  // [AVL_PROMPT_WORKERS, room], aligned to 64 bytes
+    int64_t workers;               // threads at once, at most; rooms of others are never touched
+    int64_t room;                  // numbers of one's memory, a multiple of 16
+    float *rooms;                  // [workers, room], aligned to 64 bytes
     int64_t *wanted, *wanted_rows; // [B] how many new rows have a weight; [B, S] which
     float *tops, *sums; // [parts, G * S] greatest scores, and sums of weights relative to them
-    float *span_tops, *span_sums, *span_out; // [parts, spans, G * S] and [..., D], if spans > 1
+    float *span_tops, *span_sums, *span_out; // [parts, spans, G * S] and [..., D] of each span
     void *memory;                            // what all of these are in
 } avl_prompt;
-
-// Plans `step`, all of which is filled in; 0 where there is no memory. Its memory is to be freed.
-int avl_plan_prompt(const avl_step *step, avl_prompt *prompt);
 
 static inline int64_t avl_prompt_tasks(const avl_prompt *prompt)
 {
     return prompt->parts * prompt->blocks * prompt->spans;
 }
 
-// What prompt.c is compiled to for one level of the processor's instructions: `attend` for every
-// task, and `merge` for every part if there is more than one span; then `sum_masses` for every span
-// of `mass_spans` in every part, into masses that are 0. Each in any order and any threads at once,
-// with a room that no other thread has meanwhile.
+// A task of a stage, with a room that no other thread has meanwhile. A stage's tasks are computed in
+// any order, and in any threads at once.
 typedef void avl_prompt_task(const avl_prompt *prompt, int64_t index, float *room);
 
+// What prompt.c is compiled to for one level of the processor's instructions. Stages are `attend`
+// for every task, `merge` for every part if there is more than one span; and where rows have a
+// weight, for every span of `mass_spans` in every part, `sum_masses`, into masses that are 0.
+//
+// Where the first stage was that of `avl_prompt_tiles`, which leaves no sums of weights, those of
+// float32 scores are found before: `find_sums` for every span of `mass_spans` in every part, and
+// `merge_sums` for every part.
 typedef struct avl_prompt_kernels {
-    avl_prompt_task *attend, *merge, *sum_masses;
+    avl_prompt_task *attend, *merge, *find_sums, *merge_sums, *sum_masses;
 } avl_prompt_kernels;
 
 extern const avl_prompt_kernels avl_prompt_base, avl_prompt_avx2, avl_prompt_avx512;
 
-// Computes `step` in ONNX Runtime's threads.
+// Another first stage, for AVL_TILED_ROWS new rows or more: its tasks have one span.
+typedef struct avl_prompt_tiles {
+    avl_prompt_task *attend;
+    int64_t (*room)(int64_t block, int64_t head_dim); // numbers, for so many query rows at most
+} avl_prompt_tiles;
+
+// Drafts that are checked, and a chat's short turns, are computed in float32 as a decode step is.
+enum { AVL_TILED_ROWS = 64 };
+
+// Plans `step`, all of which is filled in, for `tiles` unless it is NULL; 0 where there is no
+// memory. Its memory is to be freed.
+int avl_plan_prompt(const avl_step *step, const avl_prompt_tiles *tiles, avl_prompt *prompt);
+
+// Computes `step` in ONNX Runtime's threads; `tiles` may be NULL.
 OrtStatus *avl_run_prompt(OrtKernelContext *context, const avl_prompt_kernels *kernels,
-                          const avl_step *step);
+                          const avl_prompt_tiles *tiles, const avl_step *step);
 
 #endif

@@ -5,8 +5,11 @@
 #include <stdlib.h>
 
 // Query rows of a task: its keys are packed once for all of them, and their sums stay in the core's
-// second cache.
+// second cache. Matrix units are so fast that packing counts, so that there are more of them, unless
+// too few tasks are left to keep cores busy.
 #define BLOCK 256
+#define TILED_BLOCK 1024
+#define TILED_TASKS 16
 
 // Rows so few that reading keys takes longer than computing with them: several tasks share the
 // keys, if parts alone do not keep so many cores busy.
@@ -14,20 +17,23 @@
 #define BUSY 64
 #define SPAN 1024
 
+#define WORKERS 64
 #define KEYS 64 // of a packed block, and
 #define ROWS 6  // of a tile (prompt_tile.h)
+#define TILED_ROWS 32 // of a group (prompt_amx_pack.h)
 #define LINE 64 // bytes
 #define SIZE (int64_t)sizeof(float)
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t in_all(int64_t count, int64_t each) { return (count + each - 1) / each; }
+static int64_t whole(int64_t count, int64_t each) { return in_all(count, each) * each; }
 
 // The spans of `keys` keys for each of so many tasks, and how many keys are in one.
 static int64_t spans_of(int64_t keys, int64_t tasks, int64_t *span)
 {
     int64_t wanted = most(1, least(in_all(keys, SPAN), in_all(BUSY, tasks)));
-    *span = in_all(in_all(keys, wanted), KEYS) * KEYS;
+    *span = whole(in_all(keys, wanted), KEYS);
     return in_all(keys, *span);
 }
 
@@ -52,34 +58,51 @@ static void find_wanted(const avl_step *step, avl_prompt *prompt)
     }
 }
 
-int avl_plan_prompt(const avl_step *step, avl_prompt *prompt)
+static void cut(const avl_prompt_tiles *tiles, int64_t keys, avl_prompt *prompt)
+{
+    const int64_t parts = prompt->parts, rows = prompt->group * prompt->step->rows;
+    const int64_t d = prompt->step->head_dim;
+    prompt->spans = 1;
+    prompt->span = keys;
+    int64_t blocks = in_all(rows, BLOCK);
+    if (tiles)
+        blocks = most(in_all(rows, TILED_BLOCK), least(blocks, in_all(TILED_TASKS, parts)));
+    prompt->block = whole(in_all(rows, blocks), tiles ? TILED_ROWS : ROWS);
+    prompt->blocks = in_all(rows, prompt->block);
+    if (!tiles && rows <= FEW_ROWS)
+        prompt->spans = spans_of(keys, parts, &prompt->span);
+    prompt->mass_spans = spans_of(keys, parts, &prompt->mass_span);
+    prompt->workers = least(WORKERS, most(avl_prompt_tasks(prompt), parts * prompt->mass_spans));
+    prompt->room = 3 * d * KEYS; // prompt.c's `room`
+    if (tiles)
+        prompt->room = most(prompt->room, tiles->room(prompt->block, d));
+}
+
+int avl_plan_prompt(const avl_step *step, const avl_prompt_tiles *tiles, avl_prompt *prompt)
 {
     const int64_t group = step->heads / step->kv_heads, parts = step->batch * step->kv_heads;
     const int64_t rows = group * step->rows, d = step->head_dim;
     int64_t keys = 0;
     for (int64_t b = 0; b < step->batch; b++)
         keys = most(keys, step->active_len[b] + step->parked_len[b] + step->rows);
-    *prompt = (avl_prompt){.step = step, .group = group, .parts = parts, .spans = 1, .span = keys};
-    prompt->block = in_all(in_all(rows, in_all(rows, BLOCK)), ROWS) * ROWS;
-    prompt->blocks = in_all(rows, prompt->block);
-    if (rows <= FEW_ROWS)
-        prompt->spans = spans_of(keys, parts, &prompt->span);
-    prompt->mass_spans = spans_of(keys, parts, &prompt->mass_span);
+    *prompt = (avl_prompt){.step = step, .group = group, .parts = parts};
+    cut(tiles, keys, prompt);
 
-    prompt->room = 3 * d * KEYS; // prompt.c's `room`
-    const int64_t results = prompt->spans > 1 ? parts * prompt->spans * rows : 0;
-    const int64_t floats = AVL_PROMPT_WORKERS * prompt->room + 2 * parts * rows + results * (d + 2);
+    const int64_t merged = prompt->spans > 1 ? parts * prompt->spans * rows : 0;
+    const int64_t found = tiles ? parts * prompt->mass_spans * rows : 0;
+    const int64_t rooms = prompt->workers * prompt->room, results = most(merged, found);
+    const int64_t floats = rooms + 2 * parts * rows + merged * d + 2 * results;
     const int64_t integers = step->batch * (step->rows + 1) * (int64_t)sizeof(int64_t);
     prompt->memory = malloc((size_t)(LINE + floats * SIZE + integers));
     if (!prompt->memory)
         return 0;
     prompt->rooms = (float *)(((uintptr_t)prompt->memory + LINE - 1) / LINE * LINE);
-    prompt->wanted = (int64_t *)(prompt->rooms + AVL_PROMPT_WORKERS * prompt->room);
+    prompt->wanted = (int64_t *)(prompt->rooms + rooms);
     prompt->wanted_rows = prompt->wanted + step->batch;
     prompt->tops = (float *)(prompt->wanted_rows + step->batch * step->rows);
     prompt->sums = prompt->tops + parts * rows;
     prompt->span_out = prompt->sums + parts * rows;
-    prompt->span_tops = prompt->span_out + results * d;
+    prompt->span_tops = prompt->span_out + merged * d;
     prompt->span_sums = prompt->span_tops + results;
     find_wanted(step, prompt);
     return 1;

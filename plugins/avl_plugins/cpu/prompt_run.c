@@ -26,7 +26,7 @@ static OrtStatus *for_all(OrtKernelContext *context, const avl_prompt *prompt,
                           avl_prompt_task *task, int64_t count)
 {
     work shared = {.prompt = prompt, .task = task, .count = count};
-    size_t workers = count < AVL_PROMPT_WORKERS ? (size_t)count : AVL_PROMPT_WORKERS;
+    size_t workers = (size_t)(count < prompt->workers ? count : prompt->workers);
     return avl_api->KernelContext_ParallelFor(context, take_tasks, workers, workers, &shared);
 }
 
@@ -46,18 +46,35 @@ static int64_t wanted(const avl_prompt *prompt)
     return all;
 }
 
-OrtStatus *avl_run_prompt(OrtKernelContext *context, const avl_prompt_kernels *kernels,
-                          const avl_step *step)
+// Of rows that have a weight.
+static OrtStatus *sum_masses(OrtKernelContext *context, const avl_prompt_kernels *kernels,
+                             int has_sums, const avl_prompt *prompt)
 {
+    const int64_t tasks = prompt->parts * prompt->mass_spans;
+    OrtStatus *status = NULL;
+    clear_masses(prompt->step);
+    if (!wanted(prompt))
+        return NULL;
+    if (!has_sums)
+        status = for_all(context, prompt, kernels->find_sums, tasks);
+    if (!status && !has_sums)
+        status = for_all(context, prompt, kernels->merge_sums, prompt->parts);
+    return status ? status : for_all(context, prompt, kernels->sum_masses, tasks);
+}
+
+OrtStatus *avl_run_prompt(OrtKernelContext *context, const avl_prompt_kernels *kernels,
+                          const avl_prompt_tiles *tiles, const avl_step *step)
+{
+    const avl_prompt_tiles *taken = step->rows < AVL_TILED_ROWS ? NULL : tiles;
     avl_prompt prompt;
-    if (!avl_plan_prompt(step, &prompt))
+    if (!avl_plan_prompt(step, taken, &prompt))
         return avl_failed("expected memory for a prompt's attention, found none");
-    OrtStatus *status = for_all(context, &prompt, kernels->attend, avl_prompt_tasks(&prompt));
+    avl_prompt_task *attend = taken ? taken->attend : kernels->attend;
+    OrtStatus *status = for_all(context, &prompt, attend, avl_prompt_tasks(&prompt));
     if (!status && prompt.spans > 1)
         status = for_all(context, &prompt, kernels->merge, prompt.parts);
-    clear_masses(step);
-    if (!status && wanted(&prompt))
-        status = for_all(context, &prompt, kernels->sum_masses, prompt.parts * prompt.mass_spans);
+    if (!status)
+        status = sum_masses(context, kernels, !taken, &prompt);
     free(prompt.memory);
     return status;
 }

@@ -2,12 +2,10 @@
 
 #if defined(AVL_AMX) // build.py: compilers do not agree on a macro of their own
 
+#include "amx.h"
 #include "pieces.h"
 
 enum {
-    SIDE = 16,              // rows and columns of a matrix register
-    STEP = 32,              // inputs of one
-    MATRIX = SIDE * STEP,   // values of one
     FIELDS = TILE / SIDE,   // a tile's outputs, SIDE at a time
     CHUNK = 128,            // inputs that are widened at a time: the longest span
     BLOCK = 256,            // rows whose sums are kept at a time
@@ -47,22 +45,14 @@ HELPER __m512 weight_of(__m512i code, __m512 scale, __m512 zero, int64_t bits, i
     return _mm512_mul_ps(_mm512_sub_ps(number, zero), scale);
 }
 
-// Rounds two inputs' weights; those of an output become neighbours.
-HELPER __m512i pair(__m512 even, __m512 odd)
-{
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                           8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
-}
-
 // Four inputs' weights of a field, whose codes are four bytes each, or halves of them.
 HELPER void widen_four(uint16_t *to, __m512i codes, int shift, __m512 scale, __m512 zero,
                        int64_t bits, int has_zeros)
 {
 #define WEIGHT(INPUT)                                                                              \
     weight_of(_mm512_srli_epi32(codes, shift + 8 * (INPUT)), scale, zero, bits, has_zeros)
-    _mm512_store_si512(to, pair(WEIGHT(0), WEIGHT(1)));
-    _mm512_store_si512(to + 2 * SIDE, pair(WEIGHT(2), WEIGHT(3)));
+    _mm512_store_si512(to, avl_pair(WEIGHT(0), WEIGHT(1)));
+    _mm512_store_si512(to + 2 * SIDE, avl_pair(WEIGHT(2), WEIGHT(3)));
 #undef WEIGHT
 }
 
@@ -102,10 +92,6 @@ static void widen(const avl_packed *w, int64_t tile, int64_t first, int64_t end,
     else
         widen_spans(w, tile, first, end, to, 8, 0);
 }
-
-// GCC 12 takes _tile_loadconfig for an instruction that reads 8 bytes, and _tile_loadd for one that
-// reads none, so it might store later, or leave out, what they read.
-HELPER void have_stored(const void *what) { __asm__ volatile("" ::"r"(what) : "memory"); }
 
 // Sums of a group of rows and two fields, [HALVES][FIELDS] matrices, grow by `steps` of inputs; those
 // of its first half alone if there is no `second`.
@@ -168,7 +154,7 @@ static void multiply_block(const avl_packed *w, const uint16_t *x, int64_t rows,
     for (int64_t s = 0; s < spans; s += at_once) {
         int64_t end = s + at_once < spans ? s + at_once : spans;
         widen(w, tile, s, end, weights);
-        have_stored(weights);
+        avl_have_stored(weights);
         for (int64_t r = 0; r < rows; r += AVL_AMX_GROUP)
             for (int f = 0; f < FIELDS; f += 2) {
                 float *to = sums + r * TILE + f * SIDE * SIDE;
@@ -210,28 +196,7 @@ static void round_group(const avl_packed *w, const float *x, const avl_amx_rows 
     }
 }
 
-// How _tile_loadconfig reads it.
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} configuration;
-
-static void begin(void)
-{
-    configuration all __attribute__((aligned(64))) = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        all.row_bytes[i] = 64;
-        all.rows[i] = SIDE;
-    }
-    have_stored(&all);
-    _tile_loadconfig(&all);
-}
-
-// ONNX Runtime's kernels, which run on the same threads, have their own.
-static void end(void) { _tile_release(); }
-
-static const avl_amx_kernels kernels = {round_group, begin, end, multiply};
+static const avl_amx_kernels kernels = {round_group, avl_amx_begin, avl_amx_end, multiply};
 const avl_amx_kernels *const avl_amx = &kernels;
 
 #else
