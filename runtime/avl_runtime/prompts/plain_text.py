@@ -85,24 +85,28 @@ class PlainText:
         """
         meant = self._tokenizer.encode(text, add_special_tokens=with_bos)
         written = {number: token for token, number in self._added.items() if token in self._names}
+        # Normalizers make tokens of other characters too: of full-width ones, or of capitals. A
+        # token may take spaces around it. An unknown character's id is none of a text.
+        places = zip(meant.ids, meant.offsets, strict=True)
+        strays = {
+            number
+            for number, (begin, stop) in places
+            if number in written and begin < stop and written[number] not in text[begin:stop]
+        }
+        if self._mark.search(text) is None and not strays - self._unknown:
+            return list(meant.ids)
         renamed, end = "", 0
         ids: Ids = []
-        marked, strays = self._mark.search(text) is not None, set()
         for number, (begin, stop) in zip(meant.ids, meant.offsets, strict=True):
             token = written.get(number, "")
             if not token or begin == stop:  # no such token, or one that the tokenizer adds
                 continue
-            # A token may take spaces around it too. An unknown character's id is none of a text.
             start = text.find(token, begin, stop)
             if start < 0:
-                strays.add(number)
                 continue
             renamed += text[end:start] + self._names[token]
             end = start + len(token)
             ids.append(number)
-        # Normalizers make tokens of other characters too: of full-width ones, or of capitals.
-        if not marked and not strays - self._unknown:
-            return list(meant.ids)
         plain = self._mark.sub(self._unmarked, renamed + text[end:])
         found = self._second.encode(plain, add_special_tokens=with_bos)
         again = [

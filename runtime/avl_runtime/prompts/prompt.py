@@ -34,7 +34,9 @@ class Prompt:
         cls, input_ids: NDArray[np.int64], visual: Sequence[int], media: Sequence[Media], axes: int
     ) -> Prompt:
         """Work out mask and positions; `visual` are the ids of visual tokens."""
-        mask = np.isin(input_ids, visual)
+        mask = np.zeros(len(input_ids), np.bool_)
+        for token in visual:  # a few, for which np.isin is slow
+            mask |= input_ids == token
         blocks = [block for part in media for block in part.blocks]
         positions, following = prompt_positions(mask, blocks, axes)
         return cls(input_ids, mask, tuple(media), positions, following)

@@ -69,14 +69,25 @@ def fit(image: Image.Image, steps: ImageProcessing) -> NDArray[np.uint8]:
 
 def pixel_values(fitted: NDArray[np.uint8], steps: ImageProcessing) -> NDArray[np.float32]:
     """Rescale and normalize [H, W, 3] to the vision graph's [3, H, W]."""
-    values: NDArray[np.float32] = fitted.astype(np.float32)
+    # What becomes of a byte depends on its channel alone: looking it up is ten times faster.
+    table = _normalized(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1), steps)
+    planes = np.empty((3, *fitted.shape[:2]), np.float32)
+    for channel, plane in enumerate(planes):
+        # No byte lies outside the table; "clip" spares NumPy a copy in case one does.
+        np.take(table[:, channel], fitted[:, :, channel], out=plane, mode="clip")
+    return planes
+
+
+def _normalized(values: NDArray[np.uint8], steps: ImageProcessing) -> NDArray[np.float32]:
+    """Values [..., 3] of three channels."""
+    found: NDArray[np.float32] = values.astype(np.float32)
     if steps.rescale is not None:
         # Hugging Face multiplies in double precision and rounds once.
-        values = (fitted.astype(np.float64) * steps.rescale).astype(np.float32)
+        found = (values.astype(np.float64) * steps.rescale).astype(np.float32)
     if steps.mean is not None and steps.std is not None:
         mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
-        values = np.divide(values - mean, std, dtype=np.float32)
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
+        found = np.divide(found - mean, std, dtype=np.float32)
+    return found
 
 
 def target_size(image: Image.Image, resize: int | tuple[int, int]) -> tuple[int, int]:
