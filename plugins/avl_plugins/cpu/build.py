@@ -21,7 +21,7 @@ KERNELS, PROMPT = "attention.c", "prompt.c"
 LINEAR, SCREEN = "linear.c", "screen.c"  # for the levels above the compiler's own
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
 # The same, and empty for compilers and processors that do not know it:
-AMX = ("quantized_amx.c", "prompt_amx.c")
+AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 SOURCES = (
     *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
     *(PROMPT, "prompt_plan.c", "prompt_run.c"),

@@ -3,16 +3,19 @@
 #include "ort_linear.h"
 
 #include "levels.h"
+#include "linear_amx.h"
 #include "ort_op.h"
+#include "processor.h"
 
 #include <stdlib.h>
 
-enum { MOST_WEIGHTS = 3, TASKS = 16 };
+enum { MOST_WEIGHTS = 3, TASKS = 16, ALIGNMENT = 64 };
 
 // Weights of one op, which lie where ONNX Runtime has them: in the mapped file of a checkpoint, if
 // they do there.
 typedef struct {
     avl_multiply_stored *multiply;
+    int64_t amx_rows; // from how many rows of x on AMX multiplies; 0: never
     size_t count;
     avl_stored weights[MOST_WEIGHTS];
 } stored_weights;
@@ -21,27 +24,74 @@ typedef struct {
     const stored_weights *stored;
     const float *x;
     int64_t rows;
+    avl_amx_rows amx_x; // for AMX, if it has values
     float *y[MOST_WEIGHTS];
 } product;
 
-// A part of all weights' outputs, those of the first weight first.
+// What tasks have shares of: outputs, or on AMX tiles of them.
+static int64_t units_of(const product *p, const avl_stored *weight)
+{
+    return p->amx_x.values ? avl_amx_tiles(weight->outputs) : weight->outputs;
+}
+
+static void multiply_units(const product *p, size_t i, int64_t first, int64_t end)
+{
+    const avl_stored *weight = &p->stored->weights[i];
+    if (!p->amx_x.values)
+        p->stored->multiply(weight, p->x, p->rows, first, end, p->y[i]);
+    else
+        for (int64_t tile = first; tile < end; tile++)
+            avl_amx->multiply_stored(weight, &p->amx_x, tile, p->y[i]);
+}
+
+// A part of all weights' units, those of the first weight first.
 static void multiply_share(void *of, size_t index)
 {
     const product *p = of;
-    int64_t outputs = 0;
+    int64_t units = 0;
     for (size_t i = 0; i < p->stored->count; i++)
-        outputs += p->stored->weights[i].outputs;
-    int64_t first = outputs * (int64_t)index / TASKS, end = outputs * ((int64_t)index + 1) / TASKS;
+        units += units_of(p, &p->stored->weights[i]);
+    int64_t first = units * (int64_t)index / TASKS, end = units * ((int64_t)index + 1) / TASKS;
+    if (p->amx_x.values)
+        avl_amx->begin();
     for (size_t i = 0; i < p->stored->count && first < end; i++) {
-        const avl_stored *weight = &p->stored->weights[i];
-        int64_t last = end < weight->outputs ? end : weight->outputs;
+        int64_t own = units_of(p, &p->stored->weights[i]), last = end < own ? end : own;
         if (first < last) {
-            p->stored->multiply(weight, p->x, p->rows, first, last, p->y[i]);
+            multiply_units(p, i, first, last);
             first = last;
         }
-        first -= weight->outputs;
-        end -= weight->outputs;
+        first -= own;
+        end -= own;
     }
+    if (p->amx_x.values)
+        avl_amx->end();
+}
+
+static void round_group(void *of, size_t index)
+{
+    const product *p = of;
+    avl_amx->round(p->x, &p->amx_x, (int64_t)index);
+}
+
+static OrtStatus *multiply(OrtKernelContext *context, product *p)
+{
+    return avl_api->KernelContext_ParallelFor(context, multiply_share, TASKS, 0, p);
+}
+
+static OrtStatus *multiply_on_amx(OrtKernelContext *context, product *p)
+{
+    const int64_t inputs = p->stored->weights->inputs;
+    size_t values = (size_t)avl_amx_values(p->rows, inputs);
+    p->amx_x = (avl_amx_rows){p->rows, inputs, aligned_alloc(ALIGNMENT, values * sizeof(uint16_t))};
+    if (!p->amx_x.values)
+        return avl_failed("expected memory for rounded rows, found none");
+    size_t groups = (size_t)avl_amx_groups(p->rows);
+    OrtStatus *status =
+        avl_api->KernelContext_ParallelFor(context, round_group, groups, 0, p);
+    if (!status)
+        status = multiply(context, p);
+    free(p->amx_x.values);
+    return status;
 }
 
 static OrtStatus *compute(void *kernel, OrtKernelContext *context)
@@ -59,7 +109,11 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
         if ((status = avl_output(context, i, dims, 2, &p.y[i])))
             return status;
     }
-    return p.rows ? avl_api->KernelContext_ParallelFor(context, multiply_share, TASKS, 0, &p) : NULL;
+    if (!p.rows)
+        return NULL;
+    if (stored->amx_rows && p.rows >= stored->amx_rows)
+        return multiply_on_amx(context, &p);
+    return multiply(context, &p);
 }
 
 // Whether there is one for a type.
@@ -98,15 +152,14 @@ static OrtStatus *read_weights(const avl_op *op, const OrtKernelInfo *info, stor
     return NULL;
 }
 
-static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
-                         void **kernel)
+static OrtStatus *make(const avl_op *op, const OrtKernelInfo *info, int64_t amx_rows, void **kernel)
 {
-    (void)unused_api;
     stored_weights *stored = calloc(1, sizeof *stored);
     if (!stored)
         return avl_failed("expected memory, found none");
     stored->multiply = avl_best_linears()->multiply;
-    OrtStatus *status = read_weights((const avl_op *)op, info, stored);
+    stored->amx_rows = amx_rows;
+    OrtStatus *status = read_weights(op, info, stored);
     if (status)
         free(stored);
     else
@@ -114,15 +167,29 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
     return status;
 }
 
+static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
+                         void **kernel)
+{
+    (void)unused_api;
+    return make((const avl_op *)op, info, 0, kernel);
+}
+
+static OrtStatus *create_on_tiles(const OrtCustomOp *op, const OrtApi *unused_api,
+                                  const OrtKernelInfo *info, void **kernel)
+{
+    (void)unused_api;
+    const int has_amx = avl_amx && avl_has_amx();
+    return make((const avl_op *)op, info, has_amx ? AVL_AMX_LEAST_ROWS : 0, kernel);
+}
+
 static void destroy(void *kernel) { free(kernel); }
 
 static const int TYPES[] = {ORT_FLOAT, ORT_ANY, ORT_ANY, ORT_ANY};
 
-#define LINEAR(NAME, WEIGHTS)                                                                      \
-    {AVL_OP(create, compute, destroy), NAME, 1 + (WEIGHTS), WEIGHTS, TYPES}
+#define LINEAR(CREATE, NAME, WEIGHTS)                                                              \
+    {AVL_OP(CREATE, compute, destroy), NAME, 1 + (WEIGHTS), WEIGHTS, TYPES}
+#define LINEARS(CREATE)                                                                            \
+    {LINEAR(CREATE, "Linear", 1), LINEAR(CREATE, "Linear2", 2), LINEAR(CREATE, "Linear3", 3)}
 
-const avl_op avl_plain_linears[AVL_PLAIN_LINEARS] = {
-    LINEAR("Linear", 1),
-    LINEAR("Linear2", 2),
-    LINEAR("Linear3", 3),
-};
+const avl_op avl_plain_linears[AVL_PLAIN_LINEARS] = LINEARS(create);
+const avl_op avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS] = LINEARS(create_on_tiles);

@@ -20,7 +20,7 @@ typedef struct avl_op {
 #define AVL_QUANTIZED_LINEARS 6
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
     avl_logits_linear, avl_plain_linears[AVL_PLAIN_LINEARS],
-    avl_quantized_linears[AVL_QUANTIZED_LINEARS];
+    avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS], avl_quantized_linears[AVL_QUANTIZED_LINEARS];
 
 // Set when the library is registered, for good: one process has one ONNX Runtime.
 extern const OrtApi *avl_api;

@@ -1,8 +1,8 @@
 // Registers the custom ops with a session.
 #include "levels.h"
+#include "linear_amx.h"
 #include "ort_op.h"
 #include "processor.h"
-#include "quantized_amx.h"
 
 #include <string.h>
 
@@ -23,7 +23,7 @@ EXPORTED const char *avl_instructions(void)
 // Which ops a session has: those of linears where there are kernels (elsewhere the ops' bodies are
 // computed, for which ONNX Runtime has some), and those on tiles where its configuration asks for
 // bf16.
-enum { PLAIN = 1, QUANTIZED = 2, TILED_ATTENTION = 4, CHOICES = 8 };
+enum { PLAIN = 1, QUANTIZED = 2, TILED_ATTENTION = 4, TILED_LINEARS = 8, CHOICES = 16 };
 
 // Adds `choice` if an entry of the configuration, which is "fp32" or "bf16", is the latter.
 static OrtStatus *add_if_bf16(const OrtSessionOptions *options, const char *entry, int choice,
@@ -46,20 +46,23 @@ static OrtStatus *add_if_bf16(const OrtSessionOptions *options, const char *entr
 static OrtStatus *choose(const OrtSessionOptions *options, int *chosen)
 {
     *chosen = (avl_best_linears() ? PLAIN : 0) | (avl_has_vnni() ? QUANTIZED : 0);
-    return add_if_bf16(options, "avl.attention", TILED_ATTENTION, chosen);
+    OrtStatus *status = add_if_bf16(options, "avl.attention", TILED_ATTENTION, chosen);
+    return status ? status : add_if_bf16(options, "avl.linears", TILED_LINEARS, chosen);
 }
 
 static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
 {
     const avl_op *prompt =
         chosen & TILED_ATTENTION ? &avl_split_cache_prompt_on_tiles : &avl_split_cache_prompt;
+    const avl_op *linears =
+        chosen & TILED_LINEARS ? avl_plain_linears_on_tiles : avl_plain_linears;
     OrtStatus *status = avl_api->CreateCustomOpDomain("avl", domain);
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_step.op);
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &prompt->op);
     for (size_t i = 0; !status && chosen & PLAIN && i < AVL_PLAIN_LINEARS; i++)
-        status = avl_api->CustomOpDomain_Add(*domain, &avl_plain_linears[i].op);
+        status = avl_api->CustomOpDomain_Add(*domain, &linears[i].op);
     if (!status && chosen & PLAIN)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_logits_linear.op);
 #if defined(__x86_64__)

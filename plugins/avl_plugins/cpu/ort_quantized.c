@@ -1,9 +1,8 @@
 // QuantizedLinear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights
 // that are multiplied with the same x, with and without zero points.
+#include "linear_amx.h"
 #include "ort_op.h"
 #include "processor.h"
-#include "quantized.h"
-#include "quantized_amx.h"
 #include "unmap.h"
 
 #include <stdlib.h>
@@ -41,7 +40,7 @@ static void round_rows(void *of, size_t index)
 static void round_group(void *of, size_t index)
 {
     const product *p = of;
-    avl_amx->round(p->packed->weights, p->from, &p->amx_x, (int64_t)index);
+    avl_amx->round(p->from, &p->amx_x, (int64_t)index);
 }
 
 // A part of all weights' tiles, those of the first weight first.
@@ -59,7 +58,7 @@ static void multiply_share(void *of, size_t index)
         int64_t own = avl_tiles(weight);
         for (; tile < own && tile < end; tile++)
             if (p->amx)
-                avl_amx->multiply(weight, &p->amx_x, tile, *y);
+                avl_amx->multiply_packed(weight, &p->amx_x, tile, *y);
             else
                 avl_multiply_tile(weight, &p->x, tile, *y);
         tile -= own;
@@ -104,14 +103,15 @@ static OrtStatus *multiply(OrtKernelContext *context, product *p, int64_t rows)
 
 static OrtStatus *multiply_on_amx(OrtKernelContext *context, product *p, int64_t rows)
 {
-    size_t values = (size_t)avl_amx_values(p->packed->weights, rows);
+    const int64_t inputs = p->packed->weights->inputs;
+    size_t values = (size_t)avl_amx_values(rows, inputs);
     p->amx = 1;
-    p->amx_x.rows = rows;
+    p->amx_x = (avl_amx_rows){.rows = rows, .inputs = inputs};
     p->amx_x.values = aligned_alloc(ALIGNMENT, values * sizeof *p->amx_x.values);
     if (!p->amx_x.values)
         return no_memory();
     OrtStatus *status =
-        run(context, p, round_group, (rows + AVL_AMX_GROUP - 1) / AVL_AMX_GROUP);
+        run(context, p, round_group, avl_amx_groups(rows));
     free(p->amx_x.values);
     return status;
 }

@@ -6,7 +6,9 @@
 
 #include <immintrin.h>
 
+#ifndef HELPER
 #define HELPER static inline __attribute__((always_inline))
+#endif
 
 enum { TILE = 64 }; // outputs
 

@@ -72,33 +72,6 @@ HELPER __m512i step_of(const float *row, int64_t i, int64_t d, __m512 factor)
                                         _mm512_mul_ps(lanes_of(row, i, d), factor));
 }
 
-HELPER void transpose(__m512i r[SIDE])
-{
-    __m512i t[SIDE];
-    for (int i = 0; i < SIDE; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < SIDE; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        __m512i b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        __m512i c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        __m512i e = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-        t[i] = _mm512_shuffle_i32x4(a, c, 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(b, e, 0x88);
-        t[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
-        t[i + 12] = _mm512_shuffle_i32x4(b, e, 0xdd);
-    }
-    for (int i = 0; i < SIDE; i++)
-        r[i] = t[i];
-}
-
 // Where a part's query row lies in its q and out, [G, S, D].
 HELPER int64_t place_of(const avl_prompt *prompt, int64_t row)
 {
@@ -125,7 +98,7 @@ HELPER void pack_queries(const avl_prompt *prompt, const room *own, const float 
                 rows[r] = row + r < count ? step_of(q + place_of(prompt, first + row + r), i,
                                                     own->d, unit)
                                           : _mm512_setzero_si512();
-            transpose(rows);
+            avl_transpose(rows);
             for (int64_t r = 0; r < SIDE; r++)
                 _mm512_store_si512(own->q + row * own->dims + i * SIDE + r * STEP, rows[r]);
         }
@@ -153,7 +126,7 @@ HELPER void pack_values(const room *own, const float *values, int64_t count)
                 pairs[p] = avl_pair(even < count ? lanes_of(values + even * own->d, i, own->d) : zero,
                                     odd < count ? lanes_of(values + odd * own->d, i, own->d) : zero);
             }
-            transpose(pairs);
+            avl_transpose(pairs);
             for (int64_t p = 0; p < SIDE; p++)
                 _mm512_store_si512(own->values + i * KEYS + j * SIDE + p * STEP, pairs[p]);
         }
@@ -172,7 +145,7 @@ HELPER void finish(const avl_prompt *prompt, const room *own, float *out, int64_
             __m512i rows[SIDE];
             for (int64_t r = 0; r < SIDE; r++)
                 rows[r] = (__m512i)_mm512_mul_ps(share, _mm512_load_ps(from + r * SIDE));
-            transpose(rows);
+            avl_transpose(rows);
             for (int64_t r = 0; r < least(SIDE, count - row); r++)
                 _mm512_mask_storeu_ps(out + place_of(prompt, first + row + r) + i, there,
                                       (__m512)rows[r]);

@@ -2,7 +2,7 @@
 //
 // Rows of x are rounded to 8 bits as well, with a scale for every span of inputs, and multiplied
 // with the codes in whole numbers, which AVX-512 VNNI adds up four at a time. For many rows there
-// may be AMX (quantized_amx.h), which reads the same weights.
+// may be AMX (linear_amx.h), which reads the same weights.
 #ifndef AVL_QUANTIZED_H
 #define AVL_QUANTIZED_H
 
