@@ -5,26 +5,29 @@
     .venv/bin/python scripts/bench_all.py --peer-python build/peers/bin/python
 
 Writes random-weight checkpoints (make_random.py) and packages into --folder, once, measures each
-shape with avl-bench into benchmarks/bench-NAME.json and attention alone into attention-part.json,
-and sums up in bench-targets.json.
-Takes hours on two idle cores. Without --peer-python all peers but transformers are left
-out. `--only peers-int4,peers-fp16` measures S1 beside all of them; `--only try` a small decoder in
-seconds, to see that each peer works: its record goes to --folder and is compared with nothing.
+shape with avl-bench into benchmarks/bench-NAME.json, whole requests with whole_requests.py and
+attention alone into attention-part.json, and sums up in bench-targets.json, with what
+side_by_side.py has measured. Takes hours on two idle cores. Without --peer-python all peers but
+transformers are left out. `--only peers-int4,peers-fp16` measures S1 beside all of them; `--only
+try` a small decoder in seconds, to see that each peer works: its record goes to --folder and is
+compared with nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench_targets import LONG, table, targets
+from peer_targets import FILES
 
 ROOT = Path(__file__).parents[1]
 AVL, TIGHT, FASTV = "avl:keep=0.5,core=0.3,refresh=3", "avl:core=0.1,refresh=8", "fastv"
@@ -45,6 +48,7 @@ class Record:
         asked: further arguments.
         starts: how often every candidate's process is started.
         repeats: rounds of a start that count, after one that does not.
+        off: variables of the environment that keep all from using AMX.
     """
 
     preset: str
@@ -56,6 +60,7 @@ class Record:
     beside: str | None = None
     starts: int = 1
     repeats: int = 3
+    off: Mapping[str, str] = field(default_factory=dict)
 
 
 OF_FP32 = {
@@ -84,6 +89,18 @@ RECORDS = {
         kind="int4",
         starts=3,
         repeats=2,
+    ),
+    # Of OpenVINO only its fp32 counts there: it uses no AMX for that in any case.
+    "peers-int4-no-amx": Record(
+        "S1",
+        ("dense",),
+        LARGE,
+        TEXT_PEERS[:1],
+        stored="fp16",
+        kind="int4",
+        starts=3,
+        repeats=2,
+        off={"AVL_AMX": "off", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
     ),
     "peers-fp16": Record(
         "S1", ("dense", FASTV, AVL), LARGE, TEXT_PEERS, stored="fp16", starts=3, repeats=2
@@ -114,6 +131,9 @@ TRIALS = {
         repeats=1,
     )
 }
+REQUESTS, ATTENTION = "requests", "attention"  # whole_requests.py, attention_part.py
+ALL = (*RECORDS, REQUESTS, ATTENTION)
+KNOWN = (*ALL, *TRIALS)
 
 
 def checkpoint(folder: Path, preset: str, stored: str) -> Path:
@@ -138,11 +158,28 @@ def package(folder: Path, record: Record, kind: str) -> Path:
     return made
 
 
-def run(*command: object) -> None:
-    """Run Python; ends with its status if it fails."""
-    done = subprocess.run([sys.executable, *map(str, command)], check=False)
+def run(*command: object, environment: Mapping[str, str] | None = None) -> None:
+    """Run Python; ends with its status if it fails.
+
+    Args:
+        environment: variables beside those of this process.
+    """
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], check=False, env=os.environ | dict(environment or {})
+    )
     if done.returncode:
         sys.exit(done.returncode)
+
+
+def measure_requests(parsed: argparse.Namespace) -> None:
+    """Whole requests, to their file."""
+    command = ["--folder", parsed.folder, "--idle-wait", parsed.idle_wait]
+    command += ["--json", parsed.out / "whole-requests.json"]
+    for name in ("peer_python", "threads", "repeats"):
+        if getattr(parsed, name):
+            command += [f"--{name.replace('_', '-')}", getattr(parsed, name)]
+    print(f"\n## {REQUESTS}\n", flush=True)
+    run(ROOT / "scripts/whole_requests.py", *command)
 
 
 def measure(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
@@ -165,7 +202,7 @@ def measure(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
         command += ["--threads", parsed.threads]
     print(f"\n## {name}\n", flush=True)
     begun = time.monotonic()
-    run("-m", "avl_runtime.cli.bench", *command, "--json", out)
+    run("-m", "avl_runtime.cli.bench", *command, "--json", out, environment=record.off)
     print(f"bench_all: {name} took {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     found: dict[str, Any] = json.loads(out.read_text())
     return found
@@ -175,10 +212,8 @@ def records_of(text: str) -> list[str]:
     """Names of records, before any is measured; those that are only tried come alone."""
     names = list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
     for name in names:
-        if name not in RECORDS | TRIALS:
-            raise argparse.ArgumentTypeError(
-                f"expected {', '.join(RECORDS | TRIALS)}, found {name!r}"
-            )
+        if name not in KNOWN:
+            raise argparse.ArgumentTypeError(f"expected {', '.join(KNOWN)}, found {name!r}")
     if not names or (set(names) & set(TRIALS) and not set(names) <= set(TRIALS)):
         raise argparse.ArgumentTypeError(
             f"expected records, or {', '.join(TRIALS)} alone, found {text!r}"
@@ -196,13 +231,12 @@ def at_least_one(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and sum up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    known = ", ".join(RECORDS | TRIALS)
     parser.add_argument(
         "--only",
         type=records_of,
-        default=list(RECORDS),
+        default=list(ALL),
         metavar="RECORDS",
-        help=f"of {known} (default: all but try)",
+        help=f"of {', '.join(KNOWN)} (default: all but try)",
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "build/bench")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
@@ -215,15 +249,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     parsed.folder.mkdir(parents=True, exist_ok=True)
     parsed.out.mkdir(parents=True, exist_ok=True)
+    attention = parsed.out / "attention-part.json"
     for name in parsed.only:
-        measure(name, parsed)
+        if name == REQUESTS:
+            measure_requests(parsed)
+        elif name == ATTENTION:
+            command = ["--json", attention, "--idle-wait", parsed.idle_wait]
+            run(ROOT / "scripts/attention_part.py", *command)
+        else:
+            measure(name, parsed)
     if set(parsed.only) <= set(TRIALS):
         return
     files = {name: parsed.out / f"bench-{name}.json" for name in RECORDS}
     there = {name: json.loads(p.read_text()) for name, p in files.items() if p.is_file()}
-    attention = parsed.out / "attention-part.json"
-    run(ROOT / "scripts/attention_part.py", "--json", attention, "--idle-wait", parsed.idle_wait)
-    found = targets(there, json.loads(attention.read_text()))
+    others = {name: parsed.out / f"{name}.json" for name in FILES}
+    beside = {name: json.loads(p.read_text()) for name, p in others.items() if p.is_file()}
+    alone = json.loads(attention.read_text()) if attention.is_file() else None
+    found = targets(there, alone, beside)
     text = json.dumps({"date": time.strftime("%Y-%m-%d"), "targets": found}, indent=2)
     (parsed.out / "bench-targets.json").write_text(text + "\n", encoding="utf-8")
     print(f"\n{table(found)}")

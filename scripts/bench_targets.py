@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 from avl_plugins.policies import Divide, Refresh, parse
+from peer_targets import ratios
 
 AVL = "avl"
 TIGHT = "avl:core=0.1,refresh=8"
 CHAIN = "avl+fastv"
 LONG = "avl:text=0.01,text_min=128"
 SDPA, GENAI = "transformers sdpa", "onnxruntime-genai"
-OPENVINO = ("openvino", "openvino f32")
 SPARE = 150 << 20  # bytes of memory that a run may take beside what it must
 CHUNK = 256  # rows of a prefill chunk
 # How names of records end, and what the table says: how the checkpoint stores its weights.
@@ -44,29 +44,37 @@ class Wanted:
     bytes_allow: Callable[[], float] | None = None
 
 
-def targets(records: Mapping[str, Report], attention: Report | None = None) -> list[dict[str, Any]]:
-    """Every target whose records are there, with what was found.
+def targets(
+    records: Mapping[str, Report],
+    attention: Report | None = None,
+    others: Mapping[str, Report] | None = None,
+) -> list[dict[str, Any]]:
+    """Every target, with what was found, or with what of its record is absent.
 
     Args:
         records: avl-bench's, by name.
         attention: what attention_part.py found.
+        others: of `peer_targets.FILES`, by name.
     """
     rows = {
         name: {row["name"]: row for row in report["candidates"]} for name, report in records.items()
     }
     found = []
-    for one in (*_wanted(records, rows), *_beside(rows), *_of_attention(attention or {})):
+    beside = (
+        Wanted(one.what, one.limit, True, partial(one.value, others or {})) for one in ratios()
+    )
+    for one in (*_wanted(records, rows), *beside, *_of_attention(attention or {})):
+        told: dict[str, Any] = {"what": one.what, "wanted": one.limit, "at_most": one.at_most}
         try:
             ratio = one.value()
-        except KeyError:  # a record or a peer was left out
+        except KeyError as error:
+            found.append(told | {"found": None, "absent": str(error.args[0])})
             continue
         reached = ratio <= one.limit if one.at_most else ratio >= one.limit
         found.append(
-            {
-                "what": one.what,
+            told
+            | {
                 "found": round(ratio, 4),
-                "wanted": one.limit,
-                "at_most": one.at_most,
                 "reached": reached,
                 "bytes_allow": round(one.bytes_allow(), 4) if one.bytes_allow else None,
             }
@@ -79,6 +87,9 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| ratio | found | wanted | reached | bytes say |", "|---|---|---|---|---|"]
     for one in found:
         wanted = f"{'at most' if one['at_most'] else 'at least'} {one['wanted']}"
+        if one["found"] is None:
+            lines.append(f"| {one['what']} | not measured | {wanted} | | |")
+            continue
         reached = "yes" if one["reached"] else "**no**"
         said = f"{one['bytes_allow']:.2f}" if one["bytes_allow"] else ""
         lines.append(f"| {one['what']} | {one['found']:.3f} | {wanted} | {reached} | {said} |")
@@ -182,33 +193,6 @@ def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator
             yield Wanted(told, 1.0, True, partial(_peak, records, rows, "s1" + suffix, name))
     told = "long text: step 2000 over step 200 under a text budget"
     yield Wanted(told, 1.1, True, lambda: _growth(rows["long-text"][LONG]))
-
-
-def _beside(rows: Mapping[str, Rows]) -> Iterator[Wanted]:
-    """S1 in INT4 over other libraries in 4 bits."""
-
-    def over(part: str, name: str, *others: str) -> Callable[[], float]:
-        """A median over the least of the others'."""
-
-        def found() -> float:
-            of = {row: float(known[part]["median"]) for row, known in rows["peers-int4"].items()}
-            return of[name] / min(of[other] for other in others)
-
-        return found
-
-    def peak() -> float:
-        own, other = (rows["peers-int4"][name]["peak_rss_bytes"] for name in ("dense", "llama.cpp"))
-        return float(own / other)
-
-    for told, limit, part, name, others in (
-        ("dense decode over OpenVINO's best", 0.60, "decode_token", "dense", OPENVINO),
-        ("dense prefill over OpenVINO's", 1.0, "prefill", "dense", OPENVINO[:1]),
-        ("dense prefill over OpenVINO's in fp32", 0.75, "prefill", "dense", OPENVINO[1:]),
-        ("prefill of FastV over OpenVINO's", 0.65, "prefill", "fastv", OPENVINO[:1]),
-        ("end to end of A-VL with FastV over OpenVINO's best", 0.55, "end_to_end", CHAIN, OPENVINO),
-    ):
-        yield Wanted(f"S1, INT4: {told}", limit, True, over(part, name, *others))
-    yield Wanted("S1, INT4: peak RSS of dense over llama.cpp's in Q4_0", 1.35, True, peak)
 
 
 def _of_attention(report: Report) -> Iterator[Wanted]:

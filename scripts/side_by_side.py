@@ -14,7 +14,6 @@ checkout's own, one after the other) one a start. Ends with 1 if a median is abo
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -28,15 +27,19 @@ from typing import Any
 
 from avl_plugins.errors import AvlError
 from avl_runtime.bench.idle import QUIET, read_load, wait_idle
-from avl_runtime.bench.summary import Spread
 from avl_runtime.bench.surroundings import machine
 from avl_runtime.bench.workers import Worker
 from bench_all import ROOT, checkpoint
 from make_random import PRESETS
+from ratios import compared, of_overheads, of_peaks, ratios, sentence
 from trees import SCRIPTS, Tree
 
 AVL = "avl:keep=0.5,core=0.3,refresh=3"
 NAMES = ("old", "new")
+KINDS = {  # of packages, as every checkout's exporter is asked
+    "fp32": ("--dtype", "fp32"),
+    "int4": ("--quantize", "int4", "--quantize-also", "lm_head"),
+}
 PAUSE_S = 0.05  # between turns: threads of the one that has run spin for a while
 OUTSIDE = "milliseconds_per_token_outside_sessions"  # what overhead.py calls its figures
 
@@ -52,12 +55,18 @@ class Times:
 
 
 class Pair:
-    """Both checkouts' workers, which take turns."""
+    """Both checkouts' workers, which take turns.
+
+    Attributes:
+        cpu_s: that both have used.
+        peak_rss_bytes: of the older one and of the newer one.
+    """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers
         self._turn = 0
         self.cpu_s = 0.0
+        self.peak_rss_bytes = (0, 0)
 
     def both(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Ask one after the other, another one first every time; answers as (old, new).
@@ -72,6 +81,7 @@ class Pair:
             time.sleep(PAUSE_S)
             found[number] = self._workers[number].ask(request)
             self.cpu_s += found[number]["cpu_s"]
+        self.peak_rss_bytes = (found[0]["peak_rss_bytes"], found[1]["peak_rss_bytes"])
         return found[0], found[1]
 
 
@@ -107,8 +117,8 @@ def one_round(pair: Pair, policy: str, block: int, times: Times) -> None:
 
 def decode(
     pairs: Callable[[ExitStack], Pair], parsed: argparse.Namespace, tell: Callable[[str], None]
-) -> dict[str, Times]:
-    """Times of every policy, over all starts and rounds.
+) -> tuple[dict[str, Times], list[tuple[int, int]]]:
+    """Times of every policy, over all starts and rounds, and both peaks of memory of each start.
 
     Args:
         pairs: starts both workers.
@@ -118,35 +128,43 @@ def decode(
         SystemExit: replies differ.
     """
     times = {policy: Times() for policy in parsed.policies}
+    peaks = []
     for start in range(parsed.starts):
         with ExitStack() as stack:
             pair = pairs(stack)
             for policy in parsed.policies:
                 replies = [one["tokens"] for one in pair.both({"do": "whole", "policy": policy})]
-                check_replies(policy, replies, parsed.new_tokens)
+                check_replies(policy, replies, parsed.new_tokens, alike=parsed.kv is None)
             for number in range(parsed.repeats):
                 tell(f"start {start + 1}, round {number + 1}")
                 for policy in parsed.policies:
                     wait_idle(parsed.idle_wait)
                     one_round(pair, policy, parsed.block, times[policy])
-    return times
+            peaks.append(pair.peak_rss_bytes)
+    return times, peaks
 
 
-def check_replies(policy: str, replies: Sequence[Sequence[int]], new_tokens: int) -> None:
+def check_replies(
+    policy: str, replies: Sequence[Sequence[int]], new_tokens: int, *, alike: bool = True
+) -> None:
     """Refuse what would not be a comparison.
+
+    Args:
+        alike: whether tokens must be the same.
 
     Raises:
         SystemExit: replies differ, or are shorter than asked for.
     """
-    if replies[0] != replies[1]:
+    if alike and replies[0] != replies[1]:
         sys.exit(
             f"{policy}: expected the same tokens from both, found others; compare them with "
             "scripts/greedy_tokens.py"
         )
-    if len(replies[0]) != new_tokens:
+    shortest = min(map(len, replies))
+    if shortest != new_tokens:
         sys.exit(
             f"{policy}: expected {new_tokens} new tokens, found a reply that ends after "
-            f"{len(replies[0])}; ask for fewer with --new-tokens"
+            f"{shortest}; ask for fewer with --new-tokens"
         )
 
 
@@ -167,36 +185,10 @@ def overheads(trees: Sequence[Tree], parsed: argparse.Namespace) -> list[list[di
     return found
 
 
-def compared(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Medians of both in milliseconds, and the ratio new over old with its spread."""
-    old, new = (round(1e3 * Spread.of([one[side] for one in pairs]).median, 4) for side in (0, 1))
-    return {"old_ms": old, "new_ms": new, "ratio": ratios(pairs)}
-
-
-def ratios(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """New over old of each pair: median, extremes, quartiles and how many."""
-    spread = dataclasses.asdict(Spread.of([new / old for old, new in pairs]))
-    return {name: round(value, 4) for name, value in spread.items()} | {"count": len(pairs)}
-
-
 def figures(times: Times) -> dict[str, Any]:
     """Of one policy, as the JSON has them."""
     token = compared(times.token) | {"ratio": ratios(times.turns)}
     return {"prefill": compared(times.prefill), "token": token, "disturbed": times.disturbed}
-
-
-def of_overheads(found: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Of every policy that both measured, the ratio of medians."""
-    known = [policy for policy in found[0][0] if policy in found[0][1]]
-    return {
-        policy: compared(
-            [
-                (old[policy]["median"] / 1e3, new[policy]["median"] / 1e3)
-                for old, new in (tuple(both) for both in found)
-            ]
-        )
-        for policy in known
-    }
 
 
 def lines(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -206,14 +198,6 @@ def lines(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
         found += [(f"{policy}, {part}", parts[part]) for part in ("prefill", "token")]
     overhead = report["overhead"].items()
     return found + [(f"{policy}, outside the sessions", one) for policy, one in overhead]
-
-
-def sentence(name: str, one: Mapping[str, Any]) -> str:
-    ratio = one["ratio"]
-    return (
-        f"{name}: {one['old_ms']:.3f} ms, now {one['new_ms']:.3f} ms, ratio {ratio['median']:.3f} "
-        f"(quartiles {ratio['quartile_1']:.3f}-{ratio['quartile_3']:.3f}, {ratio['count']} pairs)"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed.folder.mkdir(parents=True, exist_ok=True)
             source = checkpoint(parsed.folder, parsed.preset, parsed.stored)
         packages = [
-            tree.export(source, Path(folder, f"{name}.avl"), "--dtype", "fp32")
+            tree.export(source, Path(folder, f"{name}.avl"), *KINDS[parsed.kind])
             for name, tree in zip(NAMES, trees, strict=True)
         ]
         facts: dict[str, Any] = {}
@@ -242,12 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 worker = Worker(f"{name} ({tree.commit})", command, parsed.threads)
                 stack.callback(worker.close)
                 workers.append(worker)
-            for worker, package in zip(workers, packages, strict=True):
-                facts.update(worker.ask({"do": "load", "job": job(parsed, package)}))
+            kept = (None, parsed.kv)
+            for worker, package, kv in zip(workers, packages, kept, strict=True):
+                told = job(parsed, package) | ({} if kv is None else {"kv": kv})
+                facts.update(worker.ask({"do": "load", "job": told}))
             return Pair(workers)
 
         try:
-            times = decode(start, parsed, tell)
+            times, peaks = decode(start, parsed, tell)
             outside = of_overheads(overheads(trees, parsed)) if parsed.overhead_tokens else {}
         except AvlError as error:
             sys.exit(f"side_by_side: {error}")
@@ -256,6 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commits": dict(zip(NAMES, [tree.commit for tree in trees], strict=True)),
         "machine": machine(),
         "checkpoint": source.name,
+        "weights": parsed.kind,
+        "new_kv": parsed.kv,
         "workload": {
             "visual_tokens": facts["visual_tokens"],
             "text_tokens": parsed.text_tokens,
@@ -267,10 +255,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "turn_tokens": parsed.block,
         "idle_wait_s": parsed.idle_wait,
         "policies": {policy: figures(one) for policy, one in times.items()},
+        "peak_rss": of_peaks(peaks),
         "overhead": outside,
     }
     for name, one in lines(report):
         print(sentence(name, one))
+    old, new = (report["peak_rss"][f"{name}_bytes"] / 2**20 for name in NAMES)
+    print(f"peak memory: {old:.0f} MiB, now {new:.0f} MiB, ratio {report['peak_rss']['ratio']:.3f}")
     if parsed.json:
         parsed.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     slow = [name for name, one in lines(report) if one["ratio"]["median"] > parsed.at_most]
@@ -299,6 +290,8 @@ def parser() -> argparse.ArgumentParser:
     add("--preset", choices=PRESETS, default="S1", help="default: S1")
     add("--stored", choices=("fp32", "fp16"), default="fp32", help="the preset's weights")
     add("--checkpoint", type=Path, help="in place of a preset: a folder that make_random.py wrote")
+    add("--kind", choices=KINDS, default="fp32", help="of both packages (default: fp32)")
+    add("--kv", help="how the newer one keeps cached rows, as int8; tokens may differ then")
     add("--folder", type=Path, default=ROOT / "build/bench", help="where presets are kept")
     add("--policies", nargs="+", default=["dense", AVL])
     add("--pictures", type=int, default=5, help="of noise (default: 5, at S1 2880 tokens)")

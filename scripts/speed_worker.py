@@ -9,9 +9,11 @@ One JSON object a line on stdin, one answer a line; a failure is answered with {
     {"do": "begin", "policy": P}                ->  seconds to the first piece of text
     {"do": "steps", "count": N}                 ->  seconds and pieces, of N at most
 
+Every answer has cpu_s, what was used for it, and peak_rss_bytes, since the process began.
+
 A job's fields: package, threads, pictures, side (pixels), text_tokens (the template's included),
-new_tokens. Runs under the Python of any checkout, so it names nothing of avl but
-`avl_runtime.LVLM`.
+new_tokens; and kv, unless cached rows are kept in the checkout's own way. Runs under the Python of
+any checkout, so it names nothing of avl but `avl_runtime.LVLM`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +33,15 @@ from PIL import Image
 from avl_runtime import LVLM
 from greedy_requests import GREEDY
 
+STATUS = Path("/proc/self/status")
+
 
 class Runner:
     """A loaded package and the prompt that it is asked."""
 
     def __init__(self, job: Mapping[str, Any]) -> None:
-        self._model = LVLM.load(job["package"], backend="ort-cpu", threads=job["threads"])
+        kept = {"kv": job["kv"]} if "kv" in job else {}
+        self._model = LVLM.load(job["package"], backend="ort-cpu", threads=job["threads"], **kept)
         self._images = [noise(job["side"], seed) for seed in range(job["pictures"])]
         self._pieces: Iterator[str] = iter(())
         self._prompt, stats = fill(self._model, self._images, job["text_tokens"])
@@ -122,6 +128,12 @@ def noise(side: int, seed: int) -> Image.Image:
     return Image.fromarray(numbers.integers(0, 256, (side, side, 3), np.uint8))
 
 
+def peak_rss_bytes() -> int:
+    """Peak memory of this process, which the process that started it does not count towards."""
+    (line,) = (one for one in STATUS.read_text().splitlines() if one.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
+
+
 def main() -> None:
     """Answer until stdin ends."""
     # What libraries print must not get among the answers.
@@ -141,6 +153,7 @@ def main() -> None:
                 told = {name: value for name, value in request.items() if name != "do"}
                 answer = getattr(runner, request["do"])(**told)
             answer["cpu_s"] = time.process_time() - cpu
+            answer["peak_rss_bytes"] = peak_rss_bytes()
         # Any library's any error is told to who asked.
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: " + " ".join(str(error).split())[:400]}

@@ -33,7 +33,7 @@ from bench_all import ROOT, Record, package
 from bench_targets import row_bytes, weight_bytes
 from greedy_requests import GREEDY
 from measured import run_measured
-from side_by_side import ratios
+from ratios import ratios
 from speed_worker import fill, noise, words
 
 BITS = {"fp32": 32, "fp16": 16}

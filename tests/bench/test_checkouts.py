@@ -13,7 +13,8 @@ from PIL import Image
 import greedy_tokens
 from avl_runtime import LVLM
 from greedy_tokens import Difference, Said, differences
-from side_by_side import check_replies, compared, of_overheads
+from ratios import compared, of_overheads, of_peaks
+from side_by_side import check_replies
 from together import Sizes, figures
 from trees import Tree
 
@@ -100,14 +101,18 @@ def test_ratios_are_new_over_old() -> None:
     both = [{"dense": {"median": 0.5}, "gone": {"median": 1}}, {"dense": {"median": 0.25}}]
     assert list(of_overheads([both])) == ["dense"]
     assert of_overheads([both])["dense"]["ratio"]["median"] == 0.5
+    peaks = of_peaks([(200, 100), (220, 150), (240, 160)])
+    assert peaks == {"old_bytes": 220, "new_bytes": 150, "ratio": round(150 / 220, 4)}
 
 
 def test_other_and_shorter_replies_are_no_comparison() -> None:
     check_replies("dense", [[1, 2], [1, 2]], 2)
     with pytest.raises(SystemExit, match="greedy_tokens"):
         check_replies("dense", [[1, 2], [1, 3]], 2)
-    with pytest.raises(SystemExit, match="ends after 2"):
-        check_replies("dense", [[1, 2], [1, 2]], 3)
+    check_replies("dense", [[1, 2], [1, 3]], 2, alike=False)
+    for replies in ([[1, 2], [1, 2]], [[1, 2, 3], [1, 2]]):
+        with pytest.raises(SystemExit, match="ends after 2"):
+            check_replies("dense", replies, 3, alike=False)
 
 
 def test_four_together_beside_their_bytes() -> None:
