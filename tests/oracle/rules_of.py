@@ -16,6 +16,7 @@ from avl_plugins.policies import (
     Chain,
     Dense,
     Divide,
+    Exact,
     FastV,
     Policy,
     Prune,
@@ -31,6 +32,8 @@ def rules_of(policy: Policy) -> Rules:
         return Rules()
     if isinstance(policy, FastV):
         return Rules(prune=PruneRule(policy.layer, policy.keep))
+    if isinstance(policy, Exact):
+        policy = AVL(1.0, policy.core, 1)
     if isinstance(policy, AVL):
         return Rules(
             prune=PruneRule(policy.prefill_layer, policy.prefill) if policy.prefill < 1 else None,

@@ -44,6 +44,7 @@ POLICIES = (
     "avl:keep=0.4,core=0.4,refresh=1,text=0.3,text_min=6,heavy=0.5",
     "avl:keep=0.5,core=0.25,refresh=5,prefill=0.6,text=0.6,text_min=4",
     "avl:keep=0.4,core=0.2,refresh=2,text=0.5,text_min=3+fastv:layer=2,keep=0.7",
+    "avl:exact",
     "random:keep=0.5,seed=3",
     "random:keep=0.5,core=0.2,refresh=2,seed=3,of=avl",
 )

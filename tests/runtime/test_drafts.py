@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avl_plugins.errors import PolicyError
 from avl_plugins.graph_io import LOGITS, LOGITS_FROM
 from avl_plugins.logits import Logits
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.generate.drafts import LONGEST, NO_TEXT, SHORTEST, PromptLookup
-from avl_runtime.generate.prefill import finished, verify
+from avl_runtime.generate.prefill import finished
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.option_values import OptionError
 from avl_runtime.requests import Scheduler
@@ -53,19 +54,37 @@ def test_what_is_drafted_is_what_followed_the_last_time(
     lookup = PromptLookup(12)
     lookup.add(tokens[:first])
     for token in tokens[first:]:
-        lookup.add([token])
-    assert lookup.draft(most) == by_hand(tokens, most)
+        lookup.say(token)
+    found = lookup.draft(most)
+    assert lookup.follow(most) == by_hand(tokens, most)
+    assert found == by_hand(tokens, len(found)) and len(found) <= min(most, 12)
 
 
-def test_drafts_are_as_long_as_they_are_right() -> None:
+def test_nothing_is_drafted_before_it_would_have_been_right() -> None:
     lookup = PromptLookup(8)
-    lookup.add([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3])
+    lookup.add([7, 1, 2, 9, 7, 3, 4, 8])
     lengths = []
-    for accepted in (0, 1, 2, 4):
+    for token in (7, 1, 2, 9, 7, 3, 4, 8, 7, 1, 2, 9, 7, 3, 4, 8):
+        lookup.say(token)
         lengths.append(len(lookup.draft(15)))
-        lookup.count(lengths[-1], accepted)
-    assert lengths == [8, 1, 2, 4] and len(lookup.draft(15)) == 8
-    assert (lookup.drafted, lookup.accepted) == (15, 7)
+    assert lengths[:3] == [0, 0, 0]
+    assert min(lengths[3:]) > 0 and lengths[-1] == 8
+    for token in (5, 6) * 3:  # nothing of this was ever said
+        lookup.say(token)
+        assert lookup.draft(0) == []
+    assert lookup.follow(3) == [5, 6, 5]
+
+
+def test_what_was_wrong_is_not_drafted_again() -> None:
+    """Two tokens that are the same say nothing where what follows them is drawn at random."""
+    random, lookup, drafted = np.random.default_rng(1), PromptLookup(15), 0
+    for token in random.integers(0, 8, 4000).tolist():
+        lookup.say(token)
+        drafted += bool(lookup.draft(15))
+    assert drafted < 40
+    lookup.count(7, 3)
+    lookup.count(2, 2)
+    assert (lookup.drafted, lookup.accepted) == (9, 5)
 
 
 ROUNDS = ("Describe the image.", "Read the text.", "Describe the image.")
@@ -178,17 +197,17 @@ def test_rows_have_the_logits_that_steps_give(tiny: LVLM) -> None:
     for which in (Logits.ALL, Logits.LARGEST):
         at_once = loaded.sequence(parse("dense"))
         finished(loaded.prefill(at_once, prompt))
-        hidden = loaded.embedding.lookup(np.array(reply))
-        manifest = loaded.package.manifest
-        found = verify(at_once, manifest, hidden, reply, which)
+        checking = loaded.decoder()
+        checking.join([at_once], 32)
+        (check,) = checking.check([(at_once, reply)], which, 32)
+        found = check.logits
         assert found.shape == wanted.shape
         assert (found.argmax(1) == wanted.argmax(1)).all()
         known = np.isfinite(found)
         assert known.all() or which is Logits.LARGEST
         np.testing.assert_allclose(found[known], wanted[known], atol=1e-4, rtol=0)
-        hidden = loaded.embedding.lookup(np.arange(17))
-        with pytest.raises(ValueError, match="at most 16 tokens with logits, found 17"):
-            verify(at_once, manifest, hidden, list(range(17)))
+        with pytest.raises(ValueError, match="with 1 to 16 tokens each"):
+            checking.check([(at_once, list(range(17)))], which, 32)
 
 
 def test_what_cannot_be_checked_is_refused(tiny: LVLM) -> None:
@@ -224,3 +243,5 @@ def test_older_packages_answer_and_refuse_drafts(
         assert found.token_ids == tiny.generate(*asked, max_new_tokens=8).token_ids
         with pytest.raises(OptionError, match=r"ort-cpu and a package that give the last one's"):
             model.generate(*asked, prompt_lookup=4)
+        with pytest.raises(PolicyError, match=r"avl:exact,n=4: expected graphs that give logits"):
+            model.generate(*asked, policy="avl:exact,n=4")

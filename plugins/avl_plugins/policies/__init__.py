@@ -9,6 +9,8 @@ from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.chain import Chain
 from avl_plugins.policies.dense import Dense
+from avl_plugins.policies.drafting import Drafting
+from avl_plugins.policies.exact import Exact
 from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.random import Random
@@ -30,6 +32,8 @@ __all__ = [
     "Chain",
     "Dense",
     "Divide",
+    "Drafting",
+    "Exact",
     "FastV",
     "HeavyHitters",
     "Placed",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.action import Action, Tokens, When
 from avl_plugins.policies.checks import check_fraction
+from avl_plugins.policies.drafting import MOST_ROWS
 from avl_plugins.policies.ranking import check_ranking
 
 
@@ -138,3 +139,24 @@ def _parks(action: Action) -> bool:
     if When.PROMPT in action.when:
         return True
     return When.STEP in action.when and not action.reads_parked
+
+
+def check_drafts(actions: Sequence[Action], where: str) -> None:
+    """Refuse actions under which tokens drafted by active rows could not be checked.
+
+    Raises:
+        PolicyError: one evicts text, or decides after some steps only, or without parked rows.
+    """
+    for action in actions:
+        name = type(action).__name__
+        if action.tokens is Tokens.TEXT:
+            raise PolicyError(
+                f"{where}: expected a policy that drops no text, as drafts are taken back, found "
+                f"{name}; leave it out"
+            )
+        steps = range(1, MOST_ROWS + 1)
+        if When.STEP in action.when and not (action.reads_parked and all(map(action.due, steps))):
+            raise PolicyError(
+                f"{where}: expected every step to read all rows, as drafts are checked by them, "
+                f"found {name}, which decides otherwise; leave one of the two out"
+            )

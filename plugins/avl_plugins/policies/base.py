@@ -9,7 +9,13 @@ from typing import ClassVar
 
 from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.action import Action
-from avl_plugins.policies.agreement import check_action, check_class, check_together
+from avl_plugins.policies.agreement import (
+    check_action,
+    check_class,
+    check_drafts,
+    check_together,
+)
+from avl_plugins.policies.drafting import Drafting
 from avl_plugins.policies.options import check_options, written
 
 
@@ -29,6 +35,13 @@ class Policy(abc.ABC):
     def actions(self) -> tuple[Action, ...]:
         """What it decides, in the order of time."""
 
+    def drafting(self) -> Drafting | None:
+        """How tokens may be drafted by reading active rows alone; None: they may not.
+
+        Only where every step reads all rows and drops none, so that the draft changes no token.
+        """
+        return None
+
     def check(self, splits: Sequence[int]) -> None:
         """Refuse a package whose decoder is split after the layers `splits`.
 
@@ -46,6 +59,8 @@ class Policy(abc.ABC):
         for action in actions:
             check_action(action, splits, str(self))
         check_together(actions, str(self))
+        if self.drafting() is not None:
+            check_drafts(actions, str(self))
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -60,4 +75,5 @@ class Policy(abc.ABC):
             for field in dataclasses.fields(self)  # type: ignore[arg-type]  # every policy is one
             if (value := getattr(self, field.name)) != field.default
         ]
-        return f"{self.name}:{','.join(options)}" if options else self.name
+        mark = "," if ":" in self.name else ":"
+        return f"{self.name}{mark}{','.join(options)}" if options else self.name

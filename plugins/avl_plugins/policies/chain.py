@@ -10,6 +10,7 @@ from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.action import Action
 from avl_plugins.policies.agreement import check_class, moment
 from avl_plugins.policies.base import Policy
+from avl_plugins.policies.drafting import Drafting
 from avl_plugins.policies.options import check_options
 
 
@@ -64,6 +65,10 @@ class Chain(Policy):
     def actions(self) -> tuple[Action, ...]:
         found = [action for policy in self.policies for action in policy.actions()]
         return tuple(sorted(found, key=moment))
+
+    def drafting(self) -> Drafting | None:
+        found = [policy.drafting() for policy in self.policies]
+        return next((one for one in found if one is not None), None)
 
     def _check_shares(self) -> None:
         choosing = [

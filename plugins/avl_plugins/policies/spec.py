@@ -13,11 +13,12 @@ from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.chain import Chain
 from avl_plugins.policies.dense import Dense
+from avl_plugins.policies.exact import Exact
 from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.options import SIMPLE, read_value, types_of, without_none
 from avl_plugins.policies.random import Random
 
-_KINDS: dict[str, type[Policy]] = {kind.name: kind for kind in (Dense, AVL, FastV, Random)}
+_KINDS: dict[str, type[Policy]] = {kind.name: kind for kind in (Dense, AVL, Exact, FastV, Random)}
 
 
 def register(kind: type[Policy]) -> type[Policy]:
@@ -79,11 +80,14 @@ def parse(text: str) -> Policy:
 
 
 def _parse_one(text: str) -> Policy:
-    name, colon, options = text.strip().partition(":")
-    kind = _KINDS.get(name.strip())
+    name, colon, options = (part.strip() for part in text.partition(":"))
+    if f"{name}:{options.partition(',')[0].strip()}" in _KINDS:  # as avl:exact,core=0.2
+        variant, colon, options = options.partition(",")
+        name = f"{name}:{variant.strip()}"
+    kind = _KINDS.get(name)
     if kind is None:
         raise PolicyError(
-            f"expected a policy, found {quoted(name.strip())}; use {', '.join(_KINDS)}, or several "
+            f"expected a policy, found {quoted(name)}; use {', '.join(_KINDS)}, or several "
             "joined by + as avl+fastv"
         )
     values: dict[str, Any] = {}

@@ -130,8 +130,8 @@ def make_parser() -> CommandParser:
     add(
         "--policy",
         type=policy,
-        help="dense, avl, fastv, avl+fastv or random, with options as avl:keep=0.5,core=0.3 "
-        "(default: the package's)",
+        help="dense, avl, avl:exact, fastv, avl+fastv or random, with options as "
+        "avl:keep=0.5,core=0.3 (default: the package's)",
     )
     add(
         "--backend",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from avl_plugins.errors import AvlError
 from avl_plugins.logits import Logits
 from avl_plugins.policies import Action
+from avl_runtime.execute.check import Checked, Drafted
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.sight import Masses
 from avl_runtime.vision import Kind
@@ -78,7 +79,7 @@ class Pass(Protocol):
     """A run of a segment over a chunk, with all rows that its sequence holds.
 
     Attributes:
-        output: [n, C] hidden states, or of the last segment [answers, V] logits of the last rows.
+        output: [n, C] hidden states, or of the last segment [1, V] logits of the last row.
     """
 
     @property
@@ -194,6 +195,14 @@ class Batch(Protocol):
         """
         ...
 
+    def check(self, drafted: Drafted, steps: int) -> Checked:
+        """Run several new rows of one sequence, or of all; see `Executor.most_answers`.
+
+        Args:
+            steps: how many more rows may come.
+        """
+        ...
+
 
 class Executor(Protocol):
     """Runs a package's decoder on one backend, and says where its caches lie.
@@ -202,7 +211,8 @@ class Executor(Protocol):
         chunk: new rows that a pass takes at most.
         most_rows: rows that a cache takes at most, None for any number.
         most_sequences: that a batch takes at most.
-        most_answers: last rows of a pass that may have logits; 1 where that is the last one alone.
+        most_answers: rows of a sequence that a batch may `check` at once; 1 where graphs give the
+            last one's logits alone.
         turn: held while something runs or rows move, where threads must take turns; reentrant.
         dtype: of rows as the host hands them over.
     """
@@ -234,7 +244,6 @@ class Executor(Protocol):
         *,
         last: bool,
         parked: bool = True,
-        answers: int = 1,
     ) -> Pass:
         """Run a segment over a chunk of one sequence of a cache.
 
@@ -243,7 +252,6 @@ class Executor(Protocol):
             logits: which of them somebody reads.
             last: whether it is the last chunk, after which only steps may come.
             parked: whether parked rows are read, as prompts do, or left out.
-            answers: of how many rows, the last ones, the last segment gives logits.
         """
         ...
 

@@ -56,12 +56,14 @@ def after_step(
     action: Action,
     masses: sight.Masses | None,
     first_layer: int,
+    of: int | None = None,
 ) -> None:
     """Let an action that is about images decide about a segment's rows, after a decode step.
 
     Args:
         masses: of the step, whose own rows the cache does not hold yet; None if its ranking does
             not read attention.
+        of: the sequence in `masses`; None where they are of all that decode.
     """
     seq = sequence.seq
     if not sequence.image_tokens:
@@ -71,11 +73,13 @@ def after_step(
             mass = np.zeros((cache.layers, 0), np.float32)
             if masses is not None:
                 new = np.array([sequence.length - 1])
-                mass = sight.by_position(cache, seq, masses, new, sequence.length, seq)
+                mass = sight.by_position(
+                    cache, seq, masses, new, sequence.length, seq if of is None else of
+                )
             _place_images(sequence, cache, action, mass, first_layer, sequence.step)
         return
     core = cache.image_rows[:, seq]
-    seen = list(sight.core_and_parked(cache, seq, masses))
+    seen = list(sight.core_and_parked(cache, seq, masses, of))
     chosen = []
     for (first, last), positions, attention in seen:
         view = View(positions, attention, first_layer + first, sequence.step, sequence.image_tokens)

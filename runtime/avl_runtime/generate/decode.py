@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 from avl_plugins.logits import Logits
 from avl_plugins.policies import Action, Tokens
 from avl_runtime.execute.protocol import Batch, Executor, Step
+from avl_runtime.generate.check import Asked, Check, drafted
 from avl_runtime.generate.choices import after_step, text_after_step
-from avl_runtime.generate.prefill import verify
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.embedding import Embedding
+
+# Rows of all members in one check: from 64 on linears may be computed otherwise (AMX), and tokens
+# would depend on how many are drafted.
+MOST_TOGETHER = 63
 
 
 class Decoder:
@@ -73,13 +77,20 @@ class Decoder:
         if rest:
             self._form(rest, self._steps_left)
 
-    def run(self, tokens: abc.Sequence[int], logits: Logits = Logits.ALL) -> NDArray[np.float32]:
+    def run(
+        self,
+        tokens: abc.Sequence[int],
+        logits: Logits = Logits.ALL,
+        drafting: abc.Collection[Sequence] = (),
+    ) -> NDArray[np.float32]:
         """One step: each member's newest token in, the next token's logits [B, V] out.
 
         The array is overwritten by the next step.
 
         Args:
             logits: which of them somebody reads.
+            drafting: members that read their active rows alone, and for which nothing is decided:
+                what follows is a draft, and the caller takes the step back.
 
         Raises:
             AvlError: a device's cache is full and cannot grow.
@@ -92,7 +103,7 @@ class Decoder:
         for each, token in zip(members, tokens, strict=True):
             each.grow([int(token)])
             each.step += 1
-        due = [each.due() for each in members]
+        due = [() if each in drafting else each.due() for each in members]
         step = Step(
             self._embedding.lookup(np.asarray(tokens, np.int64)),
             position_ids,
@@ -108,26 +119,39 @@ class Decoder:
         for each in members:
             if each.evicts:  # what text rows have gathered cannot be taken back
                 each.settled = each.length
-        self._steps_left -= 1
+        if not drafting:
+            self._steps_left -= 1
         return found
 
-    def verify(
-        self, sequence: Sequence, tokens: abc.Sequence[int], logits: Logits, steps: int
-    ) -> NDArray[np.float32]:
-        """One member's newest token in, and drafts behind it; the logits [S, V] behind each.
+    def check(self, asked: abc.Sequence[Asked], logits: Logits, steps: int) -> list[Check]:
+        """Members' newest tokens in, and drafts behind each; what follows each of these tokens.
 
-        The caller takes back the rows of drafts that were wrong, before the next step.
+        Weights and rows are read once for the tokens of a member, and weights once for all where
+        every member is asked. No row is added but by `Check.keep`.
 
         Args:
-            tokens: S of them, after none of which but the last an action decides.
+            asked: members that differ, of a policy that decides after none of the tokens but the
+                last, unless it lets tokens be drafted by active rows.
             logits: which of them somebody reads.
             steps: how many tokens the longest of all members may still get.
+
+        Raises:
+            ValueError: there are more tokens than the backend gives logits of.
         """
+        batch, most = self._batch, self._executor.most_answers
+        if batch is None or any(not 0 < len(tokens) <= most for _, tokens in asked):
+            raise ValueError(f"expected members with 1 to {most} tokens each")
         self._steps_left = min(self._steps_left, steps)
-        for cache in sequence.caches:
-            cache.make_room(self._steps_left, len(tokens))
-        hidden = self._embedding.lookup(np.asarray(tokens, np.int64))
-        return verify(sequence, self._manifest, hidden, tokens, logits)
+        order = sorted(asked, key=lambda one: one[0].seq)
+        together = len(asked) * max(len(tokens) for _, tokens in asked) <= MOST_TOGETHER
+        whole = together and len(asked) == len(self._members)
+        found = {}
+        for part in [order] if whole else [[one] for one in order]:
+            run = batch.check(drafted(part, self._embedding, logits), self._steps_left)
+            for index, (sequence, tokens) in enumerate(part):
+                rows = run.logits[index, : len(tokens)]
+                found[sequence.seq] = Check(rows, sequence, tokens, self._manifest, run, index)
+        return [found[sequence.seq] for sequence, _ in asked]
 
     def placement(self, sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which image tokens of a member are active, and which parked, in every layer.

@@ -90,40 +90,6 @@ def extend(
         PromptTooLongError: the model's context, or a cache that engines take, is too short.
         ValueError: there are none, or more than a chunk takes.
     """
-    (last,) = _extended(sequence, manifest, hidden, token_ids, Logits.ALL, 1)
-    return np.asarray(last, np.float32)
-
-
-def verify(
-    sequence: Sequence,
-    manifest: Manifest,
-    hidden: NDArray[Any],
-    token_ids: abc.Sequence[int],
-    logits: Logits = Logits.ALL,
-) -> NDArray[np.float32]:
-    """As `extend`; logits [S, V] of all the tokens, which tell what would have come instead.
-
-    Args:
-        logits: which of them the caller reads, of each row.
-
-    Raises:
-        RollbackError, PromptTooLongError, ValueError: as by `extend`.
-        ValueError: there are more than the executor gives logits of.
-    """
-    most = sequence.executor.most_answers
-    if len(token_ids) > most:
-        raise ValueError(f"expected at most {most} tokens with logits, found {len(token_ids)}")
-    return _extended(sequence, manifest, hidden, token_ids, logits, len(token_ids))
-
-
-def _extended(
-    sequence: Sequence,
-    manifest: Manifest,
-    hidden: NDArray[Any],
-    token_ids: abc.Sequence[int],
-    logits: Logits,
-    answers: int,
-) -> NDArray[np.float32]:
     if sequence.evicts:
         raise RollbackError(
             f"expected a policy that evicts no text for {len(token_ids)} tokens at once, found one "
@@ -152,17 +118,16 @@ def _extended(
                 sequence.seq,
                 chunk,
                 weights,
-                logits,
+                Logits.ALL,
                 last=False,
                 parked=False,
-                answers=answers,
             )
             rows = run.output
             run.store(None)
     except BaseException:  # Ctrl-C too: segments must not hold different numbers of rows
         sequence.roll_back(start)
         raise
-    return np.asarray(rows, np.float32)
+    return np.asarray(rows[0], np.float32)
 
 
 def finished(reading: Reading) -> NDArray[np.float32]:

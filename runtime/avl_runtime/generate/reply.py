@@ -20,6 +20,7 @@ class Reply:
 
     Attributes:
         reads: which logits `take` needs.
+        guesses: which logits `guess` needs.
         seed: of the draws, or the one asked for; None where nothing is drawn.
     """
 
@@ -35,12 +36,28 @@ class Reply:
         self._top = options.logprobs or 0
         self._sampler = options.sampler(eos)
         self.seed = self._sampler.seed if self._sampler.draws else options.seed
+        self.guesses = self._sampler.reads
+        self._ahead = self._sampler
         noted = keep_logits or self.logprobs is not None
         self.reads = Logits.ALL if noted else self._sampler.reads
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer, options.skip_special_tokens is not False)
         self._stops = StopMatcher(options.stop or ())
         self._eos = frozenset(eos)
+
+    def guess(self, logits: NDArray[np.float32], history: Sequence[int], ahead: int) -> int:
+        """The token that `take` would choose, were these the logits; nothing is taken.
+
+        Args:
+            history: tokens of the prompt, of the reply so far, and `ahead` guesses before this one.
+        """
+        if not ahead:
+            self._ahead = self._sampler.ahead()
+        return self._ahead(logits, history, len(self.token_ids) + ahead)
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends the reply."""
+        return token in self._eos
 
     def take(self, logits: NDArray[np.float32], history: Sequence[int], limit: int) -> str:
         """Choose the next token from logits [V]; returns the text that became certain.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -89,6 +90,14 @@ class Sampler:
         )
         self.reads = Logits.ALL if self._ruled or self.draws else Logits.LARGEST
         self._generator = np.random.Generator(np.random.PCG64(self.seed))
+
+    def ahead(self) -> Sampler:
+        """Another one that will choose by the very draws that this one will choose by."""
+        if not self.draws:
+            return self
+        other = copy.copy(self)
+        other._generator = copy.deepcopy(self._generator)
+        return other
 
     @property
     def draws(self) -> bool:

@@ -13,6 +13,7 @@ from avl_plugins.policies import Action, Policy, Tokens, When
 from avl_runtime.execute.protocol import Executor, PromptTooLongError
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.moves import roll_back
+from avl_runtime.kv.sight import bytes_held
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.vision import Cells
 
@@ -48,6 +49,7 @@ class Sequence:
     Attributes:
         executor: where its rows lie.
         actions: what its policy decides, in the order of time.
+        drafting: how tokens may be drafted by active rows alone, if its policy says so.
         evicts: whether an action ranks text rows, so that text rows' attention is counted.
         caches: of each segment; shared with other sequences while it decodes in a batch.
         seq: its place in `caches`.
@@ -63,6 +65,7 @@ class Sequence:
         self.executor = executor
         self._manifest = manifest
         self.actions: tuple[Action, ...] = policy.actions()
+        self.drafting = policy.drafting()
         self.evicts = any(action.tokens is Tokens.TEXT for action in self.actions)
         self._at_steps = tuple(one for one in self.actions if When.STEP in one.when)
         self.caches: list[SegmentCache] = executor.new_caches()
@@ -97,6 +100,11 @@ class Sequence:
     def nbytes(self) -> int:
         """Bytes of the live planes, an equal share where a batch holds them."""
         return sum(cache.nbytes // cache.batch for cache in self.caches)
+
+    def bytes_held(self) -> tuple[int, int]:
+        """Bytes of its live active rows, and of its parked ones."""
+        held = [bytes_held(cache, self.seq) for cache in self.caches]
+        return sum(active for active, _ in held), sum(parked for _, parked in held)
 
     def due(self) -> tuple[Action, ...]:
         """What decides after the step that `step` now counts."""

@@ -175,8 +175,12 @@ def roll_back(cache: SegmentCache, seq: int, length: int) -> None:
     """Drop the rows of a sequence whose positions are `length` or higher, in every layer."""
     cache.claim()
     for layer, held in enumerate(cache.active_len[:, seq].tolist()):
-        newer = cache.positions[layer, seq, :, :held] >= length
-        if newer.any():
+        positions = cache.positions[layer, seq, :, :held]
+        count = int(np.count_nonzero(positions[0] >= length))  # the same in every head
+        if (positions[:, held - count :] >= length).all():  # nobody has moved a row since
+            cache.active_len[layer, seq] -= count
+        else:
+            newer = positions >= length
             slots = newer.nonzero()[1].reshape(1, len(newer), -1)
             evict(cache, seq, slots, layer)
     cache.settle()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_runtime.kv.by_layer import LAST, ByLayer, Floats, Layers, alike
-from avl_runtime.kv.cache import Ints, SegmentCache
+from avl_runtime.kv.cache import Ints, Planes, SegmentCache
 
 Mask = NDArray[np.bool_]
 
@@ -62,13 +62,17 @@ def core_and_parked_rows(cache: SegmentCache, seq: int) -> list[tuple[int, int]]
 
 
 def core_and_parked(
-    cache: SegmentCache, seq: int, masses: Masses | None
+    cache: SegmentCache, seq: int, masses: Masses | None, of: int | None = None
 ) -> Iterator[tuple[Layers, Ints, Floats]]:
     """Positions [l, n] of core image rows and parked rows as they lie, and their attention.
 
     For a sequence whose core image rows `moves.place` has put first. Attention is the last query
     row's, summed over the KV heads, which ranks as their mean does; zeros without `masses`.
+
+    Args:
+        of: the sequence in `masses`; None where they are of the same ones as the cache.
     """
+    of = seq if of is None else of
     for first, last in alike(core_and_parked_rows(cache, seq)):
         core, apart = int(cache.image_rows[first, seq]), int(cache.parked_len[first, seq])
         positions = np.concatenate(
@@ -81,9 +85,22 @@ def core_and_parked(
         if masses is None:
             yield (first, last), positions, np.zeros(positions.shape, np.float32)
             continue
-        active = masses.mass_active.of((first, last), seq, LAST, core).sum(1)
-        parked = masses.mass_parked.of((first, last), seq, LAST, apart).sum(1)
+        active = masses.mass_active.of((first, last), of, LAST, core).sum(1)
+        parked = masses.mass_parked.of((first, last), of, LAST, apart).sum(1)
         yield (first, last), positions, np.concatenate([active, parked], 1)
+
+
+def bytes_held(cache: SegmentCache, seq: int) -> tuple[int, int]:
+    """Bytes of a sequence's live active rows, and of its parked ones, in all layers."""
+    return _live(cache.active, cache.active_len, seq), _live(cache.parked, cache.parked_len, seq)
+
+
+def _live(planes: Planes, lengths: Ints, seq: int) -> int:
+    return sum(
+        plane[layer][seq, :, 0].nbytes * count
+        for plane in planes
+        for layer, count in enumerate(lengths[:, seq].tolist())
+    )
 
 
 def by_position(

@@ -7,8 +7,11 @@ from collections.abc import Sequence as Several
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.errors import AvlError
+from avl_plugins.errors import AvlError, PolicyError
 from avl_plugins.policies import Policy, Tokens
+from avl_runtime.generate.check import Check
+from avl_runtime.generate.core_drafts import CoreDrafts
+from avl_runtime.generate.decode import MOST_TOGETHER
 from avl_runtime.generate.drafts import NO_TEXT, PromptLookup
 from avl_runtime.generate.options import MAX_NEW_TOKENS, Options
 from avl_runtime.generate.reply import Reply
@@ -68,6 +71,8 @@ class Request:
         self.steps = 0
         self._most = options.max_new_tokens or MAX_NEW_TOKENS
         self._lookup = self._drafts(options.prompt_lookup or 0)
+        self._core = self._core_drafts()
+        self._weights = sum(shard.size for shard in manifest.weights.shards)
         self._limit = 0
         self._read = 0
         self._result: Result | None = None
@@ -107,19 +112,66 @@ class Request:
         if self._lookup is not None:
             known = np.where(self.sequence.image_mask, NO_TEXT, self.sequence.token_ids)
             self._lookup.add(known.tolist())
+        if self._core is not None:
+            self._core.begin(*self.sequence.bytes_held())
 
     def take(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token from logits [V]."""
         self._take(logits, self.sequence.token_ids)
 
-    def drafted(self) -> list[int]:
-        """Tokens that may follow the newest one, to be checked with it in one run; often none."""
+    @property
+    def newest(self) -> int:
+        """The token that the next step reads: of the reply, or drafted."""
+        pending = self._core.pending if self._core is not None else []
+        return pending[-1] if pending else self.reply.token_ids[-1]
+
+    @property
+    def is_drafted(self) -> bool:
+        """Whether there are as many drafts by core rows as shall be checked at once."""
+        return self._core is not None and self._core.complete
+
+    def drafted(self, checks: bool) -> list[int]:
+        """Tokens that may follow the reply's newest one, to be checked in one run; often none.
+
+        What steps have drafted is taken out of the sequence: the run brings its rows anew.
+
+        Args:
+            checks: whether the drafts of steps are checked now, however many there are.
+        """
+        sequence, core = self.sequence, self._core
+        if core is not None and core.pending:
+            if checks:
+                sequence.roll_back(sequence.length - len(core.pending))
+            return list(core.pending) if checks else []
         if self._lookup is None:
             return []
         rows = min(self.steps_left, self._lookup.most + 1)
-        return self._lookup.draft(self.sequence.undecided(rows) - 1)
+        if core is None:
+            rows = sequence.undecided(rows)
+        return self._lookup.draft(rows - 1)
 
-    def check(self, drafted: Several[int], logits: NDArray[np.float32]) -> None:
+    def drafts(self, members: int) -> bool:
+        """Whether the next step is one that drafts, reading core rows alone.
+
+        Args:
+            members: how many requests run.
+        """
+        core = self._core
+        if core is None or core.pending:
+            return core is not None
+        together = MOST_TOGETHER // members if members < MOST_TOGETHER else MOST_TOGETHER
+        rows = min(self.steps_left, self.loaded.executor.most_answers, together)
+        return core.starts(rows - 1, self._weights // members)
+
+    def draft(self, logits: NDArray[np.float32]) -> None:
+        """Draft the next token from logits [V] of a step that has read core rows alone."""
+        if self._core is None:
+            raise RuntimeError("expected a policy that lets tokens be drafted, found another")
+        ahead = len(self._core.pending)
+        token = self.reply.guess(logits, self.sequence.token_ids, ahead)
+        self._core.add(token, self.reply.ends(token))
+
+    def check(self, drafted: Several[int], check: Check) -> None:
         """Choose tokens as long as they are those that were drafted, and one more.
 
         Each is chosen as without drafts, from the same logits and by the same draw, so that a
@@ -128,17 +180,14 @@ class Request:
         with the token's own probability.
 
         Args:
-            drafted: tokens whose rows the sequence holds, behind that of the newest one.
-            logits: [1 + drafts, V], behind each of these rows.
+            drafted: tokens behind the newest one.
+            check: of the newest one and these.
         """
-        if self._lookup is None:
-            raise RuntimeError("expected drafts of this request, found one that asks for none")
-        sequence = self.sequence
-        begun = sequence.length - len(drafted)
-        history = sequence.token_ids[:begun]
-        accepted = 0
-        for row, draft in zip(logits, (*drafted, None), strict=True):
+        history = [*self.sequence.token_ids, self.reply.token_ids[-1]]
+        accepted = rows = 0
+        for row, draft in zip(check.logits, (*drafted, None), strict=True):
             self.steps += 1
+            rows += 1
             self._take(row, history)
             if self.reply.token_ids[-1] != draft:
                 break
@@ -146,13 +195,21 @@ class Request:
             if self.reply.finish_reason is not None:
                 break
             history.append(draft)
-        self._lookup.count(len(drafted), accepted)
-        sequence.roll_back(len(history))
+        source = self._core if self._core is not None and self._core.pending else self._lookup
+        if source is not None:
+            source.count(len(drafted), accepted)
+        check.keep(rows)
+
+    def drop_drafts(self) -> None:
+        """Take drafts back that nobody will check."""
+        if self._core is not None and self._core.pending:
+            self.sequence.roll_back(self.sequence.length - len(self._core.pending))
+            self._core.pending.clear()
 
     def _take(self, logits: NDArray[np.float32], history: list[int]) -> None:
         self.fresh += self.reply.take(logits, history, self._limit)
         if self._lookup is not None:
-            self._lookup.add(self.reply.token_ids[-1:])
+            self._lookup.say(self.reply.token_ids[-1])
 
     def _drafts(self, most: int) -> PromptLookup | None:
         """What drafts tokens, if a caller wants at most so many.
@@ -175,6 +232,23 @@ class Request:
                 "export again and run on ort-cpu"
             )
         return PromptLookup(min(most, executor.most_answers - 1))
+
+    def _core_drafts(self) -> CoreDrafts | None:
+        """What drafts tokens by core rows alone, if the policy has it so.
+
+        Raises:
+            PolicyError: they could not be checked.
+        """
+        drafting, executor = self.policy.drafting(), self.loaded.executor
+        if drafting is None:
+            return None
+        if executor.most_answers <= 1:
+            raise PolicyError(
+                f"{self.policy}: expected graphs that give logits of several tokens, found "
+                f"{executor.name} and a package that give the last one's alone; choose dense, or "
+                "export again and run on ort-cpu"
+            )
+        return CoreDrafts(drafting)
 
     def note(self, placement: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> None:
         """Keep where image tokens are, for the result."""
@@ -208,7 +282,8 @@ class Request:
         reply, executor = self.reply, self.sequence.executor  # the model may have been closed
         if reply.finish_reason is None:
             raise RuntimeError("expected a reply that has come to its end")
-        used, look = executor.device_bytes(), self._lookup
+        used = executor.device_bytes()
+        sources = [one for one in (self._lookup, self._core) if one is not None]
         stats = Stats(
             policy=str(self.policy),
             backend=executor.name,
@@ -222,7 +297,7 @@ class Request:
             peak_rss_bytes=peak_rss_bytes(),
             device_bytes=None if used is None else DeviceBytes(**used),
             seed=reply.seed,
-            drafts=() if look is None else (Drafts(look.source, look.drafted, look.accepted),),
+            drafts=tuple([Drafts(one.source, one.drafted, one.accepted) for one in sources]),
         )
         self._result = Result(
             reply.text,

@@ -8,11 +8,9 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from avl_plugins.errors import AvlError, quoted
 from avl_plugins.policies import Tokens
+from avl_runtime.generate.check import Check
 from avl_runtime.generate.prefill import Reading
 from avl_runtime.generate.results import Result
 from avl_runtime.requests.loaded import ClosedError, Loaded
@@ -121,6 +119,7 @@ class Runner:
             )
         if request in self._running:
             self._running.remove(request)
+            request.drop_drafts()
             with self._executor.turn:
                 self._decoder.leave(request.sequence, keep=request.kept)
         elif request in self._waiting:
@@ -137,8 +136,8 @@ class Runner:
         """Read a chunk of a prompt and run a decode step, as far as there are any.
 
         Returns:
-            Those that got a token, which is `Request.fresh` where its text became certain, or that
-            are done.
+            Those that ran: `Request.fresh` is what of their text became certain, and some may be
+            done.
 
         Raises:
             RequestError: another thread is in a step.
@@ -239,8 +238,10 @@ class Runner:
             request.fresh = ""
         try:
             checked = self._check_drafts(running)
-            for request, drafted, logits in checked:
-                request.check(drafted, logits)
+            for request, drafted, check in checked:
+                request.check(drafted, check)
+                if request.trace and request.sequence.drafting is not None:
+                    request.note(self._decoder.placement(request.sequence))
             if checked:
                 begun = self._note_time(running, begun)
                 self._let_go()
@@ -253,28 +254,34 @@ class Runner:
         self._let_go()
         return running
 
-    def _check_drafts(
-        self, running: list[Request]
-    ) -> list[tuple[Request, list[int], NDArray[np.float32]]]:
-        """Run the drafts of each request that has some: with these, and logits behind each."""
-        found = []
-        for request in running:
-            drafted = request.drafted()
-            if drafted:
-                tokens = [request.reply.token_ids[-1], *drafted]
-                steps = max(each.steps_left for each in running)
-                with _decoding():
-                    logits = self._decoder.verify(
-                        request.sequence, tokens, request.reply.reads, steps
-                    )
-                found.append((request, drafted, logits))
-        return found
+    def _check_drafts(self, running: list[Request]) -> list[tuple[Request, list[int], Check]]:
+        """Run the drafts of requests that have some: with these, and what follows each."""
+        # One check of all reads weights once.
+        complete = any(request.is_drafted for request in running)
+        found = [(request, request.drafted(complete)) for request in running]
+        asked = [(request, drafted) for request, drafted in found if drafted]
+        if not asked:
+            return []
+        wanted = min(request.reply.reads for request, _ in asked)
+        rows = [
+            (request.sequence, [request.reply.token_ids[-1], *drafted])
+            for request, drafted in asked
+        ]
+        with _decoding():
+            checks = self._decoder.check(rows, wanted, max(one.steps_left for one in running))
+        return [(*pair, check) for pair, check in zip(asked, checks, strict=True)]
 
     def _run_step(self, running: list[Request]) -> None:
-        wanted = min(request.reply.reads for request in running)
+        drafting = {one.sequence: one for one in running if one.drafts(len(running))}
+        wanted = min(
+            one.reply.guesses if one.sequence in drafting else one.reply.reads for one in running
+        )
         with _decoding():
-            logits = self._decoder.run([one.reply.token_ids[-1] for one in running], wanted)
+            logits = self._decoder.run([one.newest for one in running], wanted, drafting)
         for request, row in zip(running, logits, strict=True):
+            if request.sequence in drafting:
+                request.draft(row)
+                continue
             if request.trace and any(a.tokens is Tokens.IMAGE for a in request.sequence.due()):
                 request.note(self._decoder.placement(request.sequence))
             request.steps += 1

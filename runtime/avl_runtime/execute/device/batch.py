@@ -20,6 +20,7 @@ from avl_plugins.graph_io import (
     named,
 )
 from avl_plugins.policies import Action, TextBudget
+from avl_runtime.execute.check import Checked, Drafted
 from avl_runtime.execute.device import growth
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.cache import DeviceCache
@@ -130,6 +131,9 @@ class DeviceBatch:
 
     def evict(self, segment: int, seq: int, action: Action) -> bool:
         return False  # a step has done it, or the host selects
+
+    def check(self, drafted: Drafted, steps: int) -> Checked:
+        raise ValueError("expected no drafts where most_answers is 1, found some")
 
     def _queue(self, refresh: bool) -> None:
         """Queue a step: the first of its kind as it is, the second recorded, the rest replayed."""

@@ -64,12 +64,7 @@ class DeviceExecutor:
         *,
         last: bool,
         parked: bool = True,
-        answers: int = 1,
     ) -> DevicePass:
-        if answers != 1:
-            raise ValueError(
-                f"expected logits of the last row alone, found {answers} rows asked for"
-            )
         mine = on_device(cache)
         return DevicePass(self.backend, segment, chunk, weights, mine, seq, parked=parked)
 

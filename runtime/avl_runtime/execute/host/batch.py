@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from avl_plugins.cpu.host import host
 from avl_plugins.cpu.refresh import does
 from avl_plugins.policies import Action, TextBudget, Tokens
 from avl_plugins.policies.declared import is_text_budget, refresh_fits
+from avl_runtime.execute.check import Drafted
+from avl_runtime.execute.host.check import HostChecked, HostChecks
 from avl_runtime.execute.host.segments import BoundSegment, HostBackend
 from avl_runtime.execute.protocol import Member, Step
 from avl_runtime.kv.append import Appender
@@ -58,6 +61,8 @@ class HostBatch:
         self._logits = rows
         self._offered = [False] * batch  # whether the last step might refresh a sequence
         self._refreshed = [False] * len(self._segments)
+        self._checks = HostChecks(backend, manifest)
+        self._releases = [partial(self._release, index) for index in range(len(self._segments))]
 
     def run(self, step: Step) -> NDArray[np.float32]:
         self._hidden[:, 0] = step.hidden
@@ -106,9 +111,10 @@ class HostBatch:
         return self._segments[segment]
 
     def append(self, segment: int, steps: int) -> None:
-        bound, cache = self._segments[segment], self.caches[segment]
-        masses = bound if self._evicts else None
-        self._appenders[segment].append(cache, masses, self._gathers, steps, bound.release)
+        cache = self.caches[segment]
+        masses = self._segments[segment] if self._evicts else None
+        release = self._releases[segment]
+        self._appenders[segment].append(cache, masses, self._gathers, steps, release)
 
     def evict(self, segment: int, seq: int, action: Action) -> bool:
         if not isinstance(action, TextBudget) or not is_text_budget(action):
@@ -118,3 +124,16 @@ class HostBatch:
         return self._appenders[segment].evict(
             self.caches[segment], seq, member.evictable_mask, stay, action.ranking.recent(stay)
         )
+
+    def check(self, drafted: Drafted, steps: int) -> HostChecked:
+        rows = drafted.hidden.shape[1]
+        for index, cache in enumerate(self.caches):
+            if cache.forked or cache.spare < rows:
+                self._release(index)
+                cache.make_room(steps, rows)
+        return self._checks.run(self.caches, drafted)
+
+    def _release(self, segment: int) -> None:
+        """Let go of a segment's rows, as its cache is about to replace them."""
+        self._segments[segment].release()
+        self._checks.release(segment)

@@ -70,7 +70,6 @@ class HostExecutor:
         *,
         last: bool,
         parked: bool = True,
-        answers: int = 1,
     ) -> HostPass:
         dtype, ids = self.backend.dtype, np.ascontiguousarray(chunk.position_ids)
         bound = self.backend.bind(
@@ -79,7 +78,6 @@ class HostExecutor:
             ids if len(ids) == 1 else ids[:, None],
             weights,
             [np.ascontiguousarray(added[None], dtype) for added in chunk.deepstack],
-            answers,
         )
         seen = cache if cache.batch == 1 else cache.window(seq)
         bound.run(seen, seen.parked_len if parked else None, logits=logits, ends=last)
