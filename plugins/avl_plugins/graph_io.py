@@ -2,16 +2,18 @@
 
 Said once, for the exporter that traces the graphs and for everything that runs, builds or checks
 them. What belongs to a layer is called `kind.layer`, as `k_active.3`; kinds, their types and shapes
-are those of `schema.SPLIT_CACHE_ATTENTION`. A size that may change has a name.
+are those of `schema.SPLIT_CACHE_ATTENTION`, or of `QUANTIZED_CACHE_ATTENTION` where rows are codes. A
+size that may change has a name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION, DType
+from avl_plugins.rows import COMPUTED, RowType
+from avl_plugins.schema import QUANTIZED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION, DType
 
 Size = int | str
 
@@ -52,19 +54,37 @@ class Place:
     """Kinds of what a graph reads of the cached rows in one place, or makes of new rows."""
 
     name: str
-    keys: str
-    values: str
-    mass: str
     length: str = ""  # new rows are all in use
+
+    @property
+    def keys(self) -> str:
+        return f"k_{self.name}"
+
+    @property
+    def values(self) -> str:
+        return f"v_{self.name}"
+
+    @property
+    def mass(self) -> str:
+        return f"mass_{self.name}"
+
+    @property
+    def scales(self) -> tuple[str, str]:
+        """Of keys and of values that are codes."""
+        return f"{self.keys}_scale", f"{self.values}_scale"
+
+    def planes(self, kept: RowType) -> tuple[str, ...]:
+        """Kinds of what a row has, in the order of `RowType.planes`."""
+        return (self.keys, self.values, *(self.scales if kept.coded else ()))
 
     def rows(self, layer: int) -> str:
         """The name of how many rows of the place a layer is given."""
         return f"{self.name}_{layer}"
 
 
-ACTIVE = Place("active", "k_active", "v_active", "mass_active", "active_len")
-PARKED = Place("parked", "k_parked", "v_parked", "mass_parked", "parked_len")
-MADE = Place("new", "k_new", "v_new", "mass_new")
+ACTIVE = Place("active", "active_len")
+PARKED = Place("parked", "parked_len")
+MADE = Place("new")
 CACHED = (ACTIVE, PARKED)
 
 CACHE = tuple(kind for place in CACHED for kind in (place.keys, place.values, place.length))
@@ -79,7 +99,8 @@ class LayerKind:
 
     Attributes:
         name: as manifests say it.
-        reads: kinds of tensors that a layer is given of what it keeps, in the graph's order.
+        reads: kinds of tensors that a layer is given of what it keeps, in the graph's order, where
+            rows are kept as computed; the scales of codes are behind their values.
         makes: kinds of those that it gives back.
     """
 
@@ -91,8 +112,15 @@ class LayerKind:
 FULL = LayerKind("full", CACHE, RESULTS)  # rows with positions, which policies move
 LAYER_KINDS = {kind.name: kind for kind in (FULL,)}
 
+_SCALES = {place.values: place.scales for place in (*CACHED, MADE)}
+
 _OF_OP = {
     value.name: value for value in (*SPLIT_CACHE_ATTENTION.inputs, *SPLIT_CACHE_ATTENTION.outputs)
+}
+# What the other op makes is called otherwise there, as it is also given new rows as computed.
+_OF_CODED_OP = {
+    **{value.name: value for value in QUANTIZED_CACHE_ATTENTION.inputs},
+    **{value.name.replace("_made", "_new"): value for value in QUANTIZED_CACHE_ATTENTION.outputs},
 }
 
 
@@ -196,6 +224,7 @@ class Segment:
         deepstack: those of the layers that have an input of features.
         ends: whether it is the last one, which gives logits.
         kinds: names in `LAYER_KINDS`, one of each layer; None: all are `FULL`.
+        kept: how cached rows are kept.
     """
 
     dims: Dims
@@ -204,6 +233,7 @@ class Segment:
     deepstack: tuple[int, ...]
     ends: bool
     kinds: tuple[str, ...] | None = None
+    kept: RowType = COMPUTED
 
     @property
     def layers(self) -> range:
@@ -225,7 +255,7 @@ class Segment:
             self._states(HIDDEN),
             Value(POSITIONS, "int64", (*axes, BATCH, NEW)),
             self._of_op(WEIGHTS),
-            *(self._of_op(kind, i) for i in self._among(layers) for kind in self.kind(i).reads),
+            *self._of_layers(layers, lambda kind: kind.reads),
             *(self._states(named(DEEPSTACK, i)) for i in self.deepstack),
         )
 
@@ -233,7 +263,7 @@ class Segment:
         """All outputs in their order, or those of some `layers` alone among what layers have."""
         return (
             self._result(),
-            *(self._of_op(kind, i) for i in self._among(layers) for kind in self.kind(i).makes),
+            *self._of_layers(layers, lambda kind: kind.makes),
         )
 
     def defaulted(self) -> tuple[Value, ...]:
@@ -254,8 +284,14 @@ class Segment:
             if isinstance(name, str)
         }
 
-    def _among(self, layers: Sequence[int] | None) -> Sequence[int]:
-        return self.layers if layers is None else layers
+    def _of_layers(
+        self, layers: Sequence[int] | None, wanted: Callable[[LayerKind], tuple[str, ...]]
+    ) -> Iterator[Value]:
+        for layer in self.layers if layers is None else layers:
+            for kind in wanted(self.kind(layer)):
+                scales = _SCALES.get(kind, ()) if self.kept.coded else ()
+                for one in (kind, *scales):
+                    yield self._of_op(one, layer)
 
     def _result(self) -> Value:
         if self.ends:
@@ -273,9 +309,10 @@ class Segment:
             "R": WEIGHTINGS,
             "Hkv": self.dims.num_kv_heads,
             "D": self.dims.head_dim,
+            "E": 1,
         }
         if layer is not None:
             sizes |= {"A": ACTIVE.rows(layer), "P": PARKED.rows(layer)}
-        value = _OF_OP[kind]
+        value = (_OF_CODED_OP if self.kept.coded else _OF_OP)[kind]
         name = kind if layer is None else named(kind, layer)
         return Value(name, value.dtype, tuple(sizes[size] for size in value.shape))

@@ -11,11 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from avl_plugins.errors import OpError
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION, Op, bind_dims
+from avl_plugins.rows import MOST_CODE
+from avl_plugins.schema import (
+    QUANTIZED_CACHE_ATTENTION,
+    SPLIT_CACHE_ATTENTION,
+    Op,
+    bind_dims,
+)
 
 Float = npt.NDArray[np.floating[Any]]  # the model's type T
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+Int8 = npt.NDArray[np.int8]
+Double = npt.NDArray[np.float64]
 
 
 def split_cache_attention(
@@ -81,6 +89,82 @@ def split_cache_attention(
         mass.astype(np.float32), [active, active + parked], axis=3
     )
     return out.astype(q.dtype), on_active, on_parked, on_new
+
+
+def quantized_cache_attention(
+    q: Float,
+    k_new: Float,
+    v_new: Float,
+    k_active: Int8,
+    v_active: Int8,
+    k_active_scale: Float32,
+    v_active_scale: Float32,
+    active_len: Int64,
+    k_parked: Int8,
+    v_parked: Int8,
+    k_parked_scale: Float32,
+    v_parked_scale: Float32,
+    parked_len: Int64,
+    row_weights: Float32,
+    *,
+    scale: float,
+) -> tuple[Any, ...]:
+    """The same over rows that are codes.
+
+    Shapes and meaning: `schema.QUANTIZED_CACHE_ATTENTION`.
+
+    Returns:
+        out and masses as `split_cache_attention`; then of the new rows codes of keys and values
+        [B, Hkv, S, D] int8, and their scales [B, Hkv, S, 1] float32.
+
+    Raises:
+        OpError: as `split_cache_attention`.
+    """
+    active = (k_active, v_active, k_active_scale, v_active_scale, active_len)
+    parked = (k_parked, v_parked, k_parked_scale, v_parked_scale, parked_len)
+    _bind(QUANTIZED_CACHE_ATTENTION, (q, k_new, v_new, *active, *parked, row_weights))
+    turn = rotation(q.shape[-1])
+    k_codes, k_scale = coded(k_new.astype(np.float64) @ turn)
+    v_codes, v_scale = coded(v_new.astype(np.float64))
+    attended = split_cache_attention(
+        q.astype(np.float64) @ turn,
+        decoded(k_codes, k_scale),
+        decoded(v_codes, v_scale),
+        decoded(k_active, k_active_scale),
+        decoded(v_active, v_active_scale),
+        active_len,
+        decoded(k_parked, k_parked_scale),
+        decoded(v_parked, v_parked_scale),
+        parked_len,
+        row_weights,
+        scale=scale,
+    )
+    out, *masses = attended
+    return out.astype(q.dtype), *masses, k_codes, v_codes, k_scale, v_scale
+
+
+def rotation(head_dim: int) -> Double:
+    """What queries and keys of codes are multiplied with, [D, D]; orthonormal and symmetric.
+
+    Hadamard's matrix (Sylvester's) of the largest power of two that divides D, along the diagonal.
+    """
+    block = head_dim & -head_dim
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < block:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    return np.kron(np.eye(head_dim // block), hadamard / np.sqrt(block))
+
+
+def coded(rows: Float) -> tuple[Int8, Float32]:
+    """Rows [..., D] as codes [..., D], and a scale [..., 1] for each."""
+    scale = np.abs(rows).max(axis=-1, keepdims=True) / MOST_CODE
+    codes = np.rint(rows / np.where(scale > 0, scale, 1))
+    return codes.astype(np.int8), scale.astype(np.float32)
+
+
+def decoded(codes: Int8, scale: Float32) -> Double:
+    """The numbers [..., D] that codes stand for."""
+    return codes.astype(np.float64) * scale
 
 
 def _bind(op: Op, arrays: tuple[npt.NDArray[Any], ...]) -> dict[str, int]:

@@ -5,7 +5,7 @@ them from here. Shapes are named dimensions:
 
     B batch    H query heads    Hkv KV heads, H = G * Hkv    D head_dim
     S new rows    A capacity of the active rows    P capacity of the parked rows
-    R row weightings
+    R row weightings    E scales of a row, 1
 
 No dimension may be zero: an empty cache is one row of finite garbage with length 0.
 """
@@ -23,7 +23,7 @@ DOMAIN = "avl"
 VERSION = 1
 
 # T: the one floating type of the model. stored: any of FLOATS. codes: INT4 or INT8.
-DType = Literal["T", "int64", "float32", "stored", "codes"]
+DType = Literal["T", "int64", "int8", "float32", "stored", "codes"]
 FLOATS = ("float32", "float16", "bfloat16")  # what T may be
 
 
@@ -110,6 +110,38 @@ SPLIT_CACHE_PROMPT = dataclasses.replace(
     SPLIT_CACHE_ATTENTION,
     name="SplitCachePrompt",
     doc="SplitCacheAttention of several new rows a sequence: a chunk of a prompt.",
+)
+
+
+def _codes(name: str, rows: tuple[str, ...], doc: str) -> tuple[Value, ...]:
+    """Codes of keys and values in one place, and their scales."""
+    scales = (*rows[:3], "E")
+    return (
+        Value(f"k_{name}", "int8", rows, f"{doc} keys, rotated"),
+        Value(f"v_{name}", "int8", rows, f"{doc} values"),
+        Value(f"k_{name}_scale", "float32", scales, f"of {doc} keys"),
+        Value(f"v_{name}_scale", "float32", scales, f"of {doc} values"),
+    )
+
+
+QUANTIZED_CACHE_ATTENTION = Op(
+    name="QuantizedCacheAttention",
+    doc=(
+        "SplitCacheAttention of rows that are kept as codes of 8 bits: a key or value is code * "
+        "scale, with scale = max|x| / 127 and code = round(x / scale). Queries and keys are turned "
+        "first, which changes none of their products, by Hadamard's matrix over the largest power "
+        "of two that divides D, repeated along the diagonal, with orthonormal rows. New rows are "
+        "seen as their codes say, as later steps see them, and handed back. T is float32."
+    ),
+    inputs=(
+        *SPLIT_CACHE_ATTENTION.inputs[:3],
+        *_codes("active", _ACTIVE, "active"),
+        SPLIT_CACHE_ATTENTION.inputs[5],
+        *_codes("parked", _PARKED, "parked"),
+        *SPLIT_CACHE_ATTENTION.inputs[8:],
+    ),
+    outputs=(*SPLIT_CACHE_ATTENTION.outputs, *_codes("made", _NEW, "new")),
+    attributes=SPLIT_CACHE_ATTENTION.attributes,
 )
 
 

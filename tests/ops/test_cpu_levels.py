@@ -18,6 +18,7 @@ SIZES = ("batch", "heads", "kv_heads", "rows", "head_dim", "active", "parked", "
 INPUTS = ("q", "k_new", "v_new", "k_active", "v_active", "k_parked", "v_parked", "row_weights")
 LENGTHS = ("active_len", "parked_len")
 OUTPUTS = ("out", "mass_active", "mass_parked", "mass_new")
+REST = ("scratch", "codes")
 
 
 class Step(ctypes.Structure):
@@ -26,7 +27,7 @@ class Step(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in SIZES),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in (*INPUTS, *LENGTHS, *OUTPUTS, "scratch")),
+        *((name, ctypes.c_void_p) for name in (*INPUTS, *LENGTHS, *OUTPUTS, *REST)),
     ]
 
 
@@ -49,8 +50,8 @@ class Kernels(ctypes.Structure):
     ]
 
 
-def ran(kernels: Kernels, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
-    """Outputs of a step, its parts in backward order."""
+def ran(kernels: Kernels, arrays: Arrays, codes: int | None = None) -> list[np.ndarray[Any, Any]]:
+    """Outputs of a step, its parts in backward order; `codes` is the address of an avl_codes."""
     (b, h, _, d), (_, kv, a, _) = arrays["q"].shape, arrays["k_active"].shape
     p, r = arrays["k_parked"].shape[2], arrays["row_weights"].shape[1]
     shapes = ((b, h, 1, d), (b, kv, r, a), (b, kv, r, p), (b, kv, r, 1))
@@ -60,6 +61,7 @@ def ran(kernels: Kernels, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
     step = Step(*(b, h, kv, 1, d, a, p, r), d**-0.5)
     for name, array in {**arrays, **outputs}.items():
         setattr(step, name, array.ctypes.data)
+    step.codes = codes
     at = ctypes.byref(step)
     scratch = np.full(kernels.scratch(at), np.nan, np.float32)
     step.scratch = scratch.ctypes.data
@@ -115,6 +117,6 @@ def test_a_level_swaps_rows(functions: Kernels) -> None:
         wanted = active.copy(), parked.copy()
         wanted[0][slots[0]], wanted[1][slots[1]] = parked[slots[1]], active[slots[0]]
         at = [array.ctypes.data for array in (active, parked, *slots)]
-        functions.swap_rows(*at[:2], width, *at[2:], 20)
+        functions.swap_rows(*at[:2], width * active.itemsize, *at[2:], 20)
         np.testing.assert_array_equal(active, wanted[0])
         np.testing.assert_array_equal(parked, wanted[1])

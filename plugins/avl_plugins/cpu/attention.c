@@ -4,6 +4,7 @@
 #include "attention.h"
 
 #include "exponent.h"
+#include "step_codes.h"
 
 #include <float.h>
 #include <string.h>
@@ -12,27 +13,19 @@
 // busy and that its scores stay in the core's first cache.
 #define CHUNK 1024
 
-// Bytes of a row's successors that are on their way from memory, into the second cache, for every
-// query head that reads them: the more is computed with a row, the more there have to be.
-#define AHEAD 2048
-#define LINE 64 // bytes that a cache reads at a time
 #define SIZE (int64_t)sizeof(float)
 
 // Rows that change places lie apart, and no processor guesses where the next one is.
 #define SWAPS_AHEAD 8
-
-// Into a loop over rows, so that the compiler sees the loop whole.
-#define HELPER static inline __attribute__((always_inline))
 
 // Rows that lie together: `first` is where they begin among all rows of the sequence.
 typedef struct {
     const float *keys, *values;
     float *mass; // [R, capacity]
     int64_t first, rows, capacity;
+    const int8_t *key_codes, *value_codes; // in place of keys and values, where rows are codes
+    const float *key_scales, *value_scales;
 } place;
-
-HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-HELPER int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Sizes of the scratch memory: scores [B * Hkv, G, keys], then of every chunk its results
 // [B * Hkv, chunks, G, D + 2]: sums of values, the greatest score and the sum of weights.
@@ -67,26 +60,25 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
     int64_t row = part / step->kv_heads, d = step->head_dim, r = step->weightings;
     int64_t active = step->active_len[row], parked = step->parked_len[row];
     int64_t a = part * step->active, p = part * step->parked;
-    places[0] = (place){step->k_active + a * d, step->v_active + a * d, step->mass_active + a * r,
-                        0, active, step->active};
-    places[1] = (place){step->k_parked + p * d, step->v_parked + p * d, step->mass_parked + p * r,
-                        active, parked, step->parked};
-    places[2] = (place){step->k_new + part * d, step->v_new + part * d, step->mass_new + part * r,
-                        active + parked, 1, 1};
-}
-
-// Begin to read so many bytes, if it is a positive number.
-HELPER void fetch(const float *from, int64_t bytes)
-{
-    for (int64_t i = 0; i < bytes; i += LINE)
-        __builtin_prefetch((const char *)from + i, 0, 2);
-}
-
-// The same, into the first cache, of bytes that are to be written.
-HELPER void fetch_to_write(const float *from, int64_t bytes)
-{
-    for (int64_t i = 0; i < bytes; i += LINE)
-        __builtin_prefetch((const char *)from + i, 1, 3);
+    const avl_codes *of = step->codes;
+    places[0] = (place){.mass = step->mass_active + a * r, .rows = active,
+                        .capacity = step->active};
+    places[1] = (place){.mass = step->mass_parked + p * r, .first = active, .rows = parked,
+                        .capacity = step->parked};
+    places[2] = (place){.mass = step->mass_new + part * r, .first = active + parked, .rows = 1,
+                        .capacity = 1};
+    if (!of) {
+        places[0].keys = step->k_active + a * d, places[0].values = step->v_active + a * d;
+        places[1].keys = step->k_parked + p * d, places[1].values = step->v_parked + p * d;
+        places[2].keys = step->k_new + part * d, places[2].values = step->v_new + part * d;
+        return;
+    }
+    places[0].key_codes = of->k_active + a * d, places[0].key_scales = of->k_active_scales + a;
+    places[0].value_codes = of->v_active + a * d, places[0].value_scales = of->v_active_scales + a;
+    places[1].key_codes = of->k_parked + p * d, places[1].key_scales = of->k_parked_scales + p;
+    places[1].value_codes = of->v_parked + p * d, places[1].value_scales = of->v_parked_scales + p;
+    places[2].key_codes = of->k_new + part * d, places[2].key_scales = of->k_new_scales + part;
+    places[2].value_codes = of->v_new + part * d, places[2].value_scales = of->v_new_scales + part;
 }
 
 // Begin to read as many numbers as follow `row` by the distance of AHEAD.
@@ -172,23 +164,30 @@ HELPER int64_t rows_in(const chunk *one, const place *of, int64_t *from)
     return least(one->end, of->first + of->rows) - *from;
 }
 
-HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d)
+HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d, int coded)
 {
     const chunk one = chunk_at(step, index);
     int64_t group = group_of(step), stride = keys_of(step), from;
     float *scores = scores_of(step, one.part);
     for (const place *p = one.places; p < one.places + 3; p++) {
         int64_t rows = rows_in(&one, p, &from);
-        const float *q = step->q + one.part * group * d, *keys = p->keys + (from - p->first) * d;
-        score(step, d, q, keys, rows, scores + from, stride);
-        // Their values are read next, the first of them without a row before them to ask for them.
-        fetch(p->values + (from - p->first) * d, least(AHEAD * group, rows * d * SIZE));
+        const float *q = step->q + one.part * group * d;
+        const int64_t at = from - p->first;
+        // Values are read next, the first of them without a row before them to ask for them.
+        if (coded) {
+            score_codes(group, step->scale, d, q, p->key_codes + at * d, p->key_scales + at, rows,
+                        scores + from, stride);
+            fetch(p->value_codes + at * d, least(AHEAD * group, rows * d));
+        } else {
+            score(step, d, q, p->keys + at * d, rows, scores + from, stride);
+            fetch(p->values + at * d, least(AHEAD * group, rows * d * SIZE));
+        }
     }
     for (int64_t g = 0; g < group; g++)
         weigh(scores + g * stride + one.begin, one.end - one.begin, one.top + g, one.sum + g);
 }
 
-HELPER void sum_chunk(const avl_step *step, int64_t index, int64_t d)
+HELPER void sum_chunk(const avl_step *step, int64_t index, int64_t d, int coded)
 {
     const chunk one = chunk_at(step, index);
     int64_t from;
@@ -196,28 +195,37 @@ HELPER void sum_chunk(const avl_step *step, int64_t index, int64_t d)
     memset(one.out, 0, (size_t)(group_of(step) * d) * sizeof(float));
     for (const place *p = one.places; p < one.places + 3; p++) {
         int64_t rows = rows_in(&one, p, &from);
-        const float *values = p->values + (from - p->first) * d;
-        add_values(step, d, weights + from, keys_of(step), values, rows, one.out);
+        const int64_t at = from - p->first;
+        if (coded)
+            add_codes(group_of(step), d, weights + from, keys_of(step), p->value_codes + at * d,
+                      p->value_scales + at, rows, one.out);
+        else
+            add_values(step, d, weights + from, keys_of(step), p->values + at * d, rows, one.out);
     }
 }
 
 // Loops over the usual sizes of a head are unrolled: a row is too short for a loop's overhead.
+#define FOR_SIZE(CHUNK_OF, coded)                                                                  \
+    switch (step->head_dim) {                                                                      \
+    case 64: CHUNK_OF(step, index, 64, coded); break;                                              \
+    case 128: CHUNK_OF(step, index, 128, coded); break;                                            \
+    default: CHUNK_OF(step, index, step->head_dim, coded);                                         \
+    }
+
 static void score_keys(const avl_step *step, int64_t index)
 {
-    switch (step->head_dim) {
-    case 64: score_chunk(step, index, 64); break;
-    case 128: score_chunk(step, index, 128); break;
-    default: score_chunk(step, index, step->head_dim);
-    }
+    if (step->codes)
+        FOR_SIZE(score_chunk, 1)
+    else
+        FOR_SIZE(score_chunk, 0)
 }
 
 static void sum_values(const avl_step *step, int64_t index)
 {
-    switch (step->head_dim) {
-    case 64: sum_chunk(step, index, 64); break;
-    case 128: sum_chunk(step, index, 128); break;
-    default: sum_chunk(step, index, step->head_dim);
-    }
+    if (step->codes)
+        FOR_SIZE(sum_chunk, 1)
+    else
+        FOR_SIZE(sum_chunk, 0)
 }
 
 // mass[r, j] += share[r] * weights[j] for the rows of a place that lie in a chunk.
@@ -300,16 +308,16 @@ static void merge(const avl_step *step, int64_t part)
     }
 }
 
-static void swap_rows(float *restrict active, float *restrict parked, int64_t head_dim,
+static void swap_rows(char *restrict active, char *restrict parked, int64_t bytes,
                       const int64_t *leaving, const int64_t *entering, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
         int64_t next = least(i + SWAPS_AHEAD, count - 1);
-        fetch_to_write(active + leaving[next] * head_dim, head_dim * SIZE);
-        fetch_to_write(parked + entering[next] * head_dim, head_dim * SIZE);
-        float *a = active + leaving[i] * head_dim, *b = parked + entering[i] * head_dim;
-        for (int64_t j = 0; j < head_dim; j++) {
-            float kept = a[j];
+        fetch_to_write(active + leaving[next] * bytes, bytes);
+        fetch_to_write(parked + entering[next] * bytes, bytes);
+        char *a = active + leaving[i] * bytes, *b = parked + entering[i] * bytes;
+        for (int64_t j = 0; j < bytes; j++) {
+            char kept = a[j];
             a[j] = b[j];
             b[j] = kept;
         }

@@ -3,6 +3,8 @@
 #ifndef AVL_ATTENTION_H
 #define AVL_ATTENTION_H
 
+#include "codes.h"
+
 #include <stdint.h>
 
 // Arrays of a step, as in schema.py, without gaps between rows; `rows` is S, 1 in a decode step:
@@ -16,6 +18,7 @@ typedef struct avl_step {
     const int64_t *active_len, *parked_len;
     float *out, *mass_active, *mass_parked, *mass_new;
     float *scratch; // of a decode step: floats, as many as `scratch` below says
+    const avl_codes *codes; // rows that are codes, in place of all keys and values above; or NULL
 } avl_step;
 
 // What attention.c is compiled to for one level of the processor's instructions.
@@ -31,8 +34,9 @@ typedef struct avl_step_kernels {
     void (*sum_values)(const avl_step *step, int64_t chunk);
     void (*sum_masses)(const avl_step *step, int64_t part);
     void (*merge)(const avl_step *step, int64_t part);
-    // Swaps rows leaving[i] of `active` with rows entering[i] of `parked`, for i < count.
-    void (*swap_rows)(float *active, float *parked, int64_t head_dim, const int64_t *leaving,
+    // Swaps rows leaving[i] of `active` with rows entering[i] of `parked`, of so many bytes each, for
+    // i < count.
+    void (*swap_rows)(char *active, char *parked, int64_t bytes, const int64_t *leaving,
                       const int64_t *entering, int64_t count);
 } avl_step_kernels;
 

@@ -17,18 +17,19 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 # Compiled once for every level of instructions:
-KERNELS, PROMPT = "attention.c", "prompt.c"
+KERNELS, PROMPT, CODES = "attention.c", "prompt.c", "codes.c"
 LINEAR, SCREEN = "linear.c", "screen.c"  # for the levels above the compiler's own
 QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
 # The same, and empty for compilers and processors that do not know it:
 AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 SOURCES = (
     *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
-    *(PROMPT, "prompt_plan.c", "prompt_run.c"),
+    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES),
     *(
         "levels.c",
         "ort_op.c",
         "ort_step.c",
+        "ort_codes.c",
         "ort_linear.c",
         "ort_logits.c",
         "ort_quantized.c",
@@ -58,6 +59,7 @@ _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
 # Beside the compiler's own level; `ort_step.c` takes the best that the processor has, of which
 # `processor.c` knows.
 LEVELS = {"avl_step_avx2": _AVX2, "avl_step_avx512": _AVX512}
+CODES_LEVELS = {level.replace("step", "codes"): options for level, options in LEVELS.items()}
 PROMPT_LEVELS = {level.replace("step", "prompt"): options for level, options in LEVELS.items()}
 LINEAR_LEVELS = {
     "avl_linear_avx2": (*_AVX2, "-mf16c"),
@@ -128,6 +130,7 @@ def units(found: str, machine: str | None = None) -> Iterator[Unit]:
         for source, levels in (
             (KERNELS, LEVELS),
             (PROMPT, PROMPT_LEVELS),
+            (CODES, CODES_LEVELS),
             (LINEAR, LINEAR_LEVELS),
             (SCREEN, SCREEN_LEVELS),
         ):

@@ -18,6 +18,11 @@ const avl_prompt_kernels *avl_best_prompt(void)
                             : &avl_prompt_base;
 }
 
+const avl_code_kernels *avl_best_codes(void)
+{
+    return avl_has_avx512() ? &avl_codes_avx512 : avl_has_avx2() ? &avl_codes_avx2 : &avl_codes_base;
+}
+
 const avl_screening *avl_best_linears(void)
 {
     return avl_has_avx512() ? &avl_screen_avx512 : avl_has_f16c() ? &avl_screen_avx2 : NULL;
@@ -27,6 +32,7 @@ const avl_screening *avl_best_linears(void)
 
 const avl_step_kernels *avl_best_step(void) { return &avl_step_base; }
 const avl_prompt_kernels *avl_best_prompt(void) { return &avl_prompt_base; }
+const avl_code_kernels *avl_best_codes(void) { return &avl_codes_base; }
 
 #if defined(__aarch64__)
 const avl_screening *avl_best_linears(void) { return &avl_screen_neon; }

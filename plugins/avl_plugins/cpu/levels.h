@@ -7,6 +7,7 @@
 
 const avl_step_kernels *avl_best_step(void);
 const avl_prompt_kernels *avl_best_prompt(void);
+const avl_code_kernels *avl_best_codes(void);
 const avl_prompt_tiles *avl_best_tiles(void); // NULL where there are none
 
 // Kernels of linears with stored weights; NULL where there are none, as ONNX Runtime computes the

@@ -187,7 +187,7 @@ static void destroy(void *kernel) { free(kernel); }
 static const int TYPES[] = {ORT_FLOAT, ORT_ANY, ORT_ANY, ORT_ANY};
 
 #define LINEAR(CREATE, NAME, WEIGHTS)                                                              \
-    {AVL_OP(CREATE, compute, destroy), NAME, 1 + (WEIGHTS), WEIGHTS, TYPES}
+    {AVL_OP(CREATE, compute, destroy), NAME, 1 + (WEIGHTS), WEIGHTS, TYPES, NULL}
 #define LINEARS(CREATE)                                                                            \
     {LINEAR(CREATE, "Linear", 1), LINEAR(CREATE, "Linear2", 2), LINEAR(CREATE, "Linear3", 3)}
 

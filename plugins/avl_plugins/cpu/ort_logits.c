@@ -190,4 +190,5 @@ static void destroy(void *kernel)
 
 static const int TYPES[] = {ORT_FLOAT, ORT_ANY};
 
-const avl_op avl_logits_linear = {AVL_OP(create, compute, destroy), "LogitsLinear", 2, 1, TYPES};
+const avl_op avl_logits_linear = {AVL_OP(create, compute, destroy), "LogitsLinear", 2, 1, TYPES,
+                                  NULL};

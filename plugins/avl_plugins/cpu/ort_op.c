@@ -10,7 +10,7 @@ int avl_op_input_type(const OrtCustomOp *op, size_t index) { return of(op)->inpu
 size_t avl_op_inputs(const OrtCustomOp *op) { return of(op)->inputs; }
 int avl_op_output_type(const OrtCustomOp *op, size_t index)
 {
-    return (void)op, (void)index, ORT_FLOAT;
+    return of(op)->output_types ? of(op)->output_types[index] : ORT_FLOAT;
 }
 size_t avl_op_outputs(const OrtCustomOp *op) { return of(op)->outputs; }
 int avl_op_required(const OrtCustomOp *op, size_t index) { return (void)op, (void)index, 0; }
@@ -66,9 +66,9 @@ OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to)
 }
 
 OrtStatus *avl_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank,
-                      float **data)
+                      void *data)
 {
     OrtValue *value;
     OrtStatus *status = avl_api->KernelContext_GetOutput(context, index, dims, rank, &value);
-    return status ? status : avl_api->GetTensorMutableData(value, (void **)data);
+    return status ? status : avl_api->GetTensorMutableData(value, data);
 }

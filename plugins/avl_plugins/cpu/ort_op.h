@@ -11,7 +11,7 @@ typedef struct avl_op {
     OrtCustomOp op; // first, as ONNX Runtime is given its address
     const char *name;
     size_t inputs, outputs;
-    const int *input_types; // outputs are all float
+    const int *input_types, *output_types; // no output types: all float
 } avl_op;
 
 // The ops; those of quantized linears are there on x86-64 alone. Those on tiles take the places of
@@ -19,8 +19,9 @@ typedef struct avl_op {
 #define AVL_PLAIN_LINEARS 3
 #define AVL_QUANTIZED_LINEARS 6
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
-    avl_logits_linear, avl_plain_linears[AVL_PLAIN_LINEARS],
-    avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS], avl_quantized_linears[AVL_QUANTIZED_LINEARS];
+    avl_quantized_cache_attention, avl_quantized_cache_attention_on_tiles, avl_logits_linear,
+    avl_plain_linears[AVL_PLAIN_LINEARS], avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS],
+    avl_quantized_linears[AVL_QUANTIZED_LINEARS];
 
 // Set when the library is registered, for good: one process has one ONNX Runtime.
 extern const OrtApi *avl_api;
@@ -58,7 +59,8 @@ typedef struct avl_tensor {
 OrtStatus *avl_failed(const char *expected);
 OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *to);
 OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to);
+// The output's memory is left in *data, a pointer of the output's type.
 OrtStatus *avl_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank,
-                      float **data);
+                      void *data);
 
 #endif

@@ -264,10 +264,10 @@ static const int TYPES_WITH_ZEROS[MOST_INPUTS] = {ORT_FLOAT, ORT_ANY, ORT_FLOAT,
                                                   ORT_FLOAT, ORT_ANY, ORT_ANY,   ORT_FLOAT, ORT_ANY};
 
 #define LINEAR(NAME, WEIGHTS)                                                                      \
-    {AVL_OP(create, compute, destroy), NAME, 1 + 2 * (WEIGHTS), WEIGHTS, TYPES}
+    {AVL_OP(create, compute, destroy), NAME, 1 + 2 * (WEIGHTS), WEIGHTS, TYPES, NULL}
 #define LINEAR_WITH_ZEROS(NAME, WEIGHTS)                                                           \
     {AVL_OP(create, compute, destroy), NAME "WithZeros", 1 + 3 * (WEIGHTS), WEIGHTS,               \
-     TYPES_WITH_ZEROS}
+     TYPES_WITH_ZEROS, NULL}
 
 const avl_op avl_quantized_linears[AVL_QUANTIZED_LINEARS] = {
     LINEAR("QuantizedLinear", 1),

@@ -1,6 +1,6 @@
 // SplitCacheStep and SplitCachePrompt as custom ops of ONNX Runtime's CPU provider.
 #include "levels.h"
-#include "ort_op.h"
+#include "ort_attention.h"
 #include "step.h"
 
 #include <stdlib.h>
@@ -12,13 +12,6 @@ enum { OUT, MASS_ACTIVE, MASS_PARKED, MASS_NEW, OUTPUTS };
 static const int TYPES[INPUTS] = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT,
                                   ORT_INT64, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_FLOAT};
 static const size_t RANKS[INPUTS] = {4, 4, 4, 4, 4, 1, 4, 4, 1, 3};
-
-typedef struct {
-    float scale;
-    const avl_step_kernels *step;
-    const avl_prompt_kernels *prompt;
-    const avl_prompt_tiles *tiles; // of prompts, or NULL
-} attention_op;
 
 static int fits(const avl_step *step, const avl_tensor given[INPUTS])
 {
@@ -73,26 +66,31 @@ static OrtStatus *begin(OrtKernelContext *context, float scale, avl_step *step)
     return avl_output(context, MASS_NEW, (int64_t[]){b, h, r, s}, 4, &step->mass_new);
 }
 
+OrtStatus *avl_compute_step(OrtKernelContext *context, const avl_attention_op *op, avl_step *step)
+{
+    step->scratch = malloc((size_t)op->step->scratch(step) * sizeof(float));
+    if (!step->scratch)
+        return avl_failed("expected memory for scores, found none");
+    OrtStatus *status = avl_run_step(context, op->step, step);
+    free(step->scratch);
+    return status;
+}
+
 static OrtStatus *compute_step(void *kernel, OrtKernelContext *context)
 {
-    const attention_op *op = kernel;
+    const avl_attention_op *op = kernel;
     avl_step step;
     OrtStatus *status = begin(context, op->scale, &step);
     if (status)
         return status;
     if (step.rows != 1)
         return avl_failed("expected one new row");
-    step.scratch = malloc((size_t)op->step->scratch(&step) * sizeof(float));
-    if (!step.scratch)
-        return avl_failed("expected memory for scores, found none");
-    status = avl_run_step(context, op->step, &step);
-    free(step.scratch);
-    return status;
+    return avl_compute_step(context, op, &step);
 }
 
 static OrtStatus *compute_prompt(void *kernel, OrtKernelContext *context)
 {
-    const attention_op *op = kernel;
+    const avl_attention_op *op = kernel;
     avl_step step;
     OrtStatus *status = begin(context, op->scale, &step);
     return status ? status : avl_run_prompt(context, op->prompt, op->tiles, &step);
@@ -100,35 +98,39 @@ static OrtStatus *compute_prompt(void *kernel, OrtKernelContext *context)
 
 static OrtStatus *make(const OrtKernelInfo *info, const avl_prompt_tiles *tiles, void **kernel)
 {
-    attention_op *made = malloc(sizeof *made);
+    avl_attention_op *made = malloc(sizeof *made);
     *kernel = made;
     if (!made)
         return avl_failed("expected memory, found none");
     made->step = avl_best_step();
     made->prompt = avl_best_prompt();
+    made->codes = avl_best_codes();
     made->tiles = tiles;
     return avl_api->KernelInfoGetAttribute_float(info, "scale", &made->scale);
 }
 
-static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const OrtKernelInfo *info,
-                         void **kernel)
+OrtStatus *avl_create_attention(const OrtCustomOp *op, const OrtApi *unused_api,
+                                const OrtKernelInfo *info, void **kernel)
 {
     (void)op, (void)unused_api;
     return make(info, NULL, kernel);
 }
 
-static OrtStatus *create_on_tiles(const OrtCustomOp *op, const OrtApi *unused_api,
-                                  const OrtKernelInfo *info, void **kernel)
+OrtStatus *avl_create_attention_on_tiles(const OrtCustomOp *op, const OrtApi *unused_api,
+                                         const OrtKernelInfo *info, void **kernel)
 {
     (void)op, (void)unused_api;
     return make(info, avl_best_tiles(), kernel);
 }
 
-static void destroy(void *kernel) { free(kernel); }
+void avl_destroy_attention(void *kernel) { free(kernel); }
 
-const avl_op avl_split_cache_step = {AVL_OP(create, compute_step, destroy), "SplitCacheStep",
-                                     INPUTS, OUTPUTS, TYPES};
-const avl_op avl_split_cache_prompt = {AVL_OP(create, compute_prompt, destroy), "SplitCachePrompt",
-                                       INPUTS, OUTPUTS, TYPES};
-const avl_op avl_split_cache_prompt_on_tiles = {AVL_OP(create_on_tiles, compute_prompt, destroy),
-                                                "SplitCachePrompt", INPUTS, OUTPUTS, TYPES};
+const avl_op avl_split_cache_step = {
+    AVL_OP(avl_create_attention, compute_step, avl_destroy_attention), "SplitCacheStep",
+    INPUTS, OUTPUTS, TYPES, NULL};
+const avl_op avl_split_cache_prompt = {
+    AVL_OP(avl_create_attention, compute_prompt, avl_destroy_attention), "SplitCachePrompt",
+    INPUTS, OUTPUTS, TYPES, NULL};
+const avl_op avl_split_cache_prompt_on_tiles = {
+    AVL_OP(avl_create_attention_on_tiles, compute_prompt, avl_destroy_attention),
+    "SplitCachePrompt", INPUTS, OUTPUTS, TYPES, NULL};

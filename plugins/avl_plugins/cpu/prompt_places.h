@@ -10,27 +10,39 @@
 HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 HELPER int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Rows of a head, [rows, D], as they are stored. Kernels read them through `floats_of` alone.
+// Rows of a head, [rows, D], as they are stored: float32, or codes and a scale for each row. Kernels
+// read them through `floats_of` alone.
 typedef struct {
     const float *data;
+    const int8_t *codes;
+    const float *scales;
 } stored_rows;
 
-// Rows [from, from + count) as float32: where they lie, if they are stored so. `room` is for rows
-// that would have to be widened first, for `count` of them.
+// Rows [from, from + count) as float32: where they lie, if they are stored so, or widened into
+// `room`, which is for `count` of them.
 HELPER const float *floats_of(const stored_rows *of, int64_t from, int64_t count, int64_t d,
-                              float *room)
+                              float *restrict room)
 {
-    (void)count, (void)room;
-    return of->data + from * d;
+    if (of->data)
+        return of->data + from * d;
+    for (int64_t j = 0; j < count; j++) {
+        const float scale = of->scales[from + j];
+        const int8_t *codes = of->codes + (from + j) * d;
+        for (int64_t i = 0; i < d; i++)
+            room[j * d + i] = scale * (float)codes[i];
+    }
+    return room;
 }
 
 // Begin to read as many cache lines of rows from `from` on as there are in numbers [begin, end) of
 // them, into the second cache.
 HELPER void fetch_rows(const stored_rows *of, int64_t from, int64_t d, int64_t begin, int64_t end)
 {
-    enum { LINE = 16 }; // numbers that a cache reads at a time
-    for (int64_t i = begin; i < end; i += LINE)
-        __builtin_prefetch(of->data + from * d + i, 0, 2);
+    enum { LINE = 64 }; // bytes that a cache reads at a time
+    const int64_t size = of->data ? (int64_t)sizeof(float) : 1;
+    const char *rows = of->data ? (const char *)of->data : (const char *)of->codes;
+    for (int64_t i = begin * size; i < end * size; i += LINE)
+        __builtin_prefetch(rows + from * d * size + i, 0, 2);
 }
 
 // Rows that lie together: `first` is where they begin among all keys of the sequence.
@@ -48,12 +60,25 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
     int64_t sequence = part / step->kv_heads, d = step->head_dim, r = step->weightings;
     int64_t active = step->active_len[sequence], parked = step->parked_len[sequence];
     int64_t a = part * step->active, p = part * step->parked, n = part * step->rows;
-    places[0] = (place){{step->k_active + a * d}, {step->v_active + a * d},
-                        step->mass_active + a * r, 0, active, step->active, 0};
-    places[1] = (place){{step->k_parked + p * d}, {step->v_parked + p * d},
-                        step->mass_parked + p * r, active, parked, step->parked, 0};
-    places[2] = (place){{step->k_new + n * d}, {step->v_new + n * d}, step->mass_new + n * r,
-                        active + parked, step->rows, step->rows, 1};
+    const avl_codes *of = step->codes;
+    places[0] = (place){.mass = step->mass_active + a * r, .rows = active,
+                        .capacity = step->active};
+    places[1] = (place){.mass = step->mass_parked + p * r, .first = active, .rows = parked,
+                        .capacity = step->parked};
+    places[2] = (place){.mass = step->mass_new + n * r, .first = active + parked,
+                        .rows = step->rows, .capacity = step->rows, .causal = 1};
+    if (!of) {
+        places[0].keys.data = step->k_active + a * d, places[0].values.data = step->v_active + a * d;
+        places[1].keys.data = step->k_parked + p * d, places[1].values.data = step->v_parked + p * d;
+        places[2].keys.data = step->k_new + n * d, places[2].values.data = step->v_new + n * d;
+        return;
+    }
+    places[0].keys = (stored_rows){NULL, of->k_active + a * d, of->k_active_scales + a};
+    places[0].values = (stored_rows){NULL, of->v_active + a * d, of->v_active_scales + a};
+    places[1].keys = (stored_rows){NULL, of->k_parked + p * d, of->k_parked_scales + p};
+    places[1].values = (stored_rows){NULL, of->v_parked + p * d, of->v_parked_scales + p};
+    places[2].keys = (stored_rows){NULL, of->k_new + n * d, of->k_new_scales + n};
+    places[2].values = (stored_rows){NULL, of->v_new + n * d, of->v_new_scales + n};
 }
 
 // How many of `keys` keys of a place, from `from` on, a new row's queries see.

@@ -24,8 +24,9 @@ static int fits(const avl_refresh *refresh, const avl_step *step)
 
 const avl_refresh *avl_offered(const avl_step *step)
 {
+    const void *keys = step->codes ? (const void *)step->codes->k_active : step->k_active;
     for (int64_t i = 0; i < offers; i++)
-        if (offered[i].k_active == step->k_active)
+        if (offered[i].k_active == keys)
             return fits(&offered[i], step) ? &offered[i] : NULL;
     return NULL;
 }

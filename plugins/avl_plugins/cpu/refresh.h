@@ -9,7 +9,7 @@
 // so this goes past them: the host owns the cache and has its rows swapped while the processor
 // still holds what it just read of them.
 typedef struct avl_refresh {
-    const float *k_active;  // the layer's, by which a step finds its own refresh
+    const void *k_active;   // the layer's, by which a step finds its own refresh
     int64_t active, parked; // A and P of the layer
     int64_t labels, parked_labels; // room for labels of a head's and of a sequence's rows
     const int64_t *core;    // [B] rows of the core, the first active ones; 0: nothing to refresh

@@ -54,14 +54,42 @@ static void merge_with_masses(void *of, size_t i)
     merge(of, i);
 }
 
-// Rows are inputs of the op, but memory that the host has offered (refresh.h).
-static void swap_rows(const share *one, int64_t head, const float *active, const float *parked)
+// Rows of a head and their scales, or no scales. They are inputs of the op, but memory that the host
+// has offered (refresh.h).
+static void swap_rows(const share *one, int64_t head, const void *active, const void *parked,
+                      int64_t bytes)
 {
     const avl_step *step = one->step;
-    int64_t part = one->row * step->kv_heads + head, d = step->head_dim;
-    one->kernels->swap_rows((float *)active + part * step->active * d,
-                            (float *)parked + part * step->parked * d, d, one->swaps.leaving,
-                            one->swaps.entering, one->swaps.count);
+    int64_t part = one->row * step->kv_heads + head;
+    one->kernels->swap_rows((char *)active + part * step->active * bytes,
+                            (char *)parked + part * step->parked * bytes, bytes,
+                            one->swaps.leaving, one->swaps.entering, one->swaps.count);
+}
+
+static void swap_keys(const share *one, int64_t head)
+{
+    const avl_step *step = one->step;
+    const avl_codes *of = step->codes;
+    const int64_t d = step->head_dim, size = sizeof(float);
+    if (!of) {
+        swap_rows(one, head, step->k_active, step->k_parked, d * size);
+        return;
+    }
+    swap_rows(one, head, of->k_active, of->k_parked, d);
+    swap_rows(one, head, of->k_active_scales, of->k_parked_scales, size);
+}
+
+static void swap_values(const share *one, int64_t head)
+{
+    const avl_step *step = one->step;
+    const avl_codes *of = step->codes;
+    const int64_t d = step->head_dim, size = sizeof(float);
+    if (!of) {
+        swap_rows(one, head, step->v_active, step->v_parked, d * size);
+        return;
+    }
+    swap_rows(one, head, of->v_active, of->v_parked, d);
+    swap_rows(one, head, of->v_active_scales, of->v_parked_scales, size);
 }
 
 // The keys of a head while the processor has them, or a chunk's values.
@@ -70,7 +98,7 @@ static void swap_keys_or_sum_values(void *of, size_t i)
     const share *one = of;
     const size_t heads = (size_t)one->step->kv_heads;
     if (i < heads)
-        swap_rows(one, (int64_t)i, one->step->k_active, one->step->k_parked);
+        swap_keys(one, (int64_t)i);
     else
         sum_values(of, i - heads);
 }
@@ -79,7 +107,7 @@ static void merge_and_swap_values(void *of, size_t i)
 {
     const share *one = of;
     merge(of, i);
-    swap_rows(one, (int64_t)i, one->step->v_active, one->step->v_parked);
+    swap_values(one, (int64_t)i);
     if (i)
         avl_label_head(one->refresh, one->step, one->row, (int64_t)i, &one->swaps);
 }

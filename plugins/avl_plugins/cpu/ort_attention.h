@@ -1,0 +1,27 @@
+// What the ops of attention share.
+#ifndef AVL_ORT_ATTENTION_H
+#define AVL_ORT_ATTENTION_H
+
+#include "attention.h"
+#include "ort_op.h"
+#include "prompt_amx.h"
+
+typedef struct avl_attention_op {
+    float scale;
+    const avl_step_kernels *step;
+    const avl_prompt_kernels *prompt;
+    const avl_prompt_tiles *tiles; // of prompts, or NULL
+    const avl_code_kernels *codes;
+} avl_attention_op;
+
+// An op's kernels, of the best level that this processor has, without tiles and with them.
+OrtStatus *avl_create_attention(const OrtCustomOp *op, const OrtApi *unused_api,
+                                const OrtKernelInfo *info, void **kernel);
+OrtStatus *avl_create_attention_on_tiles(const OrtCustomOp *op, const OrtApi *unused_api,
+                                         const OrtKernelInfo *info, void **kernel);
+void avl_destroy_attention(void *kernel);
+
+// Computes a decode step, all of which is filled in but its scratch memory.
+OrtStatus *avl_compute_step(OrtKernelContext *context, const avl_attention_op *op, avl_step *step);
+
+#endif
