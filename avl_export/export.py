@@ -18,6 +18,7 @@ from avl_export.check.table import Row, ignore
 from avl_export.checkpoint.checkpoint import TOKENIZER, weights_root
 from avl_export.checkpoint.shards import copy_shards, link_shards
 from avl_export.graph.graph import finish
+from avl_export.graph.rows import keep_codes
 from avl_export.graph.trace import Traced, trace_encoder, trace_segment
 from avl_export.graph.weights import bind
 from avl_export.plan.place import ExportError, Found, check_place, staged
@@ -25,12 +26,14 @@ from avl_export.plan.plan import Plan
 from avl_export.progress import Progress
 from avl_export.quantize.report import manifest_entry
 from avl_export.quantize.writer import write_store
+from avl_plugins.rows import ROW_TYPES
 from avl_runtime.package.package import (
     FORMAT_VERSION,
     MANIFEST,
     FileEntry,
     Manifest,
     Package,
+    Segment,
     Shard,
     Weights,
 )
@@ -136,9 +139,14 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         raise ExportError(f"{plan.options.out}: expected a plan to carry out, found a dry run's")
     constants = family.constants()
 
-    def save(traced: Traced, name: str) -> None:
+    def save(traced: Traced, name: str, segment: Segment | None = None) -> None:
         bind(traced, plan.weights, constants, root)
-        ir.save(finish(traced), folder / name)
+        model = finish(traced)
+        ir.save(model, folder / name)
+        if segment is not None:
+            for kept, file in segment.kept:
+                keep_codes(model, plan.graph_of(segment, ROW_TYPES[kept]))
+                ir.save(model, folder / file)
 
     progress.step("tracing vision tower", 0)
     encoders = family.encoders()
@@ -148,11 +156,13 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
     for segment in plan.segments:
         first, last = segment.first_layer, segment.last_layer
         progress.step(f"tracing layers {first} to {last - 1}", 0)
-        save(trace_segment(family, first, last), segment.file)
+        save(trace_segment(family, first, last), segment.file, segment)
         progress.step(f"tracing layers {first} to {last - 1}", last - first)
     (folder / TOKENIZER).write_bytes(texts.tokenizer.data)
     names = [encoder.file for encoder in encoders]
-    names += [*(segment.file for segment in plan.segments), TOKENIZER]
+    for segment in plan.segments:
+        names += [segment.file, *(file for _, file in segment.kept)]
+    names.append(TOKENIZER)
     shards = _shards(plan, folder)
     traits = family.traits
     manifest = Manifest(

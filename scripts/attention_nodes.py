@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from avl_plugins import cpu
 from avl_plugins.bodies.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.policies import Divide, Refresh, parse
+from avl_plugins.rows import COMPUTED
 from avl_plugins.schema import SPLIT_CACHE_ATTENTION
 from avl_runtime.kv.cache import SegmentCache
 
@@ -95,7 +96,7 @@ def attention_session(
 def cache_of(candidate: Candidate, batch: int) -> SegmentCache:
     """Random rows as a policy leaves them in the middle of a reply."""
     numbers = np.random.default_rng(0)
-    cache = SegmentCache(LAYERS, batch, KV_HEADS, HEAD_DIM, np.dtype(np.float32))
+    cache = SegmentCache(LAYERS, batch, KV_HEADS, COMPUTED.planes(HEAD_DIM, np.dtype(np.float32)))
 
     def rows(count: int) -> list[NDArray[np.float32]]:
         shape = (batch, KV_HEADS, count, HEAD_DIM)

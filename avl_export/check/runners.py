@@ -15,12 +15,15 @@ from avl_plugins.graph_io import (
     ACTIVE,
     DEEPSTACK,
     HIDDEN,
+    MADE,
+    MASSES,
     PARKED,
     POSITIONS,
     WEIGHTS,
     is_cached_rows,
     named,
 )
+from avl_plugins.rows import COMPUTED
 from avl_runtime.execute import HostBackend, load_backend
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.tensors import Tensor, Use
@@ -98,19 +101,20 @@ class HostRunner(Runner):
             feeds[WEIGHTS],
             [feeds[named(DEEPSTACK, layer)] for layer in graph.deepstack],
         )
-        cache = SegmentCache(len(layers), 1, dims.num_kv_heads, dims.head_dim, self.dtype)
+        planes = COMPUTED.planes(dims.head_dim, self.dtype)
+        cache = SegmentCache(len(layers), 1, dims.num_kv_heads, planes)
         for kind, where in (("active", ACTIVE), ("parked", PARKED)):
-            planes = [
-                [feeds[named(name, i)] for i in layers] for name in (where.keys, where.values)
-            ]
-            setattr(cache, kind, tuple(planes))
+            rows = [[feeds[named(name, i)] for i in layers] for name in where.planes(COMPUTED)]
+            setattr(cache, kind, tuple(rows))
             lengths = np.stack([feeds[named(where.length, layer)] for layer in layers])
             setattr(cache, f"{kind}_len", lengths)
         bound.run(cache, cache.parked_len)
         found = {graph.result: bound.output.copy()}
+        made = dict(zip(MADE.planes(COMPUTED), bound.new, strict=True))
+        made |= {kind: getattr(bound, kind) for kind in MASSES}
         for index, layer in enumerate(layers):
             for kind in graph.kind(layer).makes:
-                found[named(kind, layer)] = getattr(bound, kind)[index].copy()
+                found[named(kind, layer)] = made[kind][index].copy()
         return found
 
 

@@ -31,7 +31,9 @@ from avl_export.plan.texts import Texts, read_texts
 from avl_export.quantize.planning import plan_quantization, stored_weights
 from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
+from avl_plugins import graph_io
 from avl_plugins.policies import parse
+from avl_plugins.rows import INT8, RowType
 from avl_runtime.package.package import Embedding, Segment
 
 SPLIT = 2  # layers before FastV's usual cut
@@ -126,11 +128,18 @@ class Plan:
             "unread_tensors": list(self.unread.names),
             "files": [
                 *sorted({c.file for c in self.components if c.file.endswith(".onnx")}),
+                *(file for segment in self.segments for _, file in segment.kept),
                 TOKENIZER,
                 "avl.json",
                 *(sorted(self.locations.values()) if self.self_contained else ()),
             ],
         }
+
+    def graph_of(self, segment: Segment, kept: RowType) -> graph_io.Segment:
+        """What the graph of one of the segments reads and writes, that keeps rows in a way."""
+        first, last, dims = segment.first_layer, segment.last_layer, self.family.traits.dims
+        ends = last == dims.num_layers
+        return graph_io.Segment(dims, first, last, segment.deepstack, ends, segment.kinds, kept)
 
     @property
     def self_contained(self) -> bool:
@@ -191,7 +200,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
     else:
         locations = {n: p.relative_to(root).as_posix() for n, p in checkpoint.shards.items()}
     weights = map_weights(checkpoint, family.model, locations)
-    segments = _segments(options, family)
+    segments = _segments(options, family, dtype)
     graphs = _graphs(family, segments)
     modules = [module for _, _, module in graphs]
     unread = unread_tensors(checkpoint, weights, family.model, _read(family, modules))
@@ -292,8 +301,11 @@ def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "f
     return dtype, "the checkpoint's own"
 
 
-def _segments(options: Options, family: Family) -> tuple[Segment, ...]:
-    """The decoder's graphs; the default policy finds the cut that it needs."""
+def _segments(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
+    """The decoder's graphs; the default policy finds the cut that it needs.
+
+    Those for a CPU, which are the ones that compute in fp32, may keep rows as codes as well.
+    """
     layers = family.traits.dims.num_layers
     actions = parse(options.policy).actions()
     needed = {action.before for action in actions if action.before is not None}
@@ -317,6 +329,7 @@ def _segments(options: Options, family: Family) -> tuple[Segment, ...]:
             f"tokens there, found {','.join(map(str, after))}; add it or leave --split out"
         )
     bounds = (0, *after, layers)
+    kept = (INT8.name,) if dtype == "fp32" else ()
     return tuple(
         Segment(
             f"decoder.{number}.onnx",
@@ -324,6 +337,7 @@ def _segments(options: Options, family: Family) -> tuple[Segment, ...]:
             last,
             deepstack_layers(family, first, last),
             family.kinds[first:last],
+            tuple((name, f"decoder.{number}.{name}.onnx") for name in kept),
         )
         for number, (first, last) in enumerate(pairwise(bounds))
     )

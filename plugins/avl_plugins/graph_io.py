@@ -2,7 +2,7 @@
 
 Said once, for the exporter that traces the graphs and for everything that runs, builds or checks
 them. What belongs to a layer is called `kind.layer`, as `k_active.3`; kinds, their types and shapes
-are those of `schema.SPLIT_CACHE_ATTENTION`, or of `QUANTIZED_CACHE_ATTENTION` where rows are codes. A
+are those of `schema.SPLIT_CACHE_ATTENTION`, or where rows are codes `QUANTIZED_CACHE_ATTENTION`. A
 size that may change has a name.
 """
 

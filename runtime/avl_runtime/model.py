@@ -89,6 +89,7 @@ class LVLM:
         threads: int | None = None,
         verify: bool = False,
         park: str = "device",
+        kv: str = "auto",
     ) -> LVLM:
         """Load a package made by avl-export.
 
@@ -104,6 +105,9 @@ class LVLM:
                 every load does. A line on stderr says what was compared.
             park: where rows lie that only refreshes read: with the others on the "device", or in
                 the "host"'s memory, for backends that keep rows on a GPU.
+            kv: how cached rows are kept: as the package computes ("auto", or the type's name, fp32
+                or fp16), or as codes of 8 bits with one scale a row ("int8"), a quarter of the
+                bytes, on ort-cpu.
 
         Raises:
             AvlError: the package, the backend or the policy cannot be used, with the reason.
@@ -116,7 +120,7 @@ class LVLM:
         if verify:
             print(f"avl: {compared.text()}", file=sys.stderr)
         chosen = as_policy(package.manifest.default_policy if policy is None else policy)
-        return cls(Loaded(package, backend, threads, park), chosen)
+        return cls(Loaded(package, backend, threads, park, kv), chosen)
 
     def stream(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from avl_plugins.policies import DROPPED, PARKED
+from avl_plugins.rows import COMPUTED
 from avl_runtime.execute.device.cache import DeviceCache, device_gathered
 from avl_runtime.execute.device.elements import ELEMENTS
 from avl_runtime.execute.device.memory import Memory
@@ -45,7 +46,7 @@ class Pair:
     def __init__(self, place: Place, sequence: int = 0) -> None:
         self.place, self.sequence = place, sequence
         element = place.element
-        self.host = SegmentCache(LAYERS, 1, HEADS, DIM, element.stored)
+        self.host = SegmentCache(LAYERS, 1, HEADS, COMPUTED.planes(DIM, element.stored))
         self.device = DeviceCache(place, LAYERS)
 
     def add(self, positions: np.ndarray[Any, Any], mass: np.ndarray[Any, Any] | None) -> None:

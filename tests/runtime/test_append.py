@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from avl_plugins.cpu.host import Host, host
 from avl_plugins.policies import DROPPED
+from avl_plugins.rows import COMPUTED
 from avl_runtime.kv.append import Appender
 from avl_runtime.kv.by_layer import ByLayer, Floats
 from avl_runtime.kv.cache import Array, SegmentCache
@@ -25,7 +26,7 @@ def filled(rng: np.random.Generator, lengths: list[int], dim: int, dtype: type) 
     """A cache of several sequences of so many rows each."""
     caches = []
     for length in lengths:
-        cache = SegmentCache(LAYERS, 1, HEADS, dim, np.dtype(dtype))
+        cache = SegmentCache(LAYERS, 1, HEADS, COMPUTED.planes(dim, np.dtype(dtype)))
         rows = rng.standard_normal((2, LAYERS, 1, HEADS, length, dim)).astype(dtype)
         cache.extend(rows, 0, np.arange(length), None)
         fates = np.zeros((LAYERS, length), np.int8)

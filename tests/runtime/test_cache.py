@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avl_plugins.policies import ACTIVE, DROPPED, PARKED
+from avl_plugins.rows import COMPUTED
 from avl_runtime.kv import moves, sight
 from avl_runtime.kv.by_layer import ByLayer, unfilled
 from avl_runtime.kv.cache import SegmentCache
@@ -19,6 +20,7 @@ from avl_runtime.kv.moves import evict, exchange, place, roll_back
 
 LAYERS, HEADS, DIM = 3, 2, 4
 FLOAT = np.dtype(np.float32)
+PLANES = COMPUTED.planes(DIM, FLOAT)
 EACH = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
 NO_MASS = np.zeros((LAYERS, HEADS))
 
@@ -38,7 +40,7 @@ class Naive:
 
 
 def empty() -> SegmentCache:
-    return SegmentCache(LAYERS, 1, HEADS, DIM, FLOAT)
+    return SegmentCache(LAYERS, 1, HEADS, PLANES)
 
 
 def kv(cache: SegmentCache) -> list[np.ndarray]:
@@ -326,7 +328,7 @@ def test_dense_bytes_is_what_a_dense_cache_holds(rows: int, steps: int, spare: i
         full, version = cache.is_full, cache.version
         cache.append((row, row), np.array([rows + step]), None, limit - step)
         assert (cache.version > version) == full
-    assert cache.nbytes == LAYERS * dense_bytes(rows, steps, limit, HEADS, DIM, FLOAT)
+    assert cache.nbytes == LAYERS * dense_bytes(rows, steps, limit, HEADS, PLANES)
     assert cache.tops == [rows + steps] * LAYERS
     most = max(room(rows + steps, limit), (rows + steps) // 4)
     assert cache.positions.shape[3] <= rows + steps + most
@@ -359,7 +361,7 @@ def test_a_layer_holds_the_bytes_that_its_own_rows_need(
         kept = [now is before for now, before in zip(kv(cache), held, strict=True)]
         assert kept == [not each for each in full] * 2 + [True] * 2 * LAYERS
     assert cache.nbytes == sum(
-        dense_bytes(active, steps, limit, HEADS, DIM, FLOAT) + 2 * row * (max(1, parked) - 1)
+        dense_bytes(active, steps, limit, HEADS, PLANES) + 2 * row * (max(1, parked) - 1)
         for active, parked in rows
     )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from avl_plugins.cpu.host import Host, host
 from avl_plugins.kernels.naive import eviction
 from avl_plugins.policies.ranking import HeavyHitters
+from avl_plugins.rows import COMPUTED
 from avl_runtime.kv.append import Appender
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.gather import gathered
@@ -42,7 +43,7 @@ class Case:
         rows = stay + MOST + 3  # at most, of text
         caches = []
         for _ in range(batch):
-            one = SegmentCache(LAYERS, 1, HEADS, DIM, np.dtype(np.float32))
+            one = SegmentCache(LAYERS, 1, HEADS, COMPUTED.planes(DIM, np.dtype(np.float32)))
             drawn = rng.standard_normal((2, LAYERS, 1, HEADS, front + rows, DIM))
             one.extend(drawn.astype(np.float32), 0, np.arange(front + rows), None)
             caches.append((one, 0))

@@ -46,7 +46,7 @@ _ATTENTION = """
 
 
 def quantized_cache_attention_function(head_dim: int, opset: int = 23) -> onnx.FunctionProto:
-    """The op for heads of `head_dim`; a model needs `function.split_cache_attention_functions` too."""
+    """The op for heads of `head_dim`; a model needs `split_cache_attention_functions` too."""
     turned = """
     q_turned = MatMul (q, rotation)
     k_turned = MatMul (k_new, rotation)

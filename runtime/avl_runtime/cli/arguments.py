@@ -11,7 +11,7 @@ from pathlib import Path
 from avl_runtime.cli.generation import add_generation
 from avl_runtime.cli.lists import path_name, picture_name, policy, threads
 from avl_runtime.cli.parser import CommandParser
-from avl_runtime.execute.protocol import BACKENDS, PARKS
+from avl_runtime.execute.protocol import BACKENDS, KV, PARKS
 
 SEVERAL = ("--image", "--video")  # take more files after the first
 # What is meant as a file even where there is none: a wrong name shall not become the question.
@@ -145,6 +145,13 @@ def make_parser() -> CommandParser:
         choices=PARKS,
         default="device",
         help="where rows that only refreshes read lie between them (default: device)",
+    )
+    add(
+        "--kv",
+        choices=KV,
+        default="auto",
+        help="how cached rows are kept: int8 takes a quarter of the memory, on ort-cpu (default: "
+        "auto, as the package computes)",
     )
     add(
         "--verify",

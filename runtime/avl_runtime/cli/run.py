@@ -74,6 +74,7 @@ def _run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
             threads=arguments.threads,
             verify=arguments.verify,
             park=arguments.park,
+            kv=arguments.kv,
         )
         _tell_what_is_idle(model, arguments, options)
         session = Session(model, options, extras, arguments.system)

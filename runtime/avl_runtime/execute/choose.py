@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from avl_plugins.errors import AvlError, quoted
+from avl_plugins.rows import COMPUTED, ROW_TYPES, RowType
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.executor import DeviceExecutor
 from avl_runtime.execute.device.ort_cuda import load_ort_cuda
 from avl_runtime.execute.host.executor import HostExecutor
 from avl_runtime.execute.host.ort import OrtBackend
 from avl_runtime.execute.host.segments import HostBackend
-from avl_runtime.execute.protocol import BACKENDS, PARKS, BackendError, Executor
+from avl_runtime.execute.protocol import BACKENDS, KV, PARKS, BackendError, Executor
 from avl_runtime.machine.probe import Machine, probe
 from avl_runtime.package.engine_sets import EngineBackend
 from avl_runtime.package.manifest import Manifest
@@ -41,6 +42,7 @@ def load_backend(
     threads: int | None,
     park: str = "device",
     machine: Machine | None = None,
+    kv: str = "auto",
 ) -> AnyBackend:
     """Load `package` on the backend called `name`.
 
@@ -49,10 +51,13 @@ def load_backend(
     Args:
         park: where parked rows lie between refreshes, of `PARKS`.
         machine: what to run on; looked up unless given.
+        kv: how cached rows are kept, of `KV`.
 
     Raises:
         BackendError: unknown name, or that very backend cannot run the package here; or parked rows
-            are to lie elsewhere than the others where that means nothing.
+            are to lie elsewhere than the others where that means nothing, or rows kept as they
+            cannot be.
+        PackageError: the package has no graphs that keep rows so.
     """
     if not isinstance(park, str) or park not in PARKS:
         raise BackendError(
@@ -64,8 +69,9 @@ def load_backend(
         )
     if park == "host" and name == "ort-cpu":
         raise _nothing_to_park()
-    if name == "ort-cpu":  # needs nothing of the machine
-        return _on_cpu(package, threads)
+    kept = _kept(kv, name, package)
+    if name == "ort-cpu" or kept.coded:  # needs nothing of the machine
+        return _on_cpu(package, threads, kept)
     ways = candidates(package, threads, park, probe() if machine is None else machine)
     if name != "auto":
         return next(way for way in ways if way.name == name).load()
@@ -83,14 +89,36 @@ def executor_on(backend: AnyBackend, manifest: Manifest) -> Executor:
     return HostExecutor(backend, manifest)
 
 
-def _on_cpu(package: Package, threads: int | None) -> OrtBackend:
+def _kept(kv: str, name: str, package: Package) -> RowType:
+    """How rows are kept, as the package's graphs and a backend can."""
+    if not isinstance(kv, str) or kv not in KV:
+        raise BackendError(
+            f"expected kv to be one of {', '.join(KV)}, found {quoted(kv)}; choose one of them"
+        )
+    own = package.manifest.dtype
+    if kv in ("auto", own):
+        return COMPUTED
+    if kv not in ROW_TYPES:
+        raise BackendError(
+            f"--kv {kv}: expected rows as this package computes, {own}, or int8, found {kv}; leave "
+            f"it out, or export with --dtype {kv}"
+        )
+    if name not in ("auto", "ort-cpu"):
+        raise BackendError(
+            f"--kv {kv}: expected the backend ort-cpu, which alone keeps rows as {kv}, found "
+            f"{name}; leave one of the two out"
+        )
+    return ROW_TYPES[kv]
+
+
+def _on_cpu(package: Package, threads: int | None, kept: RowType = COMPUTED) -> OrtBackend:
     if package.manifest.dtype == "fp16":
         print(
             "avl: this package computes in fp16, for GPUs; on a CPU one exported with --dtype fp32 "
             "is faster and reads the same weights",
             file=sys.stderr,
         )
-    return OrtBackend(package, threads)
+    return OrtBackend(package, threads, kept)
 
 
 def _nothing_to_park() -> BackendError:

@@ -20,6 +20,7 @@ from avl_runtime.vision import Kind
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 PARKS = ("device", "host")  # where parked rows lie between refreshes
+KV = ("auto", "fp32", "fp16", "int8")  # how cached rows are kept; auto: as the package computes
 
 
 class BackendError(AvlError):

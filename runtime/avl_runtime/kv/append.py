@@ -44,7 +44,7 @@ class Appender:
     def __init__(self, new: Sequence[Array], positions: Ints, host: Host | None) -> None:
         """
         Args:
-            new: planes [L, B, Hkv, 1, D], which stay where they are.
+            new: planes [L, B, Hkv, 1, width], which stay where they are.
             positions: [B], of the new tokens; stays too.
             host: None where there is no library, and NumPy copies.
         """

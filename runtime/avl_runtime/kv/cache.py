@@ -7,7 +7,8 @@ come and grow here and by `append`, and are moved by `moves`; nobody else writes
 compiled library where it is asked to: by `append`, and by a step that offers it a refresh
 (`avl_plugins.cpu.refresh`).
 
-A row is one or more *planes*, here K and V, each an array a layer, with room of the layer's own.
+A row is one or more *planes* (`avl_plugins.rows`), each an array a layer, with room of the layer's
+own: K and V, and where those are codes the scales of each.
 Arrays are compact: rows [0, length) of an axis are live, the rest is room for decode, finite
 because graphs mask those rows but still multiply by them.
 
@@ -23,13 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.rows import Plane
 from avl_runtime.kv.by_layer import TEXT, ByLayer, alike
 from avl_runtime.kv.growth import resized, room
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Planes = tuple[list[Array], ...]  # each an array [B, Hkv, room, D] a layer
+Planes = tuple[list[Array], ...]  # each an array [B, Hkv, room, width] a layer
 
 LENGTHS = ("active_len", "parked_len", "image_rows")
 
@@ -43,12 +45,12 @@ class SegmentCache:
     replacing them holds one layer twice and not a segment.
 
     Attributes:
-        active: planes of active rows, arrays [B, Hkv, room, D] in the graph's dtype.
+        active: planes of active rows, arrays [B, Hkv, room, width].
         active_len: [L, B] int64, live rows of each sequence.
         positions: [L, B, Hkv, A] int64, position of the token behind each active row; A is the
             largest room of a layer.
         mass: [L, B, Hkv, A] float32, attention received from text rows so far (H2O).
-        parked: planes of parked rows, arrays [B, Hkv, room, D].
+        parked: planes of parked rows.
         parked_len: [L, B] int64.
         parked_positions: [L, B, P] int64; P is the largest room of a layer.
         image_rows: [L, B] int64; after a partition the first rows of a sequence are its core image
@@ -70,16 +72,15 @@ class SegmentCache:
         "version",
     )
 
-    def __init__(
-        self, layers: int, batch: int, kv_heads: int, head_dim: int, dtype: np.dtype[Any]
-    ) -> None:
+    def __init__(self, layers: int, batch: int, kv_heads: int, planes: Sequence[Plane]) -> None:
         """An empty cache: one masked row, as graphs take no empty dimension."""
 
-        def masked_row() -> list[Array]:
-            return [np.zeros((batch, kv_heads, 1, head_dim), dtype) for _ in range(layers)]
+        def masked_row(plane: Plane) -> list[Array]:
+            shape = (batch, kv_heads, 1, plane.width)
+            return [np.zeros(shape, plane.dtype) for _ in range(layers)]
 
-        self.active: Planes = (masked_row(), masked_row())
-        self.parked: Planes = (masked_row(), masked_row())
+        self.active: Planes = tuple(map(masked_row, planes))
+        self.parked: Planes = tuple(map(masked_row, planes))
         self.positions: Ints = np.zeros((layers, batch, kv_heads, 1), np.int64)
         self.mass: Floats = np.zeros((layers, batch, kv_heads, 1), np.float32)
         self.parked_positions: Ints = np.zeros((layers, batch, 1), np.int64)
@@ -98,6 +99,11 @@ class SegmentCache:
     def batch(self) -> int:
         """How many sequences there are."""
         return int(self.active_len.shape[1])
+
+    @property
+    def planes(self) -> list[Plane]:
+        """What a row of a head has."""
+        return [Plane(plane[0].shape[3], plane[0].dtype) for plane in self.active]
 
     @property
     def k_active(self) -> list[Array]:
@@ -214,7 +220,7 @@ class SegmentCache:
         """Add rows to one sequence, behind its rows where there is room.
 
         Args:
-            new: planes [L, 1, Hkv, S, D].
+            new: planes [L, 1, Hkv, S, width].
             positions: [S].
             mass: [L, 1, Hkv, S] initial H2O mass, or None for zeros.
         """
@@ -238,7 +244,7 @@ class SegmentCache:
         """Add one row to every sequence.
 
         Args:
-            new: planes [L, B, Hkv, 1, D].
+            new: planes [L, B, Hkv, 1, width].
             positions: [B], of the new tokens.
             mass: [L, B, Hkv] initial H2O mass, or None for zeros.
             steps: how many more rows may come, a bound on the room to allocate.

@@ -22,8 +22,8 @@ def gathered(parts: Sequence[Part], steps: int) -> SegmentCache:
     if len(parts) == 1 and first.batch == 1:
         first.trim(steps)
         return first
-    _, kv_heads, _, width = first.k_active[0].shape
-    batch = SegmentCache(first.layers, len(parts), kv_heads, width, first.k_active[0].dtype)
+    kv_heads = first.k_active[0].shape[1]
+    batch = SegmentCache(first.layers, len(parts), kv_heads, first.planes)
     rooms = gather_books(batch, parts, steps)
     sources = {id(cache): cache for cache, _ in parts}.values()
     for layer in range(first.layers):
@@ -34,7 +34,8 @@ def gathered(parts: Sequence[Part], steps: int) -> SegmentCache:
                 plane[layer] = _beside(origin, lengths, held[layer])
         for cache in sources:
             for plane in (*cache.active, *cache.parked):
-                plane[layer] = np.empty((0, kv_heads, 0, width), plane[layer].dtype)
+                width, dtype = plane[layer].shape[3], plane[layer].dtype
+                plane[layer] = np.empty((0, kv_heads, 0, width), dtype)
     return batch
 
 
@@ -62,7 +63,7 @@ def gather_books(
 
 
 def _beside(origin: Sequence[Array], lengths: Sequence[int], capacity: int) -> Array:
-    """Rows [Hkv, n, D] of each sequence as [B, Hkv, capacity, D], zeros behind them."""
+    """Rows [Hkv, n, width] of each sequence as [B, Hkv, capacity, width], zeros behind them."""
     heads, _, width = origin[0].shape
     rows = np.empty((len(origin), heads, capacity, width), origin[0].dtype)
     for to, part, length in zip(rows, origin, lengths, strict=True):

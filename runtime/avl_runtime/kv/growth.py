@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from avl_plugins.rows import Plane
 
 
 def room(rows: int, steps: int) -> int:
@@ -19,9 +22,7 @@ def room(rows: int, steps: int) -> int:
     return max(1, min(steps, max(16, rows // 8)))
 
 
-def dense_bytes(
-    rows: int, steps: int, limit: int, kv_heads: int, head_dim: int, dtype: np.dtype[Any]
-) -> int:
+def dense_bytes(rows: int, steps: int, limit: int, kv_heads: int, planes: Sequence[Plane]) -> int:
     """Bytes one dense layer would hold after `rows` of prompt and `steps` of at most `limit`.
 
     Follows the growth of `append`, so that a dense run's own bytes equal it.
@@ -31,7 +32,8 @@ def dense_bytes(
         if rows + step == capacity:
             capacity += room(capacity, limit - step)
     # The parked arrays of a dense cache are the one masked row that graphs ask for.
-    return 2 * (capacity + 1) * kv_heads * head_dim * dtype.itemsize
+    each = sum(plane.width * plane.dtype.itemsize for plane in planes)
+    return (capacity + 1) * kv_heads * each
 
 
 def resized(array: NDArray[Any], axis: int, length: int, capacity: int) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from avl_plugins import graph_io
-from avl_runtime.package.manifest import MANIFEST, Manifest, PackageError, Segment
+from avl_runtime.package.manifest import MANIFEST, PackageError
 
 
 class Value(Protocol):
@@ -26,23 +26,22 @@ class Session(Protocol):
     def get_outputs(self) -> Sequence[Value]: ...
 
 
-def check_segment(session: Session, segment: Segment, manifest: Manifest) -> None:
-    """Refuse a decoder graph that is not the one the manifest describes.
+def check_segment(session: Session, graph: graph_io.Segment, file: str) -> None:
+    """Refuse a decoder graph in `file` that is not the one that the manifest describes.
 
     Raises:
         PackageError: a tensor is missing, or has another size where its size is fixed.
     """
-    graph = manifest.graph_of(segment)
     inputs = {value.name: value.shape for value in session.get_inputs()}
     outputs = {value.name: value.shape for value in session.get_outputs()}
     # First of all, as a manifest may name more layers than could be looked at one by one.
     said = graph.last - graph.first
     held = sum(graph_io.kind_of(name) == graph_io.ACTIVE.keys for name in inputs)
     if said != held:
-        raise _differs(segment.file, f"{said} layers", f"{held}")
+        raise _differs(file, f"{said} layers", f"{held}")
     for values, found in ((graph.inputs(), inputs), (graph.outputs(), outputs)):
         for value in values:
-            _check(segment.file, value.name, value.shape, found)
+            _check(file, value.name, value.shape, found)
 
 
 def check_media(session: Session, file: str, inputs: Mapping[str, NDArray[Any]]) -> None:

@@ -9,14 +9,15 @@ from typing import Literal
 
 from avl_plugins import graph_io
 from avl_plugins.errors import AvlError
+from avl_plugins.rows import COMPUTED, RowType
 from avl_runtime.package.engine_sets import EngineSet
 from avl_runtime.package.generation_defaults import NEUTRAL, GenerationDefaults
 from avl_runtime.package.quantization import Quantization
 from avl_runtime.vision import ImageLayout, Kind, VideoLayout
 
 MANIFEST = "avl.json"
-FORMAT_VERSION = 6
-READ_VERSIONS = (4, 5, 6)  # fields that a version added have defaults: what older packages lack
+FORMAT_VERSION = 7
+READ_VERSIONS = (4, 5, 6, 7)  # fields that a version added have defaults: what older packages lack
 
 
 class PackageError(AvlError):
@@ -82,7 +83,8 @@ class Segment:
     `deepstack` names the layers with an input `deepstack.i` [B, S, C] that is added to what the
     layer puts out (DeepStack, arXiv 2406.04334): features at visual tokens, zeros elsewhere.
     `kinds` says of each layer what it keeps (`graph_io.LAYER_KINDS`); None, as in packages of
-    before, stands for full attention in all of them.
+    before, stands for full attention in all of them. `kept` names graphs of the same layers that
+    keep rows in another way: the way's name (`avl_plugins.rows`) and the file, of each.
     """
 
     file: str
@@ -90,6 +92,24 @@ class Segment:
     last_layer: int
     deepstack: tuple[int, ...]
     kinds: tuple[str, ...] | None = None
+    kept: tuple[tuple[str, str], ...] = ()
+
+    def graph(self, kept: RowType) -> str:
+        """The file of the graph that keeps rows in a way.
+
+        Raises:
+            PackageError: the package has none.
+        """
+        if kept == COMPUTED:
+            return self.file
+        file = dict(self.kept).get(kept.name)
+        if file is None:
+            raise PackageError(
+                f"--kv {kept.name}: expected a package with graphs that keep rows as {kept.name}, "
+                "found one without; export again, for a CPU (--dtype fp32 or --quantize), or leave "
+                "it out"
+            )
+        return file
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +226,11 @@ class Manifest:
         encoders = dict.fromkeys(self.encoders.values())
         return (*encoders, *(segment.file for segment in self.segments))
 
-    def graph_of(self, segment: Segment) -> graph_io.Segment:
-        """What the graph of one of the segments reads and writes."""
+    def graph_of(self, segment: Segment, kept: RowType = COMPUTED) -> graph_io.Segment:
+        """What the graph of one of the segments reads and writes, that keeps rows in a way."""
         first, last, ends = segment.first_layer, segment.last_layer, segment == self.segments[-1]
-        return graph_io.Segment(self.dims, first, last, segment.deepstack, ends, segment.kinds)
+        kinds = segment.kinds
+        return graph_io.Segment(self.dims, first, last, segment.deepstack, ends, kinds, kept)
 
     def splits(self) -> tuple[int, ...]:
         """Layers after which hidden states can be dropped."""

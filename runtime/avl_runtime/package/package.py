@@ -196,6 +196,7 @@ def _check_paths(manifest: Manifest, path: Path) -> None:
     names += [shard.path for shard in manifest.weights.shards]
     names += [file.path for engines in manifest.engines for file in engines.files]
     names += [*manifest.graphs, manifest.embedding.file]
+    names += [file for segment in manifest.segments for _, file in segment.kept]
     for name in names:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not name:

@@ -36,12 +36,17 @@ class Loaded:
     """
 
     def __init__(
-        self, package: Package, backend: str, threads: int | None, park: str = "device"
+        self,
+        package: Package,
+        backend: str,
+        threads: int | None,
+        park: str = "device",
+        kv: str = "auto",
     ) -> None:
         self.package = package
         self.processor = Processor.from_package(package)
         self.embedding = Embedding(package)
-        self.backend = load_backend(backend, package, threads, park)
+        self.backend = load_backend(backend, package, threads, park, kv=kv)
         self.executor = executor_on(self.backend, package.manifest)
         self.features = FeatureCache(self.backend)
         self._closed = False

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from avl_plugins.rows import COMPUTED
 from avl_runtime.execute.device import labels
 from avl_runtime.execute.device.labels import LABEL
 from avl_runtime.execute.device.memory import Buffer
@@ -57,7 +58,7 @@ class DeviceCache(SegmentCache):
 
     def __init__(self, place: Place, layers: int) -> None:
         """An empty cache of a single sequence."""
-        super().__init__(layers, 1, place.heads, 1, LABEL)
+        super().__init__(layers, 1, place.heads, COMPUTED.planes(1, LABEL))
         self.place = place
         self.rows: list[Rows] = []
         self.on_host: list[Parked | None] = []

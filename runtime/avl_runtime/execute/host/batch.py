@@ -56,7 +56,7 @@ class HostBatch:
             deepstack = [text_only] * len(segment.deepstack)
             bound = backend.bind(index, rows, self._position_ids, weights, deepstack)
             self._segments.append(bound)
-            self._appenders.append(Appender((bound.k_new, bound.v_new), self._positions, host()))
+            self._appenders.append(Appender(bound.new, self._positions, host()))
             rows = bound.output
         self._logits = rows
         self._offered = [False] * batch  # whether the last step might refresh a sequence

@@ -53,8 +53,7 @@ class HostExecutor:
                 segment.last_layer - segment.first_layer,
                 1,
                 dims.num_kv_heads,
-                dims.head_dim,
-                self.backend.dtype,
+                self.backend.planes,
             )
             for segment in self.manifest.segments
         ]
@@ -103,7 +102,7 @@ class HostExecutor:
 
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
         dims = self.manifest.dims
-        one = dense_bytes(rows, steps, limit, dims.num_kv_heads, dims.head_dim, self.backend.dtype)
+        one = dense_bytes(rows, steps, limit, dims.num_kv_heads, self.backend.planes)
         return dims.num_layers * one
 
     def device_bytes(self) -> None:
@@ -125,5 +124,4 @@ class HostPass:
         return self._bound
 
     def store(self, mass: Floats | None) -> None:
-        new = (self._bound.k_new, self._bound.v_new)
-        self._cache.extend(new, self._seq, self._positions, mass)
+        self._cache.extend(self._bound.new, self._seq, self._positions, mass)

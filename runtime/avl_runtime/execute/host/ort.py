@@ -37,6 +37,7 @@ from avl_plugins.graph_io import (
     named,
 )
 from avl_plugins.logits import Logits
+from avl_plugins.rows import COMPUTED, RowType
 from avl_runtime.execute.host.ort_options import (
     LARGE,
     give_back,
@@ -65,7 +66,7 @@ class OrtBackend:
 
     name = "ort-cpu"
 
-    def __init__(self, package: Package, threads: int | None) -> None:
+    def __init__(self, package: Package, threads: int | None, kept: RowType = COMPUTED) -> None:
         manifest = package.manifest
         if manifest.dtype not in DTYPES:
             raise BackendError(
@@ -73,17 +74,17 @@ class OrtBackend:
                 "ONNX Runtime's CPU does not run; export with --dtype fp32 or --quantize int4"
             )
         self.dtype = DTYPES[manifest.dtype]
-        self._graphs = [manifest.graph_of(segment) for segment in manifest.segments]
+        self.planes = kept.planes(manifest.dims.head_dim, self.dtype)
+        self._graphs = [manifest.graph_of(segment, kept) for segment in manifest.segments]
+        decoders = [segment.graph(kept) for segment in manifest.segments]
         self._threads = threads or cores()
         with huge_pages(), tight_memory():
             files = set(manifest.encoders.values())
             opened = {file: self._session(package, file, encoder=True) for file in files}
             self._encoders = {kind: opened[file] for kind, file in manifest.encoders.items()}
-            self._sessions = [
-                self._session(package, part.file, encoder=False) for part in manifest.segments
-            ]
-        for session, part in zip(self._sessions, manifest.segments, strict=True):
-            check_segment(session, part, manifest)
+            self._sessions = [self._session(package, file, encoder=False) for file in decoders]
+        for session, graph, file in zip(self._sessions, self._graphs, decoders, strict=True):
+            check_segment(session, graph, file)
         given = {one.name for one in self._sessions[-1].get_overridable_initializers()}
         self.answers_rows = LOGITS_FROM in given
         self._files = manifest.encoders
@@ -177,10 +178,11 @@ class OrtBoundSegment:
         heads, count = dims.num_kv_heads, len(graph.layers)
         sizes = {BATCH: batch, NEW: rows, ANSWERED: answers, WEIGHTINGS: 0}
         sizes |= {ACTIVE.name: 0, PARKED.name: 0}
-        result, keys, *_ = (value.sized(sizes) for value in graph.outputs(graph.layers[:1]))
-        self.output = np.empty(result, dtype)
-        self.k_new = np.empty((count, *keys), dtype)
-        self.v_new = np.empty_like(self.k_new)
+        self.output = np.empty(graph.outputs([])[0].sized(sizes), dtype)
+        planes = graph.kept.planes(dims.head_dim, dtype)
+        self.new = tuple(
+            np.empty((count, batch, heads, rows, plane.width), plane.dtype) for plane in planes
+        )
         self.mass_new = np.empty((count, batch, heads, 0, rows), np.float32)
         self.mass_active = self.mass_parked = ByLayer(())
         self._session = session
@@ -190,7 +192,8 @@ class OrtBoundSegment:
         self._layers = graph.layers
         self._inputs = inputs
         self._output_name = graph.result
-        self._nothing = np.zeros((batch, heads, 1, dims.head_dim), dtype)
+        self._kept = graph.kept
+        self._nothing = [np.zeros((batch, heads, 1, plane.width), plane.dtype) for plane in planes]
         self._no_length = np.zeros(batch, np.int64)
         self._parked_len = np.zeros((count, batch), np.int64)  # rows that a step reads
         self._no_weights = np.zeros((batch, 0, rows), np.float32)
@@ -244,12 +247,12 @@ class OrtBoundSegment:
         self._bound = self._refresh = None
         for binding in self._bindings.values():
             for layer in self._layers:
-                for kind in (ACTIVE.keys, ACTIVE.values):
-                    binding.bind_input(named(kind, layer), self._nothing)
+                for kind, nothing in zip(ACTIVE.planes(self._kept), self._nothing, strict=True):
+                    binding.bind_input(named(kind, layer), nothing)
 
     def _make_binding(self, masses: bool) -> _Binding:
         weightings = self._inputs[WEIGHTS].shape[1] if masses else 0
-        count, batch, heads, rows, _ = self.k_new.shape
+        count, batch, heads, rows, _ = self.new[0].shape
         mass_new = np.empty((count, batch, heads, weightings, rows), np.float32)
         binding = _Binding(self._session.io_binding(), mass_new)
         for name, array in self._inputs.items():
@@ -258,24 +261,24 @@ class OrtBoundSegment:
             binding.bind_input(WEIGHTS, self._no_weights)
         binding.bind_output(self._output_name, self.output)
         for index, layer in enumerate(self._layers):
-            binding.bind_output(named(MADE.keys, layer), self.k_new[index])
-            binding.bind_output(named(MADE.values, layer), self.v_new[index])
+            for kind, plane in zip(MADE.planes(self._kept), self.new, strict=True):
+                binding.bind_output(named(kind, layer), plane[index])
             binding.bind_output(named(MADE.mass, layer), mass_new[index])
         return binding
 
     def _bind_cache(self, binding: _Binding, cache: SegmentCache, parked: bool) -> None:
-        absent = [self._nothing] * len(self._layers)
-        k_parked, v_parked = (cache.k_parked, cache.v_parked) if parked else (absent, absent)
+        absent = [[nothing] * len(self._layers) for nothing in self._nothing]
+        held = cache.parked if parked else absent
+        for place, planes in ((ACTIVE, cache.active), (PARKED, held)):
+            for kind, arrays in zip(place.planes(self._kept), planes, strict=True):
+                for layer, array in zip(self._layers, arrays, strict=True):
+                    binding.bind_input(named(kind, layer), array)
         for index, layer in enumerate(self._layers):
-            binding.bind_input(named(ACTIVE.keys, layer), cache.k_active[index])
-            binding.bind_input(named(ACTIVE.values, layer), cache.v_active[index])
             binding.bind_input(named(ACTIVE.length, layer), cache.active_len[index])
-            binding.bind_input(named(PARKED.keys, layer), k_parked[index])
-            binding.bind_input(named(PARKED.values, layer), v_parked[index])
             parked_len = self._parked_len[index] if parked else self._no_length
             binding.bind_input(named(PARKED.length, layer), parked_len)
         self._bind_mass(binding, ACTIVE.mass, cache.k_active)
-        self._bind_mass(binding, PARKED.mass, k_parked)
+        self._bind_mass(binding, PARKED.mass, held[0])
 
     def _bind_mass(self, binding: _Binding, kind: str, keys: Sequence[NDArray[Any]]) -> None:
         """Bind buffers [B, Hkv, R, rows] for what each layer's keys [B, Hkv, rows, D] receive."""

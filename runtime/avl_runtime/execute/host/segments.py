@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.logits import Logits
+from avl_plugins.rows import Plane
 from avl_runtime.execute.protocol import Backend
 from avl_runtime.kv.by_layer import ByLayer, Floats
 from avl_runtime.kv.cache import Ints, SegmentCache
@@ -21,13 +22,12 @@ class BoundSegment(Protocol):
 
     Attributes:
         output: [B, S, C] hidden states, or [B, answers, V] logits of the last rows.
-        k_new, v_new: [L, B, Hkv, S, D].
+        new: planes [L, B, Hkv, S, width] of the new rows.
         mass_active, mass_parked, mass_new: weighted by `row_weights`; see `kv.sight.Masses`.
     """
 
     output: NDArray[Any]
-    k_new: NDArray[Any]
-    v_new: NDArray[Any]
+    new: tuple[NDArray[Any], ...]
     mass_active: ByLayer
     mass_parked: ByLayer
     mass_new: Floats
@@ -68,12 +68,16 @@ class HostBackend(Backend, Protocol):
     """A backend whose decoder segments read and write NumPy arrays.
 
     Attributes:
+        planes: what a row of a head has in a cache.
         answers_rows: whether the last segment can give logits of several rows; graphs of older
             packages give the last row's alone.
     """
 
     @property
     def answers_rows(self) -> bool: ...
+
+    @property
+    def planes(self) -> tuple[Plane, ...]: ...
 
     def bind(
         self,

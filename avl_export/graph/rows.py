@@ -1,0 +1,86 @@
+"""A decoder's graph whose cached rows are codes, made of the one whose rows are numbers."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import onnx_ir as ir
+
+from avl_plugins.bodies.coded_function import quantized_cache_attention_function
+from avl_plugins.graph_io import ACTIVE, MADE, Segment, Value, layer_of, named
+from avl_plugins.schema import QUANTIZED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION
+
+_TYPES = {
+    "int8": ir.DataType.INT8,
+    "int64": ir.DataType.INT64,
+    "float32": ir.DataType.FLOAT,
+    "T": ir.DataType.FLOAT,
+}
+_OP = QUANTIZED_CACHE_ATTENTION
+
+
+def keep_codes(model: ir.Model, segment: Segment) -> None:
+    """Have the finished graph of a segment keep its rows as codes, in place.
+
+    Weights stay where they are: the two graphs read the same ones.
+
+    Args:
+        segment: what the graph is to read and make; T is float32.
+    """
+    graph = model.graph
+    by_name = {str(value.name): value for value in graph.inputs}
+    inputs = [_input(value, by_name) for value in segment.inputs()]
+    defaulted = [by_name[value.name] for value in segment.defaulted()]
+    held = {str(value.name): value for value in (*inputs, *defaulted)}
+    made: dict[str, ir.Value] = {}
+    for node in [node for node in graph if node.op_type == SPLIT_CACHE_ATTENTION.name]:
+        made |= _replace(graph, node, held, segment)
+    others = {str(value.name): value for value in graph.outputs}
+    graph.outputs[:] = [made.get(v.name) or others[v.name] for v in segment.outputs()]
+    graph.inputs[:] = [*inputs, *defaulted]
+    function = quantized_cache_attention_function(segment.dims.head_dim, model.opset_imports[""])
+    body = ir.serde.deserialize_function(function)
+    model.functions[body.identifier()] = body
+
+
+def _input(value: Value, before: dict[str, ir.Value]) -> ir.Value:
+    """The graph's input of this name, as it is or of another type."""
+    found = before.get(value.name)
+    kept = ir.TensorType(_TYPES[value.dtype])
+    if found is not None and found.type == kept:
+        return found
+    return ir.Value(name=value.name, type=kept, shape=ir.Shape(value.shape))
+
+
+def _replace(
+    graph: ir.Graph, node: ir.Node, held: dict[str, ir.Value], segment: Segment
+) -> dict[str, ir.Value]:
+    """Put the op of codes in a node's place; what is new about its outputs, by graph names."""
+    given = dict(zip((v.name for v in SPLIT_CACHE_ATTENTION.inputs), node.inputs, strict=True))
+    layer = layer_of(str(cast("ir.Value", given[ACTIVE.keys]).name))
+    # New rows as computed are no outputs any more, and their names are those of codes.
+    for kind in (MADE.keys, MADE.values):
+        cast("ir.Value", given[kind]).name = f"computed_{named(kind, layer)}"
+    inputs = [held.get(named(v.name, layer)) or given[v.name] for v in _OP.inputs]
+    outputs = {value.name: value for value in segment.outputs([layer])}
+    made = ir.Node(
+        _OP.domain,
+        _OP.name,
+        inputs,
+        [node.attributes["scale"]],
+        num_outputs=len(_OP.outputs),
+        name=node.name,
+    )
+    graph.insert_before(node, made)
+    for before, after in zip(node.outputs, made.outputs, strict=False):
+        after.name, after.type, after.shape = before.name, before.type, before.shape
+        before.replace_all_uses_with(after, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    found: dict[str, ir.Value] = {}
+    kinds = MADE.planes(segment.kept)
+    for kind, after in zip(kinds, made.outputs[len(node.outputs) :], strict=True):
+        value = outputs[named(kind, layer)]
+        after.name = value.name
+        after.type, after.shape = ir.TensorType(_TYPES[value.dtype]), ir.Shape(value.shape)
+        found[value.name] = after
+    return found
