@@ -26,7 +26,7 @@ from avl_export.plan.plan import Plan
 from avl_export.progress import Progress
 from avl_export.quantize.report import manifest_entry
 from avl_export.quantize.writer import write_store
-from avl_plugins.rows import ROW_TYPES
+from avl_plugins.schema import ROW_TYPES
 from avl_runtime.package.package import (
     FORMAT_VERSION,
     MANIFEST,

@@ -13,8 +13,7 @@ from onnx import TensorProto, helper
 from avl_plugins import cpu
 from avl_plugins.bodies.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.policies import Divide, Refresh, parse
-from avl_plugins.rows import COMPUTED
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import COMPUTED, SPLIT_CACHE_ATTENTION
 from avl_runtime.kv.cache import SegmentCache
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 8, 16, 16, 64

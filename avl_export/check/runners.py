@@ -23,7 +23,7 @@ from avl_plugins.graph_io import (
     is_cached_rows,
     named,
 )
-from avl_plugins.rows import COMPUTED
+from avl_plugins.schema import COMPUTED
 from avl_runtime.execute import HostBackend, load_backend
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.tensors import Tensor, Use

@@ -33,7 +33,7 @@ from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
 from avl_plugins import graph_io
 from avl_plugins.policies import parse
-from avl_plugins.rows import INT8, RowType
+from avl_plugins.schema import INT8, RowType
 from avl_runtime.package.package import Embedding, Segment
 
 SPLIT = 2  # layers before FastV's usual cut

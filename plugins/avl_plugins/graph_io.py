@@ -12,8 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from avl_plugins.rows import COMPUTED, RowType
-from avl_plugins.schema import QUANTIZED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION, DType
+from avl_plugins.schema import (
+    COMPUTED,
+    QUANTIZED_CACHE_ATTENTION,
+    SPLIT_CACHE_ATTENTION,
+    DType,
+    RowType,
+)
 
 Size = int | str
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from avl_plugins.errors import OpError
-from avl_plugins.rows import MOST_CODE
 from avl_plugins.schema import (
+    MOST_CODE,
     QUANTIZED_CACHE_ATTENTION,
     SPLIT_CACHE_ATTENTION,
     Op,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from avl_plugins.policies import DROPPED, PARKED
-from avl_plugins.rows import COMPUTED
+from avl_plugins.schema import COMPUTED
 from avl_runtime.execute.device.cache import DeviceCache, device_gathered
 from avl_runtime.execute.device.elements import ELEMENTS
 from avl_runtime.execute.device.memory import Memory

@@ -33,7 +33,7 @@ def on_stand_in(
     loaded = load_package(package)
     engines = write_engines(loaded, folder, limits, row_block)
     backend = open_on(device, loaded, engines, park_on_host=park_on_host)
-    with mock.patch("avl_runtime.requests.loaded.load_backend", lambda *_: backend):
+    with mock.patch("avl_runtime.requests.loaded.load_backend", lambda *_, **__: backend):
         return LVLM.load(package, backend="tensorrt-rtx"), device
 
 

@@ -99,7 +99,7 @@ def test_ort_cuda_answers_as_ort_cpu(tiny: LVLM, policy: str, park_on_host: bool
     device = HostDevice(interpreted=False)
     loaded = load_package(tiny.package.folder)
     backend = open_on_sessions(HostSessions(device), loaded, park_on_host=park_on_host)
-    with mock.patch("avl_runtime.requests.loaded.load_backend", lambda *_: backend):
+    with mock.patch("avl_runtime.requests.loaded.load_backend", lambda *_, **__: backend):
         model = LVLM.load(tiny.package.folder, backend="ort-cuda")
     found, expected = (
         ask(each, policy, 12, index=1, return_placements=True) for each in (model, tiny)

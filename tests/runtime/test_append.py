@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from avl_plugins.cpu.host import Host, host
 from avl_plugins.policies import DROPPED
-from avl_plugins.rows import COMPUTED
+from avl_plugins.schema import COMPUTED
 from avl_runtime.kv.append import Appender
 from avl_runtime.kv.by_layer import ByLayer, Floats
 from avl_runtime.kv.cache import Array, SegmentCache

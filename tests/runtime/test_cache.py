@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avl_plugins.policies import ACTIVE, DROPPED, PARKED
-from avl_plugins.rows import COMPUTED
+from avl_plugins.schema import COMPUTED
 from avl_runtime.kv import moves, sight
 from avl_runtime.kv.by_layer import ByLayer, unfilled
 from avl_runtime.kv.cache import SegmentCache

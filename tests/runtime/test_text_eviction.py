@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from avl_plugins.cpu.host import Host, host
 from avl_plugins.kernels.naive import eviction
 from avl_plugins.policies.ranking import HeavyHitters
-from avl_plugins.rows import COMPUTED
+from avl_plugins.schema import COMPUTED
 from avl_runtime.kv.append import Appender
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.gather import gathered

@@ -12,8 +12,7 @@ from onnx import numpy_helper
 
 from avl_plugins.bodies.function import function_proto
 from avl_plugins.reference import rotation
-from avl_plugins.rows import MOST_CODE
-from avl_plugins.schema import QUANTIZED_CACHE_ATTENTION
+from avl_plugins.schema import MOST_CODE, QUANTIZED_CACHE_ATTENTION
 
 _ROTATION = "rotation"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from avl_plugins.policies import Action, parse
@@ -31,9 +32,15 @@ class Candidate:
 
 
 def own_candidates(
-    packages: Sequence[Package], policies: Sequence[str], backends: Sequence[str]
+    packages: Sequence[Package],
+    policies: Sequence[str],
+    backends: Sequence[str],
+    kept: Sequence[str] = ("auto",),
 ) -> list[Candidate]:
     """Every policy on every backend and package, named apart by what there are several of.
+
+    Args:
+        kept: ways to keep cached rows, of `protocol.KV`.
 
     Raises:
         PolicyError: a policy is unknown.
@@ -47,17 +54,21 @@ def own_candidates(
                 f"--beside {package.folder}: expected a package of a model of the same sizes as "
                 f"{first.folder}'s, found another; measure it alone"
             )
-    for package in packages:
-        for backend in backends:
-            for policy in map(parse, policies):
-                apart = [weights_of(package)] if len(packages) > 1 else []
-                apart += [backend] if len(backends) > 1 else []
-                name = str(policy) + (f" [{', '.join(apart)}]" if apart else "")
-                job = {"package": str(package.folder), "policy": str(policy), "backend": backend}
-                own = Candidate(name, "avl", tuple(own_command()), policy.actions(), job)
-                if any(one.name == own.name for one in found):
-                    raise BenchError(f"expected each candidate once, found {own.name} twice")
-                found.append(own)
+    for package, backend, kv, policy in product(packages, backends, kept, map(parse, policies)):
+        apart = [weights_of(package)] if len(packages) > 1 else []
+        apart += [backend] if len(backends) > 1 else []
+        apart += [f"{kv} rows"] if len(kept) > 1 else []
+        name = str(policy) + (f" [{', '.join(apart)}]" if apart else "")
+        job = {
+            "package": str(package.folder),
+            "policy": str(policy),
+            "backend": backend,
+            "kv": kv,
+        }
+        own = Candidate(name, "avl", tuple(own_command()), policy.actions(), job)
+        if any(one.name == own.name for one in found):
+            raise BenchError(f"expected each candidate once, found {own.name} twice")
+        found.append(own)
     return found
 
 

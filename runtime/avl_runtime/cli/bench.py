@@ -25,7 +25,7 @@ from avl_runtime.cli.lists import (
 from avl_runtime.cli.output import STDOUT, check_apart, check_file, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
-from avl_runtime.execute.protocol import BACKENDS
+from avl_runtime.execute.protocol import BACKENDS, KV
 from avl_runtime.machine.resources import cores
 from avl_runtime.package.package import load_package
 from avl_runtime.prompts.processor import Processor
@@ -47,7 +47,7 @@ def _run(parsed: argparse.Namespace) -> int:
     check_apart([parsed.json, parsed.csv])
     packages = [load_package(folder) for folder in (parsed.package, *parsed.beside)]
     package = packages[0]
-    candidates = own_candidates(packages, parsed.policies, parsed.backends)
+    candidates = own_candidates(packages, parsed.policies, parsed.backends, parsed.kv)
     candidates += peer_candidates(packages, parsed.against, parsed.peer_python, parsed.checkpoint)
     workload = make_workload(
         Processor.from_package(package),
@@ -108,6 +108,13 @@ def make_parser() -> CommandParser:
         type=names_of(BACKENDS),
         default=["ort-cpu"],
         help=f"of {', '.join(BACKENDS)} (default: ort-cpu)",
+    )
+    add(
+        "--kv",
+        metavar="KINDS",
+        type=names_of(KV),
+        default=["auto"],
+        help=f"how cached rows are kept, of {', '.join(KV)} (default: auto)",
     )
     add(
         "--beside",

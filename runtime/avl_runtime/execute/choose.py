@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from avl_plugins.errors import AvlError, quoted
-from avl_plugins.rows import COMPUTED, ROW_TYPES, RowType
+from avl_plugins.schema import COMPUTED, ROW_TYPES, RowType
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.executor import DeviceExecutor
 from avl_runtime.execute.device.ort_cuda import load_ort_cuda

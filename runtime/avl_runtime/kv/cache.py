@@ -7,10 +7,10 @@ come and grow here and by `append`, and are moved by `moves`; nobody else writes
 compiled library where it is asked to: by `append`, and by a step that offers it a refresh
 (`avl_plugins.cpu.refresh`).
 
-A row is one or more *planes* (`avl_plugins.rows`), each an array a layer, with room of the layer's
-own: K and V, and where those are codes the scales of each.
-Arrays are compact: rows [0, length) of an axis are live, the rest is room for decode, finite
-because graphs mask those rows but still multiply by them.
+A row is one or more *planes* (`schema.RowType`), each an array a layer, with room of the layer's
+own: K and V, and where those are codes the scales of each. Arrays are compact: rows [0, length) of
+an axis are live, the rest is room for decode, finite because graphs mask those rows but still
+multiply by them.
 
 A *position* is the index of a row's token in its conversation, whatever its rotary position ids.
 """
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.rows import Plane
+from avl_plugins.schema import Plane
 from avl_runtime.kv.by_layer import TEXT, ByLayer, alike
 from avl_runtime.kv.growth import resized, room
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.rows import Plane
+from avl_plugins.schema import Plane
 
 
 def room(rows: int, steps: int) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from avl_plugins import graph_io
 from avl_plugins.errors import AvlError
-from avl_plugins.rows import COMPUTED, RowType
+from avl_plugins.schema import COMPUTED, RowType
 from avl_runtime.package.engine_sets import EngineSet
 from avl_runtime.package.generation_defaults import NEUTRAL, GenerationDefaults
 from avl_runtime.package.quantization import Quantization
@@ -84,7 +84,7 @@ class Segment:
     layer puts out (DeepStack, arXiv 2406.04334): features at visual tokens, zeros elsewhere.
     `kinds` says of each layer what it keeps (`graph_io.LAYER_KINDS`); None, as in packages of
     before, stands for full attention in all of them. `kept` names graphs of the same layers that
-    keep rows in another way: the way's name (`avl_plugins.rows`) and the file, of each.
+    keep rows in another way: the way's name (`avl_plugins.schema`) and the file, of each.
     """
 
     file: str

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from avl_plugins.rows import COMPUTED
+from avl_plugins.schema import COMPUTED
 from avl_runtime.execute.device import labels
 from avl_runtime.execute.device.labels import LABEL
 from avl_runtime.execute.device.memory import Buffer

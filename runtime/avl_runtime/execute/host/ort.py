@@ -37,7 +37,7 @@ from avl_plugins.graph_io import (
     named,
 )
 from avl_plugins.logits import Logits
-from avl_plugins.rows import COMPUTED, RowType
+from avl_plugins.schema import COMPUTED, RowType
 from avl_runtime.execute.host.ort_options import (
     LARGE,
     give_back,

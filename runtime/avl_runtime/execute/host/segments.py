@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.logits import Logits
-from avl_plugins.rows import Plane
+from avl_plugins.schema import Plane
 from avl_runtime.execute.protocol import Backend
 from avl_runtime.kv.by_layer import ByLayer, Floats
 from avl_runtime.kv.cache import Ints, SegmentCache

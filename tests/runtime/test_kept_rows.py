@@ -1,0 +1,186 @@
+"""Caches whose rows are codes of 8 bits, against transformers with keys and values rounded so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_scheduler import EIGHT, alone, asked
+from transformers import AttentionInterface
+
+from avl_export.cli import main as avl_export
+from avl_plugins import cpu
+from avl_plugins.reference import rotation
+from avl_runtime import LVLM
+from avl_runtime.execute.protocol import BackendError
+from avl_runtime.package.package import PackageError
+from avl_runtime.requests import Scheduler
+from avl_runtime.tasks import sample
+from support.random_llava import draw_images, write_checkpoint
+from support.reference import encode, load_reference
+
+ROUNDED = "rounded_rows"  # transformers' name for attention as here
+
+
+@pytest.fixture(scope="module")
+def coded(tiny_package: Path) -> LVLM:
+    """avl-tiny with rows that are codes."""
+    return LVLM.load(tiny_package, kv="int8")
+
+
+def rounded(rows: torch.Tensor) -> torch.Tensor:
+    """Rows [..., D] as 127 steps on either side of zero can say them."""
+    unit = rows.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return (rows / unit).round() * unit
+
+
+@pytest.fixture
+def rounding() -> Iterator[str]:
+    """Attention of transformers that rounds what a cache would hold."""
+
+    def attend(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float,
+        **_: object,
+    ) -> tuple[torch.Tensor, None]:
+        if module.__class__.__name__.startswith("CLIP"):
+            causal = False
+        else:
+            causal = query.shape[2] > 1
+            turn = torch.tensor(rotation(query.shape[3]), dtype=torch.float32)
+            key, value = rounded(key @ turn) @ turn, rounded(value)
+        group = query.shape[1] // key.shape[1]
+        key, value = (rows.repeat_interleave(group, 1) for rows in (key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=causal, scale=scaling
+        )
+        return out.transpose(1, 2), None
+
+    AttentionInterface.register(ROUNDED, attend)
+    yield ROUNDED
+
+
+def of_transformers(folder: Path, inputs: dict[str, torch.Tensor], tokens: list[int], how: str):
+    """Logits before each of `tokens`, [T, V], each with the whole conversation read anew."""
+    reference = load_reference(folder)
+    reference.set_attn_implementation(how)
+    ids = torch.cat([inputs["input_ids"], torch.tensor([tokens[:-1]], dtype=torch.long)], 1)
+    rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        logits = reference(input_ids=ids, **rest, use_cache=False).logits
+    return logits[0, -len(tokens) :].numpy()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_replies_are_those_of_rounded_keys_and_values(
+    seed: int, tmp_path: Path, rounding: str
+) -> None:
+    shape = write_checkpoint(tmp_path / "model", seed)
+    images = draw_images(seed, 1, shape.image_size)
+    arguments = ["--model", tmp_path / "model", "--out", tmp_path / "p.avl", "--no-check"]
+    assert avl_export([*map(str, arguments), "--dtype", "fp32"]) == 0
+    model = LVLM.load(tmp_path / "p.avl", kv="int8")
+    result = model.generate(
+        "what is it ?", images, policy="dense", max_new_tokens=12, return_logits=True
+    )
+    inputs = encode(tmp_path / "model", "what is it ?", images)
+    tokens = list(result.token_ids)
+    exact, expected = (
+        of_transformers(tmp_path / "model", inputs, tokens, how) for how in ("eager", rounding)
+    )
+    off = np.abs(result.logits - expected).max()
+    # A code that falls to the other side of a half is all that may differ.
+    assert off < 0.1 * np.abs(exact - expected).max()
+
+
+@pytest.mark.parametrize("policy", ["dense", "avl", "avl:text=0.5,text_min=4", "avl+fastv"])
+def test_bytes_are_those_of_codes_and_scales(tiny: LVLM, coded: LVLM, policy: str) -> None:
+    width = tiny.package.manifest.dims.head_dim
+    one = sample("ocr", "held-out", 3)
+    plain, kept = (
+        model.generate(
+            one.prompt, [one.image], policy=policy, max_new_tokens=9, min_new_tokens=9
+        ).stats
+        for model in (tiny, coded)
+    )
+    for ours, theirs in (
+        (kept.kv_bytes, plain.kv_bytes),
+        (kept.kv_bytes_dense, plain.kv_bytes_dense),
+    ):
+        assert ours == theirs // (8 * width) * (2 * width + 8)
+
+
+@pytest.mark.parametrize("policy", ["dense", "avl", "avl:text=0.5,text_min=4", "avl+fastv"])
+def test_without_compiled_kernels_the_same_is_said(
+    coded: LVLM, tiny_package: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(model: LVLM) -> Any:
+        one = sample("ocr", "held-out", 3)
+        return model.generate(one.prompt, [one.image], policy=policy, return_logits=True)
+
+    compiled = ask(coded)
+    monkeypatch.setenv(cpu.SWITCH, "off")
+    plain = ask(LVLM.load(tiny_package, kv="int8"))
+    assert compiled.token_ids == plain.token_ids
+    np.testing.assert_allclose(compiled.logits, plain.logits, atol=0.02, rtol=0)
+
+
+def test_eight_policies_in_one_batch_give_what_each_gives_alone(coded: LVLM) -> None:
+    scheduler = Scheduler(coded)
+    begun = []
+    for number in range(8):
+        prompt, images = asked(number)
+        request = scheduler.add(
+            prompt, images=images, policy=EIGHT[number], max_new_tokens=8, return_logits=True
+        )
+        begun.append(request)
+        scheduler.step()
+    while scheduler.requests:
+        scheduler.step()
+    for number, request in enumerate(begun):
+        expected = alone(coded, number, 8)
+        assert request.result.token_ids == expected.token_ids, EIGHT[number]
+        np.testing.assert_allclose(request.result.logits, expected.logits, atol=0.02, rtol=0)
+
+
+def test_turns_forks_and_rollbacks_keep_codes(coded: LVLM) -> None:
+    one = sample("caption", "held-out", 44)
+    chat = coded.chat(policy="avl")
+    chat.send("Describe the image.", [one.image])
+    other = chat.fork()
+    first = chat.send("Read the text.").token_ids
+    assert other.send("Read the text.").token_ids == first
+    chat.undo()
+    assert chat.send("Read the text.").token_ids == first
+
+
+def test_drafts_change_no_token(coded: LVLM) -> None:
+    for number in range(3):
+        one = sample("ocr", "held-out", 50 + number)
+        plain, looked = (
+            coded.generate(one.prompt * 2, [one.image], policy="dense", prompt_lookup=most)
+            for most in (0, 6)
+        )
+        assert plain.token_ids == looked.token_ids
+
+
+def test_what_cannot_keep_codes_is_refused(tiny_package: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="expected kv to be one of auto, fp32, fp16, int8"):
+        LVLM.load(tiny_package, kv="int4")
+    with pytest.raises(BackendError, match="--kv fp16: expected rows as this package computes"):
+        LVLM.load(tiny_package, kv="fp16")
+    with pytest.raises(BackendError, match="--kv int8: expected the backend ort-cpu"):
+        LVLM.load(tiny_package, backend="ort-cuda", kv="int8")
+    write_checkpoint(tmp_path / "model", 0)
+    arguments = ["--model", tmp_path / "model", "--out", tmp_path / "p.avl", "--no-check"]
+    assert avl_export([*map(str, arguments), "--dtype", "fp16"]) == 0
+    with pytest.raises(PackageError, match="--kv int8: expected a package with graphs"):
+        LVLM.load(tmp_path / "p.avl", kv="int8")
