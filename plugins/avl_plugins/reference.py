@@ -17,6 +17,7 @@ from avl_plugins.schema import (
     SPLIT_CACHE_ATTENTION,
     Op,
     bind_dims,
+    rotation,
 )
 
 Float = npt.NDArray[np.floating[Any]]  # the model's type T
@@ -141,18 +142,6 @@ def quantized_cache_attention(
     )
     out, *masses = attended
     return out.astype(q.dtype), *masses, k_codes, v_codes, k_scale, v_scale
-
-
-def rotation(head_dim: int) -> Double:
-    """What queries and keys of codes are multiplied with, [D, D]; orthonormal and symmetric.
-
-    Hadamard's matrix (Sylvester's) of the largest power of two that divides D, along the diagonal.
-    """
-    block = head_dim & -head_dim
-    hadamard = np.ones((1, 1))
-    while len(hadamard) < block:
-        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
-    return np.kron(np.eye(head_dim // block), hadamard / np.sqrt(block))
 
 
 def coded(rows: Float) -> tuple[Int8, Float32]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from avl_plugins.errors import OpError
 
@@ -100,6 +101,19 @@ class RowType:
 COMPUTED = RowType("computed", coded=False)  # in the type that the graph computes in
 INT8 = RowType("int8", coded=True)
 ROW_TYPES: Mapping[str, RowType] = {kept.name: kept for kept in (COMPUTED, INT8)}
+
+
+def rotation(head_dim: int) -> npt.NDArray[np.float64]:
+    """What queries and keys of codes are multiplied with, [D, D]; orthonormal and symmetric.
+
+    Hadamard's matrix (Sylvester's) of the largest power of two that divides D, along the diagonal.
+    """
+    block = head_dim & -head_dim
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < block:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    return np.kron(np.eye(head_dim // block), hadamard / np.sqrt(block))
+
 
 # What makes TensorRT take the plugin; every other runtime ignores it and takes the function body.
 PLUGIN_ATTRIBUTES: Mapping[str, str | int] = {

@@ -18,7 +18,7 @@ from avl_plugins import reference
 from avl_plugins.bodies.coded_function import quantized_cache_attention_function
 from avl_plugins.bodies.function import split_cache_attention_functions
 from avl_plugins.cpu import build
-from avl_plugins.schema import QUANTIZED_CACHE_ATTENTION
+from avl_plugins.schema import QUANTIZED_CACHE_ATTENTION, rotation
 from ops.agreement import assert_masked_rows_have_no_mass, scale_of
 from ops.op_models import Arrays, attention_inputs, op_model, run, session
 from ops.test_cpu_levels import Kernels, ran
@@ -62,7 +62,7 @@ def assert_right(arrays: Arrays, outputs: list[np.ndarray[Any, Any]]) -> None:
     """New rows are rounded to the nearest code; attention is that of the codes, in float64."""
     out, *masses = outputs[:4]
     k_made, v_made, k_scale, v_scale = outputs[4:]
-    turn = reference.rotation(arrays["q"].shape[3])
+    turn = rotation(arrays["q"].shape[3])
     for rows, codes, scale in (
         (arrays["k_new"].astype(np.float64) @ turn, k_made, k_scale),
         (arrays["v_new"].astype(np.float64), v_made, v_scale),
@@ -146,7 +146,7 @@ def test_rows_of_zeros_are_codes_of_zeros(kernels: Path) -> None:
 
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 64, 80, 96])
 def test_the_rotation_keeps_products(head_dim: int) -> None:
-    turn = reference.rotation(head_dim)
+    turn = rotation(head_dim)
     block = head_dim & -head_dim
     np.testing.assert_allclose(turn @ turn, np.eye(head_dim), atol=1e-12)
     ones = [[(row & column).bit_count() % 2 for column in range(block)] for row in range(block)]
@@ -196,7 +196,7 @@ def test_a_level_rotates_and_rounds(level: str, tmp_path: Path, kernels: Path) -
         at = {id(a): a.ctypes.data for a in (rows, turned, codes, scales)}
         code.rotate(at[id(rows)], 9, width, at[id(turned)])
         code.round(at[id(rows)], 9, width, at[id(codes)], at[id(scales)])
-        np.testing.assert_allclose(turned, rows @ reference.rotation(width), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(turned, rows @ rotation(width), rtol=1e-5, atol=1e-5)
         wanted = reference.coded(rows)
         np.testing.assert_array_equal(codes, wanted[0])
         np.testing.assert_array_equal(scales, wanted[1])

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 
 from avl_export.cli import main as avl_export
 from avl_plugins import cpu
-from avl_plugins.reference import rotation
+from avl_plugins.schema import rotation
 from avl_runtime import LVLM
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.package.package import PackageError

@@ -11,8 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from avl_plugins.bodies.function import function_proto
-from avl_plugins.reference import rotation
-from avl_plugins.schema import MOST_CODE, QUANTIZED_CACHE_ATTENTION
+from avl_plugins.schema import MOST_CODE, QUANTIZED_CACHE_ATTENTION, rotation
 
 _ROTATION = "rotation"
 
