@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""Measure rows of 8 bits against rows as computed, on avl-tiny's held-out samples.
+
+    .venv/bin/python scripts/kept_rows.py --samples 200 --json benchmarks/kept-rows.json
+
+Of every policy: scores by task, as avl-eval counts them, with rows of either kind; the divergence
+KL(as computed || int8) in nats a token, over the greedy reply that rows as computed give; how many
+replies are the same, token for token; and bytes of the cache. Nothing here is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avl_export.cli import main as avl_export
+from avl_plugins.policies import parse
+from avl_runtime import LVLM
+from avl_runtime.bench.surroundings import machine
+from avl_runtime.evaluate.measure import MAX_NEW_TOKENS, forced_logits
+from avl_runtime.tasks import TASKS, samples
+from avl_runtime.tasks.metrics import score
+
+POLICIES = ("dense", "avl", "avl+fastv")
+KINDS = ("auto", "int8")
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(1, keepdims=True))
+
+
+def divergence(exact: np.ndarray, other: np.ndarray) -> list[float]:
+    """KL(exact || other) of each row of logits [T, V], in nats."""
+    p, q = log_softmax(exact), log_softmax(other)
+    return (np.exp(p) * (p - q)).sum(1).tolist()
+
+
+def measure(models: dict[str, LVLM], policy: str, count: int) -> dict[str, Any]:
+    """What is to be said of one policy."""
+    scores: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+    apart, same, size = list[float](), list[bool](), dict.fromkeys(KINDS, 0)
+    for task in TASKS:
+        for one in samples(task, "held-out", count):
+            replies = {}
+            for kind, model in models.items():
+                reply = model.generate(
+                    one.prompt, [one.image], policy=policy, max_new_tokens=MAX_NEW_TOKENS
+                )
+                replies[kind] = reply
+                found = score(one, reply.text)
+                scores[kind].setdefault(task, []).append(found)
+                size[kind] += reply.stats.kv_bytes
+            tokens = replies["auto"].token_ids
+            same.append(tokens == replies["int8"].token_ids)
+            exact, other = (
+                forced_logits(
+                    model.loaded,
+                    model.processor.encode(one.prompt, [one.image]),
+                    parse(policy),
+                    tokens,
+                )
+                for model in models.values()
+            )
+            apart += divergence(exact, other)
+    return {
+        "policy": policy,
+        "scores": {
+            kind: {task: round(float(np.mean(found)), 4) for task, found in by_task.items()}
+            for kind, by_task in scores.items()
+        },
+        "divergence": float(np.mean(apart)),
+        "divergence_p99": float(np.percentile(apart, 99)),
+        "same_replies": float(np.mean(same)),
+        "bytes": size["int8"] / size["auto"],
+    }
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """What documents say of a record."""
+    rows = report["rows"]
+    apart = max(
+        abs(row["scores"]["int8"][task] - found)
+        for row in rows
+        for task, found in row["scores"]["auto"].items()
+    )
+    means = ", ".join(f"{row['divergence']:.1e} under `{row['policy']}`" for row in rows)
+    same = ", ".join(f"{row['same_replies']:.1%}" for row in rows)
+    return (
+        f"On avl-tiny ({report['samples']} held-out samples a task) scores differ by at most "
+        f"{apart:.4f} from those with fp32 rows. KL divergence from them is {means} nats a token; "
+        f"{same} of the replies are the same, token for token; the cache has "
+        f"{rows[0]['bytes']:.2f} of the bytes, at a head size of 32 "
+        "(`scripts/kept_rows.py`, [JSON](../benchmarks/kept-rows.json))."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--samples", type=int, default=200, help="of each task (default: 200)")
+    parser.add_argument("--json", type=Path)
+    parsed = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "tiny.avl")
+        if avl_export(["--model", "avl-tiny", "--out", str(out), "--no-check"]):
+            sys.exit("expected avl-tiny to be exported, found an error")
+        models = {kind: LVLM.load(out, backend="ort-cpu", kv=kind) for kind in KINDS}
+        rows = [measure(models, policy, parsed.samples) for policy in POLICIES]
+    report = {**machine(), "samples": parsed.samples, "rows": rows}
+    text = json.dumps(report, indent=2)
+    print(text)
+    if parsed.json is not None:
+        parsed.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
