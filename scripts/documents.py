@@ -18,7 +18,6 @@ import bench_targets
 import build_7b
 import cli_reference
 import export_size
-import kept_rows
 import linear_part
 import overhead
 import quantization
@@ -44,7 +43,6 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "computed": lambda: bench_targets.computed(record("bench-s1-computed")),
     "exchange": lambda: attention_part.sentence(record("attention-part"), record("churn")),
     "linears": lambda: linear_part.sentence(record("linear-part")),
-    "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
     "overhead": lambda: overhead.sentence(record("overhead")),
     "quantization": lambda: quantization.table(record("quantization")),
     "export-size": lambda: export_size.sentence(record("export-size")),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avl_export.cli import main as avl_export
 from avl_plugins.policies import parse
@@ -32,16 +33,17 @@ POLICIES = ("dense", "avl", "avl+fastv")
 KINDS = ("auto", "int8")
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     wide -= wide.max(1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(1, keepdims=True))
+    shifted: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(1, keepdims=True))
+    return shifted
 
 
-def divergence(exact: np.ndarray, other: np.ndarray) -> list[float]:
+def divergence(exact: NDArray[np.float32], other: NDArray[np.float32]) -> list[float]:
     """KL(exact || other) of each row of logits [T, V], in nats."""
     p, q = log_softmax(exact), log_softmax(other)
-    return (np.exp(p) * (p - q)).sum(1).tolist()
+    return list(map(float, (np.exp(p) * (p - q)).sum(1)))
 
 
 def measure(models: dict[str, LVLM], policy: str, count: int) -> dict[str, Any]:
