@@ -131,6 +131,6 @@ class HostChecked:
 
     def store(self, segment: int, index: int, count: int) -> None:
         bound, drafted = self._bound.segments[segment], self._drafted
-        new = [plane[:, index : index + 1, :, :count] for plane in (bound.k_new, bound.v_new)]
+        new = [plane[:, index : index + 1, :, :count] for plane in bound.new]
         positions = drafted.positions[index, :count]
         self._caches[segment].extend(new, drafted.seqs[index], positions, None)
