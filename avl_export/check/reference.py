@@ -29,6 +29,7 @@ from avl_export.checkpoint.weight_map import map_weights
 from avl_export.families import Family
 from avl_export.quantize.packaged import read_packaged
 from avl_export.quantize.reading import read_weight
+from avl_export.quantize.stored import stored_source
 from avl_plugins.graph_io import LOGITS, MADE, TAP, named
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.processor import Prompt
@@ -67,8 +68,10 @@ def read_reference(
         CheckError: transformers cannot read the checkpoint; or codes do not stand for its weights.
     """
     prompt, quantized = check_prompt(package), package.manifest.quantization is not None
-    if quantized and checkpoint.packing is not None:  # codes, which transformers cannot read here
-        load = codes_loader(package, family, checkpoint_loader(checkpoint, family.model))
+    if checkpoint.packing is not None:  # codes, which transformers cannot read here
+        load = checkpoint_loader(checkpoint, family.model)
+        if quantized:
+            load = codes_loader(package, family, load)
         return Reference(tensors(family, empty_model(family), prompt, load))
     model = load_model(family, adapter)
     found = tensors(family, model, prompt)
@@ -235,10 +238,16 @@ def _fill_buffers(module: nn.Module, model: Any) -> None:
 def checkpoint_loader(
     checkpoint: Checkpoint, model: nn.Module, adapter: Adapter | None = None
 ) -> Load:
-    """Reads a parameter of `model` from `checkpoint`, as fp32, changed as `adapter` says."""
+    """Reads a parameter of `model` from `checkpoint`, as fp32, changed as `adapter` says.
+
+    Codes are read as what they stand for.
+    """
     weights = map_weights(checkpoint, model, {name: name for name in checkpoint.shards})
 
     def load(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if name in weights.packed:
+            made = stored_source(checkpoint, weights, name, shape, floats=True)
+            return torch.from_numpy(cast(Source, made).read_floats(0, shape[0]))
         placed = weights.place(name, shape)
         if adapter is not None and name in adapter.changes:
             stored = Source(placed.key, checkpoint.shards[placed.location], placed.record)

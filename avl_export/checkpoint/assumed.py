@@ -20,7 +20,7 @@ def assume_weights(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
     Each tensor has the dtype that the config names, fp32 if it names none. Tied weights count
     once, as transformers saves them.
     """
-    kind = STORED.get(_dtype(checkpoint.config), "F32")
+    kind = stored_dtype(checkpoint.config) or "F32"
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     tensors: dict[str, tuple[str, TensorRecord]] = {}
     offset = 0
@@ -33,10 +33,11 @@ def assume_weights(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
     return replace(checkpoint, shards={SINGLE: checkpoint.folder / SINGLE}, tensors=tensors)
 
 
-def _dtype(config: dict[str, Any]) -> str:
+def stored_dtype(config: dict[str, Any]) -> str | None:
+    """F32, F16 or BF16, whichever the config names as that of its weights; None if none."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for key in ("dtype", "torch_dtype"):
             if isinstance(part.get(key), str):
-                return str(part[key])
-    return "float32"
+                return STORED.get(part[key])
+    return None

@@ -12,7 +12,8 @@ from avl_export.checkpoint import hub
 from avl_export.checkpoint.aliases import BUNDLED, HUB_IDS, Files, known_files, stand_ins
 from avl_export.checkpoint.json_files import read_object
 from avl_export.checkpoint.model_names import is_path, misfit, no_config
-from avl_export.checkpoint.packing_config import Packing, packing_of
+from avl_export.checkpoint.packings.choose import packing_of
+from avl_export.checkpoint.packings.packing import Packing
 from avl_export.checkpoint.safetensors_header import (
     FETCH_AGAIN,
     CheckpointError,
@@ -46,7 +47,7 @@ class Checkpoint:
     that an export needs and this machine lacked: only a dry run goes on without them, on
     `stand_ins`, JSON files that avl knows of this checkpoint (`built_in`) or of a relative.
 
-    `packing` is set where the linears already are INT4; `config` then is the one without it.
+    `packing` is set where weights already are quantized; `config` then is the one without it.
 
     `notes` are lines that people shall read: which of its files were left aside. `adapter` is the
     folder of an adapter that shall be merged into its weights.
@@ -99,8 +100,8 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
     it, without a network.
 
     Raises:
-        CheckpointError: there is none, or its config.json is damaged, or of a model quantized
-            otherwise than with GPTQ or AWQ to 4 bits.
+        CheckpointError: there is none, or its config.json is damaged, or of a model quantized in a
+            way that is not read.
         HubError: it could not be fetched.
     """
     hub_id, folder = None, BUNDLED.get(model)
@@ -142,6 +143,7 @@ def find_checkpoint(model: str, revision: str | None = None, dry_run: bool = Fal
         missing=missing,
         stand_ins=stand_ins(config, missing) if dry_run and missing else {},
         packing=packing,
+        notes=() if packing is None else packing.notes,
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,14 @@ _STORED: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
+    "I8": np.dtype("i1"),
     "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
+OF_STORED: Mapping[str, Literal["fp32", "fp16", "bf16"]] = {
+    "F32": "fp32",
+    "F16": "fp16",
+    "BF16": "bf16",
 }
 
 
@@ -57,6 +64,10 @@ class Source:
             )
         return np.frombuffer(data, stored).reshape(last - first, *shape[1:])
 
+    def read_whole(self) -> npt.NDArray[Any]:
+        """All rows as stored, as `read`; a number by itself as [1]."""
+        return self.read(0, self.record.shape[0] if self.record.shape else 1)
+
     def read_floats(self, first: int, last: int) -> Floats:
         """Rows `first` to `last` - 1 as float32."""
         return to_float32(self.read(first, last), self.record.dtype)
@@ -71,8 +82,18 @@ class Change(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ChangedSource(Source):
-    """A tensor of `base` with every row changed while it is read: only as float32."""
+class ComputedSource(Source):
+    """A tensor that is computed while it is read, row by row: only as float32.
+
+    `record` tells its shape, and the dtype that its values fit.
+    """
+
+    piece_nbytes: ClassVar[int] = PIECE  # of float32, that are best read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSource(ComputedSource):
+    """A tensor of `base` with every row changed."""
 
     base: Source
     change: Change
@@ -113,9 +134,9 @@ def pieces(source: Source, dtype: str) -> Iterator[bytes]:
     Raises:
         CheckpointError: a value lies outside the range of fp16.
     """
-    if isinstance(source, ChangedSource):
+    if isinstance(source, ComputedSource):
         rows, *rest = source.record.shape
-        step = max(1, PIECE // (4 * math.prod(rest)))
+        step = max(1, source.piece_nbytes // (4 * math.prod(rest)))
         for first in range(0, rows, step):
             yield _rounded(source.read_floats(first, min(first + step, rows)), source, dtype)
         return

@@ -10,7 +10,6 @@ from typing import Any, cast
 from torch import nn
 
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.checkpoint.packing_config import SUFFIXES
 from avl_export.checkpoint.places import QuantizedPlace
 from avl_export.checkpoint.safetensors_header import CheckpointError, TensorRecord
 from avl_export.checkpoint.source import Source
@@ -33,7 +32,7 @@ class Placed:
 class WeightMap:
     """Where each parameter of a model lies, by the parameter's name in the model.
 
-    `packed` holds linears that a GPTQ or AWQ checkpoint stores as several tensors, by name and
+    `packed` holds weights that a quantized checkpoint stores as several tensors, by name and
     suffix (qweight and so on); `linears` those that a package stores as codes, and `rows` the
     token embedding if it is. `strays` are keys that belong to no parameter; `hints` say what may
     be wrong where one is missing.
@@ -137,7 +136,8 @@ def map_weights(
     packed: dict[str, dict[str, Placed]] = {}
     for key, (shard, record) in checkpoint.tensors.items():
         stem, _, suffix = key.rpartition(".")
-        is_packed = checkpoint.packing is not None and suffix in SUFFIXES
+        packing = checkpoint.packing
+        is_packed = packing is not None and packing.holds(key, checkpoint.tensors)
         named = f"{stem}.weight" if is_packed else key
         name, converter = rename_source_key(
             named, renamings, converters, hf.base_model_prefix, state
@@ -178,7 +178,8 @@ def _check_stray(checkpoint: Checkpoint, key: str) -> None:
             "folder with --lora"
         )
     stem, _, suffix = key.rpartition(".")
-    if suffix != "bias" or f"{stem}.qweight" not in checkpoint.tensors:
+    codes = (f"{stem}.qweight", f"{stem}.weight_packed", f"{stem}.weight_scale")
+    if suffix != "bias" or not any(name in checkpoint.tensors for name in codes):
         return
     if checkpoint.packing is not None and not _is_empty(checkpoint, key):
         raise CheckpointError(

@@ -20,6 +20,7 @@ from avl_export.checkpoint.checkpoint import (
     weights_root,
 )
 from avl_export.checkpoint.processor_files import processor_notes
+from avl_export.checkpoint.source import OF_STORED
 from avl_export.checkpoint.unread import Unread, unread_tensors
 from avl_export.checkpoint.weight_map import WeightMap, map_weights
 from avl_export.families import Family, load_family
@@ -29,6 +30,7 @@ from avl_export.options import Options, OptionsError
 from avl_export.plan.survey import survey
 from avl_export.plan.texts import Texts, read_texts
 from avl_export.quantize.planning import plan_quantization, stored_weights
+from avl_export.quantize.report import notes as stored_notes
 from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
 from avl_plugins import graph_io
@@ -42,11 +44,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
-}
-OF_STORED: Mapping[str, Literal["fp32", "fp16", "bf16"]] = {
-    "F32": "fp32",
-    "F16": "fp16",
-    "BF16": "bf16",
 }
 
 
@@ -93,6 +90,7 @@ class Plan:
             *self.checkpoint.notes,
             *processor_notes(self.checkpoint, video),
             *self.unread.notes(self.family.model),
+            *stored_notes(self.store),
             *self.texts.notes,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from avl_export.quantize.report import kept_lines
 from avl_runtime.machine.sizes import size_text
 
 
@@ -54,14 +55,7 @@ def quantization_text(found: dict[str, Any] | None) -> list[str]:
     ]
     if found["zero_points"]:
         lines.append("zero points: kept from the checkpoint; TensorRT does not take them")
-    reasons: dict[str, int] = {}
-    for why in found["kept"].values():
-        reasons[why] = reasons.get(why, 0) + 1
-    where = " and ".join(found["kept_in"])
-    lines += [
-        f"not quantized, stored in {where}: {count} weights whose {why}"
-        for why, count in reasons.items()
-    ]
+    lines += kept_lines(found["kept"], found["kept_in"])
     if found["fitting_block_size"] is not None:
         lines.append(f"--block-size {found['fitting_block_size']} would quantize these too")
     return lines

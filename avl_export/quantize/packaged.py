@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from avl_export.checkpoint.places import QuantizedPlace
 from avl_export.checkpoint.safetensors_header import CheckpointError, TensorRecord, read_header
 from avl_export.checkpoint.source import Source
 from avl_export.quantize.store import PLAIN, ROWS
 from avl_runtime.package.package import Package
-from avl_runtime.package.quantization import Quantization
+
+BITS: Mapping[str, Literal[4, 8]] = {"int4": 4, "int8": 8}  # by how names of codes end
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,7 @@ def read_packaged(package: Package) -> Packaged:
     Raises:
         CheckpointError: a file is damaged, or the package is not quantized.
     """
-    quantization = package.manifest.quantization
-    if quantization is None:
+    if package.manifest.quantization is None:
         raise CheckpointError(
             f"{package.folder}: expected a package with quantized weights, found none; export with "
             "--quantize"
@@ -48,11 +49,10 @@ def read_packaged(package: Package) -> Packaged:
         if shard.path == PLAIN:
             plain |= {name: Source(name, path, record) for name, record in tensors.items()}
             continue
-        ending = f".int{quantization.bits}"
         for name in tensors:
-            if name.endswith(ending):
-                stem = name.removesuffix(ending)
-                place = _place(path, stem, tensors, quantization)
+            stem, _, kind = name.rpartition(".")
+            if kind in BITS:
+                place = _place(path, stem, tensors, BITS[kind])
                 if place.by_rows:
                     embedding = (stem.removesuffix(ROWS), place)
                 else:
@@ -61,16 +61,20 @@ def read_packaged(package: Package) -> Packaged:
 
 
 def _place(
-    path: Path, stem: str, tensors: Mapping[str, TensorRecord], quantization: Quantization
+    path: Path, stem: str, tensors: Mapping[str, TensorRecord], bits: Literal[4, 8]
 ) -> QuantizedPlace:
-    bits, by_rows = quantization.bits, stem.endswith(ROWS)
+    by_rows = stem.endswith(ROWS)
     codes, scales = tensors[f"{stem}.int{bits}"], tensors[f"{stem}.scale"]
     rows, columns = codes.shape[0], codes.shape[1] * 8 // bits
+    if by_rows:
+        block = None if scales.shape[1] == 1 else columns // scales.shape[1]
+    else:
+        block = None if len(scales.shape) == 1 else rows // scales.shape[0]
     return QuantizedPlace(
         location=path.name,
         shape=(rows, columns) if by_rows else (columns, rows),
         bits=bits,
-        block=quantization.block_size,
+        block=block,
         codes=codes,
         scales=scales,
         zeros=tensors.get(f"{stem}.zero_point"),

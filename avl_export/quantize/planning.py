@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
 
 from avl_export.checkpoint.adapters.adapter import Adapter
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.checkpoint.packing_config import Packing
+from avl_export.checkpoint.packings.packing import Packing
 from avl_export.checkpoint.safetensors_header import CheckpointError
 from avl_export.checkpoint.source import Source
 from avl_export.checkpoint.weight_map import Placed, WeightMap
 from avl_export.families import Family
 from avl_export.options import Options, OptionsError
-from avl_export.quantize.packed import PackedSource
-from avl_export.quantize.selection import Selection, select
+from avl_export.quantize.codes import Dequantized, StoredCodes
+from avl_export.quantize.selection import Selection, linears_of, select
 from avl_export.quantize.spec import Spec, spec_of
 from avl_export.quantize.store import PLAIN, Store, Wanted, plan_plain, plan_store
+from avl_export.quantize.stored import stored_source
+
+LEFT = "codes the checkpoint does not hold"  # of weights
 
 
 def plan_quantization(
@@ -30,7 +33,9 @@ def plan_quantization(
     dtype: str,
     adapter: Adapter | None = None,
 ) -> Store | None:
-    """What the package stores, if not the checkpoint's own files; reads no weights but GPTQ's.
+    """What the package stores, if not the checkpoint's own files.
+
+    Of weights no more is read than which codes stand for 0, and which inputs share a scale.
 
     Args:
         weights: of the checkpoint; its locations are the names of the shards.
@@ -40,89 +45,67 @@ def plan_quantization(
 
     Raises:
         OptionsError: the options do not fit this checkpoint or each other.
-        CheckpointError: a weight is missing, or packed codes cannot be taken over.
+        CheckpointError: a weight is missing, or stored codes cannot be taken over.
     """
-    spec = spec_of(options, dtype)
-    if checkpoint.packing is not None and spec is not None:
-        raise OptionsError(
-            f"--quantize: expected none for a {checkpoint.packing.method} checkpoint, whose "
-            f"weights are INT4 already, found {options.quantize}; leave --quantize out"
-        )
-    if checkpoint.packing is not None and adapter is not None:
+    spec, packing = spec_of(options, dtype), checkpoint.packing
+    if packing is not None and adapter is not None:
         raise OptionsError(
             f"{adapter.folder}: expected a base in fp32, fp16 or bf16 for an adapter, found a "
-            f"{checkpoint.packing.method} checkpoint; name the one it was made from, with "
+            f"{packing.method} checkpoint; name the one it was made from, with "
             "--quantize int4"
         )
     names = {id(t): n for n, t in family.model.named_parameters()}
     shapes = {names[id(p)]: tuple(p.shape) for module in modules for p in module.parameters()}
     table = names[id(family.text_model.get_submodule("embed_tokens").get_parameter("weight"))]
-    sources: dict[str, Source | PackedSource] = {}
+    sources: dict[str, Source | StoredCodes] = {}
     for name, shape in {**shapes, table: tuple(family.model.get_parameter(table).shape)}.items():
-        if name in weights.packed and checkpoint.packing is not None:
-            sources[name] = _packed(
-                checkpoint, checkpoint.packing, weights.packed[name], name, shape
-            )
-        else:
-            stored = _source(checkpoint, weights.place(name, shape))
-            sources[name] = stored if adapter is None else adapter.source(name, stored)
-    if spec is None and adapter is not None:
-        return plan_plain(Wanted(shapes, sources, table))
+        stored = stored_source(checkpoint, weights, name, shape, floats=name == table)
+        if adapter is not None and isinstance(stored, Source):
+            stored = adapter.source(name, stored)
+        sources[name] = stored
+    wanted = Wanted(shapes, sources, table)
+    if packing is not None:
+        return _taken_over(options, packing, family, wanted, dtype)
     if spec is not None:
-        return plan_store(spec, select(family, spec), Wanted(shapes, sources, table))
-    if checkpoint.packing is None:
-        return None
-    packed = {n: s for n, s in sources.items() if isinstance(s, PackedSource)}
-    if not packed:
+        return plan_store(spec, select(family, spec), wanted)
+    return None if adapter is None else plan_plain(wanted)
+
+
+def _taken_over(
+    options: Options, packing: Packing, family: Family, wanted: Wanted, dtype: str
+) -> Store:
+    """What is stored of a quantized checkpoint: its codes, where a package holds such."""
+    codes = {n: s for n, s in wanted.sources.items() if isinstance(s, StoredCodes)}
+    floats = {n: s for n, s in wanted.sources.items() if isinstance(s, Dequantized)}
+    if not codes and not floats:
         raise CheckpointError(
-            f"{checkpoint.folder}: expected linears stored as qweight, qzeros and scales, as "
-            "config.json says, found none; fetch the checkpoint again"
+            f"{options.model}: expected weights quantized with {packing.method}, as config.json "
+            "says, found none; fetch the checkpoint again"
         )
+    if options.quantize != "none":
+        raise OptionsError(
+            f"--quantize: expected none for a {packing.method} checkpoint, whose "
+            f"weights are quantized already, found {options.quantize}; leave --quantize out"
+        )
+    kept = {name: source.why for name, source in floats.items()}
+    if not codes:
+        return plan_plain(wanted, kept)
+    parts = linears_of(family)
+    linears = {name for part in parts.values() for name in part}
+    kept |= {name: LEFT for name in wanted.shapes if name in linears - codes.keys() - kept.keys()}
+    blocks = [source.block for source in codes.values() if source.block is not None]
     spec = Spec(
-        method=checkpoint.packing.method,
-        bits=4,
-        block=min(source.block for source in packed.values()),
-        parts=("decoder", "lm_head") if _head(family, names) in packed else ("decoder",),
+        method=packing.method,
+        bits=min(source.bits for source in codes.values()),
+        block=min(blocks, default=None),
+        parts=tuple(part for part, own in parts.items() if own.keys() & codes.keys()),
         scale_dtype=dtype,
     )
-    linears = {name: source.shape for name, source in packed.items()}
-    return plan_store(spec, Selection(linears, False, {}), Wanted(shapes, sources, table))
+    shapes = {name: source.shape for name, source in codes.items()}
+    return plan_store(spec, Selection(shapes, False, kept), wanted)
 
 
 def stored_weights(store: Store, weights: WeightMap) -> WeightMap:
     """Where graphs find their weights in the package of `store`."""
     places = {name: Placed(name, PLAIN, plain.record) for name, plain in store.plain.items()}
     return replace(weights, places=places, packed={}, linears=store.linears, rows=store.rows)
-
-
-def _head(family: Family, names: Mapping[int, str]) -> str:
-    return names[id(family.lm_head.get_parameter("weight"))]
-
-
-def _source(checkpoint: Checkpoint, placed: Placed) -> Source:
-    shard, record = checkpoint.tensors[placed.key]
-    return Source(placed.key, checkpoint.shards[shard], record)
-
-
-def _packed(
-    checkpoint: Checkpoint,
-    packing: Packing,
-    tensors: Mapping[str, Placed],
-    name: str,
-    shape: tuple[int, ...],
-) -> PackedSource:
-    missing = [suffix for suffix in ("qweight", "qzeros", "scales") if suffix not in tensors]
-    if missing or len(shape) != 2:
-        raise CheckpointError(
-            f"{checkpoint.folder}: {name}: expected qweight, qzeros and scales of a linear, found "
-            f"no {', '.join(missing) or 'linear'}; fetch the checkpoint again"
-        )
-    found = {suffix: _source(checkpoint, placed) for suffix, placed in tensors.items()}
-    return PackedSource(
-        packing=packing,
-        shape=(shape[0], shape[1]),
-        codes=found["qweight"],
-        zeros=found["qzeros"],
-        scales=found["scales"],
-        order=found.get("g_idx"),
-    )

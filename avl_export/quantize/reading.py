@@ -24,7 +24,9 @@ def read_weight(folder: Path, place: QuantizedPlace) -> Floats:
     scales = source.read_floats(0, place.scales.shape[0])
     if place.by_rows:
         return dequantize(codes, scales)
-    zeros = None if place.zeros is None else _codes(folder, place, place.zeros).T
+    zeros = None
+    if place.zeros is not None:
+        zeros = _codes(folder, place, place.zeros).reshape(-1, place.shape[0]).T
     return dequantize(codes.T, scales.reshape(-1, place.shape[0]).T, zeros)
 
 

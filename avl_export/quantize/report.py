@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from avl_export.quantize.store import Store
@@ -26,10 +28,36 @@ def quantization_report(store: Store | None) -> dict[str, Any] | None:
         "bytes_before": sum(store.sources[name].nbytes for name in dict(quantized)),
         "bytes_after": sum(place.nbytes for _, place in quantized),
         "kept": dict(store.kept),
-        "kept_in": sorted({store.plain[name].record.dtype for name in store.kept}),
+        "kept_in": _kept_in(store),
         "fitting_block_size": store.fitting,
         "files": {file.name: file.nbytes for file in store.files},
     }
+
+
+def kept_lines(kept: Mapping[str, str], kept_in: Sequence[str]) -> list[str]:
+    """What is stored in floating point and why, a line for each reason.
+
+    Args:
+        kept: why, by the weight's name.
+        kept_in: the dtypes.
+    """
+    reasons = Counter(kept.values())
+    where = " and ".join(kept_in)
+    return [
+        f"not quantized, stored in {where}: {count} weights whose {why}"
+        for why, count in reasons.items()
+    ]
+
+
+def notes(store: Store | None) -> tuple[str, ...]:
+    """Lines about weights that were codes and of which none is left."""
+    if store is None or store.spec is not None:
+        return ()
+    return tuple(kept_lines(store.kept, _kept_in(store)))
+
+
+def _kept_in(store: Store) -> list[str]:
+    return sorted({store.plain[name].record.dtype for name in store.kept})
 
 
 def manifest_entry(store: Store | None) -> Quantization | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from avl_export.checkpoint.places import Part
+from avl_export.checkpoint.places import PARTS, Part
 from avl_export.families import Family
 from avl_export.options import BLOCK_SIZES, OptionsError
 from avl_export.quantize.spec import Spec
@@ -59,6 +59,12 @@ def select(family: Family, spec: Spec) -> Selection:
             linears |= {name: shape for name, shape in weights.items() if name not in misfits}
     fitting = _fitting(spec, asked) if asked else None
     return Selection(linears, embedding, kept, fitting)
+
+
+def linears_of(family: Family) -> Mapping[Part, Mapping[str, tuple[int, int]]]:
+    """Shapes [outputs, inputs] of each part's linears, by their weights' names in the model."""
+    names = {id(t): n for n, t in family.model.named_parameters()}
+    return {part: _weights(family, part, names) for part in PARTS if part != "embedding"}
 
 
 def _weights(family: Family, part: Part, names: Mapping[int, str]) -> dict[str, tuple[int, int]]:

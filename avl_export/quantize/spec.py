@@ -19,8 +19,10 @@ class Spec:
     """What to quantize and how.
 
     Attributes:
-        method: one of `blocks.METHODS`, or gptq or awq for codes taken from the checkpoint.
-        block: inputs that share a scale, None for one scale an output.
+        method: one of `blocks.METHODS`, or the checkpoint's own for codes taken from it.
+        bits: of codes taken from a checkpoint, the fewest that one has.
+        block: inputs that share a scale, None for one scale an output; of codes taken from a
+            checkpoint, the fewest inputs.
         parts: in the order of `places.PARTS`; always with the decoder.
         scale_dtype: the dtype that graphs compute in: fp32, fp16 or bf16.
     """

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Literal
 
 from avl_export.checkpoint.places import QuantizedPlace
 from avl_export.checkpoint.safetensors_header import TensorRecord
 from avl_export.checkpoint.source import Source
+from avl_export.quantize.codes import StoredCodes
 from avl_export.quantize.layout import File, FileLayout
-from avl_export.quantize.packed import PackedSource
 from avl_export.quantize.selection import Selection
 from avl_export.quantize.spec import Spec
 
@@ -56,7 +55,7 @@ class Store:
     files: tuple[File, ...]
     linears: Mapping[str, QuantizedPlace]
     plain: Mapping[str, Plain]
-    sources: Mapping[str, Source | PackedSource]
+    sources: Mapping[str, Source | StoredCodes]
     embedding: str
     rows: QuantizedPlace | None
     kept: Mapping[str, str]
@@ -85,12 +84,12 @@ class Wanted:
 
     Attributes:
         shapes: of the parameters that graphs read, by name, each once.
-        sources: the stored tensors by name, packed ones where the checkpoint is quantized.
+        sources: the stored tensors by name, codes where the checkpoint is quantized.
         embedding: the token embedding's name.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    sources: Mapping[str, Source | PackedSource]
+    sources: Mapping[str, Source | StoredCodes]
     embedding: str
 
 
@@ -98,17 +97,25 @@ def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
     """Lay the files out.
 
     Raises:
-        CheckpointError: packed codes cannot be taken over.
+        CheckpointError: stored codes cannot be taken over.
     """
+    plain = FileLayout(PLAIN, {"format": "pt"})
+    drafts = {
+        name: _Draft.linear(name, selection.linears[name], spec, wanted.sources[name])
+        for name in wanted.shapes
+        if name in selection.linears
+    }
+    held = sorted({spec.bits, *(draft.bits for draft in drafts.values())})
     quantized = FileLayout(
         f"weights.int{spec.bits}.safetensors",
-        {"format": "avl", "codes": CODES_ARE[spec.bits], "scales": SCALES_ARE},
+        {
+            "format": "avl",
+            "codes": " or ".join(CODES_ARE[bits] for bits in held),
+            "scales": SCALES_ARE,
+        },
     )
-    plain = FileLayout(PLAIN, {"format": "pt"})
-    drafts: dict[str, _Draft] = {}
     for name, shape in wanted.shapes.items():
-        if name in selection.linears:
-            drafts[name] = _Draft.linear(name, selection.linears[name], spec, wanted.sources[name])
+        if name in drafts:
             drafts[name].add_to(quantized)
         else:
             plain.add(name, _plain_dtype(name, spec, selection, wanted), shape)
@@ -145,8 +152,8 @@ def _plain_dtype(name: str, spec: Spec, selection: Selection, wanted: Wanted) ->
     return dtype
 
 
-def plan_plain(wanted: Wanted) -> Store:
-    """A store of floating-point weights in their own dtypes."""
+def plan_plain(wanted: Wanted, kept: Mapping[str, str] | None = None) -> Store:
+    """A store of floating-point weights in their own dtypes; `kept` as in `Store`."""
     layout = FileLayout(PLAIN, {"format": "pt"})
     sources = {name: _plain_source(source) for name, source in wanted.sources.items()}
     for name, source in sources.items():
@@ -160,7 +167,7 @@ def plan_plain(wanted: Wanted) -> Store:
         sources=sources,
         embedding=wanted.embedding,
         rows=None,
-        kept={},
+        kept=kept or {},
     )
 
 
@@ -170,7 +177,8 @@ class _Draft:
 
     name: str
     shape: tuple[int, int]
-    spec: Spec
+    scale_dtype: str
+    bits: Literal[4, 8]
     block: int | None
     codes_shape: tuple[int, int]
     scales_shape: tuple[int, ...]
@@ -179,16 +187,15 @@ class _Draft:
 
     @classmethod
     def linear(
-        cls, name: str, shape: tuple[int, int], spec: Spec, source: Source | PackedSource
+        cls, name: str, shape: tuple[int, int], spec: Spec, source: Source | StoredCodes
     ) -> _Draft:
         outputs, inputs = shape
-        block, zeros = spec.block, False
-        if isinstance(source, PackedSource):
-            source.check()
-            block, zeros = source.block, bool(np.any(source.read_zeros()))
+        bits, block, zeros = spec.bits, spec.block, False
+        if isinstance(source, StoredCodes):
+            bits, block, zeros = source.bits, source.block, source.read_zeros() is not None
         scales = (outputs,) if block is None else (inputs // block, outputs)
-        codes = (inputs, outputs * spec.bits // 8)
-        return cls(name, shape, spec, block, codes, scales, zeros, False)
+        codes = (inputs, outputs * bits // 8)
+        return cls(name, shape, spec.scale_dtype, bits, block, codes, scales, zeros, False)
 
     @classmethod
     def rows(cls, name: str, shape: tuple[int, ...], spec: Spec) -> _Draft:
@@ -196,23 +203,33 @@ class _Draft:
         scales = (count, 1 if spec.block is None else columns // spec.block)
         codes = (count, columns * spec.bits // 8)
         # A tied matrix may be there as a linear's weight already.
-        return cls(f"{name}{ROWS}", (count, columns), spec, spec.block, codes, scales, False, True)
+        return cls(
+            name=f"{name}{ROWS}",
+            shape=(count, columns),
+            scale_dtype=spec.scale_dtype,
+            bits=spec.bits,
+            block=spec.block,
+            codes_shape=codes,
+            scales_shape=scales,
+            zeros=False,
+            by_rows=True,
+        )
 
     @property
     def names(self) -> tuple[str, str, str]:
         """Codes, scales and zeros."""
         return (
-            f"{self.name}.int{self.spec.bits}",
+            f"{self.name}.int{self.bits}",
             f"{self.name}.scale",
             f"{self.name}.zero_point",
         )
 
     def add_to(self, file: FileLayout) -> None:
         codes, scales, zeros = self.names
-        kind = "U8" if self.spec.bits == 4 else "I8"
-        file.add(scales, OF_DTYPE[self.spec.scale_dtype], self.scales_shape)
+        kind = "U8" if self.bits == 4 else "I8"
+        file.add(scales, OF_DTYPE[self.scale_dtype], self.scales_shape)
         if self.zeros:
-            file.add(zeros, kind, (self.scales_shape[0], self.codes_shape[1]))
+            file.add(zeros, kind, (*self.scales_shape[:-1], self.codes_shape[1]))
         file.add(codes, kind, self.codes_shape)
 
     def place(self, file: File) -> QuantizedPlace:
@@ -220,7 +237,7 @@ class _Draft:
         return QuantizedPlace(
             location=file.name,
             shape=self.shape,
-            bits=self.spec.bits,
+            bits=self.bits,
             block=self.block,
             codes=file.tensors[codes],
             scales=file.tensors[scales],
@@ -229,7 +246,7 @@ class _Draft:
         )
 
 
-def _plain_source(source: Source | PackedSource) -> Source:
-    if isinstance(source, PackedSource):
+def _plain_source(source: Source | StoredCodes) -> Source:
+    if isinstance(source, StoredCodes):
         raise RuntimeError(f"{source.codes.key}: packed, and read as it is")
     return source

@@ -15,8 +15,8 @@ from avl_export.checkpoint.places import QuantizedPlace
 from avl_export.checkpoint.safetensors_header import CheckpointError
 from avl_export.checkpoint.source import PIECE, Floats, Source, pieces, stored_bytes
 from avl_export.quantize.blocks import Codes, Method, quantize
+from avl_export.quantize.codes import StoredCodes
 from avl_export.quantize.layout import File
-from avl_export.quantize.packed import PackedSource
 from avl_export.quantize.packing import pack_int4
 from avl_export.quantize.store import Store
 from avl_runtime.machine.resources import cores
@@ -47,7 +47,7 @@ def write_store(store: Store, folder: Path, step: Step) -> tuple[Shard, ...]:
 
 
 def _is_packed(store: Store) -> bool:
-    return any(isinstance(source, PackedSource) for source in store.sources.values())
+    return any(isinstance(source, StoredCodes) for source in store.sources.values())
 
 
 def _write(file: File, folder: Path, data: Iterator[bytes], label: str, step: Step) -> Shard:
@@ -75,10 +75,11 @@ def _quantized(store: Store) -> Iterator[bytes]:
     with ThreadPoolExecutor(cores()) as pool:
         for name, place in store.quantized:
             source = store.sources[name]
-            if isinstance(source, PackedSource):
+            if isinstance(source, StoredCodes):
                 yield stored_bytes(source.read_scales(), place.scales.dtype)
-                if place.zeros is not None:
-                    yield pack_int4(source.read_zeros()).tobytes()
+                zeros = source.read_zeros()
+                if zeros is not None:
+                    yield (pack_int4(zeros) if place.bits == 4 else zeros).tobytes()
                 yield from source.pieces()
             else:
                 codes, scales = _quantize(source, place, store, pool)

@@ -23,6 +23,7 @@ from avl_runtime.package.package import MANIFEST, load_package
 from avl_runtime.package.shard_files import describe
 from export.checkpoints import make_config, write_random
 from export.test_compare import damage, swap
+from quantize.compressed_packers import MIXED, write_compressed
 from quantize.packers import quantize_checkpoint
 
 ROUNDOFF = {"fp16": 2**-11, "bf16": 2**-8}
@@ -86,7 +87,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", [*OPTIONS, "gptq", "awq"])
+@pytest.mark.parametrize("kind", [*OPTIONS, "gptq", "awq", "compressed-tensors"])
 def test_a_quantized_package_and_transformers(
     kind: str, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +96,9 @@ def test_a_quantized_package_and_transformers(
     if kind in ("gptq", "awq"):
         model = tmp_path / "packed"
         quantize_checkpoint(dense, model, method=kind, group=32, asymmetric=kind == "awq")
+    if kind == "compressed-tensors":
+        model = tmp_path / "packed"
+        write_compressed(dense, model, MIXED)
     out = exported(model, tmp_path / "model.avl", *OPTIONS.get(kind, ()))
     capsys.readouterr()
     command = [str(out), "--backend", "ort-cpu", "--json", "--model", str(model)]

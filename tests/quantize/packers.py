@@ -14,23 +14,21 @@ from safetensors.torch import load_file, save_file
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # AutoAWQ's order_map of the GEMM version
 
 
-def pack_gptq(codes: np.ndarray) -> np.ndarray:
-    """Codes 0 to 15 [inputs, outputs] -> int32 [inputs / 8, outputs]."""
-    inputs, outputs = codes.shape
-    words = np.zeros((inputs // 8, outputs), np.uint32)
-    for i in range(inputs):
-        for j in range(outputs):
-            words[i // 8, j] |= np.uint32(int(codes[i, j]) << (4 * (i % 8)))
-    return words.view(np.int32)
+def pack_gptq(codes: np.ndarray, bits: int = 4) -> np.ndarray:
+    """Codes from 0 on [inputs, outputs] -> int32 [inputs * bits / 32, outputs]."""
+    return np.ascontiguousarray(pack_columns(codes.T, bits).T)
 
 
-def pack_columns(codes: np.ndarray) -> np.ndarray:
-    """Codes 0 to 15 [rows, outputs] -> int32 [rows, outputs / 8], in their own order."""
-    rows, outputs = codes.shape
-    words = np.zeros((rows, outputs // 8), np.uint32)
+def pack_columns(codes: np.ndarray, bits: int = 4) -> np.ndarray:
+    """Codes from 0 on [rows, outputs] -> int32 [rows, outputs * bits / 32], in their own order.
+
+    The last word is filled up with zeros.
+    """
+    (rows, outputs), n = codes.shape, 32 // bits
+    words = np.zeros((rows, -(-outputs // n)), np.uint32)
     for i in range(rows):
         for j in range(outputs):
-            words[i, j // 8] |= np.uint32(int(codes[i, j]) << (4 * (j % 8)))
+            words[i, j // n] |= np.uint32(int(codes[i, j]) << (bits * (j % n)))
     return words.view(np.int32)
 
 
@@ -52,6 +50,8 @@ def quantize_checkpoint(
     method: str,
     group: int = 16,
     asymmetric: bool = False,
+    bits: int = 4,
+    desc_act: bool | str = False,
     config: dict[str, Any] | None = None,
     change: Callable[[dict[str, torch.Tensor]], None] | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -60,6 +60,7 @@ def quantize_checkpoint(
     Codes, zeros and scales are random: nothing is measured but how they are read.
 
     Args:
+        desc_act: whether inputs are in another order, or part of the names of weights where so.
         config: overrides fields of quantization_config.
         change: changes the tensors before they are saved.
 
@@ -78,13 +79,15 @@ def quantize_checkpoint(
             continue
         outputs, inputs = weight.shape
         width = inputs if group == -1 else group
-        codes = rng.integers(0, 16, (inputs, outputs))
-        zeros = np.full((inputs // width, outputs), 8)
+        codes = rng.integers(0, 1 << bits, (inputs, outputs))
+        zeros = np.full((inputs // width, outputs), 1 << (bits - 1))
         if asymmetric:
-            zeros = rng.integers(1, 16, zeros.shape)
-        scales = (rng.random(zeros.shape) * 0.02 + 0.01).astype(np.float16)
-        wide = np.repeat(scales.astype(np.float32), width, 0)
-        dense = (codes - np.repeat(zeros, width, 0)).astype(np.float32) * wide
+            zeros = rng.integers(1, 1 << bits, zeros.shape)
+        scales = ((rng.random(zeros.shape) * 0.32 + 0.16) / (1 << bits)).astype(np.float16)
+        groups = np.arange(inputs) // width
+        if desc_act is True or (isinstance(desc_act, str) and desc_act in key):
+            groups = rng.permutation(groups)
+        dense = (codes - zeros[groups]).astype(np.float32) * scales.astype(np.float32)[groups]
         meant[key] = torch.from_numpy(np.ascontiguousarray(dense.T))
         stem = key.removesuffix(".weight")
         del tensors[key]
@@ -92,8 +95,8 @@ def quantize_checkpoint(
             words, zero_words = pack_awq(codes), pack_awq(zeros)
         else:
             stored = zeros if (config or {}).get("checkpoint_format") == "gptq_v2" else zeros - 1
-            words, zero_words = pack_gptq(codes), pack_columns(stored)
-            tensors[f"{stem}.g_idx"] = torch.arange(inputs, dtype=torch.int32) // width
+            words, zero_words = pack_gptq(codes, bits), pack_columns(stored, bits)
+            tensors[f"{stem}.g_idx"] = torch.from_numpy(groups.astype(np.int32))
         tensors[f"{stem}.qweight"] = torch.from_numpy(words)
         tensors[f"{stem}.qzeros"] = torch.from_numpy(zero_words)
         tensors[f"{stem}.scales"] = torch.from_numpy(scales)
@@ -101,6 +104,6 @@ def quantize_checkpoint(
         change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     path = folder / "config.json"
-    fields = {"quant_method": method, "bits": 4, "group_size": group, **(config or {})}
+    fields = {"quant_method": method, "bits": bits, "group_size": group, **(config or {})}
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": fields}))
     return meant

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration
 
-from avl_export.check.compare import check_package
-from avl_export.check.reference import Reference, tensors
-from avl_export.check.walk import check_prompt
-from avl_export.checkpoint.checkpoint import open_checkpoint
-from avl_export.families import load_family
+from avl_export.cli import main
+from avl_export.options import Options
+from avl_export.plan.plan import make_plan
 from avl_export.quantize.reading import read_weight
 from avl_plugins.schema import QUANTIZED_LINEARS
 from avl_runtime import LVLM
 from avl_runtime.package.package import load_package
-from quantize.conftest import Exports
+from quantize.conftest import Exported, Exports
+from quantize.dense import assert_computes
 from quantize.packers import quantize_checkpoint
 
 Refused = Callable[..., str]
@@ -36,16 +32,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "asymmetric": True,
         "config": {"checkpoint_format": "gptq_v2"},
     },
+    "gptq_8_bits": {"method": "gptq", "group": 32, "bits": 8},
+    "gptq_8_bits_asymmetric_one_group": {
+        "method": "gptq",
+        "group": -1,
+        "bits": 8,
+        "asymmetric": True,
+    },
     "awq_asymmetric": {"method": "awq", "group": 32, "asymmetric": True},
 }
-
-
-def dense_checkpoint(source: Path, folder: Path, meant: dict[str, torch.Tensor]) -> Path:
-    """`source` with the weights that the codes stand for."""
-    shutil.copytree(source, folder)
-    tensors = load_file(source / "model.safetensors")
-    save_file({**tensors, **meant}, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -55,24 +50,15 @@ def test_logits_are_those_of_the_dequantized_weights(
     meant = quantize_checkpoint(small, tmp_path / "packed", **VARIANTS[name])
     assert len(meant) == 3 * 7
     exported = exports(tmp_path / "packed", check=name == "gptq")
-    package = load_package(exported.folder)
-    reference = LlavaForConditionalGeneration.from_pretrained(
-        dense_checkpoint(small, tmp_path / "dense", meant),
-        dtype=torch.float32,
-        attn_implementation="eager",
-    ).eval()
-    family = load_family(open_checkpoint(str(tmp_path / "packed")), torch.float32)
-    computed = tensors(family, reference, check_prompt(package))
-    report = check_package(package, Reference(computed))
-    assert report.logits <= 2e-5 * report.logit_scale
-    assert report.logit_scale > 0.5
-    entry = package.manifest.quantization
+    parameters = assert_computes(exported, small, tmp_path / "packed", meant)
+    entry = load_package(exported.folder).manifest.quantization
+    assert entry is not None
     assert entry.method == VARIANTS[name]["method"]
+    assert entry.bits == VARIANTS[name].get("bits", 4)
     assert entry.zero_points == VARIANTS[name].get("asymmetric", False)
-    parameters = dict(reference.named_parameters())
     for parameter, place in exported.plan.store.linears.items():
         np.testing.assert_array_equal(
-            read_weight(exported.folder, place), parameters[parameter].detach().numpy()
+            read_weight(exported.folder, place), parameters[parameter].numpy()
         )
         assert (place.zeros is not None) == entry.zero_points
     graph = onnx.load(exported.folder / "decoder.0.onnx", load_external_data=False).graph
@@ -87,9 +73,8 @@ def plan_of(tensors: dict[str, torch.Tensor], suffix: str) -> str:
     return next(key for key in tensors if key.endswith(suffix))
 
 
-def act_order(tensors: dict[str, torch.Tensor]) -> None:
-    key = plan_of(tensors, "g_idx")
-    tensors[key] = tensors[key].flip(0).contiguous()
+def no_such_group(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[plan_of(tensors, "g_idx")][5] = 3
 
 
 def no_zeros(tensors: dict[str, torch.Tensor]) -> None:
@@ -117,10 +102,10 @@ def infinite_scale(tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (act_order, "desc_act"),
+        (no_such_group, "groups from 0 to"),
         (no_zeros, "no qzeros"),
         (zero_16, "4 bits cannot hold"),
-        (short_scales, "expected F16 [3, 64], found F16 [2, 64]"),
+        (short_scales, "or BF16 [3, 64], found F16 [2, 64]"),
         (a_bias, "maps to none"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -144,10 +129,36 @@ def test_scales_that_are_not_finite(
     assert "finite" in refused(folder, "--no-check")
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_inputs_in_another_order(
+    bits: int, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """desc_act: no block of neighbours has one scale, so the weights are floating-point ones."""
+    packed, out = tmp_path / "packed", tmp_path / "model.avl"
+    meant = quantize_checkpoint(
+        small, packed, "gptq", group=32, asymmetric=True, bits=bits, desc_act=True
+    )
+    assert main(["--model", str(packed), "--out", str(out), "--check"]) == 0
+    assert "21 weights whose inputs are in another order" in capsys.readouterr().err
+    exported = Exported(out, make_plan(Options(str(packed), tmp_path / "none")), None)
+    assert_computes(exported, small, packed, meant)
+    assert load_package(out).manifest.quantization is None
+
+
+def test_one_layer_in_another_order(small: Path, tmp_path: Path, exports: Exports) -> None:
+    packed = tmp_path / "packed"
+    meant = quantize_checkpoint(small, packed, "gptq", group=32, desc_act="layers.1.")
+    exported = exports(packed, check=True)
+    assert_computes(exported, small, packed, meant)
+    report = exported.plan.report()["quantization"]
+    assert (report["tensors"], report["kept_in"]) == (2 * 7, ["F32"])
+
+
 @pytest.mark.parametrize(
     ("config", "part"),
     [
-        ({"bits": 8}, "to 8 bits"),
+        ({"bits": 3}, "to 3 bits"),
+        ({"quant_method": "awq", "bits": 8}, "to 8 bits"),
         ({"quant_method": "bitsandbytes"}, "with bitsandbytes"),
         ({"quant_method": "fp8", "bits": None}, "with fp8"),
         ({"checkpoint_format": "marlin"}, "'marlin'"),
@@ -177,8 +188,5 @@ def test_an_empty_bias_is_left_out(small: Path, tmp_path: Path) -> None:
         tensors[key.replace("qweight", "bias")] = torch.zeros(64, dtype=torch.float16)
 
     quantize_checkpoint(small, tmp_path / "packed", "gptq", group=32, change=add)
-    from avl_export.options import Options
-    from avl_export.plan.plan import make_plan
-
     plan = make_plan(Options(str(tmp_path / "packed"), tmp_path / "out"))
     assert len(plan.store.linears) == 3 * 7

@@ -27,8 +27,11 @@ class Quantization:
     """Weights as codes of `bits` bits, which graphs read through DequantizeLinear.
 
     Attributes:
-        method: rtn, clip or hqq; gptq or awq for codes that the checkpoint already held.
-        block_size: inputs of a linear that share a scale, None for one scale an output.
+        method: rtn, clip or hqq; for codes that the checkpoint already held, the method that made
+            them.
+        bits: of the codes; some of those that a checkpoint held may have 8 where this is 4.
+        block_size: inputs of a linear that share a scale, None for one scale an output; of codes
+            that a checkpoint held, the fewest.
         parts: what is quantized: decoder (its layers' linears), lm_head, vision, embedding.
         zero_points: whether some codes that stand for 0 are not 0, which TensorRT refuses.
         embedding: set where the token embedding is quantized; its dtype then is I4 or I8.

@@ -1,0 +1,92 @@
+"""What compressed-tensors says of its codes: config_groups, each with a scheme for some modules.
+
+Which module has which scheme is read from the tensors themselves, so that `targets` and `ignore`
+hold as they were stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from avl_export.checkpoint.foreign import describe
+from avl_export.checkpoint.packings.packing import WAY_OUT, Packing, refuse
+from avl_export.checkpoint.safetensors_header import CheckpointError
+from avl_plugins.errors import quoted, shown
+
+MIXED = "mixed-precision"
+# Formats, and the bits of whole numbers that they hold here.
+FORMATS = {"pack-quantized": (4, 8), "int-quantized": (8,), "naive-quantized": (8,)}
+STRATEGIES = ("group", "channel", "tensor")
+REPACKED = (3, 5, 6, 7)  # bits whose packing was changed between the library's versions
+METHOD = "compressed-tensors"
+
+
+def compressed_packing(found: dict[str, Any], where: Path) -> Packing:
+    """How the codes are packed that `found`, a quantization_config, is about.
+
+    Raises:
+        CheckpointError: another format than those that are read.
+    """
+    _check_whole(found, where)
+    groups = found.get("config_groups")
+    if not isinstance(groups, dict) or not groups:
+        raise CheckpointError(
+            f"{where}: expected config_groups in the quantization_config of {METHOD}, found "
+            f"{quoted(groups, 40)}; fetch the checkpoint again"
+        )
+    bits, notes = set[int](), dict[str, None]()
+    for name, group in groups.items():
+        if not isinstance(group, dict):
+            raise CheckpointError(
+                f"{where}: expected a scheme written out in config_groups, found {shown(name, 40)}"
+                f", the name of one; {WAY_OUT}"
+            )
+        if isinstance(group.get("weights"), dict):
+            bits.add(_bits_of(group, found, where))
+        if isinstance(group.get("input_activations"), dict):
+            asked = describe({"quant_method": "", **group["input_activations"]}).strip()
+            notes[f"the checkpoint asks for activations rounded {asked}, which they are not"] = None
+    if not bits:
+        raise refuse(where, found)
+    return Packing(METHOD, "compressed", tuple(sorted(bits)), notes=tuple(notes))
+
+
+def _check_whole(found: Mapping[str, Any], where: Path) -> None:
+    """Refuse what changes every weight, or leaves none as codes."""
+    for name in ("sparsity_config", "transform_config"):
+        part = found.get(name)
+        if isinstance(part, dict) and any(part.values()) and part.get("format") != "dense":
+            raise CheckpointError(
+                f"{where}: expected quantized weights alone, found a {name} of {METHOD} too; "
+                f"{WAY_OUT}"
+            )
+    status = found.get("quantization_status", "compressed")
+    if status != "compressed":
+        raise CheckpointError(
+            f"{where}: expected a checkpoint that {METHOD} has compressed, found the status "
+            f"{quoted(status)}; save it again with save_compressed=True"
+        )
+
+
+def _bits_of(group: Mapping[str, Any], found: Mapping[str, Any], where: Path) -> int:
+    """The bits of one scheme's weights."""
+    weights, form = group["weights"], group.get("format") or found.get("format")
+    bits, kind = weights.get("num_bits"), weights.get("type", "int")
+    told = {"quant_method": METHOD, "format": form, "weights": {"num_bits": bits, "type": kind}}
+    if form == "pack-quantized" and kind == "int" and bits in REPACKED:
+        raise CheckpointError(
+            f"{where}: expected codes of 4 or 8 bits, found {bits}, which versions of {METHOD} "
+            f"before and since 0.18 pack differently under one name ("
+            f"{shown(found.get('version') or 'this one tells no version', 40)}); {WAY_OUT}"
+        )
+    if kind != "int" or bits not in FORMATS.get(str(form), ()):
+        raise refuse(where, told)
+    strategy = weights.get("strategy") or "group"
+    if strategy not in STRATEGIES:
+        raise CheckpointError(
+            f"{where}: expected scales by {', '.join(STRATEGIES)}, found {quoted(strategy)}; "
+            f"{WAY_OUT}"
+        )
+    return int(bits)

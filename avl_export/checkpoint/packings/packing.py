@@ -1,0 +1,77 @@
+"""How a quantized checkpoint packs its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from avl_export.checkpoint.foreign import describe
+from avl_export.checkpoint.safetensors_header import CheckpointError
+
+Layout = Literal["gptq", "awq", "compressed"]
+
+# What the tensors of a quantized weight are called, behind the name of its module.
+PARTS: Mapping[Layout, tuple[str, ...]] = {
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "awq": ("qweight", "qzeros", "scales"),
+    "compressed": (
+        "weight_packed",
+        "weight",
+        "weight_scale",
+        "weight_zero_point",
+        "weight_shape",
+        "weight_g_idx",
+    ),
+}
+WEIGHT = "weight"  # codes may be called what floating-point weights are called
+SCALES = ("weight_scale",)  # codes are so called only beside one of these
+WAY_OUT = "export the checkpoint it was made from with --quantize int4"
+HELD = (
+    "gptq to 4 or 8 bits, awq to 4 bits, or compressed-tensors (pack-quantized and int-quantized "
+    "to 4 or 8 bits)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a checkpoint's quantized weights are stored.
+
+    Attributes:
+        method: what quantization_config calls it.
+        layout: gptq (several inputs a word), awq (eight outputs a word, interleaved) or compressed
+            (several inputs a word, rows of outputs).
+        bits: of a code, by what weights may have.
+        group: inputs that share a scale, None for all inputs; of gptq and awq.
+        zero_offset: what was subtracted from the codes of 0 before they were packed.
+        notes: lines that people shall read.
+    """
+
+    method: str
+    layout: Layout
+    bits: tuple[int, ...]
+    group: int | None = None
+    zero_offset: int = 0
+    notes: tuple[str, ...] = ()
+
+    def holds(self, key: str, tensors: Collection[str]) -> bool:
+        """Whether the tensor `key` is a part of a quantized weight, among all `tensors`."""
+        stem, _, part = key.rpartition(".")
+        if part != WEIGHT:
+            return part in PARTS[self.layout]
+        scaled = any(f"{stem}.{name}" in tensors for name in SCALES)
+        return WEIGHT in PARTS[self.layout] and scaled
+
+
+def refuse(where: Path, found: Mapping[str, Any]) -> CheckpointError:
+    """A method, or bits, that no layout holds."""
+    return CheckpointError(
+        f"{where}: expected weights in fp32, fp16 or bf16, or quantized with {HELD}, found them "
+        f"quantized with {describe(dict(found))}; {WAY_OUT}"
+    )
+
+
+def is_size(value: Any) -> bool:
+    """Whether `value` is a whole number above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

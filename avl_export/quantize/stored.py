@@ -1,0 +1,73 @@
+"""Weights of quantized checkpoints: as codes where a package holds them, else as floats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from avl_export.checkpoint.assumed import stored_dtype
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.checkpoint.packings.packing import Layout, Packing
+from avl_export.checkpoint.safetensors_header import FETCH_AGAIN, CheckpointError
+from avl_export.checkpoint.source import Source
+from avl_export.checkpoint.weight_map import Placed, WeightMap
+from avl_export.quantize.codes import Dequantized, StoredCodes
+from avl_export.quantize.compressed import CompressedCodes
+from avl_export.quantize.packed import PackedCodes
+
+Read = Callable[[Packing, tuple[int, int], Mapping[str, Source]], StoredCodes]
+
+READERS: Mapping[Layout, Read] = {
+    "gptq": PackedCodes.of,
+    "awq": PackedCodes.of,
+    "compressed": CompressedCodes.of,
+}
+# Parts without which there is no weight; of those in one line one is enough.
+NEEDED: Mapping[Layout, Sequence[tuple[str, ...]]] = {
+    "gptq": (("qweight",), ("qzeros",), ("scales",)),
+    "awq": (("qweight",), ("qzeros",), ("scales",)),
+    "compressed": (("weight_packed", "weight"), ("weight_scale",)),
+}
+ROWS = "rows are looked up one by one"
+
+
+def plain_source(checkpoint: Checkpoint, placed: Placed) -> Source:
+    """A tensor as it is stored."""
+    shard, record = checkpoint.tensors[placed.key]
+    return Source(placed.key, checkpoint.shards[shard], record)
+
+
+def stored_source(
+    checkpoint: Checkpoint,
+    weights: WeightMap,
+    name: str,
+    shape: tuple[int, ...],
+    floats: bool = False,
+) -> Source | StoredCodes:
+    """The weight `name` of `shape`.
+
+    Args:
+        weights: of the checkpoint.
+        floats: whether codes are wanted as what they stand for, in the checkpoint's own dtype, also
+            where a package could hold them.
+
+    Raises:
+        CheckpointError: it is missing, or its parts do not fit each other.
+    """
+    parts = weights.packed.get(name)
+    if parts is None or checkpoint.packing is None:
+        return plain_source(checkpoint, weights.place(name, shape))
+    layout = checkpoint.packing.layout
+    missing = [one[0] for one in NEEDED[layout] if not any(part in parts for part in one)]
+    if missing or len(shape) != 2:
+        needed = ", ".join(one[0] for one in NEEDED[layout])
+        raise CheckpointError(
+            f"{checkpoint.folder}: {name}: expected {needed} of a linear, found "
+            f"no {', '.join(missing) or 'linear'}; {FETCH_AGAIN}"
+        )
+    found = {part: plain_source(checkpoint, placed) for part, placed in parts.items()}
+    codes = READERS[layout](checkpoint.packing, (shape[0], shape[1]), found)
+    why = ROWS if floats else codes.misfit()
+    if why is None:
+        return codes
+    dtype = stored_dtype(checkpoint.config) or codes.scales.record.dtype
+    return Dequantized.of(codes, dtype, why)
