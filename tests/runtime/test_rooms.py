@@ -51,10 +51,15 @@ def same(found: Result, expected: Result) -> None:
         np.testing.assert_array_equal(ours.parked, theirs.parked)
 
 
-def begun(model: LVLM, policy: Policy, steps: int) -> tuple[Sequence, Any]:
+def read(model: LVLM, policy: Policy, steps: int = 0) -> Sequence:
     loaded, one = model.loaded, sample("caption", "held-out", 0)
-    sequence, decoder = loaded.sequence(policy), loaded.decoder()
-    finished(loaded.prefill(sequence, loaded.processor.encode(one.prompt, [one.image])))
+    sequence, prompt = loaded.sequence(policy), loaded.processor.encode(one.prompt, [one.image])
+    finished(loaded.prefill(sequence, prompt, steps=steps))
+    return sequence
+
+
+def begun(model: LVLM, policy: Policy, steps: int) -> tuple[Sequence, Any]:
+    sequence, decoder = read(model, policy), model.loaded.decoder()
     decoder.join([sequence], steps)
     return sequence, decoder
 
@@ -80,6 +85,21 @@ def test_a_layer_takes_the_bytes_of_its_own_rows(model: LVLM, policy: Policy) ->
                 rooms[index] += room(top, steps - step)
         assert sequence.nbytes == row * (sum(rooms) + sum(apart))
     assert all(cache.positions.shape[3] == max(cache.rooms) for cache in sequence.caches)
+
+
+@pytest.mark.parametrize("policy", ["dense", "fastv"])
+@pytest.mark.parametrize("steps", [0, 12, 100, 10**6])
+def test_a_prompt_is_not_copied_before_its_reply(policy: str, steps: int, model: LVLM) -> None:
+    sequence, decoder = read(model, parse(policy), steps), model.loaded.decoder()
+    before = [array for cache in sequence.caches for plane in cache.active for array in plane]
+    decoder.join([sequence], min(steps, sequence.room_left()))
+    after = [array for cache in sequence.caches for plane in cache.active for array in plane]
+    assert all(one is other for one, other in zip(after, before, strict=True))
+    assert all(
+        held == top + room(top, min(steps, sequence.room_left()))
+        for cache in sequence.caches
+        for held, top in zip(cache.rooms, cache.tops, strict=True)
+    )
 
 
 def test_a_batch_of_them_gives_what_each_gives_alone(model: LVLM) -> None:

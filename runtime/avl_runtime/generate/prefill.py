@@ -29,7 +29,11 @@ Reading = Generator[None, None, NDArray[np.float32]]
 
 
 def prefill(
-    sequence: Sequence, manifest: Manifest, rows: PromptRows, logits: Logits = Logits.ALL
+    sequence: Sequence,
+    manifest: Manifest,
+    rows: PromptRows,
+    logits: Logits = Logits.ALL,
+    steps: int = 0,
 ) -> Reading:
     """Read a prompt, a chunk of a segment each time, and place its rows.
 
@@ -37,6 +41,7 @@ def prefill(
 
     Args:
         logits: which of them the caller reads.
+        steps: the most decode steps that may follow, for which there is to be room.
 
     Returns:
         The last row's logits [V].
@@ -53,7 +58,8 @@ def prefill(
     sequence.step = 0
     positions = np.arange(start, sequence.length)
     try:
-        found = yield from _read(sequence, manifest, positions, position_ids, rows, logits)
+        steps = min(steps, sequence.room_left())
+        found = yield from _read(sequence, manifest, positions, position_ids, rows, logits, steps)
     except AvlError as error:
         sequence.restore(before)
         caches = sequence.caches, sequence.seq
@@ -147,6 +153,7 @@ def _read(
     position_ids: Ints,
     rows: PromptRows,
     logits: Logits,
+    steps: int,
 ) -> Reading:
     hidden, deepstack = rows.hidden, rows.deepstack
     mass, images = np.zeros((1, 0), np.float32), int(rows.image_mask.sum())
@@ -161,7 +168,7 @@ def _read(
                 position_ids, deepstack = position_ids[:, kept], deepstack[:, kept]
         added, deepstack = np.split(deepstack, [len(segment.deepstack)])
         chunk = Chunk(hidden, positions, position_ids, added)
-        hidden, mass = yield from _run_chunks(sequence, index, cache, chunk, logits)
+        hidden, mass = yield from _run_chunks(sequence, index, cache, chunk, logits, steps)
         for action in sequence.actions:
             if When.PROMPT in action.when:
                 after_prompt(sequence, cache, action, mass, segment.first_layer)
@@ -170,7 +177,7 @@ def _read(
 
 
 def _run_chunks(
-    sequence: Sequence, index: int, cache: SegmentCache, rows: Chunk, logits: Logits
+    sequence: Sequence, index: int, cache: SegmentCache, rows: Chunk, logits: Logits, steps: int
 ) -> Generator[None, None, tuple[NDArray[Any], Floats]]:
     """Run one segment over all rows, adding them to its cache; `logits` are read of the last.
 
@@ -184,7 +191,7 @@ def _run_chunks(
     )
     outputs = []
     mass = np.zeros((cache.layers, 0), np.float32)
-    cache.reserve(count)
+    cache.reserve(count, steps)
     for begin in range(0, count, executor.chunk):
         chunk = rows.between(begin, begin + executor.chunk)
         ends = begin + executor.chunk >= count

@@ -212,9 +212,15 @@ class SegmentCache:
             self._renew(dict(enumerate(self.rooms)))
             self.forked = False
 
-    def reserve(self, rows: int) -> None:
-        """Make room for `rows` more active rows, in arrays that no copy of this cache has."""
-        self._renew({layer: max(1, top + rows) for layer, top in enumerate(self.tops)})
+    def reserve(self, rows: int, steps: int = 0) -> None:
+        """Make room for `rows` more active rows, in arrays that no copy of this cache has.
+
+        Args:
+            steps: how many rows may come behind them, for which there is the room that `trim`
+                leaves: a prompt of which nothing is dropped is not copied before its reply.
+        """
+        tops = [top + rows for top in self.tops]
+        self._renew({layer: max(1, top) + room(top, steps) for layer, top in enumerate(tops)})
 
     def extend(self, new: Sequence[Array], seq: int, positions: Ints, mass: Floats | None) -> None:
         """Add rows to one sequence, behind its rows where there is room.

@@ -76,9 +76,11 @@ class Loaded:
         self.check_open()
         return Decoder(self.executor, self.package.manifest, self.embedding)
 
-    def prefill(self, sequence: Sequence, prompt: Prompt, logits: Logits = Logits.ALL) -> Reading:
+    def prefill(
+        self, sequence: Sequence, prompt: Prompt, logits: Logits = Logits.ALL, steps: int = 0
+    ) -> Reading:
         """Read a prompt, a chunk each time; see `generate.prefill`."""
-        return prefill(sequence, self.package.manifest, self.embed(prompt), logits)
+        return prefill(sequence, self.package.manifest, self.embed(prompt), logits, steps)
 
     def embed(self, prompt: Prompt) -> PromptRows:
         """What the decoder reads of a prompt; runs the encoders where features are not known."""

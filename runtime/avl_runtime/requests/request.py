@@ -99,6 +99,11 @@ class Request:
         return self.error is not None or self.reply.finish_reason is not None
 
     @property
+    def most_steps(self) -> int:
+        """Decode steps that a caller allows, wherever the context ends."""
+        return self._most - 1
+
+    @property
     def steps_left(self) -> int:
         """Decode steps that may still come."""
         return max(0, self._limit - 1 - self.steps)

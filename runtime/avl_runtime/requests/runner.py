@@ -187,7 +187,7 @@ class Runner:
             if self._reading is None:
                 loaded = request.loaded
                 self._reading = loaded.prefill(
-                    request.sequence, request.prompt, request.reply.reads
+                    request.sequence, request.prompt, request.reply.reads, request.most_steps
                 )
             next(self._reading)
         except StopIteration as end:

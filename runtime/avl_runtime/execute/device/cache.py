@@ -145,8 +145,11 @@ class DeviceCache(SegmentCache):
         self.shared = self.forked = False
         self.version = self._settled = self.version + 1
 
-    def reserve(self, rows: int) -> None:
-        """Have room for `rows` more active rows, written behind those that a copy has."""
+    def reserve(self, rows: int, steps: int = 0) -> None:
+        """Have room for `rows` more active rows, written behind those that a copy has.
+
+        That for `steps` is given when steps are bound, as in `trim`.
+        """
         self._make_room_for([top + rows for top in self.tops])
 
     def trim(self, steps: int) -> None:
