@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import signal
 import time
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from avl_export.cli import main as export
 from avl_plugins import cpu
 from avl_plugins.cpu.build import (
     AMX_LEVEL,
+    ARM,
     LINEAR_LEVELS,
-    QUANTIZED_LEVEL,
+    QUANTIZED_LEVELS,
     CompileError,
     compiler,
     knows,
@@ -89,14 +91,16 @@ def kernels() -> Path:
 @pytest.fixture(scope="session")
 def linear_kernel(kernels: Path) -> Path:
     """The library, where this processor has what its kernel for plain linears needs."""
-    require(LINEAR_LEVELS["avl_linear_avx2"])
+    if platform.machine() not in ARM:
+        require(LINEAR_LEVELS["avl_linear_avx2"])
     return kernels
 
 
 @pytest.fixture(scope="session")
 def quantized_kernel(kernels: Path) -> Path:
     """The library, where this processor has what its kernel for quantized linears needs."""
-    require(QUANTIZED_LEVEL)
+    if platform.machine() not in ARM:
+        require(QUANTIZED_LEVELS["avl_quantized_avx2"])
     return kernels
 
 

@@ -22,5 +22,6 @@ void expect_done(const OrtStatus *status); // that nothing failed
 
 void check_attention(void);
 void check_linears(void);
+void check_quantized(void);
 
 #endif

@@ -87,6 +87,7 @@ int main(void)
     avl_api = &threads;
     check_attention();
     check_linears();
+    check_quantized();
     printf("dotprod %d, i8mm %d: %lld results, %lld differ\n", avl_has_dotprod(), avl_has_i8mm(),
            (long long)compared, (long long)differ);
     return differ || !compared;

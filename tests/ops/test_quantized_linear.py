@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from avl_plugins import cpu
+from avl_plugins.cpu import build
 from avl_plugins.schema import QUANTIZED_LINEARS
 from ops.linear_models import linear_model
 from ops.op_models import session
@@ -25,6 +28,8 @@ Codes = NDArray[np.int8]
 Floats = NDArray[np.float32]
 
 MOST = {4: 7, 8: 127}
+IS_ARM = platform.machine() in build.ARM
+LEVELS = ("base", "dotprod", "i8mm") if IS_ARM else ("avx2", "avx-vnni", "vnni")  # with kernels
 MANY = 256  # rows that the kernel sums at a time
 
 
@@ -126,14 +131,20 @@ def linears(draw: st.DrawFn) -> Linear:
     return Linear(x, codes(inputs, outputs), scales, zeros, bits)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@pytest.fixture(scope="module", params=LEVELS)
+def level(request: pytest.FixtureRequest, quantized_kernel: Path) -> Iterator[Path]:
+    """The library without the instructions that come after a level's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(cpu.LEVEL_SWITCH, request.param)
+        yield quantized_kernel
+
+
+@settings(max_examples=70, deadline=None, derandomize=True, database=None)
 @given(linear=linears())
 def test_the_kernel_agrees_with_whole_numbers_summed_in_float64(
-    quantized_kernel: Path, linear: Linear
+    level: Path, linear: Linear
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(cpu.AMX_SWITCH, "off")
-        run = session(model_of(linear), quantized_kernel, intra_op_num_threads=2)
+    run = session(model_of(linear), level, intra_op_num_threads=2)
     (found,) = run.run(None, {"x": linear.x})
     weight, x_rounded = linear.weight, rounded(linear.x, linear.span)
     # float32 sums of as many terms as there are spans, each of this size at most
@@ -183,6 +194,34 @@ def _unoptimized() -> Any:
     return ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
+def test_levels_give_the_same_numbers(quantized_kernel: Path) -> None:
+    """Sums are of whole numbers, and float32 adds those of spans in the same order."""
+    numbers = np.random.default_rng(2)
+    codes = numbers.integers(-128, 128, (192, 70), np.int8)
+    linear = plain(codes, numbers.random((3, 70), np.float32), 8)
+    x = numbers.standard_normal((5, 192), np.float32)
+    found = []
+    for name in LEVELS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(cpu.LEVEL_SWITCH, name)
+            run = session(model_of(linear), quantized_kernel)
+        found.append(run.run(None, {"x": x})[0])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_without_any_level_the_body_runs(quantized_kernel: Path) -> None:
+    if IS_ARM:
+        pytest.skip("every Arm has a kernel")
+    codes, scales = np.full((32, 2), 3, np.int8), np.ones((1, 2), np.float32)
+    x = np.random.default_rng(1).random((1, 32), np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(cpu.LEVEL_SWITCH, "base")
+        run = session(model_of(plain(codes, scales, 8)), quantized_kernel)
+    body = session(model_of(plain(codes, scales, 8)))
+    np.testing.assert_array_equal(run.run(None, {"x": x})[0], body.run(None, {"x": x})[0])
+
+
 def test_the_kernel_takes_the_place_of_the_body(quantized_kernel: Path) -> None:
     codes, scales = np.full((32, 2), 3, np.int8), np.ones((1, 2), np.float32)
     x = np.random.default_rng(1).random((1, 32), np.float32)
@@ -196,12 +235,12 @@ def test_the_kernel_takes_the_place_of_the_body(quantized_kernel: Path) -> None:
 
 @pytest.mark.parametrize("factor", [0.0, 1e-40, 1e-38, 1e-30, 1e30])
 @pytest.mark.parametrize("rows", [1, 7, 70])
-def test_rows_of_any_size(quantized_kernel: Path, factor: float, rows: int) -> None:
+def test_rows_of_any_size(level: Path, factor: float, rows: int) -> None:
     numbers = np.random.default_rng(4)
     codes = numbers.integers(-8, 8, (64, 6), np.int8)
     scales = numbers.random((2, 6), np.float32)
     x = numbers.standard_normal((rows, 64), np.float32) * np.float32(factor)
-    (found,) = session(model_of(plain(codes, scales, 4)), quantized_kernel).run(None, {"x": x})
+    (found,) = session(model_of(plain(codes, scales, 4)), level).run(None, {"x": x})
     weight, x64 = plain(codes, scales, 4).weight, x.astype(np.float64)
     # Too small to be rounded to a scale of float32, rows count as zeros.
     limit = np.abs(x64) @ np.abs(weight) if factor < 1e-36 else 0.03 * factor * 64
@@ -210,11 +249,11 @@ def test_rows_of_any_size(quantized_kernel: Path, factor: float, rows: int) -> N
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("rows", [1, 7, 70])
-def test_what_is_no_number_stays_none(quantized_kernel: Path, value: float, rows: int) -> None:
+def test_what_is_no_number_stays_none(level: Path, value: float, rows: int) -> None:
     codes, scales = np.ones((64, 4), np.int8), np.ones((2, 4), np.float32)
     x = np.ones((rows, 64), np.float32)
     x[0, 40] = value
-    (found,) = session(model_of(plain(codes, scales, 8)), quantized_kernel).run(None, {"x": x})
+    (found,) = session(model_of(plain(codes, scales, 8)), level).run(None, {"x": x})
     assert not np.isfinite(found[0]).any()
     np.testing.assert_allclose(found[1:], 64, rtol=1e-6)
 

@@ -3,7 +3,7 @@
 `SplitCacheStep` and `SplitCachePrompt` are custom ops of ONNX Runtime's CPU provider, in place of
 their function bodies; the step also does a refresh (`avl_plugins.cpu.refresh`). So are `Linear`,
 `LogitsLinear` and the like where the processor has AVX2 and F16C, or is Arm's, and
-`QuantizedLinear` where it has AVX-512 VNNI, which takes AMX for many rows where it has that too.
+`QuantizedLinear`, which takes AMX for many rows where the processor has that and AVX-512 VNNI.
 The library is optional: without it the same is computed by ONNX Runtime's standard ops and NumPy.
 The host also asks it to copy a step's new rows into a cache (append.h).
 """

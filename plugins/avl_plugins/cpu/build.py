@@ -18,23 +18,15 @@ from typing import NamedTuple
 FOLDER = Path(__file__).parent
 # Compiled once for every level of instructions:
 KERNELS, PROMPT, CODES = "attention.c", "prompt.c", "codes.c"
-LINEAR, SCREEN = "linear.c", "screen.c"  # for the levels above the compiler's own
-QUANTIZED = ("packing.c", "quantized.c")  # for one level alone
-# The same, and empty for compilers and processors that do not know it:
+# For the levels above the compiler's own:
+LINEAR, SCREEN, QUANTIZED = "linear.c", "screen.c", "quantized.c"
+# Empty for compilers and processors that do not know it:
 AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 SOURCES = (
-    *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "processor.c", "unmap.c"),
-    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES),
-    *(
-        "levels.c",
-        "ort_op.c",
-        "ort_step.c",
-        "ort_codes.c",
-        "ort_linear.c",
-        "ort_logits.c",
-        "ort_quantized.c",
-        "ort_ops.c",
-    ),
+    *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "unmap.c"),
+    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, "processor.c", "levels.c"),
+    *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_linear.c", "ort_logits.c"),
+    *("ort_quantized.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")
@@ -56,7 +48,7 @@ FLAGS = (
 LINKING = ("-Wl,-z,defs", "-lm") if sys.platform == "linux" else ()
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
-# Beside the compiler's own level; `ort_step.c` takes the best that the processor has, of which
+# Beside the compiler's own level; `levels.c` takes the best that the processor has, of which
 # `processor.c` knows.
 LEVELS = {"avl_step_avx2": _AVX2, "avl_step_avx512": _AVX512}
 CODES_LEVELS = {level.replace("step", "codes"): options for level, options in LEVELS.items()}
@@ -68,10 +60,32 @@ LINEAR_LEVELS = {
 SCREEN_LEVELS = {
     level.replace("linear", "screen"): options for level, options in LINEAR_LEVELS.items()
 }
-QUANTIZED_LEVEL = (*_AVX512, "-mavx512vnni", "-mbmi2")
-AMX_LEVEL = (*QUANTIZED_LEVEL, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
+_VNNI = (*_AVX512, "-mavx512vnni")
+QUANTIZED_LEVELS = {
+    "avl_quantized_avx2": _AVX2,
+    "avl_quantized_avx_vnni": (*_AVX2, "-mavxvnni"),
+    "avl_quantized_avx512": _VNNI,
+}
+AMX_LEVEL = (*_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 X86 = ("x86_64", "AMD64")
-ARM = ("aarch64", "arm64")  # with 64 bits
+X86_LEVELS = {
+    KERNELS: LEVELS,
+    PROMPT: PROMPT_LEVELS,
+    CODES: CODES_LEVELS,
+    LINEAR: LINEAR_LEVELS,
+    SCREEN: SCREEN_LEVELS,
+    QUANTIZED: QUANTIZED_LEVELS,
+}
+ARM = ("aarch64", "arm64")  # with 64 bits, and NEON
+ARM_LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
+    LINEAR: {"avl_linear_neon": ()},
+    SCREEN: {"avl_screen_neon": ()},
+    QUANTIZED: {
+        "avl_quantized_neon": (),
+        "avl_quantized_dotprod": ("-march=armv8.2-a+dotprod",),
+        "avl_quantized_i8mm": ("-march=armv8.2-a+dotprod+i8mm",),
+    },
+}
 
 
 class Unit(NamedTuple):
@@ -121,23 +135,15 @@ def build() -> Path:
 
 def units(found: str, machine: str | None = None) -> Iterator[Unit]:
     """What a compiler makes the library of, for this machine or another (`platform.machine()`)."""
-    is_x86 = (machine or platform.machine()) in X86
+    machine = machine or platform.machine()
     yield from (Unit(name, name) for name in SOURCES)
-    if (machine or platform.machine()) in ARM:
-        yield Unit(LINEAR, "avl_linear_neon", ("-DAVL_LEVEL=avl_linear_neon",))
-        yield Unit(SCREEN, "avl_screen_neon", ("-DAVL_LEVEL=avl_screen_neon",))
-    if is_x86:
-        for source, levels in (
-            (KERNELS, LEVELS),
-            (PROMPT, PROMPT_LEVELS),
-            (CODES, CODES_LEVELS),
-            (LINEAR, LINEAR_LEVELS),
-            (SCREEN, SCREEN_LEVELS),
-        ):
-            for level, options in levels.items():
-                yield Unit(source, level, (f"-DAVL_LEVEL={level}", *options))
-        yield from (Unit(name, name, QUANTIZED_LEVEL) for name in QUANTIZED)
-    has_amx = is_x86 and knows(found, AMX_LEVEL)
+    of_machine = X86_LEVELS if machine in X86 else ARM_LEVELS if machine in ARM else {}
+    for source, levels in of_machine.items():
+        for level, options in levels.items():
+            is_known = source != QUANTIZED or knows(found, options)
+            known = options if is_known else ("-DAVL_UNKNOWN",)  # then the file is without kernels
+            yield Unit(source, level, (f"-DAVL_LEVEL={level}", *known))
+    has_amx = machine in X86 and knows(found, AMX_LEVEL)
     amx_level = ("-DAVL_AMX", *AMX_LEVEL) if has_amx else ()
     yield from (Unit(name, name, amx_level) for name in AMX)
 

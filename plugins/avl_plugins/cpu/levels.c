@@ -2,6 +2,8 @@
 
 #include "processor.h"
 
+#include <stddef.h>
+
 const avl_prompt_tiles *avl_best_tiles(void) { return avl_has_amx() ? avl_prompt_amx : NULL; }
 
 #if defined(__x86_64__)
@@ -28,6 +30,15 @@ const avl_screening *avl_best_linears(void)
     return avl_has_avx512() ? &avl_screen_avx512 : avl_has_f16c() ? &avl_screen_avx2 : NULL;
 }
 
+const avl_quantized_kernels *avl_best_quantized(void)
+{
+    if (avl_has_vnni() && avl_quantized_avx512)
+        return avl_quantized_avx512;
+    if (avl_has_avx_vnni() && avl_quantized_avx_vnni)
+        return avl_quantized_avx_vnni;
+    return avl_has_avx2() ? avl_quantized_avx2 : NULL;
+}
+
 #else
 
 const avl_step_kernels *avl_best_step(void) { return &avl_step_base; }
@@ -35,9 +46,21 @@ const avl_prompt_kernels *avl_best_prompt(void) { return &avl_prompt_base; }
 const avl_code_kernels *avl_best_codes(void) { return &avl_codes_base; }
 
 #if defined(__aarch64__)
+
 const avl_screening *avl_best_linears(void) { return &avl_screen_neon; }
+
+const avl_quantized_kernels *avl_best_quantized(void)
+{
+    if (avl_has_i8mm() && avl_quantized_i8mm)
+        return avl_quantized_i8mm;
+    return avl_has_dotprod() && avl_quantized_dotprod ? avl_quantized_dotprod : avl_quantized_neon;
+}
+
 #else
+
 const avl_screening *avl_best_linears(void) { return NULL; }
+const avl_quantized_kernels *avl_best_quantized(void) { return NULL; }
+
 #endif
 
 #endif

@@ -3,6 +3,7 @@
 #define AVL_LEVELS_H
 
 #include "prompt_amx.h"
+#include "quantized.h"
 #include "screen.h"
 
 const avl_step_kernels *avl_best_step(void);
@@ -13,5 +14,8 @@ const avl_prompt_tiles *avl_best_tiles(void); // NULL where there are none
 // Kernels of linears with stored weights; NULL where there are none, as ONNX Runtime computes the
 // ops' bodies then.
 const avl_screening *avl_best_linears(void);
+
+// The same for quantized weights.
+const avl_quantized_kernels *avl_best_quantized(void);
 
 #endif

@@ -14,8 +14,7 @@ typedef struct avl_op {
     const int *input_types, *output_types; // no output types: all float
 } avl_op;
 
-// The ops; those of quantized linears are there on x86-64 alone. Those on tiles take the places of
-// their like where a session asks for bf16.
+// The ops. Those on tiles take the places of their like where a session asks for bf16.
 #define AVL_PLAIN_LINEARS 3
 #define AVL_QUANTIZED_LINEARS 6
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,

@@ -16,7 +16,11 @@ EXPORTED const char *avl_instructions(void)
 #else
     if (avl_has_vnni())
         return avl_amx && avl_has_amx() ? "AVX-512, VNNI, AMX" : "AVX-512, VNNI";
-    return avl_has_avx512() ? "AVX-512" : avl_has_avx2() ? "AVX2" : "the compiler's own";
+    if (avl_has_avx512())
+        return avl_has_avx_vnni() ? "AVX-512, AVX-VNNI" : "AVX-512";
+    if (avl_has_avx2())
+        return avl_has_avx_vnni() ? "AVX2, AVX-VNNI" : "AVX2";
+    return "the compiler's own";
 #endif
 }
 
@@ -45,7 +49,7 @@ static OrtStatus *add_if_bf16(const OrtSessionOptions *options, const char *entr
 // The environment has a say, so it is asked for every session.
 static OrtStatus *choose(const OrtSessionOptions *options, int *chosen)
 {
-    *chosen = (avl_best_linears() ? PLAIN : 0) | (avl_has_vnni() ? QUANTIZED : 0);
+    *chosen = (avl_best_linears() ? PLAIN : 0) | (avl_best_quantized() ? QUANTIZED : 0);
     OrtStatus *status = add_if_bf16(options, "avl.attention", TILED_ATTENTION, chosen);
     return status ? status : add_if_bf16(options, "avl.linears", TILED_LINEARS, chosen);
 }
@@ -69,10 +73,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
         status = avl_api->CustomOpDomain_Add(*domain, &linears[i].op);
     if (!status && chosen & PLAIN)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_logits_linear.op);
-#if defined(__x86_64__)
     for (size_t i = 0; !status && chosen & QUANTIZED && i < AVL_QUANTIZED_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linears[i].op);
-#endif
     return status;
 }
 

@@ -1,5 +1,6 @@
 // QuantizedLinear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights
 // that are multiplied with the same x, with and without zero points.
+#include "levels.h"
 #include "linear_amx.h"
 #include "ort_op.h"
 #include "processor.h"
@@ -7,14 +8,13 @@
 
 #include <stdlib.h>
 
-#if defined(__x86_64__)
-
 enum { MOST_WEIGHTS = 3, MOST_INPUTS = 1 + 3 * MOST_WEIGHTS };
 
 enum { TASKS = 16, ROWS_OF_A_TASK = 16, ALIGNMENT = 64 };
 
 // Weights of one op; all have the same inputs and span.
 typedef struct {
+    const avl_quantized_kernels *with;
     size_t count;
     avl_packed weights[MOST_WEIGHTS];
     int64_t amx_rows; // from how many rows of x on AMX multiplies; 0: never
@@ -23,7 +23,7 @@ typedef struct {
 typedef struct {
     const packed_weights *packed;
     int amx;
-    avl_rounded x;      // for VNNI
+    avl_rounded x;      // for all but AMX
     avl_amx_rows amx_x; // for AMX
     const float *from;
     float *y[MOST_WEIGHTS];
@@ -34,7 +34,7 @@ static void round_rows(void *of, size_t index)
     const product *p = of;
     int64_t first = (int64_t)index * ROWS_OF_A_TASK, end = first + ROWS_OF_A_TASK;
     for (int64_t row = first; row < end && row < p->x.rows; row++)
-        avl_round_row(p->packed->weights, p->from, &p->x, row);
+        p->packed->with->round(p->packed->weights, p->from, &p->x, row);
 }
 
 static void round_group(void *of, size_t index)
@@ -50,17 +50,17 @@ static void multiply_share(void *of, size_t index)
     const avl_packed *weight = p->packed->weights;
     int64_t tiles = 0;
     for (size_t i = 0; i < p->packed->count; i++)
-        tiles += avl_tiles(&weight[i]);
+        tiles += p->packed->with->tiles(&weight[i]);
     int64_t tile = tiles * (int64_t)index / TASKS, end = tiles * ((int64_t)index + 1) / TASKS;
     if (p->amx)
         avl_amx->begin();
     for (float *const *y = p->y; tile < end; weight++, y++) {
-        int64_t own = avl_tiles(weight);
+        int64_t own = p->packed->with->tiles(weight);
         for (; tile < own && tile < end; tile++)
             if (p->amx)
                 avl_amx->multiply_packed(weight, &p->amx_x, tile, *y);
             else
-                avl_multiply_tile(weight, &p->x, tile, *y);
+                p->packed->with->multiply(weight, &p->x, tile, *y);
         tile -= own;
         end -= own;
     }
@@ -195,17 +195,17 @@ static OrtStatus *measure(const source *from, avl_packed *weight)
     return NULL;
 }
 
-static OrtStatus *pack(const source *from, avl_packed *weight)
+static OrtStatus *pack(const avl_quantized_kernels *with, const source *from, avl_packed *weight)
 {
     OrtStatus *status = measure(from, weight);
     if (status)
         return status;
-    int64_t bytes = avl_packed_bytes(weight), block = from->block ? from->block : weight->inputs;
+    int64_t bytes = with->bytes(weight), block = from->block ? from->block : weight->inputs;
     weight->pieces = aligned_alloc(ALIGNMENT, (size_t)bytes);
     if (bytes && !weight->pieces)
         return avl_failed("expected memory for weights, found none");
-    for (int64_t tile = 0; tile < avl_tiles(weight); tile++)
-        avl_pack_tile(weight, tile, from->codes.data, from->scales.data, from->zeros.data, block);
+    for (int64_t tile = 0; tile < with->tiles(weight); tile++)
+        with->pack(weight, tile, from->codes.data, from->scales.data, from->zeros.data, block);
     int64_t scales = weight->inputs / block * weight->outputs;
     avl_unmap(from->codes.data, (size_t)(weight->inputs * weight->outputs * weight->bits / 8));
     avl_unmap(from->scales.data, (size_t)scales * sizeof(float));
@@ -231,7 +231,7 @@ static OrtStatus *pack_all(const avl_op *op, const OrtKernelInfo *info, packed_w
         source from = {0};
         OrtStatus *status = read_source(info, 1 + packed->count * tensors, tensors, &from);
         if (!status)
-            status = pack(&from, weight);
+            status = pack(packed->with, &from, weight);
         if (!status && weight->inputs != packed->weights->inputs) {
             free(weight->pieces);
             status = avl_failed("expected weights with the same inputs");
@@ -251,6 +251,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
     packed_weights *packed = calloc(1, sizeof *packed);
     if (!packed)
         return avl_failed("expected memory, found none");
+    packed->with = avl_best_quantized();
     OrtStatus *status = pack_all((const avl_op *)op, info, packed);
     if (status)
         destroy(packed);
@@ -277,5 +278,3 @@ const avl_op avl_quantized_linears[AVL_QUANTIZED_LINEARS] = {
     LINEAR_WITH_ZEROS("QuantizedLinear2", 2),
     LINEAR_WITH_ZEROS("QuantizedLinear3", 3),
 };
-
-#endif

@@ -4,18 +4,25 @@
 
 #include "quantized.h"
 
-#include <immintrin.h>
-
 #ifndef HELPER
 #define HELPER static inline __attribute__((always_inline))
 #endif
+#define EACH_QUARTER(f) _Pragma("GCC unroll 4") for (int f = 0; f < QUARTERS; f++)
 
-enum { TILE = 64 }; // outputs
+// Registers have LANES numbers of 32 bits; 8 bits become the codes that are multiplied, without
+// sign or with it, by FLIPPED.
+#if defined(__aarch64__)
+#include "dot_neon.h"
+#else
+#include "dot_x86.h"
+#endif
 
-// A tile's codes of four inputs, or its sums; a field has 16 outputs.
-typedef struct {
-    __m512i a, b, c, d;
-} whole4;
+enum {
+    QUARTERS = 4,              // of a tile, a register each
+    QUARTER = 4 * LANES,       // bytes of a quarter's codes of four inputs
+    TILE = QUARTERS * LANES,   // outputs
+    LONGEST = 128,             // inputs of a span
+};
 
 HELPER int64_t spans_of(const avl_packed *w) { return w->inputs / w->span; }
 HELPER int64_t codes_bytes(const avl_packed *w) { return w->span * TILE * w->bits / 8; }
@@ -37,20 +44,11 @@ HELPER const int32_t *zeros_of(const avl_packed *w, const uint8_t *piece)
     return (const int32_t *)(scales_of(w, piece) + TILE);
 }
 
-// How many of a tile's outputs there are, as a mask.
-HELPER __mmask64 outputs_of(const avl_packed *w, int64_t tile)
+// How many of a tile's outputs there are.
+HELPER int64_t outputs_of(const avl_packed *w, int64_t tile)
 {
     int64_t left = w->outputs - tile * TILE;
-    return left < TILE ? ((__mmask64)1 << left) - 1 : ~(__mmask64)0;
-}
-
-HELPER void store4(void *to, whole4 v)
-{
-    __m512i *at = to;
-    _mm512_storeu_si512(at, v.a);
-    _mm512_storeu_si512(at + 1, v.b);
-    _mm512_storeu_si512(at + 2, v.c);
-    _mm512_storeu_si512(at + 3, v.d);
+    return left < TILE ? left : TILE;
 }
 
 #endif

@@ -39,6 +39,13 @@ int avl_has_f16c(void)
     return avl_has_avx2() && __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
 
+int avl_has_avx_vnni(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return avl_has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4) &&
+           is_allowed(AVX_VNNI);
+}
+
 int avl_has_avx512(void)
 {
     return avl_has_avx2() && __builtin_cpu_supports("avx512f") &&
@@ -48,8 +55,7 @@ int avl_has_avx512(void)
 
 int avl_has_vnni(void)
 {
-    return avl_has_avx512() && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("bmi2") && is_allowed(VNNI);
+    return avl_has_avx512() && __builtin_cpu_supports("avx512vnni") && is_allowed(VNNI);
 }
 
 #if defined(__linux__)
@@ -92,6 +98,7 @@ int avl_has_amx(void) { return 0; }
 
 int avl_has_avx2(void) { return 0; }
 int avl_has_f16c(void) { return 0; }
+int avl_has_avx_vnni(void) { return 0; }
 int avl_has_avx512(void) { return 0; }
 int avl_has_vnni(void) { return 0; }
 int avl_has_amx(void) { return 0; }

@@ -6,10 +6,11 @@
 // after it: base, avx2 (with FMA and F16C), avx-vnni, avx512, vnni, amx; on Arm base (with NEON),
 // dotprod, i8mm. It counts for sessions opened from then on.
 
-int avl_has_avx2(void);   // with FMA
-int avl_has_f16c(void);   // AVX2 with it
-int avl_has_avx512(void); // with what LEVELS asks for beside it
-int avl_has_vnni(void);   // AVX-512 with what QUANTIZED_LEVEL asks for beside it
+int avl_has_avx2(void);     // with FMA
+int avl_has_f16c(void);     // AVX2 with it
+int avl_has_avx_vnni(void); // AVX2 with VNNI of its own
+int avl_has_avx512(void);   // with what LEVELS asks for beside it
+int avl_has_vnni(void);     // AVX-512 with VNNI
 
 // VNNI and AMX for bf16, and that the system lets this process use it, which is asked once; 0 where
 // AVL_AMX is "off" in the environment.

@@ -1,0 +1,29 @@
+// Products of bytes on Arm, for pieces.h: with dotprod or without.
+#ifndef AVL_DOT_NEON_H
+#define AVL_DOT_NEON_H
+
+#include <arm_neon.h>
+
+enum { LANES = 4, TOGETHER = 4 }; // rows that fill the registers
+enum { FLIPPED = 0 };             // both factors have a sign
+
+typedef int32_t whole __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint8_t bytes __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
+
+// sum + products of each output's four codes with the four of x.
+HELPER whole add_dots(whole sum, bytes codes, int32_t x, int64_t bits)
+{
+    (void)bits;
+    int8x16_t c = (int8x16_t)codes, v = vreinterpretq_s8_s32(vdupq_n_s32(x));
+#if defined(__ARM_FEATURE_DOTPROD)
+    return (whole)vdotq_s32((int32x4_t)sum, c, v);
+#else
+    // Sums of two products have 16 bits, as codes of x are none of -128.
+    int16x8_t low = vmull_s8(vget_low_s8(c), vget_low_s8(v));
+    int16x8_t high = vmull_s8(vget_high_s8(c), vget_high_s8(v));
+    return (whole)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
+#endif
+}
+
+#endif
