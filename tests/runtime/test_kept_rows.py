@@ -172,6 +172,19 @@ def test_drafts_change_no_token(coded: LVLM) -> None:
         assert plain.token_ids == looked.token_ids
 
 
+def test_checked_drafts_of_core_rows_are_dense_attentions_tokens(coded: LVLM) -> None:
+    accepted = 0
+    for number in range(6):
+        one = sample(("ocr", "caption")[number % 2], "held-out", 70 + number)
+        dense, exact = (
+            coded.generate(one.prompt, [one.image], policy=policy)
+            for policy in ("dense", "avl:exact,n=6")
+        )
+        assert exact.token_ids == dense.token_ids
+        accepted += exact.stats.drafts[0].accepted
+    assert accepted > 20  # the core alone does draft them
+
+
 def test_what_cannot_keep_codes_is_refused(tiny_package: Path, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="expected kv to be one of auto, fp32, fp16, int8"):
         LVLM.load(tiny_package, kv="int4")

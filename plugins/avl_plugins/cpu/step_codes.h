@@ -182,7 +182,7 @@ HELPER void add_heads(const float *weights, int64_t stride, const float *scales,
 HELPER void add_codes(int64_t group, int64_t d, const float *weights, int64_t stride,
                       const int8_t *codes, const float *scales, int64_t rows, float *out)
 {
-    enum { BLOCK = 32 };
+    enum { BLOCK = 16 };
     for (int64_t j = 0; j < rows; j += BLOCK) {
         const int64_t count = least(BLOCK, rows - j);
         const int8_t *from = codes + j * d;
