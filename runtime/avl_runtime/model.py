@@ -90,6 +90,7 @@ class LVLM:
         verify: bool = False,
         park: str = "device",
         kv: str = "auto",
+        compute: str = "auto",
     ) -> LVLM:
         """Load a package made by avl-export.
 
@@ -108,6 +109,10 @@ class LVLM:
             kv: how cached rows are kept: as the package computes ("auto", or the type's name, fp32
                 or fp16), or as codes of 8 bits with one scale a row ("int8"), a quarter of the
                 bytes, on ort-cpu.
+            compute: what prompts and pictures are multiplied in on ort-cpu: "bf16", on a processor
+                with AMX, which is faster and rounds rows and weights; "fp32", in which nothing is
+                rounded but what a quantized package's linears round; with "auto" bf16 for attention
+                of quantized packages, and else fp32.
 
         Raises:
             AvlError: the package, the backend or the policy cannot be used, with the reason.
@@ -120,7 +125,7 @@ class LVLM:
         if verify:
             print(f"avl: {compared.text()}", file=sys.stderr)
         chosen = as_policy(package.manifest.default_policy if policy is None else policy)
-        return cls(Loaded(package, backend, threads, park, kv), chosen)
+        return cls(Loaded(package, backend, threads, park, kv, compute), chosen)
 
     def stream(
         self,

@@ -36,6 +36,7 @@ KEYS = [
     "finish_reason",
     "policy",
     "backend",
+    "kernels",
     "seed",
     "prompt_tokens",
     "visual_tokens",
@@ -145,6 +146,14 @@ def test_log_probabilities_are_valid_json() -> None:
         "top": ({"token_id": 6, "text": "b", "logprob": -9999.0},),
     }
     assert "seed:     9" in stats_lines(stats)
+
+
+def test_kernels_are_told() -> None:
+    plain = Stats("dense", "ort-cpu", 150, 144, 9, 20.0, 2.5, 1000, 4_000_000, 5_000_000)
+    run_by = replace(plain, kernels="AVX2")
+    assert "kernels:  AVX2" in stats_lines(run_by).splitlines()
+    assert "kernels:" not in stats_lines(plain)
+    assert as_json(Result("a", (5,), "eos", None, run_by, (), ()))["kernels"] == "AVX2"
 
 
 def test_drafts_are_told_by_source() -> None:

@@ -34,6 +34,7 @@ class Host:
         add_masses: adds up attention that cached rows received (mass.h).
         evict_text: drops text that a budget has no room for (evict.h).
         instructions: says which of the instructions that kernels are compiled for run here.
+        runs_amx: says whether AMX is among them.
     """
 
     offer: Callable[[ctypes.Array[Any] | None, int], None]
@@ -42,6 +43,7 @@ class Host:
     add_masses: Callable[[int, int, int], int]
     evict_text: Callable[[int, int, int, int, int, int, int, Budget], int]
     instructions: Callable[[], str]
+    runs_amx: Callable[[], bool]
 
 
 def host() -> Host | None:
@@ -77,4 +79,10 @@ def _functions(library: Path) -> Host:
     evict_text = loaded.avl_evict_text
     evict_text.restype = ctypes.c_int
     evict_text.argtypes = (*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 4, ctypes.POINTER(Budget))
-    return Host(offer, want, append, add_masses, evict_text, lambda: told().decode())
+    amx = loaded.avl_runs_amx
+    amx.restype, amx.argtypes = ctypes.c_int, ()
+    return Host(
+        *(offer, want, append, add_masses, evict_text),
+        instructions=lambda: told().decode(),
+        runs_amx=lambda: bool(amx()),
+    )

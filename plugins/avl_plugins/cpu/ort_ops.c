@@ -8,6 +8,9 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
+// Whether there are kernels for AMX that run here.
+EXPORTED int avl_runs_amx(void) { return avl_amx && avl_has_amx(); }
+
 // Of the instructions that kernels are compiled for, those that run here; for people.
 EXPORTED const char *avl_instructions(void)
 {
@@ -15,7 +18,7 @@ EXPORTED const char *avl_instructions(void)
     return avl_has_i8mm() ? "NEON, dotprod, i8mm" : avl_has_dotprod() ? "NEON, dotprod" : "NEON";
 #else
     if (avl_has_vnni())
-        return avl_amx && avl_has_amx() ? "AVX-512, VNNI, AMX" : "AVX-512, VNNI";
+        return avl_runs_amx() ? "AVX-512, VNNI, AMX" : "AVX-512, VNNI";
     if (avl_has_avx512())
         return avl_has_avx_vnni() ? "AVX-512, AVX-VNNI" : "AVX-512";
     if (avl_has_avx2())

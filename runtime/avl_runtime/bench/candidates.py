@@ -36,11 +36,13 @@ def own_candidates(
     policies: Sequence[str],
     backends: Sequence[str],
     kept: Sequence[str] = ("auto",),
+    computes: Sequence[str] = ("auto",),
 ) -> list[Candidate]:
     """Every policy on every backend and package, named apart by what there are several of.
 
     Args:
         kept: ways to keep cached rows, of `protocol.KV`.
+        computes: what prompts are multiplied in, of `protocol.COMPUTES`.
 
     Raises:
         PolicyError: a policy is unknown.
@@ -54,16 +56,20 @@ def own_candidates(
                 f"--beside {package.folder}: expected a package of a model of the same sizes as "
                 f"{first.folder}'s, found another; measure it alone"
             )
-    for package, backend, kv, policy in product(packages, backends, kept, map(parse, policies)):
+    for package, backend, kv, compute, policy in product(
+        packages, backends, kept, computes, map(parse, policies)
+    ):
         apart = [weights_of(package)] if len(packages) > 1 else []
         apart += [backend] if len(backends) > 1 else []
         apart += [f"{kv} rows"] if len(kept) > 1 else []
+        apart += [f"{compute} prompts"] if len(computes) > 1 else []
         name = str(policy) + (f" [{', '.join(apart)}]" if apart else "")
         job = {
             "package": str(package.folder),
             "policy": str(policy),
             "backend": backend,
             "kv": kv,
+            "compute": compute,
         }
         own = Candidate(name, "avl", tuple(own_command()), policy.actions(), job)
         if any(one.name == own.name for one in found):

@@ -11,7 +11,7 @@ from pathlib import Path
 from avl_runtime.cli.generation import add_generation
 from avl_runtime.cli.lists import path_name, picture_name, policy, threads
 from avl_runtime.cli.parser import CommandParser
-from avl_runtime.execute.protocol import BACKENDS, KV, PARKS
+from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV, PARKS
 
 SEVERAL = ("--image", "--video")  # take more files after the first
 # What is meant as a file even where there is none: a wrong name shall not become the question.
@@ -140,6 +140,13 @@ def make_parser() -> CommandParser:
         help="what runs the graphs (default: auto, the best that works)",
     )
     add("--threads", metavar="N", type=threads, help="CPU threads (default: all processors)")
+    add(
+        "--compute",
+        choices=COMPUTES,
+        default="auto",
+        help="what prompts and pictures are multiplied in on ort-cpu; bf16 needs AMX, is faster "
+        "and rounds (default: auto, bf16 for attention of quantized packages, else fp32)",
+    )
     add(
         "--park",
         choices=PARKS,

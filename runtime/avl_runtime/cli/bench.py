@@ -25,7 +25,7 @@ from avl_runtime.cli.lists import (
 from avl_runtime.cli.output import STDOUT, check_apart, check_file, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
-from avl_runtime.execute.protocol import BACKENDS, KV
+from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV
 from avl_runtime.machine.resources import cores
 from avl_runtime.package.package import load_package
 from avl_runtime.prompts.processor import Processor
@@ -47,7 +47,9 @@ def _run(parsed: argparse.Namespace) -> int:
     check_apart([parsed.json, parsed.csv])
     packages = [load_package(folder) for folder in (parsed.package, *parsed.beside)]
     package = packages[0]
-    candidates = own_candidates(packages, parsed.policies, parsed.backends, parsed.kv)
+    candidates = own_candidates(
+        packages, parsed.policies, parsed.backends, parsed.kv, parsed.compute
+    )
     candidates += peer_candidates(packages, parsed.against, parsed.peer_python, parsed.checkpoint)
     workload = make_workload(
         Processor.from_package(package),
@@ -115,6 +117,13 @@ def make_parser() -> CommandParser:
         type=names_of(KV),
         default=["auto"],
         help=f"how cached rows are kept, of {', '.join(KV)} (default: auto)",
+    )
+    add(
+        "--compute",
+        metavar="COMPUTES",
+        type=names_of(COMPUTES),
+        default=["auto"],
+        help=f"what prompts are multiplied in on ort-cpu, of {', '.join(COMPUTES)} (default: auto)",
     )
     add(
         "--beside",

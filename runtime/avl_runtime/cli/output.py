@@ -34,6 +34,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "finish_reason": result.finish_reason,
         "policy": stats.policy,
         "backend": stats.backend,
+        "kernels": stats.kernels,
         "seed": stats.seed,
         "prompt_tokens": stats.prompt_tokens,
         "visual_tokens": stats.visual_tokens,
@@ -83,6 +84,8 @@ def stats_lines(stats: Stats) -> str:
     for one in stats.drafts:
         told = f"{one.drafted} tokens by {one.source}, {one.accepted} accepted"
         lines.insert(3, ("drafts", told + _share(one.accepted, one.drafted)))
+    if stats.kernels is not None:
+        lines.insert(1, ("kernels", stats.kernels))
     if stats.seed is not None:
         lines.insert(1, ("seed", str(stats.seed)))
     held = stats.device_bytes

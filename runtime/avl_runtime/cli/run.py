@@ -75,6 +75,7 @@ def _run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
             verify=arguments.verify,
             park=arguments.park,
             kv=arguments.kv,
+            compute=arguments.compute,
         )
         _tell_what_is_idle(model, arguments, options)
         session = Session(model, options, extras, arguments.system)

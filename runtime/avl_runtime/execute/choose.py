@@ -11,6 +11,7 @@ from avl_plugins.schema import COMPUTED, ROW_TYPES, RowType
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.executor import DeviceExecutor
 from avl_runtime.execute.device.ort_cuda import load_ort_cuda
+from avl_runtime.execute.host.compute import check_compute
 from avl_runtime.execute.host.executor import HostExecutor
 from avl_runtime.execute.host.ort import OrtBackend
 from avl_runtime.execute.host.segments import HostBackend
@@ -43,6 +44,7 @@ def load_backend(
     park: str = "device",
     machine: Machine | None = None,
     kv: str = "auto",
+    compute: str = "auto",
 ) -> AnyBackend:
     """Load `package` on the backend called `name`.
 
@@ -52,11 +54,12 @@ def load_backend(
         park: where parked rows lie between refreshes, of `PARKS`.
         machine: what to run on; looked up unless given.
         kv: how cached rows are kept, of `KV`.
+        compute: what prompts are multiplied in on ort-cpu, of `COMPUTES`.
 
     Raises:
         BackendError: unknown name, or that very backend cannot run the package here; or parked rows
-            are to lie elsewhere than the others where that means nothing, or rows kept as they
-            cannot be.
+            are to lie elsewhere than the others, or prompts to be computed otherwise, where that
+            means nothing; or rows kept as they cannot be.
         PackageError: the package has no graphs that keep rows so.
     """
     if not isinstance(park, str) or park not in PARKS:
@@ -67,11 +70,20 @@ def load_backend(
         raise BackendError(
             f"expected a backend of {', '.join(BACKENDS)}, found {quoted(name)}; choose one of them"
         )
+    check_compute(compute)
     if park == "host" and name == "ort-cpu":
         raise _nothing_to_park()
     kept = _kept(kv, name, package)
     if name == "ort-cpu" or kept.coded:  # needs nothing of the machine
-        return _on_cpu(package, threads, kept)
+        return _on_cpu(package, threads, kept, compute)
+    if compute != "auto" and name == "auto":
+        print("avl: backend ort-cpu, which --compute is for", file=sys.stderr)
+        return _on_cpu(package, threads, kept, compute)
+    if compute != "auto":
+        raise BackendError(
+            f"--compute {compute}: expected ort-cpu, found {name}; add --backend ort-cpu, or leave "
+            "it out"
+        )
     ways = candidates(package, threads, park, probe() if machine is None else machine)
     if name != "auto":
         return next(way for way in ways if way.name == name).load()
@@ -111,14 +123,16 @@ def _kept(kv: str, name: str, package: Package) -> RowType:
     return ROW_TYPES[kv]
 
 
-def _on_cpu(package: Package, threads: int | None, kept: RowType = COMPUTED) -> OrtBackend:
+def _on_cpu(
+    package: Package, threads: int | None, kept: RowType = COMPUTED, compute: str = "auto"
+) -> OrtBackend:
     if package.manifest.dtype == "fp16":
         print(
             "avl: this package computes in fp16, for GPUs; on a CPU one exported with --dtype fp32 "
             "is faster and reads the same weights",
             file=sys.stderr,
         )
-    return OrtBackend(package, threads, kept)
+    return OrtBackend(package, threads, kept, compute)
 
 
 def _nothing_to_park() -> BackendError:

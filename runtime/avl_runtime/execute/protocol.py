@@ -21,6 +21,7 @@ from avl_runtime.vision import Kind
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 PARKS = ("device", "host")  # where parked rows lie between refreshes
 KV = ("auto", "fp32", "fp16", "int8")  # how cached rows are kept; auto: as the package computes
+COMPUTES = ("auto", "fp32", "bf16")  # what many rows are multiplied in on a CPU (`host.compute`)
 
 
 class BackendError(AvlError):
@@ -216,6 +217,7 @@ class Executor(Protocol):
             last one's logits alone.
         turn: held while something runs or rows move, where threads must take turns; reentrant.
         dtype: of rows as the host hands them over.
+        kernels: which kernels of avl's own run on a CPU, for people; None: none.
     """
 
     chunk: int
@@ -226,6 +228,9 @@ class Executor(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def kernels(self) -> str | None: ...
 
     @property
     def dtype(self) -> np.dtype[Any]: ...

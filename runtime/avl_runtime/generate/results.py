@@ -64,7 +64,9 @@ class Stats:
     `kv_bytes_dense` what dense attention would hold at the same point. In a batch both are the
     sequence's equal share. `device_bytes`, of all conversations that are alive, is None where
     caches are in the host's memory. `seed` is that of the draws, or the one asked for; None where
-    nothing is drawn. `drafts` has an entry for each source that was asked for drafts.
+    nothing is drawn. `kernels` names the CPU kernels that ran, by their instructions, and what they
+    multiplied in bf16; None where none of avl's own did. `drafts` has an entry for each source that
+    was asked for drafts.
     """
 
     policy: str
@@ -80,6 +82,7 @@ class Stats:
     device_bytes: DeviceBytes | None = None
     seed: int | None = None
     drafts: tuple[Drafts, ...] = ()
+    kernels: str | None = None
 
     @property
     def drafted(self) -> int:

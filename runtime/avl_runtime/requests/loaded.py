@@ -42,11 +42,12 @@ class Loaded:
         threads: int | None,
         park: str = "device",
         kv: str = "auto",
+        compute: str = "auto",
     ) -> None:
         self.package = package
         self.processor = Processor.from_package(package)
         self.embedding = Embedding(package)
-        self.backend = load_backend(backend, package, threads, park, kv=kv)
+        self.backend = load_backend(backend, package, threads, park, kv=kv, compute=compute)
         self.executor = executor_on(self.backend, package.manifest)
         self.features = FeatureCache(self.backend)
         self._closed = False

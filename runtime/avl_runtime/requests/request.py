@@ -303,6 +303,7 @@ class Request:
             device_bytes=None if used is None else DeviceBytes(**used),
             seed=reply.seed,
             drafts=tuple([Drafts(one.source, one.drafted, one.accepted) for one in sources]),
+            kernels=executor.kernels,
         )
         self._result = Result(
             reply.text,

@@ -43,6 +43,10 @@ class DeviceExecutor:
         return self.backend.name
 
     @property
+    def kernels(self) -> str | None:
+        return None
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         return self.backend.dtype
 

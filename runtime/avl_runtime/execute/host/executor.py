@@ -43,6 +43,10 @@ class HostExecutor:
         return self.backend.name
 
     @property
+    def kernels(self) -> str | None:
+        return self.backend.kernels
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         return self.backend.dtype
 

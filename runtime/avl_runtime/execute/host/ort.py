@@ -38,6 +38,7 @@ from avl_plugins.graph_io import (
 )
 from avl_plugins.logits import Logits
 from avl_plugins.schema import COMPUTED, RowType
+from avl_runtime.execute.host.compute import compute_entries, told
 from avl_runtime.execute.host.ort_options import (
     LARGE,
     give_back,
@@ -66,7 +67,13 @@ class OrtBackend:
 
     name = "ort-cpu"
 
-    def __init__(self, package: Package, threads: int | None, kept: RowType = COMPUTED) -> None:
+    def __init__(
+        self,
+        package: Package,
+        threads: int | None,
+        kept: RowType = COMPUTED,
+        compute: str = "auto",
+    ) -> None:
         manifest = package.manifest
         if manifest.dtype not in DTYPES:
             raise BackendError(
@@ -78,6 +85,7 @@ class OrtBackend:
         self._graphs = [manifest.graph_of(segment, kept) for segment in manifest.segments]
         decoders = [segment.graph(kept) for segment in manifest.segments]
         self._threads = threads or cores()
+        self._compute = compute_entries(compute, manifest)
         with huge_pages(), tight_memory():
             files = set(manifest.encoders.values())
             opened = {file: self._session(package, file, encoder=True) for file in files}
@@ -89,6 +97,7 @@ class OrtBackend:
         self.answers_rows = LOGITS_FROM in given
         self._files = manifest.encoders
         self._host = host() if self.dtype == np.float32 else None
+        self.kernels = told(self._compute)
 
     def _session(self, package: Package, file: str, *, encoder: bool) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -100,6 +109,7 @@ class OrtBackend:
             # they take the cores from the next segment's threads and from Python between steps.
             "session.force_spinning_stop": "1",
             "session.model_external_initializers_file_folder_path": str(package.weights_folder),
+            **self._compute,
         }
         for name, value in entries.items():
             options.add_session_config_entry(name, value)

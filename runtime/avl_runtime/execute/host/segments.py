@@ -71,6 +71,7 @@ class HostBackend(Backend, Protocol):
         planes: what a row of a head has in a cache.
         answers_rows: whether the last segment can give logits of several rows; graphs of older
             packages give the last row's alone.
+        kernels: which kernels of avl's own run, for people; None: none.
     """
 
     @property
@@ -78,6 +79,9 @@ class HostBackend(Backend, Protocol):
 
     @property
     def planes(self) -> tuple[Plane, ...]: ...
+
+    @property
+    def kernels(self) -> str | None: ...
 
     def bind(
         self,

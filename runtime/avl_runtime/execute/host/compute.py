@@ -1,0 +1,77 @@
+"""What a prompt's or a picture's rows are multiplied in on a CPU: float32, or bf16 on AMX.
+
+Few rows, as those of a decode step or of drafts that are checked, are computed as ever.
+"""
+
+from __future__ import annotations
+
+from avl_plugins import cpu
+from avl_plugins.cpu.host import host
+from avl_plugins.errors import quoted
+from avl_runtime.execute.protocol import COMPUTES, BackendError
+from avl_runtime.package.manifest import Manifest
+
+ATTENTION, LINEARS = "avl.attention", "avl.linears"  # entries that the kernels' library reads
+
+
+def check_compute(compute: object) -> None:
+    """Refuse what is none of COMPUTES.
+
+    Raises:
+        BackendError: it is not.
+    """
+    if not isinstance(compute, str) or compute not in COMPUTES:
+        raise BackendError(
+            f"expected compute to be {', '.join(COMPUTES[:-1])} or {COMPUTES[-1]}, found "
+            f"{quoted(compute)}; choose one of them"
+        )
+
+
+def compute_entries(compute: str, manifest: Manifest) -> dict[str, str]:
+    """Entries of the session configuration; none for packages in fp16, which kernels do not take.
+
+    With `auto`, attention of a quantized package is in bf16 where there is AMX: its activations are
+    rounded to 8 bits by linears, which changes logits more (benchmarks/prompt-rounding.json).
+    Linears of quantized weights take AMX by themselves, as their op lets them.
+
+    Args:
+        compute: one of COMPUTES.
+
+    Raises:
+        BackendError: bf16 is asked for, and there is no AMX here, or rows are not float32.
+    """
+    if manifest.dtype != "fp32":
+        if compute == "bf16":
+            raise BackendError(
+                "--compute bf16: expected a package that computes in fp32, found "
+                f"{manifest.dtype}; export with --dtype fp32, which reads the same weights"
+            )
+        return {}
+    if compute == "bf16":
+        kernels = host()
+        if kernels is None or not kernels.runs_amx():
+            found = "no compiled kernels" if kernels is None else kernels.instructions()
+            raise BackendError(
+                "--compute bf16: expected a processor with AMX, and kernels that may take it, "
+                f"found {found}; leave it out, or see avl-doctor, {cpu.AMX_SWITCH} and "
+                f"{cpu.SWITCH}"
+            )
+        return {ATTENTION: "bf16", LINEARS: "bf16"}
+    quantized = manifest.quantization is not None and "decoder" in manifest.quantization.parts
+    return {ATTENTION: "bf16" if compute == "auto" and quantized else "fp32", LINEARS: "fp32"}
+
+
+def told(entries: dict[str, str]) -> str | None:
+    """Which kernels run with these entries, for people; None where there are none."""
+    kernels = host() if entries else None
+    if kernels is None:
+        return None
+    rounded = [
+        name
+        for name, key in (("attention", ATTENTION), ("linears", LINEARS))
+        if entries[key] == "bf16"
+    ]
+    text = kernels.instructions()
+    if rounded and kernels.runs_amx():
+        text += f"; prompts: {' and '.join(rounded)} in bf16"
+    return text
