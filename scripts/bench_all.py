@@ -26,12 +26,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench_targets import LONG, table, targets
+from bench_targets import AVL, CHAIN, LONG, TIGHT, table, targets
 from peer_targets import FILES
 
 ROOT = Path(__file__).parents[1]
-AVL, TIGHT, FASTV = "avl:keep=0.5,core=0.3,refresh=3", "avl:core=0.1,refresh=8", "fastv"
-CHAIN = f"{AVL}+{FASTV}"
+FASTV = "fastv"
 LARGE = ("--visual-tokens", "2880", "--text-tokens", "128", "--new-tokens", "128")
 TEXT = ("--visual-tokens", "0", "--text-tokens", "1024", "--new-tokens", "128")
 TORCH, GENAI = "transformers", "onnxruntime-genai"
@@ -83,7 +82,7 @@ RECORDS = {
     "peers-int4": Record(
         "S1",
         ("dense", FASTV, AVL, CHAIN),
-        LARGE,
+        (*LARGE, "--kv", "fp32,int8"),
         TEXT_PEERS,
         stored="fp16",
         kind="int4",

@@ -8,7 +8,8 @@ Counted from the opened picture and the question's text: resizing, tokens, the v
 prompt and the first token; then the other ones, greedily, up to a fixed number. `tiny` asks
 avl-tiny about held-out pages, in fp32. `s1` is a LLaVA of S1's decoder with a CLIP tower of 24
 layers and 576 image tokens, with INT4 weights: avl's in all linears, OpenVINO's in those of the
-decoder's layers. There the tower, the embedding, the output matrix and the cache are in 8 bits.
+decoder's layers. There the tower, the embedding and the output matrix are in 8 bits. Rows of the
+cache are in 8 bits in both.
 OpenVINO runs by its own precision, which is bf16 where the processor computes in that, and in f32;
 its cache of prefixes is off. In every round all are asked about the same pictures, which are new to
 them. avl-tiny's texts in f32 must be avl's. Writes benchmarks/whole-requests.json, a case each.
@@ -55,7 +56,7 @@ class Case:
     Attributes:
         preset: of make_random, or None for avl-tiny.
         options: of avl-export.
-        weights, rows: of OpenVINO.
+        weights, rows: of OpenVINO; `kv`: how avl keeps rows of the cache.
         pictures: of a round.
         same: whether texts in f32 are checked; random weights have near ties.
     """
@@ -66,6 +67,7 @@ class Case:
     weights: str
     rows: str
     pictures: int
+    kv: str = "fp32"
     starts: int = 3
     repeats: int = 3
     new_tokens: int = 32
@@ -75,8 +77,10 @@ class Case:
 INT4 = ("--quantize", "int4", "--quantize-also", "lm_head,vision")
 CASES = {
     "tiny": Case(None, ("--dtype", "fp32"), ("dense", "fastv", "avl"), "fp16", "f16", 8, same=True),
-    "s1": Case("S1-vision", INT4, ("dense", "fastv", CHAIN), "int4", "u8", 3),
-    "try": Case("small", INT4, ("dense",), "int4", "u8", 2, starts=1, repeats=1, new_tokens=4),
+    "s1": Case("S1-vision", INT4, ("dense", "fastv", CHAIN), "int4", "u8", 3, "int8"),
+    "try": Case(
+        "small", INT4, ("dense",), "int4", "u8", 2, "int8", starts=1, repeats=1, new_tokens=4
+    ),
 }
 
 
@@ -113,7 +117,8 @@ def candidates(
     """How each is started, and what it is told beside what all are told."""
     own = [sys.executable, "-m", WORKER]
     found: dict[str, tuple[list[str], dict[str, Any]]] = {
-        policy: (own, {"package": str(package), "policy": policy}) for policy in case.policies
+        policy: (own, {"package": str(package), "policy": policy, "kv": case.kv})
+        for policy in case.policies
     }
     if python is None:
         return found

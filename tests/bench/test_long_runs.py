@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
+import bench_all
 import fuzz
 import soak
 from avl_plugins.errors import AvlError
+from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from bench_targets import table, targets
 
@@ -74,6 +76,11 @@ def test_anything_but_a_plain_refusal_is_a_finding(
     assert len(found["findings"]) == 1
     # Shrunk to the smallest input that does it.
     assert (tmp_path / "x").stat().st_size == 4
+
+
+def test_records_call_policies_as_targets_do() -> None:
+    for record in (bench_all.RECORDS | bench_all.TRIALS).values():
+        assert [str(parse(policy)) for policy in record.policies] == list(record.policies)
 
 
 def test_targets_are_ratios_of_records() -> None:

@@ -23,7 +23,11 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         AvlError: the package or the policy cannot be used.
     """
     model = LVLM.load(
-        job["package"], backend="ort-cpu", policy=job["policy"], threads=job["threads"]
+        job["package"],
+        backend="ort-cpu",
+        policy=job["policy"],
+        threads=job["threads"],
+        kv=job["kv"],
     )
     loaded = model.loaded
     loaded.package = endless(loaded.package)
