@@ -22,6 +22,7 @@ _STORED: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
     "I8": np.dtype("i1"),
+    "F8_E4M3": np.dtype("u1"),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
 }
@@ -46,7 +47,7 @@ class Source:
         return self.record.nbytes
 
     def read(self, first: int, last: int) -> npt.NDArray[Any]:
-        """Rows `first` to `last` - 1 as stored; bfloat16 as its bits, uint16.
+        """Rows `first` to `last` - 1 as stored; bfloat16 and float8 as their bits, unsigned.
 
         For pieces far below 2 GiB, from any thread. Unlike a mapping it leaves no pages behind in
         this process.

@@ -9,7 +9,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from avl_export.checkpoint.safetensors_header import FETCH_AGAIN, CheckpointError, TensorRecord
+from avl_export.checkpoint.safetensors_header import (
+    FETCH_AGAIN,
+    ITEM_BITS,
+    CheckpointError,
+    TensorRecord,
+)
 from avl_export.checkpoint.source import (
     OF_STORED,
     PIECE,
@@ -174,23 +179,27 @@ def check_parts(wanted: dict[Source, tuple[tuple[str, ...], tuple[int, ...]]]) -
 
 @dataclass(frozen=True, slots=True)
 class Dequantized(ComputedSource):
-    """What codes stand for, rounded to the dtype of `record`, computed while it is read.
+    """A quantized weight as what it stands for, rounded to the dtype of `record`.
 
     `why` says of which weights that is so: those whose ...
     """
 
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class DequantizedCodes(Dequantized):
+    """What `stored` stands for."""
+
     piece_nbytes: ClassVar[int] = 8 * PIECE  # codes of some layouts are read whole for each piece
 
     stored: StoredCodes
-    why: str
 
     @classmethod
-    def of(cls, stored: StoredCodes, dtype: str, why: str) -> Dequantized:
+    def of(cls, stored: StoredCodes, dtype: str, why: str) -> DequantizedCodes:
         """The weight that `stored` stands for in `dtype` (F32, F16 or BF16)."""
-        outputs, inputs = stored.shape
-        nbytes = outputs * inputs * (4 if dtype == "F32" else 2)
-        record = TensorRecord(dtype, stored.shape, 0, nbytes)
-        return cls(stored.codes.key, stored.codes.path, record, stored, why)
+        record = floats_record(dtype, stored.shape)
+        return cls(stored.codes.key, stored.codes.path, record, why, stored)
 
     @property
     def nbytes(self) -> int:
@@ -200,3 +209,8 @@ class Dequantized(ComputedSource):
     def read_floats(self, first: int, last: int) -> Floats:
         """Rows `first` to `last` - 1 as float32."""
         return round_to(self.stored.weights(first, last), OF_STORED[self.record.dtype])
+
+
+def floats_record(dtype: str, shape: tuple[int, int]) -> TensorRecord:
+    """The record of a weight of `shape` in `dtype` (F32, F16 or BF16) that lies in no file."""
+    return TensorRecord(dtype, shape, 0, shape[0] * shape[1] * ITEM_BITS[dtype] // 8)

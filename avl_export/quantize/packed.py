@@ -44,6 +44,8 @@ class PackedCodes(StoredCodes):
         """
         outputs, inputs = shape
         group, bits = packing.group or inputs, packing.bits[0]
+        if len(packing.bits) > 1:
+            bits, group = _own(packing, shape, parts)
         if inputs % group or outputs % (32 // bits) or inputs % (32 // bits):
             raise CheckpointError(
                 f"{parts['qweight'].path}: {parts['qweight'].key}: expected inputs in groups of "
@@ -106,3 +108,12 @@ class PackedCodes(StoredCodes):
         for first in range(0, rows, step):
             codes = unpack(self.codes.read(first, min(first + step, rows)), self.bits)
             yield (pack_int4(codes) if self.bits == 4 else codes).tobytes()
+
+
+def _own(packing: Packing, shape: tuple[int, int], parts: Mapping[str, Source]) -> tuple[int, int]:
+    """Bits and inputs that share a scale, by the shapes of the tensors: weights have their own."""
+    _, inputs = shape
+    words, scales = parts["qweight"].record.shape, parts["scales"].record.shape
+    fitting = [bits for bits in packing.bits if words and words[0] * 32 == inputs * bits]
+    groups = scales[0] if scales and scales[0] else 1
+    return (fitting or [*packing.bits])[0], inputs // groups or inputs

@@ -64,10 +64,16 @@ def plan_quantization(
             stored = adapter.source(name, stored)
         sources[name] = stored
     wanted = Wanted(shapes, sources, table)
-    if packing is not None:
-        return _taken_over(options, packing, family, wanted, dtype)
+    held = any(isinstance(source, StoredCodes) for source in sources.values())
+    if spec is not None and packing is not None and held:
+        raise OptionsError(
+            f"--quantize: expected none for a {packing.method} checkpoint, whose "
+            f"weights are quantized already, found {options.quantize}; leave --quantize out"
+        )
     if spec is not None:
         return plan_store(spec, select(family, spec), wanted)
+    if packing is not None:
+        return _taken_over(options, packing, family, wanted, dtype)
     return None if adapter is None else plan_plain(wanted)
 
 
@@ -81,11 +87,6 @@ def _taken_over(
         raise CheckpointError(
             f"{options.model}: expected weights quantized with {packing.method}, as config.json "
             "says, found none; fetch the checkpoint again"
-        )
-    if options.quantize != "none":
-        raise OptionsError(
-            f"--quantize: expected none for a {packing.method} checkpoint, whose "
-            f"weights are quantized already, found {options.quantize}; leave --quantize out"
         )
     kept = {name: source.why for name, source in floats.items()}
     if not codes:

@@ -10,22 +10,40 @@ from avl_export.checkpoint.packings.packing import Layout, Packing
 from avl_export.checkpoint.safetensors_header import FETCH_AGAIN, CheckpointError
 from avl_export.checkpoint.source import Source
 from avl_export.checkpoint.weight_map import Placed, WeightMap
-from avl_export.quantize.codes import Dequantized, StoredCodes
+from avl_export.quantize.codes import Dequantized, DequantizedCodes, StoredCodes
 from avl_export.quantize.compressed import CompressedCodes
+from avl_export.quantize.fp8 import FP8, DequantizedFp8
 from avl_export.quantize.packed import PackedCodes
 
-Read = Callable[[Packing, tuple[int, int], Mapping[str, Source]], StoredCodes]
+Parts = Mapping[str, Source]
+# Given the dtype of what is no codes of a package.
+Read = Callable[[Packing, tuple[int, int], Parts, str], StoredCodes | Dequantized]
+
+
+def _packed(packing: Packing, shape: tuple[int, int], parts: Parts, _: str) -> StoredCodes:
+    return PackedCodes.of(packing, shape, parts)
+
+
+def _compressed(
+    packing: Packing, shape: tuple[int, int], parts: Parts, dtype: str
+) -> StoredCodes | Dequantized:
+    if "weight" in parts and parts["weight"].record.dtype == FP8:
+        return DequantizedFp8.of(packing, shape, parts, dtype)
+    return CompressedCodes.of(packing, shape, parts)
+
 
 READERS: Mapping[Layout, Read] = {
-    "gptq": PackedCodes.of,
-    "awq": PackedCodes.of,
-    "compressed": CompressedCodes.of,
+    "gptq": _packed,
+    "awq": _packed,
+    "compressed": _compressed,
+    "fp8": DequantizedFp8.of,
 }
 # Parts without which there is no weight; of those in one line one is enough.
 NEEDED: Mapping[Layout, Sequence[tuple[str, ...]]] = {
     "gptq": (("qweight",), ("qzeros",), ("scales",)),
     "awq": (("qweight",), ("qzeros",), ("scales",)),
     "compressed": (("weight_packed", "weight"), ("weight_scale",)),
+    "fp8": (("weight",), ("weight_scale_inv", "weight_scale")),
 }
 ROWS = "rows are looked up one by one"
 
@@ -65,9 +83,9 @@ def stored_source(
             f"no {', '.join(missing) or 'linear'}; {FETCH_AGAIN}"
         )
     found = {part: plain_source(checkpoint, placed) for part, placed in parts.items()}
-    codes = READERS[layout](checkpoint.packing, (shape[0], shape[1]), found)
-    why = ROWS if floats else codes.misfit()
-    if why is None:
-        return codes
-    dtype = stored_dtype(checkpoint.config) or codes.scales.record.dtype
-    return Dequantized.of(codes, dtype, why)
+    dtype = stored_dtype(checkpoint.config) or "F16"
+    made = READERS[layout](checkpoint.packing, (shape[0], shape[1]), found, dtype)
+    if isinstance(made, Dequantized):
+        return made
+    why = ROWS if floats else made.misfit()
+    return made if why is None else DequantizedCodes.of(made, dtype, why)

@@ -52,6 +52,8 @@ def quantize_checkpoint(
     asymmetric: bool = False,
     bits: int = 4,
     desc_act: bool | str = False,
+    zero_offset: int = 1,
+    wide: str | None = None,
     config: dict[str, Any] | None = None,
     change: Callable[[dict[str, torch.Tensor]], None] | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -60,6 +62,8 @@ def quantize_checkpoint(
     Codes, zeros and scales are random: nothing is measured but how they are read.
 
     Args:
+        zero_offset: what GPTQ takes from the codes of 0.
+        wide: part of the names of weights with 8 bits in groups of 16 instead.
         desc_act: whether inputs are in another order, or part of the names of weights where so.
         config: overrides fields of quantization_config.
         change: changes the tensors before they are saved.
@@ -67,7 +71,7 @@ def quantize_checkpoint(
     Returns:
         the floating-point weights that the codes stand for, by the checkpoint's keys.
     """
-    rng = np.random.default_rng(0)
+    rng, told = np.random.default_rng(0), bits
     folder.mkdir()
     for file in source.iterdir():
         if file.name != "model.safetensors":
@@ -78,7 +82,9 @@ def quantize_checkpoint(
         if weight.dim() != 2:
             continue
         outputs, inputs = weight.shape
-        width = inputs if group == -1 else group
+        bits, width = told, inputs if group == -1 else group
+        if wide is not None and wide in key:
+            bits, width = 8, 16
         codes = rng.integers(0, 1 << bits, (inputs, outputs))
         zeros = np.full((inputs // width, outputs), 1 << (bits - 1))
         if asymmetric:
@@ -94,8 +100,7 @@ def quantize_checkpoint(
         if method == "awq":
             words, zero_words = pack_awq(codes), pack_awq(zeros)
         else:
-            stored = zeros if (config or {}).get("checkpoint_format") == "gptq_v2" else zeros - 1
-            words, zero_words = pack_gptq(codes, bits), pack_columns(stored, bits)
+            words, zero_words = pack_gptq(codes, bits), pack_columns(zeros - zero_offset, bits)
             tensors[f"{stem}.g_idx"] = torch.from_numpy(groups.astype(np.int32))
         tensors[f"{stem}.qweight"] = torch.from_numpy(words)
         tensors[f"{stem}.qzeros"] = torch.from_numpy(zero_words)
@@ -104,6 +109,6 @@ def quantize_checkpoint(
         change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     path = folder / "config.json"
-    fields = {"quant_method": method, "bits": bits, "group_size": group, **(config or {})}
+    fields = {"quant_method": method, "bits": told, "group_size": group, **(config or {})}
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": fields}))
     return meant

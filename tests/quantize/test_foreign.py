@@ -30,9 +30,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
             "bits": 4,
             "group_size": 128,
             "sym": True,
-            "packing_format": "auto_round:auto_gptq",
+            "packing_format": "auto_round:fp8_static",
         },
-        "auto-round to 4 bits (auto_round:auto_gptq)",
+        "auto-round to 4 bits (auto_round:fp8_static)",
     ),
     "bitsandbytes": (
         {
@@ -45,8 +45,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "bitsandbytes of old": ({"load_in_8bit": True}, "bitsandbytes to 8 bits"),
     "fp8": (
-        {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
-        "fp8 (e4m3)",
+        {"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]},
+        "fp8 (e5m2)",
     ),
     "torchao": (
         {

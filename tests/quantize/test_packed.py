@@ -19,7 +19,7 @@ from avl_plugins.schema import QUANTIZED_LINEARS
 from avl_runtime import LVLM
 from avl_runtime.package.package import load_package
 from quantize.conftest import Exported, Exports
-from quantize.dense import assert_computes
+from quantize.dense import assert_computes, assert_holds
 from quantize.packers import quantize_checkpoint
 
 Refused = Callable[..., str]
@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "method": "gptq",
         "group": -1,
         "asymmetric": True,
+        "zero_offset": 0,
         "config": {"checkpoint_format": "gptq_v2"},
     },
     "gptq_8_bits": {"method": "gptq", "group": 32, "bits": 8},
@@ -41,6 +42,35 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "awq_asymmetric": {"method": "awq", "group": 32, "asymmetric": True},
 }
+
+
+def autoround(packing_format: str | None, **more: Any) -> dict[str, Any]:
+    told = {"quant_method": "auto-round", "packing_format": packing_format, "data_type": "int"}
+    return {"config": {**told, **more}}
+
+
+WIDE = {"wide": "down_proj", "asymmetric": True}
+TAKEN_OVER: dict[str, dict[str, Any]] = {
+    "autoround": {"method": "gptq", "zero_offset": 0, "asymmetric": True} | autoround("auto_round"),
+    "autoround as gptq": {"method": "gptq"} | autoround("auto_round:auto_gptq"),
+    "autoround as awq": {"method": "awq"} | autoround("auto_round:auto_awq"),
+    "autoround of old": {"method": "gptq"} | autoround(None, backend="auto_round:gptq"),
+    "autoround of 8 bits and 4": WIDE
+    | {"method": "gptq"}
+    | autoround("auto_round:auto_gptq", extra_config={"down_proj": {"bits": 8}}),
+    "gptq of 8 bits and 4": WIDE
+    | {"method": "gptq", "config": {"dynamic": {"+:.*down_proj": {"bits": 8, "group_size": 16}}}},
+}
+
+
+@pytest.mark.parametrize("name", TAKEN_OVER)
+def test_weights_are_those_that_the_codes_mean(
+    name: str, small: Path, tmp_path: Path, exports: Exports, traced: None
+) -> None:
+    meant = quantize_checkpoint(small, tmp_path / "packed", group=32, **TAKEN_OVER[name])
+    exported = exports(tmp_path / "packed", check=False)
+    assert_holds(exported, meant)
+    assert len(exported.plan.store.linears) == 3 * 7
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -160,11 +190,20 @@ def test_one_layer_in_another_order(small: Path, tmp_path: Path, exports: Export
         ({"bits": 3}, "to 3 bits"),
         ({"quant_method": "awq", "bits": 8}, "to 8 bits"),
         ({"quant_method": "bitsandbytes"}, "with bitsandbytes"),
-        ({"quant_method": "fp8", "bits": None}, "with fp8"),
         ({"checkpoint_format": "marlin"}, "'marlin'"),
         ({"quant_method": "awq", "version": "GEMV"}, "'gemv'"),
         ({"group_size": 24}, "found 24"),
         ({"group_size": 8}, "found 8"),
+        (
+            autoround("auto_round:fp8_static")["config"],
+            "auto-round to 4 bits (auto_round:fp8_static)",
+        ),
+        (autoround(None)["config"], "with auto-round to 4 bits"),
+        (autoround("auto_round", data_type="mx_fp")["config"], "with auto-round to 4 bits"),
+        (
+            autoround("auto_round", rotation_config={"kind": "x"})["config"],
+            "found a rotation_config",
+        ),
     ],
     ids=str,
 )

@@ -8,7 +8,8 @@ from typing import Any
 
 from avl_export.checkpoint.foreign import describe
 from avl_export.checkpoint.packings.compressed import compressed_packing
-from avl_export.checkpoint.packings.gptq import gptq_packing
+from avl_export.checkpoint.packings.fp8 import fbgemm_packing, fp8_packing
+from avl_export.checkpoint.packings.gptq import autoround_packing, gptq_packing
 from avl_export.checkpoint.packings.packing import WAY_OUT, Packing, refuse
 from avl_export.checkpoint.safetensors_header import CheckpointError
 from avl_plugins.errors import quoted
@@ -16,7 +17,10 @@ from avl_plugins.errors import quoted
 METHODS: Mapping[str, Callable[[dict[str, Any], Path], Packing]] = {
     "gptq": gptq_packing,
     "awq": gptq_packing,
+    "auto-round": autoround_packing,
     "compressed-tensors": compressed_packing,
+    "fp8": fp8_packing,
+    "fbgemm_fp8": fbgemm_packing,
 }
 
 

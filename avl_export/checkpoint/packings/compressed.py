@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avl_export.checkpoint.foreign import describe
+from avl_export.checkpoint.packings.fp8 import block_of
 from avl_export.checkpoint.packings.packing import WAY_OUT, Packing, refuse
 from avl_export.checkpoint.safetensors_header import CheckpointError
 from avl_plugins.errors import quoted, shown
@@ -18,7 +18,8 @@ from avl_plugins.errors import quoted, shown
 MIXED = "mixed-precision"
 # Formats, and the bits of whole numbers that they hold here.
 FORMATS = {"pack-quantized": (4, 8), "int-quantized": (8,), "naive-quantized": (8,)}
-STRATEGIES = ("group", "channel", "tensor")
+FP8_FORMATS = ("float-quantized", "naive-quantized")
+STRATEGIES = {"int": ("group", "channel", "tensor"), "float": ("channel", "tensor", "block")}
 REPACKED = (3, 5, 6, 7)  # bits whose packing was changed between the library's versions
 METHOD = "compressed-tensors"
 
@@ -36,7 +37,7 @@ def compressed_packing(found: dict[str, Any], where: Path) -> Packing:
             f"{where}: expected config_groups in the quantization_config of {METHOD}, found "
             f"{quoted(groups, 40)}; fetch the checkpoint again"
         )
-    bits, notes = set[int](), dict[str, None]()
+    schemes, notes = [], dict[str, None]()
     for name, group in groups.items():
         if not isinstance(group, dict):
             raise CheckpointError(
@@ -44,13 +45,23 @@ def compressed_packing(found: dict[str, Any], where: Path) -> Packing:
                 f", the name of one; {WAY_OUT}"
             )
         if isinstance(group.get("weights"), dict):
-            bits.add(_bits_of(group, found, where))
-        if isinstance(group.get("input_activations"), dict):
-            asked = describe({"quant_method": "", **group["input_activations"]}).strip()
-            notes[f"the checkpoint asks for activations rounded {asked}, which they are not"] = None
-    if not bits:
+            schemes.append(_scheme(group, found, where))
+        rounded = group.get("input_activations")
+        if isinstance(rounded, dict):
+            bits = f"{shown(rounded.get('num_bits'), 20)} bits"
+            notes[f"the checkpoint asks for activations rounded to {bits}, which they are not"] = (
+                None
+            )
+    blocks = {block for _, block in schemes if block is not None}
+    if not schemes or len(blocks) > 1:
         raise refuse(where, found)
-    return Packing(METHOD, "compressed", tuple(sorted(bits)), notes=tuple(notes))
+    return Packing(
+        method=METHOD,
+        layout="compressed",
+        bits=tuple(sorted({bits for bits, _ in schemes})),
+        block=next(iter(blocks), None),
+        notes=tuple(notes),
+    )
 
 
 def _check_whole(found: Mapping[str, Any], where: Path) -> None:
@@ -70,8 +81,10 @@ def _check_whole(found: Mapping[str, Any], where: Path) -> None:
         )
 
 
-def _bits_of(group: Mapping[str, Any], found: Mapping[str, Any], where: Path) -> int:
-    """The bits of one scheme's weights."""
+def _scheme(
+    group: Mapping[str, Any], found: Mapping[str, Any], where: Path
+) -> tuple[int, tuple[int, int] | None]:
+    """The bits of one scheme's weights, and its blocks of outputs and inputs, if any."""
     weights, form = group["weights"], group.get("format") or found.get("format")
     bits, kind = weights.get("num_bits"), weights.get("type", "int")
     told = {"quant_method": METHOD, "format": form, "weights": {"num_bits": bits, "type": kind}}
@@ -81,12 +94,14 @@ def _bits_of(group: Mapping[str, Any], found: Mapping[str, Any], where: Path) ->
             f"before and since 0.18 pack differently under one name ("
             f"{shown(found.get('version') or 'this one tells no version', 40)}); {WAY_OUT}"
         )
-    if kind != "int" or bits not in FORMATS.get(str(form), ()):
+    is_fp8 = kind == "float" and bits == 8 and form in FP8_FORMATS
+    if not is_fp8 and (kind != "int" or bits not in FORMATS.get(str(form), ())):
         raise refuse(where, told)
     strategy = weights.get("strategy") or "group"
-    if strategy not in STRATEGIES:
+    if strategy not in STRATEGIES[kind]:
         raise CheckpointError(
-            f"{where}: expected scales by {', '.join(STRATEGIES)}, found {quoted(strategy)}; "
-            f"{WAY_OUT}"
+            f"{where}: expected scales by {', '.join(STRATEGIES[kind])}, found "
+            f"{quoted(strategy)}; {WAY_OUT}"
         )
-    return int(bits)
+    block = weights.get("block_structure") if strategy == "block" else None
+    return int(bits), block_of(block, where)

@@ -1,7 +1,8 @@
-"""What GPTQ and AWQ say of their codes."""
+"""What GPTQ, AWQ and AutoRound, which packs as they do, say of their codes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ from avl_plugins.errors import quoted
 
 SMALLEST = 16  # inputs that share a scale
 BITS = {"gptq": (4, 8), "awq": (4,)}
+# Names of AutoRound's formats: the layout, and what is subtracted from the codes of 0.
+AUTOROUND: Mapping[tuple[str, ...], tuple[Layout, int]] = {
+    ("auto_round:auto_gptq", "auto_round:gptq", "auto_gptq"): ("gptq", 1),
+    ("auto_round", "auto_round:gptqmodel"): ("gptq", 0),
+    ("auto_round:auto_awq", "auto_round:awq", "auto_awq"): ("awq", 0),
+}
 
 
 def gptq_packing(found: dict[str, Any], where: Path) -> Packing:
@@ -19,9 +26,8 @@ def gptq_packing(found: dict[str, Any], where: Path) -> Packing:
     Raises:
         CheckpointError: other bits, layouts or groups than those that are read.
     """
-    method, bits = found["quant_method"], found.get("bits")
-    if bits not in BITS[method] or isinstance(bits, bool):
-        raise refuse(where, found)
+    method = found["quant_method"]
+    bits = _bits(found, BITS[method], bool(found.get("dynamic")), where)
     layout = found.get("version", "gemm") if method == "awq" else found.get("checkpoint_format")
     layout = str(layout or "gptq").lower()
     if layout not in ("gemm", "gptq", "gptq_v2"):
@@ -31,7 +37,46 @@ def gptq_packing(found: dict[str, Any], where: Path) -> Packing:
         )
     own: Layout = "awq" if method == "awq" else "gptq"
     offset = int(layout == "gptq")
-    return Packing(method, own, (bits,), group_of(found.get("group_size", -1), where), offset)
+    group = group_of(found.get("group_size", -1), where)
+    return Packing(method, own, bits, group, zero_offset=offset)
+
+
+def autoround_packing(found: dict[str, Any], where: Path) -> Packing:
+    """How the codes are packed that `found`, a quantization_config of auto-round, is about.
+
+    Raises:
+        CheckpointError: other bits, layouts or groups than those that are read.
+    """
+    form = str(found.get("packing_format") or found.get("backend")).lower()
+    chosen = next((one for pattern, one in AUTOROUND.items() if form in pattern), None)
+    if chosen is None or found.get("data_type", "int") != "int":
+        raise refuse(where, found)
+    for name in ("rotation_config", "hadamard_config"):
+        if found.get(name):
+            raise CheckpointError(
+                f"{where}: expected weights as the model's, found a {name} of auto-round, which "
+                f"turns them; {WAY_OUT}"
+            )
+    layout, offset = chosen
+    bits = _bits(found, BITS[layout], bool(found.get("extra_config")), where)
+    group = group_of(found.get("group_size", -1), where)
+    rounded = found.get("act_bits", 16)
+    notes: tuple[str, ...] = ()
+    if isinstance(rounded, int) and rounded < 16:
+        notes = (
+            f"the checkpoint asks for activations rounded to {rounded} bits, which they are not",
+        )
+    return Packing("auto-round", layout, bits, group, zero_offset=offset, notes=notes)
+
+
+def _bits(
+    found: dict[str, Any], held: tuple[int, ...], mixed: bool, where: Path
+) -> tuple[int, ...]:
+    """Bits that codes may have: those that are told or, where some modules have others, any."""
+    bits = found.get("bits")
+    if bits not in held or isinstance(bits, bool):
+        raise refuse(where, found)
+    return held if mixed else (bits,)
 
 
 def group_of(group: Any, where: Path) -> int | None:

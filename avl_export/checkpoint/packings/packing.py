@@ -10,7 +10,7 @@ from typing import Any, Literal
 from avl_export.checkpoint.foreign import describe
 from avl_export.checkpoint.safetensors_header import CheckpointError
 
-Layout = Literal["gptq", "awq", "compressed"]
+Layout = Literal["gptq", "awq", "compressed", "fp8"]
 
 # What the tensors of a quantized weight are called, behind the name of its module.
 PARTS: Mapping[Layout, tuple[str, ...]] = {
@@ -24,14 +24,12 @@ PARTS: Mapping[Layout, tuple[str, ...]] = {
         "weight_shape",
         "weight_g_idx",
     ),
+    "fp8": ("weight", "weight_scale_inv", "weight_scale"),
 }
 WEIGHT = "weight"  # codes may be called what floating-point weights are called
-SCALES = ("weight_scale",)  # codes are so called only beside one of these
+SCALES = ("weight_scale", "weight_scale_inv")  # codes are so called only beside one of these
 WAY_OUT = "export the checkpoint it was made from with --quantize int4"
-HELD = (
-    "gptq to 4 or 8 bits, awq to 4 bits, or compressed-tensors (pack-quantized and int-quantized "
-    "to 4 or 8 bits)"
-)
+HELD = "gptq, awq, auto-round or compressed-tensors to 4 or 8 bits, or to FP8 (e4m3)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +38,13 @@ class Packing:
 
     Attributes:
         method: what quantization_config calls it.
-        layout: gptq (several inputs a word), awq (eight outputs a word, interleaved) or compressed
-            (several inputs a word, rows of outputs).
+        layout: gptq (several inputs a word), awq (eight outputs a word, interleaved), compressed
+            (several inputs a word, rows of outputs) or fp8 (a value is a byte).
         bits: of a code, by what weights may have.
-        group: inputs that share a scale, None for all inputs; of gptq and awq.
+        group: inputs that share a scale, None for all inputs; of gptq and awq, where `bits` are
+            those of all weights.
+        block: outputs and inputs that share a scale, of FP8; None: all inputs of an output do, or
+            the whole weight, as the scales' shape tells.
         zero_offset: what was subtracted from the codes of 0 before they were packed.
         notes: lines that people shall read.
     """
@@ -52,6 +53,7 @@ class Packing:
     layout: Layout
     bits: tuple[int, ...]
     group: int | None = None
+    block: tuple[int, int] | None = None
     zero_offset: int = 0
     notes: tuple[str, ...] = ()
 
