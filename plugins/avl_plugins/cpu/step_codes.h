@@ -4,8 +4,12 @@
 
 #include "ahead.h"
 
+#include <string.h>
+
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -25,6 +29,11 @@ HELPER lanes of_codes(const int8_t *codes)
     return (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
 #elif defined(__AVX2__)
     return (lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
+#elif defined(__aarch64__)
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    const int16x8_t wider = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return (lanes)vcvtq_f32_s32(vmovl_s16(vget_low_s16(wider)));
 #else
     return (lanes){codes[0], codes[1], codes[2], codes[3]};
 #endif
@@ -62,6 +71,12 @@ HELPER lanes sums_of(const lanes of[LANES])
         _mm256_hadd_ps(two[2 * i], two[2 * i + 1]);
     return (lanes)(_mm256_permute2f128_ps(four[0], four[1], 0x20) +
                    _mm256_permute2f128_ps(four[0], four[1], 0x31));
+}
+#elif defined(__aarch64__)
+HELPER lanes sums_of(const lanes of[LANES])
+{
+    return (lanes)vpaddq_f32(vpaddq_f32((float32x4_t)of[0], (float32x4_t)of[1]),
+                             vpaddq_f32((float32x4_t)of[2], (float32x4_t)of[3]));
 }
 #else
 HELPER lanes sums_of(const lanes of[LANES])
@@ -162,7 +177,11 @@ HELPER void add_lanes(const float *weights, int64_t stride, const float *scales,
 }
 
 // Sums that fit the registers, of which there are 32 or 16.
-enum { WIDE = LANES == 16 ? 4 : 2 };
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { WIDE = 4 };
+#else
+enum { WIDE = 2 };
+#endif
 
 HELPER void add_heads(const float *weights, int64_t stride, const float *scales,
                       const int8_t *codes, int64_t rows, int64_t d, float *out, int heads)

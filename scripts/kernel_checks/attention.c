@@ -1,7 +1,7 @@
-// SplitCacheStep and SplitCachePrompt beside softmax in float64.
+// SplitCacheStep and SplitCachePrompt beside softmax in float64, with rows of numbers and of codes.
 #include "check.h"
 
-#include "prompt.h"
+#include "levels.h"
 #include "step.h"
 
 #include <math.h>
@@ -112,18 +112,63 @@ static void check(const avl_step *s)
     }
 }
 
+// Rows as codes; the numbers become what those stand for.
+static void code(const float **rows, int64_t count, int64_t d, const int8_t **codes,
+                 const float **scales)
+{
+    int8_t *made = (int8_t *)numbers(count * d / 4 + 1);
+    float *by = numbers(count), *stand_for = numbers(count * d);
+    for (int64_t i = 0; i < count * d; i++)
+        made[i] = (int8_t)any_whole(-AVL_MOST_CODE, AVL_MOST_CODE);
+    for (int64_t j = 0; j < count; j++) {
+        by[j] = fabsf(by[j]) / 127;
+        for (int64_t i = 0; i < d; i++)
+            stand_for[j * d + i] = by[j] * made[j * d + i];
+    }
+    *rows = stand_for;
+    *codes = made;
+    *scales = by;
+}
+
+static avl_codes any_codes(avl_step *s)
+{
+    avl_codes c;
+    const int64_t parts = s->batch * s->kv_heads, d = s->head_dim;
+    code(&s->k_new, parts * s->rows, d, &c.k_new, &c.k_new_scales);
+    code(&s->v_new, parts * s->rows, d, &c.v_new, &c.v_new_scales);
+    code(&s->k_active, parts * s->active, d, &c.k_active, &c.k_active_scales);
+    code(&s->v_active, parts * s->active, d, &c.v_active, &c.v_active_scales);
+    code(&s->k_parked, parts * s->parked, d, &c.k_parked, &c.k_parked_scales);
+    code(&s->v_parked, parts * s->parked, d, &c.v_parked, &c.v_parked_scales);
+    return c;
+}
+
+static void check_step(int64_t rows, int64_t head_dim, int64_t most_rows, int coded)
+{
+    avl_step step = any_step(rows, head_dim, most_rows);
+    avl_codes codes;
+    if (coded) {
+        codes = any_codes(&step);
+        step.codes = &codes;
+    }
+    if (rows == 1) {
+        step.scratch = results(avl_best_step()->scratch(&step));
+        expect_done(avl_run_step(NULL, avl_best_step(), &step));
+    } else {
+        expect_done(avl_run_prompt(NULL, avl_best_prompt(), NULL, &step));
+    }
+    check(&step);
+    forget();
+}
+
 void check_attention(void)
 {
     static const int64_t dims[] = {1, 5, 16, 24, 64, 80, 128};
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
-        for (int64_t most_rows = 30; most_rows < 1500; most_rows += 1270) { // one chunk, and more
-            avl_step step = any_step(1, dims[i], most_rows);
-            step.scratch = results(avl_step_base.scratch(&step));
-            expect_done(avl_run_step(NULL, &avl_step_base, &step));
-            check(&step);
-            avl_step prompt = any_step(any_whole(2, most_rows == 30 ? 90 : 9), dims[i], most_rows);
-            expect_done(avl_run_prompt(NULL, &avl_prompt_base, NULL, &prompt));
-            check(&prompt);
-            forget();
+        for (int coded = 0; coded < 2; coded++) {
+            check_step(1, dims[i], 30, coded);
+            check_step(1, dims[i], 1300, coded); // more than one chunk
+            check_step(any_whole(2, 60), dims[i], 30, coded);
+            check_step(any_whole(2, 5), dims[i], 1300, coded);
         }
 }

@@ -2,7 +2,6 @@
 #include "check.h"
 
 #include "ort_op.h"
-#include "processor.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -81,14 +80,17 @@ static OrtStatus *for_all(const OrtKernelContext *context, void (*task)(void *, 
     return NULL;
 }
 
+const char *avl_instructions(void); // of ort_ops.c
+
 int main(void)
 {
     static OrtApi threads = {.KernelContext_ParallelFor = for_all};
     avl_api = &threads;
     check_attention();
+    check_codes();
     check_linears();
     check_quantized();
-    printf("dotprod %d, i8mm %d: %lld results, %lld differ\n", avl_has_dotprod(), avl_has_i8mm(),
-           (long long)compared, (long long)differ);
+    printf("%s: %lld results, %lld differ\n", avl_instructions(), (long long)compared,
+           (long long)differ);
     return differ || !compared;
 }

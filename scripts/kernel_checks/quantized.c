@@ -100,6 +100,8 @@ static void check(const source *s, int64_t rows)
 void check_quantized(void)
 {
     static const int64_t blocks[] = {32, 64, 96, 128, 640}, rows[] = {1, 2, 3, 5, 8, 11};
+    if (!avl_best_quantized())
+        return;
     for (size_t b = 0; b < sizeof blocks / sizeof *blocks; b++)
         for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
             for (int64_t bits = 4; bits <= 8; bits += 4)
