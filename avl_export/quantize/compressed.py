@@ -1,4 +1,4 @@
-"""Codes of compressed-tensors checkpoints: whole rows of an output, in words or in bytes."""
+"""Codes of compressed-tensors and torchao: whole rows of an output, in words or in bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from avl_export.checkpoint.packings.packing import WAY_OUT, Packing
 from avl_export.checkpoint.safetensors_header import FETCH_AGAIN, CheckpointError
 from avl_export.checkpoint.source import PIECE, Floats, Source, to_float32
 from avl_export.checkpoint.weight_map import STORED
-from avl_export.quantize.blocks import Codes
+from avl_export.quantize.blocks import Codes, limits
 from avl_export.quantize.codes import StoredCodes, check_parts
-from avl_export.quantize.packing import turn_bytes, unpack_words
+from avl_export.quantize.packing import pack_int4, turn_bytes, unpack_words
 
 UNSIGNED = {4: np.uint8(0x88), 8: np.uint8(0x80)}  # the bits that tell stored codes from signed
 BYTES = "I8"  # of codes with a sign, which lie in no words
@@ -22,7 +22,7 @@ BYTES = "I8"  # of codes with a sign, which lie in no words
 
 @dataclass(frozen=True, slots=True)
 class CompressedCodes(StoredCodes):
-    """One linear's weight as compressed-tensors stores it.
+    """One linear's weight as compressed-tensors or torchao stores it.
 
     With n codes a word, lowest bits first, less their middle: weight_packed, int32
     [outputs, inputs / n], with weight_zero_point, int32 [outputs / n, groups]; or weight and
@@ -82,7 +82,7 @@ class CompressedCodes(StoredCodes):
         if self.zeros.record.dtype != BYTES:  # words of neighbouring outputs
             stored = unpack_words(np.ascontiguousarray(stored.T), self.bits)[:, :outputs].T
         table = np.broadcast_to(stored.reshape(-1, inputs // self.group), self._table)
-        return np.ascontiguousarray(table.T)
+        return self._narrow(np.ascontiguousarray(table.T))
 
     def scales_of_groups(self) -> Floats:
         scales = to_float32(self.scales.read_whole(), self.scales.record.dtype)
@@ -99,15 +99,33 @@ class CompressedCodes(StoredCodes):
     def pieces(self) -> Iterator[bytes]:
         outputs, inputs = self.shape
         stored = self.codes.read(0, outputs).view(np.uint8).reshape(outputs, -1)
-        packed = self.codes.record.dtype != BYTES
+        in_words = self.codes.record.dtype != BYTES
+        width = self.bits if in_words else 8  # bits from one code to the next
         step = max(2, PIECE // 8 // (2 * outputs) * 2)  # inputs; 4 bits share bytes by twos
         for first in range(0, inputs, step):
             last = min(first + step, inputs)
-            part = stored[:, first * self.bits // 8 : -(-last * self.bits // 8)]
-            if packed:
+            part = stored[:, first * width // 8 : -(-last * width // 8)]
+            if in_words:
                 part = part ^ UNSIGNED[self.bits]
-            turned = turn_bytes(part) if self.bits == 4 else np.ascontiguousarray(part.T)
-            yield turned[: last - first].tobytes()
+            if width == 4:
+                yield turn_bytes(part)[: last - first].tobytes()
+            else:
+                codes = np.ascontiguousarray(part.T).view(np.int8)
+                yield (codes if self.bits == 8 else pack_int4(self._narrow(codes))).tobytes()
+
+    def _narrow(self, codes: Codes) -> Codes:
+        """Bytes that hold codes of 4 bits.
+
+        Raises:
+            CheckpointError: they hold others.
+        """
+        least, most = limits(self.bits)
+        if codes.min() < least or codes.max() > most:
+            raise CheckpointError(
+                f"{self.codes.path}: {self.codes.key}: expected codes from {least} to {most} as "
+                f"config.json says, found {codes.min()} to {codes.max()}; {WAY_OUT}"
+            )
+        return codes
 
     @property
     def _is_single(self) -> bool:
@@ -141,7 +159,7 @@ def _order(order: Source | None, inputs: int) -> Source | None:
 def _bits(packing: Packing, codes: Source, inputs: int) -> Literal[4, 8]:
     """The bits of a code, which the width of its tensor tells apart."""
     if codes.record.dtype == BYTES:
-        return 8
+        return 4 if packing.bits == (4,) else 8
     width = codes.record.shape[-1] if codes.record.shape else 0
     for bits in packing.bits:
         if width == -(-inputs * bits // 32):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from avl_export.checkpoint.assumed import stored_dtype
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.checkpoint.packings.packing import Layout, Packing
+from avl_export.checkpoint.packings.packing import WAY_OUT, Layout, Packing
 from avl_export.checkpoint.safetensors_header import FETCH_AGAIN, CheckpointError
 from avl_export.checkpoint.source import Source
 from avl_export.checkpoint.weight_map import Placed, WeightMap
@@ -14,6 +14,12 @@ from avl_export.quantize.codes import Dequantized, DequantizedCodes, StoredCodes
 from avl_export.quantize.compressed import CompressedCodes
 from avl_export.quantize.fp8 import FP8, DequantizedFp8
 from avl_export.quantize.packed import PackedCodes
+
+OF_TORCHAO = {
+    "_weight_qdata": "weight",
+    "_weight_scale": "weight_scale",
+    "_weight_zero_point": "weight_zero_point",
+}
 
 Parts = Mapping[str, Source]
 # Given the dtype of what is no codes of a package.
@@ -32,11 +38,24 @@ def _compressed(
     return CompressedCodes.of(packing, shape, parts)
 
 
+def _torchao(
+    packing: Packing, shape: tuple[int, int], parts: Parts, dtype: str
+) -> StoredCodes | Dequantized:
+    scaled = parts.get("_weight_act_pre_scale")
+    if scaled is not None:
+        raise CheckpointError(
+            f"{scaled.path}: {scaled.key}: expected weights that rows are multiplied with as they "
+            f"are, found factors for rows; {WAY_OUT}"
+        )
+    return _compressed(packing, shape, {OF_TORCHAO[n]: part for n, part in parts.items()}, dtype)
+
+
 READERS: Mapping[Layout, Read] = {
     "gptq": _packed,
     "awq": _packed,
     "compressed": _compressed,
     "fp8": DequantizedFp8.of,
+    "torchao": _torchao,
 }
 # Parts without which there is no weight; of those in one line one is enough.
 NEEDED: Mapping[Layout, Sequence[tuple[str, ...]]] = {
@@ -44,6 +63,7 @@ NEEDED: Mapping[Layout, Sequence[tuple[str, ...]]] = {
     "awq": (("qweight",), ("qzeros",), ("scales",)),
     "compressed": (("weight_packed", "weight"), ("weight_scale",)),
     "fp8": (("weight",), ("weight_scale_inv", "weight_scale")),
+    "torchao": (("_weight_qdata",), ("_weight_scale",)),
 }
 ROWS = "rows are looked up one by one"
 

@@ -11,6 +11,7 @@ from avl_export.checkpoint.packings.compressed import compressed_packing
 from avl_export.checkpoint.packings.fp8 import fbgemm_packing, fp8_packing
 from avl_export.checkpoint.packings.gptq import autoround_packing, gptq_packing
 from avl_export.checkpoint.packings.packing import WAY_OUT, Packing, refuse
+from avl_export.checkpoint.packings.torchao import torchao_packing
 from avl_export.checkpoint.safetensors_header import CheckpointError
 from avl_plugins.errors import quoted
 
@@ -19,6 +20,7 @@ METHODS: Mapping[str, Callable[[dict[str, Any], Path], Packing]] = {
     "awq": gptq_packing,
     "auto-round": autoround_packing,
     "compressed-tensors": compressed_packing,
+    "torchao": torchao_packing,
     "fp8": fp8_packing,
     "fbgemm_fp8": fbgemm_packing,
 }

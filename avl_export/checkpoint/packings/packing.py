@@ -10,7 +10,7 @@ from typing import Any, Literal
 from avl_export.checkpoint.foreign import describe
 from avl_export.checkpoint.safetensors_header import CheckpointError
 
-Layout = Literal["gptq", "awq", "compressed", "fp8"]
+Layout = Literal["gptq", "awq", "compressed", "fp8", "torchao"]
 
 # What the tensors of a quantized weight are called, behind the name of its module.
 PARTS: Mapping[Layout, tuple[str, ...]] = {
@@ -25,11 +25,12 @@ PARTS: Mapping[Layout, tuple[str, ...]] = {
         "weight_g_idx",
     ),
     "fp8": ("weight", "weight_scale_inv", "weight_scale"),
+    "torchao": ("_weight_qdata", "_weight_scale", "_weight_zero_point", "_weight_act_pre_scale"),
 }
 WEIGHT = "weight"  # codes may be called what floating-point weights are called
 SCALES = ("weight_scale", "weight_scale_inv")  # codes are so called only beside one of these
 WAY_OUT = "export the checkpoint it was made from with --quantize int4"
-HELD = "gptq, awq, auto-round or compressed-tensors to 4 or 8 bits, or to FP8 (e4m3)"
+HELD = "gptq, awq, auto-round, compressed-tensors or torchao to 4 or 8 bits, or to FP8 (e4m3)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Packing:
     Attributes:
         method: what quantization_config calls it.
         layout: gptq (several inputs a word), awq (eight outputs a word, interleaved), compressed
-            (several inputs a word, rows of outputs) or fp8 (a value is a byte).
+            (several inputs a word, rows of outputs), fp8 or torchao (a value is a byte).
         bits: of a code, by what weights may have.
         group: inputs that share a scale, None for all inputs; of gptq and awq, where `bits` are
             those of all weights.
