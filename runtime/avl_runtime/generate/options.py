@@ -144,7 +144,7 @@ class Options:
         most = MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
         named["min_new_tokens"] = min(named["min_new_tokens"], most)
         missing = {name: value for name, value in named.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **missing)
+        return dataclasses.replace(self, **missing) if missing else self
 
     def check_ids(self, vocabulary: int) -> None:
         """Refuse token ids that a model cannot say.

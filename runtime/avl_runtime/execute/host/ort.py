@@ -41,6 +41,7 @@ from avl_plugins.schema import COMPUTED, RowType
 from avl_runtime.execute.host.compute import compute_entries, told
 from avl_runtime.execute.host.ort_options import (
     LARGE,
+    WORTH_SHRINKING,
     give_back,
     has_room,
     session_config,
@@ -237,7 +238,7 @@ class OrtBoundSegment:
         self.mass_active = binding.mass[ACTIVE.mass]
         self.mass_parked = binding.mass[PARKED.mass]
         self.mass_new = binding.mass_new
-        options = shrinking() if ends else None
+        options = shrinking() if ends and cache.nbytes >= WORTH_SHRINKING else None
         wanted = Wanted(self._host if self._last else None, logits)
         if core is None:
             with wanted:

@@ -17,7 +17,9 @@ from avl_runtime.package.quantization import Quantization
 # has used large blocks.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _WHILE_LOADING, _AFTERWARDS = 1 << 20, 32 << 20
-LARGE = 16 << 20  # bytes of a cache, from which on it is worth half a millisecond to `give_back`
+# Bytes of a cache, from which on it is worth a tenth of a millisecond to have a session give back
+# what a chunk needed, which the next prompt then takes anew; and half a millisecond to `give_back`.
+WORTH_SHRINKING, LARGE = 1 << 20, 16 << 20
 
 
 def session_config(quantization: Quantization | None, encoder: bool, packs: bool) -> dict[str, str]:
