@@ -99,7 +99,7 @@ RECORDS = {
         kind="int4",
         starts=3,
         repeats=2,
-        off={"AVL_AMX": "off", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+        off={"AVL_AMX": "off"},
     ),
     "peers-fp16": Record(
         "S1", ("dense", FASTV, AVL), LARGE, TEXT_PEERS, stored="fp16", starts=3, repeats=2

@@ -173,6 +173,29 @@ def test_cancelling_frees_rows_in_that_step(tiny: LVLM, when: str) -> None:
     assert other.result.token_ids == expected.token_ids
 
 
+@pytest.mark.parametrize("policy", ["dense", "avl:text=0.5,text_min=4", "avl:exact,n=4"])
+def test_rows_are_gone_with_their_request(tiny: LVLM, policy: str) -> None:
+    """At once, and not when Python looks for what refers to itself."""
+    gc.disable()
+    try:
+        scheduler = Scheduler(tiny)
+        mine = scheduler.add(*asked(0), policy=policy, max_new_tokens=8)
+        while mine not in scheduler.running:
+            scheduler.step()
+        held = []
+        while scheduler.requests:
+            arrays = [a for cache in mine.sequence.caches for a in cache.k_active]
+            held = [weakref.ref(array) for array in arrays] or held
+            arrays = []
+            scheduler.step()
+        assert mine.result.token_ids
+        assert held
+        del mine, scheduler
+        assert all(ref() is None for ref in held)
+    finally:
+        gc.enable()
+
+
 def test_a_prompt_that_fails_ends_its_request_alone(tiny: LVLM) -> None:
     scheduler = Scheduler(tiny)
     good = scheduler.add(*asked(0), policy="dense", max_new_tokens=6)

@@ -62,7 +62,6 @@ class HostBatch:
         self._offered = [False] * batch  # whether the last step might refresh a sequence
         self._refreshed = [False] * len(self._segments)
         self._checks = HostChecks(backend, manifest)
-        self._releases = [partial(self._release, index) for index in range(len(self._segments))]
 
     def run(self, step: Step) -> NDArray[np.float32]:
         self._hidden[:, 0] = step.hidden
@@ -113,7 +112,8 @@ class HostBatch:
     def append(self, segment: int, steps: int) -> None:
         cache = self.caches[segment]
         masses = self._segments[segment] if self._evicts else None
-        release = self._releases[segment]
+        # Not kept: it would keep the batch, and all its rows, until cycles are looked for.
+        release = partial(self._release, segment)
         self._appenders[segment].append(cache, masses, self._gathers, steps, release)
 
     def evict(self, segment: int, seq: int, action: Action) -> bool:
