@@ -19,8 +19,8 @@ from ops.test_prompt_kernel import prompt_inputs
 from support.compiled import compiled, require
 
 _COUNTS = ("group", "parts", "blocks", "block", "spans", "span", "mass_spans", "mass_span")
-_SIZES = ("workers", "room")
-_MEMORY = ("wanted", "wanted_rows", "tops", "sums", "span_tops", "span_sums", "span_out")
+_SIZES = ("workers", "room", "keys")
+_MEMORY = ("wanted", "wanted_rows", "tops", "sums", "span_tops", "span_sums", "span_out", "scores")
 
 
 class Prompt(ctypes.Structure):
@@ -110,7 +110,7 @@ def ran(
 
 def test_a_level_agrees_with_the_reference(level: Level) -> None:
     numbers = np.random.default_rng(5)
-    spans, blocks = set(), set()
+    spans, blocks, kept = set(), set(), set()
     for case in range(30):
         batch, kv = (int(numbers.integers(1, 3)) for _ in range(2))
         sizes = {"B": batch, "Hkv": kv, "H": kv * int(numbers.integers(1, 5))}
@@ -127,6 +127,8 @@ def test_a_level_agrees_with_the_reference(level: Level) -> None:
         masses, _ = ran(level, arrays, on_tiles=True)
         assert_agrees(arrays, [found[0], *masses[1:]])
         spans.add(prompt.spans)
+        kept.add(prompt.scores is not None)
         blocks.add(prompt.blocks)
     assert spans > {1}
     assert blocks > {1}
+    assert kept == {True, False}

@@ -71,15 +71,25 @@ HELPER void add_values(const tile *of, float weights[ROWS][KEYS], const float sh
         }
 }
 
-HELPER void attend_tile(const avl_prompt *prompt, const tile *of, const place *in, int64_t from,
-                        int64_t keys, const float *packed, const float *values, int64_t d,
-                        float *tops, float *sums)
+// Where scores of a tile's row are kept, from a place's key `from` on.
+HELPER float *kept_at(const avl_prompt *prompt, int64_t part, const tile *of, int r,
+                      const place *in, int64_t from)
+{
+    const int64_t row = part * rows_of(prompt) + of->row[r];
+    return prompt->scores + row * prompt->keys + in->first + from;
+}
+
+HELPER void attend_tile(const avl_prompt *prompt, int64_t part, const tile *of, const place *in,
+                        int64_t from, int64_t keys, const float *packed, const float *values,
+                        int64_t d, float *tops, float *sums)
 {
     int64_t count = seen_by(in, from, keys, of->new_row[of->count - 1]);
     if (!count)
         return;
     float weights[ROWS][KEYS] __attribute__((aligned(64))), shrink[ROWS];
     score(of, packed, d, count, prompt->step->scale, weights);
+    for (int r = 0; prompt->scores && r < of->count; r++)
+        memcpy(kept_at(prompt, part, of, r, in, from), weights[r], (size_t)count * sizeof(float));
     for (int r = 0; r < of->count; r++) {
         int64_t row = of->row[r], seen = seen_by(in, from, keys, of->new_row[r]);
         shrink[r] = weigh(weights[r], seen, tops + row, sums + row);
@@ -134,7 +144,7 @@ HELPER void attend_keys(const avl_prompt *prompt, int64_t task, float *memory, i
                 const int64_t ask = least(KEYS * d, asked + ROWS * KEYS * d / (end - first));
                 fetch_rows(&in->keys, from + KEYS, d, asked, ask);
                 fetch_rows(&in->values, from + KEYS, d, asked, ask);
-                attend_tile(prompt, &of, in, from, keys, own.packed, values, d, tops, sums);
+                attend_tile(prompt, part, &of, in, from, keys, own.packed, values, d, tops, sums);
             }
         }
     }
@@ -199,13 +209,16 @@ HELPER void add_masses(const avl_prompt *prompt, int64_t part, const tile *of, c
     const avl_step *step = prompt->step;
     if (!seen_by(in, from, keys, of->new_row[of->count - 1]))
         return;
-    float scores[ROWS][KEYS] __attribute__((aligned(64)));
-    score(of, packed, step->head_dim, KEYS, step->scale, scores);
+    float scores[ROWS][KEYS] __attribute__((aligned(64))) = {{0}};
+    if (!prompt->scores)
+        score(of, packed, step->head_dim, KEYS, step->scale, scores);
     const int64_t sequence = part / step->kv_heads;
     const float *weights = step->row_weights + sequence * step->weightings * step->rows;
     for (int r = 0; r < of->count; r++) {
         int64_t new_row = of->new_row[r], at = part * rows_of(prompt) + of->row[r];
         int64_t seen = seen_by(in, from, keys, new_row);
+        if (prompt->scores)
+            memcpy(scores[r], kept_at(prompt, part, of, r, in, from), (size_t)seen * sizeof(float));
         const float top = prompt->tops[at], sum = prompt->sums[at] * (float)prompt->group;
         for (int j = 0; j < KEYS; j++)
             scores[r][j] = avl_exp(scores[r][j] - top) / sum;
@@ -246,7 +259,8 @@ HELPER void for_wanted(const avl_prompt *prompt, int64_t task, float *memory, in
         int64_t until = least(in->rows, begin + prompt->mass_span - in->first);
         for (int64_t from = most(0, begin - in->first); from < until; from += KEYS) {
             int64_t keys = least(KEYS, until - from);
-            pack(floats_of(&in->keys, from, keys, d, own.keys), keys, d, own.packed);
+            if (!prompt->scores)
+                pack(floats_of(&in->keys, from, keys, d, own.keys), keys, d, own.packed);
             for (int64_t first = 0; first < wanted; first += ROWS) {
                 tile of = {.count = 0};
                 for (int64_t i = first; i < wanted && of.count < ROWS; i++)

@@ -18,11 +18,13 @@ typedef struct avl_prompt {
     int64_t mass_spans, mass_span;
     int64_t workers;               // threads at once, at most; rooms of others are never touched
     int64_t room;                  // numbers of one's memory, a multiple of 16
+    int64_t keys;                  // of the longest sequence, new ones included
     float *rooms;                  // [workers, room], aligned to 64 bytes
     int64_t *wanted, *wanted_rows; // [B] how many new rows have a weight; [B, S] which
     float *tops, *sums; // [parts, G * S] greatest scores, and sums of weights relative to them
     float *span_tops, *span_sums, *span_out; // [parts, spans, G * S] and [..., D] of each span
-    void *memory;                            // what all of these are in
+    float *scores; // [parts, G * S, keys]; NULL, or what the first stage leaves for masses
+    void *memory;  // what all of these are in
 } avl_prompt;
 
 static inline int64_t avl_prompt_tasks(const avl_prompt *prompt)

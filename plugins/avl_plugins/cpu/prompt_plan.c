@@ -85,13 +85,15 @@ int avl_plan_prompt(const avl_step *step, const avl_prompt_tiles *tiles, avl_pro
     int64_t keys = 0;
     for (int64_t b = 0; b < step->batch; b++)
         keys = most(keys, step->active_len[b] + step->parked_len[b] + step->rows);
-    *prompt = (avl_prompt){.step = step, .group = group, .parts = parts};
+    *prompt = (avl_prompt){.step = step, .group = group, .parts = parts, .keys = keys};
     cut(tiles, keys, prompt);
 
     const int64_t merged = prompt->spans > 1 ? parts * prompt->spans * rows : 0;
     const int64_t found = tiles ? parts * prompt->mass_spans * rows : 0;
     const int64_t rooms = prompt->workers * prompt->room, results = most(merged, found);
-    const int64_t floats = rooms + 2 * parts * rows + merged * d + 2 * results;
+    // Keys of few rows take longer to read again than their scores take to keep.
+    const int64_t kept = prompt->spans > 1 && step->weightings ? parts * rows * keys : 0;
+    const int64_t floats = rooms + 2 * parts * rows + merged * d + 2 * results + kept;
     const int64_t integers = step->batch * (step->rows + 1) * (int64_t)sizeof(int64_t);
     prompt->memory = malloc((size_t)(LINE + floats * SIZE + integers));
     if (!prompt->memory)
@@ -104,6 +106,7 @@ int avl_plan_prompt(const avl_step *step, const avl_prompt_tiles *tiles, avl_pro
     prompt->span_out = prompt->sums + parts * rows;
     prompt->span_tops = prompt->span_out + merged * d;
     prompt->span_sums = prompt->span_tops + results;
+    prompt->scores = kept ? prompt->span_sums + results : NULL;
     find_wanted(step, prompt);
     return 1;
 }
