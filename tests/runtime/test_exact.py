@@ -15,7 +15,7 @@ from avl_plugins.errors import PolicyError
 from avl_plugins.policies import Drafting, parse
 from avl_runtime import LVLM
 from avl_runtime.execute.host.batch import HostBatch
-from avl_runtime.generate.core_drafts import AT_LEAST, EACH, CoreDrafts
+from avl_runtime.generate.core_drafts import AT_LEAST, EACH, PASS, CoreDrafts
 from avl_runtime.generate.options import Options
 from avl_runtime.generate.reply import Reply
 from avl_runtime.requests import Request, Scheduler
@@ -213,10 +213,11 @@ def test_random_models_in_batches(seed: int, tmp_path: Path, package_of: Any) ->
 # How many are drafted.
 
 
-def costs(drafts: int, chance: float, step: float) -> float:
-    """Of a token, in steps that read all rows, if each draft is right by chance."""
+def costs(drafts: int, chance: float, sparse: int, parked: int, values: int) -> float:
+    """Of a token, in bytes, if each draft is right by chance."""
     tokens = 1 + sum(chance**count for count in range(1, drafts + 1))
-    return (1 + drafts * (step + EACH)) / tokens
+    beyond = drafts * sparse + (PASS + EACH * drafts) * values if drafts else 0
+    return (sparse + parked + beyond) / tokens
 
 
 @settings(max_examples=100, deadline=None)
@@ -224,21 +225,22 @@ def costs(drafts: int, chance: float, step: float) -> float:
     st.lists(st.tuples(st.integers(1, 15), st.integers(0, 15)), max_size=12),
     st.integers(0, 1 << 30),
     st.integers(1, 1 << 30),
+    st.integers(0, 1 << 29),
     st.integers(0, 15),
 )
 def test_as_many_are_drafted_as_make_tokens_cheapest(
-    passes: list[tuple[int, int]], weights: int, parked: int, most: int
+    passes: list[tuple[int, int]], weights: int, parked: int, values: int, most: int
 ) -> None:
     drafts = CoreDrafts(Drafting(15, adapts=True))
-    drafts.begin(0, parked)
+    drafts.begin(0, parked, values)
     right, wrong = 0.85 * 4, 0.15 * 4
     for drafted, accepted in passes:
         drafts.count(drafted, min(drafted, accepted))
         right = 0.9 * right + min(drafted, accepted)
         wrong = 0.9 * wrong + (accepted < drafted)
-    step = (AT_LEAST + weights) / (AT_LEAST + weights + parked)
-    chance = right / (right + wrong)
-    best = min(range(most + 1), key=lambda count: costs(count, chance, step))
+    chance, sparse = right / (right + wrong), AT_LEAST + weights
+    each = [costs(count, chance, sparse, parked, values) for count in range(most + 1)]
+    best = min(range(most + 1), key=each.__getitem__)
     assert drafts.starts(most, weights) == (best > 0)
     for count in range(best):
         assert not drafts.complete
@@ -248,7 +250,7 @@ def test_as_many_are_drafted_as_make_tokens_cheapest(
 
 def test_drafts_rest_where_they_are_wrong_and_are_tried_again() -> None:
     drafts = CoreDrafts(Drafting(15, adapts=True))
-    drafts.begin(0, 1 << 30)
+    drafts.begin(0, 1 << 30, 1 << 25)
     for _ in range(20):
         drafts.count(1, 0)
     assert [drafts.starts(15, 0) for _ in range(33)] == [*[False] * 32, True]
@@ -257,7 +259,7 @@ def test_drafts_rest_where_they_are_wrong_and_are_tried_again() -> None:
 
 def test_a_draft_that_ends_the_reply_is_checked_at_once() -> None:
     drafts = CoreDrafts(Drafting(7, adapts=False))
-    drafts.begin(10, 10)
+    drafts.begin(10, 10, 5)
     assert drafts.starts(15, 0)
     drafts.add(5, ends=False)
     assert not drafts.complete

@@ -19,9 +19,9 @@ NO_TEXT = -1  # in the place of an image token, which nothing is like and no dra
 
 # What a run over drafts costs beyond a step, in steps, and each draft of it: measured on avl-tiny,
 # whose steps are short. Larger models pay less.
-RUN, EACH = 0.45, 0.06
+RUN, EACH = 0.4, 0.1
 # How many tokens were the same, at least, and what is assumed of such a draft before any was said.
-CLASSES = ((2, 0.15), (3, 0.35), (5, 0.6), (8, 0.8))
+CLASSES = ((2, 0.1), (3, 0.25), (5, 0.5), (8, 0.75))
 WEIGHT = 2.0  # tokens that the assumption counts as
 
 
@@ -42,7 +42,8 @@ class PromptLookup:
         self._tokens: list[int] = []
         self._next: dict[tuple[int, ...], int] = {}  # behind the newest of equal tokens in a row
         self._place: int | None = None  # of what followed the newest tokens the last time
-        self._same = 0  # tokens before that place which are those that came last
+        self._same = 0  # tokens before that place which are those that came last, of the reply
+        self._said = 0  # tokens of the reply
         self._right = [WEIGHT * share for _, share in CLASSES]
         self._tried = [WEIGHT] * len(CLASSES)
 
@@ -54,10 +55,11 @@ class PromptLookup:
 
     def say(self, token: int) -> None:
         """Know of the reply's next token, and whether it would have been drafted."""
-        if self._place is not None:
+        if self._place is not None and self._same >= SHORTEST:
             kind, right = _class_of(self._same), self._tokens[self._place] == token
             self._tried[kind] += 1
             self._right[kind] += right
+        self._said += 1
         self._note(token)
         self._find()
 
@@ -81,7 +83,7 @@ class PromptLookup:
         """At most so many tokens of `follow`: as many as are worth a run, by what was right."""
         best, length = 0.0, 0
         gained, chance = -RUN, 1.0
-        for number in range(min(most, self.most) if self._place is not None else 0):
+        for number in range(min(most, self.most) if self._same >= SHORTEST else 0):
             kind = _class_of(self._same + number)
             chance *= self._right[kind] / self._tried[kind]
             gained += chance - EACH
@@ -110,7 +112,8 @@ class PromptLookup:
                 same, most = size, min(CLASSES[-1][0], place)
                 while same < most and known[place - same - 1] == known[-same - 1] != NO_TEXT:
                     same += 1
-                self._place, self._same = place, same
+                # A prompt is like one before it whatever its reply is.
+                self._place, self._same = place, min(same, self._said)
                 return
 
 

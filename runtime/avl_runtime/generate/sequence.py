@@ -106,6 +106,13 @@ class Sequence:
         held = [bytes_held(cache, self.seq) for cache in self.caches]
         return sum(active for active, _ in held), sum(parked for _, parked in held)
 
+    def values_held(self) -> int:
+        """Numbers in keys and values of all its rows."""
+        dims, rows = self._manifest.dims, 0
+        for cache in self.caches:
+            rows += int((cache.active_len + cache.parked_len)[:, self.seq].sum())
+        return 2 * dims.num_kv_heads * dims.head_dim * rows
+
     def due(self) -> tuple[Action, ...]:
         """What decides after the step that `step` now counts."""
         return tuple([action for action in self._at_steps if action.due(self.step)])

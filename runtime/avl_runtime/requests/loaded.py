@@ -11,11 +11,14 @@ from avl_runtime.execute import executor_on, load_backend
 from avl_runtime.generate.decode import Decoder
 from avl_runtime.generate.prefill import Reading, prefill
 from avl_runtime.generate.sequence import Sequence
+from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.prompts.processor import Processor, Prompt
 from avl_runtime.prompts.rows import PromptRows
+
+STORED_BITS = {"F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I4": 4}
 
 
 class ClosedError(AvlError):
@@ -107,6 +110,17 @@ class Loaded:
         """
         self.check_open()
         policy.check(self.package.manifest.splits())
+
+
+def weights_read(manifest: Manifest) -> int:
+    """About how many bytes of weights a step reads: of linears alone, by their bits."""
+    dims, quantized = manifest.dims, manifest.quantization
+    attention = 2 * dims.head_dim * (dims.num_heads + dims.num_kv_heads)
+    linears = dims.num_layers * dims.hidden_size * (attention + 3 * dims.intermediate_size)
+    bits = STORED_BITS[manifest.embedding.dtype]
+    if quantized is not None and "decoder" in quantized.parts:
+        bits = quantized.bits
+    return (linears + dims.vocab_size * dims.hidden_size) * bits // 8
 
 
 def as_policy(policy: str | Policy) -> Policy:

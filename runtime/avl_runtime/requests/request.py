@@ -20,7 +20,7 @@ from avl_runtime.generate.sequence import Sequence
 from avl_runtime.machine.memory import peak_rss_bytes
 from avl_runtime.prompts.option_values import OptionError, flag
 from avl_runtime.prompts.processor import Prompt
-from avl_runtime.requests.loaded import Loaded
+from avl_runtime.requests.loaded import Loaded, weights_read
 
 
 class Request:
@@ -72,7 +72,7 @@ class Request:
         self._most = options.max_new_tokens or MAX_NEW_TOKENS
         self._lookup = self._drafts(options.prompt_lookup or 0)
         self._core = self._core_drafts()
-        self._weights = sum(shard.size for shard in manifest.weights.shards)
+        self._weights = weights_read(manifest)
         self._limit = 0
         self._read = 0
         self._result: Result | None = None
@@ -118,7 +118,7 @@ class Request:
             known = np.where(self.sequence.image_mask, NO_TEXT, self.sequence.token_ids)
             self._lookup.add(known.tolist())
         if self._core is not None:
-            self._core.begin(*self.sequence.bytes_held())
+            self._core.begin(*self.sequence.bytes_held(), self.sequence.values_held())
 
     def take(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token from logits [V]."""
