@@ -14,6 +14,7 @@ from avl_plugins import cpu
 from avl_plugins.bodies.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.policies import Divide, Refresh, parse
 from avl_plugins.schema import COMPUTED, SPLIT_CACHE_ATTENTION
+from avl_runtime.execute.host.compute import ATTENTION
 from avl_runtime.kv.cache import SegmentCache
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 8, 16, 16, 64
@@ -54,9 +55,13 @@ CANDIDATES = {name: candidate(name) for name in ("dense", "avl", "avl:core=0.1,r
 
 
 def attention_session(
-    threads: int, batch: int, kernels: bool, *, one_row: bool = True
+    threads: int, batch: int, kernels: bool, *, one_row: bool = True, compute: str = "fp32"
 ) -> ort.InferenceSession:
-    """The attention nodes of all layers, each with a cache of its own."""
+    """The attention nodes of all layers, each with a cache of its own.
+
+    Args:
+        compute: what kernels multiply a prompt's rows in: fp32, or bf16 where there is AMX.
+    """
     sizes = {"B": batch, "H": HEADS, "Hkv": KV_HEADS, "D": HEAD_DIM}
     sizes |= {"S": 1} if one_row else {}
     elements = {"T": TensorProto.FLOAT, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
@@ -85,6 +90,7 @@ def attention_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry(ATTENTION, compute)
     if kernels:
         options.register_custom_ops_library(str(cpu.library()))
     return ort.InferenceSession(

@@ -5,8 +5,9 @@
 
 Runs the attention nodes of all layers of shape S1 of make_random.py as ONNX Runtime runs them in a
 decoder: over a prompt of 3008 rows in chunks of 256, of which the last ranks its rows, and over a
-few rows behind such a prompt, as a chat's turn or a verified draft has them. The two ways are
-interleaved. Beside wall time there is the processor's, which other programs change less.
+few rows behind such a prompt, as a chat's turn or a verified draft has them. The kernel runs in
+float32, and where there is AMX for it in bf16, from 64 rows on. The ways are interleaved. Beside
+wall time there is the processor's, which other programs change less.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ from attention_nodes import (
     attention_session,
 )
 from avl_plugins import cpu
+from avl_plugins.cpu.host import host
 from avl_runtime.bench.surroundings import idle_surroundings
 from avl_runtime.machine.resources import cores
 
 PROMPT = VISUAL + TEXT
 CHUNK = 256
-WAYS = ("kernel", "body")
+LEAST = 64  # rows that are computed in bf16
+COMPUTES = {"kernel": "fp32", "kernel in bf16": "bf16"}
+BODY = "body"
 
 
 def chunks(rows: int) -> list[tuple[int, int]]:
@@ -83,18 +87,31 @@ def bound(session: ort.InferenceSession, given: Mapping[str, NDArray[Any]]) -> o
     return binding
 
 
-def measure(threads: int, rows: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds of each way, of the wall and of the processor, and the kernel's over the body's.
+def ways_of(rows: int) -> tuple[str, ...]:
+    """What is compared for so many new rows."""
+    kernels = host()
+    has_amx = rows >= LEAST and kernels is not None and kernels.runs_amx()
+    return (*(COMPUTES if has_amx else ("kernel",)), BODY)
 
-    The ratio is the median of those of one repeat each.
+
+def measure(threads: int, rows: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds of each way, of the wall and of the processor, and a kernel's over the body's.
+
+    A ratio is the median of those of one repeat each.
     """
     numbers = np.random.default_rng(0)
     shape = (1, KV_HEADS, PROMPT + 64, HEAD_DIM)
     cache = [numbers.standard_normal(shape, np.float32) for _ in range(2 * LAYERS)]
     runs = [inputs(cached, new, numbers, cache) for cached, new in chunks(rows)]
-    sessions = {way: attention_session(threads, 1, way == "kernel", one_row=False) for way in WAYS}
+    ways = ways_of(rows)
+    sessions = {
+        way: attention_session(
+            threads, 1, way != BODY, one_row=False, compute=COMPUTES.get(way, "fp32")
+        )
+        for way in ways
+    }
     bindings = {way: [bound(one, given) for given in runs] for way, one in sessions.items()}
-    times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for repeat in range(repeats + 1):
         for way, session in sessions.items():
             wall, spent = time.perf_counter(), time.process_time()
@@ -103,15 +120,16 @@ def measure(threads: int, rows: int, repeats: int) -> dict[str, Any]:
             if repeat:
                 times[way].append((time.perf_counter() - wall, time.process_time() - spent))
     found: dict[str, Any] = {}
-    for way in WAYS:
+    for way in ways:
         wall_ms, spent_ms = (
             statistics.median(each) * 1e3 for each in zip(*times[way], strict=True)
         )
         found[way] = {"wall_ms": round(wall_ms, 2), "processor_ms": round(spent_ms, 2)}
-    pairs = list(zip(times["kernel"], times["body"], strict=True))
-    for place, name in enumerate(("wall", "processor")):
-        ratio = statistics.median(own[place] / other[place] for own, other in pairs)
-        found[f"{name}_of_body"] = round(ratio, 3)
+    for way in ways[:-1]:
+        pairs = list(zip(times[way], times[BODY], strict=True))
+        for place, name in enumerate(("wall", "processor")):
+            ratio = statistics.median(own[place] / other[place] for own, other in pairs)
+            found[way][f"{name}_of_body"] = round(ratio, 3)
     return found
 
 
