@@ -104,6 +104,15 @@ RECORDS = {
     "peers-fp16": Record(
         "S1", ("dense", FASTV, AVL), LARGE, TEXT_PEERS, stored="fp16", starts=3, repeats=2
     ),
+    "peers-bf16": Record(
+        "S1",
+        ("dense",),
+        (*LARGE, "--compute", "bf16"),
+        TEXT_PEERS[:1],
+        stored="fp16",
+        starts=3,
+        repeats=2,
+    ),
     "s1-computed": Record("S1", ("dense",), LARGE, stored="fp16", beside="fp16"),
     "deep": Record("deep", ("dense", FASTV), (*LARGE[:-1], "8"), (TORCH,)),
     "half-billion": Record(

@@ -6,13 +6,13 @@
 
 Counted from the opened picture and the question's text: resizing, tokens, the vision tower, the
 prompt and the first token; then the other ones, greedily, up to a fixed number. `tiny` asks
-avl-tiny about held-out pages, in fp32. `s1` is a LLaVA of S1's decoder with a CLIP tower of 24
-layers and 576 image tokens, with INT4 weights: avl's in all linears, OpenVINO's in those of the
-decoder's layers. There the tower, the embedding and the output matrix are in 8 bits. Rows of the
-cache are in 8 bits in both.
-OpenVINO runs by its own precision, which is bf16 where the processor computes in that, and in f32;
-its cache of prefixes is off. In every round all are asked about the same pictures, which are new to
-them. avl-tiny's texts in f32 must be avl's. Writes benchmarks/whole-requests.json, a case each.
+avl-tiny about held-out pages, in fp32 and, where the processor has AMX, in bf16. `s1` is a LLaVA of
+S1's decoder with a CLIP tower of 24 layers and 576 image tokens, with INT4 weights: avl's in all
+linears, OpenVINO's in those of the decoder's layers. There the tower, the embedding and the output
+matrix are in 8 bits. Rows of the cache are in 8 bits in both. OpenVINO runs by its own precision,
+which is bf16 where the processor computes in that, and in f32; its cache of prefixes is off. In
+every round all are asked about the same pictures, which are new to them. avl-tiny's texts in f32
+must be avl's. Writes benchmarks/whole-requests.json, a case each.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from avl_plugins.cpu.host import host
 from avl_plugins.errors import AvlError
 from avl_runtime.bench.against import interpreter
 from avl_runtime.bench.boot import foreign_command
@@ -57,6 +58,7 @@ class Case:
         preset: of make_random, or None for avl-tiny.
         options: of avl-export.
         weights, rows: of OpenVINO; `kv`: how avl keeps rows of the cache.
+        bf16: whether avl is asked to compute in bf16 too, where the processor has AMX.
         pictures: of a round.
         same: whether texts in f32 are checked; random weights have near ties.
     """
@@ -72,11 +74,14 @@ class Case:
     repeats: int = 3
     new_tokens: int = 32
     same: bool = False
+    bf16: bool = False
 
 
 INT4 = ("--quantize", "int4", "--quantize-also", "lm_head,vision")
 CASES = {
-    "tiny": Case(None, ("--dtype", "fp32"), ("dense", "fastv", "avl"), "fp16", "f16", 8, same=True),
+    "tiny": Case(
+        None, ("--dtype", "fp32"), ("dense", "fastv", "avl"), "fp16", "f16", 8, same=True, bf16=True
+    ),
     "s1": Case("S1-vision", INT4, ("dense", "fastv", CHAIN), "int4", "u8", 3, "int8"),
     "try": Case(
         "small", INT4, ("dense",), "int4", "u8", 2, "int8", starts=1, repeats=1, new_tokens=4
@@ -116,8 +121,13 @@ def candidates(
 ) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """How each is started, and what it is told beside what all are told."""
     own = [sys.executable, "-m", WORKER]
+    computes = {"": {"compute": "auto"}}
+    kernels = host()
+    if case.bf16 and kernels is not None and kernels.runs_amx():
+        computes[" bf16"] = {"compute": "bf16"}
     found: dict[str, tuple[list[str], dict[str, Any]]] = {
-        policy: (own, {"package": str(package), "policy": policy, "kv": case.kv})
+        policy + told: (own, {"package": str(package), "policy": policy, "kv": case.kv, **job})
+        for told, job in computes.items()
         for policy in case.policies
     }
     if python is None:

@@ -170,9 +170,26 @@ def test_other_prompts_and_other_texts_are_refused() -> None:
         whole_requests.check(case, {"dense": dense, "openvino": figures(["a", "b"], 8)})
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_bf16_is_measured_where_there_is_amx(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = SimpleNamespace(runs_amx=lambda: amx)
+    monkeypatch.setattr(whole_requests, "host", lambda: kernels)
+    found = whole_requests.candidates(whole_requests.CASES["tiny"], TINY, TINY, "python")
+    own = {name: job["compute"] for name, (_, job) in found.items() if "openvino" not in name}
+    wanted = dict.fromkeys(("dense", "fastv", "avl"), "auto")
+    if amx:
+        wanted |= dict.fromkeys(("dense bf16", "fastv bf16", "avl bf16"), "bf16")
+    assert own == wanted and len(found) == len(wanted) + 2
+
+
 def test_a_package_is_measured(tiny_package: Path) -> None:
     case = dataclasses.replace(
-        whole_requests.CASES["tiny"], policies=("dense",), pictures=1, starts=1, repeats=1
+        whole_requests.CASES["tiny"],
+        policies=("dense",),
+        pictures=1,
+        starts=1,
+        repeats=1,
+        bf16=False,
     )
     started = whole_requests.candidates(case, tiny_package, TINY, None)
     report = whole_requests.measure(case, started, 1, 0, lambda line: None)

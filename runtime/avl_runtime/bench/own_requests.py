@@ -28,6 +28,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         policy=job["policy"],
         threads=job["threads"],
         kv=job["kv"],
+        compute=job["compute"],
     )
     loaded = model.loaded
     loaded.package = endless(loaded.package)
