@@ -17,6 +17,7 @@ from PIL import Image
 from test_peers import PYTHON, OpenVINO
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import bench_all
 import whole_requests
 from avl_runtime.bench.peers import openvino_vlm_build as build
 from avl_runtime.bench.peers import openvino_vlm_peer as peer
@@ -168,6 +169,28 @@ def test_other_prompts_and_other_texts_are_refused() -> None:
         whole_requests.check(case, {"dense": dense, "openvino f32": figures(["a", "c"])})
     with pytest.raises(SystemExit, match="prompt of 9 tokens, as dense reads, found 8"):
         whole_requests.check(case, {"dense": dense, "openvino": figures(["a", "b"], 8)})
+
+
+def test_bench_all_measures_them_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("dense", 6.0), ("dense bf16", 4.0), ("openvino", 8.0), ("openvino f32", 9.0)]
+    found = [{"name": name, "first_ms": {"median": value}} for name, value in rows]
+
+    def run(script: Path, *command: object) -> None:
+        assert script.name == "whole_requests.py"
+        asked = dict(zip(command[::2], command[1::2], strict=True))
+        assert asked["--peer-python"] == Path("python") and asked["--threads"] == 2
+        Path(str(asked["--json"])).write_text(json.dumps({"tiny": {"candidates": found}}))
+
+    monkeypatch.setattr(bench_all, "run", run)
+    options = ["--only", "requests", "--peer-python", "python", "--threads", "2"]
+    bench_all.main([*options, "--folder", str(tmp_path / "f"), "--out", str(tmp_path / "o")])
+    told = json.loads((tmp_path / "o" / "bench-targets.json").read_text())["targets"]
+    ratios = {one["what"]: one for one in told if one["found"] is not None}
+    (what,) = ratios
+    assert what.startswith("avl-tiny: ") and ratios[what]["found"] == 0.5
+    assert ratios[what]["reached"] and f"| {what} | 0.500 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("amx", [True, False])
