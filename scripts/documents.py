@@ -18,6 +18,7 @@ import bench_targets
 import build_7b
 import cli_reference
 import export_size
+import kept_rows
 import linear_part
 import overhead
 import quantization
@@ -36,13 +37,14 @@ def record(name: str) -> Any:
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "quality-short": lambda: short_tables.quality(record("evaluation")),
-    "speed-short": lambda: short_tables.speed(record("bench-s1")),
+    "speed-short": lambda: short_tables.speed(record("bench-peers-int4")),
     "quality": lambda: evaluation.table(record("evaluation")["policies"]),
     "speed": lambda: bench_targets.table(record("bench-targets")["targets"]),
     "spread": lambda: bench_targets.spread(record("bench-s1")),
     "computed": lambda: bench_targets.computed(record("bench-s1-computed")),
     "exchange": lambda: attention_part.sentence(record("attention-part"), record("churn")),
     "linears": lambda: linear_part.sentence(record("linear-part")),
+    "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
     "overhead": lambda: overhead.sentence(record("overhead")),
     "quantization": lambda: quantization.table(record("quantization")),
     "export-size": lambda: export_size.sentence(record("export-size")),

@@ -228,7 +228,7 @@ def test_refusals_come_before_torch(master: Path, tmp_path: Path) -> None:
         "splits in disorder": [*good, "--split", "2,1"],
         "an architecture": damaged("a", config(model_type="florence2")),
         "an original layout": damaged("b", config(model_type="internvl_chat")),
-        "a quantization": damaged("c", config(quantization_config={"quant_method": "fp8"})),
+        "a quantization": damaged("c", config(quantization_config={"quant_method": "hqq"})),
         "a config that is none": damaged("d", lambda f: (f / "config.json").write_text("[")),
         "no tokenizer": damaged("e", lambda f: (f / "tokenizer.json").unlink()),
         "no weights": damaged("f", lambda f: (f / "model.safetensors").unlink()),
