@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from avl_export.quantize.store import Store
 from avl_runtime.package.quantization import Quantization, RowScales
+
+if TYPE_CHECKING:  # the command line needs lines for people, and torch only once it has a plan
+    from avl_export.quantize.store import Store
 
 
 def quantization_report(store: Store | None) -> dict[str, Any] | None:
