@@ -137,6 +137,7 @@ class Step:
         position_ids: [1, B], the same on each axis of RoPE, as text has it.
         positions: [B], the tokens' positions in their conversations.
         due: for each sequence, what decides after the step.
+        reads_parked: for each sequence, whether the step reads its parked rows.
         logits: which of them somebody reads.
     """
 
@@ -144,11 +145,8 @@ class Step:
     position_ids: Ints
     positions: Ints
     due: Sequence[Sequence[Action]]
+    reads_parked: Sequence[bool]
     logits: Logits
-
-    def reads_parked(self) -> list[bool]:
-        """For each sequence, whether the step reads its parked rows."""
-        return [any(action.reads_parked for action in actions) for actions in self.due]
 
 
 class Batch(Protocol):

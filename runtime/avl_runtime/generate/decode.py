@@ -89,8 +89,9 @@ class Decoder:
 
         Args:
             logits: which of them somebody reads.
-            drafting: members that read their active rows alone, and for which nothing is decided:
-                what follows is a draft, and the caller takes the step back.
+            drafting: members that read their active rows alone: what follows is a draft, and the
+                caller takes the step back. Other members of a policy that lets tokens be drafted
+                read all rows. Nothing is decided for either, but by `Check.keep`.
 
         Raises:
             AvlError: a device's cache is full and cannot grow.
@@ -103,12 +104,18 @@ class Decoder:
         for each, token in zip(members, tokens, strict=True):
             each.grow([int(token)])
             each.step += 1
-        due = [() if each in drafting else each.due() for each in members]
+        due = [() if each.drafting is not None else each.due() for each in members]
+        reads = [
+            each not in drafting
+            and (each.drafting is not None or any(one.reads_parked for one in actions))
+            for each, actions in zip(members, due, strict=True)
+        ]
         step = Step(
             self._embedding.lookup(np.asarray(tokens, np.int64)),
             position_ids,
             positions,
             due,
+            reads,
             logits,
         )
         found = batch.run(step)

@@ -93,7 +93,7 @@ class DeviceBatch:
         if self._stepped.by is not self._mark:
             self._stepped.by = self._mark
             self._graphs, self._run_before = {}, set()
-        reads = step.reads_parked()
+        reads = step.reads_parked
         upload = self._step
         upload.host[POSITIONS][..., 0] = step.position_ids[0]
         upload.host[HIDDEN][:, 0] = self._backend.element.encode(step.hidden)

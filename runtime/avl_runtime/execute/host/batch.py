@@ -67,7 +67,7 @@ class HostBatch:
         self._hidden[:, 0] = step.hidden
         self._position_ids[..., 0] = step.position_ids[0]
         self._positions[:] = step.positions
-        reads = step.reads_parked()
+        reads = step.reads_parked
         ranked = self._evicts or any(
             one.ranking.reads_attention for actions in step.due for one in actions
         )
