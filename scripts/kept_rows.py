@@ -19,31 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from avl_export.cli import main as avl_export
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.bench.surroundings import machine
-from avl_runtime.evaluate.measure import MAX_NEW_TOKENS, forced_logits
+from avl_runtime.evaluate.measure import MAX_NEW_TOKENS, divergences, forced_logits
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score
 
 POLICIES = ("dense", "avl", "avl+fastv")
 KINDS = ("auto", "int8")
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(1, keepdims=True)
-    shifted: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(1, keepdims=True))
-    return shifted
-
-
-def divergence(exact: NDArray[np.float32], other: NDArray[np.float32]) -> list[float]:
-    """KL(exact || other) of each row of logits [T, V], in nats."""
-    p, q = log_softmax(exact), log_softmax(other)
-    return list(map(float, (np.exp(p) * (p - q)).sum(1)))
 
 
 def measure(models: dict[str, LVLM], policy: str, count: int) -> dict[str, Any]:
@@ -72,7 +58,7 @@ def measure(models: dict[str, LVLM], policy: str, count: int) -> dict[str, Any]:
                 )
                 for model in models.values()
             )
-            apart += divergence(exact, other)
+            apart += map(float, divergences(exact, other))
     return {
         "policy": policy,
         "scores": {

@@ -144,11 +144,15 @@ def _standard_error(found: Sequence[float]) -> float | None:
 
 
 def _divergence(dense: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Mean KL(dense || other) over rows of logits [T, V], in nats."""
-    p, q = _log_softmax(dense), _log_softmax(other)
-    kl = (np.exp(p) * (p - q)).sum(1)
-    mean = float(kl.mean())
+    mean = float(divergences(dense, other).mean())
     return mean if math.isfinite(mean) else math.inf
+
+
+def divergences(exact: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(exact || other) of each row of logits [T, V], in nats; [T]."""
+    p, q = _log_softmax(exact), _log_softmax(other)
+    kl: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(1)
+    return kl
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
