@@ -74,16 +74,16 @@ def load_backend(
     if park == "host" and name == "ort-cpu":
         raise _nothing_to_park()
     kept = _kept(kv, name, package)
-    if name == "ort-cpu" or kept.coded:  # needs nothing of the machine
-        return _on_cpu(package, threads, kept, compute)
-    if compute != "auto" and name == "auto":
-        print("avl: backend ort-cpu, which --compute is for", file=sys.stderr)
-        return _on_cpu(package, threads, kept, compute)
-    if compute != "auto":
+    if compute != "auto" and name not in ("auto", "ort-cpu"):
         raise BackendError(
             f"--compute {compute}: expected ort-cpu, found {name}; add --backend ort-cpu, or leave "
             "it out"
         )
+    for_cpu = "--compute" if compute != "auto" else "--kv" if kept.coded else None
+    if for_cpu is not None and name == "auto":
+        print(f"avl: backend ort-cpu, which {for_cpu} is for", file=sys.stderr)
+    if for_cpu is not None or name == "ort-cpu":  # needs nothing of the machine
+        return _on_cpu(package, threads, kept, compute)
     ways = candidates(package, threads, park, probe() if machine is None else machine)
     if name != "auto":
         return next(way for way in ways if way.name == name).load()
