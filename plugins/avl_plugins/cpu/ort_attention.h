@@ -21,6 +21,11 @@ OrtStatus *avl_create_attention_on_tiles(const OrtCustomOp *op, const OrtApi *un
                                          const OrtKernelInfo *info, void **kernel);
 void avl_destroy_attention(void *kernel);
 
+// Whether inputs have the sizes that are expected of their axes, lengths are within capacities, and
+// query heads come in whole groups.
+int avl_sizes_fit(const avl_step *step, const avl_tensor *given, const int64_t (*expected)[4],
+                  size_t count);
+
 // Computes a decode step, all of which is filled in but its scratch memory.
 OrtStatus *avl_compute_step(OrtKernelContext *context, const avl_attention_op *op, avl_step *step);
 

@@ -34,22 +34,14 @@ static int fits(const avl_step *step, const avl_tensor given[INPUTS])
         [V_PARKED] = {b, h, p, d}, [K_PARKED_SCALES] = {b, h, p, 1},
         [V_PARKED_SCALES] = {b, h, p, 1}, [PARKED_LEN] = {b, 1, 1, 1},
         [WEIGHTS] = {b, step->weightings, s, 1}};
-    for (int i = 0; i < INPUTS; i++)
-        for (size_t axis = 0; axis < given[i].rank; axis++)
-            if (given[i].dims[axis] != expected[i][axis])
-                return 0;
-    for (int64_t row = 0; row < b; row++)
-        if (step->active_len[row] < 0 || step->active_len[row] > a || step->parked_len[row] < 0 ||
-            step->parked_len[row] > p)
-            return 0;
-    return h > 0 && step->heads % h == 0;
+    return avl_sizes_fit(step, given, expected, INPUTS);
 }
 
 static OrtStatus *make_outputs(OrtKernelContext *context, call *one)
 {
     avl_step *step = &one->step;
     const int64_t b = step->batch, h = step->kv_heads, r = step->weightings, s = step->rows;
-    const int64_t d = step->head_dim, rows[4] = {b, h, s, d}, scales[4] = {b, h, s, 1};
+    const int64_t d = step->head_dim;
     const struct {
         int64_t dims[4];
         void *to;
@@ -58,10 +50,10 @@ static OrtStatus *make_outputs(OrtKernelContext *context, call *one)
         [MASS_ACTIVE] = {{b, h, r, step->active}, &step->mass_active},
         [MASS_PARKED] = {{b, h, r, step->parked}, &step->mass_parked},
         [MASS_NEW] = {{b, h, r, s}, &step->mass_new},
-        [K_CODES] = {{rows[0], rows[1], rows[2], rows[3]}, &one->k_codes},
-        [V_CODES] = {{rows[0], rows[1], rows[2], rows[3]}, &one->v_codes},
-        [K_SCALES] = {{scales[0], scales[1], scales[2], scales[3]}, &one->k_scales},
-        [V_SCALES] = {{scales[0], scales[1], scales[2], scales[3]}, &one->v_scales}};
+        [K_CODES] = {{b, h, s, d}, &one->k_codes},
+        [V_CODES] = {{b, h, s, d}, &one->v_codes},
+        [K_SCALES] = {{b, h, s, 1}, &one->k_scales},
+        [V_SCALES] = {{b, h, s, 1}, &one->v_scales}};
     OrtStatus *status = NULL;
     for (size_t i = 0; !status && i < OUTPUTS; i++)
         status = avl_output(context, i, made[i].dims, 4, made[i].to);
@@ -74,12 +66,8 @@ static OrtStatus *begin(OrtKernelContext *context, const avl_attention_op *op, c
     static const size_t RANKS[INPUTS] = {4, 4, 4, 4, 4, 4, 4, 1, 4, 4, 4, 4, 1, 3};
     avl_tensor given[INPUTS];
     OrtStatus *status;
-    for (size_t i = 0; i < INPUTS; i++) {
-        if ((status = avl_input(context, i, &given[i])))
-            return status;
-        if (given[i].rank != RANKS[i])
-            return avl_failed("expected inputs of the schema's rank");
-    }
+    if ((status = avl_inputs(context, RANKS, INPUTS, given)))
+        return status;
     *one = (call){
         .op = op, .q = given[Q].data, .k_new = given[K_NEW].data, .v_new = given[V_NEW].data,
         .step = {.batch = given[Q].dims[0], .heads = given[Q].dims[1],

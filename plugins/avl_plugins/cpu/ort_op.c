@@ -40,6 +40,18 @@ OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *
     return status ? status : read(value, to);
 }
 
+OrtStatus *avl_inputs(const OrtKernelContext *context, const size_t *ranks, size_t count,
+                      avl_tensor *to)
+{
+    OrtStatus *status = NULL;
+    for (size_t i = 0; !status && i < count; i++) {
+        status = avl_input(context, i, &to[i]);
+        if (!status && to[i].rank != ranks[i])
+            status = avl_failed("expected inputs of the schema's rank");
+    }
+    return status;
+}
+
 static OrtStatus *read_type(const OrtValue *value, int *type)
 {
     OrtTensorTypeAndShapeInfo *info;

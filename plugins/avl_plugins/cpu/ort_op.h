@@ -57,6 +57,9 @@ typedef struct avl_tensor {
 // ONNX Runtime names the op itself.
 OrtStatus *avl_failed(const char *expected);
 OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *to);
+// All inputs of a node, each of its rank.
+OrtStatus *avl_inputs(const OrtKernelContext *context, const size_t *ranks, size_t count,
+                      avl_tensor *to);
 OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to);
 // The output's memory is left in *data, a pointer of the output's type.
 OrtStatus *avl_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank,

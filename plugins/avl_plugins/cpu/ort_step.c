@@ -22,15 +22,21 @@ static int fits(const avl_step *step, const avl_tensor given[INPUTS])
         [ACTIVE_LEN] = {b}, [K_PARKED] = {b, h, step->parked, d},
         [V_PARKED] = {b, h, step->parked, d}, [PARKED_LEN] = {b},
         [WEIGHTS] = {b, step->weightings, s}};
-    for (int i = 0; i < INPUTS; i++)
-        for (size_t axis = 0; axis < RANKS[i]; axis++)
+    return avl_sizes_fit(step, given, expected, INPUTS);
+}
+
+int avl_sizes_fit(const avl_step *step, const avl_tensor *given, const int64_t (*expected)[4],
+                  size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        for (size_t axis = 0; axis < given[i].rank; axis++)
             if (given[i].dims[axis] != expected[i][axis])
                 return 0;
-    for (int64_t row = 0; row < b; row++)
+    for (int64_t row = 0; row < step->batch; row++)
         if (step->active_len[row] < 0 || step->active_len[row] > step->active ||
             step->parked_len[row] < 0 || step->parked_len[row] > step->parked)
             return 0;
-    return h > 0 && step->heads % h == 0;
+    return step->kv_heads > 0 && step->heads % step->kv_heads == 0;
 }
 
 // What the op is given, and outputs to write.
@@ -38,12 +44,8 @@ static OrtStatus *begin(OrtKernelContext *context, float scale, avl_step *step)
 {
     avl_tensor given[INPUTS];
     OrtStatus *status;
-    for (size_t i = 0; i < INPUTS; i++) {
-        if ((status = avl_input(context, i, &given[i])))
-            return status;
-        if (given[i].rank != RANKS[i])
-            return avl_failed("expected inputs of the schema's rank");
-    }
+    if ((status = avl_inputs(context, RANKS, INPUTS, given)))
+        return status;
     *step = (avl_step){
         .batch = given[Q].dims[0], .heads = given[Q].dims[1], .kv_heads = given[K_NEW].dims[1],
         .rows = given[Q].dims[2], .head_dim = given[Q].dims[3], .active = given[K_ACTIVE].dims[2],
