@@ -6,31 +6,43 @@
 
 enum { KEPT = 8 }; // how far, in powers of two, scores may exceed the greatest one taken so far
 
+// Tiles 0 to 3 += two columns of blocks by two of the others', `count` numbers of each.
+HELPER void multiply(const uint16_t *left, const uint16_t *next_left, const uint16_t *right,
+                     const uint16_t *next_right, int64_t count)
+{
+    for (int64_t i = 0; i < count; i += MATRIX) {
+        _tile_loadd(4, left + i, 64);
+        _tile_loadd(6, right + i, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, next_right + i, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, next_left + i, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+HELPER void store(float *to, float *next)
+{
+    _tile_stored(0, to, 64);
+    _tile_stored(1, next, 64);
+    _tile_stored(2, to + SIDE * SIDE, 64);
+    _tile_stored(3, next + SIDE * SIDE, 64);
+}
+
 // Scores of a group's rows and `keys` keys, a multiple of STEP.
 HELPER void score(const room *own, int64_t row, int64_t keys, int64_t dims)
 {
-    const uint16_t *q = own->q + row * dims, *next_q = q + SIDE * dims;
+    const uint16_t *q = own->q + row * dims;
     for (int64_t j = 0; j < keys; j += 2 * SIDE) {
-        const uint16_t *key = own->keys + j * dims, *next_key = key + SIDE * dims;
-        float *to = own->scores + j * SIDE, *next = to + KEYS * SIDE;
+        const uint16_t *key = own->keys + j * dims;
+        float *to = own->scores + j * SIDE;
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
-        for (int64_t i = 0; i < dims * SIDE; i += MATRIX) {
-            _tile_loadd(4, key + i, 64);
-            _tile_loadd(6, q + i, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, next_q + i, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, next_key + i, 64);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(0, to, 64);
-        _tile_stored(1, next, 64);
-        _tile_stored(2, to + SIDE * SIDE, 64);
-        _tile_stored(3, next + SIDE * SIDE, 64);
+        multiply(key, key + SIDE * dims, q, q + SIDE * dims, dims * SIDE);
+        store(to, to + KEYS * SIDE);
     }
 }
 
@@ -132,28 +144,16 @@ HELPER void weigh(const room *own, int64_t row, int64_t half, const sight *of, i
 // Adds what a group's rows take of the values of `keys` keys, a multiple of STEP.
 HELPER void add_values(const room *own, int64_t row, int64_t keys, int64_t dims)
 {
-    const uint16_t *weights = own->weights, *next_weights = weights + KEYS * SIDE;
+    const uint16_t *weights = own->weights;
     for (int64_t i = 0; i < dims; i += 2 * SIDE) {
         float *to = own->out + row * dims + i * SIDE, *next = to + dims * SIDE;
-        const uint16_t *value = own->values + i * KEYS, *next_value = value + SIDE * KEYS;
+        const uint16_t *value = own->values + i * KEYS;
         _tile_loadd(0, to, 64);
         _tile_loadd(1, next, 64);
         _tile_loadd(2, to + SIDE * SIDE, 64);
         _tile_loadd(3, next + SIDE * SIDE, 64);
-        for (int64_t j = 0; j < keys * SIDE; j += MATRIX) {
-            _tile_loadd(4, value + j, 64);
-            _tile_loadd(6, weights + j, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, next_weights + j, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, next_value + j, 64);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(0, to, 64);
-        _tile_stored(1, next, 64);
-        _tile_stored(2, to + SIDE * SIDE, 64);
-        _tile_stored(3, next + SIDE * SIDE, 64);
+        multiply(value, value + SIDE * KEYS, weights, weights + KEYS * SIDE, keys * SIDE);
+        store(to, next);
     }
 }
 
