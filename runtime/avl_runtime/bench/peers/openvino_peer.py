@@ -29,14 +29,11 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
 
     made = Path(job["folder"]) / f"openvino-{job['weights']}"
     build("openvino_build", job["checkpoint"], made, job["weights"])
-    properties = {"INFERENCE_NUM_THREADS": job["threads"], "KV_CACHE_PRECISION": job["rows"]}
-    if job["precision"] is not None:
-        properties["INFERENCE_PRECISION_HINT"] = job["precision"]
     ids = np.array([text_tokens(job)], np.int64)
     total = ids.shape[1] + job["new_tokens"]
     tokenizer = genai.Tokenizer(str(made / "tokenizer"))
     pipeline = genai.LLMPipeline(
-        str(made / "model"), tokenizer, "CPU", scheduler_config=schedule(genai), **properties
+        str(made / "model"), tokenizer, "CPU", scheduler_config=schedule(genai), **properties(job)
     )
     asked = genai.GenerationConfig()
     asked.max_new_tokens = asked.min_new_tokens = job["new_tokens"]
@@ -80,6 +77,14 @@ def usable(job: Job) -> None:
             "expected two threads or more, found 1, with which OpenVINO 2026.4.1 ends by a "
             "division by zero where it computes fp16 weights in bf16; ask for --threads 2"
         )
+
+
+def properties(job: Job) -> dict[str, Any]:
+    """How a pipeline is to be made."""
+    asked = {"INFERENCE_NUM_THREADS": job["threads"], "KV_CACHE_PRECISION": job["rows"]}
+    if job["precision"] is not None:
+        asked["INFERENCE_PRECISION_HINT"] = job["precision"]
+    return asked
 
 
 def schedule(genai: Any) -> Any:

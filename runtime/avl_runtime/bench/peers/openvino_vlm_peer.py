@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from avl_runtime.bench.peers.openvino_peer import schedule, streamer, usable
+from avl_runtime.bench.peers.openvino_peer import properties, schedule, streamer, usable
 from avl_runtime.bench.peers.text import build
 from avl_runtime.bench.wire import Job, Run, serve
 
@@ -27,11 +27,8 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
 
     made = Path(job["folder"]) / f"openvino-vlm-{job['weights']}"
     build("openvino_vlm_build", job["checkpoint"], made, job["weights"])
-    properties = {"INFERENCE_NUM_THREADS": job["threads"], "KV_CACHE_PRECISION": job["rows"]}
-    if job["precision"] is not None:
-        properties["INFERENCE_PRECISION_HINT"] = job["precision"]
     pipeline = genai.VLMPipeline(
-        str(made / "model"), "CPU", scheduler_config=schedule(genai), **properties
+        str(made / "model"), "CPU", scheduler_config=schedule(genai), **properties(job)
     )
     asked = genai.GenerationConfig()
     asked.max_new_tokens = job["new_tokens"]
