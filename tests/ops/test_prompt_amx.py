@@ -18,7 +18,7 @@ from avl_plugins import cpu
 from ops.agreement import assert_masked_rows_have_no_mass, expected, scale_of
 from ops.op_models import Arrays, run, session
 from ops.test_attention_function import attention_model, key_of
-from ops.test_prompt_kernel import prompt_inputs
+from ops.test_prompt_kernel import prompt_inputs, prompts
 
 LEAST = 64  # rows
 HEAD_DIMS = (5, 20, 32, 64, 80, 96, 128, 256)
@@ -86,25 +86,12 @@ def assert_is_rounded(arrays: Arrays, outputs: list[np.ndarray[Any, Any]]) -> No
     assert_masked_rows_have_no_mass(arrays, outputs)
 
 
-@st.composite
-def prompts(draw: Any) -> Arrays:
-    """Prompts of more rows and keys than a group or a block takes."""
-    rows = draw(st.one_of(st.sampled_from((64, 65, 95, 96, 97)), st.integers(64, 300)))
-    longest = draw(st.sampled_from((1, 40, 700)))
-    batch, kv = draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    sizes = {"B": batch, "Hkv": kv, "H": kv * draw(st.sampled_from((1, 2, 3, 7))), "S": rows}
-    sizes |= {"D": draw(st.sampled_from(HEAD_DIMS)), "R": draw(st.integers(1, 3))}
-    lengths = {}
-    for place in ("active", "parked"):
-        used = st.integers(0, longest)
-        lengths[place] = draw(st.lists(used, min_size=batch, max_size=batch))
-        sizes[place[0].upper()] = max(1, *lengths[place]) + draw(st.integers(0, 3))
-    weighted = draw(st.sampled_from((0.0, 0.1, 1.0)))
-    return prompt_inputs(sizes, lengths, weighted, draw(st.integers(0, 2**32 - 1)))
+# More rows and keys than a group or a block takes.
+ROWS = st.one_of(st.sampled_from((64, 65, 95, 96, 97)), st.integers(64, 300))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(arrays=prompts())
+@given(arrays=prompts(ROWS, (1, 40, 700), HEAD_DIMS))
 def test_prompts_are_as_near_to_float64_as_rounding_lets_them(
     amx_kernel: Path, arrays: Arrays
 ) -> None:

@@ -20,6 +20,7 @@ from ops.op_models import POISON, Arrays, attention_inputs, run, session
 from ops.test_attention_function import GROUPS, attention_model, attention_session, key_of
 
 HEAD_DIMS = (8, 20, 32, 64, 80, 96, 128, 256)
+COUNTS = st.sampled_from((2, 5, 6, 7, 13, 63, 64, 65, 130, 300))  # of new rows
 
 
 @functools.cache
@@ -53,13 +54,18 @@ def prompt_inputs(
 
 
 @st.composite
-def prompts(draw: Any) -> Arrays:
+def prompts(
+    draw: Any,
+    counts: st.SearchStrategy[int] = COUNTS,
+    lengths_of: tuple[int, ...] = (1, 70, 1500),
+    head_dims: tuple[int, ...] = HEAD_DIMS,
+) -> Arrays:
     """Prompts of more rows and keys than a tile, a block or a span takes."""
-    rows = draw(st.sampled_from((2, 5, 6, 7, 13, 63, 64, 65, 130, 300)))
-    longest = draw(st.sampled_from((1, 70, 1500)))
+    rows = draw(counts)
+    longest = draw(st.sampled_from(lengths_of))
     batch, kv = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     sizes = {"B": batch, "Hkv": kv, "H": kv * draw(st.sampled_from((1, 2, 3, 7))), "S": rows}
-    sizes |= {"D": draw(st.sampled_from(HEAD_DIMS)), "R": draw(st.integers(1, 3))}
+    sizes |= {"D": draw(st.sampled_from(head_dims)), "R": draw(st.integers(1, 3))}
     lengths = {}
     for place in ("active", "parked"):
         used = st.integers(0, longest)

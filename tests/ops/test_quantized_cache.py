@@ -22,6 +22,8 @@ from avl_plugins.schema import QUANTIZED_CACHE_ATTENTION, rotation
 from ops.agreement import assert_masked_rows_have_no_mass, scale_of
 from ops.op_models import Arrays, attention_inputs, op_model, run, session
 from ops.test_cpu_levels import Kernels, ran
+from ops.test_prompt_amx import IN_BF16
+from ops.test_prompt_kernel import prompt_inputs
 from support.compiled import compiled, require
 
 GROUPS = (1, 2, 3, 4, 7)
@@ -127,6 +129,26 @@ def test_the_kernel_agrees_with_the_reference(group: int, head_dim: int, kernels
 def test_the_body_agrees_with_the_reference(arrays: Arrays) -> None:
     arrays = coded_inputs(arrays)
     assert_right(arrays, run(quantized_session(None, *key_of(arrays)), arrays))
+
+
+def test_prompts_read_codes_on_tiles(amx_kernel: Path) -> None:
+    """In bf16 as far as it rounds; masses and new rows are those of float32."""
+    numbers = np.random.default_rng(4)
+    for rows, active, parked, group in ((64, 200, 0, 1), (97, 700, 31, 3), (300, 0, 90, 2)):
+        sizes = {"B": 2, "H": 2 * group, "Hkv": 2, "S": rows, "D": 64, "R": 2}
+        sizes |= {"A": active + 3, "P": parked + 1}
+        lengths = {"active": [active, active // 2], "parked": [parked, 0]}
+        arrays = coded_inputs(prompt_inputs(sizes, lengths, 0.2, int(numbers.integers(1 << 30))))
+        plain = run(quantized_session(amx_kernel, *key_of(arrays)), arrays)
+        model = quantized_model(*key_of(arrays))
+        found = run(session(model, amx_kernel, IN_BF16, intra_op_num_threads=2), arrays)
+        assert_right(arrays, plain)
+        off = np.abs(found[0] - plain[0]).max()
+        assert 0 < off < 2e-2 * np.abs(arrays["v_new"]).max()
+        for one, other in zip(found[1:4], plain[1:4], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        for one, other in zip(found[4:], plain[4:], strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_rows_of_zeros_are_codes_of_zeros(kernels: Path) -> None:
