@@ -37,6 +37,7 @@ KEYS = [
     "policy",
     "backend",
     "kernels",
+    "kv",
     "seed",
     "prompt_tokens",
     "visual_tokens",

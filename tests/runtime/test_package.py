@@ -261,6 +261,10 @@ OTHER_GRAPHS: list[tuple[Change, str]] = [
     (_moved_cut, "decoder.0.onnx: expected 3 layers as avl.json says, found 2"),
     (_more_layers, "found 4"),
     (lambda m: m["segments"][1]["deepstack"].append(3), "a tensor deepstack.3"),
+    (
+        lambda m: m["segments"][1].update(file="decoder.1.int8.onnx"),
+        "k_active.2 as tensor(float) as avl.json says, found tensor(int8)",
+    ),
 ]
 
 

@@ -53,6 +53,7 @@ class Row:
         disturbed: runs during which others used more than a tenth of the machine.
         step_ms: of each decode step, the median over runs.
         note: what else to know.
+        kv, compute: how avl was asked to keep rows, and to multiply prompts; None of others.
     """
 
     name: str
@@ -75,6 +76,8 @@ class Row:
     disturbed: int | None
     step_ms: tuple[float, ...]
     note: str
+    kv: str | None
+    compute: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,8 @@ def summarize(
             for i in range(request.steps)
         ),
         note=candidate.note if candidate.same_prompt or request.visual else "",
+        kv=candidate.job.get("kv"),
+        compute=candidate.job.get("compute"),
     )
 
 

@@ -145,7 +145,8 @@ def make_parser() -> CommandParser:
         choices=COMPUTES,
         default="auto",
         help="what prompts and pictures are multiplied in on ort-cpu; bf16 needs AMX, is faster "
-        "and rounds (default: auto, bf16 for attention of quantized packages, else fp32)",
+        "and rounds; linears of quantized weights take AMX in any case (default: auto, bf16 for "
+        "attention of quantized packages, else fp32)",
     )
     add(
         "--park",

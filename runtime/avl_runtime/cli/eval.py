@@ -22,7 +22,7 @@ from avl_runtime.cli.status import exit_status
 from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
 from avl_runtime.evaluate.records import read_record
 from avl_runtime.evaluate.report import plot, table
-from avl_runtime.execute.protocol import BACKENDS
+from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV
 from avl_runtime.machine.installation import need
 from avl_runtime.model import LVLM
 from avl_runtime.package.package import load_package
@@ -41,7 +41,17 @@ SWEEP = (
     "avl+fastv",
 )
 
-MEASURING = ("tasks", "data", "policies", "backend", "samples", "jobs", "json")  # options
+MEASURING = (
+    "tasks",
+    "data",
+    "policies",
+    "backend",
+    "kv",
+    "compute",
+    "samples",
+    "jobs",
+    "json",
+)  # options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +121,8 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": model,
         "samples_per_task": arguments.samples if arguments.data is None else None,
         "data": None if arguments.data is None else arguments.data.name,
+        "kv": arguments.kv,
+        "compute": arguments.compute,
         "machine": f"{platform.machine()}, {platform.system()}",
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.perf_counter() - begun, 1),
@@ -124,7 +136,13 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
 def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]:
     """Measure some policies in a process of their own."""
     threads = 1 if arguments.jobs > 1 else None
-    model = LVLM.load(arguments.package, backend=arguments.backend, threads=threads)
+    model = LVLM.load(
+        arguments.package,
+        backend=arguments.backend,
+        threads=threads,
+        kv=arguments.kv,
+        compute=arguments.compute,
+    )
     cases = (
         chain.from_iterable(task_cases(task, arguments.samples) for task in arguments.tasks)
         if arguments.data is None
@@ -170,6 +188,13 @@ def make_parser() -> CommandParser:
         choices=BACKENDS,
         default="auto",
         help="what runs the graphs (default: auto, the best that works)",
+    )
+    add("--kv", choices=KV, default="auto", help="how cached rows are kept (default: auto)")
+    add(
+        "--compute",
+        choices=COMPUTES,
+        default="auto",
+        help="what prompts and pictures are multiplied in on ort-cpu (default: auto)",
     )
     add(
         "--samples",

@@ -35,6 +35,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "policy": stats.policy,
         "backend": stats.backend,
         "kernels": stats.kernels,
+        "kv": stats.kv,
         "seed": stats.seed,
         "prompt_tokens": stats.prompt_tokens,
         "visual_tokens": stats.visual_tokens,
@@ -77,7 +78,8 @@ def stats_lines(stats: Stats) -> str:
         (
             "KV cache",
             f"{size_text(stats.kv_bytes)} (dense: {size_text(stats.kv_bytes_dense)}"
-            f"{_share(stats.kv_bytes, stats.kv_bytes_dense)})",
+            f"{_share(stats.kv_bytes, stats.kv_bytes_dense)})"
+            + ("" if stats.kv is None else f", rows in {stats.kv}"),
         ),
         ("peak RSS", size_text(stats.peak_rss_bytes)),
     ]

@@ -111,9 +111,10 @@ def _kept(kv: str, name: str, package: Package) -> RowType:
     if kv in ("auto", own):
         return COMPUTED
     if kv not in ROW_TYPES:
+        also = ", or int8" if own == "fp32" else ""
         raise BackendError(
-            f"--kv {kv}: expected rows as this package computes, {own}, or int8, found {kv}; leave "
-            f"it out, or export with --dtype {kv}"
+            f"--kv {kv}: expected rows as this package computes, {own}{also}, found {kv}; leave it "
+            f"out, or export with --dtype {kv}"
         )
     if name not in ("auto", "ort-cpu"):
         raise BackendError(

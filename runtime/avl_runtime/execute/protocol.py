@@ -216,6 +216,7 @@ class Executor(Protocol):
         turn: held while something runs or rows move, where threads must take turns; reentrant.
         dtype: of rows as the host hands them over.
         kernels: which kernels of avl's own run on a CPU, for people; None: none.
+        kv: how cached rows are kept, of `KV`, or the type that the package computes in.
     """
 
     chunk: int
@@ -229,6 +230,9 @@ class Executor(Protocol):
 
     @property
     def kernels(self) -> str | None: ...
+
+    @property
+    def kv(self) -> str: ...
 
     @property
     def dtype(self) -> np.dtype[Any]: ...

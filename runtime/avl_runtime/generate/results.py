@@ -66,7 +66,7 @@ class Stats:
     caches are in the host's memory. `seed` is that of the draws, or the one asked for; None where
     nothing is drawn. `kernels` names the CPU kernels that ran, by their instructions, and what they
     multiplied in bf16; None where none of avl's own did. `drafts` has an entry for each source that
-    was asked for drafts.
+    was asked for drafts. `kv` is the type of the cache's rows.
     """
 
     policy: str
@@ -83,6 +83,7 @@ class Stats:
     seed: int | None = None
     drafts: tuple[Drafts, ...] = ()
     kernels: str | None = None
+    kv: str | None = None
 
     @property
     def drafted(self) -> int:

@@ -10,12 +10,22 @@ from numpy.typing import NDArray
 from avl_plugins import graph_io
 from avl_runtime.package.manifest import MANIFEST, PackageError
 
+_TYPES = {
+    "fp32": "tensor(float)",
+    "fp16": "tensor(float16)",
+    "bf16": "tensor(bfloat16)",
+    "float32": "tensor(float)",
+    "int64": "tensor(int64)",
+    "int8": "tensor(int8)",
+}
+
 
 class Value(Protocol):
     """An input or output as ONNX Runtime names it; a free dimension is a name or None."""
 
     name: str
     shape: Sequence[int | str | None]
+    type: str
 
 
 class Session(Protocol):
@@ -26,11 +36,14 @@ class Session(Protocol):
     def get_outputs(self) -> Sequence[Value]: ...
 
 
-def check_segment(session: Session, graph: graph_io.Segment, file: str) -> None:
+def check_segment(session: Session, graph: graph_io.Segment, file: str, dtype: str) -> None:
     """Refuse a decoder graph in `file` that is not the one that the manifest describes.
 
+    Args:
+        dtype: that the package computes in.
+
     Raises:
-        PackageError: a tensor is missing, or has another size where its size is fixed.
+        PackageError: a tensor is missing, or has another type, or another size where it is fixed.
     """
     inputs = {value.name: value.shape for value in session.get_inputs()}
     outputs = {value.name: value.shape for value in session.get_outputs()}
@@ -39,9 +52,13 @@ def check_segment(session: Session, graph: graph_io.Segment, file: str) -> None:
     held = sum(graph_io.kind_of(name) == graph_io.ACTIVE.keys for name in inputs)
     if said != held:
         raise _differs(file, f"{said} layers", f"{held}")
+    types = {one.name: one.type for one in (*session.get_inputs(), *session.get_outputs())}
     for values, found in ((graph.inputs(), inputs), (graph.outputs(), outputs)):
         for value in values:
             _check(file, value.name, value.shape, found)
+            said_type = _TYPES[dtype if value.dtype == "T" else value.dtype]
+            if types[value.name] != said_type:
+                raise _differs(file, f"{value.name} as {said_type}", types[value.name])
 
 
 def check_media(session: Session, file: str, inputs: Mapping[str, NDArray[Any]]) -> None:

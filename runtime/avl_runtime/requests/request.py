@@ -304,6 +304,7 @@ class Request:
             seed=reply.seed,
             drafts=tuple([Drafts(one.source, one.drafted, one.accepted) for one in sources]),
             kernels=executor.kernels,
+            kv=executor.kv,
         )
         self._result = Result(
             reply.text,

@@ -47,6 +47,10 @@ class DeviceExecutor:
         return None
 
     @property
+    def kv(self) -> str:
+        return self.backend.manifest.dtype
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         return self.backend.dtype
 

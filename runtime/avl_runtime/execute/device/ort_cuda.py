@@ -84,7 +84,7 @@ def open_sessions(
     segments = []
     for part in manifest.segments:
         opened = session(part.file)
-        check_segment(opened, manifest.graph_of(part), part.file)
+        check_segment(opened, manifest.graph_of(part), part.file, manifest.dtype)
         segments.append(OrtSegment(opened, device_type))
     memory.count("weights", max(0, free - device.memory()[0]))
     return DeviceBackend(

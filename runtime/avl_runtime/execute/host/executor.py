@@ -47,6 +47,11 @@ class HostExecutor:
         return self.backend.kernels
 
     @property
+    def kv(self) -> str:
+        kept = self.backend.kept
+        return kept.name if kept.coded else self.manifest.dtype
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         return self.backend.dtype
 

@@ -82,6 +82,7 @@ class OrtBackend:
                 "ONNX Runtime's CPU does not run; export with --dtype fp32 or --quantize int4"
             )
         self.dtype = DTYPES[manifest.dtype]
+        self.kept = kept
         self.planes = kept.planes(manifest.dims.head_dim, self.dtype)
         self._graphs = [manifest.graph_of(segment, kept) for segment in manifest.segments]
         decoders = [segment.graph(kept) for segment in manifest.segments]
@@ -93,7 +94,7 @@ class OrtBackend:
             self._encoders = {kind: opened[file] for kind, file in manifest.encoders.items()}
             self._sessions = [self._session(package, file, encoder=False) for file in decoders]
         for session, graph, file in zip(self._sessions, self._graphs, decoders, strict=True):
-            check_segment(session, graph, file)
+            check_segment(session, graph, file, manifest.dtype)
         given = {one.name for one in self._sessions[-1].get_overridable_initializers()}
         self.answers_rows = LOGITS_FROM in given
         self._files = manifest.encoders

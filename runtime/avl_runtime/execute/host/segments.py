@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.logits import Logits
-from avl_plugins.schema import Plane
+from avl_plugins.schema import Plane, RowType
 from avl_runtime.execute.protocol import Backend
 from avl_runtime.kv.by_layer import ByLayer, Floats
 from avl_runtime.kv.cache import Ints, SegmentCache
@@ -68,6 +68,7 @@ class HostBackend(Backend, Protocol):
     """A backend whose decoder segments read and write NumPy arrays.
 
     Attributes:
+        kept: how cached rows are kept.
         planes: what a row of a head has in a cache.
         answers_rows: whether the last segment can give logits of several rows; graphs of older
             packages give the last row's alone.
@@ -76,6 +77,9 @@ class HostBackend(Backend, Protocol):
 
     @property
     def answers_rows(self) -> bool: ...
+
+    @property
+    def kept(self) -> RowType: ...
 
     @property
     def planes(self) -> tuple[Plane, ...]: ...
