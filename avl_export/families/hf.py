@@ -15,7 +15,7 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.weight_files import ADAPTER_CONFIG
 from avl_export.families.base import Traits
-from avl_export.families.decoder import fix_rope, layer_kinds
+from avl_export.families.decoders.decoder import fix_rope, layer_kinds
 from avl_plugins.errors import quoted
 
 MOST_LAYERS = 4096

@@ -15,9 +15,9 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
+from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
-from avl_export.families.preprocessing import (
+from avl_export.families.processors.preprocessing import (
     check_side,
     image_processor,
     processing_of,
@@ -25,8 +25,8 @@ from avl_export.families.preprocessing import (
     tile_defaults,
     token_text,
 )
+from avl_export.families.processors.videos import frame_count, frame_processing
 from avl_export.families.replicate import repeat
-from avl_export.families.videos import frame_count, frame_processing
 from avl_plugins.errors import quoted
 from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder, VideoEncoder

@@ -13,7 +13,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.clip import (
+from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
+from avl_export.families.encoders.clip import (
     CLIP,
     SIGLIP,
     ClipFeatures,
@@ -22,9 +23,8 @@ from avl_export.families.clip import (
     clip_graph,
     feature_layers,
 )
-from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
-from avl_export.families.preprocessing import (
+from avl_export.families.processors.preprocessing import (
     check_side,
     image_processing,
     image_processor,

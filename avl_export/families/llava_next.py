@@ -13,17 +13,17 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.clip import (
+from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
+from avl_export.families.encoders.clip import (
     ClipFeatures,
     check_grid,
     clip_constants,
     clip_graph,
     feature_layers,
 )
-from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
-from avl_export.families.preprocessing import special_tokens, token_text
-from avl_export.families.tiles import TilesAndBreak, resolutions, tile_processing
+from avl_export.families.processors.preprocessing import special_tokens, token_text
+from avl_export.families.processors.tiles import TilesAndBreak, resolutions, tile_processing
 from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder
 from avl_runtime.prompts.processor import Prompt

@@ -14,10 +14,10 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import Traits
-from avl_export.families.decoder import check_decoder, decoder_dims
+from avl_export.families.decoders.decoder import check_decoder, decoder_dims
+from avl_export.families.decoders.mrope import AxisRotary, check_sections, mrope_constants
 from avl_export.families.hf import HfFamily
-from avl_export.families.mrope import AxisRotary, check_sections, mrope_constants
-from avl_export.families.preprocessing import special_tokens, token_text
+from avl_export.families.processors.preprocessing import special_tokens, token_text
 from avl_plugins.graph_io import ORDER, PATCH_POSITIONS, PIXELS
 from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt

@@ -14,9 +14,14 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.base import EncoderGraph
+from avl_export.families.encoders.patch_encoder import (
+    PatchRotary,
+    Turns,
+    attend_frames,
+    embed_patches,
+)
 from avl_export.families.hf import meta_model
-from avl_export.families.patch_encoder import PatchRotary, Turns, attend_frames, embed_patches
-from avl_export.families.patch_processing import patch_image, timed_video
+from avl_export.families.processors.patch_processing import patch_image, timed_video
 from avl_export.families.qwen import (
     VISION,
     QwenFamily,

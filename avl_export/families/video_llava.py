@@ -13,16 +13,16 @@ from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.clip import (
+from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
+from avl_export.families.encoders.clip import (
     ClipFeatures,
     check_clip,
     clip_constants,
     clip_graph,
     feature_layers,
 )
-from avl_export.families.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
-from avl_export.families.preprocessing import (
+from avl_export.families.processors.preprocessing import (
     check_side,
     clip_defaults,
     image_processing,
@@ -30,7 +30,7 @@ from avl_export.families.preprocessing import (
     special_tokens,
     token_text,
 )
-from avl_export.families.videos import frame_count, frame_processing
+from avl_export.families.processors.videos import frame_count, frame_processing
 from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt

@@ -14,7 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from avl_export.families import EncoderGraph, Family, frame_attention, replicate
+from avl_export.families import EncoderGraph, Family, replicate
+from avl_export.families.encoders import frame_attention
 from avl_export.graph import attention
 from avl_export.graph import compact as compacting
 from avl_export.graph.attention import LayerCaches

@@ -17,7 +17,7 @@ from avl_export.checkpoint.checkpoint import (
 )
 from avl_export.checkpoint.supported import check_supported
 from avl_export.checkpoint.weight_files import ADAPTER_CONFIG
-from avl_export.families.preprocessing import image_processor
+from avl_export.families.processors.preprocessing import image_processor
 from avl_export.options import Options, OptionsError
 from avl_export.plan.place import check_place, examine
 

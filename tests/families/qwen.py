@@ -20,7 +20,7 @@ from transformers import image_processing_backends, video_processing_utils
 from avl_export.checkpoint.aliases import known_files
 from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
-from avl_export.families.mrope import AxisRotary, mrope_constants
+from avl_export.families.decoders.mrope import AxisRotary, mrope_constants
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.vision import patch_video
 from avl_runtime.vision.load.videos import Video

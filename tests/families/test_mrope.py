@@ -12,7 +12,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfi
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from avl_export.checkpoint.supported import FamilyError
-from avl_export.families.mrope import AxisRotary, check_sections, mrope_constants
+from avl_export.families.decoders.mrope import AxisRotary, check_sections, mrope_constants
 
 NONE: Any = "not given"
 KINDS: dict[str, tuple[Any, Any]] = {

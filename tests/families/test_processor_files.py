@@ -13,7 +13,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.processor_files import Kind, processor_notes, settings_of
-from avl_export.families.preprocessing import image_processor
+from avl_export.families.processors.preprocessing import image_processor
 
 # Where settings may lie: a file, and the key that holds them.
 PLACES = (

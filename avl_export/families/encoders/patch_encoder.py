@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from avl_export.families.frame_attention import frame_attention
+from avl_export.families.encoders.frame_attention import frame_attention
 
 Turns = tuple[torch.Tensor, torch.Tensor]  # cos and sin
 

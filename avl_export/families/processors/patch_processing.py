@@ -8,7 +8,7 @@ from typing import Any
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
-from avl_export.families.preprocessing import (
+from avl_export.families.processors.preprocessing import (
     image_processor,
     processing_of,
     tile_defaults,

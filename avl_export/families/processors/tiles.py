@@ -10,7 +10,7 @@ from torch import nn
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
-from avl_export.families.preprocessing import image_processing, image_processor
+from avl_export.families.processors.preprocessing import image_processing, image_processor
 from avl_runtime.vision.anyres import Resolutions
 from avl_runtime.vision.steps import ImageProcessing
 

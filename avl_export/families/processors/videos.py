@@ -7,7 +7,7 @@ from typing import Any
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
-from avl_export.families.preprocessing import check_side, processing_of, video_processor
+from avl_export.families.processors.preprocessing import check_side, processing_of, video_processor
 from avl_runtime.vision.resample import BICUBIC, BILINEAR
 from avl_runtime.vision.steps import ImageProcessing
 

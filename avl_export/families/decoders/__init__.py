@@ -1,0 +1,1 @@
+"""Decoders, whatever their family: what is read of their configuration, and how they are traced."""

@@ -1,0 +1,1 @@
+"""What encoders of several families are made of."""

@@ -1,0 +1,1 @@
+"""What settings of image and video processors mean to the runtime."""
