@@ -114,7 +114,7 @@ CASES = (
         ),
         **COMMON,
     ),
-    # As InternVL3-38B's tower and InternVL3.5's decoder, read before the tower's end.
+    # The tower of InternVL3-38B, the decoder of InternVL3.5.
     Case(
         name="internvl-qwen3",
         config=config(
