@@ -38,11 +38,16 @@ class PruneRule:
 
 @dataclass(frozen=True, slots=True)
 class SplitRule:
-    """A-VL: fractions of all image tokens that are secondary (`keep`) and core (`core`)."""
+    """A-VL: fractions of all image tokens that are secondary (`keep`) and core (`core`).
+
+    Where `drawn` is given, every step reads all rows, and the core is drawn after these steps only,
+    by the attention of all rows since the last time.
+    """
 
     keep: float
     core: float
     refresh: int
+    drawn: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,7 @@ class Oracle:
             for _ in range(text.num_hidden_layers)
         ]
         self.step_of_turn = 0
+        self.rows_undrawn = 0  # of steps since the core was drawn last
         self.places: list[Places] = []
         self.evictions = 0
 
@@ -194,7 +200,7 @@ class Oracle:
             self._prune(self.rules.prune, new)
         logits, attention = self._forward()
         self._accumulate(attention, new)
-        self.step_of_turn = 0
+        self.step_of_turn = self.rows_undrawn = 0
         if self.rules.split is not None:
             self._partition(self.rules.split, attention)
         else:
@@ -209,14 +215,18 @@ class Oracle:
         self.step_of_turn += 1
         self._append(read(self.model, {"input_ids": torch.tensor([[token]])}))
         split = self.rules.split
-        refresh = split is not None and self.step_of_turn % split.refresh == 0
+        whole = draws = split is not None and self.step_of_turn % split.refresh == 0
+        if split is not None and split.drawn is not None:
+            whole, draws = True, self.step_of_turn in split.drawn
         for layer in self.layers:
-            seen = layer.alive if refresh else layer.alive & (layer.core | ~self.is_image)
+            seen = layer.alive if whole else layer.alive & (layer.core | ~self.is_image)
             layer.visible[:, -1, :] = seen
         logits, attention = self._forward()
         self._accumulate(attention, slice(-1, None))
-        if split is not None and refresh:
-            self._refresh(split, attention)
+        self.rows_undrawn += 1
+        if split is not None and draws:
+            self._refresh(split, attention, 1 if split.drawn is None else self.rows_undrawn)
+            self.rows_undrawn = 0
         self._evict_text()
         return logits
 
@@ -269,9 +279,9 @@ class Oracle:
 
     # The rules.
 
-    def _image_scores(self, attention: Tensor, tokens: Tensor) -> Tensor:
-        """Head-mean attention [n] of the newest row on `tokens` [n], from [H, S, S]."""
-        return attention[:, -1, :].float().mean(0)[tokens]
+    def _image_scores(self, attention: Tensor, tokens: Tensor, rows: int = 1) -> Tensor:
+        """Head-mean attention [n] of the newest rows on `tokens` [n], from [H, S, S]."""
+        return attention[:, -rows:, :].float().mean(0).sum(0)[tokens]
 
     def _prune(self, rule: PruneRule, new: slice) -> None:
         """Hide this turn's image tokens with the least attention in layer `rule.layer` - 1."""
@@ -306,7 +316,7 @@ class Oracle:
             layer.alive[:, tokens[first + parked]] = True
             layer.core[tokens[first]] = True
 
-    def _refresh(self, rule: SplitRule, attention: list[Tensor]) -> None:
+    def _refresh(self, rule: SplitRule, attention: list[Tensor], rows: int) -> None:
         total = int(self.is_image.sum())
         for index, layer in enumerate(self.layers):
             tokens = torch.nonzero(layer.alive[0] & self.is_image)[:, 0]
@@ -314,7 +324,7 @@ class Oracle:
             if not len(tokens):
                 continue
             core = min(max(1, int(rule.core * total + 1e-9)), len(tokens))
-            scores = self._image_scores(attention[index], tokens)
+            scores = self._image_scores(attention[index], tokens, rows)
             chosen = self.ranking.refresh(scores, total, core, index, self.step_of_turn)
             layer.core[tokens[chosen]] = True
         self._record(step=self.step_of_turn + 1)

@@ -27,22 +27,25 @@ from avl_plugins.policies import (
 from oracle.hf_oracle import ByAttention, PruneRule, Rules, SplitRule, TextRule
 
 
-def rules_of(policy: Policy) -> Rules:
+def rules_of(policy: Policy, drawn: frozenset[int] = frozenset()) -> Rules:
+    """The rules of a policy.
+
+    Args:
+        drawn: steps after which a policy that drafts drew its core: those of its last checks.
+    """
     if isinstance(policy, Dense):
         return Rules()
-    if isinstance(policy, FastV):
-        return Rules(prune=PruneRule(policy.layer, policy.keep))
     if isinstance(policy, Exact):
-        policy = AVL(1.0, policy.core, 1)
+        return Rules(split=SplitRule(1.0, policy.core, 1, drawn))
     if isinstance(policy, AVL):
         return Rules(
             prune=PruneRule(policy.prefill_layer, policy.prefill) if policy.prefill < 1 else None,
             split=SplitRule(policy.keep, _core(policy), policy.refresh),
             text=TextRule(policy.text, policy.text_min, policy.heavy) if policy.text < 1 else None,
         )
+    if isinstance(policy, FastV) or (isinstance(policy, Random) and policy.of == "fastv"):
+        return Rules(prune=PruneRule(policy.layer, policy.keep))
     if isinstance(policy, Random):
-        if policy.of == "fastv":
-            return Rules(prune=PruneRule(policy.layer, policy.keep))
         return Rules(split=SplitRule(policy.keep, _core(policy), policy.refresh))
     if isinstance(policy, Chain):
         first, second = map(rules_of, policy.policies)

@@ -117,6 +117,12 @@ class Sequence:
         """What decides after the step that `step` now counts."""
         return tuple([action for action in self._at_steps if action.due(self.step)])
 
+    @property
+    def moves_images(self) -> bool:
+        """Whether the step that `step` now counts may move image tokens, where none is drafted."""
+        images = any(action.tokens is Tokens.IMAGE for action in self.due())
+        return images and self.drafting is None
+
     def undecided(self, most: int) -> int:
         """How many of the next `most` steps come before one after which an action decides."""
         for ahead in range(most):

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from avl_plugins.errors import AvlError, quoted
-from avl_plugins.policies import Tokens
 from avl_runtime.generate.check import Check
 from avl_runtime.generate.prefill import Reading
 from avl_runtime.generate.results import Result
@@ -282,7 +281,7 @@ class Runner:
             if request.sequence in drafting:
                 request.draft(row)
                 continue
-            if request.trace and any(a.tokens is Tokens.IMAGE for a in request.sequence.due()):
+            if request.trace and request.sequence.moves_images:
                 request.note(self._decoder.placement(request.sequence))
             request.steps += 1
             request.take(row)
