@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Builds TensorRT-RTX engines of every graph of every family, in every precision.
+"""Builds TensorRT-RTX engines of every graph of `make_random`'s families, in every precision.
 
     .venv/bin/python scripts/engine_matrix.py --json benchmarks/engine-matrix.json
     .venv/bin/python scripts/engine_matrix.py --families llava_next --precisions fp32,int4

@@ -26,6 +26,8 @@ HUB_IDS: Mapping[str, str] = {
     "internvl3.5-4b": "OpenGVLab/InternVL3_5-4B-HF",
     "internvl3.5-8b": "OpenGVLab/InternVL3_5-8B-HF",
     "internvl3.5-14b": "OpenGVLab/InternVL3_5-14B-HF",
+    "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
     "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",

@@ -15,6 +15,7 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "llava_onevision",
     "video_llava",
     "internvl",
+    "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
 )

@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL and Qwen3-VL share: patches, M-RoPE, and how transformers is called."""
+"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: patches, M-RoPE, and how transformers is called."""
 
 from __future__ import annotations
 

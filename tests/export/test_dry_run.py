@@ -37,6 +37,8 @@ PUBLISHED = {
     "internvl3.5-4b": 4730,
     "internvl3.5-8b": 8530,
     "internvl3.5-14b": 15100,
+    "qwen2-vl-2b": 2210,
+    "qwen2-vl-7b": 8290,
     "qwen2.5-vl-3b": 3750,
     "qwen2.5-vl-7b": 8290,
     "qwen3-vl-2b": 2130,

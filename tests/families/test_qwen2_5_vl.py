@@ -18,6 +18,7 @@ from avl_export.families import load_family
 from avl_runtime.vision.load.videos import Video
 from families.qwen import (
     SPECIAL,
+    TEMPLATE,
     TEXT,
     TOKENS,
     PatchTests,
@@ -29,26 +30,6 @@ from families.support import Case, Made, clip, refused, without_checks
 
 PATCH, MIN, MAX = 4, 8 * 8 * 4, 8 * 8 * 60
 SIZE = {"shortest_edge": MIN, "longest_edge": MAX}
-
-# As in Qwen/Qwen2.5-VL-7B-Instruct.
-TEMPLATE = (
-    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
-    "{% set image_count.value = image_count.value + 1 %}"
-    "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}"
-    "<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif content['type'] == 'video' or 'video' in content %}"
-    "{% set video_count.value = video_count.value + 1 %}"
-    "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}"
-    "<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def config() -> Qwen2_5_VLConfig:

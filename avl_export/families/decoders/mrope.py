@@ -12,7 +12,11 @@ from avl_export.checkpoint.supported import FamilyError
 from avl_plugins.errors import quoted
 
 # The sections that transformers' modules take where a config has none.
-DEFAULTS = {"qwen2_5_vl_text": (16, 24, 24), "qwen3_vl_text": (24, 20, 20)}
+DEFAULTS = {
+    "qwen2_vl_text": (16, 24, 24),
+    "qwen2_5_vl_text": (16, 24, 24),
+    "qwen3_vl_text": (24, 20, 20),
+}
 
 
 class AxisRotary(nn.Module):

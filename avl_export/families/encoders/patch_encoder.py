@@ -1,4 +1,4 @@
-"""Building blocks of encoders that read frames as patches (Qwen2.5-VL, Qwen3-VL).
+"""Building blocks of encoders that read frames as patches (the Qwen-VLs).
 
 Hidden states are [T, P, C]: T frames, which never look at each other, of P patches. Grid-dependent
 index arrays are inputs, made by `avl_runtime.vision.patches.Patches`.

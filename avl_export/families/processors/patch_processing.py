@@ -108,8 +108,13 @@ def patch_image(checkpoint: Checkpoint, patches: Patches) -> PatchImage:
     return PatchImage("patches", settings.steps({}), patches, least, most)
 
 
-def patch_video(checkpoint: Checkpoint, patches: Patches, tokens_per_second: int) -> PatchVideo:
+def patch_video(
+    checkpoint: Checkpoint, patches: Patches, tokens_per_second: int | None
+) -> PatchVideo:
     """The layout that a Qwen2VLVideoProcessor's settings describe.
+
+    Args:
+        tokens_per_second: see `PatchVideo`.
 
     Raises:
         FamilyError: as `patch_image`.

@@ -1,4 +1,4 @@
-"""Videos cut into patches, with the times of their frames (Qwen2.5-VL, Qwen3-VL)."""
+"""Videos cut into patches, with the times of their frames (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class PatchVideo:
     """Graph: `Patches.inputs` of the frames -> features [T, cells, C]; times are positions.
 
     `fps` frames a second are taken, `min_frames` to `max_frames` in all; of a list of frames, all.
-    A frame is resized to `min_pixels` to `max_pixels`. A second is `tokens_per_second` positions.
+    A frame is resized to `min_pixels` to `max_pixels`. A second is `tokens_per_second` positions;
+    None counts the groups of frames, whatever their times (Qwen2-VL).
     """
 
     kind: Literal["patch_video"]
@@ -42,7 +43,7 @@ class PatchVideo:
     fps: float
     min_frames: int
     max_frames: int
-    tokens_per_second: int
+    tokens_per_second: int | None
 
     def prepare(self, video: Video, token: str) -> Media:
         """Make a video ready; `token` is the text of a video token.
@@ -55,12 +56,7 @@ class PatchVideo:
         height, width = self._size(frames)
         inputs, per_run = _inputs(frames, (height, width), self)
         groups = len(inputs[PIXELS])
-        rate = UNKNOWN_FPS
-        if video.fps is not None:
-            rate = len(indices) / video.count * video.fps
-        # fp32, as transformers multiplies.
-        step = np.float32(self.tokens_per_second) * np.float32(self.patches.temporal / rate)
-        times = (np.arange(groups).astype(np.float32) * step).astype(np.int64)
+        times = self._times(groups, len(indices), video)
         cells = self.patches.cells_of(height, width, groups)
         tokens = len(cells.index)
         return Media(
@@ -84,6 +80,15 @@ class PatchVideo:
         if video.fps is not None and video.count >= self.patches.temporal:
             indices = self._sample(video, video.fps)
         return indices, video.pick(indices)
+
+    def _times(self, groups: int, taken: int, video: Video) -> NDArray[np.int64]:
+        """Positions in time of the groups of frames, of which `taken` are."""
+        if self.tokens_per_second is None:
+            return np.arange(groups)
+        rate = UNKNOWN_FPS if video.fps is None else taken / video.count * video.fps
+        # fp32, as transformers multiplies.
+        step = np.float32(self.tokens_per_second) * np.float32(self.patches.temporal / rate)
+        return (np.arange(groups).astype(np.float32) * step).astype(np.int64)
 
     def _sample(self, video: Video, fps: float) -> list[int]:
         """As transformers' Qwen2VLVideoProcessor does for `do_sample_frames=True, fps=self.fps`.

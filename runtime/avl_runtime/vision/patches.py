@@ -1,4 +1,4 @@
-"""Pictures of any size, cut into patches (Qwen2.5-VL, arXiv 2502.13923; Qwen3-VL)."""
+"""Pictures of any size, cut into patches (Qwen2-VL, arXiv 2409.12191, and its successors)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
 
 MAX_RATIO: Final = 200
 # A frame's; what transformers allows Qwen's models at most. Attention holds a part of
-# patches x patches scores: 1 GiB in fp32 for Qwen2.5-VL, 4 GiB for Qwen3-VL.
+# patches x patches scores: 1 GiB in fp32 for Qwen2.5-VL, 4 GiB for the others.
 MAX_PATCHES: Final = 1 << 16
 MASKED: Final = -30_000.0  # fp16 holds it, and its exponential is zero
 

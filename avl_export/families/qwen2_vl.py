@@ -1,0 +1,108 @@
+"""Qwen2-VL: pictures of any size, attention over whole frames, frames of a video counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from avl_export.checkpoint.checkpoint import Checkpoint
+from avl_export.families.base import EncoderGraph
+from avl_export.families.encoders.patch_encoder import (
+    PatchRotary,
+    Turns,
+    attend_frames,
+    embed_patches,
+)
+from avl_export.families.hf import meta_model
+from avl_export.families.processors.patch_processing import patch_image, patch_video
+from avl_export.families.qwen import (
+    VISION,
+    QwenFamily,
+    check_cut,
+    check_text,
+    example_patches,
+    qwen_traits,
+    replace_rotary,
+)
+from avl_export.families.replicate import repeat
+from avl_plugins.graph_io import PATCH_POSITIONS, PIXELS
+from avl_runtime.vision.patches import Patches
+
+
+class FrameEncoder(nn.Module):
+    """The encoder on frames whose patches lie cell by cell."""
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.patch_embed = visual.patch_embed
+        self.rotary = PatchRotary(visual.rotary_pos_emb)
+        self.blocks = visual.blocks
+        self.merger = visual.merger
+        self.parts = visual.spatial_merge_size**2  # a frame has whole cells, no more is known
+
+    def forward(self, pixel_values: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """[T, P, D] and [P, 2], see `Patches.inputs` -> features [T, cells, C]."""
+        hidden = embed_patches(self.patch_embed.proj, pixel_values)
+        turns = self.rotary(position_ids, hidden)
+        for block in self.blocks:
+            hidden = repeat(_run_block, block, hidden, turns, self.parts)
+        cells = self.merger.ln_q(hidden).reshape(hidden.shape[0], -1, self.merger.hidden_size)
+        return cast(torch.Tensor, self.merger.mlp(cells))
+
+
+def _run_block(block: Any, hidden: torch.Tensor, turns: Turns, parts: int) -> torch.Tensor:
+    hidden = hidden + attend_frames(block.attn, block.norm1(hidden), turns, None, parts)
+    return cast(torch.Tensor, hidden + block.mlp(block.norm2(hidden)))
+
+
+@dataclass(frozen=True, slots=True)
+class Qwen2VL(QwenFamily):
+    """A Qwen2-VL checkpoint; see `families.base.Family`."""
+
+    model_class: ClassVar[Any] = Qwen2VLForConditionalGeneration
+    patches: Patches
+
+    def encoders(self) -> Sequence[EncoderGraph]:
+        frame, cell = torch.export.Dim("frames"), torch.export.Dim("cells")
+        merged = self.patches.merge**2
+        patch, count = merged * cell, merged * 5
+        vision = self.config.vision_config
+        example = {
+            PIXELS: example_patches(self.patches, (2, count), vision, self.dtype),
+            PATCH_POSITIONS: torch.empty((count, 2), dtype=torch.int64, device="meta"),
+        }
+        dynamic = {PIXELS: {0: frame, 1: patch}, PATCH_POSITIONS: {0: patch}}
+        return [EncoderGraph(VISION, FrameEncoder(self.visual), example, dynamic)]
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VL:
+    """Build the model of `checkpoint` on the meta device.
+
+    Raises:
+        FamilyError: the config is invalid or asks for something no graph here can do.
+    """
+    config, model = meta_model(
+        checkpoint, Qwen2VLConfig, Qwen2VLForConditionalGeneration, dtype, _check_parts
+    )
+    vision = config.vision_config
+    patches = Patches(
+        size=vision.patch_size,
+        temporal=vision.temporal_patch_size,
+        merge=vision.spatial_merge_size,
+        window=None,
+        table=None,
+    )
+    image, video = patch_image(checkpoint, patches), patch_video(checkpoint, patches, None)
+    traits = qwen_traits(checkpoint, config, image, video)
+    rotary = replace_rotary(model)
+    return Qwen2VL("qwen2_vl", checkpoint.folder, traits, model, rotary, patches)
+
+
+def _check_parts(config: Any, where: str) -> None:
+    check_text(config.text_config, "qwen2_vl_text", where)
+    check_cut(config.vision_config, where)
