@@ -18,7 +18,7 @@ from avl_export.check.table import Row, ignore
 from avl_export.checkpoint.checkpoint import TOKENIZER, weights_root
 from avl_export.checkpoint.shards import copy_shards, link_shards
 from avl_export.graph.graph import finish
-from avl_export.graph.rows import keep_codes
+from avl_export.graph.rows import keep_rows
 from avl_export.graph.trace import Traced, trace_encoder, trace_segment
 from avl_export.graph.weights import bind
 from avl_export.plan.place import ExportError, Found, check_place, staged
@@ -141,11 +141,11 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
 
     def save(traced: Traced, name: str, segment: Segment | None = None) -> None:
         bind(traced, plan.weights, constants, root)
-        model = finish(traced)
-        ir.save(model, folder / name)
+        ir.save(finish(traced), folder / name)
         if segment is not None:
             for kept, file in segment.kept:
-                keep_codes(model, plan.graph_of(segment, ROW_TYPES[kept]))
+                model = ir.load(folder / name)
+                keep_rows(model, plan.graph_of(segment, ROW_TYPES[kept]))
                 ir.save(model, folder / file)
 
     progress.step("tracing vision tower", 0)

@@ -1,4 +1,4 @@
-"""A decoder's graph whose cached rows are codes, made of the one whose rows are numbers."""
+"""Decoder graphs that keep rows in another way, made of the one that keeps them as computed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import cast
 
 import onnx_ir as ir
 
-from avl_plugins.bodies.coded_function import quantized_cache_attention_function
+from avl_plugins.bodies.kept_function import kept_attention_function
 from avl_plugins.graph_io import ACTIVE, MADE, Segment, Value, layer_of, named
-from avl_plugins.schema import QUANTIZED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import ROW_OPS, SPLIT_CACHE_ATTENTION
 
 _TYPES = {
     "int8": ir.DataType.INT8,
     "int64": ir.DataType.INT64,
+    "float16": ir.DataType.FLOAT16,
     "float32": ir.DataType.FLOAT,
     "T": ir.DataType.FLOAT,
 }
-_OP = QUANTIZED_CACHE_ATTENTION
 
 
-def keep_codes(model: ir.Model, segment: Segment) -> None:
-    """Have the finished graph of a segment keep its rows as codes, in place.
+def keep_rows(model: ir.Model, segment: Segment) -> None:
+    """Have the finished graph of a segment keep its rows as `segment` says, in place.
 
     Weights stay where they are: the two graphs read the same ones.
 
@@ -38,7 +38,7 @@ def keep_codes(model: ir.Model, segment: Segment) -> None:
     others = {str(value.name): value for value in graph.outputs}
     graph.outputs[:] = [made.get(v.name) or others[v.name] for v in segment.outputs()]
     graph.inputs[:] = [*inputs, *defaulted]
-    function = quantized_cache_attention_function(segment.dims.head_dim, model.opset_imports[""])
+    function = kept_attention_function(segment.kept, segment.dims.head_dim, model.opset_imports[""])
     body = ir.serde.deserialize_function(function)
     model.functions[body.identifier()] = body
 
@@ -55,20 +55,21 @@ def _input(value: Value, before: dict[str, ir.Value]) -> ir.Value:
 def _replace(
     graph: ir.Graph, node: ir.Node, held: dict[str, ir.Value], segment: Segment
 ) -> dict[str, ir.Value]:
-    """Put the op of codes in a node's place; what is new about its outputs, by graph names."""
+    """Put the op that keeps rows so in a node's place; its new outputs, by graph names."""
     given = dict(zip((v.name for v in SPLIT_CACHE_ATTENTION.inputs), node.inputs, strict=True))
     layer = layer_of(str(cast("ir.Value", given[ACTIVE.keys]).name))
-    # New rows as computed are no outputs any more, and their names are those of codes.
+    # New rows as computed are no outputs any more, and their names are those of what is kept.
     for kind in (MADE.keys, MADE.values):
         cast("ir.Value", given[kind]).name = f"computed_{named(kind, layer)}"
-    inputs = [held.get(named(v.name, layer)) or given[v.name] for v in _OP.inputs]
+    op = ROW_OPS[segment.kept.name]
+    inputs = [held.get(named(v.name, layer)) or given[v.name] for v in op.inputs]
     outputs = {value.name: value for value in segment.outputs([layer])}
     made = ir.Node(
-        _OP.domain,
-        _OP.name,
+        op.domain,
+        op.name,
         inputs,
         [node.attributes["scale"]],
-        num_outputs=len(_OP.outputs),
+        num_outputs=len(op.outputs),
         name=node.name,
     )
     graph.insert_before(node, made)

@@ -35,7 +35,7 @@ from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
 from avl_plugins import graph_io
 from avl_plugins.policies import parse
-from avl_plugins.schema import INT8, RowType
+from avl_plugins.schema import COMPUTED, ROW_TYPES, RowType
 from avl_runtime.package.package import Embedding, Segment
 
 SPLIT = 2  # layers before FastV's usual cut
@@ -302,7 +302,7 @@ def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "f
 def _segments(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
     """The decoder's graphs; the default policy finds the cut that it needs.
 
-    Those for a CPU, which are the ones that compute in fp32, may keep rows as codes as well.
+    Those for a CPU, which are the ones that compute in fp32, may keep rows in other ways as well.
     """
     layers = family.traits.dims.num_layers
     actions = parse(options.policy).actions()
@@ -327,7 +327,7 @@ def _segments(options: Options, family: Family, dtype: str) -> tuple[Segment, ..
             f"tokens there, found {','.join(map(str, after))}; add it or leave --split out"
         )
     bounds = (0, *after, layers)
-    kept = (INT8.name,) if dtype == "fp32" else ()
+    kept = [name for name in ROW_TYPES if name != COMPUTED.name] if dtype == "fp32" else []
     return tuple(
         Segment(
             f"decoder.{number}.onnx",

@@ -2,8 +2,7 @@
 
 Said once, for the exporter that traces the graphs and for everything that runs, builds or checks
 them. What belongs to a layer is called `kind.layer`, as `k_active.3`; kinds, their types and shapes
-are those of `schema.SPLIT_CACHE_ATTENTION`, or where rows are codes `QUANTIZED_CACHE_ATTENTION`. A
-size that may change has a name.
+are those of the op that keeps rows so (`schema.ROW_OPS`). A size that may change has a name.
 """
 
 from __future__ import annotations
@@ -12,13 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from avl_plugins.schema import (
-    COMPUTED,
-    QUANTIZED_CACHE_ATTENTION,
-    SPLIT_CACHE_ATTENTION,
-    DType,
-    RowType,
-)
+from avl_plugins import schema
+from avl_plugins.schema import COMPUTED, ROW_OPS, DType, RowType
 
 Size = int | str
 
@@ -80,7 +74,7 @@ class Place:
 
     def planes(self, kept: RowType) -> tuple[str, ...]:
         """Kinds of what a row has, in the order of `RowType.planes`."""
-        return (self.keys, self.values, *(self.scales if kept.coded else ()))
+        return (self.keys, self.values, *(self.scales if kept.scaled else ()))
 
     def rows(self, layer: int) -> str:
         """The name of how many rows of the place a layer is given."""
@@ -119,14 +113,15 @@ LAYER_KINDS = {kind.name: kind for kind in (FULL,)}
 
 _SCALES = {place.values: place.scales for place in (*CACHED, MADE)}
 
-_OF_OP = {
-    value.name: value for value in (*SPLIT_CACHE_ATTENTION.inputs, *SPLIT_CACHE_ATTENTION.outputs)
-}
-# What the other op makes is called otherwise there, as it is also given new rows as computed.
-_OF_CODED_OP = {
-    **{value.name: value for value in QUANTIZED_CACHE_ATTENTION.inputs},
-    **{value.name.replace("_made", "_new"): value for value in QUANTIZED_CACHE_ATTENTION.outputs},
-}
+
+def _values(op: schema.Op) -> dict[str, schema.Value]:
+    """Inputs and outputs of an op by their kinds in graphs."""
+    # What an op makes is called otherwise where it is also given new rows as computed.
+    made = {value.name.replace("_made", "_new"): value for value in op.outputs}
+    return {value.name: value for value in op.inputs} | made
+
+
+_OF_OP = {name: _values(op) for name, op in ROW_OPS.items()}
 
 
 def named(kind: str, layer: int) -> str:
@@ -294,7 +289,7 @@ class Segment:
     ) -> Iterator[Value]:
         for layer in self.layers if layers is None else layers:
             for kind in wanted(self.kind(layer)):
-                scales = _SCALES.get(kind, ()) if self.kept.coded else ()
+                scales = _SCALES.get(kind, ()) if self.kept.scaled else ()
                 for one in (kind, *scales):
                     yield self._of_op(one, layer)
 
@@ -318,6 +313,6 @@ class Segment:
         }
         if layer is not None:
             sizes |= {"A": ACTIVE.rows(layer), "P": PARKED.rows(layer)}
-        value = (_OF_CODED_OP if self.kept.coded else _OF_OP)[kind]
+        value = _OF_OP[self.kept.name][kind]
         name = kind if layer is None else named(kind, layer)
         return Value(name, value.dtype, tuple(sizes[size] for size in value.shape))

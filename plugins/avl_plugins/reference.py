@@ -13,6 +13,7 @@ import numpy.typing as npt
 from avl_plugins.errors import OpError
 from avl_plugins.schema import (
     MOST_CODE,
+    MOST_HALF,
     QUANTIZED_CACHE_ATTENTION,
     SPLIT_CACHE_ATTENTION,
     Op,
@@ -142,6 +143,11 @@ def quantized_cache_attention(
     )
     out, *masses = attended
     return out.astype(q.dtype), *masses, k_codes, v_codes, k_scale, v_scale
+
+
+def halved(rows: Float) -> npt.NDArray[np.float16]:
+    """Rows as numbers of 16 bits; HALF_CACHE_ATTENTION attends to these."""
+    return rows.clip(-MOST_HALF, MOST_HALF).astype(np.float16)
 
 
 def coded(rows: Float) -> tuple[Int8, Float32]:

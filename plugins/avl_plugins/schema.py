@@ -26,7 +26,7 @@ DOMAIN = "avl"
 VERSION = 1
 
 # T: the one floating type of the model. stored: any of FLOATS. codes: INT4 or INT8.
-DType = Literal["T", "int64", "int8", "float32", "stored", "codes"]
+DType = Literal["T", "int64", "int8", "float16", "float32", "stored", "codes"]
 FLOATS = ("float32", "float16", "bfloat16")  # what T may be
 
 
@@ -63,6 +63,7 @@ class Op:
 
 
 MOST_CODE = 127  # codes are symmetric, -127 to 127
+MOST_HALF = 65504.0  # what is larger, of either sign, is kept as this
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,15 @@ class RowType:
 
     Attributes:
         name: as users and manifests say it.
-        coded: whether keys and values are codes of 8 bits, each row with one scale for its key and
-            one for its value. Keys are rotated before (`reference.rotation`).
+        element: of keys and values. "T" is the type that the graph computes in, "int8" a code of 8
+            bits.
+        scaled: whether each row has one scale for its key and one for its value. Keys are rotated
+            before (`rotation`).
     """
 
     name: str
-    coded: bool
+    element: DType
+    scaled: bool = False
 
     def planes(self, head_dim: int, dtype: np.dtype[Any]) -> tuple[Plane, ...]:
         """What a row of a head has: key and value, and of codes the scales of the two.
@@ -92,15 +96,15 @@ class RowType:
         Args:
             dtype: that the graph computes in.
         """
-        if not self.coded:
-            return (Plane(head_dim, dtype),) * 2
-        codes, scale = Plane(head_dim, np.dtype(np.int8)), Plane(1, np.dtype(np.float32))
-        return codes, codes, scale, scale
+        kept = dtype if self.element == "T" else np.dtype(self.element)
+        scale = Plane(1, np.dtype(np.float32))
+        return (Plane(head_dim, kept),) * 2 + (scale, scale) * self.scaled
 
 
-COMPUTED = RowType("computed", coded=False)  # in the type that the graph computes in
-INT8 = RowType("int8", coded=True)
-ROW_TYPES: Mapping[str, RowType] = {kept.name: kept for kept in (COMPUTED, INT8)}
+COMPUTED = RowType("computed", "T")  # in the type that the graph computes in
+FP16 = RowType("fp16", "float16")
+INT8 = RowType("int8", "int8", scaled=True)
+ROW_TYPES: Mapping[str, RowType] = {kept.name: kept for kept in (COMPUTED, FP16, INT8)}
 
 
 def rotation(head_dim: int) -> npt.NDArray[np.float64]:
@@ -169,36 +173,61 @@ SPLIT_CACHE_PROMPT = dataclasses.replace(
 )
 
 
-def _codes(name: str, rows: tuple[str, ...], doc: str) -> tuple[Value, ...]:
-    """Codes of keys and values in one place, and their scales."""
+def _kept(kept: RowType, name: str, rows: tuple[str, ...], doc: str) -> tuple[Value, ...]:
+    """Keys and values of one place as they are kept, and their scales."""
     scales = (*rows[:3], "E")
-    return (
-        Value(f"k_{name}", "int8", rows, f"{doc} keys, rotated"),
-        Value(f"v_{name}", "int8", rows, f"{doc} values"),
+    values = (
+        Value(f"k_{name}", kept.element, rows, f"{doc} keys{', rotated' * kept.scaled}"),
+        Value(f"v_{name}", kept.element, rows, f"{doc} values"),
         Value(f"k_{name}_scale", "float32", scales, f"of {doc} keys"),
         Value(f"v_{name}_scale", "float32", scales, f"of {doc} values"),
     )
+    return values if kept.scaled else values[:2]
 
 
-QUANTIZED_CACHE_ATTENTION = Op(
-    name="QuantizedCacheAttention",
-    doc=(
+def _op_of(kept: RowType, name: str, doc: str) -> Op:
+    """SplitCacheAttention of rows that are kept in another way than as computed."""
+    return Op(
+        name=name,
+        doc=doc,
+        inputs=(
+            *SPLIT_CACHE_ATTENTION.inputs[:3],
+            *_kept(kept, "active", _ACTIVE, "active"),
+            SPLIT_CACHE_ATTENTION.inputs[5],
+            *_kept(kept, "parked", _PARKED, "parked"),
+            *SPLIT_CACHE_ATTENTION.inputs[8:],
+        ),
+        outputs=(*SPLIT_CACHE_ATTENTION.outputs, *_kept(kept, "made", _NEW, "new")),
+        attributes=SPLIT_CACHE_ATTENTION.attributes,
+    )
+
+
+HALF_CACHE_ATTENTION = _op_of(
+    FP16,
+    "HalfCacheAttention",
+    (
+        "SplitCacheAttention of rows that are kept as numbers of 16 bits (IEEE's binary16): to the "
+        "nearest, of equals the even one, and what is too large as the largest. New rows are seen "
+        "as they are kept, as later steps see them, and handed back. T is float32."
+    ),
+)
+QUANTIZED_CACHE_ATTENTION = _op_of(
+    INT8,
+    "QuantizedCacheAttention",
+    (
         "SplitCacheAttention of rows that are kept as codes of 8 bits: a key or value is code * "
         "scale, with scale = max|x| / 127 and code = round(x / scale). Queries and keys are turned "
         "first, which changes none of their products, by Hadamard's matrix over the largest power "
         "of two that divides D, repeated along the diagonal, with orthonormal rows. New rows are "
         "seen as their codes say, as later steps see them, and handed back. T is float32."
     ),
-    inputs=(
-        *SPLIT_CACHE_ATTENTION.inputs[:3],
-        *_codes("active", _ACTIVE, "active"),
-        SPLIT_CACHE_ATTENTION.inputs[5],
-        *_codes("parked", _PARKED, "parked"),
-        *SPLIT_CACHE_ATTENTION.inputs[8:],
-    ),
-    outputs=(*SPLIT_CACHE_ATTENTION.outputs, *_codes("made", _NEW, "new")),
-    attributes=SPLIT_CACHE_ATTENTION.attributes,
 )
+# The op of graphs that keep rows in a way.
+ROW_OPS: Mapping[str, Op] = {
+    COMPUTED.name: SPLIT_CACHE_ATTENTION,
+    FP16.name: HALF_CACHE_ATTENTION,
+    INT8.name: QUANTIZED_CACHE_ATTENTION,
+}
 
 
 def _numbers(weights: int) -> list[str]:

@@ -1,6 +1,7 @@
 // SplitCacheStep and SplitCachePrompt beside softmax in float64, with rows of numbers and of codes.
 #include "check.h"
 
+#include "halves.h"
 #include "levels.h"
 #include "step.h"
 
@@ -112,43 +113,48 @@ static void check(const avl_step *s)
     }
 }
 
-// Rows as codes; the numbers become what those stand for.
-static void code(const float **rows, int64_t count, int64_t d, const int8_t **codes,
+// Rows as codes of 8 bits, or as halves; the numbers become what those stand for.
+static void code(const float **rows, int64_t count, int64_t d, int64_t bits, const void **kept,
                  const float **scales)
 {
-    int8_t *made = (int8_t *)numbers(count * d / 4 + 1);
-    float *by = numbers(count), *stand_for = numbers(count * d);
-    for (int64_t i = 0; i < count * d; i++)
-        made[i] = (int8_t)any_whole(-AVL_MOST_CODE, AVL_MOST_CODE);
+    float *made = numbers(count * d), *by = numbers(count), *stand_for = numbers(count * d);
+    int8_t *codes = (int8_t *)made;
+    uint16_t *halves = (uint16_t *)made;
     for (int64_t j = 0; j < count; j++) {
         by[j] = fabsf(by[j]) / 127;
-        for (int64_t i = 0; i < d; i++)
-            stand_for[j * d + i] = by[j] * made[j * d + i];
+        for (int64_t i = j * d; i < (j + 1) * d; i++)
+            if (bits == 16) {
+                halves[i] = to_half(stand_for[i]);
+                stand_for[i] = of_half(halves[i]);
+            } else {
+                codes[i] = (int8_t)any_whole(-AVL_MOST_CODE, AVL_MOST_CODE);
+                stand_for[i] = by[j] * codes[i];
+            }
     }
     *rows = stand_for;
-    *codes = made;
-    *scales = by;
+    *kept = made;
+    *scales = bits == 16 ? NULL : by;
 }
 
-static avl_codes any_codes(avl_step *s)
+static avl_codes any_codes(avl_step *s, int64_t bits)
 {
-    avl_codes c;
+    avl_codes c = {.bits = bits};
     const int64_t parts = s->batch * s->kv_heads, d = s->head_dim;
-    code(&s->k_new, parts * s->rows, d, &c.k_new, &c.k_new_scales);
-    code(&s->v_new, parts * s->rows, d, &c.v_new, &c.v_new_scales);
-    code(&s->k_active, parts * s->active, d, &c.k_active, &c.k_active_scales);
-    code(&s->v_active, parts * s->active, d, &c.v_active, &c.v_active_scales);
-    code(&s->k_parked, parts * s->parked, d, &c.k_parked, &c.k_parked_scales);
-    code(&s->v_parked, parts * s->parked, d, &c.v_parked, &c.v_parked_scales);
+    code(&s->k_new, parts * s->rows, d, bits, &c.k_new, &c.k_new_scales);
+    code(&s->v_new, parts * s->rows, d, bits, &c.v_new, &c.v_new_scales);
+    code(&s->k_active, parts * s->active, d, bits, &c.k_active, &c.k_active_scales);
+    code(&s->v_active, parts * s->active, d, bits, &c.v_active, &c.v_active_scales);
+    code(&s->k_parked, parts * s->parked, d, bits, &c.k_parked, &c.k_parked_scales);
+    code(&s->v_parked, parts * s->parked, d, bits, &c.v_parked, &c.v_parked_scales);
     return c;
 }
 
-static void check_step(int64_t rows, int64_t head_dim, int64_t most_rows, int coded)
+static void check_step(int64_t rows, int64_t head_dim, int64_t most_rows, int64_t bits)
 {
     avl_step step = any_step(rows, head_dim, most_rows);
     avl_codes codes;
-    if (coded) {
-        codes = any_codes(&step);
+    if (bits) {
+        codes = any_codes(&step, bits);
         step.codes = &codes;
     }
     if (rows == 1) {
@@ -165,10 +171,10 @@ void check_attention(void)
 {
     static const int64_t dims[] = {1, 5, 16, 24, 64, 80, 128};
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
-        for (int coded = 0; coded < 2; coded++) {
-            check_step(1, dims[i], 30, coded);
-            check_step(1, dims[i], 1300, coded); // more than one chunk
-            check_step(any_whole(2, 60), dims[i], 30, coded);
-            check_step(any_whole(2, 5), dims[i], 1300, coded);
+        for (int64_t bits = 0; bits <= 16; bits += 8) {
+            check_step(1, dims[i], 30, bits);
+            check_step(1, dims[i], 1300, bits); // more than one chunk
+            check_step(any_whole(2, 60), dims[i], 30, bits);
+            check_step(any_whole(2, 5), dims[i], 1300, bits);
         }
 }

@@ -1,6 +1,7 @@
 // Rotations and codes of rows beside float64.
 #include "check.h"
 
+#include "halves.h"
 #include "levels.h"
 
 #include <float.h>
@@ -46,6 +47,14 @@ static void check_rounding(const float *rows, int64_t count, int64_t d)
     }
 }
 
+static void check_halving(const float *rows, int64_t count, int64_t d)
+{
+    uint16_t *halves = (uint16_t *)results(count * d / 2 + 1);
+    avl_best_codes()->halve(rows, count, d, halves);
+    for (int64_t i = 0; i < count * d; i++)
+        expect("half", of_half(halves[i]), rows[i], 0x1p-11 * fabsf(rows[i]) + 0x1p-25);
+}
+
 void check_codes(void)
 {
     static const int64_t dims[] = {1, 5, 24, 64, 80, 128};
@@ -53,6 +62,7 @@ void check_codes(void)
         const float *rows = numbers(7 * dims[i]);
         check_rotation(rows, 7, dims[i]);
         check_rounding(rows, 7, dims[i]);
+        check_halving(rows, 7, dims[i]);
         forget();
     }
 }

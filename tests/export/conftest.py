@@ -79,6 +79,6 @@ def traced(monkeypatch: pytest.MonkeyPatch, master_package: Path) -> None:
     def save(_model: Any, path: Path) -> None:
         path.write_bytes((master_package / path.name).read_bytes())
 
-    for name in ("trace_encoder", "trace_segment", "bind", "finish", "keep_codes"):
+    for name in ("trace_encoder", "trace_segment", "bind", "finish", "keep_rows"):
         monkeypatch.setattr(export, name, lambda *_: None)
     monkeypatch.setattr(export.ir, "save", save)

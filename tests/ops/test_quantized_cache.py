@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avl_plugins import reference
-from avl_plugins.bodies.coded_function import quantized_cache_attention_function
 from avl_plugins.bodies.function import split_cache_attention_functions
+from avl_plugins.bodies.kept_function import kept_attention_function
 from avl_plugins.cpu import build
-from avl_plugins.schema import QUANTIZED_CACHE_ATTENTION, rotation
+from avl_plugins.schema import INT8, QUANTIZED_CACHE_ATTENTION, rotation
 from ops.agreement import assert_masked_rows_have_no_mass, scale_of
 from ops.op_models import Arrays, attention_inputs, op_model, run, session
 from ops.test_cpu_levels import Kernels, ran
@@ -35,7 +35,7 @@ LONG = 2600  # more rows than two of the kernel's chunks
 def quantized_model(heads: int, kv_heads: int, head_dim: int) -> onnx.ModelProto:
     functions = (
         *split_cache_attention_functions(heads=(heads, kv_heads)),
-        quantized_cache_attention_function(head_dim),
+        kept_attention_function(INT8, head_dim),
     )
     return op_model(
         QUANTIZED_CACHE_ATTENTION,
@@ -184,7 +184,7 @@ class Codes(ctypes.Structure):
         for what in ("", "_scale")
         for place in ("new", "active", "parked")
         for kind in "kv"
-    ]
+    ] + [("bits", ctypes.c_int64)]
 
 
 class CodeKernels(ctypes.Structure):
@@ -196,6 +196,7 @@ class CodeKernels(ctypes.Structure):
             "round",
             ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 2),
         ),
+        ("halve", ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p)),
     ]
 
 
@@ -207,7 +208,7 @@ def made_at(level: str, source: str, kind: type[Any], folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("level", ["avl_codes_base", *build.CODES_LEVELS])
-def test_a_level_rotates_and_rounds(level: str, tmp_path: Path, kernels: Path) -> None:
+def test_a_level_rotates_rounds_and_halves(level: str, tmp_path: Path, kernels: Path) -> None:
     code = made_at(level, build.CODES, CodeKernels, tmp_path)
     numbers = np.random.default_rng(7)
     for width in (1, 5, 16, 64, 80, 96, 128, 256):
@@ -222,13 +223,29 @@ def test_a_level_rotates_and_rounds(level: str, tmp_path: Path, kernels: Path) -
         wanted = reference.coded(rows)
         np.testing.assert_array_equal(codes, wanted[0])
         np.testing.assert_array_equal(scales, wanted[1])
+    assert_halves(code)
+
+
+def assert_halves(code: Any) -> None:
+    """To the nearest, of equals the even one, what is too large as the largest; small ones too."""
+    numbers = np.random.default_rng(9)
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    finite = np.sort(every[np.isfinite(every)])
+    middles = (finite[:-1] + finite[1:]) / 2  # exact in float32
+    drawn = numbers.standard_normal(9999, np.float32)
+    drawn = np.ldexp(drawn, numbers.integers(-40, 40, drawn.size))
+    for rows in (every, middles, drawn):
+        made = np.empty(rows.shape, np.float16)
+        code.halve(rows.ctypes.data, 1, rows.size, made.ctypes.data)
+        np.testing.assert_array_equal(made, reference.halved(rows))
 
 
 @pytest.mark.parametrize("level", ["avl_step_base", *build.LEVELS])
 def test_a_level_reads_codes(level: str, tmp_path: Path, kernels: Path) -> None:
     step = made_at(level, build.KERNELS, Kernels, tmp_path)
     numbers = np.random.default_rng(8)
-    for case in range(30):
+    for case in range(60):
+        bits = 16 if case % 4 < 2 else 8
         group, kv, batch = (int(numbers.integers(1, 8)), *map(int, numbers.integers(1, 3, 2)))
         width = int(numbers.choice((5, 16, 64, 65, 80, 128)))
         rows = {place: int(numbers.integers(1, 1300 if case % 2 else 40)) for place in "ap"}
@@ -239,16 +256,19 @@ def test_a_level_reads_codes(level: str, tmp_path: Path, kernels: Path) -> None:
             "active_len": numbers.integers(0, rows["a"] + 1, batch),
             "parked_len": numbers.integers(0, rows["p"] + 1, batch),
         }
-        held, wanted = Codes(), dict(arrays)
+        held, wanted = Codes(bits=bits), dict(arrays)
         kept = []  # memory that the structure points into
         for kind in "kv":
             for place, count in shapes.items():
                 shape = (batch, kv, count, width)
-                made = reference.coded(numbers.standard_normal(shape))
+                rows = numbers.standard_normal(shape)
+                made = reference.coded(rows) if bits == 8 else (reference.halved(rows),)
                 kept += made
                 setattr(held, f"{kind}_{place}", made[0].ctypes.data)
-                setattr(held, f"{kind}_{place}_scale", made[1].ctypes.data)
-                wanted[f"{kind}_{place}"] = reference.decoded(*made)
+                if bits == 8:
+                    setattr(held, f"{kind}_{place}_scale", made[1].ctypes.data)
+                read = reference.decoded(*made) if bits == 8 else made[0].astype(np.float64)
+                wanted[f"{kind}_{place}"] = read
                 arrays[f"{kind}_{place}"] = np.empty(shape, np.float32)  # its shape alone is read
         found = ran(step, arrays, ctypes.addressof(held))
         expected = reference.split_cache_attention(

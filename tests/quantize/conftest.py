@@ -92,7 +92,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     def save(_model: Any, path: Path) -> None:
         path.write_bytes(b"")
 
-    for name in ("trace_encoder", "trace_segment", "bind", "finish", "keep_codes"):
+    for name in ("trace_encoder", "trace_segment", "bind", "finish", "keep_rows"):
         monkeypatch.setattr(exporting, name, lambda *_: None)
     monkeypatch.setattr(exporting.ir, "save", save)
 

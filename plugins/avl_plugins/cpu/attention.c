@@ -23,8 +23,8 @@ typedef struct {
     const float *keys, *values;
     float *mass; // [R, capacity]
     int64_t first, rows, capacity;
-    const int8_t *key_codes, *value_codes; // in place of keys and values, where rows are codes
-    const float *key_scales, *value_scales;
+    const void *key_codes, *value_codes; // in place of keys and values, of so many bits; and scales,
+    const float *key_scales, *value_scales; // where there are any
 } place;
 
 // Sizes of the scratch memory: scores [B * Hkv, G, keys], then of every chunk its results
@@ -73,12 +73,22 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
         places[2].keys = step->k_new + part * d, places[2].values = step->v_new + part * d;
         return;
     }
-    places[0].key_codes = of->k_active + a * d, places[0].key_scales = of->k_active_scales + a;
-    places[0].value_codes = of->v_active + a * d, places[0].value_scales = of->v_active_scales + a;
-    places[1].key_codes = of->k_parked + p * d, places[1].key_scales = of->k_parked_scales + p;
-    places[1].value_codes = of->v_parked + p * d, places[1].value_scales = of->v_parked_scales + p;
-    places[2].key_codes = of->k_new + part * d, places[2].key_scales = of->k_new_scales + part;
-    places[2].value_codes = of->v_new + part * d, places[2].value_scales = of->v_new_scales + part;
+    const int bits = (int)of->bits;
+    const struct {
+        const void *keys, *values;
+        const float *key_scales, *value_scales;
+        int64_t row;
+    } kept[3] = {
+        {of->k_active, of->v_active, of->k_active_scales, of->v_active_scales, a},
+        {of->k_parked, of->v_parked, of->k_parked_scales, of->v_parked_scales, p},
+        {of->k_new, of->v_new, of->k_new_scales, of->v_new_scales, part}};
+    for (int i = 0; i < 3; i++) {
+        const int64_t row = kept[i].row;
+        places[i].key_codes = rows_from(kept[i].keys, row, d, bits);
+        places[i].value_codes = rows_from(kept[i].values, row, d, bits);
+        places[i].key_scales = scales_from(kept[i].key_scales, row, bits);
+        places[i].value_scales = scales_from(kept[i].value_scales, row, bits);
+    }
 }
 
 // Begin to read as many numbers as follow `row` by the distance of AHEAD.
@@ -164,7 +174,8 @@ HELPER int64_t rows_in(const chunk *one, const place *of, int64_t *from)
     return least(one->end, of->first + of->rows) - *from;
 }
 
-HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d, int coded)
+// Rows have so many bits, 0 where they are float32.
+HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d, int bits)
 {
     const chunk one = chunk_at(step, index);
     int64_t group = group_of(step), stride = keys_of(step), from;
@@ -174,10 +185,11 @@ HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d, int code
         const float *q = step->q + one.part * group * d;
         const int64_t at = from - p->first;
         // Values are read next, the first of them without a row before them to ask for them.
-        if (coded) {
-            score_codes(group, step->scale, d, q, p->key_codes + at * d, p->key_scales + at, rows,
-                        scores + from, stride);
-            fetch(p->value_codes + at * d, least(AHEAD * group, rows * d));
+        if (bits) {
+            score_codes(group, step->scale, d, q, rows_from(p->key_codes, at, d, bits),
+                        scales_from(p->key_scales, at, bits), rows, scores + from, stride, bits);
+            fetch(rows_from(p->value_codes, at, d, bits),
+                  least(AHEAD * group, rows * d * bits / 8));
         } else {
             score(step, d, q, p->keys + at * d, rows, scores + from, stride);
             fetch(p->values + at * d, least(AHEAD * group, rows * d * SIZE));
@@ -187,7 +199,7 @@ HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d, int code
         weigh(scores + g * stride + one.begin, one.end - one.begin, one.top + g, one.sum + g);
 }
 
-HELPER void sum_chunk(const avl_step *step, int64_t index, int64_t d, int coded)
+HELPER void sum_chunk(const avl_step *step, int64_t index, int64_t d, int bits)
 {
     const chunk one = chunk_at(step, index);
     int64_t from;
@@ -196,36 +208,38 @@ HELPER void sum_chunk(const avl_step *step, int64_t index, int64_t d, int coded)
     for (const place *p = one.places; p < one.places + 3; p++) {
         int64_t rows = rows_in(&one, p, &from);
         const int64_t at = from - p->first;
-        if (coded)
-            add_codes(group_of(step), d, weights + from, keys_of(step), p->value_codes + at * d,
-                      p->value_scales + at, rows, one.out);
+        if (bits)
+            add_codes(group_of(step), d, weights + from, keys_of(step),
+                      rows_from(p->value_codes, at, d, bits),
+                      scales_from(p->value_scales, at, bits), rows, one.out, bits);
         else
             add_values(step, d, weights + from, keys_of(step), p->values + at * d, rows, one.out);
     }
 }
 
 // Loops over the usual sizes of a head are unrolled: a row is too short for a loop's overhead.
-#define FOR_SIZE(CHUNK_OF, coded)                                                                  \
+#define FOR_SIZE(CHUNK_OF, bits)                                                                   \
     switch (step->head_dim) {                                                                      \
-    case 64: CHUNK_OF(step, index, 64, coded); break;                                              \
-    case 128: CHUNK_OF(step, index, 128, coded); break;                                            \
-    default: CHUNK_OF(step, index, step->head_dim, coded);                                         \
+    case 64: CHUNK_OF(step, index, 64, bits); break;                                               \
+    case 128: CHUNK_OF(step, index, 128, bits); break;                                             \
+    default: CHUNK_OF(step, index, step->head_dim, bits);                                          \
     }
+#define FOR_BITS(CHUNK_OF)                                                                         \
+    if (!step->codes)                                                                              \
+        FOR_SIZE(CHUNK_OF, 0)                                                                      \
+    else if (step->codes->bits == 16)                                                              \
+        FOR_SIZE(CHUNK_OF, 16)                                                                     \
+    else                                                                                           \
+        FOR_SIZE(CHUNK_OF, 8)
 
 static void score_keys(const avl_step *step, int64_t index)
 {
-    if (step->codes)
-        FOR_SIZE(score_chunk, 1)
-    else
-        FOR_SIZE(score_chunk, 0)
+    FOR_BITS(score_chunk)
 }
 
 static void sum_values(const avl_step *step, int64_t index)
 {
-    if (step->codes)
-        FOR_SIZE(sum_chunk, 1)
-    else
-        FOR_SIZE(sum_chunk, 0)
+    FOR_BITS(sum_chunk)
 }
 
 // mass[r, j] += share[r] * weights[j] for the rows of a place that lie in a chunk.

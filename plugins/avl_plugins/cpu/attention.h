@@ -18,7 +18,7 @@ typedef struct avl_step {
     const int64_t *active_len, *parked_len;
     float *out, *mass_active, *mass_parked, *mass_new;
     float *scratch; // of a decode step: floats, as many as `scratch` below says
-    const avl_codes *codes; // rows that are codes, in place of all keys and values above; or NULL
+    const avl_codes *codes; // of fewer bits, in place of all keys and values above; or NULL
 } avl_step;
 
 // What attention.c is compiled to for one level of the processor's instructions.

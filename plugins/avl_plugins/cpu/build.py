@@ -50,9 +50,10 @@ _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
 # Beside the compiler's own level; `levels.c` takes the best that the processor has, of which
 # `processor.c` knows.
-LEVELS = {"avl_step_avx2": _AVX2, "avl_step_avx512": _AVX512}
-CODES_LEVELS = {level.replace("step", "codes"): options for level, options in LEVELS.items()}
-PROMPT_LEVELS = {level.replace("step", "prompt"): options for level, options in LEVELS.items()}
+_NUMBERS = {"avx2": _AVX2, "avx512": _AVX512}
+LEVELS = {f"avl_step_{level}": (*options, "-mf16c") for level, options in _NUMBERS.items()}
+CODES_LEVELS = {f"avl_codes_{level}": options for level, options in _NUMBERS.items()}
+PROMPT_LEVELS = {f"avl_prompt_{level}": options for level, options in _NUMBERS.items()}
 LINEAR_LEVELS = {
     "avl_linear_avx2": (*_AVX2, "-mf16c"),
     "avl_linear_avx512": (*_AVX512, "-mf16c"),

@@ -1,9 +1,9 @@
 #include "codes.h"
 
+#include "halves.h"
+
 #include <math.h>
 #include <string.h>
-
-#define HELPER static inline __attribute__((always_inline))
 
 // The largest power of two that divides a head size.
 HELPER int64_t block_of(int64_t d) { return d & -d; }
@@ -73,7 +73,13 @@ static void round_to(const float *rows, int64_t count, int64_t d, int8_t *codes,
     FOR_SIZE(round_rows(rows, count, size, codes, scales))
 }
 
+static void halve(const float *rows, int64_t count, int64_t d, uint16_t *halves)
+{
+    for (int64_t i = 0; i < count * d; i++)
+        halves[i] = to_half(rows[i]);
+}
+
 #ifndef AVL_LEVEL
 #define AVL_LEVEL avl_codes_base
 #endif
-const avl_code_kernels AVL_LEVEL = {rotate, round_to};
+const avl_code_kernels AVL_LEVEL = {rotate, round_to, halve};

@@ -10,7 +10,7 @@ const avl_prompt_tiles *avl_best_tiles(void) { return avl_has_amx() ? avl_prompt
 
 const avl_step_kernels *avl_best_step(void)
 {
-    return avl_has_avx512() ? &avl_step_avx512 : avl_has_avx2() ? &avl_step_avx2 : &avl_step_base;
+    return avl_has_avx512() ? &avl_step_avx512 : avl_has_f16c() ? &avl_step_avx2 : &avl_step_base;
 }
 
 const avl_prompt_kernels *avl_best_prompt(void)

@@ -63,15 +63,15 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
         chosen & TILED_ATTENTION ? &avl_split_cache_prompt_on_tiles : &avl_split_cache_prompt;
     const avl_op *linears =
         chosen & TILED_LINEARS ? avl_plain_linears_on_tiles : avl_plain_linears;
-    const avl_op *coded = chosen & TILED_ATTENTION ? &avl_quantized_cache_attention_on_tiles
-                                                   : &avl_quantized_cache_attention;
+    const avl_op *kept =
+        chosen & TILED_ATTENTION ? avl_kept_attention_on_tiles : avl_kept_attention;
     OrtStatus *status = avl_api->CreateCustomOpDomain("avl", domain);
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_step.op);
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &prompt->op);
-    if (!status)
-        status = avl_api->CustomOpDomain_Add(*domain, &coded->op);
+    for (size_t i = 0; !status && i < AVL_KEPT; i++)
+        status = avl_api->CustomOpDomain_Add(*domain, &kept[i].op);
     for (size_t i = 0; !status && chosen & PLAIN && i < AVL_PLAIN_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &linears[i].op);
     if (!status && chosen & PLAIN)

@@ -2,20 +2,19 @@
 #ifndef AVL_PROMPT_PLACES_H
 #define AVL_PROMPT_PLACES_H
 
+#include "halves.h"
 #include "prompt.h"
-
-// Into loops, so that sizes are known there and sums stay in registers.
-#define HELPER static inline __attribute__((always_inline))
 
 HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 HELPER int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Rows of a head, [rows, D], as they are stored: float32, or codes and a scale for each row. Kernels
-// read them through `floats_of` alone.
+// Rows of a head, [rows, D], as they are stored: float32, or of so many bits (codes.h), with a scale
+// for each row where those are 8. Kernels read them through `floats_of` alone.
 typedef struct {
     const float *data;
-    const int8_t *codes;
+    const void *codes;
     const float *scales;
+    int64_t bits;
 } stored_rows;
 
 // Rows [from, from + count) as float32: where they lie, if they are stored so, or widened into
@@ -25,9 +24,15 @@ HELPER const float *floats_of(const stored_rows *of, int64_t from, int64_t count
 {
     if (of->data)
         return of->data + from * d;
+    if (of->bits == 16) {
+        const uint16_t *halves = (const uint16_t *)of->codes + from * d;
+        for (int64_t i = 0; i < count * d; i++)
+            room[i] = of_half(halves[i]);
+        return room;
+    }
     for (int64_t j = 0; j < count; j++) {
         const float scale = of->scales[from + j];
-        const int8_t *codes = of->codes + (from + j) * d;
+        const int8_t *codes = (const int8_t *)of->codes + (from + j) * d;
         for (int64_t i = 0; i < d; i++)
             room[j * d + i] = scale * (float)codes[i];
     }
@@ -39,10 +44,18 @@ HELPER const float *floats_of(const stored_rows *of, int64_t from, int64_t count
 HELPER void fetch_rows(const stored_rows *of, int64_t from, int64_t d, int64_t begin, int64_t end)
 {
     enum { LINE = 64 }; // bytes that a cache reads at a time
-    const int64_t size = of->data ? (int64_t)sizeof(float) : 1;
+    const int64_t size = of->data ? (int64_t)sizeof(float) : of->bits / 8;
     const char *rows = of->data ? (const char *)of->data : (const char *)of->codes;
     for (int64_t i = begin * size; i < end * size; i += LINE)
         __builtin_prefetch(rows + from * d * size + i, 0, 2);
+}
+
+// The same rows from one of them on.
+HELPER stored_rows stored_from(const avl_codes *of, const void *codes, const float *scales,
+                               int64_t row, int64_t d)
+{
+    return (stored_rows){.codes = (const char *)codes + row * d * of->bits / 8,
+                         .scales = scales ? scales + row : NULL, .bits = of->bits};
 }
 
 // Rows that lie together: `first` is where they begin among all keys of the sequence.
@@ -73,12 +86,12 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
         places[2].keys.data = step->k_new + n * d, places[2].values.data = step->v_new + n * d;
         return;
     }
-    places[0].keys = (stored_rows){NULL, of->k_active + a * d, of->k_active_scales + a};
-    places[0].values = (stored_rows){NULL, of->v_active + a * d, of->v_active_scales + a};
-    places[1].keys = (stored_rows){NULL, of->k_parked + p * d, of->k_parked_scales + p};
-    places[1].values = (stored_rows){NULL, of->v_parked + p * d, of->v_parked_scales + p};
-    places[2].keys = (stored_rows){NULL, of->k_new + n * d, of->k_new_scales + n};
-    places[2].values = (stored_rows){NULL, of->v_new + n * d, of->v_new_scales + n};
+    places[0].keys = stored_from(of, of->k_active, of->k_active_scales, a, d);
+    places[0].values = stored_from(of, of->v_active, of->v_active_scales, a, d);
+    places[1].keys = stored_from(of, of->k_parked, of->k_parked_scales, p, d);
+    places[1].values = stored_from(of, of->v_parked, of->v_parked_scales, p, d);
+    places[2].keys = stored_from(of, of->k_new, of->k_new_scales, n, d);
+    places[2].values = stored_from(of, of->v_new, of->v_new_scales, n, d);
 }
 
 // How many of `keys` keys of a place, from `from` on, a new row's queries see.

@@ -54,8 +54,8 @@ static void merge_with_masses(void *of, size_t i)
     merge(of, i);
 }
 
-// Rows of a head and their scales, or no scales. They are inputs of the op, but memory that the host
-// has offered (refresh.h).
+// Rows of a head, or their scales. They are inputs of the op, but memory that the host has offered
+// (refresh.h).
 static void swap_rows(const share *one, int64_t head, const void *active, const void *parked,
                       int64_t bytes)
 {
@@ -75,8 +75,9 @@ static void swap_keys(const share *one, int64_t head)
         swap_rows(one, head, step->k_active, step->k_parked, d * size);
         return;
     }
-    swap_rows(one, head, of->k_active, of->k_parked, d);
-    swap_rows(one, head, of->k_active_scales, of->k_parked_scales, size);
+    swap_rows(one, head, of->k_active, of->k_parked, d * of->bits / 8);
+    if (of->k_active_scales)
+        swap_rows(one, head, of->k_active_scales, of->k_parked_scales, size);
 }
 
 static void swap_values(const share *one, int64_t head)
@@ -88,8 +89,9 @@ static void swap_values(const share *one, int64_t head)
         swap_rows(one, head, step->v_active, step->v_parked, d * size);
         return;
     }
-    swap_rows(one, head, of->v_active, of->v_parked, d);
-    swap_rows(one, head, of->v_active_scales, of->v_parked_scales, size);
+    swap_rows(one, head, of->v_active, of->v_parked, d * of->bits / 8);
+    if (of->v_active_scales)
+        swap_rows(one, head, of->v_active_scales, of->v_parked_scales, size);
 }
 
 // The keys of a head while the processor has them, or a chunk's values.

@@ -1,10 +1,10 @@
-// Scores and sums of values of rows that are codes: what attention.c reads them with.
+// Scores and sums of values of rows of 8 or 16 bits (codes.h): what attention.c reads them with. How
+// many bits is known where these functions are called, so that each is compiled for either.
 #ifndef AVL_STEP_CODES_H
 #define AVL_STEP_CODES_H
 
 #include "ahead.h"
-
-#include <string.h>
+#include "halves.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -22,21 +22,59 @@ enum { LANES = 4 };
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
-// LANES codes as numbers.
-HELPER lanes of_codes(const int8_t *codes)
+// LANES codes of 8 bits as numbers.
+HELPER lanes of_bytes(const void *codes)
 {
 #if defined(__AVX512F__)
-    return (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
+    return (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(codes)));
 #elif defined(__AVX2__)
-    return (lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
+    return (lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(codes)));
 #elif defined(__aarch64__)
     int32_t four;
     memcpy(&four, codes, sizeof four);
     const int16x8_t wider = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
     return (lanes)vcvtq_f32_s32(vmovl_s16(vget_low_s16(wider)));
 #else
-    return (lanes){codes[0], codes[1], codes[2], codes[3]};
+    const int8_t *of = codes;
+    return (lanes){of[0], of[1], of[2], of[3]};
 #endif
+}
+
+HELPER lanes of_halves(const void *halves)
+{
+#if defined(__AVX512F__)
+    return (lanes)_mm512_cvtph_ps(_mm256_loadu_si256(halves));
+#elif defined(__AVX2__)
+    return (lanes)_mm256_cvtph_ps(_mm_loadu_si128(halves));
+#elif defined(__aarch64__)
+    return (lanes)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
+#else
+    const uint16_t *of = halves;
+    return (lanes){of_half(of[0]), of_half(of[1]), of_half(of[2]), of_half(of[3])};
+#endif
+}
+
+// Of rows that lie together, LANES numbers from the one at `at` on; that one; and a row's scale.
+HELPER lanes lanes_at(const void *rows, int64_t at, int bits)
+{
+    const char *from = (const char *)rows + at * bits / 8;
+    return bits == 16 ? of_halves(from) : of_bytes(from);
+}
+HELPER float number_at(const void *rows, int64_t at, int bits)
+{
+    return bits == 16 ? of_half(((const uint16_t *)rows)[at]) : ((const int8_t *)rows)[at];
+}
+HELPER float scale_at(const float *scales, int64_t row, int bits)
+{
+    return bits == 16 ? 1.0f : scales[row];
+}
+HELPER const void *rows_from(const void *rows, int64_t row, int64_t d, int bits)
+{
+    return (const char *)rows + row * d * bits / 8;
+}
+HELPER const float *scales_from(const float *scales, int64_t row, int bits)
+{
+    return bits == 16 ? NULL : scales + row;
 }
 
 // The sum of each vector's lanes, as the lanes of one.
@@ -88,15 +126,16 @@ HELPER lanes sums_of(const lanes of[LANES])
 }
 #endif
 
-// scores[g, j] = scale * scales[j] * q[g] . codes[j], for so many heads and rows: LANES in all.
-HELPER void score_block(const float *q, int64_t d, const int8_t *codes, const float *scales,
-                        float scale, float *scores, int64_t stride, int heads, int rows)
+// scores[g, j] = scale * scales[j] * q[g] . keys[j], for so many heads and rows: LANES in all.
+HELPER void score_block(const float *q, int64_t d, const void *keys, const float *scales,
+                        float scale, float *scores, int64_t stride, int heads, int rows, int bits)
 {
     lanes sum[LANES] = {0};
     int64_t i = 0;
     for (; i + LANES <= d; i += LANES) {
         lanes key[LANES];
-        _Pragma("GCC unroll 16") for (int j = 0; j < rows; j++) key[j] = of_codes(codes + j * d + i);
+        _Pragma("GCC unroll 16") for (int j = 0; j < rows; j++) key[j] =
+            lanes_at(keys, j * d + i, bits);
         _Pragma("GCC unroll 16") for (int g = 0; g < heads; g++)
         {
             const lanes query = *(const lanes *)(q + g * d + i);
@@ -110,52 +149,53 @@ HELPER void score_block(const float *q, int64_t d, const int8_t *codes, const fl
         for (int j = 0; j < rows; j++) {
             float one = sums[g * rows + j];
             for (int64_t k = i; k < d; k++)
-                one += q[g * d + k] * (float)codes[j * d + k];
-            scores[g * stride + j] = scale * scales[j] * one;
+                one += q[g * d + k] * number_at(keys, j * d + k, bits);
+            scores[g * stride + j] = scale * scale_at(scales, j, bits) * one;
         }
 }
 
 // The same for so many heads and LANES rows.
-HELPER void score_lanes(const float *q, int64_t d, const int8_t *codes, const float *scales,
-                        float scale, float *scores, int64_t stride, int heads)
+HELPER void score_lanes(const float *q, int64_t d, const void *keys, const float *scales,
+                        float scale, float *scores, int64_t stride, int heads, int bits)
 {
     const int rows = LANES / heads;
     for (int j = 0; j < LANES; j += rows)
-        score_block(q, d, codes + j * d, scales + j, scale, scores + j, stride, heads, rows);
+        score_block(q, d, rows_from(keys, j, d, bits), scales_from(scales, j, bits), scale,
+                    scores + j, stride, heads, rows, bits);
 }
 
 // The same for a group of heads, of any number of rows.
-HELPER void score_codes(int64_t group, float scale, int64_t d, const float *q, const int8_t *codes,
-                        const float *scales, int64_t rows, float *scores, int64_t stride)
+HELPER void score_codes(int64_t group, float scale, int64_t d, const float *q, const void *keys,
+                        const float *scales, int64_t rows, float *scores, int64_t stride, int bits)
 {
     int64_t j = 0;
     for (; j + LANES <= rows; j += LANES) {
-        const int8_t *from = codes + j * d;
-        const float *by = scales + j;
+        const char *from = rows_from(keys, j, d, bits);
+        const float *by = scales_from(scales, j, bits);
         float *to = scores + j;
-        fetch(from + AHEAD * group, LANES * d);
+        fetch(from + AHEAD * group, LANES * d * bits / 8);
         int64_t g = 0;
         for (; g + 4 <= group; g += 4)
-            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 4);
+            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 4, bits);
         for (; g + 2 <= group; g += 2)
-            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 2);
+            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 2, bits);
         for (; g < group; g++)
-            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 1);
+            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 1, bits);
     }
     for (; j < rows; j++)
         for (int64_t g = 0; g < group; g++) {
             float sum = 0.0f;
             for (int64_t i = 0; i < d; i++)
-                sum += q[g * d + i] * (float)codes[j * d + i];
-            scores[g * stride + j] = scale * scales[j] * sum;
+                sum += q[g * d + i] * number_at(keys, j * d + i, bits);
+            scores[g * stride + j] = scale * scale_at(scales, j, bits) * sum;
         }
 }
 
-// out[g] += the sum of weights[g, j] * scales[j] * codes[j] over so many rows, for so many heads and
-// lanes from column `i` on.
+// out[g] += the sum of weights[g, j] * scales[j] * values[j] over so many rows, for so many heads
+// and lanes from column `i` on.
 HELPER void add_lanes(const float *weights, int64_t stride, const float *scales,
-                      const int8_t *codes, int64_t rows, int64_t d, float *out, int64_t i, int heads,
-                      int wide)
+                      const void *values, int64_t rows, int64_t d, float *out, int64_t i, int heads,
+                      int wide, int bits)
 {
     lanes sum[4][4];
     _Pragma("GCC unroll 4") for (int g = 0; g < heads; g++)
@@ -164,10 +204,10 @@ HELPER void add_lanes(const float *weights, int64_t stride, const float *scales,
     for (int64_t j = 0; j < rows; j++) {
         lanes value[4];
         _Pragma("GCC unroll 4") for (int x = 0; x < wide; x++)
-            value[x] = of_codes(codes + j * d + i + x * LANES);
+            value[x] = lanes_at(values, j * d + i + x * LANES, bits);
         _Pragma("GCC unroll 4") for (int g = 0; g < heads; g++)
         {
-            const float weight = weights[g * stride + j] * scales[j];
+            const float weight = weights[g * stride + j] * scale_at(scales, j, bits);
             _Pragma("GCC unroll 4") for (int x = 0; x < wide; x++) sum[g][x] += weight * value[x];
         }
     }
@@ -184,36 +224,37 @@ enum { WIDE = 2 };
 #endif
 
 HELPER void add_heads(const float *weights, int64_t stride, const float *scales,
-                      const int8_t *codes, int64_t rows, int64_t d, float *out, int heads)
+                      const void *values, int64_t rows, int64_t d, float *out, int heads, int bits)
 {
     int64_t i = 0;
     for (; i + WIDE * LANES <= d; i += WIDE * LANES)
-        add_lanes(weights, stride, scales, codes, rows, d, out, i, heads, WIDE);
+        add_lanes(weights, stride, scales, values, rows, d, out, i, heads, WIDE, bits);
     for (; i + LANES <= d; i += LANES)
-        add_lanes(weights, stride, scales, codes, rows, d, out, i, heads, 1);
+        add_lanes(weights, stride, scales, values, rows, d, out, i, heads, 1, bits);
     for (; i < d; i++)
         for (int g = 0; g < heads; g++)
             for (int64_t j = 0; j < rows; j++)
-                out[g * d + i] += weights[g * stride + j] * scales[j] * (float)codes[j * d + i];
+                out[g * d + i] += weights[g * stride + j] * scale_at(scales, j, bits) *
+                                  number_at(values, j * d + i, bits);
 }
 
 // The same for a group of heads: a block of rows at a time, which stays in the first cache.
 HELPER void add_codes(int64_t group, int64_t d, const float *weights, int64_t stride,
-                      const int8_t *codes, const float *scales, int64_t rows, float *out)
+                      const void *values, const float *scales, int64_t rows, float *out, int bits)
 {
     enum { BLOCK = 16 };
     for (int64_t j = 0; j < rows; j += BLOCK) {
         const int64_t count = least(BLOCK, rows - j);
-        const int8_t *from = codes + j * d;
-        const float *by = scales + j, *share = weights + j;
-        fetch(from + AHEAD * group, count * d);
+        const char *from = rows_from(values, j, d, bits);
+        const float *by = scales_from(scales, j, bits), *share = weights + j;
+        fetch(from + AHEAD * group, count * d * bits / 8);
         int64_t g = 0;
         for (; g + 4 <= group; g += 4)
-            add_heads(share + g * stride, stride, by, from, count, d, out + g * d, 4);
+            add_heads(share + g * stride, stride, by, from, count, d, out + g * d, 4, bits);
         for (; g + 2 <= group; g += 2)
-            add_heads(share + g * stride, stride, by, from, count, d, out + g * d, 2);
+            add_heads(share + g * stride, stride, by, from, count, d, out + g * d, 2, bits);
         for (; g < group; g++)
-            add_heads(share + g * stride, stride, by, from, count, d, out + g * d, 1);
+            add_heads(share + g * stride, stride, by, from, count, d, out + g * d, 1, bits);
     }
 }
 

@@ -158,8 +158,8 @@ def make_parser() -> CommandParser:
         "--kv",
         choices=KV,
         default="auto",
-        help="how cached rows are kept: int8 takes a quarter of the memory, on ort-cpu (default: "
-        "auto, as the package computes)",
+        help="how cached rows are kept: fp16 takes half of the memory, int8 a quarter, on ort-cpu "
+        "(default: auto, as the package computes)",
     )
     add(
         "--verify",

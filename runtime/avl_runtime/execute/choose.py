@@ -79,7 +79,7 @@ def load_backend(
             f"--compute {compute}: expected ort-cpu, found {name}; add --backend ort-cpu, or leave "
             "it out"
         )
-    for_cpu = "--compute" if compute != "auto" else "--kv" if kept.coded else None
+    for_cpu = "--compute" if compute != "auto" else "--kv" if kept != COMPUTED else None
     if for_cpu is not None and name == "auto":
         print(f"avl: backend ort-cpu, which {for_cpu} is for", file=sys.stderr)
     if for_cpu is not None or name == "ort-cpu":  # needs nothing of the machine
@@ -111,10 +111,9 @@ def _kept(kv: str, name: str, package: Package) -> RowType:
     if kv in ("auto", own):
         return COMPUTED
     if kv not in ROW_TYPES:
-        also = ", or int8" if own == "fp32" else ""
         raise BackendError(
-            f"--kv {kv}: expected rows as this package computes, {own}{also}, found {kv}; leave it "
-            f"out, or export with --dtype {kv}"
+            f"--kv {kv}: expected rows as this package computes, {own}, found {kv}; leave it out, "
+            f"or export with --dtype {kv}"
         )
     if name not in ("auto", "ort-cpu"):
         raise BackendError(

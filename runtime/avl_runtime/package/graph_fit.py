@@ -15,6 +15,7 @@ _TYPES = {
     "fp16": "tensor(float16)",
     "bf16": "tensor(bfloat16)",
     "float32": "tensor(float)",
+    "float16": "tensor(float16)",
     "int64": "tensor(int64)",
     "int8": "tensor(int8)",
 }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
 from avl_plugins.logits import Logits
+from avl_plugins.schema import COMPUTED
 from avl_runtime.execute.host.batch import HostBatch
 from avl_runtime.execute.host.segments import BoundSegment, HostBackend
 from avl_runtime.execute.protocol import Chunk, Member
@@ -49,7 +50,7 @@ class HostExecutor:
     @property
     def kv(self) -> str:
         kept = self.backend.kept
-        return kept.name if kept.coded else self.manifest.dtype
+        return self.manifest.dtype if kept == COMPUTED else kept.name
 
     @property
     def dtype(self) -> np.dtype[Any]:
