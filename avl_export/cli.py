@@ -60,6 +60,8 @@ def _options(parsed: argparse.Namespace) -> Options:
         block_size=parsed.block_size,
         force=parsed.force,
         lora=parsed.lora,
+        mmproj=parsed.mmproj,
+        config=parsed.config,
     )
 
 
@@ -127,7 +129,21 @@ def make_parser() -> CommandParser:
     add(
         "--model",
         metavar="MODEL",
-        help=f"folder, an adapter's folder, hub id, or {aliases.names()} (default: avl-tiny)",
+        help="folder, an adapter's folder, GGUF file, hub id, or "
+        f"{aliases.names()} (default: avl-tiny)",
+    )
+    add(
+        "--mmproj",
+        metavar="FILE",
+        type=path_name,
+        help="GGUF file of the encoder and projector, where MODEL is one too",
+    )
+    add(
+        "--config",
+        metavar="MODEL",
+        type=some_name,
+        help="folder or hub id of the model that a GGUF file was made from: its configuration, "
+        "tokenizer and processor count",
     )
     add(
         "--revision",

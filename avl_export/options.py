@@ -14,6 +14,7 @@ QuantizeOption = Literal["none", "int8", "int4"]
 BLOCK_SIZES = (32, 64, 128)
 ALSO = ("embedding", "lm_head", "vision")
 METHODS = ("rtn", "clip", "hqq")
+GGUF = ".gguf"  # how names of files for llama.cpp end
 
 
 class OptionsError(AvlError):
@@ -34,7 +35,9 @@ class Options:
     `quantize_also` names. `block_size` inputs share a scale; None is 64 for int4 and one scale an
     output for int8. `quantize_method` None is the one that measured best.
 
-    `lora` is the folder of an adapter that is merged into the weights.
+    `lora` is the folder of an adapter that is merged into the weights. `mmproj` is the file of the
+    encoder and projector where `model` is a GGUF file, and `config` a folder or hub id whose
+    configuration, tokenizer and processor then count.
     """
 
     model: str
@@ -54,6 +57,8 @@ class Options:
     block_size: int | None = None
     lora: Path | None = None
     force: bool = False
+    mmproj: Path | None = None
+    config: str | None = None
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -66,6 +71,7 @@ class Options:
                 f"--split: expected layers in ascending order, each once, "
                 f"found {','.join(map(str, self.split))}; sort them"
             )
+        self._check_gguf()
         if self.layers and self.check is False:
             raise OptionsError("--layers: expected a check, found --no-check; leave one out")
         unknown = [part for part in self.quantize_also if part not in ALSO]
@@ -95,3 +101,13 @@ class Options:
                         f"{option}: expected --quantize int4 or int8 with it, found none; add "
                         f"one or leave {option} out"
                     )
+
+    def _check_gguf(self) -> None:
+        if self.model.lower().endswith(GGUF):
+            return
+        for option, given in (("--mmproj", self.mmproj), ("--config", self.config)):
+            if given is not None:
+                raise OptionsError(
+                    f"{option}: expected a GGUF file as --model with it, found "
+                    f"{quoted(self.model)}; leave {option} out"
+                )

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from avl_export.check.table import HEADER, CheckError, Row
-from avl_export.options import OptionsError
+from avl_export.options import GGUF, OptionsError
 from avl_runtime.cli.lists import path_name, some_name
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
@@ -43,6 +43,8 @@ def _run(parsed: argparse.Namespace) -> int:
             parsed.backend,
             parsed.model,
             parsed.lora,
+            parsed.mmproj,
+            parsed.config,
         )
     except CheckError as error:
         if parsed.json and error.rows:
@@ -101,6 +103,9 @@ def _check_usage(parser: argparse.ArgumentParser, parsed: argparse.Namespace) ->
         parser.error("--layers looks at the graphs themselves: expected no --backend beside it")
     if len(backends) > 2 or len(set(backends)) < len(backends):
         parser.error("--backend: expected one to compare with transformers, or two different ones")
+    for option in ("mmproj", "config"):
+        if getattr(parsed, option) and not str(parsed.model).lower().endswith(GGUF):
+            parser.error(f"--{option}: expected a GGUF file as --model with it, found none")
     for option in ("model", "lora"):
         if len(backends) == 2 and getattr(parsed, option) is not None:
             parser.error(
@@ -134,6 +139,18 @@ def make_parser() -> CommandParser:
         help="the checkpoint, as avl-export takes it (default: what the package was made from)",
     )
     add("--lora", type=path_name, metavar="DIR", help="folder of the LoRA adapter that was merged")
+    add(
+        "--mmproj",
+        type=path_name,
+        metavar="FILE",
+        help="as avl-export takes it, where --model is a GGUF file",
+    )
+    add(
+        "--config",
+        type=some_name,
+        metavar="MODEL",
+        help="as avl-export takes it, where --model is a GGUF file",
+    )
     add("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -23,6 +23,7 @@ from avl_export.checkpoint.adapters.adapter import Adapter, open_adapter
 from avl_export.checkpoint.adapters.choice import choose
 from avl_export.checkpoint.aliases import BUNDLED, HUB_IDS
 from avl_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from avl_export.checkpoint.gguf.open import names_gguf, open_gguf
 from avl_export.families import Family, load_family
 from avl_runtime.package.package import MANIFEST, Package, load_package
 from avl_runtime.package.shard_files import Compared
@@ -35,6 +36,8 @@ def recheck(
     backends: Sequence[str] = (),
     model: str | None = None,
     lora: Path | None = None,
+    mmproj: Path | None = None,
+    config: str | None = None,
 ) -> Report:
     """Compare the package in `folder` with the checkpoint that it was made from.
 
@@ -47,6 +50,7 @@ def recheck(
             which needs no checkpoint; none, to compare the graphs as they are.
         model: the checkpoint; None to find it by what the manifest says.
         lora: the folder of the adapter that was merged, unless `model` is it.
+        mmproj, config: as `open_gguf` takes them, where `model` is a GGUF file.
 
     Raises:
         CheckError: something differs; or the checkpoint is another one, or not to be found.
@@ -65,7 +69,7 @@ def recheck(
     if len(runners) == 2:
         _say(compared)
         return Report(compare_backends(package, runners[0], runners[1], tell))
-    checkpoint, family, adapter = _original(package, model, lora)
+    checkpoint, family, adapter = _original(package, model, lora, mmproj, config)
     _say(compared)
     if layers:
         load = checkpoint_loader(checkpoint, family.model, adapter)
@@ -92,7 +96,11 @@ def _say(compared: Compared) -> None:
 
 
 def _original(
-    package: Package, model: str | None, lora: Path | None
+    package: Package,
+    model: str | None,
+    lora: Path | None,
+    mmproj: Path | None,
+    config: str | None,
 ) -> tuple[Checkpoint, Family, Adapter | None]:
     """The checkpoint that a package was made from, and the adapter that was merged into it."""
     choice = choose(model or (str(lora) if lora is not None else _model(package)), lora)
@@ -104,7 +112,10 @@ def _original(
             f"{package.folder}: expected {expected}, found {found}; name the checkpoint with "
             "--model and its adapter with --lora"
         )
-    checkpoint = open_checkpoint(choice.model)
+    if names_gguf(choice.model):
+        checkpoint = open_gguf(choice.model, mmproj, config)
+    else:
+        checkpoint = open_checkpoint(choice.model)
     family = load_family(checkpoint, torch.float32)
     if (family.name, family.traits.dims) != (package.manifest.family, package.manifest.dims):
         raise CheckError(

@@ -248,6 +248,10 @@ def checkpoint_loader(
         if name in weights.packed:
             made = stored_source(checkpoint, weights, name, shape, floats=True)
             return torch.from_numpy(cast(Source, made).read_floats(0, shape[0]))
+        if name not in weights.places and checkpoint.told:
+            # llama.cpp leaves out what its graphs do not read, and neither do ours; transformers
+            # runs it, as the norm behind a tower whose last state nobody looks at.
+            return torch.zeros(shape)
         placed = weights.place(name, shape)
         if adapter is not None and name in adapter.changes:
             stored = Source(placed.key, checkpoint.shards[placed.location], placed.record)

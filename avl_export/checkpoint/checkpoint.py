@@ -50,7 +50,8 @@ class Checkpoint:
     `packing` is set where weights already are quantized; `config` then is the one without it.
 
     `notes` are lines that people shall read: which of its files were left aside. `adapter` is the
-    folder of an adapter that shall be merged into its weights.
+    folder of an adapter that shall be merged into its weights. `told` is what weight files say of
+    the decoder themselves, by transformers' names, which `config` has to agree with.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Checkpoint:
     packing: Packing | None = None
     notes: tuple[str, ...] = ()
     adapter: Path | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -20,7 +20,8 @@ MADE_FROM = "choose the repository in safetensors that it was made from"
 TRUST = "save it with save_pretrained(safe_serialization=True) where you trust it"
 # What holds models of other kinds, by names of files in lower case, and what to do.
 KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("*.gguf", "*.ggml"), "a GGUF model", MADE_FROM),
+    (("*.gguf",), "a GGUF model", "pass the file, and its encoder's with --mmproj"),
+    (("*.ggml",), "a GGML model", MADE_FROM),
     (("avl.json",), "an avl package", "run it with avl-run"),
     (("*.onnx", "*.ort"), "an ONNX graph", MADE_FROM),
     (("*.engine", "*.plan", "*.trt"), "an engine", MADE_FROM),
@@ -81,7 +82,7 @@ def misfit(model: str) -> str:
             f"{shown(model)}: expected a checkpoint folder, an alias ({names()}) or a hub id "
             f"ORG/NAME, found none; {advice}"
         )
-    path = _expanded(model)
+    path = expanded(model)
     if is_file(path):
         what, advice = "a file", "pass the folder of a checkpoint"
         if any(fnmatchcase(path.name.lower(), part) for part in PARTS):
@@ -139,7 +140,7 @@ def kinds(there: Collection[str]) -> Iterator[Kind]:
 def _advice(path: Path, model: str) -> str:
     """The nearest folder there is, and how to say that no folder was meant."""
     hub = ", or add --revision main if a model of the hub is meant" if _is_id(model) else ""
-    turned = _expanded(model.replace("\\", "/"))
+    turned = expanded(model.replace("\\", "/"))
     if "\\" in model and _is_folder(turned):
         return f"is it {shown(turned)}?"
     parts = [*reversed(path.parents), path]
@@ -191,7 +192,8 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def _expanded(model: str) -> Path:
+def expanded(model: str) -> Path:
+    """`model` as a path, without an error for a home that nobody has."""
     try:
         return Path(model).expanduser()
     except RuntimeError:  # the home of nobody

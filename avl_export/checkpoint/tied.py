@@ -29,7 +29,9 @@ def untie_stored(checkpoint: Checkpoint, model: nn.Module) -> None:
     for target, source in tied.items():
         one, other = weights.places.get(target), weights.places.get(source)
         apart = one is not None and other is not None and not _equal(checkpoint, one, other)
-        if apart or weights.packed.keys() & {target, source}:
+        apart |= weights.packed.get(target) != weights.packed.get(source)
+        # A table's rows are looked up as floats, while a linear reads codes.
+        if apart or weights.holds_codes(target) or weights.holds_codes(source):
             untie(model, target)
 
 

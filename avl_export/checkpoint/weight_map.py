@@ -62,6 +62,10 @@ class WeightMap:
         placed = self.place(name, shape)
         return placed.key, placed.record.nbytes
 
+    def holds_codes(self, name: str) -> bool:
+        """Whether a part of the weight `name` is stored as anything else than floats."""
+        return any(part.record.dtype not in STORED for part in self.packed.get(name, {}).values())
+
     def nbytes(self, name: str, shape: tuple[int, ...]) -> int:
         """Bytes that the parameter `name` of `shape` takes.
 
@@ -135,12 +139,10 @@ def map_weights(
     places: dict[str, Placed] = {}
     packed: dict[str, dict[str, Placed]] = {}
     for key, (shard, record) in checkpoint.tensors.items():
-        stem, _, suffix = key.rpartition(".")
         packing = checkpoint.packing
-        is_packed = packing is not None and packing.holds(key, checkpoint.tensors)
-        named = f"{stem}.weight" if is_packed else key
+        part = None if packing is None else packing.part_of(key, checkpoint.tensors)
         name, converter = rename_source_key(
-            named, renamings, converters, hf.base_model_prefix, state
+            key if part is None else part[0], renamings, converters, hf.base_model_prefix, state
         )
         if name not in state:
             _check_stray(checkpoint, key)
@@ -151,17 +153,21 @@ def map_weights(
                 f"{checkpoint.folder / shard}: {key}: expected a tensor used as stored, found one "
                 "in an older layout; load it with transformers and save it with save_pretrained"
             )
-        found = packed.setdefault(name, {}) if is_packed else places
-        own = suffix if is_packed else name
-        if own in found or (name in places and is_packed):
+        found = places if part is None else packed.setdefault(name, {})
+        own = name if part is None else part[1]
+        if own in found or (name in places and part is not None):
             raise CheckpointError(
                 f"{checkpoint.folder / shard}: {key}: expected one key for {name}, found "
                 f"{(found.get(own) or places[name]).key} too; remove one of them"
             )
         found[own] = Placed(key, locations[shard], record)
     for here, there in tied_pairs(model):
-        if here not in places and here not in packed and there in places:
+        if here in places or here in packed:
+            continue
+        if there in places:
             places[here] = places[there]
+        elif there in packed:
+            packed[here] = packed[there]
     hints = list(checkpoint.notes)
     if strays:
         hints.insert(0, f"it also holds {some(strays)}, of no weight of {type(hf).__name__}")
@@ -176,6 +182,11 @@ def _check_stray(checkpoint: Checkpoint, key: str) -> None:
             f"{where}: expected a model's own weights, found a LoRA adapter that was saved among "
             "them; save the model after merge_and_unload(), or the adapter alone and pass its "
             "folder with --lora"
+        )
+    if checkpoint.told:
+        raise CheckpointError(
+            f"{where}: expected a tensor of the model that the configuration describes, found one "
+            "of another; pass the --config that the file was made from"
         )
     stem, _, suffix = key.rpartition(".")
     codes = (f"{stem}.qweight", f"{stem}.weight_packed", f"{stem}.weight_scale")

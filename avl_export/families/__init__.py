@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from avl_export.checkpoint.supported import SUPPORTED, FamilyError, check_supported
 from avl_export.families.base import EncoderGraph, Family, Traits
@@ -35,6 +35,10 @@ def load_family(checkpoint: Checkpoint, dtype: torch.dtype) -> Family:
     model_type = check_supported(checkpoint.folder, checkpoint.config)
     module = import_module(f"avl_export.families.{model_type}")
     family: Family = module.load(checkpoint, dtype)
+    if checkpoint.told:
+        from avl_export.checkpoint.gguf.config import check_told
+
+        check_told(checkpoint.told, cast(Any, family.model).config.text_config, checkpoint.folder)
     if checkpoint.shards:
         from avl_export.checkpoint.tied import untie_stored
 

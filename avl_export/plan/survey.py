@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from avl_export.checkpoint.adapters.choice import adapted_name, choose
+from avl_export.checkpoint.adapters.choice import Choice, adapted_name, choose
 from avl_export.checkpoint.adapters.config import read_config
 from avl_export.checkpoint.adapters.files import aside_note
 from avl_export.checkpoint.checkpoint import (
@@ -15,6 +15,7 @@ from avl_export.checkpoint.checkpoint import (
     lacks_weights,
     open_weights,
 )
+from avl_export.checkpoint.gguf.open import names_gguf, open_gguf
 from avl_export.checkpoint.supported import check_supported
 from avl_export.checkpoint.weight_files import ADAPTER_CONFIG
 from avl_export.families.processors.preprocessing import image_processor
@@ -34,8 +35,7 @@ def survey(options: Options) -> Checkpoint:
     folder = folder_of(choice.model)
     if not options.dry_run:  # before anything is fetched
         check_place(options.out, options.force, folders if folder is None else [*folders, folder])
-    revision = options.revision or choice.revision
-    checkpoint = find_checkpoint(choice.model, revision, options.dry_run)
+    checkpoint = _find(options, choice)
     check_supported(checkpoint.folder, checkpoint.config)
     if checkpoint.hub_id is not None and (checkpoint.folder / ADAPTER_CONFIG).is_file():
         raise OptionsError(
@@ -58,9 +58,20 @@ def survey(options: Options) -> Checkpoint:
         check_place(options.out, options.force, [checkpoint.folder])
         _check_files(checkpoint)
     fetches = options.dry_run or checkpoint.hub_id is not None
-    if not (fetches and lacks_weights(checkpoint)):
+    if not checkpoint.tensors and not (fetches and lacks_weights(checkpoint)):
         checkpoint = open_weights(checkpoint)
     return checkpoint
+
+
+def _find(options: Options, choice: Choice) -> Checkpoint:
+    if not names_gguf(choice.model):
+        revision = options.revision or choice.revision
+        return find_checkpoint(choice.model, revision, options.dry_run)
+    if options.revision is not None:
+        raise OptionsError(
+            "--revision: expected a hub id with it, found a GGUF file; leave --revision out"
+        )
+    return open_gguf(choice.model, options.mmproj, options.config, options.dry_run)
 
 
 def _check_files(checkpoint: Checkpoint) -> None:

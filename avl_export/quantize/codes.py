@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -211,6 +212,6 @@ class DequantizedCodes(Dequantized):
         return round_to(self.stored.weights(first, last), OF_STORED[self.record.dtype])
 
 
-def floats_record(dtype: str, shape: tuple[int, int]) -> TensorRecord:
+def floats_record(dtype: str, shape: tuple[int, ...]) -> TensorRecord:
     """The record of a weight of `shape` in `dtype` (F32, F16 or BF16) that lies in no file."""
-    return TensorRecord(dtype, shape, 0, shape[0] * shape[1] * ITEM_BITS[dtype] // 8)
+    return TensorRecord(dtype, shape, 0, math.prod(shape) * ITEM_BITS[dtype] // 8)

@@ -16,6 +16,7 @@ from avl_export.checkpoint.weight_map import Placed, WeightMap
 from avl_export.families import Family
 from avl_export.options import Options, OptionsError
 from avl_export.quantize.codes import Dequantized, StoredCodes
+from avl_export.quantize.gguf import APART, as_floats
 from avl_export.quantize.selection import Selection, linears_of, select
 from avl_export.quantize.spec import Spec, spec_of
 from avl_export.quantize.store import PLAIN, Store, Wanted, plan_plain, plan_store
@@ -58,13 +59,20 @@ def plan_quantization(
     shapes = {names[id(p)]: tuple(p.shape) for module in modules for p in module.parameters()}
     table = names[id(family.text_model.get_submodule("embed_tokens").get_parameter("weight"))]
     sources: dict[str, Source | StoredCodes] = {}
+    linears = {name for part in linears_of(family).values() for name in part}
     for name, shape in {**shapes, table: tuple(family.model.get_parameter(table).shape)}.items():
-        stored = stored_source(checkpoint, weights, name, shape, floats=name == table)
+        floats = name == table or name not in linears
+        stored = stored_source(checkpoint, weights, name, shape, floats=floats)
         if adapter is not None and isinstance(stored, Source):
             stored = adapter.source(name, stored)
         sources[name] = stored
     wanted = Wanted(shapes, sources, table)
     held = any(isinstance(source, StoredCodes) for source in sources.values())
+    if spec is not None and packing is not None and packing.layout == "gguf":
+        selection, wanted = _smaller(select(family, spec), spec, wanted)
+        held = all(isinstance(wanted.sources[name], StoredCodes) for name in selection.linears)
+        if not held:
+            return plan_store(spec, selection, wanted)
     if spec is not None and packing is not None and held:
         raise OptionsError(
             f"--quantize: expected none for a {packing.method} checkpoint, whose "
@@ -77,18 +85,38 @@ def plan_quantization(
     return None if adapter is None else plan_plain(wanted)
 
 
+def _smaller(selection: Selection, spec: Spec, wanted: Wanted) -> tuple[Selection, Wanted]:
+    """What is quantized of a GGUF file, whose codes stay where they have no more bits than asked.
+
+    Codes of parts that nobody asked for stay too.
+    """
+    sources = {
+        name: as_floats(source)
+        if isinstance(source, StoredCodes) and name in selection.linears and source.bits > spec.bits
+        else source
+        for name, source in wanted.sources.items()
+    }
+    codes = {n: s.shape for n, s in sources.items() if isinstance(s, StoredCodes)}
+    kept = {name: why for name, why in selection.kept.items() if name not in codes}
+    return (
+        replace(selection, linears={**selection.linears, **codes}, kept=kept),
+        replace(wanted, sources=sources),
+    )
+
+
 def _taken_over(
     options: Options, packing: Packing, family: Family, wanted: Wanted, dtype: str
 ) -> Store:
     """What is stored of a quantized checkpoint: its codes, where a package holds such."""
     codes = {n: s for n, s in wanted.sources.items() if isinstance(s, StoredCodes)}
     floats = {n: s for n, s in wanted.sources.items() if isinstance(s, Dequantized)}
-    if not codes and not floats:
+    if not codes and not floats and packing.layout != "gguf":
         raise CheckpointError(
             f"{options.model}: expected weights quantized with {packing.method}, as config.json "
             "says, found none; fetch the checkpoint again"
         )
-    kept = {name: source.why for name, source in floats.items()}
+    # A file of floating-point weights may have some in another order, which is no loss.
+    kept = {name: source.why for name, source in floats.items() if source.why != APART}
     if not codes:
         return plan_plain(wanted, kept)
     parts = linears_of(family)

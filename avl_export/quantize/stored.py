@@ -13,6 +13,7 @@ from avl_export.checkpoint.weight_map import Placed, WeightMap
 from avl_export.quantize.codes import Dequantized, DequantizedCodes, StoredCodes
 from avl_export.quantize.compressed import CompressedCodes
 from avl_export.quantize.fp8 import FP8, DequantizedFp8
+from avl_export.quantize.gguf import as_floats, gguf_weight
 from avl_export.quantize.packed import PackedCodes
 
 OF_TORCHAO = {
@@ -95,6 +96,11 @@ def stored_source(
     if parts is None or checkpoint.packing is None:
         return plain_source(checkpoint, weights.place(name, shape))
     layout = checkpoint.packing.layout
+    found = {part: plain_source(checkpoint, placed) for part, placed in parts.items()}
+    if layout == "gguf":
+        weight = gguf_weight(shape, found)
+        misfit = isinstance(weight, StoredCodes) and weight.misfit() is not None
+        return as_floats(weight) if floats or misfit else weight
     missing = [one[0] for one in NEEDED[layout] if not any(part in parts for part in one)]
     if missing or len(shape) != 2:
         needed = ", ".join(one[0] for one in NEEDED[layout])
@@ -102,7 +108,6 @@ def stored_source(
             f"{checkpoint.folder}: {name}: expected {needed} of a linear, found "
             f"no {', '.join(missing) or 'linear'}; {FETCH_AGAIN}"
         )
-    found = {part: plain_source(checkpoint, placed) for part, placed in parts.items()}
     dtype = stored_dtype(checkpoint.config) or "F16"
     made = READERS[layout](checkpoint.packing, (shape[0], shape[1]), found, dtype)
     if isinstance(made, Dequantized):

@@ -113,7 +113,7 @@ def test_hub_ids_are_no_paths(model: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("llava-Q4_K_M.gguf", "found a GGUF model; choose the repository in safetensors"),
+        ("llava-Q4_K_M.gguf", "found one that does not begin with GGUF"),
         ("model.ONNX", "found an ONNX graph; choose"),
         ("model.engine", "found an engine; choose"),
         ("pytorch_model.bin", "found a pickle, which can run code when read; save it"),
@@ -133,7 +133,7 @@ def test_files(folder: str, name: str, said: str, tmp_path: Path, refused: Refus
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (("llava-Q4_K_M.gguf", "mmproj-f16.gguf"), "a GGUF model (llava-Q4_K_M.gguf); choose"),
+        (("llava-Q4_K_M.gguf", "mmproj-f16.gguf"), "a GGUF model (llava-Q4_K_M.gguf); pass the"),
         (("model.onnx", "genai_config.json"), "an ONNX graph (model.onnx)"),
         (("avl.json", "vision.onnx"), "an avl package (avl.json); run it with avl-run"),
         (("openvino_language_model.xml",), "an OpenVINO model"),

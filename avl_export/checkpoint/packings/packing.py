@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from avl_export.checkpoint.foreign import describe
 from avl_export.checkpoint.safetensors_header import CheckpointError
 
-Layout = Literal["gptq", "awq", "compressed", "fp8", "torchao"]
+Layout = Literal["gptq", "awq", "compressed", "fp8", "torchao", "gguf"]
 
 # What the tensors of a quantized weight are called, behind the name of its module.
 PARTS: Mapping[Layout, tuple[str, ...]] = {
@@ -26,6 +26,7 @@ PARTS: Mapping[Layout, tuple[str, ...]] = {
     ),
     "fp8": ("weight", "weight_scale_inv", "weight_scale"),
     "torchao": ("_weight_qdata", "_weight_scale", "_weight_zero_point", "_weight_act_pre_scale"),
+    "gguf": (),
 }
 WEIGHT = "weight"  # codes may be called what floating-point weights are called
 SCALES = ("weight_scale", "weight_scale_inv")  # codes are so called only beside one of these
@@ -40,7 +41,8 @@ class Packing:
     Attributes:
         method: what quantization_config calls it.
         layout: gptq (several inputs a word), awq (eight outputs a word, interleaved), compressed
-            (several inputs a word, rows of outputs), fp8 or torchao (a value is a byte).
+            (several inputs a word, rows of outputs), fp8 or torchao (a value is a byte), gguf
+            (blocks of inputs with scales among them).
         bits: of a code, by what weights may have.
         group: inputs that share a scale, None for all inputs; of gptq and awq, where `bits` are
             those of all weights.
@@ -48,6 +50,7 @@ class Packing:
             the whole weight, as the scales' shape tells.
         zero_offset: what was subtracted from the codes of 0 before they were packed.
         notes: lines that people shall read.
+        names: of gguf, the weight that each tensor is a part of.
     """
 
     method: str
@@ -57,14 +60,21 @@ class Packing:
     block: tuple[int, int] | None = None
     zero_offset: int = 0
     notes: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
-    def holds(self, key: str, tensors: Collection[str]) -> bool:
-        """Whether the tensor `key` is a part of a quantized weight, among all `tensors`."""
+    def part_of(self, key: str, tensors: Collection[str]) -> tuple[str, str] | None:
+        """The weight that the tensor `key`, among all `tensors`, is a part of, and which part.
+
+        None for a tensor that is a weight by itself.
+        """
+        if key in self.names:
+            return self.names[key], key
         stem, _, part = key.rpartition(".")
+        weight = f"{stem}.{WEIGHT}", part
         if part != WEIGHT:
-            return part in PARTS[self.layout]
+            return weight if part in PARTS[self.layout] else None
         scaled = any(f"{stem}.{name}" in tensors for name in SCALES)
-        return WEIGHT in PARTS[self.layout] and scaled
+        return weight if WEIGHT in PARTS[self.layout] and scaled else None
 
 
 def refuse(where: Path, found: Mapping[str, Any]) -> CheckpointError:
