@@ -15,6 +15,8 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "llava_onevision",
     "video_llava",
     "internvl",
+    "mistral3",
+    "lighton_ocr",
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",

@@ -76,6 +76,7 @@ class SegmentModule(nn.Module):
         is_last = last == family.traits.dims.num_layers
         self.norm = text.norm if is_last else None
         self.lm_head = family.lm_head if is_last else None
+        self.axes = family.traits.dims.position_axes
 
     def forward(
         self,
@@ -94,9 +95,11 @@ class SegmentModule(nn.Module):
         cos, sin = self.rotary_emb(hidden, position_ids)
         half = cos.shape[-1] // 2
         turns = (cos[..., :half], sin[..., :half])
+        # Some layers scale queries by position. transformers gives them none over several axes.
+        positions = position_ids if self.axes == 1 else None
         taps = []
         for number, layer in enumerate(self.layers, self.first):
-            hidden = replicate.repeat(_run_layer, layer, hidden, turns, state)
+            hidden = replicate.repeat(_run_layer, layer, hidden, positions, turns, state)
             if number in added:
                 hidden = hidden + added[number]
             taps.append(hidden)
@@ -108,13 +111,14 @@ class SegmentModule(nn.Module):
 def _run_layer(
     layer: nn.Module,
     hidden: torch.Tensor,
+    positions: torch.Tensor | None,
     turns: tuple[torch.Tensor, torch.Tensor],
     state: LayerCaches,
 ) -> torch.Tensor:
     out = layer(
         hidden,
         attention_mask=None,
-        position_ids=None,
+        position_ids=positions,
         past_key_values=None,
         use_cache=False,
         position_embeddings=turns,

@@ -34,8 +34,8 @@ PIXELS = "pixel_values"  # [images | tiles | frames, ...]
 PATCH_POSITIONS = "position_ids"  # [patches, 2], or [windows, patches, 2]: row and column
 TABLE_ROWS = "places"  # [patches, 4]: position embeddings that a patch's is mixed from
 TABLE_SHARES = "shares"  # [patches, 4]: how much of each
-WINDOW_MASK = "mask"  # of the patches of each window
-ORDER = "order"  # [cells]: where each cell lies among those of the windows
+WINDOW_MASK = "mask"  # [patches], or [windows, patches]: which of the places hold a patch
+ORDER = "order"  # [cells]: where each cell lies among all places for one
 # and its outputs:
 FEATURES = "image_features"  # [..., C], a row for each visual token
 DEEPSTACK_FEATURES = "deepstack_features"  # [K, tokens, C]

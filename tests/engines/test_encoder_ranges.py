@@ -20,6 +20,7 @@ from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
 from avl_runtime.vision.layouts import ImageLayout, VideoLayout
+from avl_runtime.vision.lines import LinedImage
 from avl_runtime.vision.load.videos import Video
 from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
@@ -31,6 +32,7 @@ from face.support import manifest
 TILE, SIDE, CACHE_ROWS = 8, 3, 4096
 STEPS = ImageProcessing(False, (TILE, TILE), 3, None, None, None, None)
 RESOLUTIONS = ((8, 16), (16, 8), (16, 16), (24, 8), (8, 24))
+LINED = Patches(2, 1, 2, None, None)
 WINDOWED, PLAIN = Patches(2, 2, 2, 3, None), Patches(2, 2, 2, None, 5)
 PIXELS = {"min_pixels": 16, "max_pixels": 1600}
 IMAGES: tuple[ImageLayout, ...] = (
@@ -40,6 +42,8 @@ IMAGES: tuple[ImageLayout, ...] = (
     SquareImage("square", STEPS, (0, 0, 0), SIDE),
     TiledImage("tiles", STEPS, (TILE, TILE), (1, 6), (2, 2), ("", "")),
     PatchImage("patches", STEPS, WINDOWED, **PIXELS),
+    LinedImage("lines", STEPS, LINED, (40, 50), 4, "\n", ""),
+    LinedImage("lines", STEPS, LINED, (42, 50), 2, "", ""),
     PatchImage("patches", STEPS, PLAIN, **PIXELS),
 )
 TIMES: dict[str, Any] = {"fps": 2.0, "min_frames": 2, "max_frames": 12}

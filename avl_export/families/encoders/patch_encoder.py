@@ -63,6 +63,22 @@ def attend_frames(
     )
 
 
+def attend_by_parts(
+    attention: Any, hidden: torch.Tensor, turns: Turns, mask: torch.Tensor | None, parts: int
+) -> torch.Tensor:
+    """As `attend_frames` where queries, keys and values have a matrix each.
+
+    What is attended to is returned as it is: modules differ in the name of their last matrix.
+    """
+    heads = attention.num_heads
+    query, key = (
+        torch.onnx.ops.rotary_embedding(states, *turns, num_heads=heads)
+        for states in (attention.q_proj(hidden), attention.k_proj(hidden))
+    )
+    value, scale = attention.v_proj(hidden), attention.scaling
+    return frame_attention(query, key, value, mask, heads, parts, scale)
+
+
 def attend_windows(
     attention: Any,
     hidden: torch.Tensor,

@@ -19,6 +19,7 @@ from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
 from avl_runtime.vision.layouts import ImageLayout, VideoLayout
+from avl_runtime.vision.lines import LinedImage
 from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patches import MAX_PATCHES, Patches, PatchImage
@@ -66,6 +67,16 @@ def _ranges(layout: ImageLayout | VideoLayout, cache_rows: int) -> Ranges:
             found = {PIXELS: {0: _images(1 + max(tiles))}}
         case PatchImage():
             found = _patches(layout.patches, layout.max_pixels, 1, cache_rows)
+        case LinedImage():
+            height, width = (-(-side // layout.patches.cell) for side in layout.most)
+            pixels = height * width * layout.patches.cell**2
+            # A line of cells may have another around it whose cells are no tokens.
+            most = 4 * cache_rows if layout.has_parts else cache_rows
+            found = _patches(layout.patches, pixels, 1, most)
+            if layout.has_parts:
+                count, places = found[PIXELS][1], layout.patches.merge**2
+                found[WINDOW_MASK] = {0: count}
+                found[ORDER] = {0: Range(1, count.best // places, count.most // places)}
         case PatchVideo() | TimedVideo():
             found = _patches(layout.patches, layout.max_pixels, IMAGES_PER_RUN, cache_rows)
         case _:

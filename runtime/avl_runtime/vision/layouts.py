@@ -6,9 +6,12 @@ from avl_runtime.vision.anyres import AnyresImage
 from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
+from avl_runtime.vision.lines import LinedImage
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patches import PatchImage
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 
-ImageLayout = FixedImage | AnyresImage | BlendedImage | SquareImage | PatchImage | TiledImage
+ImageLayout = (
+    FixedImage | AnyresImage | BlendedImage | SquareImage | PatchImage | TiledImage | LinedImage
+)
 VideoLayout = FixedVideo | BlendedVideo | PatchVideo | TimedVideo | FrameLines
