@@ -78,7 +78,7 @@ def export(
     _check_place(plan)
     for note in plan.notes:
         say(note)
-    progress = Progress(2 + plan.family.traits.dims.num_layers + 2 * int(plan.check))
+    progress = Progress(2 + plan.family.decoder.dims.num_layers + 2 * int(plan.check))
     replaced: list[Found] = []
     try:
         with staged(out, plan.options.force, replaced.append) as folder:
@@ -171,7 +171,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         family=family.name,
         model=plan.checkpoint.name,
         dtype=plan.dtype,
-        dims=traits.dims,
+        dims=plan.family.decoder.dims,
         image=traits.image,
         video=traits.video,
         segments=plan.segments,

@@ -117,7 +117,7 @@ def _original(
     else:
         checkpoint = open_checkpoint(choice.model)
     family = load_family(checkpoint, torch.float32)
-    if (family.name, family.traits.dims) != (package.manifest.family, package.manifest.dims):
+    if (family.name, family.decoder.dims) != (package.manifest.family, package.manifest.dims):
         raise CheckError(
             f"{package.folder}: expected the checkpoint that it was made from, found "
             f"{checkpoint.name} of another family or size; name the right one with --model"

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel
 
 from avl_export.check.table import CheckError
 from avl_export.check.walk import check_prompt
@@ -27,6 +26,7 @@ from avl_export.checkpoint.source import Source
 from avl_export.checkpoint.tied import untie_as
 from avl_export.checkpoint.weight_map import map_weights
 from avl_export.families import Family
+from avl_export.families.buffers import initial_buffers
 from avl_export.quantize.packaged import read_packaged
 from avl_export.quantize.reading import read_weight
 from avl_export.quantize.stored import stored_source
@@ -50,8 +50,9 @@ class Reference:
     """What transformers makes of a check's prompt of N tokens, float32 by name.
 
     Attributes:
-        tensors: `embedded` [N, C] are what the first layer is given, `layer_out.L` [N, C] what the
-            next one is given, `k_new.L` and `v_new.L` [Hkv, N, D], `logits` [N, V].
+        tensors: `embedded` [N, C] are what the first layer is given but for the decoder's scale,
+            `layer_out.L` [N, C] what the next one is given, `k_new.L` and `v_new.L` [Hkv, N, D],
+            `logits` [N, V].
         quantization: the largest logit difference that quantized weights make, None without any.
     """
 
@@ -124,7 +125,9 @@ def forward(
         def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             nonlocal last
             given = _state(args or kwargs["hidden_states"])
-            if number > 0:
+            if number == 0:
+                given = given / given.dtype.type(family.decoder.embedding_scale)
+            else:
                 hear(number - 1, *last, given)
             last = given, given
 
@@ -219,20 +222,9 @@ def empty_model(family: Family) -> nn.Module:
         model: Any = type(traced)._from_config(
             config, dtype=torch.float32, attn_implementation="eager"
         )
-    _fill_buffers(model, model)
+    for module, name, _, value in initial_buffers(model):
+        module._buffers[name] = value
     return cast(nn.Module, model.eval())
-
-
-def _fill_buffers(module: nn.Module, model: Any) -> None:
-    """Initialise buffers below `module`, each by the innermost transformers model it is in."""
-    model = module if isinstance(module, PreTrainedModel) else model
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            module._buffers[name] = torch.zeros_like(buffer, device="cpu")
-    if module._buffers:
-        model._init_weights(module)
-    for child in module.children():
-        _fill_buffers(child, model)
 
 
 def checkpoint_loader(

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from avl_plugins.graph_io import FEATURES
-from avl_runtime.package.manifest import Dims, ImageEncoder, Tokens, VideoEncoder
+from avl_runtime.package.manifest import ImageEncoder, Tokens, VideoEncoder
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from avl_export.families.decoders.decoder import Decoder
     from avl_runtime.prompts.processor import Prompt
 
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 class Traits:
     """What the manifest says about a model beyond its graphs.
 
-    `deepstack` names the decoder layers that add encoder features to what they put out.
+    `deepstack` names the decoder layers that add encoder features to what they put out. Features
+    that are added in front of a layer are those of the one before; in front of the first layer they
+    are image_features, divided by the decoder's `embedding_scale`.
     """
 
-    dims: Dims
     tokens: Tokens
     chat_template: str | None
     image: ImageEncoder
@@ -71,18 +73,8 @@ class Family(Protocol):
         ...
 
     @property
-    def text_model(self) -> nn.Module:
-        """The decoder: embed_tokens, layers, norm, rotary_emb."""
-        ...
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kind of each of the decoder's layers, a name in `graph_io.LAYER_KINDS`."""
-        ...
-
-    @property
-    def lm_head(self) -> nn.Module:
-        """hidden [..., C] -> logits [..., vocab]."""
+    def decoder(self) -> Decoder:
+        """Its decoder."""
         ...
 
     def encoders(self) -> Sequence[EncoderGraph]:

@@ -15,7 +15,8 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.weight_files import ADAPTER_CONFIG
 from avl_export.families.base import Traits
-from avl_export.families.decoders.decoder import fix_rope, layer_kinds
+from avl_export.families.buffers import initial_buffers
+from avl_export.families.decoders.decoder import Decoder, adapt, check_text
 from avl_plugins.errors import quoted
 
 MOST_LAYERS = 4096
@@ -25,7 +26,7 @@ MOST_LAYERS = 4096
 class HfFamily:
     """The part of `families.base.Family` that does not depend on the family.
 
-    `model_class` is transformers' class, with a decoder at model.language_model.
+    `model_class` is transformers' class.
     """
 
     model_class: ClassVar[Any]
@@ -33,18 +34,7 @@ class HfFamily:
     folder: Path
     traits: Traits
     model: nn.Module
-
-    @property
-    def text_model(self) -> nn.Module:
-        return self.model.get_submodule("model.language_model")
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return layer_kinds(self.text_model.config)
-
-    @property
-    def lm_head(self) -> nn.Module:
-        return self.model.get_submodule("lm_head")
+    decoder: Decoder
 
     @property
     def config(self) -> Any:
@@ -57,7 +47,14 @@ class HfFamily:
         return next(self.model.parameters()).dtype
 
     def layers_of(self, model: nn.Module) -> Sequence[nn.Module]:
-        return list(model.get_submodule("model.language_model.layers").children())
+        return list(model.get_submodule(f"{self.decoder.name}.layers").children())
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        stored = self.model.state_dict()
+        others = {
+            name: value for _, _, name, value in initial_buffers(self.model) if name not in stored
+        }
+        return {**others, **self.decoder.constants()}
 
     def reference(self) -> nn.Module:
         # What transformers leaves out or initialises has been named or refused by then.
@@ -92,17 +89,18 @@ def meta_model(
     model_class: Any,
     dtype: torch.dtype,
     check: Callable[[Any, str], None],
-) -> tuple[Any, nn.Module]:
-    """Configuration and model of `checkpoint`, the model on the meta device.
+) -> tuple[Any, nn.Module, Decoder]:
+    """Configuration, model and decoder of `checkpoint`, the model on the meta device.
 
     Args:
-        check: raises FamilyError for a configuration that the family cannot export; it is given
-            the configuration and the path of config.json.
+        check: raises FamilyError for encoders that the family cannot export; it is given the
+            configuration and the path of config.json.
 
     Raises:
-        FamilyError: as `check`, or the configuration is invalid.
+        FamilyError: as `check`, the decoder is none that graphs compute, or the configuration is
+            invalid.
     """
-    where = str(checkpoint.folder / "config.json")
+    where, kind = str(checkpoint.folder / "config.json"), ""
     try:
         config = config_class.from_dict(dict(checkpoint.config))
         tower = config.vision_config.model_type  # which models of other towers take as it comes
@@ -112,24 +110,27 @@ def meta_model(
                 f"{quoted(tower, 40)}; fix the file"
             )
         _check_layers(config, where)
+        text = config.get_text_config()
+        kind = f" (its decoder is {quoted(text.model_type, 40)})"
+        check_text(text, where)
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()
-        fix_rope(model.get_submodule("model.language_model"))
+        decoder = adapt(model, where)
     except FamilyError:
         raise
     except Exception as error:  # transformers refuses a configuration with any kind of error
         line = " ".join(str(error).split())[:200]
         raise FamilyError(
-            f"{where}: expected a {config_class.model_type} configuration, found {line}; "
+            f"{where}: expected a {config_class.model_type} configuration, found {line}{kind}; "
             "fix config.json"
         ) from None
-    return config, model
+    return config, model, decoder
 
 
 def _check_layers(config: Any, where: str) -> None:
     """Refuse counts of layers that nothing could hold: each is made, without weights, to look."""
-    for part in (config.text_config, config.vision_config):
+    for part in (config.get_text_config(), config.vision_config):
         for name in ("num_hidden_layers", "depth"):
             count = getattr(part, name, None)
             if isinstance(count, int) and count > MOST_LAYERS:

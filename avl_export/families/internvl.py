@@ -15,7 +15,6 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import (
     check_side,
@@ -33,7 +32,6 @@ from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 
-TEXT_TYPES = ("llama", "qwen2", "qwen3")
 FRAMES = 8  # what the model's authors show
 TILES = (1, 12)  # transformers' defaults
 
@@ -99,9 +97,6 @@ class InternVL(HfFamily):
         dynamic = {PIXELS: {0: torch.export.Dim("tiles")}}
         return [EncoderGraph("vision.onnx", features, {PIXELS: pixels}, dynamic)]
 
-    def constants(self) -> dict[str, torch.Tensor]:
-        return decoder_constants(self.text_model, "model.language_model")
-
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         if prompt.media:
@@ -116,7 +111,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> InternVL:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, InternVLConfig, InternVLForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
@@ -124,7 +119,6 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> InternVL:
     side = int(tile // vision.patch_size[0] * config.downsample_ratio)
     around = (_named(checkpoint, "start_image_token"), _named(checkpoint, "end_image_token"))
     traits = Traits(
-        dims=decoder_dims(config.text_config),
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
         image=ImageEncoder(
@@ -146,7 +140,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> InternVL:
             ),
         ),
     )
-    return InternVL("internvl", checkpoint.folder, traits, model)
+    return InternVL("internvl", checkpoint.folder, traits, model, decoder)
 
 
 def _tiles(
@@ -197,7 +191,6 @@ def _check_parts(config: Any, where: str) -> None:
             f"{where}: expected an internvl_vision tower, found {quoted(vision.model_type)}; "
             "this version of avl cannot export it"
         )
-    check_decoder(config.text_config, TEXT_TYPES, where)
     asked, total = config.vision_feature_layer, vision.num_hidden_layers
     if not isinstance(asked, int) or not -total - 1 <= asked <= total:
         raise FamilyError(

@@ -12,7 +12,6 @@ from transformers import LightOnOcrConfig, LightOnOcrForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.encoders.pixtral import (
     PixtralFeatures,
     check_pixtral,
@@ -42,14 +41,6 @@ class LightOnOcr(HfFamily):
         )
         return [pixtral_graph("vision.onnx", features, self.layout, vision, self.dtype)]
 
-    def constants(self) -> dict[str, torch.Tensor]:
-        name = "model.vision_encoder.patch_positional_embedding"
-        rotary: Any = type(self.model.get_submodule(name))
-        return {
-            **decoder_constants(self.text_model, "model.language_model"),
-            f"{name}.inv_freq": rotary(self.config.vision_config).inv_freq,
-        }
-
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         if prompt.media:
@@ -63,7 +54,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LightOnOcr:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, LightOnOcrConfig, LightOnOcrForConditionalGeneration, dtype, _check_parts
     )
     patches = Patches(
@@ -76,14 +67,12 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LightOnOcr:
     layout = plain_lines(checkpoint, patches)
     token = config.image_token_id
     traits = Traits(
-        dims=decoder_dims(config.text_config),
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
         image=ImageEncoder("vision.onnx", token_text(checkpoint, token), token, layout),
     )
-    return LightOnOcr("lighton_ocr", checkpoint.folder, traits, model, layout)
+    return LightOnOcr("lighton_ocr", checkpoint.folder, traits, model, decoder, layout)
 
 
 def _check_parts(config: Any, where: str) -> None:
     check_pixtral(config, where)
-    check_decoder(config.text_config, ("qwen3",), where)

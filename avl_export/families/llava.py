@@ -13,13 +13,11 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.encoders.clip import (
     CLIP,
     SIGLIP,
     ClipFeatures,
     check_clip,
-    clip_constants,
     clip_graph,
     feature_layers,
 )
@@ -35,8 +33,6 @@ from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.fixed import FixedImage
-
-TEXT_TYPES = ("llama", "mistral", "qwen2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +53,6 @@ class Llava(HfFamily):
         )
         return [clip_graph(self.traits.image.file, features, self.config.vision_config, self.dtype)]
 
-    def constants(self) -> dict[str, torch.Tensor]:
-        return {
-            **decoder_constants(self.text_model, "model.language_model"),
-            **clip_constants(self.model, "model.vision_tower"),
-        }
-
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         if prompt.media:
@@ -77,7 +67,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, LlavaConfig, LlavaForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
@@ -89,7 +79,6 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
     processing = image_processing(checkpoint, vision.image_size)
     check_side(processing, vision.image_size, image_processor(checkpoint)[1])
     traits = Traits(
-        dims=decoder_dims(config.text_config),
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
         image=ImageEncoder(
@@ -104,9 +93,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
             ),
         ),
     )
-    return Llava("llava", checkpoint.folder, traits, model, layers, keep_first)
+    return Llava("llava", checkpoint.folder, traits, model, decoder, layers, keep_first)
 
 
 def _check_parts(config: Any, where: str) -> None:
     check_clip(config.vision_config, where, (CLIP, SIGLIP))
-    check_decoder(config.text_config, TEXT_TYPES, where)

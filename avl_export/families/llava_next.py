@@ -13,11 +13,9 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.encoders.clip import (
     ClipFeatures,
     check_grid,
-    clip_constants,
     clip_graph,
     feature_layers,
 )
@@ -28,8 +26,6 @@ from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.anyres import AnyresImage
-
-TEXT_TYPES = ("llama", "mistral", "qwen2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +47,6 @@ class LlavaNext(HfFamily):
         module = TilesAndBreak(tower, line_break)
         return [clip_graph(self.traits.image.file, module, self.config.vision_config, self.dtype)]
 
-    def constants(self) -> dict[str, torch.Tensor]:
-        return {
-            **decoder_constants(self.text_model, "model.language_model"),
-            **clip_constants(self.model, "model.vision_tower"),
-        }
-
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         if prompt.media:
@@ -72,12 +62,11 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaNext:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, LlavaNextConfig, LlavaNextForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
     traits = Traits(
-        dims=decoder_dims(config.text_config),
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
         image=ImageEncoder(
@@ -94,9 +83,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaNext:
         ),
     )
     layers = feature_layers(config, str(checkpoint.folder / "config.json"))
-    return LlavaNext("llava_next", checkpoint.folder, traits, model, layers)
+    return LlavaNext("llava_next", checkpoint.folder, traits, model, decoder, layers)
 
 
 def _check_parts(config: Any, where: str) -> None:
     check_grid(config, where)
-    check_decoder(config.text_config, TEXT_TYPES, where)

@@ -15,11 +15,9 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.encoders.clip import (
     ClipFeatures,
     check_grid,
-    clip_constants,
     clip_graph,
     feature_layers,
 )
@@ -37,7 +35,6 @@ from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
 
-TEXT_TYPES = ("qwen2", "llama", "mistral")
 FRAMES = 32  # the most that the model was trained on
 GRAPH = "vision.onnx"
 
@@ -61,12 +58,6 @@ class LlavaOnevision(HfFamily):
         module = TilesAndBreak(tower, line_break)
         return [clip_graph(GRAPH, module, self.config.vision_config, self.dtype)]
 
-    def constants(self) -> dict[str, torch.Tensor]:
-        return {
-            **decoder_constants(self.text_model, "model.language_model"),
-            **clip_constants(self.model, "model.vision_tower"),
-        }
-
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         images = [media for media in prompt.media if media.kind == "image"]
@@ -87,7 +78,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaOnevision:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, dtype, _check
     )
     tile = config.vision_config.image_size
@@ -95,7 +86,6 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaOnevision:
     processing = tile_processing(checkpoint, tile)
     mean = processing.mean or (0.0, 0.0, 0.0)
     traits = Traits(
-        dims=decoder_dims(config.text_config),
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
         image=ImageEncoder(
@@ -130,12 +120,11 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaOnevision:
         ),
     )
     layers = feature_layers(config, str(checkpoint.folder / "config.json"))
-    return LlavaOnevision("llava_onevision", checkpoint.folder, traits, model, layers)
+    return LlavaOnevision("llava_onevision", checkpoint.folder, traits, model, decoder, layers)
 
 
 def _check(config: Any, where: str) -> None:
     check_grid(config, where)
-    check_decoder(config.text_config, TEXT_TYPES, where)
     if not re.fullmatch(r"anyres_max_[1-9]\d*", config.vision_aspect_ratio):
         raise FamilyError(
             f"{where}: expected vision_aspect_ratio anyres_max_N, found "

@@ -13,7 +13,6 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.encoders.pixtral import (
     PixtralFeatures,
     check_pixtral,
@@ -45,14 +44,6 @@ class Mistral3(HfFamily):
         )
         return [pixtral_graph("vision.onnx", features, self.layout, vision, self.dtype)]
 
-    def constants(self) -> dict[str, torch.Tensor]:
-        name = "model.vision_tower.patch_positional_embedding"
-        rotary: Any = type(self.model.get_submodule(name))
-        return {
-            **decoder_constants(self.text_model, "model.language_model"),
-            f"{name}.inv_freq": rotary(self.config.vision_config).inv_freq,
-        }
-
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
         if prompt.media:
@@ -66,7 +57,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Mistral3:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, Mistral3Config, Mistral3ForConditionalGeneration, dtype, _check_parts
     )
     patches = Patches(
@@ -79,12 +70,11 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Mistral3:
     layout = broken_lines(checkpoint, patches)
     token = config.image_token_id
     traits = Traits(
-        dims=decoder_dims(config.text_config),
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
         image=ImageEncoder("vision.onnx", token_text(checkpoint, token), token, layout),
     )
-    return Mistral3("mistral3", checkpoint.folder, traits, model, layout)
+    return Mistral3("mistral3", checkpoint.folder, traits, model, decoder, layout)
 
 
 def _layers(config: Any) -> int:
@@ -96,7 +86,6 @@ def _layers(config: Any) -> int:
 
 def _check_parts(config: Any, where: str) -> None:
     check_pixtral(config, where)
-    check_decoder(config.text_config, ("mistral", "ministral3"), where)
     asked, total = config.vision_feature_layer, config.vision_config.num_hidden_layers
     found = [asked] if isinstance(asked, int) else list(asked)
     if len(found) != 1 or not -total <= found[0] <= total:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,6 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import Traits
-from avl_export.families.decoders.decoder import check_decoder, decoder_dims
-from avl_export.families.decoders.mrope import AxisRotary, check_sections, mrope_constants
 from avl_export.families.hf import HfFamily
 from avl_export.families.processors.preprocessing import special_tokens, token_text
 from avl_plugins.graph_io import ORDER, PATCH_POSITIONS, PIXELS
@@ -25,8 +23,6 @@ from avl_runtime.vision import ImageLayout, Media, VideoLayout
 from avl_runtime.vision.patches import Patches
 
 VISION = "vision.onnx"
-ROTARY = "model.language_model.rotary_emb"
-VISION_ROTARY = "model.visual.rotary_pos_emb"
 NAMES = {  # kind of media -> what transformers calls its pixel values and grids
     "image": ("pixel_values", "image_grid_thw"),
     "video": ("pixel_values_videos", "video_grid_thw"),
@@ -35,25 +31,12 @@ NAMES = {  # kind of media -> what transformers calls its pixel values and grids
 
 @dataclass(frozen=True, slots=True)
 class QwenFamily(HfFamily):
-    """A checkpoint of a Qwen-VL; see `families.base.Family`.
-
-    `rotary_class` is transformers' class of the decoder's RoPE, which `AxisRotary` has replaced.
-    """
-
-    rotary_class: Any
+    """A checkpoint of a Qwen-VL; see `families.base.Family`."""
 
     @property
     def visual(self) -> nn.Module:
         """The encoder."""
         return self.model.get_submodule("model.visual")
-
-    def constants(self) -> dict[str, torch.Tensor]:
-        rotary = self.model.get_submodule(VISION_ROTARY)
-        vision = type(rotary)(self.config.vision_config)
-        return {
-            **mrope_constants(self.config.text_config, self.rotary_class, ROTARY),
-            f"{VISION_ROTARY}.inv_freq": cast(Any, vision).inv_freq,
-        }
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         ids = torch.from_numpy(prompt.input_ids)[None]
@@ -80,32 +63,12 @@ def qwen_traits(
     """What the manifest says; one graph reads pictures and videos."""
     image_token, video_token = config.image_token_id, config.video_token_id
     return Traits(
-        dims=decoder_dims(config.text_config, position_axes=3),
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
         image=ImageEncoder(VISION, token_text(checkpoint, image_token), image_token, image),
         video=VideoEncoder(VISION, token_text(checkpoint, video_token), video_token, video),
         deepstack=deepstack,
     )
-
-
-def replace_rotary(model: nn.Module) -> Any:
-    """Put an `AxisRotary` into the decoder; returns transformers' class of what was there."""
-    decoder: Any = model.get_submodule("model.language_model")
-    before = decoder.rotary_emb
-    decoder.rotary_emb = AxisRotary(before)
-    return type(before)
-
-
-def check_text(text: Any, model_type: str, where: str) -> None:
-    """Refuse a decoder that no graph here can run.
-
-    Raises:
-        FamilyError: as `check_decoder`, or M-RoPE's sections do not fit.
-    """
-    check_decoder(text, (model_type,), where)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    check_sections(text, head_dim, where)
 
 
 def check_cut(vision: Any, where: str) -> None:

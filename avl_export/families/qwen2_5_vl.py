@@ -27,10 +27,8 @@ from avl_export.families.qwen import (
     VISION,
     QwenFamily,
     check_cut,
-    check_text,
     example_patches,
     qwen_traits,
-    replace_rotary,
 )
 from avl_export.families.replicate import repeat
 from avl_plugins.graph_io import ORDER, PATCH_POSITIONS, PIXELS, WINDOW_MASK
@@ -127,7 +125,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen25VL:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
@@ -144,13 +142,11 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen25VL:
         patch_image(checkpoint, patches),
         patch_video(checkpoint, patches, vision.tokens_per_second),
     )
-    rotary = replace_rotary(model)
-    return Qwen25VL("qwen2_5_vl", checkpoint.folder, traits, model, rotary, patches)
+    return Qwen25VL("qwen2_5_vl", checkpoint.folder, traits, model, decoder, patches)
 
 
 def _check_parts(config: Any, where: str) -> None:
     vision = config.vision_config
-    check_text(config.text_config, "qwen2_5_vl_text", where)
     check_cut(vision, where)
     if vision.window_size < vision.patch_size * vision.spatial_merge_size:
         raise FamilyError(

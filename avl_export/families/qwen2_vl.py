@@ -24,10 +24,8 @@ from avl_export.families.qwen import (
     VISION,
     QwenFamily,
     check_cut,
-    check_text,
     example_patches,
     qwen_traits,
-    replace_rotary,
 )
 from avl_export.families.replicate import repeat
 from avl_plugins.graph_io import PATCH_POSITIONS, PIXELS
@@ -86,7 +84,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VL:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, Qwen2VLConfig, Qwen2VLForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
@@ -99,10 +97,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VL:
     )
     image, video = patch_image(checkpoint, patches), patch_video(checkpoint, patches, None)
     traits = qwen_traits(checkpoint, config, image, video)
-    rotary = replace_rotary(model)
-    return Qwen2VL("qwen2_vl", checkpoint.folder, traits, model, rotary, patches)
+    return Qwen2VL("qwen2_vl", checkpoint.folder, traits, model, decoder, patches)
 
 
 def _check_parts(config: Any, where: str) -> None:
-    check_text(config.text_config, "qwen2_vl_text", where)
     check_cut(config.vision_config, where)

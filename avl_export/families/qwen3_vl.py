@@ -26,10 +26,8 @@ from avl_export.families.qwen import (
     VISION,
     QwenFamily,
     check_cut,
-    check_text,
     example_patches,
     qwen_traits,
-    replace_rotary,
 )
 from avl_export.families.replicate import repeat
 from avl_plugins.graph_io import (
@@ -123,7 +121,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3VL:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, Qwen3VLConfig, Qwen3VLForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
@@ -141,13 +139,11 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3VL:
         timed_video(checkpoint, patches, config),
         deepstack=tuple(range(len(vision.deepstack_visual_indexes))),
     )
-    rotary = replace_rotary(model)
-    return Qwen3VL("qwen3_vl", checkpoint.folder, traits, model, rotary, patches)
+    return Qwen3VL("qwen3_vl", checkpoint.folder, traits, model, decoder, patches)
 
 
 def _check_parts(config: Any, where: str) -> None:
     vision, text = config.vision_config, config.text_config
-    check_text(text, "qwen3_vl_text", where)
     check_cut(vision, where)
     taps = vision.deepstack_visual_indexes
     fits = sorted(set(taps)) == list(taps) and all(0 <= n < vision.depth for n in taps)

@@ -13,11 +13,9 @@ from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.decoders.decoder import check_decoder, decoder_constants, decoder_dims
 from avl_export.families.encoders.clip import (
     ClipFeatures,
     check_clip,
-    clip_constants,
     clip_graph,
     feature_layers,
 )
@@ -37,7 +35,6 @@ from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
 
-TEXT_TYPES = ("llama", "mistral", "qwen2")
 FRAMES = 8  # what the model was trained on
 
 
@@ -55,13 +52,6 @@ class VideoLlava(HfFamily):
             self._graph("vision.onnx", "model.image_tower", keep),
             self._graph("video.onnx", "model.video_tower", True),
         ]
-
-    def constants(self) -> dict[str, torch.Tensor]:
-        return {
-            **decoder_constants(self.text_model, "model.language_model"),
-            **clip_constants(self.model, "model.image_tower"),
-            **clip_constants(self.model, "model.video_tower"),
-        }
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
@@ -85,7 +75,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> VideoLlava:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model = meta_model(
+    config, model, decoder = meta_model(
         checkpoint, VideoLlavaConfig, VideoLlavaForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
@@ -95,7 +85,6 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> VideoLlava:
     check_side(processing, vision.image_size, image_processor(checkpoint)[1])
     keep_class = config.vision_feature_select_strategy == "full"
     traits = Traits(
-        dims=decoder_dims(config.text_config),
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
         image=ImageEncoder(
@@ -124,9 +113,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> VideoLlava:
             ),
         ),
     )
-    return VideoLlava("video_llava", checkpoint.folder, traits, model, layers)
+    return VideoLlava("video_llava", checkpoint.folder, traits, model, decoder, layers)
 
 
 def _check_parts(config: Any, where: str) -> None:
     check_clip(config.vision_config, where)
-    check_decoder(config.text_config, TEXT_TYPES, where)

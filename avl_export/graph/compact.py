@@ -7,10 +7,12 @@ bound in place and stay memory-mapped.
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,39 +20,66 @@ import torch.nn.functional as F
 from onnxscript import opset23
 from torch import nn
 
+from avl_export.families.decoders.decoder import Decoder
+from avl_export.families.decoders.rope import APPLY, turn
+
 op: Any = opset23  # its annotations want concrete tensor types, a translation has symbolic ones
 
 
 @contextmanager
-def compact(layers: Sequence[nn.Module], root: nn.Module) -> Iterator[None]:
-    """Patch the RMSNorms below `root` and the RoPE of `layers` while the block runs.
+def compact(decoder: Decoder, root: nn.Module) -> Iterator[None]:
+    """Patch the RMSNorms below `root` and the RoPE of `decoder` while the block runs.
 
-    Inside, layers expect cos and sin of half size, [B, S, D / 2].
+    What transformers computes otherwise than the ops is left as it is.
     """
-    norms = [m for m in root.modules() if type(m).__name__.endswith("RMSNorm")]
-    attention: Any = layers[0].self_attn
-    module: Any = sys.modules[type(attention).__module__]
-    rotate = module.apply_rotary_pos_emb
+    norms = [module for module in root.modules() if _is_rms_norm(module)]
+    module: Any = sys.modules[type(decoder.attention).__module__]
+    before = getattr(module, APPLY, None)
     try:
         for norm in norms:
             norm.__dict__["forward"] = types.MethodType(_rms_norm, norm)
-        module.apply_rotary_pos_emb = _rotate
+        if decoder.rope.turned is not None:
+            setattr(module, APPLY, partial(_turn, layout=decoder.rope.turned))
         yield
     finally:
-        module.apply_rotary_pos_emb = rotate
+        if decoder.rope.turned is not None:
+            setattr(module, APPLY, before)
         for norm in norms:
             norm.__dict__.pop("forward", None)
+
+
+def _is_rms_norm(module: Any) -> bool:
+    """Whether a module of transformers does what `_rms_norm` does, tried on random numbers."""
+    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
+        return False
+    if list(module._parameters) != ["weight"] or module._buffers or module._modules:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    like = copy.copy(module)
+    weight, hidden = (torch.randn(*shape, generator=generator) for shape in ((8,), (2, 8)))
+    like._parameters = {"weight": nn.Parameter(weight)}
+    with torch.no_grad():
+        return torch.allclose(like(hidden), _rms_norm(like, hidden), atol=1e-5)
 
 
 def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
-def _rotate(
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **_: object
+def _turn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    unsqueeze_dim: int = 1,
+    *,
+    layout: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rotary = torch.onnx.ops.rotary_embedding
-    return rotary(query, cos, sin), rotary(key, cos, sin)
+    """Query and key [B, H, S, D], or with another `unsqueeze_dim` [B, S, H, D]."""
+    if unsqueeze_dim == 1:
+        return turn(query, cos, sin, layout), turn(key, cos, sin, layout)
+    turned = [turn(x.transpose(1, 2), cos, sin, layout).transpose(1, 2) for x in (query, key)]
+    return turned[0], turned[1]
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:

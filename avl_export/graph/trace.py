@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from avl_export.families import EncoderGraph, Family, replicate
+from avl_export.families.decoders.observe import implementation
 from avl_export.families.encoders import frame_attention
 from avl_export.graph import attention
 from avl_export.graph import compact as compacting
@@ -66,17 +67,20 @@ class SegmentModule(nn.Module):
 
     def __init__(self, family: Family, first: int, last: int) -> None:
         super().__init__()
-        text: Any = family.text_model
+        decoder = family.decoder
+        text: Any = decoder.text_model
         self.rotary_emb = text.rotary_emb
-        self.layers = nn.ModuleList(text.layers[first:last])
+        self.layers = nn.ModuleList(decoder.layers[first:last])
         self.first = first
         firsts = replicate.firsts(list(self.layers))
         self.traced = tuple(first + index for index in sorted(set(firsts)))
         self.deepstack = deepstack_layers(family, first, last)
-        is_last = last == family.traits.dims.num_layers
+        is_last = last == decoder.dims.num_layers
         self.norm = text.norm if is_last else None
-        self.lm_head = family.lm_head if is_last else None
-        self.axes = family.traits.dims.position_axes
+        self.lm_head = decoder.head if is_last else None
+        self.embedding_scale = decoder.embedding_scale if first == 0 else 1.0
+        self.logit_scale = decoder.logit_scale
+        self.axes = decoder.rope.axes
 
     def forward(
         self,
@@ -92,9 +96,9 @@ class SegmentModule(nn.Module):
         """
         added = dict(zip(self.deepstack, deepstack, strict=True))
         state = LayerCaches(row_weights, dict(zip(self.traced, caches, strict=True)))
-        cos, sin = self.rotary_emb(hidden, position_ids)
-        half = cos.shape[-1] // 2
-        turns = (cos[..., :half], sin[..., :half])
+        turns = self.rotary_emb(hidden, position_ids)
+        if self.embedding_scale != 1:
+            hidden = hidden * self.embedding_scale
         # Some layers scale queries by position. transformers gives them none over several axes.
         positions = position_ids if self.axes == 1 else None
         taps = []
@@ -105,7 +109,10 @@ class SegmentModule(nn.Module):
             taps.append(hidden)
         if self.norm is None or self.lm_head is None:
             return taps.pop(), state.results, taps
-        return self.lm_head(self.norm(hidden[:, -1:])), state.results, taps
+        last = self.norm(hidden[:, -1:])
+        if self.logit_scale != 1:
+            last = last * self.logit_scale
+        return self.lm_head(last), state.results, taps
 
 
 def _run_layer(
@@ -130,12 +137,12 @@ def _run_layer(
 def trace_segment(family: Family, first: int, last: int) -> Traced:
     """The graph of layers `first` to `last` - 1, with the package's input and output names."""
     module = SegmentModule(family, first, last).eval()
-    dims = family.traits.dims
-    ends = last == dims.num_layers
-    segment = graph_io.Segment(dims, first, last, module.deepstack, ends, family.kinds[first:last])
+    dims = family.decoder.dims
+    ends, kinds = last == dims.num_layers, family.decoder.kinds
+    segment = graph_io.Segment(dims, first, last, module.deepstack, ends, kinds[first:last])
     layers = segment.layers
     dtype = next(module.parameters()).dtype
-    kinds = {"T": dtype, "int64": torch.int64, "float32": torch.float32}
+    types = {"T": dtype, "int64": torch.int64, "float32": torch.float32}
     sizes = {BATCH: 2, NEW: 3, ACTIVE.name: 5, PARKED.name: 4, WEIGHTINGS: MOST_WEIGHTINGS}
     # How many weightings there are is open in the graph, and fixed while it is traced.
     open_sizes = {name: torch.export.Dim(name) for name in (BATCH, NEW)}
@@ -146,7 +153,7 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
 
     def meta(name: str) -> torch.Tensor:
         value = given[name]
-        return torch.empty(value.sized(sizes), dtype=kinds[value.dtype], device="meta")
+        return torch.empty(value.sized(sizes), dtype=types[value.dtype], device="meta")
 
     def axes(name: str) -> dict[int, Any]:
         shape = enumerate(given[name].shape)
@@ -169,7 +176,11 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
         outputs = (*segment.outputs(which), *taps)
         return [value.name for value in segment.inputs(which)], [value.name for value in outputs]
 
-    with _implementation(family), compacting.compact(list(module.layers), module):
+    config = cast(Any, family.decoder.text_model).config
+    with (
+        implementation(config, attention.IMPLEMENTATION),
+        compacting.compact(family.decoder, module),
+    ):
         own = {id(layer): f".{i}" for i, layer in zip(layers, module.layers, strict=True)}
         model = _to_onnx(module, example, dynamic, *names(module.traced), own)
     for values, ordered in zip(
@@ -192,18 +203,6 @@ def trace_encoder(family: Family, encoder: EncoderGraph) -> Traced:
         module, dict(encoder.example), dynamic, list(encoder.example), list(encoder.outputs)
     )
     return Traced(model, _names(module, family.model))
-
-
-@contextmanager
-def _implementation(family: Family) -> Iterator[None]:
-    """Let the decoder's layers call our attention function while the block runs."""
-    config: Any = family.text_model.config
-    before = config._attn_implementation
-    config._attn_implementation = attention.IMPLEMENTATION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def _names(module: nn.Module, model: nn.Module) -> dict[str, str]:

@@ -96,7 +96,7 @@ class Plan:
 
     def report(self) -> dict[str, Any]:
         """The plan as one JSON object."""
-        dims = self.family.traits.dims
+        dims = self.family.decoder.dims
         return {
             "model": self.checkpoint.name,
             "checkpoint": str(self.checkpoint.folder),
@@ -135,7 +135,7 @@ class Plan:
 
     def graph_of(self, segment: Segment, kept: RowType) -> graph_io.Segment:
         """What the graph of one of the segments reads and writes, that keeps rows in a way."""
-        first, last, dims = segment.first_layer, segment.last_layer, self.family.traits.dims
+        first, last, dims = segment.first_layer, segment.last_layer, self.family.decoder.dims
         ends = last == dims.num_layers
         return graph_io.Segment(dims, first, last, segment.deepstack, ends, segment.kinds, kept)
 
@@ -206,7 +206,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
     if store is not None:
         weights = stored_weights(store, weights)
         locations = {file.name: file.name for file in store.files}
-    matrix = embedding(weights, family.model, family.text_model.get_submodule("embed_tokens"))
+    matrix = embedding(weights, family.model, family.decoder.embed_tokens)
     components, nbytes = _components(family, weights, graphs, matrix)
     # Layer by layer a check fits in any memory; the whole model still is one for small ones.
     check = None if options.layers else options.check
@@ -243,7 +243,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
 def _read(family: Family, modules: list[nn.Module]) -> set[str]:
     """Names of the parameters that graphs and the lookup of tokens read."""
     names = {id(t): n for n, t in family.model.named_parameters()}
-    table = family.text_model.get_submodule("embed_tokens")
+    table = family.decoder.embed_tokens
     return {names[id(p)] for module in (*modules, table) for p in module.parameters()}
 
 
@@ -267,7 +267,7 @@ def _components(
 ) -> tuple[tuple[Component, ...], int]:
     """The graphs and the embedding, and the bytes of all weights, each counted once."""
     names = {id(t): n for n, t in family.model.named_parameters()}
-    table = family.text_model.get_submodule("embed_tokens").get_parameter("weight")
+    table = family.decoder.embed_tokens.get_parameter("weight")
     components, seen = [], {}
     for name, file, module in graphs:
         own = {names[id(p)]: tuple(p.shape) for p in module.parameters()}
@@ -304,7 +304,7 @@ def _segments(options: Options, family: Family, dtype: str) -> tuple[Segment, ..
 
     Those for a CPU, which are the ones that compute in fp32, may keep rows in other ways as well.
     """
-    layers = family.traits.dims.num_layers
+    layers = family.decoder.dims.num_layers
     actions = parse(options.policy).actions()
     needed = {action.before for action in actions if action.before is not None}
     after = options.split
@@ -334,7 +334,7 @@ def _segments(options: Options, family: Family, dtype: str) -> tuple[Segment, ..
             first,
             last,
             deepstack_layers(family, first, last),
-            family.kinds[first:last],
+            family.decoder.kinds[first:last],
             tuple((name, f"decoder.{number}.{name}.onnx") for name in kept),
         )
         for number, (first, last) in enumerate(pairwise(bounds))

@@ -46,7 +46,7 @@ def read_texts(checkpoint: Checkpoint, family: Family) -> Texts:
     """
     defaults, left_out = generation_defaults(checkpoint)
     tokens, notes = family.traits.tokens, [template_note(checkpoint), left_out]
-    tokenizer, rows = None, family.traits.dims.vocab_size
+    tokenizer, rows = None, family.decoder.dims.vocab_size
     if TOKENIZER not in checkpoint.missing:
         tokenizer = packaged_tokenizer(checkpoint)
         find = tokenizer.tokenizer.token_to_id

@@ -57,7 +57,7 @@ def plan_quantization(
         )
     names = {id(t): n for n, t in family.model.named_parameters()}
     shapes = {names[id(p)]: tuple(p.shape) for module in modules for p in module.parameters()}
-    table = names[id(family.text_model.get_submodule("embed_tokens").get_parameter("weight"))]
+    table = names[id(family.decoder.embed_tokens.get_parameter("weight"))]
     sources: dict[str, Source | StoredCodes] = {}
     linears = {name for part in linears_of(family).values() for name in part}
     for name, shape in {**shapes, table: tuple(family.model.get_parameter(table).shape)}.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
@@ -69,14 +68,13 @@ def linears_of(family: Family) -> Mapping[Part, Mapping[str, tuple[int, int]]]:
 
 def _weights(family: Family, part: Part, names: Mapping[int, str]) -> dict[str, tuple[int, int]]:
     """Shapes of the weights that belong to `part`."""
-    text: Any = family.text_model
     modules: Sequence[nn.Module]
     if part == "embedding":
-        modules = [text.get_submodule("embed_tokens")]
+        modules = [family.decoder.embed_tokens]
     elif part == "decoder":
-        modules = [text.get_submodule("layers")]
+        modules = family.decoder.layers
     elif part == "lm_head":
-        modules = [family.lm_head]
+        modules = [family.decoder.head]
     else:
         modules = [encoder.module for encoder in family.encoders()]
     found = {}

@@ -46,7 +46,7 @@ def last_value(table: torch.Tensor) -> torch.Tensor:
 
 
 def head_place(plan: Plan) -> tuple[Any, Any]:
-    shape = tuple(plan.family.lm_head.get_parameter("weight").shape)
+    shape = tuple(plan.family.decoder.head.get_parameter("weight").shape)
     return plan.weights.place("lm_head.weight", shape), plan.weights.place(TABLE, shape)
 
 

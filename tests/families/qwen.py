@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 from transformers import image_processing_backends, video_processing_utils
 
-from avl_export.checkpoint.aliases import known_files
 from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
-from avl_export.families.decoders.mrope import AxisRotary, mrope_constants
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.vision import patch_video
 from avl_runtime.vision.load.videos import Video
@@ -138,20 +136,6 @@ class PatchTests(FamilyTests):
             if prompt.media:
                 features = mine.embeds[mine.visual].numpy()
                 self._close(features, other.embeds[other.visual].numpy())
-
-
-def turns_as_theirs(alias: str, config_class: Any, rotary_class: Any) -> None:
-    """Assert that our M-RoPE turns as transformers' does, for the checkpoint called `alias`."""
-    text = config_class.from_dict(dict(known_files(alias)["config.json"])).text_config
-    theirs = rotary_class(text)
-    with torch.device("meta"):
-        ours = AxisRotary(rotary_class(text))
-    constants = mrope_constants(text, rotary_class, "rotary")
-    ours.inv_freq, ours.axes = constants["rotary.inv_freq"], constants["rotary.axes"]
-    positions = torch.randint(0, 30_000, (3, 2, 50), generator=torch.Generator().manual_seed(0))
-    hidden = torch.zeros(2, 50, text.hidden_size)
-    for found, expected in zip(ours(hidden, positions), theirs(hidden, positions), strict=True):
-        assert torch.equal(found, expected)
 
 
 def merged(made: Made, changes: dict[str, dict[str, Any]]) -> dict[str, Any]:

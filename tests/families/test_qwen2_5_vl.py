@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from avl_export.checkpoint.checkpoint import open_checkpoint
@@ -23,7 +22,6 @@ from families.qwen import (
     TOKENS,
     PatchTests,
     merged,
-    turns_as_theirs,
     video_processor,
 )
 from families.support import Case, Made, clip, refused, without_checks
@@ -87,10 +85,6 @@ class TestQwen25VL(PatchTests):
         prompt = made.model.processor.encode("What?", videos=[Video(clip(13, (40, 30)), 1.1)])
         assert prompt.positions[0].max() > prompt.positions[0, -1]
         assert prompt.next_position == prompt.positions.max() + 1
-
-
-def test_turns_are_those_of_transformers() -> None:
-    turns_as_theirs("qwen2.5-vl-7b", Qwen2_5_VLConfig, Qwen2_5_VLRotaryEmbedding)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
 from families.qwen import (
     SPECIAL,
@@ -14,7 +13,6 @@ from families.qwen import (
     TEXT,
     TOKENS,
     PatchTests,
-    turns_as_theirs,
     video_processor,
 )
 from families.support import Case, without_checks
@@ -64,7 +62,3 @@ CASES = (
 
 class TestQwen2VL(PatchTests):
     cases = CASES
-
-
-def test_turns_are_those_of_transformers() -> None:
-    turns_as_theirs("qwen2-vl-7b", Qwen2VLConfig, Qwen2VLRotaryEmbedding)

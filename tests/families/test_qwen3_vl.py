@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from avl_export.cli import main
 from avl_runtime.package.package import load_package
@@ -21,7 +20,6 @@ from families.qwen import (
     TOKENS,
     PatchTests,
     merged,
-    turns_as_theirs,
     video_processor,
 )
 from families.support import Case, Made, clip, refused, without_checks, write_checkpoint
@@ -153,10 +151,6 @@ class TestQwen3VL(PatchTests):
     def test_layers_with_deepstack_are_named(self, made: Made) -> None:
         manifest = made.model.package.manifest
         assert [segment.deepstack for segment in manifest.segments] == [(0, 1), ()]
-
-
-def test_turns_are_those_of_transformers() -> None:
-    turns_as_theirs("qwen3-vl-8b", Qwen3VLConfig, Qwen3VLTextRotaryEmbedding)
 
 
 @pytest.mark.parametrize(

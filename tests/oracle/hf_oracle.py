@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from oracle.reading import Shown, read
+from oracle.reading import Shown, decoder_of, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Oracle:
         self.model = model
         self.rules = rules
         self.ranking = ByAttention() if ranking is None else ranking
-        text = model.model.language_model.config
+        text = decoder_of(model).config
         self.heads = text.num_attention_heads
         self.kv_heads = text.num_key_value_heads
         self.embeds = torch.zeros(0, text.hidden_size, dtype=model.dtype)  # [S, hidden]
@@ -267,7 +267,7 @@ class Oracle:
             more["visual_pos_masks"] = self.is_image[None]
             more["deepstack_visual_embeds"] = list(self.deepstack)
         with _masked_attention(self.model):
-            hidden = self.model.model.language_model(
+            hidden = decoder_of(self.model)(
                 inputs_embeds=self.embeds[None],
                 position_ids=self.positions if axes == 1 else self.positions[:, None],
                 use_cache=False,
@@ -431,7 +431,7 @@ AttentionInterface.register("avl_test_oracle", _attention)
 
 @contextlib.contextmanager
 def _masked_attention(model: PreTrainedModel) -> Iterator[None]:
-    config = model.model.language_model.config
+    config = decoder_of(model).config
     before = config._attn_implementation
     config._attn_implementation = "avl_test_oracle"
     try:

@@ -46,7 +46,7 @@ def read(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Shown:
         call.update(kwargs)
         raise _ReadError
 
-    hook = model.model.language_model.register_forward_pre_hook(take, with_kwargs=True)
+    hook = decoder_of(model).register_forward_pre_hook(take, with_kwargs=True)
     if hasattr(model.model, "rope_deltas"):
         # Qwen's model remembers the last prompt, and would go on from its positions.
         model.model.rope_deltas = None
@@ -69,6 +69,12 @@ def read(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Shown:
     return Shown(
         embeds, visual, axes, torch.stack(list(deepstack)) if len(deepstack) else deepstack
     )
+
+
+def decoder_of(model: Any) -> Any:
+    """The model's decoder, by either of the names that transformers gives it."""
+    inner = model.model
+    return inner.language_model if hasattr(inner, "language_model") else inner.text_model
 
 
 def visual_tokens(config: Any) -> list[int]:

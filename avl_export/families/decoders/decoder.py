@@ -1,35 +1,95 @@
-"""What families with a Llama-like decoder share: which ones fit, their sizes and constants."""
+"""The decoder of any family: which ones fit, and what graphs and the cache must know of one.
+
+Everything else (norms of queries and keys, gates, multipliers, an unusual MLP) comes along when
+transformers' layers are traced.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from avl_export.checkpoint.supported import FamilyError
+from avl_export.families.decoders.observe import observe_head, observe_layer, observe_loop
+from avl_export.families.decoders.rope import Rope, Turns, check_rope, observe_rope
+from avl_export.families.replicate import firsts
 from avl_plugins.errors import quoted
 from avl_plugins.graph_io import FULL
 from avl_runtime.package.manifest import Dims
 
-STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic")
 FOREVER = 1 << 62
 WINDOWED = "sliding_attention"
 # Kinds of layers, by transformers' names. Within its window, windowed attention is full attention,
-# and `decoder_dims` lets no package go further.
+# and `Decoder.dims` lets no package go further.
 KINDS = {"full_attention": FULL.name, WINDOWED: FULL.name}
+NAMES = ("model.language_model", "model.text_model")  # where models have their decoder
+PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
+# What no graph here computes, by the setting that asks for it.
+UNKNOWN = {
+    "attn_logit_softcapping": "a softcap of attention scores",
+    "final_logit_softcapping": "a softcap of logits",
+    "num_kv_shared_layers": "layers that share keys and values",
+    "hidden_size_per_layer_input": "inputs of each layer's own",
+    "use_bidirectional_attention": "attention to later tokens",
+    "cross_attention_layers": "layers of cross attention",
+    "num_experts": "a mixture of experts",
+    "num_local_experts": "a mixture of experts",
+    "n_routed_experts": "a mixture of experts",
+}
 
 
-def check_decoder(text: Any, types: Sequence[str], where: str) -> None:
-    """Refuse a decoder that no graph here can run.
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoder:
+    """A model's decoder; its modules live on the meta device.
+
+    Attributes:
+        name: of the decoder in its model.
+        text_model: embed_tokens, layers, norm, and `Turns` as rotary_emb.
+        head: hidden [..., C] -> logits [..., vocab], up to `logit_scale`.
+        attention: one of the layers' attention modules.
+        embedding_scale: by which all that the first layer reads is multiplied.
+        logit_scale: by which logits are multiplied.
+    """
+
+    name: str
+    text_model: nn.Module
+    head: nn.Module
+    attention: nn.Module
+    rope: Rope
+    dims: Dims
+    kinds: tuple[str, ...]
+    embedding_scale: float
+    logit_scale: float
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return list(self.text_model.get_submodule("layers").children())
+
+    @property
+    def embed_tokens(self) -> nn.Module:
+        return self.text_model.get_submodule("embed_tokens")
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Values of the buffers of `Turns`, by their names in the model."""
+        return {
+            f"{self.name}.rotary_emb.{name}": value
+            for name, value in Turns.constants(self.rope).items()
+        }
+
+
+def check_text(text: Any, where: str) -> None:
+    """Refuse a decoder that no graph here can run, as far as its configuration tells.
 
     Raises:
-        FamilyError: `text` configures none of `types`, layers of another kind than attention, or
-            RoPE whose frequencies change.
+        FamilyError: names the setting and what it asks for.
     """
-    if text.model_type not in types:
+    if text.model_type != type(text).model_type:
         raise FamilyError(
-            f"{where}: expected a decoder of {', '.join(types)}, found "
+            f"{where}: expected a decoder of {type(text).model_type}, found "
             f"{quoted(text.model_type)}; this version of avl cannot export it"
         )
     window = getattr(text, "sliding_window", None)
@@ -38,7 +98,7 @@ def check_decoder(text: Any, types: Sequence[str], where: str) -> None:
             f"{where}: expected sliding_window to be a number of tokens or null, found "
             f"{quoted(window, 40)}; fix the file"
         )
-    named = layer_types(text)
+    named = getattr(text, "layer_types", None) or ()
     other = next((layer for layer, name in enumerate(named) if name not in KINDS), None)
     if other is not None:
         raise FamilyError(
@@ -50,55 +110,79 @@ def check_decoder(text: Any, types: Sequence[str], where: str) -> None:
             f"{where}: expected a sliding_window for the layers of {WINDOWED}, found none; fix "
             "the file"
         )
-    rope = (text.rope_parameters or {}).get("rope_type", "default")
-    if rope not in STATIC_ROPE:
-        raise FamilyError(
-            f"{where}: expected a rope_type of {', '.join(STATIC_ROPE)}, found {quoted(rope)}, "
-            "whose frequencies change with the length; this version of avl cannot export it"
-        )
+    for name, what in UNKNOWN.items():
+        value = getattr(text, name, None)
+        if value:
+            raise FamilyError(
+                f"{where}: expected a decoder without {what}, found {name} of {quoted(value, 40)} "
+                f"for {quoted(text.model_type)}; this version of avl cannot export it"
+            )
+    check_rope(text, where)
 
 
-def layer_types(text: Any) -> Sequence[str]:
-    """What transformers calls each layer; Llama's are alike, and so are Mistral's, unlisted."""
-    found: Sequence[str] | None = getattr(text, "layer_types", None)
-    if found is not None:
-        return found
-    windowed = text.model_type == "mistral" and text.sliding_window
-    return [WINDOWED if windowed else "full_attention"] * text.num_hidden_layers
+def adapt(model: Any, where: str) -> Decoder:
+    """The decoder of `model`, a model of transformers on the meta device.
 
+    Its RoPE is replaced by `Turns`.
 
-def layer_kinds(text: Any) -> tuple[str, ...]:
-    """The kind of each layer, a name in `graph_io.LAYER_KINDS`; `check_decoder` has seen `text`."""
-    return tuple(KINDS[name] for name in layer_types(text))
-
-
-def fix_rope(text_model: Any) -> None:
-    """Keep a dynamic RoPE from looking at positions, which a graph cannot branch on.
-
-    It stretches its frequencies behind max_position_embeddings, which is as far as `decoder_dims`
-    lets a package go; up to there it is the default RoPE.
+    Raises:
+        FamilyError: it does something that no graph here does; says what, and in which layer.
     """
-    if text_model.rotary_emb.rope_type == "dynamic":
-        text_model.rotary_emb.rope_type = "default"
-
-
-def decoder_dims(text: Any, position_axes: Literal[1, 3] = 1) -> Dims:
-    """Sizes of the decoder that `text` configures."""
+    name = next((name for name in NAMES if _has(model, name)), NAMES[0])
+    text_model: Any = model.get_submodule(name)
+    text = text_model.config
+    missing = [part for part in PARTS if not hasattr(text_model, part)]
+    if missing:
+        raise FamilyError(
+            f"{where}: expected a decoder with {', '.join(PARTS)}, found "
+            f"{quoted(text.model_type)} without {missing[0]}; this version of avl cannot export it"
+        )
+    layers = list(text_model.layers)
+    calls = [observe_layer(text_model, n, layers[n], where) for n in sorted(set(firsts(layers)))]
+    shapes = [(call.query, call.key) for call in calls]
+    if len(set(shapes)) > 1:
+        raise FamilyError(
+            f"{where}: expected layers of one number and size of heads, found {shapes[0]} and "
+            f"{next(shape for shape in shapes if shape != shapes[0])} as queries and keys [batch, "
+            "heads, rows, size]; this version of avl cannot export it"
+        )
+    (_, heads, _, head_dim), (_, kv_heads, _, _) = shapes[0]
+    attention = calls[0].module
     window = getattr(text, "sliding_window", None)
-    return Dims(
+    context = min(text.max_position_embeddings, window or FOREVER)
+    rotary = type(text_model.rotary_emb)(text)
+    rope = observe_rope(rotary, attention, head_dim, context, where)
+    embedding_scale = observe_loop(text_model, rope.axes, where)
+    logit_scale = observe_head(model, where)
+    dims = Dims(
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_attention_heads,
-        num_kv_heads=text.num_key_value_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        num_layers=len(layers),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         vocab_size=text.vocab_size,
-        max_positions=min(text.max_position_embeddings, window or FOREVER),
-        position_axes=position_axes,
+        max_positions=context,
+        position_axes=rope.axes,
+    )
+    named = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
+    text_model.rotary_emb = Turns(rope)
+    return Decoder(
+        name,
+        text_model,
+        model.get_submodule("lm_head"),
+        attention,
+        rope,
+        dims,
+        tuple(KINDS[kind] for kind in named),
+        embedding_scale,
+        logit_scale,
     )
 
 
-def decoder_constants(text_model: Any, name: str) -> dict[str, torch.Tensor]:
-    """The buffers of `text_model`, called `name` in its model, which no checkpoint stores."""
-    rotary = type(text_model.rotary_emb)(text_model.config)
-    return {f"{name}.rotary_emb.inv_freq": rotary.inv_freq}
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True

@@ -76,12 +76,6 @@ def clip_pixels(vision: Any, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def clip_constants(model: nn.Module, tower: str) -> dict[str, torch.Tensor]:
-    """The buffers of the tower at `tower` in `model`, which no checkpoint stores."""
-    name = f"{tower}.embeddings.position_ids"
-    return {name: torch.arange(model.get_buffer(name).shape[-1])[None]}
-
-
 def check_clip(vision: Any, where: str, kinds: Sequence[str] = (CLIP,)) -> None:
     """Refuse a tower of another kind.
 
