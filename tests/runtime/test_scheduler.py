@@ -28,6 +28,7 @@ from avl_runtime import LVLM
 from avl_runtime.evaluate.cost import placed_rows
 from avl_runtime.execute.host.executor import HostExecutor
 from avl_runtime.generate.prefill import extend, finished
+from avl_runtime.generate.sampling import SamplingError
 from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.requests import Scheduler
 from avl_runtime.tasks import sample
@@ -508,3 +509,27 @@ def test_fractions_of_a_chain_are_of_all_image_tokens(
     kept = [144, 144, 108, 108, 72, 72]
     assert placed.core.sum(1).tolist() == kept
     assert placed_rows(model.package.manifest.dims, parse(policy).actions(), 144)[0] == kept
+
+
+@pytest.mark.parametrize("left", [(), (50,)])
+@pytest.mark.parametrize("options", [{}, {"prompt_lookup": 4}])
+def test_rules_that_leave_no_token_end_their_own_request(
+    tiny: LVLM, left: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    """At the first token, and in a step: with one token that may come, and may come once."""
+    prompt, images = asked(1)
+    whole = tiny.generate(prompt, images, max_new_tokens=12)
+    scheduler = Scheduler(tiny)
+    other = scheduler.add(prompt, images, max_new_tokens=12)
+    banned = sorted(set(range(tiny.package.manifest.dims.vocab_size)) - set(left))
+    failing = scheduler.add(
+        prompt, images, suppress_tokens=banned, no_repeat_ngram_size=1, **options
+    )
+    while not (other.done and failing.done):
+        scheduler.step()
+    assert other.result.token_ids == whole.token_ids
+    assert failing.reply.token_ids == list(left)
+    with pytest.raises(SamplingError, match="a token that penalties and bans leave"):
+        _ = failing.result
+    assert scheduler.requests == () and failing.sequence.caches == []
+    assert tiny.generate(prompt, images, max_new_tokens=12).token_ids == whole.token_ids

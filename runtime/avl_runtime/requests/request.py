@@ -190,20 +190,22 @@ class Request:
         """
         history = [*self.sequence.token_ids, self.reply.token_ids[-1]]
         accepted = rows = 0
-        for row, draft in zip(check.logits, (*drafted, None), strict=True):
-            self.steps += 1
-            rows += 1
-            self._take(row, history)
-            if self.reply.token_ids[-1] != draft:
-                break
-            accepted += 1
-            if self.reply.finish_reason is not None:
-                break
-            history.append(draft)
-        source = self._core if self._core is not None and self._core.pending else self._lookup
-        if source is not None:
-            source.count(len(drafted), accepted)
-        check.keep(rows)
+        try:
+            for row, draft in zip(check.logits, (*drafted, None), strict=True):
+                self.steps += 1
+                rows += 1
+                self._take(row, history)
+                if self.reply.token_ids[-1] != draft:
+                    break
+                accepted += 1
+                if self.reply.finish_reason is not None:
+                    break
+                history.append(draft)
+        finally:  # the others of the batch go on, also where this one's rules leave no token
+            source = self._core if self._core is not None and self._core.pending else self._lookup
+            if source is not None:
+                source.count(len(drafted), accepted)
+            check.keep(rows)
 
     def drop_drafts(self) -> None:
         """Take drafts back that nobody will check."""

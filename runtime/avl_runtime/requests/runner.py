@@ -28,6 +28,15 @@ def _decoding() -> Iterator[None]:
         raise _DecoderError(error) from error
 
 
+@contextmanager
+def _its_own(request: Request) -> Iterator[None]:
+    """What a request's own rules make of its logits ends that request, and no other."""
+    try:
+        yield
+    except AvlError as error:
+        request.end(error)
+
+
 class Runner:
     """Requests that run together; they come and go between steps.
 
@@ -225,7 +234,8 @@ class Runner:
             request.prefill_s += spent
             if request.trace:
                 request.note(self._decoder.placement(request.sequence))
-            request.take(logits)
+            with _its_own(request):
+                request.take(logits)
         self._let_go()
         return joining
 
@@ -238,7 +248,8 @@ class Runner:
         try:
             checked = self._check_drafts(running)
             for request, drafted, check in checked:
-                request.check(drafted, check)
+                with _its_own(request):
+                    request.check(drafted, check)
                 if request.trace and request.sequence.drafting is not None:
                     request.note(self._decoder.placement(request.sequence))
             if checked:
@@ -279,12 +290,14 @@ class Runner:
             logits = self._decoder.run([one.newest for one in running], wanted, drafting)
         for request, row in zip(running, logits, strict=True):
             if request.sequence in drafting:
-                request.draft(row)
+                with _its_own(request):
+                    request.draft(row)
                 continue
             if request.trace and request.sequence.moves_images:
                 request.note(self._decoder.placement(request.sequence))
             request.steps += 1
-            request.take(row)
+            with _its_own(request):
+                request.take(row)
 
     def _note_time(self, running: list[Request], begun: float) -> float:
         """Count the time since `begun` as decoding, for requests that ran; the time now."""
@@ -304,6 +317,9 @@ class Runner:
     def _let_go(self) -> None:
         """Take those that are done out of the batch."""
         for request in [one for one in self._running if one.done]:
-            request.finish()
             self._running.remove(request)
+            if request.error is None:
+                request.finish()
+            else:
+                request.drop_drafts()
             self._decoder.leave(request.sequence, keep=request.kept)
