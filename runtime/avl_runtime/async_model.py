@@ -52,6 +52,16 @@ class AsyncLVLM:
         """
         return cls(LVLM.load(folder, **options))
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests are run: it is open, and its thread goes on."""
+        return not self._closed and self._thread.is_alive()
+
+    @property
+    def requests(self) -> int:
+        """Requests that are not done."""
+        return len(self._scheduler.requests)
+
     async def generate(
         self,
         prompt: Said,

@@ -63,6 +63,7 @@ def test_usage_ends_with_2(name: str) -> None:
 
 EMPTY = [
     *((name, [""]) for name in ("avl-run", "avl-info", "avl-build", "avl-bench", "avl-eval")),
+    *(("avl-serve", words) for words in ([""], ["p", "--host", ""], ["p", "--api-key", ""])),
     *(("avl-bench", ["p", option, ""]) for option in ("--beside", "--checkpoint", "--peer-python")),
     *(("avl-bench", ["p", option, " "]) for option in ("--json", "--csv")),
     *(("avl-eval", ["p", option, ""]) for option in ("--data", "--json", "--from-json")),

@@ -55,6 +55,7 @@ def test_the_blocker_blocks() -> None:
         "avl_runtime.cli.build",
         "avl_runtime.cli.doctor",
         "avl_runtime.cli.run",
+        "avl_runtime.serve.run",
     ],
 )
 def test_modules_import(module: str) -> None:

@@ -34,6 +34,7 @@ USES = {
     "video": "video files",
     "heic": "HEIC pictures",
     "chat": "editing lines in a conversation",
+    "serve": "avl-serve",
     "tensorrt-rtx": "avl-build",
     "tensorrt": "avl-build",
     "cuda": "decoding on a GPU",

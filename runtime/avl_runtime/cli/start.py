@@ -84,3 +84,8 @@ def evaluate() -> int:
 def bench() -> int:
     """avl-bench."""
     return start("avl-bench", "avl_runtime.cli.bench")
+
+
+def serve() -> int:
+    """avl-serve."""
+    return start("avl-serve", "avl_runtime.cli.serve")

@@ -1,0 +1,1 @@
+"""An HTTP server of OpenAI's protocol, on top of `requests`; needs the extra `serve`."""

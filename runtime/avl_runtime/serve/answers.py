@@ -1,0 +1,164 @@
+"""What clients are answered: the objects of OpenAI's protocol, whole and in chunks.
+
+Every chunk has every field that clients read: openai's stream helper fails without `object`,
+`index` and `delta`.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_runtime import __version__
+from avl_runtime.generate.results import Logprob, Placement, TokenLogprobs
+from avl_runtime.prompts.text import REPLACEMENT
+from avl_runtime.requests.request import Request
+from avl_runtime.serve.served import Cut, Run, stats_of
+
+REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+SMALLEST_LOGPROB = -9999.0  # JSON has no infinity, and this is what OpenAI writes for it
+Object = dict[str, Any]
+
+
+class Answer:
+    """The objects of one answer, which share an id, a time and a model's name."""
+
+    def __init__(self, model: str, run: Run) -> None:
+        self._run = run
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._shared = {
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"avl-{__version__}",
+        }
+
+    def whole(self, logprobs: bool) -> Object:
+        """A finished answer.
+
+        Args:
+            logprobs: whether they were asked for.
+        """
+        choices = []
+        for index, request in enumerate(self._run.requests):
+            choices.append(
+                {
+                    "index": index,
+                    "message": {
+                        "role": "assistant",
+                        "content": request.reply.text,
+                        "refusal": None,
+                    },
+                    "logprobs": _logprobs(self._told(request)) if logprobs else None,
+                    "finish_reason": self.reason(request),
+                    "avl": about(request, self._run.cut),
+                }
+            )
+        return {
+            "id": self._id,
+            "object": "chat.completion",
+            **self._shared,
+            "choices": choices,
+            "usage": self.usage(),
+        }
+
+    def piece(self, index: int, delta: Object, logprobs: Sequence[TokenLogprobs] | None) -> Object:
+        """A chunk with what has come of a choice."""
+        found = None if logprobs is None else _logprobs(logprobs)
+        return self._chunk([_choice(index, delta, found, None)])
+
+    def last(self, index: int) -> Object:
+        """A choice's last chunk."""
+        request = self._run.requests[index]
+        ended = _choice(index, {}, None, self.reason(request))
+        return self._chunk([ended | {"avl": about(request, self._run.cut)}])
+
+    def used(self) -> Object:
+        """The chunk behind all choices that says what was used."""
+        return self._chunk([]) | {"usage": self.usage()}
+
+    def usage(self) -> Object:
+        """How many tokens there were."""
+        prompt = len(self._run.requests[0].prompt.input_ids)
+        completion = sum(len(request.reply.token_ids) for request in self._run.requests)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def reason(self, request: Request) -> str:
+        """Why a choice ended; one that was cut before its end had no more room in time."""
+        return REASONS[request.reply.finish_reason or "length"]
+
+    def _told(self, request: Request) -> Sequence[TokenLogprobs]:
+        found = request.reply.logprobs or []
+        return without_end(found, request, len(found))
+
+    def _chunk(self, choices: list[Object]) -> Object:
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            **self._shared,
+            "choices": choices,
+            "usage": None,
+        }
+
+
+def without_end(
+    logprobs: Sequence[TokenLogprobs], request: Request, told: int
+) -> Sequence[TokenLogprobs]:
+    """Logprobs up to the reply's first `told` tokens, without that of the end token."""
+    ended = request.reply.finish_reason == "eos" and told == len(request.reply.token_ids)
+    return logprobs[:-1] if ended else logprobs
+
+
+def about(request: Request, cut: Cut | None) -> Object:
+    """What OpenAI's protocol has no field for; figures are None for an answer that was cut."""
+    stats = stats_of(request)
+    found: Object = {
+        "policy": str(request.policy),
+        "kv": request.loaded.executor.kv,
+        "seed": request.reply.seed,
+        "visual_tokens": int(request.prompt.image_mask.sum()),
+        "kv_bytes": stats and stats.kv_bytes,
+        "kv_bytes_dense": stats and stats.kv_bytes_dense,
+        "cut": cut if stats is None else None,
+    }
+    if request.trace:
+        found["placements"] = [_placement(one) for one in request.reply.placements]
+    return found
+
+
+def _choice(index: int, delta: Object, logprobs: Object | None, reason: str | None) -> Object:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _logprobs(found: Sequence[TokenLogprobs]) -> Object:
+    content = [_logprob(one) | {"top_logprobs": [*map(_logprob, one.top)]} for one in found]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(one: Logprob) -> Object:
+    # Of a token that is a part of a character the text does not tell the bytes.
+    known = REPLACEMENT not in one.text
+    return {
+        "token": one.text,
+        "bytes": list(one.text.encode()) if known else None,
+        "logprob": max(one.logprob, SMALLEST_LOGPROB),
+    }
+
+
+def _placement(one: Placement) -> Object:
+    return {"step": one.step, "core": _bits(one.core), "parked": _bits(one.parked)}
+
+
+def _bits(mask: NDArray[np.bool_]) -> Object:
+    """[layers, image tokens] bools: rows one after the other, the first in a byte's highest bit."""
+    packed = np.packbits(mask, axis=None).tobytes()
+    return {"shape": list(mask.shape), "bits": base64.b64encode(packed).decode()}

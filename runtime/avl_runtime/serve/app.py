@@ -1,0 +1,196 @@
+"""The routes, and what holds for all of them: keys, errors, counts, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, TextIO
+
+from avl_runtime.serve.bodies import GoneError, Receive
+from avl_runtime.serve.chat import Chat
+from avl_runtime.serve.errors import ApiError, told
+from avl_runtime.serve.exchange import Exchange, Send
+from avl_runtime.serve.guard import Guard
+from avl_runtime.serve.limits import Limits
+from avl_runtime.serve.metrics import Metrics
+from avl_runtime.serve.shelf import Shelf
+
+Handler = Callable[[Exchange], Awaitable[None]]
+GONE = 499  # what logs and counts have for a client that went away; nobody is sent it
+OPEN = ("/health", "/ready")  # asked by machines that have no key, and saying nothing of use
+MODELS = "/v1/models"
+
+
+class App:
+    """An ASGI application.
+
+    Attributes:
+        stopping: whether it will end soon, so that no new request shall come here.
+        chat: what answers questions.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        limits: Limits,
+        guard: Guard,
+        log: TextIO | None,
+        hosts: Collection[str] = (),
+    ) -> None:
+        """
+        Args:
+            hosts: that pictures may be fetched from.
+            log: where a line for each request goes.
+        """
+        self._shelf, self._guard, self._log = shelf, guard, log
+        self._metrics = Metrics()
+        self.chat = Chat(shelf, limits, self._metrics, hosts)
+        self.stopping = False
+        self._routes: Mapping[str, Mapping[str, Handler]] = {
+            "/v1/chat/completions": {"POST": self._chat},
+            MODELS: {"GET": self._models},
+            "/health": {"GET": self._health},
+            "/ready": {"GET": self._ready},
+            "/metrics": {"GET": self._page},
+        }
+        admission = self.chat.admission
+        watch = self._metrics.watch
+        watch("avl_places_taken", "Places of answers.", lambda: admission.running)
+        watch("avl_running", "Answers that schedulers read and decode.", lambda: shelf.requests)
+        watch("avl_waiting", "Requests that wait for a place.", lambda: admission.waiting)
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request; no exception but a cancellation leaves this."""
+        if scope["type"] != "http":
+            raise RuntimeError("expected an HTTP request")
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._answered(exchange)
+        finally:
+            self._note(exchange)
+
+    async def _answered(self, exchange: Exchange) -> None:
+        try:
+            await self._handler(exchange)(exchange)
+        except GoneError:
+            exchange.status = GONE
+        except asyncio.CancelledError:
+            exchange.status = GONE
+            raise
+        except Exception as error:
+            answer = told(error, self._private())
+            if answer.status == 500:
+                self._trace(exchange, error)
+            try:
+                await exchange.error(answer)
+            except Exception as second:
+                self._trace(exchange, second)
+
+    def _handler(self, exchange: Exchange) -> Handler:
+        """What answers a request.
+
+        Raises:
+            ApiError: nothing does, or the client may not ask.
+        """
+        if exchange.path not in OPEN:
+            self._guard.check(exchange.headers)
+        model = exchange.path.removeprefix(f"{MODELS}/")
+        methods = self._routes.get(exchange.path)
+        if methods is None and model != exchange.path:
+            methods = {"GET": self._model}
+        if methods is None:
+            raise ApiError(
+                404,
+                f"expected one of {', '.join(self._routes)}, found another path",
+                None,
+                "not_found",
+            )
+        method = "GET" if exchange.method == "HEAD" else exchange.method
+        if method not in methods:
+            allowed = ", ".join(methods)
+            raise ApiError(
+                405,
+                f"expected the method {allowed}, found another",
+                code="method_not_allowed",
+                headers={"Allow": allowed},
+            )
+        if method == "POST":
+            _check_json(exchange.headers)
+        return methods[method]
+
+    async def _chat(self, exchange: Exchange) -> None:
+        await self.chat(exchange)
+
+    async def _models(self, exchange: Exchange) -> None:
+        await exchange.whole({"object": "list", "data": self._shelf.listed()})
+
+    async def _model(self, exchange: Exchange) -> None:
+        name = exchange.path.removeprefix(f"{MODELS}/")
+        self._shelf.named(name)
+        (found,) = [one for one in self._shelf.listed() if one["id"] == name]
+        await exchange.whole(found)
+
+    async def _health(self, exchange: Exchange) -> None:
+        alive = self._shelf.alive
+        await exchange.whole({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+
+    async def _ready(self, exchange: Exchange) -> None:
+        state = "stopping" if self.stopping else "ready" if self._shelf.alive else "failed"
+        await exchange.whole({"status": state}, 200 if state == "ready" else 503)
+
+    async def _page(self, exchange: Exchange) -> None:
+        await exchange.answer(*self._metrics.page())
+
+    def _private(self) -> tuple[Any, ...]:
+        return tuple(folder for one in self._shelf.served.values() for folder in one.private)
+
+    def _route(self, exchange: Exchange) -> str:
+        if exchange.path in self._routes:
+            return exchange.path
+        return MODELS if exchange.path.startswith(f"{MODELS}/") else "other"
+
+    def _note(self, exchange: Exchange) -> None:
+        seconds, route = time.perf_counter() - exchange.begun, self._route(exchange)
+        status = exchange.status or GONE
+        self._metrics.answered(route, status, seconds)
+        if self._log is not None and exchange.path not in OPEN:
+            line = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "id": exchange.id,
+                "route": route,
+                "status": status,
+                "ms": round(seconds * 1e3, 1),
+                **{name: value for name, value in exchange.notes.items() if value is not None},
+            }
+            print(json.dumps(line), file=self._log, flush=True)
+
+    def _trace(self, exchange: Exchange, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        print(f"avl-serve: {exchange.id}: {text}", file=sys.stderr, end="", flush=True)
+
+
+def _check_json(headers: Mapping[str, str]) -> None:
+    """Refuse bodies that a page from elsewhere can send without asking whether it may.
+
+    Raises:
+        ApiError: the content type is not JSON's, or the body is compressed.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(
+            415,
+            "expected the content type application/json, found another; set it",
+            None,
+            "not_json",
+        )
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(
+            415,
+            "expected a body as it is, found a compressed one; send it plain",
+            None,
+            "compressed",
+        )

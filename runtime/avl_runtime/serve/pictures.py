@@ -1,0 +1,89 @@
+"""Pictures that a client sends, decoded under limits that are looked at before memory is taken."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Final
+
+from PIL import Image
+
+from avl_runtime.serve.content import Picture
+from avl_runtime.serve.errors import ApiError, refused
+from avl_runtime.serve.limits import Limits
+from avl_runtime.vision.load.images import ImageError, load_image
+from avl_runtime.vision.load.sources import SourceError, data_address
+
+# Those of OpenAI's protocol: each further decoder is one more that hostile bytes can be sent to.
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF")
+
+
+def is_remote(picture: Picture) -> bool:
+    """Whether a picture is somewhere else than in the request."""
+    return picture.url[:5].lower() != "data:"
+
+
+class Pictures:
+    """Decodes the pictures of one request, one after the other.
+
+    Args:
+        fetched: by address, what was fetched for this request.
+    """
+
+    def __init__(self, limits: Limits, fetched: Mapping[str, bytes] | None = None) -> None:
+        self._limits, self._fetched = limits, fetched or {}
+        self._pixels = 0
+
+    def load(self, picture: Picture) -> Image.Image:
+        """The picture as RGB.
+
+        Raises:
+            ApiError: it is not in the request, damaged, of another format, or makes the request's
+                pictures larger than is allowed.
+        """
+        try:
+            data = self._bytes(picture)
+            self._check(data, picture.name)
+            return load_image(data)
+        except SourceError as error:
+            raise refused(f"{picture.name}: {error}", picture.name) from None
+        except ImageError as error:
+            raise refused(f"{picture.name}: {error}", picture.name) from None
+
+    def _bytes(self, picture: Picture) -> bytes:
+        if not is_remote(picture):
+            return data_address(picture.url, self._limits.body)
+        if picture.url not in self._fetched:
+            raise refused(
+                f"{picture.name}: expected a data: address, found another kind; this server "
+                "fetches nothing, send the picture itself",
+                picture.name,
+            )
+        return self._fetched[picture.url]
+
+    def _check(self, data: bytes, name: str) -> None:
+        """Look at a picture's header."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                    width, height = image.size
+            except Image.DecompressionBombError:
+                raise self._too_large(name) from None
+            except Exception:  # decoders raise whatever damaged headers lead them to
+                raise refused(
+                    f"{name}: expected a picture as {', '.join(FORMATS)}, found other or damaged "
+                    "data; save it as one of them",
+                    name,
+                ) from None
+        self._pixels += width * height
+        if self._pixels > self._limits.pixels:
+            raise self._too_large(name)
+
+    def _too_large(self, name: str) -> ApiError:
+        return refused(
+            f"{name}: expected pictures of at most {self._limits.pixels} pixels together, found "
+            "more; scale them down first",
+            name,
+        )

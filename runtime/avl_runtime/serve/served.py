@@ -1,0 +1,192 @@
+"""A package that is served: from what a client asks to requests of the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from avl_plugins.errors import AvlError
+from avl_runtime.async_model import AsyncLVLM
+from avl_runtime.generate.options import Options
+from avl_runtime.generate.results import Stats, TokenLogprobs
+from avl_runtime.requests.request import CancelledError, Request
+from avl_runtime.serve.content import Said
+from avl_runtime.serve.errors import refused
+from avl_runtime.serve.fields import ChatRequest, kept_as
+from avl_runtime.serve.limits import Limits
+from avl_runtime.serve.pictures import Pictures
+
+Cut = Literal["time", "shutdown"]
+
+
+class Served:
+    """A model that requests name.
+
+    Attributes:
+        name: by which they do.
+        model: whose scheduler runs them.
+        created: when it was loaded, in seconds since 1970.
+    """
+
+    def __init__(self, name: str, model: AsyncLVLM, limits: Limits) -> None:
+        self.name, self.model, self._limits = name, model, limits
+        self.created = int(time.time())
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer together."""
+        return self.model.model.package.manifest.dims.max_positions
+
+    @property
+    def private(self) -> tuple[Path, ...]:
+        """Folders that no answer may name."""
+        package = self.model.model.package
+        return package.folder, package.weights_folder
+
+    def prepare(self, asked: ChatRequest, fetched: Mapping[str, bytes]) -> list[Request]:
+        """A request of the scheduler for each choice; pictures are decoded here.
+
+        Args:
+            fetched: pictures that are not in the request, by address.
+
+        Raises:
+            AvlError: what was asked cannot be used with this model.
+        """
+        model = self.model.model
+        wrong = kept_as(asked.kv, model.loaded.executor.kv)
+        if wrong is not None:
+            raise wrong
+        policy = model.policy if asked.policy is None else asked.policy
+        model.loaded.check(policy)
+        prompt = model.processor.encode(self._said(asked.said, Pictures(self._limits, fetched)))
+        most = self._limits.prompt
+        if most is not None and len(prompt.input_ids) > most:
+            raise refused(
+                f"messages: expected a prompt of at most {most} tokens, found "
+                f"{len(prompt.input_ids)}; shorten it, or send fewer or smaller pictures",
+                "messages",
+                "context_length_exceeded",
+            )
+        return [
+            Request(
+                model.loaded,
+                prompt,
+                policy,
+                _seeded(asked, choice),
+                return_placements=asked.placements,
+            )
+            for choice in range(asked.choices)
+        ]
+
+    def _said(self, said: Sequence[Said], pictures: Pictures) -> list[dict[str, object]]:
+        return [
+            {
+                "role": one.role,
+                "content": [
+                    {"type": "text", "text": part}
+                    if isinstance(part, str)
+                    else {"type": "image", "image": pictures.load(part)}
+                    for part in one.parts
+                ],
+            }
+            for one in said
+        ]
+
+
+def _seeded(asked: ChatRequest, choice: int) -> Options:
+    """Options with a seed of its own for each choice, where the client gave one."""
+    seed = asked.options.seed
+    if seed is None or not choice:
+        return asked.options
+    return dataclasses.replace(asked.options, seed=seed + choice)
+
+
+def stats_of(request: Request) -> Stats | None:
+    """What was measured on a request, None where it has not come to its own end."""
+    try:
+        return request.result.stats
+    except AvlError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a step did to a choice.
+
+    Attributes:
+        text: that became certain.
+        logprobs: of the tokens that came, if they were asked for.
+        done: whether it was the last one.
+    """
+
+    choice: int
+    text: str
+    logprobs: tuple[TokenLogprobs, ...]
+    done: bool
+
+
+class Run:
+    """The choices of one request while they run.
+
+    Attributes:
+        requests: one for each choice.
+        cut: why they were ended before their end, if they were.
+    """
+
+    def __init__(self, served: Served, requests: Sequence[Request]) -> None:
+        self.requests, self._served = tuple(requests), served
+        self.cut: Cut | None = None
+        self.left = len(requests)
+        self._begun = 0
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def begin(self) -> None:
+        """Have the scheduler run them.
+
+        Raises:
+            ClosedError: the model was closed.
+        """
+        loop = asyncio.get_running_loop()
+        for choice, request in enumerate(self.requests):
+            self._served.model.submit(request, self._teller(loop, choice, request))
+            self._begun += 1
+
+    async def next(self) -> Event:
+        """What happens next.
+
+        Raises:
+            AvlError: what ended a choice before its end.
+        """
+        event = await self._events.get()
+        if event.done:
+            self.left -= 1
+            error = self.requests[event.choice].error
+            if error is not None and not (self.cut and isinstance(error, CancelledError)):
+                raise error
+        return event
+
+    def stop(self, cut: Cut | None = None) -> None:
+        """End what runs, and free its rows, before the next step."""
+        self.cut = self.cut or cut
+        for request in self.requests[: self._begun]:
+            if not request.done:
+                self._served.model.cancel(request)
+
+    def _teller(
+        self, loop: asyncio.AbstractEventLoop, choice: int, request: Request
+    ) -> Callable[[], object]:
+        told = 0
+
+        def heard() -> None:  # in the scheduler's thread
+            nonlocal told
+            fresh = tuple(request.reply.logprobs[told:]) if request.reply.logprobs else ()
+            told += len(fresh)
+            event = Event(choice, request.fresh, fresh, request.done)
+            loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        return heard
