@@ -153,9 +153,14 @@ class _Encoders:
             "token embedding", embed(self.package, self.prompt)[~mask], given[~mask]
         )
         features = encoded(self.prompt, self._encode)
-        for file, runs in self.taps.items():
+        towers: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+        for file in self.taps:
+            prefix, numbers = self.layers[file]
+            towers.setdefault((prefix, tuple(numbers)), []).append(file)
+        for files in towers.values():  # of one tower: its layers saw what all its graphs read
+            runs = [run for file in files for run in self.taps[file]]
             joined = [np.concatenate(states) for states in zip(*runs, strict=True)]
-            self._compare_layers(file, joined)
+            self._compare_layers(files[0], joined)
         name = "last vision layer and projector"
         self.table.add_state(name, np.concatenate([one.rows for one in features]), given[mask])
         self.deepstack = np.concatenate([one.deepstack for one in features], 1)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from avl_export.check.table import CheckError
 from avl_export.check.walk import check_prompt
@@ -277,6 +278,7 @@ def codes_loader(package: Package, family: Family, plain: Load) -> Load:
 def streamed(model: nn.Module, load: Load) -> Iterator[None]:
     """While the block runs, modules of `model` fetch their parameters and drop them again."""
     with ExitStack() as stack:
+        stack.enter_context(_on_cpu())
         for prefix, module in model.named_modules(remove_duplicate=False):
             own = {name: p for name, p in module._parameters.items() if p is not None}
             if own:
@@ -284,6 +286,21 @@ def streamed(model: nn.Module, load: Load) -> Iterator[None]:
                 stack.callback(module.register_forward_pre_hook(fetch).remove)
                 stack.callback(module.register_forward_hook(drop, always_call=True).remove)
         yield
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """While the block runs, models say that they are on the CPU, as their parameters are in turn.
+
+    Some move what they are given to where they say they are.
+    """
+    models: Any = PreTrainedModel
+    before = models.device
+    models.device = property(lambda _: torch.device("cpu"))
+    try:
+        yield
+    finally:
+        models.device = before
 
 
 def _hooks(
