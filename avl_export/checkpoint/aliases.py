@@ -15,9 +15,12 @@ BUNDLED = {"avl-tiny": Path(__file__).parents[1] / "models" / "avl-tiny"}
 HUB_IDS: Mapping[str, str] = {
     "llava-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-13b": "llava-hf/llava-1.5-13b-hf",
+    "vip-llava-7b": "llava-hf/vip-llava-7b-hf",
+    "vip-llava-13b": "llava-hf/vip-llava-13b-hf",
     "llava-next-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
     "llava-next-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
     "llava-next-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "llava-next-video-7b": "llava-hf/LLaVA-NeXT-Video-7B-hf",
     "video-llava-7b": "LanguageBind/Video-LLaVA-7B-hf",
     "internvl3-2b": "OpenGVLab/InternVL3-2B-hf",
     "internvl3-8b": "OpenGVLab/InternVL3-8B-hf",
@@ -36,6 +39,12 @@ HUB_IDS: Mapping[str, str] = {
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
     "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
+    "smolvlm-256m": "HuggingFaceTB/SmolVLM-256M-Instruct",
+    "smolvlm-500m": "HuggingFaceTB/SmolVLM-500M-Instruct",
+    "smolvlm2-256m": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+    "smolvlm2-500m": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+    "smolvlm2-2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    "idefics3-8b": "HuggingFaceM4/Idefics3-8B-Llama3",
     "llava-onevision-0.5b": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
     "llava-onevision-7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
 }
@@ -95,13 +104,17 @@ def _fitted(
     if not isinstance(vision, Mapping):
         return fitted
     old, new = _side(theirs), _side(vision)
-    for key in ("size", "crop_size"):
+    for key in ("size", "crop_size", "max_image_size"):
         if isinstance(fitted.get(key), Mapping) and new is not None:
             fitted[key] = {n: new if value == old else value for n, value in fitted[key].items()}
     for key in ("patch_size", "temporal_patch_size", "merge_size"):
         stated = vision.get(f"spatial_{key}" if key == "merge_size" else key)
         if key in fitted and isinstance(stated, int):
             fitted[key] = stated
+    if "image_seq_len" in fitted and new is not None:
+        patch, factor = vision.get("patch_size"), config.get("scale_factor")
+        if type(patch) is int and type(factor) is int and min(patch, factor) > 0:
+            fitted["image_seq_len"] = (new // patch // factor) ** 2
     if "image_grid_pinpoints" in fitted and "image_grid_pinpoints" in config:
         fitted["image_grid_pinpoints"] = config["image_grid_pinpoints"]
     return fitted

@@ -11,12 +11,16 @@ from avl_plugins.errors import AvlError, quoted
 
 SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "llava",
+    "vipllava",
     "llava_next",
+    "llava_next_video",
     "llava_onevision",
     "video_llava",
     "internvl",
     "mistral3",
     "lighton_ocr",
+    "idefics3",
+    "smolvlm",
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",

@@ -19,6 +19,7 @@ from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import (
     check_side,
     image_processor,
+    named_token,
     processing_of,
     special_tokens,
     tile_defaults,
@@ -171,12 +172,8 @@ def _tiles(
 
 def _named(checkpoint: Checkpoint, name: str) -> str:
     """A token that transformers' tokenizer knows by name."""
-    settings = checkpoint.read_json("tokenizer_config.json")
-    extra = settings.get("extra_special_tokens")
-    found = settings.get(name) or (extra.get(name) if isinstance(extra, dict) else None)
-    if isinstance(found, dict):
-        found = found.get("content")
-    if not isinstance(found, str):
+    found = named_token(checkpoint, name)
+    if found is None:
         raise FamilyError(
             f"{checkpoint.folder / 'tokenizer_config.json'}: expected {name}, as transformers' "
             "InternVLProcessor does, found none; fetch the checkpoint again"

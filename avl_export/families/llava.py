@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -67,13 +67,30 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
-    config, model, decoder = meta_model(
-        checkpoint, LlavaConfig, LlavaForConditionalGeneration, dtype, _check_parts
-    )
+    return load_as(Llava, LlavaConfig, checkpoint, dtype, _check_parts)
+
+
+def load_as(
+    family: type[Llava],
+    config_class: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    check: Callable[[Any, str], None],
+) -> Llava:
+    """Build the model of `checkpoint`, of a family like LLaVA, on the meta device.
+
+    Args:
+        check: as `meta_model` takes it.
+
+    Raises:
+        FamilyError: the config is invalid or asks for something no graph here can do.
+    """
+    config, model, decoder = meta_model(checkpoint, config_class, family.model_class, dtype, check)
     vision = config.vision_config
     layers = feature_layers(config, str(checkpoint.folder / "config.json"))
     side = vision.image_size // vision.patch_size
-    keep_first = config.vision_feature_select_strategy == "full"
+    # ViP-LLaVA has no choice: it leaves the class token out.
+    keep_first = getattr(config, "vision_feature_select_strategy", None) == "full"
     # CLIP puts a class token in front of its patches; SigLIP does not, and may lose a patch.
     tokens = side * side + int(vision.model_type == CLIP) - int(not keep_first)
     processing = image_processing(checkpoint, vision.image_size)
@@ -93,7 +110,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Llava:
             ),
         ),
     )
-    return Llava("llava", checkpoint.folder, traits, model, decoder, layers, keep_first)
+    return family(config.model_type, checkpoint.folder, traits, model, decoder, layers, keep_first)
 
 
 def _check_parts(config: Any, where: str) -> None:

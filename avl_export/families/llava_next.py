@@ -63,28 +63,42 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaNext:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
     config, model, decoder = meta_model(
-        checkpoint, LlavaNextConfig, LlavaNextForConditionalGeneration, dtype, _check_parts
+        checkpoint, LlavaNextConfig, LlavaNextForConditionalGeneration, dtype, check_parts
     )
-    vision = config.vision_config
     traits = Traits(
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
-        image=ImageEncoder(
-            file="vision.onnx",
-            placeholder=token_text(checkpoint, config.image_token_id),
-            token=config.image_token_id,
-            layout=AnyresImage(
-                kind="anyres",
-                processing=tile_processing(checkpoint, vision.image_size),
-                resolutions=resolutions(checkpoint, config),
-                tile=vision.image_size,
-                side=vision.image_size // vision.patch_size,
-            ),
-        ),
+        image=image_encoder(checkpoint, config),
     )
     layers = feature_layers(config, str(checkpoint.folder / "config.json"))
     return LlavaNext("llava_next", checkpoint.folder, traits, model, decoder, layers)
 
 
-def _check_parts(config: Any, where: str) -> None:
+def image_encoder(checkpoint: Checkpoint, config: Any) -> ImageEncoder:
+    """What the manifest says of pictures.
+
+    Raises:
+        FamilyError: model and image processor do not fit each other.
+    """
+    vision = config.vision_config
+    return ImageEncoder(
+        file="vision.onnx",
+        placeholder=token_text(checkpoint, config.image_token_id),
+        token=config.image_token_id,
+        layout=AnyresImage(
+            kind="anyres",
+            processing=tile_processing(checkpoint, vision.image_size),
+            resolutions=resolutions(checkpoint, config),
+            tile=vision.image_size,
+            side=vision.image_size // vision.patch_size,
+        ),
+    )
+
+
+def check_parts(config: Any, where: str) -> None:
+    """Refuse towers whose features are not one for each patch, and decoders that do not fit.
+
+    Raises:
+        FamilyError: the configuration has one.
+    """
     check_grid(config, where)

@@ -25,6 +25,7 @@ from avl_runtime.vision.load.videos import Video
 from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patches import Patches, PatchImage
+from avl_runtime.vision.split import DatedFrames, SplitImage, TileText
 from avl_runtime.vision.steps import ImageProcessing
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 from face.support import manifest
@@ -41,6 +42,7 @@ IMAGES: tuple[ImageLayout, ...] = (
     BlendedImage("blended", STEPS, RESOLUTIONS, TILE, SIDE, 3),
     SquareImage("square", STEPS, (0, 0, 0), SIDE),
     TiledImage("tiles", STEPS, (TILE, TILE), (1, 6), (2, 2), ("", "")),
+    SplitImage("split", STEPS, TILE, 24, True, (2, 2), TileText("", "")),
     PatchImage("patches", STEPS, WINDOWED, **PIXELS),
     LinedImage("lines", STEPS, LINED, (40, 50), 4, "\n", ""),
     LinedImage("lines", STEPS, LINED, (42, 50), 2, "", ""),
@@ -51,6 +53,7 @@ VIDEOS: tuple[VideoLayout, ...] = (
     FixedVideo("fixed_video", STEPS, 5, (SIDE, SIDE), SIDE**2 + 1),
     BlendedVideo("blended_video", STEPS, 6, SIDE),
     FrameLines("frame_lines", STEPS, 4, (2, 2), ("", "")),
+    DatedFrames("dated_frames", STEPS, TILE, 24, 4, 1.0, (2, 2), TileText("", "")),
     PatchVideo("patch_video", STEPS, WINDOWED, **PIXELS, **TIMES, tokens_per_second=2),
     TimedVideo("timed_video", STEPS, PLAIN, **PIXELS, **TIMES, opening="", closing=""),
 )

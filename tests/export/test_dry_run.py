@@ -18,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from avl_export.checkpoint import aliases
 from avl_export.cli import main
 from avl_export.families import SUPPORTED
+from avl_export.plan.plan import SMALL
 from export.layouts import split_shards
 
 Refused = Callable[..., str]
@@ -26,9 +27,12 @@ Plan = Callable[..., dict[str, Any]]
 PUBLISHED = {
     "llava-7b": 7060,
     "llava-13b": 13400,
+    "vip-llava-7b": 7080,
+    "vip-llava-13b": 13430,
     "llava-next-7b": 7060,
     "llava-next-mistral-7b": 7570,
     "llava-next-13b": 13400,
+    "llava-next-video-7b": 7060,
     "video-llava-7b": 7370,
     "internvl3-2b": 2090,
     "internvl3-8b": 7940,
@@ -47,6 +51,12 @@ PUBLISHED = {
     "qwen2.5-vl-7b": 8290,
     "qwen3-vl-2b": 2130,
     "qwen3-vl-8b": 8770,
+    "smolvlm-256m": 256,
+    "smolvlm-500m": 508,
+    "smolvlm2-256m": 256,
+    "smolvlm2-500m": 508,
+    "smolvlm2-2.2b": 2250,
+    "idefics3-8b": 8460,
     "llava-onevision-0.5b": 894,
     "llava-onevision-7b": 8030,
 }
@@ -96,7 +106,8 @@ def test_every_alias(alias: str, plan: Plan, refused: Refused) -> None:
     assert {"config.json", "*.safetensors", "tokenizer.json"} <= set(report["missing"])
     assert report["download_bytes"] == pytest.approx(2e6 * PUBLISHED[alias], rel=0.01)
     assert 0.9 * report["download_bytes"] < report["weight_bytes"] <= report["download_bytes"]
-    assert report["dtype"] in {"fp16", "bf16"}
+    small = report["download_bytes"] <= SMALL
+    assert report["dtype"] in ({"fp32"} if small else {"fp16", "bf16"})
     assert len(report["components"]) >= 4
 
 

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: tiles of any resolution, with Llama and Mistral decoders."""
+"""LLaVA-NeXT: tiles of any resolution. `test_next_videos` has Mistral's decoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
-    MistralConfig,
 )
 from transformers.models.llava_next import modeling_llava_next as theirs
 from transformers.models.llava_next.image_processing_pil_llava_next import (
@@ -27,13 +26,13 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from avl_runtime.vision.anyres import AnyresImage, best_resolution, cut_up
 from avl_runtime.vision.steps import ImageProcessing
 from families.shared import FamilyTests, KeyLayoutTests
-from families.support import Case, Made, picture, refused
+from families.support import Case, picture, refused
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 TILE, PATCH = 32, 8
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 
-# As in llava-hf/llava-v1.6-vicuna-7b-hf and llava-hf/llava-v1.6-mistral-7b-hf.
+# As in llava-hf/llava-v1.6-vicuna-7b-hf.
 VICUNA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}"
     "{{ message['role'].upper() + ': '}}{% endif %}{# Render all images first #}"
@@ -45,18 +44,6 @@ VICUNA = (
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-MISTRAL = (
-    "{% for message in messages %}{% if message['role'] == 'system' %}"
-    "{{ '<<SYS>>\n' + message['content'][0]['text'] + '\n<</SYS>>\n\n' }}"
-    "{% elif message['role'] == 'user' %}{{ '[INST] ' }}{# Render all images first #}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
-    "{{ '<image>\n' }}{% endfor %}{# Render all text next #}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ content['text'] }}{% endfor %}{{' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}"
-    "{{ ' ' + message['content'][0]['text'] + '</s> '}}{% else %}"
-    "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
 
 
@@ -113,15 +100,6 @@ CASES = (
         template=VICUNA,
         **COMMON,
     ),
-    Case(
-        name="mistral",
-        config=config(
-            MistralConfig(**SHAPE, num_key_value_heads=2, head_dim=32, sliding_window=512),
-            vision_feature_layer=[-3, -2],
-        ),
-        template=MISTRAL,
-        **COMMON,
-    ),
 )
 
 
@@ -136,13 +114,6 @@ class TestLlavaNext(KeyLayoutTests, FamilyTests):
         for values, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
             rows.append(values[: theirs.image_size_to_num_patches(size, PINPOINTS, TILE)])
         return torch.cat(rows).numpy()
-
-    def test_a_window_bounds_the_context(self, made: Made) -> None:
-        """Within it a windowed layer is one of full attention, as its package says."""
-        window = made.case.config.text_config.to_dict().get("sliding_window")
-        assert made.model.package.manifest.dims.max_positions == (window or 2048)
-        kinds = [segment.kinds for segment in made.model.package.manifest.segments]
-        assert {kind for some in kinds for kind in some or ("none told",)} == {"full"}
 
 
 @given(

@@ -121,7 +121,7 @@ def test_fastv_is_a_shorter_prompt_in_the_upper_layers(case: Case) -> None:
     (places,) = (result := case.run(rules, 1)).places
     kept = torch.ones(len(case.ids), dtype=torch.bool)
     kept[torch.from_numpy(case.is_image)] = torch.from_numpy(places.core[2])
-    decoder = case.model.model.language_model
+    decoder = case.model.model.get_decoder()
     oracle = Oracle(case.model, rules)
     with torch.no_grad():
         oracle.turn(case.inputs)

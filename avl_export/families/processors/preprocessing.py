@@ -209,6 +209,16 @@ def token_text(checkpoint: Checkpoint, token: int) -> str:
     )
 
 
+def named_token(checkpoint: Checkpoint, name: str) -> str | None:
+    """The text of a token that tokenizer_config.json names, as transformers' tokenizer has it."""
+    settings = checkpoint.read_json("tokenizer_config.json")
+    extra = settings.get("extra_special_tokens")
+    found = settings.get(name) or (extra.get(name) if isinstance(extra, dict) else None)
+    if isinstance(found, dict):
+        found = found.get("content")
+    return found if isinstance(found, str) and found else None
+
+
 def _resize(value: Any, place: str) -> int | tuple[int, int]:
     if isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -25,7 +25,8 @@ def frame_processing(
         FamilyError: a step is none that the runtime can do, or frames get another size.
     """
     raw, place = video_processor(checkpoint)
-    steps = processing_of(raw, place, defaults)
+    # Frames are never padded: what an image processor's file says of that is about pictures.
+    steps = processing_of({**raw, "do_pad": False}, place, defaults)
     check_side(steps, side, place)
     if steps.resize is not None and steps.resample not in (BILINEAR, BICUBIC):
         raise FamilyError(

@@ -9,9 +9,17 @@ from avl_runtime.vision.frames import FixedVideo
 from avl_runtime.vision.lines import LinedImage
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patches import PatchImage
+from avl_runtime.vision.split import DatedFrames, SplitImage
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 
 ImageLayout = (
-    FixedImage | AnyresImage | BlendedImage | SquareImage | PatchImage | TiledImage | LinedImage
+    FixedImage
+    | AnyresImage
+    | BlendedImage
+    | SquareImage
+    | PatchImage
+    | TiledImage
+    | LinedImage
+    | SplitImage
 )
-VideoLayout = FixedVideo | BlendedVideo | PatchVideo | TimedVideo | FrameLines
+VideoLayout = FixedVideo | BlendedVideo | PatchVideo | TimedVideo | FrameLines | DatedFrames

@@ -16,6 +16,7 @@ from avl_runtime.vision.load.images import ImageError
 Kernel = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 BILINEAR, BICUBIC = int(Resampling.BILINEAR), int(Resampling.BICUBIC)
+LANCZOS = int(Resampling.LANCZOS)
 BITS = 15  # weights are 16-bit integers
 
 
@@ -86,8 +87,14 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
+def _lanczos(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A sinc under the middle of another, three times as wide."""
+    return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+
+
 # Filters and how many source pixels they read on each side where nothing shrinks.
 KERNELS: Mapping[int, tuple[Kernel, float]] = {
     BILINEAR: (_triangle, 1.0),
     BICUBIC: (_cubic, 2.0),
+    LANCZOS: (_lanczos, 3.0),
 }

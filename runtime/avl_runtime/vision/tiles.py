@@ -55,7 +55,7 @@ class TiledImage:
         if len(tiles) > 1:
             tiles.append(np.asarray(self._resized(image, 1, 1)))
         values = np.stack([pixel_values(tile, self.processing) for tile in tiles])
-        cells = _tile_cells(rows, columns, self.grid)
+        cells = tile_cells(rows, columns, self.grid)
         tokens = len(tiles) * self.grid[0] * self.grid[1]
         index = np.full(tokens, -1, np.int64)  # the thumbnail shows everything
         index[: cells.size] = cells
@@ -155,7 +155,7 @@ def best_layout(
     return best
 
 
-def _tile_cells(rows: int, columns: int, grid: tuple[int, int]) -> NDArray[np.int64]:
+def tile_cells(rows: int, columns: int, grid: tuple[int, int]) -> NDArray[np.int64]:
     """The cell of every token, tile by tile, in a picture of rows x columns tiles."""
     down, across = grid
     cells = np.arange(rows * down * columns * across).reshape(rows, down, columns, across)
