@@ -9,6 +9,7 @@ from onnxscript.optimizer import _constant_folding
 from avl_export.graph.answers import open_answers
 from avl_export.graph.flatten import flatten_rows
 from avl_export.graph.linears import join_linears
+from avl_export.graph.mutual import name_attention
 from avl_export.graph.trace import Traced
 from avl_plugins.bodies.function import attention_node_attributes, split_cache_attention_functions
 from avl_plugins.schema import DOMAIN, VERSION
@@ -43,6 +44,8 @@ def finish(traced: Traced) -> ir.Model:
         model.graph.outputs.pop()
     if traced.heads:
         _attach_function(model, traced.heads)
+    else:
+        name_attention(model)
     join_linears(model)
     open_answers(model.graph)
     return model

@@ -229,6 +229,22 @@ ROW_OPS: Mapping[str, Op] = {
     INT8.name: QUANTIZED_CACHE_ATTENTION,
 }
 
+# Of encoders, which have no cache.
+MUTUAL_ATTENTION = Op(
+    name="MutualAttention",
+    doc=(
+        "Attention of all rows over all rows, as those of a picture's patches: for each head "
+        "out = softmax(scale * q . k^T) . v. Heads of a row lie side by side, as linears make and "
+        "take them. A kernel may round q, k, v and the softmax to bf16."
+    ),
+    inputs=tuple(
+        Value(name, "T", ("B", "S", "H", "D"), doc)
+        for name, doc in (("q", "queries"), ("k", "keys"), ("v", "values"))
+    ),
+    outputs=(Value("out", "T", ("B", "S", "H", "D"), "attention output"),),
+    attributes=(Attribute("scale", "float", "factor on q . k, usually head_dim ** -0.5"),),
+)
+
 
 def _numbers(weights: int) -> list[str]:
     """How the names of several weights' tensors end."""

@@ -28,6 +28,7 @@ class Step(ctypes.Structure):
         *((name, ctypes.c_int64) for name in SIZES),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in (*INPUTS, *LENGTHS, *OUTPUTS, *REST)),
+        ("mutual", ctypes.c_int64),
     ]
 
 

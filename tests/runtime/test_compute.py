@@ -36,6 +36,8 @@ def test_what_is_multiplied_in_bf16(tiny_package: Path, amx_kernel: Path) -> Non
     assert compute_entries("auto", plain) == FP32
     assert compute_entries("auto", tower) == FP32
     assert compute_entries("auto", decoder) == {ATTENTION: "bf16", LINEARS: "fp32"}
+    assert compute_entries("auto", tower, "vision") == {ATTENTION: "bf16", LINEARS: "fp32"}
+    assert compute_entries("auto", decoder, "vision") == FP32
     for manifest in (plain, decoder, tower):
         assert compute_entries("fp32", manifest) == FP32
         assert compute_entries("bf16", manifest) == {ATTENTION: "bf16", LINEARS: "bf16"}
@@ -49,7 +51,8 @@ def test_prompts_in_bf16(tiny_package: Path, amx_kernel: Path) -> None:
             result = model.generate("What?", [picture], max_new_tokens=1, return_logits=True)
         assert result.logits is not None
         assert result.stats.kernels is not None
-        assert ("in bf16" in result.stats.kernels) == (compute == "bf16")
+        rounded = [f"{part}: attention and linears in bf16" for part in ("prompts", "pictures")]
+        assert result.stats.kernels.split("; ")[1:] == (rounded if compute == "bf16" else [])
         found[compute] = result.logits
     np.testing.assert_array_equal(found["auto"], found["fp32"])
     error = np.linalg.norm(found["bf16"] - found["fp32"]) / np.linalg.norm(found["fp32"])

@@ -8,6 +8,7 @@ from onnx import parser
 from avl_plugins.bodies.attention_body import attention_body, prompt_body, step_body
 from avl_plugins.schema import (
     DOMAIN,
+    MUTUAL_ATTENTION,
     PLUGIN_ATTRIBUTES,
     QUANTIZED_LINEARS,
     SPLIT_CACHE_ATTENTION,
@@ -20,6 +21,14 @@ from avl_plugins.schema import (
 _PLAIN_LINEAR = """
     {w} = Cast <to = 1> ({tensors})
     {y} = Gemm <transB = 1> (x, {w})
+"""
+
+_MUTUAL_ATTENTION = """
+    of_heads_q = Transpose <perm = [0, 2, 1, 3]> (q)
+    of_heads_k = Transpose <perm = [0, 2, 1, 3]> (k)
+    of_heads_v = Transpose <perm = [0, 2, 1, 3]> (v)
+    of_heads = Attention <scale: float = @scale> (of_heads_q, of_heads_k, of_heads_v)
+    out = Transpose <perm = [0, 2, 1, 3]> (of_heads)
 """
 
 _QUANTIZED_LINEAR = """
@@ -44,6 +53,11 @@ def split_cache_attention_functions(
         function_proto(SPLIT_CACHE_STEP, step_body(heads), opset),
         function_proto(SPLIT_CACHE_PROMPT, prompt_body(heads), opset),
     )
+
+
+def mutual_attention_function(opset: int = 23) -> onnx.FunctionProto:
+    """`avl::MutualAttention`; a model needs the same default `opset`."""
+    return function_proto(MUTUAL_ATTENTION, _MUTUAL_ATTENTION, opset)
 
 
 def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:

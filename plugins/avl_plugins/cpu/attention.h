@@ -19,6 +19,9 @@ typedef struct avl_step {
     float *out, *mass_active, *mass_parked, *mass_new;
     float *scratch; // of a decode step: floats, as many as `scratch` below says
     const avl_codes *codes; // of fewer bits, in place of all keys and values above; or NULL
+    // Whether new rows are an encoder's: they see each other, and there are no others; q, k_new, v_new
+    // and out are [B, S, H, D].
+    int64_t mutual;
 } avl_step;
 
 // What attention.c is compiled to for one level of the processor's instructions.

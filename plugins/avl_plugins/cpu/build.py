@@ -25,7 +25,7 @@ AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 SOURCES = (
     *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "unmap.c"),
     *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, "processor.c", "levels.c"),
-    *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_linear.c", "ort_logits.c"),
+    *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
     *("ort_quantized.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")

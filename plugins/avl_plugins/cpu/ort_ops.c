@@ -29,8 +29,8 @@ EXPORTED const char *avl_instructions(void)
 
 // Which ops a session has: those of linears where there are kernels (elsewhere the ops' bodies are
 // computed, for which ONNX Runtime has some), and those on tiles where its configuration asks for
-// bf16.
-enum { PLAIN = 1, QUANTIZED = 2, TILED_ATTENTION = 4, TILED_LINEARS = 8, CHOICES = 16 };
+// bf16. Attention of encoders is on tiles alone: in float32 its body is as fast.
+enum { PLAIN = 1, QUANTIZED = 2, TILED_ATTENTION = 4, TILED_LINEARS = 8, MUTUAL = 16, CHOICES = 32 };
 
 // Adds `choice` if an entry of the configuration, which is "fp32" or "bf16", is the latter.
 static OrtStatus *add_if_bf16(const OrtSessionOptions *options, const char *entry, int choice,
@@ -54,6 +54,8 @@ static OrtStatus *choose(const OrtSessionOptions *options, int *chosen)
 {
     *chosen = (avl_best_linears() ? PLAIN : 0) | (avl_best_quantized() ? QUANTIZED : 0);
     OrtStatus *status = add_if_bf16(options, "avl.attention", TILED_ATTENTION, chosen);
+    if (*chosen & TILED_ATTENTION && avl_runs_amx())
+        *chosen |= MUTUAL;
     return status ? status : add_if_bf16(options, "avl.linears", TILED_LINEARS, chosen);
 }
 
@@ -72,6 +74,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
         status = avl_api->CustomOpDomain_Add(*domain, &prompt->op);
     for (size_t i = 0; !status && i < AVL_KEPT; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &kept[i].op);
+    if (!status && chosen & MUTUAL)
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_mutual_attention.op);
     for (size_t i = 0; !status && chosen & PLAIN && i < AVL_PLAIN_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &linears[i].op);
     if (!status && chosen & PLAIN)

@@ -119,7 +119,8 @@ HELPER void attend_keys(const avl_prompt *prompt, int64_t task, float *memory, i
     const int64_t begin = span * prompt->span, first = block * prompt->block;
     const int64_t end = least(rows, first + prompt->block), at = part * prompt->spans + span;
     const int alone = prompt->spans == 1;
-    float *out = alone ? step->out + part * rows * d : prompt->span_out + at * rows * d;
+    float *out = alone ? step->out + start_of(step, part, prompt->group)
+                       : prompt->span_out + at * rows * d;
     float *tops = (alone ? prompt->tops : prompt->span_tops) + at * rows;
     float *sums = (alone ? prompt->sums : prompt->span_sums) + at * rows;
     const room own = room_at(memory, d);

@@ -180,7 +180,7 @@ HELPER void attend_rows(const avl_prompt *prompt, int64_t task, float *memory, i
     const int64_t first = task % prompt->blocks * prompt->block;
     const int64_t count = least(prompt->block, rows - first);
     const room own = room_at(memory, count, d);
-    pack_queries(prompt, &own, step->q + part * rows * d, first, count);
+    pack_queries(prompt, &own, step->q + start_of(step, part, prompt->group), first, count);
     place places[3];
     find_places(step, part, places);
     avl_amx_begin();
@@ -188,14 +188,14 @@ HELPER void attend_rows(const avl_prompt *prompt, int64_t task, float *memory, i
         const int64_t until = seen_by(in, 0, in->rows, own.new_rows[own.rows - 1]);
         for (int64_t from = 0; from < until; from += KEYS) {
             const int64_t keys = least(KEYS, until - from);
-            pack_keys(&own, floats_of(&in->keys, from, keys, d, own.widened), keys);
-            pack_values(&own, floats_of(&in->values, from, keys, d, own.widened), keys);
+            pack_keys(&own, view_of(&in->keys, from, keys, d, own.widened), keys);
+            pack_values(&own, view_of(&in->values, from, keys, d, own.widened), keys);
             for (int64_t row = 0; row < own.rows; row += GROUP)
                 attend_group(&own, in, row, from, keys, own.dims);
         }
     }
     avl_amx_end();
-    finish(prompt, &own, step->out + part * rows * d, first, count);
+    finish(prompt, &own, step->out + start_of(step, part, prompt->group), first, count);
 }
 
 // Loops over the usual sizes of a head are unrolled.

@@ -72,11 +72,10 @@ HELPER __m512i step_of(const float *row, int64_t i, int64_t d, __m512 factor)
                                         _mm512_mul_ps(lanes_of(row, i, d), factor));
 }
 
-// Where a part's query row lies in its q and out, [G, S, D].
-HELPER int64_t place_of(const avl_prompt *prompt, int64_t row)
+// Where a part's query row lies in its q and out.
+HELPER int64_t query_at(const avl_prompt *prompt, int64_t row)
 {
-    const int64_t g = prompt->group;
-    return (row % g * prompt->step->rows + row / g) * prompt->step->head_dim;
+    return place_of(prompt->step, row % prompt->group, row / prompt->group);
 }
 
 // Query rows [first, first + count) of a part, in units in which weights are powers of two; behind
@@ -95,7 +94,7 @@ HELPER void pack_queries(const avl_prompt *prompt, const room *own, const float 
         for (int64_t i = 0; i < own->dims; i += STEP) {
             __m512i rows[SIDE];
             for (int64_t r = 0; r < SIDE; r++)
-                rows[r] = row + r < count ? step_of(q + place_of(prompt, first + row + r), i,
+                rows[r] = row + r < count ? step_of(q + query_at(prompt, first + row + r), i,
                                                     own->d, unit)
                                           : _mm512_setzero_si512();
             avl_transpose(rows);
@@ -105,17 +104,17 @@ HELPER void pack_queries(const avl_prompt *prompt, const room *own, const float 
 }
 
 // Keys, and zeros up to a whole STEP of them.
-HELPER void pack_keys(const room *own, const float *keys, int64_t count)
+HELPER void pack_keys(const room *own, row_view keys, int64_t count)
 {
     const __m512 one = _mm512_set1_ps(1.0f);
     for (int64_t j = 0; j < whole(count, STEP); j++)
         for (int64_t i = 0; i < own->dims; i += STEP)
             _mm512_store_si512(own->keys + j / SIDE * SIDE * own->dims + i * SIDE + j % SIDE * STEP,
-                               j < count ? step_of(keys + j * own->d, i, own->d, one)
+                               j < count ? step_of(keys.at + j * keys.stride, i, own->d, one)
                                          : _mm512_setzero_si512());
 }
 
-HELPER void pack_values(const room *own, const float *values, int64_t count)
+HELPER void pack_values(const room *own, row_view values, int64_t count)
 {
     const __m512 zero = _mm512_setzero_ps();
     for (int64_t j = 0; j < count; j += STEP)
@@ -123,8 +122,9 @@ HELPER void pack_values(const room *own, const float *values, int64_t count)
             __m512i pairs[SIDE];
             for (int64_t p = 0; p < SIDE; p++) {
                 const int64_t even = j + 2 * p, odd = even + 1;
-                pairs[p] = avl_pair(even < count ? lanes_of(values + even * own->d, i, own->d) : zero,
-                                    odd < count ? lanes_of(values + odd * own->d, i, own->d) : zero);
+                const float *at = values.at + even * values.stride;
+                pairs[p] = avl_pair(even < count ? lanes_of(at, i, own->d) : zero,
+                                    odd < count ? lanes_of(at + values.stride, i, own->d) : zero);
             }
             avl_transpose(pairs);
             for (int64_t p = 0; p < SIDE; p++)
@@ -147,7 +147,7 @@ HELPER void finish(const avl_prompt *prompt, const room *own, float *out, int64_
                 rows[r] = (__m512i)_mm512_mul_ps(share, _mm512_load_ps(from + r * SIDE));
             avl_transpose(rows);
             for (int64_t r = 0; r < least(SIDE, count - row); r++)
-                _mm512_mask_storeu_ps(out + place_of(prompt, first + row + r) + i, there,
+                _mm512_mask_storeu_ps(out + query_at(prompt, first + row + r) + i, there,
                                       (__m512)rows[r]);
         }
     }

@@ -9,26 +9,34 @@ HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 HELPER int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Rows of a head, [rows, D], as they are stored: float32, or of so many bits (codes.h), with a scale
-// for each row where those are 8. Kernels read them through `floats_of` alone.
+// for each row where those are 8. Kernels read them through `view_of` and
+// `floats_of` alone.
 typedef struct {
     const float *data;
+    int64_t stride; // numbers from one row of `data` to the next
     const void *codes;
     const float *scales;
     int64_t bits;
 } stored_rows;
 
+// Rows as float32, and the numbers from one to the next.
+typedef struct {
+    const float *at;
+    int64_t stride;
+} row_view;
+
 // Rows [from, from + count) as float32: where they lie, if they are stored so, or widened into
 // `room`, which is for `count` of them.
-HELPER const float *floats_of(const stored_rows *of, int64_t from, int64_t count, int64_t d,
-                              float *restrict room)
+HELPER row_view view_of(const stored_rows *of, int64_t from, int64_t count, int64_t d,
+                        float *restrict room)
 {
     if (of->data)
-        return of->data + from * d;
+        return (row_view){of->data + from * of->stride, of->stride};
     if (of->bits == 16) {
         const uint16_t *halves = (const uint16_t *)of->codes + from * d;
         for (int64_t i = 0; i < count * d; i++)
             room[i] = of_half(halves[i]);
-        return room;
+        return (row_view){room, d};
     }
     for (int64_t j = 0; j < count; j++) {
         const float scale = of->scales[from + j];
@@ -36,14 +44,30 @@ HELPER const float *floats_of(const stored_rows *of, int64_t from, int64_t count
         for (int64_t i = 0; i < d; i++)
             room[j * d + i] = scale * (float)codes[i];
     }
+    return (row_view){room, d};
+}
+
+// The same without gaps between rows: far apart they would displace each other from the core's first
+// cache, where they are read again and again.
+HELPER const float *floats_of(const stored_rows *of, int64_t from, int64_t count, int64_t d,
+                              float *restrict room)
+{
+    const row_view rows = view_of(of, from, count, d, room);
+    if (rows.stride == d)
+        return rows.at;
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t i = 0; i < d; i++)
+            room[j * d + i] = rows.at[j * rows.stride + i];
     return room;
 }
 
 // Begin to read as many cache lines of rows from `from` on as there are in numbers [begin, end) of
-// them, into the second cache.
+// them, into the second cache, unless there are gaps between them.
 HELPER void fetch_rows(const stored_rows *of, int64_t from, int64_t d, int64_t begin, int64_t end)
 {
     enum { LINE = 64 }; // bytes that a cache reads at a time
+    if (of->data && of->stride != d)
+        return;
     const int64_t size = of->data ? (int64_t)sizeof(float) : of->bits / 8;
     const char *rows = of->data ? (const char *)of->data : (const char *)of->codes;
     for (int64_t i = begin * size; i < end * size; i += LINE)
@@ -68,6 +92,26 @@ typedef struct {
 
 HELPER int64_t rows_of(const avl_prompt *prompt) { return prompt->group * prompt->step->rows; }
 
+// Numbers from one new row of a head to the next.
+HELPER int64_t stride_of(const avl_step *step)
+{
+    return step->mutual ? step->heads * step->head_dim : step->head_dim;
+}
+
+// Where the new rows of a part begin which has so many heads.
+HELPER int64_t start_of(const avl_step *step, int64_t part, int64_t heads)
+{
+    if (step->mutual) // and each head is a part
+        return (part / step->heads * step->rows * step->heads + part % step->heads) * step->head_dim;
+    return part * heads * step->rows * step->head_dim;
+}
+
+// Where new row `new_row` of a part's head `head` lies behind that.
+HELPER int64_t place_of(const avl_step *step, int64_t head, int64_t new_row)
+{
+    return head * step->rows * step->head_dim + new_row * stride_of(step);
+}
+
 HELPER void find_places(const avl_step *step, int64_t part, place places[3])
 {
     int64_t sequence = part / step->kv_heads, d = step->head_dim, r = step->weightings;
@@ -79,11 +123,15 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
     places[1] = (place){.mass = step->mass_parked + p * r, .first = active, .rows = parked,
                         .capacity = step->parked};
     places[2] = (place){.mass = step->mass_new + n * r, .first = active + parked,
-                        .rows = step->rows, .capacity = step->rows, .causal = 1};
+                        .rows = step->rows, .capacity = step->rows, .causal = !step->mutual};
     if (!of) {
-        places[0].keys.data = step->k_active + a * d, places[0].values.data = step->v_active + a * d;
-        places[1].keys.data = step->k_parked + p * d, places[1].values.data = step->v_parked + p * d;
-        places[2].keys.data = step->k_new + n * d, places[2].values.data = step->v_new + n * d;
+        const int64_t start = start_of(step, part, 1), stride = stride_of(step);
+        places[0].keys = (stored_rows){step->k_active + a * d, .stride = d};
+        places[0].values = (stored_rows){step->v_active + a * d, .stride = d};
+        places[1].keys = (stored_rows){step->k_parked + p * d, .stride = d};
+        places[1].values = (stored_rows){step->v_parked + p * d, .stride = d};
+        places[2].keys = (stored_rows){step->k_new + start, .stride = stride};
+        places[2].values = (stored_rows){step->v_new + start, .stride = stride};
         return;
     }
     places[0].keys = stored_from(of, of->k_active, of->k_active_scales, a, d);

@@ -32,6 +32,8 @@ static OrtStatus *for_all(OrtKernelContext *context, const avl_prompt *prompt,
 
 static void clear_masses(const avl_step *step)
 {
+    if (!step->weightings)
+        return;
     size_t each = (size_t)(step->batch * step->kv_heads * step->weightings) * sizeof(float);
     memset(step->mass_active, 0, each * (size_t)step->active);
     memset(step->mass_parked, 0, each * (size_t)step->parked);

@@ -129,11 +129,11 @@ HELPER void score(const tile *of, const float *restrict packed, int64_t d, int64
 HELPER void add_row(const avl_prompt *prompt, tile *to, int64_t part, float *out, int64_t new_row,
                     int64_t head)
 {
-    const int64_t d = prompt->step->head_dim, s = prompt->step->rows, g = prompt->group;
-    const int64_t at = (head * s + new_row) * d;
+    const avl_step *step = prompt->step;
+    const int64_t g = prompt->group, at = place_of(step, head, new_row);
     to->row[to->count] = new_row * g + head;
     to->new_row[to->count] = new_row;
-    to->q[to->count] = prompt->step->q + part * g * s * d + at;
+    to->q[to->count] = step->q + start_of(step, part, g) + at;
     to->out[to->count++] = out + at;
 }
 

@@ -5,6 +5,8 @@ Few rows, as those of a decode step or of drafts that are checked, are computed 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from avl_plugins import cpu
 from avl_plugins.cpu.host import host
 from avl_plugins.errors import quoted
@@ -27,15 +29,18 @@ def check_compute(compute: object) -> None:
         )
 
 
-def compute_entries(compute: str, manifest: Manifest) -> dict[str, str]:
+def compute_entries(
+    compute: str, manifest: Manifest, part: Literal["decoder", "vision"] = "decoder"
+) -> dict[str, str]:
     """Entries of the session configuration; none for packages in fp16, which kernels do not take.
 
-    With `auto`, attention of a quantized package is in bf16 where there is AMX: its activations are
+    With `auto`, attention of quantized layers is in bf16 where there is AMX: their activations are
     rounded to 8 bits by linears, which changes logits more (benchmarks/prompt-rounding.json).
     Linears of quantized weights take AMX by themselves, as their op lets them.
 
     Args:
         compute: one of COMPUTES.
+        part: what the session's graph computes.
 
     Raises:
         BackendError: bf16 is asked for, and there is no AMX here, or rows are not float32.
@@ -57,21 +62,19 @@ def compute_entries(compute: str, manifest: Manifest) -> dict[str, str]:
                 f"{cpu.SWITCH}"
             )
         return {ATTENTION: "bf16", LINEARS: "bf16"}
-    quantized = manifest.quantization is not None and "decoder" in manifest.quantization.parts
+    quantized = manifest.quantization is not None and part in manifest.quantization.parts
     return {ATTENTION: "bf16" if compute == "auto" and quantized else "fp32", LINEARS: "fp32"}
 
 
-def told(entries: dict[str, str]) -> str | None:
+def told(decoder: dict[str, str], vision: dict[str, str]) -> str | None:
     """Which kernels run with these entries, for people; None where there are none."""
-    kernels = host() if entries else None
+    kernels = host() if decoder else None
     if kernels is None:
         return None
-    rounded = [
-        name
-        for name, key in (("attention", ATTENTION), ("linears", LINEARS))
-        if entries[key] == "bf16"
-    ]
     text = kernels.instructions()
-    if rounded and kernels.runs_amx():
-        text += f"; prompts: {' and '.join(rounded)} in bf16"
+    for part, entries in (("prompts", decoder), ("pictures", vision)):
+        names = (("attention", ATTENTION), ("linears", LINEARS))
+        rounded = [name for name, key in names if entries[key] == "bf16"]
+        if rounded and kernels.runs_amx():
+            text += f"; {part}: {' and '.join(rounded)} in bf16"
     return text

@@ -88,6 +88,7 @@ class OrtBackend:
         decoders = [segment.graph(kept) for segment in manifest.segments]
         self._threads = threads or cores()
         self._compute = compute_entries(compute, manifest)
+        self._encoding = compute_entries(compute, manifest, "vision")
         with huge_pages(), tight_memory():
             files = set(manifest.encoders.values())
             opened = {file: self._session(package, file, encoder=True) for file in files}
@@ -99,7 +100,7 @@ class OrtBackend:
         self.answers_rows = LOGITS_FROM in given
         self._files = manifest.encoders
         self._host = host() if self.dtype == np.float32 else None
-        self.kernels = told(self._compute)
+        self.kernels = told(self._compute, self._encoding)
 
     def _session(self, package: Package, file: str, *, encoder: bool) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -111,7 +112,7 @@ class OrtBackend:
             # they take the cores from the next segment's threads and from Python between steps.
             "session.force_spinning_stop": "1",
             "session.model_external_initializers_file_folder_path": str(package.weights_folder),
-            **self._compute,
+            **(self._encoding if encoder else self._compute),
         }
         for name, value in entries.items():
             options.add_session_config_entry(name, value)
