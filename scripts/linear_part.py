@@ -34,8 +34,9 @@ from avl_export.quantize.packing import pack_int4
 from avl_export.quantize.spec import BITS, DEFAULT_BLOCK
 from avl_plugins import cpu
 from avl_plugins.bodies.function import linear_function
+from avl_plugins.bodies.linear_ops import QUANTIZED_LINEARS
 from avl_plugins.cpu.host import host
-from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS, VERSION
+from avl_plugins.schema import DOMAIN, VERSION
 from avl_runtime.bench.surroundings import idle_surroundings
 from avl_runtime.execute.host.ort_options import session_config
 from avl_runtime.machine.resources import cores

@@ -41,8 +41,9 @@ from avl_export.quantize.reading import read_weight
 from avl_export.quantize.spec import BITS, DEFAULT_BLOCK
 from avl_plugins import cpu
 from avl_plugins.bodies.function import linear_function
+from avl_plugins.bodies.linear_ops import QUANTIZED_LINEARS
 from avl_plugins.policies import parse
-from avl_plugins.schema import DOMAIN, QUANTIZED_LINEARS, VERSION
+from avl_plugins.schema import DOMAIN, VERSION
 from avl_runtime import LVLM
 from avl_runtime.evaluate.measure import forced_logits
 from avl_runtime.execute.host.ort_options import session_config

@@ -8,16 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from avl_plugins.bodies.function import linear_function
+from avl_plugins.bodies.linear_ops import LINEARS, LOGITS_LINEAR, PLAIN_LINEARS, QUANTIZED_LINEARS
 from avl_plugins.graph_io import LOGITS
-from avl_plugins.schema import (
-    DOMAIN,
-    LINEARS,
-    LOGITS_LINEAR,
-    PLAIN_LINEARS,
-    QUANTIZED_LINEARS,
-    VERSION,
-    Op,
-)
+from avl_plugins.schema import DOMAIN, VERSION, Op
 
 # What kernels take: inputs that share a scale, and inputs of a weight without scales.
 SPAN_MULTIPLE, PLAIN_MULTIPLE = 32, 16

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from avl_plugins.bodies.linear_ops import LOGITS_LINEAR
 from avl_plugins.cpu import build
 from avl_plugins.cpu.host import host
 from avl_plugins.cpu.logits import Wanted
 from avl_plugins.logits import Logits
-from avl_plugins.schema import LOGITS_LINEAR
 from ops.linear_models import linear_model
 from ops.op_models import session
 from ops.test_plain_linear import SETTINGS, TYPES, Linear, Stored, assert_close, random_linear

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from avl_plugins.bodies.linear_ops import PLAIN_LINEARS
 from avl_plugins.cpu import build
-from avl_plugins.schema import PLAIN_LINEARS
 from ops.linear_models import linear_model
 from ops.op_models import session
 from support.compiled import compiled, require

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from avl_plugins import cpu
+from avl_plugins.bodies.linear_ops import QUANTIZED_LINEARS
 from avl_plugins.cpu import build
-from avl_plugins.schema import QUANTIZED_LINEARS
 from ops.linear_models import linear_model
 from ops.op_models import session
 

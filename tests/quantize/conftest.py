@@ -16,7 +16,7 @@ from avl_export import export as exporting
 from avl_export.export import Result, export
 from avl_export.options import Options
 from avl_export.plan.plan import Plan, make_plan
-from avl_plugins.schema import LOGITS_LINEAR, PLAIN_LINEARS, QUANTIZED_LINEARS
+from avl_plugins.bodies.linear_ops import LOGITS_LINEAR, PLAIN_LINEARS, QUANTIZED_LINEARS
 from export.checkpoints import make_config, write_random
 
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 100}

@@ -15,7 +15,7 @@ from avl_export.cli import main
 from avl_export.options import Options
 from avl_export.plan.plan import make_plan
 from avl_export.quantize.reading import read_weight
-from avl_plugins.schema import QUANTIZED_LINEARS
+from avl_plugins.bodies.linear_ops import QUANTIZED_LINEARS
 from avl_runtime import LVLM
 from avl_runtime.package.package import load_package
 from quantize.conftest import Exported, Exports

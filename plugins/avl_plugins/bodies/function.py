@@ -6,11 +6,11 @@ import onnx
 from onnx import parser
 
 from avl_plugins.bodies.attention_body import attention_body, prompt_body, step_body
+from avl_plugins.bodies.linear_ops import QUANTIZED_LINEARS
 from avl_plugins.schema import (
     DOMAIN,
     MUTUAL_ATTENTION,
     PLUGIN_ATTRIBUTES,
-    QUANTIZED_LINEARS,
     SPLIT_CACHE_ATTENTION,
     SPLIT_CACHE_PROMPT,
     SPLIT_CACHE_STEP,
@@ -61,7 +61,7 @@ def mutual_attention_function(opset: int = 23) -> onnx.FunctionProto:
 
 
 def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
-    """One of `schema.LINEARS` as a function; a model needs the same default `opset`.
+    """One of `linear_ops.LINEARS` as a function; a model needs the same default `opset`.
 
     ONNX Runtime takes a kernel of ours where one is registered. Else it fuses DequantizeLinear and
     Gemm into MatMulNBits, and does a Cast of weights when it loads the graph.

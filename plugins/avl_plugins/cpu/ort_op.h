@@ -19,7 +19,8 @@ typedef struct avl_op {
 #define AVL_PLAIN_LINEARS 3
 #define AVL_QUANTIZED_LINEARS 6
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
-    avl_kept_attention[AVL_KEPT], avl_kept_attention_on_tiles[AVL_KEPT], avl_mutual_attention, avl_logits_linear,
+    avl_kept_attention[AVL_KEPT], avl_kept_attention_on_tiles[AVL_KEPT],
+    avl_mutual_attention, avl_logits_linear,
     avl_plain_linears[AVL_PLAIN_LINEARS], avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS],
     avl_quantized_linears[AVL_QUANTIZED_LINEARS];
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from avl_plugins.bodies.compiled_function import compiled_attention_function
+from avl_plugins.bodies.linear_ops import LINEARS
 from avl_plugins.graph_io import (
     ANSWERED,
     LOGITS_FROM,
@@ -23,7 +24,7 @@ from avl_plugins.graph_io import (
     is_cached_rows,
     shared,
 )
-from avl_plugins.schema import DOMAIN, LINEARS, MUTUAL_ATTENTION, SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import DOMAIN, MUTUAL_ATTENTION, SPLIT_CACHE_ATTENTION
 from avl_runtime.package.engine_sets import ROW_BLOCK
 from avl_runtime.package.manifest import Dims
 
