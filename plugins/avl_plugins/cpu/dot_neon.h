@@ -11,6 +11,9 @@ typedef int32_t whole __attribute__((vector_size(4 * LANES), aligned(4), may_ali
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
 
+// Whole numbers, of two that are as near the even one.
+HELPER whole nearest(floats v) { return (whole)vcvtnq_s32_f32((float32x4_t)v); }
+
 // sum + products of each output's four codes with the four of x.
 HELPER whole add_dots(whole sum, bytes codes, int32_t x, int64_t bits)
 {

@@ -14,6 +14,16 @@ typedef int32_t whole __attribute__((vector_size(4 * LANES), aligned(4), may_ali
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
 
+// Whole numbers, of two that are as near the even one.
+HELPER whole nearest(floats v)
+{
+#if defined(__AVX512VNNI__)
+    return (whole)_mm512_cvtps_epi32((__m512)v);
+#else
+    return (whole)_mm256_cvtps_epi32((__m256)v);
+#endif
+}
+
 #if defined(__AVX512VNNI__)
 
 enum { FLIPPED = 0x80 };

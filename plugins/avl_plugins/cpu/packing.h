@@ -7,7 +7,7 @@
 #include <float.h>
 #include <string.h>
 
-enum { SOME = 32 }; // inputs, of which every span has a multiple
+typedef int8_t some __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 // GCC makes vectors of loops, but takes short ones apart before.
 #define LOOP _Pragma("GCC unroll 1")
@@ -86,51 +86,66 @@ static void pack_tile(const avl_packed *w, int64_t tile, const uint8_t *codes, c
     }
 }
 
-// The largest magnitude of SOME numbers, as the bits of one: in their order NaN comes last.
-HELPER uint32_t largest_of(const float *x)
+HELPER whole larger(whole a, whole b)
 {
-    uint32_t bits[SOME], largest = 0;
-    memcpy(bits, x, sizeof bits);
-    for (int i = 0; i < SOME; i++) {
-        uint32_t magnitude = bits[i] & 0x7fffffff;
-        largest = magnitude > largest ? magnitude : largest;
-    }
+    const whole more = a > b;
+    return (a & more) | (b & ~more);
+}
+
+// The largest magnitude of a span, as the bits of one: in their order NaN comes last.
+HELPER int32_t largest_of(const float *x, int64_t span)
+{
+    whole tops = {0};
+    for (int64_t i = 0; i < span; i += LANES)
+        tops = larger(*(const whole *)(x + i) & 0x7fffffff, tops);
+    int32_t all[LANES], largest = 0;
+    memcpy(all, &tops, sizeof all);
+    LOOP for (int j = 0; j < LANES; j++)
+        largest = all[j] > largest ? all[j] : largest;
     return largest;
 }
 
-// Rounds SOME numbers and returns their codes' sum.
-HELPER int32_t round_some(const float *x, float factor, int8_t *codes)
+// Rounds a span and returns its codes' sum.
+HELPER int32_t round_span(const float *x, float factor, int8_t *codes, int64_t span)
 {
-    int32_t sum = 0;
-    for (int i = 0; i < SOME; i++) {
-        int32_t code = (int32_t)__builtin_rintf(x[i] * factor);
-        codes[i] = (int8_t)code;
-        sum += code;
+    whole sums = {0};
+    for (int64_t i = 0; i < span; i += LANES) {
+        const whole code = nearest(*(const floats *)(x + i) * factor);
+        sums += code;
+        *(some *)(codes + i) = __builtin_convertvector(code, some);
     }
+    int32_t all[LANES], sum = 0;
+    memcpy(all, &sums, sizeof all);
+    LOOP for (int j = 0; j < LANES; j++)
+        sum += all[j];
     return sum;
+}
+
+HELPER void round_spans(const float *x, int64_t spans, int64_t span, int8_t *codes, float *scales,
+                        int32_t *sums)
+{
+    for (int64_t s = 0; s < spans; s++, x += span, codes += span) {
+        const int32_t top = largest_of(x, span);
+        float greatest;
+        memcpy(&greatest, &top, sizeof greatest);
+        scales[s] = greatest / 127.0f;
+        sums[s] = 0;
+        if (greatest > SMALLEST && greatest <= FLT_MAX)
+            sums[s] = round_span(x, 127.0f / greatest, codes, span);
+        else
+            memset(codes, 0, (size_t)span);
+    }
 }
 
 static void round_row(const avl_packed *w, const float *x, const avl_rounded *to, int64_t row)
 {
-    x += row * w->inputs;
+    const int64_t spans = spans_of(w), at = row * spans;
     int8_t *codes = to->codes + row * w->inputs;
-    for (int64_t s = 0; s < spans_of(w); s++, x += w->span, codes += w->span) {
-        uint32_t top = 0;
-        for (int64_t i = 0; i < w->span; i += SOME) {
-            uint32_t largest = largest_of(x + i);
-            top = largest > top ? largest : top;
-        }
-        float greatest;
-        memcpy(&greatest, &top, sizeof greatest);
-        int32_t sum = 0;
-        if (greatest > SMALLEST && greatest <= FLT_MAX)
-            for (int64_t i = 0; i < w->span; i += SOME)
-                sum += round_some(x + i, 127.0f / greatest, codes + i);
-        else
-            memset(codes, 0, (size_t)w->span);
-        int64_t at = row * spans_of(w) + s;
-        to->scales[at] = greatest / 127.0f;
-        to->sums[at] = sum;
+    x += row * w->inputs;
+    switch (w->span) {
+    case 32: round_spans(x, spans, 32, codes, to->scales + at, to->sums + at); break;
+    case 64: round_spans(x, spans, 64, codes, to->scales + at, to->sums + at); break;
+    default: round_spans(x, spans, LONGEST, codes, to->scales + at, to->sums + at);
     }
 }
 
