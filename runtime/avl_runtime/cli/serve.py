@@ -70,9 +70,10 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
     packages = names(parsed.packages)
     listener = listening(parsed.host, parsed.port)
     with listener:
-        shelf = Shelf.load(
+        shelf = Shelf(
             packages,
             limits,
+            parsed.memory,
             backend=parsed.backend,
             policy=parsed.policy,
             threads=parsed.threads,
@@ -118,6 +119,13 @@ def make_parser() -> CommandParser:
         default=[],
         help="fetch pictures from http and https addresses of this host, NAME or NAME:PORT, as "
         "long as it has public addresses; may be given again (default: nothing is fetched)",
+    )
+    add(
+        "--memory",
+        metavar="BYTES",
+        type=count,
+        help="of weights that are loaded at one time; packages beyond it are loaded when they are "
+        "asked for, in place of those that were not for the longest (default: all are loaded)",
     )
     add("--policy", type=policy, help="of requests that name none (default: the package's)")
     add("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")

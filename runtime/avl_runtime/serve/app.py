@@ -61,6 +61,7 @@ class App:
         watch = self._metrics.watch
         watch("avl_places_taken", "Places of answers.", lambda: admission.running)
         watch("avl_running", "Answers that schedulers read and decode.", lambda: shelf.requests)
+        watch("avl_models_loaded", "Models that are loaded.", lambda: len(shelf.loaded))
         watch("avl_waiting", "Requests that wait for a place.", lambda: admission.waiting)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -82,7 +83,7 @@ class App:
             exchange.status = GONE
             raise
         except Exception as error:
-            answer = told(error, self._private())
+            answer = told(error, self._shelf.private)
             if answer.status == 500:
                 self._trace(exchange, error)
             try:
@@ -130,7 +131,7 @@ class App:
 
     async def _model(self, exchange: Exchange) -> None:
         name = exchange.path.removeprefix(f"{MODELS}/")
-        self._shelf.named(name)
+        self._shelf.check(name)
         (found,) = [one for one in self._shelf.listed() if one["id"] == name]
         await exchange.whole(found)
 
@@ -144,9 +145,6 @@ class App:
 
     async def _page(self, exchange: Exchange) -> None:
         await exchange.answer(*self._metrics.page())
-
-    def _private(self) -> tuple[Any, ...]:
-        return tuple(folder for one in self._shelf.served.values() for folder in one.private)
 
     def _route(self, exchange: Exchange) -> str:
         if exchange.path in self._routes:

@@ -84,8 +84,9 @@ class Chat:
                     asked = await self._worked(
                         lambda: chat_request(parsed(body.data, limits), limits)
                     )
-                    served = self._shelf.named(asked.model)
+                    self._shelf.check(asked.model)
                     await stack.enter_async_context(self.admission.places(asked.choices))
+                    served = await stack.enter_async_context(self._shelf.using(asked.model))
                     fetched = await self._fetched(asked)
                     requests = await self._worked(lambda: served.prepare(asked, fetched))
             except TimeoutError:

@@ -111,7 +111,7 @@ def serve(app: App, shelf: Shelf, listener: socket.socket, limits: Limits, grace
 async def _served(server: _Server, shelf: Shelf, app: App, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
-    print(f"avl-serve: http://{name}:{port}/v1 serves {', '.join(shelf.served)}", file=sys.stderr)
+    print(f"avl-serve: http://{name}:{port}/v1 serves {', '.join(shelf.names)}", file=sys.stderr)
     try:
         await server.serve(sockets=[listener])
     finally:

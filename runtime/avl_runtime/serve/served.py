@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from avl_plugins.errors import AvlError
@@ -30,23 +28,10 @@ class Served:
     Attributes:
         name: by which they do.
         model: whose scheduler runs them.
-        created: when it was loaded, in seconds since 1970.
     """
 
     def __init__(self, name: str, model: AsyncLVLM, limits: Limits) -> None:
         self.name, self.model, self._limits = name, model, limits
-        self.created = int(time.time())
-
-    @property
-    def context(self) -> int:
-        """Tokens of a prompt and its answer together."""
-        return self.model.model.package.manifest.dims.max_positions
-
-    @property
-    def private(self) -> tuple[Path, ...]:
-        """Folders that no answer may name."""
-        package = self.model.model.package
-        return package.folder, package.weights_folder
 
     def prepare(self, asked: ChatRequest, fetched: Mapping[str, bytes]) -> list[Request]:
         """A request of the scheduler for each choice; pictures are decoded here.

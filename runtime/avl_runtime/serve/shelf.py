@@ -1,13 +1,18 @@
-"""The models that a server has, by name."""
+"""The models that a server has, by name; those that nobody asks for make room for others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.async_model import AsyncLVLM
+from avl_runtime.package.package import Package, load_package
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.served import Served
@@ -19,73 +24,194 @@ class ShelfError(AvlError):
     """Packages cannot be served together."""
 
 
-class Shelf:
-    """Loaded packages.
+@dataclass(slots=True, eq=False)
+class Place:
+    """A package, loaded or not.
 
     Attributes:
-        served: by name.
+        package: its manifest and files.
+        weights: bytes of its weights, by which memory is shared out.
+        served: what it was loaded as, None while it is not.
+        users: requests that have it now.
+        used: when the last request came.
     """
 
-    def __init__(self, served: Mapping[str, Served]) -> None:
-        self.served = dict(served)
+    package: Package
+    weights: int
+    served: Served | None = None
+    users: int = 0
+    used: float = field(default_factory=time.monotonic)
 
-    @classmethod
-    def load(cls, packages: Mapping[str, Path], limits: Limits, **options: Any) -> Shelf:
-        """Load packages; options as for `LVLM.load`.
+
+class Shelf:
+    """Packages, of which as many are loaded as have room.
+
+    Attributes:
+        created: when the server began, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        packages: Mapping[str, Path],
+        limits: Limits,
+        memory: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Look at all packages, and load those that have room together, in order.
+
+        Args:
+            memory: bytes of weights that may be loaded at one time; None for those of all.
+            options: as for `LVLM.load`.
 
         Raises:
+            ShelfError: a package is larger than `memory` by itself.
             AvlError: one cannot be loaded.
         """
-        return cls(
-            {
-                name: Served(name, AsyncLVLM.load(folder, **options), limits)
-                for name, folder in packages.items()
-            }
-        )
+        self._limits, self._memory, self._options = limits, memory, options
+        self.created = int(time.time())
+        self._places: dict[str, Place] = {}
+        self._turn = asyncio.Lock()
+        self._left = asyncio.Event()
+        for name, folder in packages.items():
+            package = load_package(folder)
+            weights = sum(shard.size for shard in package.manifest.weights.shards)
+            if memory is not None and weights > memory:
+                raise ShelfError(
+                    f"--memory {memory}: expected room for each package, found {quoted(name)} with "
+                    f"{weights} bytes of weights; raise it, or leave the package out"
+                )
+            self._places[name] = Place(package, weights)
+        for name, place in self._places.items():
+            if self._fits(place):
+                place.served = self._load(name)
 
-    def named(self, name: str) -> Served:
-        """The model of a name.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the models are called."""
+        return tuple(self._places)
 
-        Raises:
-            ApiError: there is none.
-        """
-        found = self.served.get(name)
-        if found is None:
-            raise ApiError(
-                404,
-                f"model: expected one of {', '.join(self.served)}, found {quoted(name)}",
-                "model",
-                "model_not_found",
-            )
-        return found
+    @property
+    def private(self) -> tuple[Path, ...]:
+        """Folders that no answer may name."""
+        found = [one.package for one in self._places.values()]
+        return tuple(folder for one in found for folder in (one.folder, one.weights_folder))
+
+    @property
+    def loaded(self) -> tuple[Served, ...]:
+        """The models that are loaded."""
+        return tuple(one.served for one in self._places.values() if one.served is not None)
 
     @property
     def alive(self) -> bool:
-        """Whether every model can answer."""
-        return all(one.model.alive for one in self.served.values())
+        """Whether every model that is loaded can answer."""
+        return all(one.model.alive for one in self.loaded)
 
     @property
     def requests(self) -> int:
         """Choices that schedulers have."""
-        return sum(one.model.requests for one in self.served.values())
+        return sum(one.model.requests for one in self.loaded)
+
+    @asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[Served]:
+        """The model of a name, which stays loaded meanwhile; loaded first, if need be.
+
+        Models are loaded one after the other, in the order in which they are asked for. Who asks
+        for one that is loaded waits too while another makes room: else a model that is always in
+        use would never leave.
+
+        Raises:
+            ApiError: there is none of that name.
+            AvlError: it cannot be loaded any more.
+        """
+        place = self._place(name)
+        async with self._turn:
+            if place.served is None:
+                await self._loading(name, place)
+            served = place.served
+            if served is None:
+                raise RuntimeError("expected a model that was loaded")
+            place.users += 1
+            place.used = time.monotonic()
+        try:
+            yield served
+        finally:
+            place.users -= 1
+            self._left.set()
+
+    def check(self, name: str) -> None:
+        """Refuse a name that no model has.
+
+        Raises:
+            ApiError: there is none.
+        """
+        self._place(name)
 
     def listed(self) -> list[dict[str, Any]]:
         """The models as OpenAI's protocol lists them."""
         return [
             {
-                "id": one.name,
+                "id": name,
                 "object": "model",
-                "created": one.created,
+                "created": self.created,
                 "owned_by": "avl",
-                "max_model_len": one.context,
+                "max_model_len": place.package.manifest.dims.max_positions,
             }
-            for one in self.served.values()
+            for name, place in self._places.items()
         ]
 
     async def close(self) -> None:
         """Give back what loading took."""
-        for one in self.served.values():
-            await one.model.close()
+        for one in self._places.values():
+            await self._unload(one)
+
+    def _place(self, name: str) -> Place:
+        found = self._places.get(name)
+        if found is None:
+            raise ApiError(
+                404,
+                f"model: expected one of {', '.join(self._places)}, found {quoted(name)}",
+                "model",
+                "model_not_found",
+            )
+        return found
+
+    def _load(self, name: str) -> Served:
+        model = AsyncLVLM.load(self._places[name].package.folder, **self._options)
+        return Served(name, model, self._limits)
+
+    def _fits(self, place: Place) -> bool:
+        taken = sum(one.weights for one in self._places.values() if one.served is not None)
+        return self._memory is None or taken + place.weights <= self._memory
+
+    async def _loading(self, name: str, place: Place) -> None:
+        """Unload what has not been asked for the longest, then load."""
+        while not self._fits(place):
+            idle = [one for one in self._places.values() if one.served and not one.users]
+            if idle:
+                await _whole(self._unload(min(idle, key=lambda one: one.used)))
+                continue
+            self._left.clear()
+            await self._left.wait()
+
+        async def load() -> None:
+            place.served = await asyncio.to_thread(self._load, name)
+
+        await _whole(load())
+
+    async def _unload(self, place: Place) -> None:
+        served, place.served = place.served, None
+        if served is not None:
+            await served.model.close()
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """Do work to its end, also where whoever waits for it is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def names(packages: list[str]) -> dict[str, Path]:
