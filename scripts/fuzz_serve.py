@@ -35,12 +35,24 @@ from PIL import Image
 from avl_runtime.serve.fields import KNOWN
 
 CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 START = "import sys; from avl_runtime.cli.start import serve; sys.exit(serve())"
 OPTIONS = "--port 0 --quiet --backend ort-cpu --max-new-tokens 4 --max-body 200000 --timeout 30"
 ROUND = 200  # examples between two looks at the clock
 SLOW_S = 60.0  # an answer that takes longer is a finding too
 RIGHT = (200, 400, 401, 403, 404, 405, 408, 413, 415, 429)
-PATHS = (CHAT, CHAT, CHAT, "/v1/models", "/v1/models/x", "/health", "/metrics", "/", "/v1/../x")
+PATHS = (
+    CHAT,
+    RESPONSES,
+    RESPONSES,
+    "/tokenize",
+    "/v1/models",
+    "/v1/models/x",
+    "/health",
+    "/metrics",
+    "/",
+    "/v1/../x",
+)
 HEADERS = ("Content-Type", "Content-Encoding", "Authorization", "Host", "Expect", "Accept", "X")
 
 Asked = tuple[str, str, bytes, dict[str, str]]
@@ -67,6 +79,7 @@ def bases(model: str) -> list[dict[str, Any]]:
         plain | {"messages": [{"role": "user", "content": parts}], "policy": "avl"},
         plain | {"stream": True, "stream_options": {"include_usage": True}, "n": 2, "seed": 1},
         plain | {"logprobs": True, "top_logprobs": 3, "temperature": 0.5, "top_p": 0.5},
+        {"model": model, "input": "Hello.", "max_output_tokens": 3, "instructions": "Be brief."},
         plain | {"stop": ["a", "b"], "logit_bias": {"5": 2}, "placements": True, "top_k": 3},
     ]
 
@@ -128,13 +141,14 @@ def bodies(draw: st.DrawFn, model: str) -> bytes:
 def requests(draw: st.DrawFn, model: str) -> Asked:
     """A method, a path, a body and headers."""
     usual = draw(st.integers(0, 5)) > 0
+    body = draw(bodies(model))
     method = "POST" if usual else draw(st.sampled_from(("GET", "POST", "HEAD", "PUT", "OPTIONS")))
-    path = CHAT if usual else draw(st.sampled_from(PATHS))
+    path = (RESPONSES if b'"input"' in body else CHAT) if usual else draw(st.sampled_from(PATHS))
     headers = {"Content-Type": "application/json"}
     if not usual:
         word = st.text("abc/;= \u00e9\u00ff-", max_size=9)
         headers |= draw(st.dictionaries(st.sampled_from(HEADERS), word, max_size=2))
-    return method, path, draw(bodies(model)), headers
+    return method, path, body, headers
 
 
 def sender(port: int) -> Send:
@@ -167,10 +181,11 @@ def checked(asked: Asked, status: int, said: bytes) -> None:
         error = json.loads(text)["error"]
         assert error.keys() == {"message", "type", "param", "code"}, text
         assert "expected" in error["message"], text
-    if status == 200 and asked[1] == CHAT and text.startswith("data:"):
+    if status == 200 and text.startswith(("data:", "event:")):
         assert text.endswith("\n\n"), text
         for event in text.removesuffix("\n\n").split("\n\n"):
-            assert event == "data: [DONE]" or "error" not in json.loads(event[6:]), text
+            data = event.partition("data: ")[2]
+            assert data == "[DONE]" or json.loads(data).get("error") is None, text
 
 
 def search(send: Send, model: str, examples: int, number: int) -> Counter[int]:

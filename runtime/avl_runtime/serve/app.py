@@ -10,13 +10,15 @@ import traceback
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, TextIO
 
+from avl_runtime.serve.answering import Answering
 from avl_runtime.serve.bodies import GoneError, Receive
-from avl_runtime.serve.chat import Chat
+from avl_runtime.serve.chat import CHAT
 from avl_runtime.serve.errors import ApiError, told
 from avl_runtime.serve.exchange import Exchange, Send
 from avl_runtime.serve.guard import Guard
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.metrics import Metrics
+from avl_runtime.serve.responses import RESPONSE
 from avl_runtime.serve.shelf import Shelf
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -30,7 +32,7 @@ class App:
 
     Attributes:
         stopping: whether it will end soon, so that no new request shall come here.
-        chat: what answers questions.
+        answering: what answers questions.
     """
 
     def __init__(
@@ -48,16 +50,18 @@ class App:
         """
         self._shelf, self._guard, self._log = shelf, guard, log
         self._metrics = Metrics()
-        self.chat = Chat(shelf, limits, self._metrics, hosts)
+        self.answering = Answering(shelf, limits, self._metrics, hosts)
         self.stopping = False
         self._routes: Mapping[str, Mapping[str, Handler]] = {
             "/v1/chat/completions": {"POST": self._chat},
+            "/v1/responses": {"POST": self._response},
+            "/tokenize": {"POST": self.answering.count},
             MODELS: {"GET": self._models},
             "/health": {"GET": self._health},
             "/ready": {"GET": self._ready},
             "/metrics": {"GET": self._page},
         }
-        admission = self.chat.admission
+        admission = self.answering.admission
         watch = self._metrics.watch
         watch("avl_places_taken", "Places of answers.", lambda: admission.running)
         watch("avl_running", "Answers that schedulers read and decode.", lambda: shelf.requests)
@@ -124,7 +128,10 @@ class App:
         return methods[method]
 
     async def _chat(self, exchange: Exchange) -> None:
-        await self.chat(exchange)
+        await self.answering(exchange, CHAT)
+
+    async def _response(self, exchange: Exchange) -> None:
+        await self.answering(exchange, RESPONSE)
 
     async def _models(self, exchange: Exchange) -> None:
         await exchange.whole({"object": "list", "data": self._shelf.listed()})

@@ -1,203 +1,28 @@
-"""POST /v1/chat/completions."""
+"""/v1/chat/completions: how its answers are told."""
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
-import time
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
-from typing import TypeVar
-
-from avl_runtime.serve.admission import Admission, stopping
+from avl_runtime.serve.answering import Form
 from avl_runtime.serve.answers import Answer, without_end
-from avl_runtime.serve.bodies import Body, Held, parsed
-from avl_runtime.serve.content import pictures
-from avl_runtime.serve.errors import ApiError, refused
 from avl_runtime.serve.exchange import Exchange
-from avl_runtime.serve.fetch import Fetcher
 from avl_runtime.serve.fields import ChatRequest, chat_request
-from avl_runtime.serve.limits import Limits
-from avl_runtime.serve.metrics import Metrics
-from avl_runtime.serve.pictures import is_remote
-from avl_runtime.serve.served import Event, Run, stats_of
-from avl_runtime.serve.shelf import Shelf
-
-PREPARING = 2  # bodies and pictures that are taken apart at one time, for the sake of memory
-FETCHING = 8  # pictures that are fetched at one time
-Found = TypeVar("Found")
+from avl_runtime.serve.served import Event, Run
 
 
-class Chat:
-    """Answers questions.
+class ChatTeller:
+    """Tells an answer whole, or in chunks."""
 
-    Attributes:
-        admission: who may run.
-    """
-
-    def __init__(
-        self, shelf: Shelf, limits: Limits, metrics: Metrics, hosts: Collection[str] = ()
-    ) -> None:
-        """
-        Args:
-            hosts: that pictures may be fetched from.
-        """
-        self._fetcher = Fetcher(hosts, limits.body) if hosts else None
-        self._fetchers = ThreadPoolExecutor(FETCHING, "avl-fetch")
-        self._shelf, self._limits, self._metrics = shelf, limits, metrics
-        self.admission = Admission(limits.running, limits.queue)
-        self._held = Held(limits)
-        self._workers = ThreadPoolExecutor(PREPARING, "avl-prepare")
-        self._runs: set[Run] = set()
-        self._stopped = False
-
-    async def __call__(self, exchange: Exchange) -> None:
-        """Answer one request.
-
-        Raises:
-            AvlError: it cannot be answered.
-            GoneError: the client went away.
-        """
-        with self._held.body() as body:
-            await body.read(exchange.headers, exchange.receive)
-            await exchange.unless_gone(self._answer(exchange, body))
-
-    def cut(self) -> None:
-        """End all that runs with what it has, and send away who waits."""
-        self._stopped = True
-        self.admission.stop()
-        for run in self._runs:
-            run.stop("shutdown")
-
-    def close(self) -> None:
-        """Let the threads go."""
-        for threads in (self._workers, self._fetchers):
-            threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _answer(self, exchange: Exchange, body: Body) -> None:
-        deadline = asyncio.get_running_loop().time() + self._limits.seconds
-        limits = self._limits
-        async with AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    asked = await self._worked(
-                        lambda: chat_request(parsed(body.data, limits), limits)
-                    )
-                    self._shelf.check(asked.model)
-                    await stack.enter_async_context(self.admission.places(asked.choices))
-                    served = await stack.enter_async_context(self._shelf.using(asked.model))
-                    fetched = await self._fetched(asked)
-                    requests = await self._worked(lambda: served.prepare(asked, fetched))
-            except TimeoutError:
-                raise _too_late() from None
-            body.drop()
-            fetched.clear()
-            asked = dataclasses.replace(asked, said=())
-            run = Run(served, requests)
-            stack.callback(self._over, exchange, run, asked)
-            if self._stopped:
-                raise stopping()
-            self._runs.add(run)
-            run.begin()
-            await _Telling(exchange, asked, run, self._metrics).tell(deadline)
-
-    async def _fetched(self, asked: ChatRequest) -> dict[str, bytes]:
-        """Pictures that are not in the request, by address; none where none are fetched.
-
-        Raises:
-            ApiError: one cannot be had.
-        """
-        found: dict[str, bytes] = {}
-        remote = {part.url: part for part in pictures(asked.said) if is_remote(part)}
-        if self._fetcher is None:
-            return found
-        loop = asyncio.get_running_loop()
-        for url, picture in remote.items():
-            found[url] = await loop.run_in_executor(
-                self._fetchers, self._fetcher.fetch, url, picture.name
-            )
-            if sum(map(len, found.values())) > self._limits.body:
-                raise refused(
-                    f"{picture.name}: expected pictures of at most {self._limits.body} bytes "
-                    "together, found more; send smaller or fewer ones",
-                    picture.name,
-                )
-        return found
-
-    async def _worked(self, work: Callable[[], Found]) -> Found:
-        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
-
-    def _over(self, exchange: Exchange, run: Run, asked: ChatRequest) -> None:
-        """Note what became of a request; whatever still runs of it is ended."""
-        run.stop()
-        self._runs.discard(run)
-        requests = run.requests
-        prompt = len(requests[0].prompt.input_ids)
-        completion = sum(len(request.reply.token_ids) for request in requests)
-        self._metrics.used(asked.model, prompt, completion)
-        exchange.notes |= {
-            "model": asked.model,
-            "policy": str(requests[0].policy),
-            "prompt_tokens": prompt,
-            "visual_tokens": int(requests[0].prompt.image_mask.sum()),
-            "completion_tokens": completion,
-            "kv_bytes": sum(one.kv_bytes for one in map(stats_of, requests) if one is not None),
-            "user": asked.user,
-            "cut": run.cut,
-        }
-
-
-def _too_late() -> ApiError:
-    return ApiError(
-        504,
-        "expected an answer in time, found none; ask for less, or try again later",
-        code="timeout",
-    )
-
-
-class _Telling:
-    """Tells a client what happens."""
-
-    def __init__(self, exchange: Exchange, asked: ChatRequest, run: Run, metrics: Metrics) -> None:
+    def __init__(self, exchange: Exchange, asked: ChatRequest, run: Run) -> None:
         self._exchange, self._asked, self._run = exchange, asked, run
-        self._metrics = metrics
         self._answer = Answer(asked.model, run)
         self._told = [0] * asked.choices  # logprobs of each choice
         self._logprobs = asked.options.logprobs is not None
         self._opened: set[int] = set()
 
-    async def tell(self, deadline: float) -> None:
-        """Tell until all choices are done; those that are not by the deadline are cut.
-
-        Raises:
-            AvlError: what ended a choice, or no token came before the deadline.
-        """
-        until: float | None = deadline
-        begun = False
-        while self._run.left:
-            try:
-                async with asyncio.timeout_at(until):
-                    event = await self._run.next()
-            except TimeoutError:
-                if not begun:
-                    raise _too_late() from None
-                self._run.stop("time")
-                until = None  # it stops before the next step
-                continue
-            if not begun:
-                begun = True
-                self._metrics.first(self._asked.model, time.perf_counter() - self._exchange.begun)
-            if self._asked.stream:
-                await self._stream(event)
+    async def step(self, event: Event) -> None:
+        """Send what came, if it is to be streamed."""
         if not self._asked.stream:
-            await self._exchange.whole(self._answer.whole(self._logprobs))
             return
-        if self._asked.usage:
-            await self._exchange.event(self._answer.used())
-        await self._exchange.end(b"[DONE]")
-
-    async def _stream(self, event: Event) -> None:
         exchange, index = self._exchange, event.choice
         if exchange.status is None:
             await exchange.begin_events()
@@ -212,3 +37,15 @@ class _Telling:
             await exchange.event(self._answer.piece(index, {"content": event.text}, noted))
         if event.done:
             await exchange.event(self._answer.last(index))
+
+    async def end(self) -> None:
+        """Send the whole answer, or what a stream ends with."""
+        if not self._asked.stream:
+            await self._exchange.whole(self._answer.whole(self._logprobs))
+            return
+        if self._asked.usage:
+            await self._exchange.event(self._answer.used())
+        await self._exchange.end(b"[DONE]")
+
+
+CHAT = Form(chat_request, ChatTeller)

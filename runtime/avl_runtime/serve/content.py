@@ -17,7 +17,7 @@ from avl_runtime.serve.limits import Limits
 
 ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What an answer of ours, sent back as it came, holds beside its text.
-ANSWERED: Final = ("refusal", "annotations", "audio", "tool_calls", "function_call")
+ANSWERED: Final = ("refusal", "annotations", "audio", "tool_calls", "function_call", "phase")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,53 @@ class Said:
     parts: tuple[str | Picture, ...]
 
 
-def messages(value: object, limits: Limits) -> tuple[Said, ...]:
-    """What `messages` of a body says.
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one of OpenAI's two protocols names things.
+
+    Attributes:
+        field: that holds messages.
+        noted: names that a message may have beside its role and content, and that say nothing.
+        texts: types of parts that are texts.
+        picture: type of parts that are pictures.
+        nested: whether the address of a picture is inside of an object.
+    """
+
+    field: str
+    noted: tuple[str, ...]
+    texts: tuple[str, ...]
+    picture: str
+    nested: bool
+
+
+CHAT: Final = Dialect("messages", (), ("text",), "image_url", True)
+RESPONSES: Final = Dialect(
+    "input", ("type", "id", "status"), ("input_text", "output_text"), "input_image", False
+)
+
+
+def messages(value: object, limits: Limits, dialect: Dialect = CHAT) -> tuple[Said, ...]:
+    """What the messages of a body say.
 
     Raises:
         ApiError: it is not what OpenAI's protocol has, holds more than is allowed, or sorts of
             content that are not served.
     """
-    name = "messages"
+    name = dialect.field
     found = tuple(
-        _message(one, f"{name}[{at}]", limits)
+        _message(one, f"{name}[{at}]", limits, dialect)
         for at, one in enumerate(values.items(value, name, 1, limits.parts))
     )
+    check(found, limits, name)
+    return found
+
+
+def check(found: Sequence[Said], limits: Limits, name: str) -> None:
+    """Refuse messages that are too many or too long together.
+
+    Raises:
+        ApiError: they are.
+    """
     parts = [part for said in found for part in said.parts]
     shown = len(pictures(found))
     characters = sum(len(part) for part in parts if isinstance(part, str))
@@ -65,7 +100,6 @@ def messages(value: object, limits: Limits) -> tuple[Said, ...]:
         raise refused(
             f"{name}: expected at most {limits.parts} parts, found {len(parts)}; join some", name
         )
-    return found
 
 
 def pictures(said: Sequence[Said]) -> list[Picture]:
@@ -73,8 +107,11 @@ def pictures(said: Sequence[Said]) -> list[Picture]:
     return [part for one in said for part in one.parts if isinstance(part, Picture)]
 
 
-def _message(value: object, name: str, limits: Limits) -> Said:
-    given = values.an_object(value, name, ("role", "content", "name", *ANSWERED))
+def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said:
+    known = ("role", "content", "name", *dialect.noted, *ANSWERED)
+    given = values.an_object(value, name, known)
+    if given.get("type", "message") != "message":
+        raise values.wrong(f"{name}.type", "message", given["type"])
     role = ROLES.get(given["role"]) if isinstance(given.get("role"), str) else None
     if role is None:
         raise values.wrong(f"{name}.role", f"one of {', '.join(ROLES)}", given.get("role"))
@@ -90,35 +127,41 @@ def _message(value: object, name: str, limits: Limits) -> Said:
         return Said(role, (values.text(content, f"{name}.content", limits.text),))
     listed = values.items(content, f"{name}.content", 1, limits.parts)
     parts = tuple(
-        _part(one, f"{name}.content[{at}]", role, limits) for at, one in enumerate(listed)
+        _part(one, f"{name}.content[{at}]", role, limits, dialect) for at, one in enumerate(listed)
     )
     return Said(role, parts)
 
 
-def _part(value: object, name: str, role: str, limits: Limits) -> str | Picture:
+def _part(value: object, name: str, role: str, limits: Limits, dialect: Dialect) -> str | Picture:
     sort = value.get("type") if isinstance(value, dict) else None
-    if sort == "text":
-        given = values.an_object(value, name, ("type", "text"))
+    if isinstance(sort, str) and sort in dialect.texts:
+        noted = ("annotations", "logprobs") if sort == "output_text" else ()
+        given = values.an_object(value, name, ("type", "text", *noted))
+        for key in noted:
+            if given.get(key):
+                raise values.wrong(f"{name}.{key}", "none", given[key])
         return values.text(given.get("text"), f"{name}.text", limits.text)
-    if sort == "image_url":
+    if sort == dialect.picture:
         if role != "user":
             raise refused(
                 f"{name}: expected pictures in messages of the user, found one of the {role}; move "
                 "it",
                 name,
             )
+        if not dialect.nested:
+            return _picture(value, name, "image_url", ("type",))
         given = values.an_object(value, name, ("type", "image_url"))
-        return _picture(given.get("image_url"), f"{name}.image_url")
-    raise values.wrong(f"{name}.type", "text or image_url", sort)
+        return _picture(given.get("image_url"), f"{name}.image_url", "url", ())
+    raise values.wrong(f"{name}.type", " or ".join((*dialect.texts, dialect.picture)), sort)
 
 
-def _picture(value: object, name: str) -> Picture:
-    given = values.an_object(value, name, ("url", "detail"))
+def _picture(value: object, name: str, key: str, beside: tuple[str, ...]) -> Picture:
+    given = values.an_object(value, name, (key, "detail", *beside))
     if given.get("detail", "auto") != "auto":
         raise values.wrong(
             f"{name}.detail", "auto, as the model sees pictures one way", given["detail"]
         )
-    url: Any = given.get("url")
+    url: Any = given.get(key)
     if not isinstance(url, str):
-        raise values.wrong(f"{name}.url", "a data: address", url)
-    return Picture(url, f"{name}.url")
+        raise values.wrong(f"{name}.{key}", "a data: address", url)
+    return Picture(url, f"{name}.{key}")

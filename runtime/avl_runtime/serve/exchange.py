@@ -69,9 +69,10 @@ class Exchange:
         quick = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         await self._start(200, "text/event-stream; charset=utf-8", quick)
 
-    async def event(self, found: object) -> None:
+    async def event(self, found: object, name: str = "") -> None:
         """Send one event."""
-        await self._write(b"data: " + _json(found) + b"\n\n")
+        front = f"event: {name}\n".encode() if name else b""
+        await self._write(front + b"data: " + _json(found) + b"\n\n")
 
     async def end(self, last: bytes = b"") -> None:
         """End a stream; clients lose a last event without an empty line behind it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -104,33 +104,48 @@ def chat_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
         ApiError: a field is unknown, not served, or has a value that it cannot have.
         AvlError: the policy cannot be read.
     """
+    given = taken(body, KNOWN, NEUTRAL)
+    stream = values.flag(given.get("stream", False), "stream")
+    return ChatRequest(
+        model=values.text(needed(given, "model"), "model", LONGEST_NAME),
+        said=messages(needed(given, "messages"), limits),
+        choices=values.whole(given.get("n", 1), "n", 1, limits.choices),
+        options=options_of(given, limits),
+        policy=policy_of(given),
+        kv=values.text(given["kv"], "kv", LONGEST_NAME) if "kv" in given else None,
+        placements=values.flag(given.get("placements", False), "placements"),
+        stream=stream,
+        usage=_usage(given, stream),
+        user=user_of(given),
+    )
+
+
+def taken(
+    body: Mapping[str, Any], known: Collection[str], neutral: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    """The fields of a body, but for those that are null.
+
+    Args:
+        neutral: for fields that this server does nothing for, the values that ask for nothing.
+
+    Raises:
+        ApiError: a field is unknown, or asks for what is not done.
+    """
     given = {name: value for name, value in body.items() if value is not None}
     for name in body:
-        if name not in KNOWN:
+        if name not in known:
             raise refused(
                 f"expected fields that this server knows, found {quoted(name)}; leave it out",
                 name if len(name) < LONGEST_NAME and name.isidentifier() else None,
             )
-    for name, allowed in NEUTRAL.items():
+    for name, allowed in neutral.items():
         if name in given and not any(_same(given[name], one) for one in allowed):
             raise refused(
                 f"{name}: expected none, found {quoted(given[name])}; this server does not do what "
                 "it asks for, leave it out",
                 name,
             )
-    stream = values.flag(given.get("stream", False), "stream")
-    return ChatRequest(
-        model=values.text(_needed(given, "model"), "model", LONGEST_NAME),
-        said=messages(_needed(given, "messages"), limits),
-        choices=values.whole(given.get("n", 1), "n", 1, limits.choices),
-        options=_options(given, limits),
-        policy=_policy(given),
-        kv=values.text(given["kv"], "kv", LONGEST_NAME) if "kv" in given else None,
-        placements=values.flag(given.get("placements", False), "placements"),
-        stream=stream,
-        usage=_usage(given, stream),
-        user=_user(given),
-    )
+    return given
 
 
 def _same(value: object, other: object) -> bool:
@@ -138,13 +153,24 @@ def _same(value: object, other: object) -> bool:
     return type(value) is type(other) and value == other
 
 
-def _needed(given: Mapping[str, Any], name: str) -> Any:
+def needed(given: Mapping[str, Any], name: str) -> Any:
+    """The value of a field.
+
+    Raises:
+        ApiError: there is none.
+    """
     if name not in given:
         raise refused(f"{name}: expected it, found none; add it", name)
     return given[name]
 
 
-def _options(given: Mapping[str, Any], limits: Limits) -> Options:
+def options_of(given: Mapping[str, Any], limits: Limits) -> Options:
+    """How to generate.
+
+    Raises:
+        ApiError: a value cannot be used.
+        AvlError: values do not go together.
+    """
     named: dict[str, Any] = {
         name: values.real(given[name], name, *given_range)
         for name, given_range in NUMBERS.items()
@@ -206,7 +232,12 @@ def _logprobs(given: Mapping[str, Any]) -> int | None:
     return top if wanted else None
 
 
-def _policy(given: Mapping[str, Any]) -> Policy | None:
+def policy_of(given: Mapping[str, Any]) -> Policy | None:
+    """The policy that is named, if one is.
+
+    Raises:
+        AvlError: there is none like it.
+    """
     if "policy" not in given:
         return None
     return as_policy(values.text(given["policy"], "policy", LONGEST_NAME))
@@ -229,7 +260,12 @@ def _usage(given: Mapping[str, Any], stream: bool) -> bool:
     return values.flag(options.get("include_usage", False), "stream_options.include_usage")
 
 
-def _user(given: Mapping[str, Any]) -> str | None:
+def user_of(given: Mapping[str, Any]) -> str | None:
+    """Whom the client names as its own user.
+
+    Raises:
+        ApiError: it is no short text.
+    """
     for name in ("safety_identifier", "user"):
         if name in given:
             return values.text(given[name], name, LONGEST_NAME)

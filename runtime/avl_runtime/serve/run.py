@@ -41,13 +41,13 @@ class _Server(uvicorn.Server):
         """Stop, and at the second signal cut what still runs."""
         again, self.should_exit = self.should_exit, True
         if again and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._app.chat.cut)
+            self._loop.call_soon_threadsafe(self._app.answering.cut)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, and wait for the answers of those there are."""
         self._loop = asyncio.get_running_loop()
         self._app.stopping = True
-        cut = self._loop.call_later(self._grace, self._app.chat.cut)
+        cut = self._loop.call_later(self._grace, self._app.answering.cut)
         try:
             await super().shutdown(sockets)
         finally:
@@ -115,5 +115,5 @@ async def _served(server: _Server, shelf: Shelf, app: App, listener: socket.sock
     try:
         await server.serve(sockets=[listener])
     finally:
-        app.chat.close()
+        app.answering.close()
         await shelf.close()

@@ -33,6 +33,11 @@ class Served:
     def __init__(self, name: str, model: AsyncLVLM, limits: Limits) -> None:
         self.name, self.model, self._limits = name, model, limits
 
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer together."""
+        return self.model.model.package.manifest.dims.max_positions
+
     def prepare(self, asked: ChatRequest, fetched: Mapping[str, bytes]) -> list[Request]:
         """A request of the scheduler for each choice; pictures are decoded here.
 
@@ -119,12 +124,14 @@ class Run:
     """The choices of one request while they run.
 
     Attributes:
+        name: of the model.
         requests: one for each choice.
         cut: why they were ended before their end, if they were.
     """
 
     def __init__(self, served: Served, requests: Sequence[Request]) -> None:
         self.requests, self._served = tuple(requests), served
+        self.name = served.name
         self.cut: Cut | None = None
         self.left = len(requests)
         self._begun = 0
