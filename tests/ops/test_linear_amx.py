@@ -33,7 +33,7 @@ def products(linear: Linear, library: Path, amx: str = "on", threads: int = 2) -
 
 @st.composite
 def linears(draw: st.DrawFn) -> Linear:
-    rows = draw(st.one_of(st.integers(LEAST, 130), st.integers(250, 540)))
+    rows = draw(st.one_of(st.integers(LEAST, 130), st.integers(250, 320), st.integers(630, 690)))
     outputs = draw(st.lists(st.integers(1, 200), min_size=1, max_size=3))
     inputs = 16 * draw(st.one_of(st.integers(1, 12), st.integers(30, 70)))
     numbers = np.random.default_rng(draw(st.integers(0, 2**32)))

@@ -10,8 +10,8 @@
 
 enum {
     FIELDS = AVL_AMX_TILE / SIDE, // a tile's outputs, SIDE at a time
-    CHUNK = 128,                  // inputs that are widened at a time
-    BLOCK = 256,                  // rows whose sums are kept at a time
+    CHUNK = 256,                  // inputs that are widened at a time
+    BLOCK = 640,                  // rows whose sums are kept at a time, at most
     HALVES = AVL_AMX_GROUP / SIDE,
 };
 
@@ -73,7 +73,8 @@ HELPER void store_group(const float *sums, int64_t tile, int64_t rows, int64_t o
     }
 }
 
-// Up to BLOCK rows: a chunk of weights is widened once for all of them.
+// Up to BLOCK rows: a chunk of weights is widened once for all of them, and two fields of it stay in
+// the first cache while rows pass by.
 HELPER void multiply_block(const void *weight, widen_chunk *widen, const uint16_t *x, int64_t depth,
                            int64_t rows, int64_t outputs, int64_t tile, float *y)
 {
@@ -84,8 +85,8 @@ HELPER void multiply_block(const void *weight, widen_chunk *widen, const uint16_
         int64_t count = k + CHUNK < depth ? CHUNK : depth - k;
         widen(weight, tile, k, count, weights);
         avl_have_stored(weights);
-        for (int64_t r = 0; r < rows; r += AVL_AMX_GROUP)
-            for (int f = 0; f < FIELDS; f += 2) {
+        for (int f = 0; f < FIELDS; f += 2)
+            for (int64_t r = 0; r < rows; r += AVL_AMX_GROUP) {
                 float *to = sums + r * AVL_AMX_TILE + f * SIDE * SIDE;
                 const uint16_t *from = x + r * depth + k * SIDE;
                 if (rows - r > SIDE)
@@ -103,10 +104,13 @@ HELPER void multiply_block(const void *weight, widen_chunk *widen, const uint16_
 HELPER void multiply_all(const void *weight, widen_chunk *widen, const avl_amx_rows *x,
                          int64_t outputs, int64_t tile, float *y)
 {
-    const int64_t depth = avl_amx_depth(x->inputs);
-    for (int64_t row = 0; row < x->rows; row += BLOCK)
+    const int64_t depth = avl_amx_depth(x->inputs), groups = avl_amx_groups(x->rows);
+    // As large as each other: widening weights for a few rows that are left takes as long as for many.
+    const int64_t blocks = (x->rows + BLOCK - 1) / BLOCK;
+    const int64_t block = (groups + blocks - 1) / blocks * AVL_AMX_GROUP;
+    for (int64_t row = 0; row < x->rows; row += block)
         multiply_block(weight, widen, x->values + row * depth, depth,
-                       x->rows - row < BLOCK ? x->rows - row : BLOCK, outputs, tile,
+                       x->rows - row < block ? x->rows - row : block, outputs, tile,
                        y + row * outputs);
 }
 
