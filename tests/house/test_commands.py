@@ -125,6 +125,7 @@ MODULES = {
     "avl-eval": ("avl_runtime.cli.eval", "onnxruntime"),
     "avl-doctor": ("avl_runtime.cli.doctor", "argparse"),
     "avl-info": ("avl_runtime.cli.info", "numpy"),
+    "avl-serve": ("avl_runtime.cli.serve", "uvicorn"),
 }
 ARGUMENTS = {
     "avl-run": ["no-such.avl", "What?"],
@@ -132,6 +133,7 @@ ARGUMENTS = {
     "avl-build": ["no-such.avl", "--backend", "tensorrt-rtx"],
     "avl-check": ["no-such.avl"],
     "avl-info": ["no-such.avl"],
+    "avl-serve": ["no-such.avl"],
 }
 
 

@@ -88,14 +88,14 @@ class Body:
         held, most = self._held, self._held.limits.body
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > DIGITS or int(length) > most):
-            raise await _refused(receive, _too_large(most))
+            raise await _refused(receive, _too_large(most), True)
         parts, more = [], True
         while more:
             part, more = await _part(receive)
             if self._bytes + len(part) > most:
-                raise await _refused(receive, _too_large(most))
+                raise await _refused(receive, _too_large(most), more)
             if held.bytes + len(part) > held.limits.bodies:
-                raise await _refused(receive, _no_room())
+                raise await _refused(receive, _no_room(), more)
             held.bytes += len(part)
             self._bytes += len(part)
             parts.append(part)
@@ -127,9 +127,13 @@ async def _part(receive: Receive) -> tuple[bytes, bool]:
     return bytes(message.get("body", b"")), bool(message.get("more_body", False))
 
 
-async def _refused(receive: Receive, error: ApiError) -> ApiError:
-    """The error, once what was still to come has been read for a while and dropped."""
-    left, more = DROPPED_BYTES, True
+async def _refused(receive: Receive, error: ApiError, more: bool) -> ApiError:
+    """The error, once what is still to come, if there is more, has been read a while and dropped.
+
+    Raises:
+        GoneError: the client went away before its end.
+    """
+    left = DROPPED_BYTES
     try:
         async with asyncio.timeout(DROPPED_SECONDS):
             while more and left > 0:

@@ -1,0 +1,163 @@
+"""What is slow, or would take too much, ends: heads, bodies, readers, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from avl_runtime.serve import connections
+from avl_runtime.serve.app import App
+from avl_runtime.serve.bodies import GoneError, Held
+from avl_runtime.serve.connections import Connection
+from avl_runtime.serve.errors import ApiError
+from avl_runtime.serve.guard import Guard
+from avl_runtime.serve.limits import Limits
+from avl_runtime.serve.shelf import Shelf
+from support.server import CHAT, LONG
+
+LARGE = 64 << 20  # more than the buffers between two sockets
+
+
+async def endless(scope: Any, receive: Any, send: Any) -> None:
+    """An application whose answer is long."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(LARGE >> 16):
+        await send({"type": "http.response.body", "body": b"x" * (1 << 16), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"GET / HTTP/1.1\r\n\r\n"])
+def test_connections_that_stand_still_are_closed(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing said, a head without end, and an answer that nobody reads."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "STALLED_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "LOOKED_SECONDS", 0.02)
+    sent = sent.replace(b"\r\n\r\n", b"\r\nHost: localhost\r\n\r\n")
+
+    async def connected() -> None:
+        config, state = Config(endless, log_config=None, lifespan="off", ws="none"), ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(sent)
+        while not state.connections:
+            await asyncio.sleep(0.01)
+        while state.connections or state.tasks:  # what is not closed is waited for without end
+            await asyncio.sleep(0.01)
+        with pytest.raises(OSError):
+            while await reader.read(1 << 20):
+                pass
+            raise OSError("closed")
+        writer.close()
+        server.close()
+
+    asyncio.run(connected())
+
+
+def test_one_connection_too_many_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "most", 1)
+
+    async def connected() -> None:
+        config, state = Config(endless, log_config=None, lifespan="off", ws="none"), ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        _, first = await asyncio.open_connection(*address)
+        while not state.connections:
+            await asyncio.sleep(0.01)
+        second, writer = await asyncio.open_connection(*address)
+        with suppress(OSError):  # a reset
+            assert await second.read() == b""
+        while len(state.connections) > 1:
+            await asyncio.sleep(0.01)
+        for one in (first, writer):
+            one.close()
+        server.close()
+
+    asyncio.run(connected())
+
+
+Read = Callable[[], Awaitable[dict[str, Any]]]
+
+
+def parts(*sent: bytes | None) -> Read:
+    """What an ASGI server hands on; None is a part that never comes."""
+    waiting = list(sent)
+
+    async def receive() -> dict[str, Any]:
+        part = waiting.pop(0) if waiting else None
+        if part is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": part, "more_body": bool(waiting)}
+
+    return receive
+
+
+async def gone() -> dict[str, Any]:
+    return {"type": "http.disconnect"}
+
+
+def test_bodies_are_limited_one_by_one_and_together() -> None:
+    async def read() -> None:
+        held = Held(Limits(body=10, bodies=16, body_seconds=0.05))
+        with held.body() as first, held.body() as second:
+            await first.read({}, parts(b"12345", b"67890"))
+            assert first.data == b"1234567890" and held.bytes == 10
+            for status, receive in (
+                (413, parts(b"123456", b"78901")),
+                (429, parts(b"1234567")),
+                (408, parts(b"12345", None)),
+            ):
+                with pytest.raises(ApiError) as refused, held.body() as body:
+                    await body.read({}, receive)
+                assert refused.value.status == status and held.bytes == 10
+            with pytest.raises(ApiError) as refused, held.body() as body:
+                await body.read({"content-length": "9" * 30}, parts(b"1"))
+            assert refused.value.status == 413
+            with pytest.raises(GoneError):
+                await second.read({}, gone)
+            first.drop()
+            first.drop()
+            assert held.bytes == 0
+
+    asyncio.run(read())
+
+
+def test_an_answer_that_takes_too_long_is_cut(tiny_package: Path) -> None:
+    """One that has begun ends with what there is, one that has not is told so."""
+
+    async def asked() -> None:
+        for seconds, status in ((0.5, 200), (0.0, 504)):
+            limits = Limits(seconds=seconds, new_tokens=1500)
+            shelf = Shelf({"model": tiny_package}, limits, backend="ort-cpu")
+            app = App(shelf, limits, Guard((), None), None)
+            sent: list[dict[str, Any]] = []
+
+            async def send(message: Any, sent: list[dict[str, Any]] = sent) -> None:
+                sent.append(message)
+
+            headers = [(b"content-type", b"application/json")]
+            scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers}
+            await app(scope, parts(json.dumps(LONG).encode()), send)
+            found = json.loads(sent[1]["body"])
+            if status == 504 or sent[0]["status"] == 504:  # a slow machine may not come to a token
+                assert (sent[0]["status"], found["error"]["code"]) == (504, "timeout")
+            else:
+                (choice,) = found["choices"]
+                assert (choice["finish_reason"], choice["avl"]["cut"]) == ("length", "time")
+                assert 0 < found["usage"]["completion_tokens"] < LONG["max_tokens"]
+            assert app.answering.admission.running == 0
+            app.answering.close()
+            await shelf.close()
+
+    asyncio.run(asked())
