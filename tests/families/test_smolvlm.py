@@ -34,7 +34,7 @@ from transformers.video_utils import VideoMetadata, make_batched_metadata
 
 from avl_export.families.smolvlm import DEFAULT_CHAT_TEMPLATE, with_videos
 from avl_runtime.prompts.template_environment import environment
-from avl_runtime.vision.load.videos import Video
+from avl_runtime.vision.load.videos import Video, VideoError
 from avl_runtime.vision.number_words import in_words
 from avl_runtime.vision.split import DatedFrames, SplitImage, TileText
 from avl_runtime.vision.steps import ImageProcessing
@@ -292,6 +292,11 @@ def test_frames_and_times_of_a_file() -> None:
     every = replace(layout, frames=None, fps=None)
     assert every._taken(Video(film, 5.0)) == layout._taken(Video(film, None)) == list(range(12))
     assert layout.view(Video(film, 5.0)).size == (8, 8)
+    large = replace(layout, tile=1 << 12)
+    with pytest.raises(VideoError, match="at most 8 frames, found 12"):
+        large.prepare(Video(film, None), "t")
+    with pytest.raises(VideoError, match="at most 1000000000 seconds"):
+        layout.prepare(Video(film, 1e-15), "t")
 
 
 def test_numbers_are_words() -> None:

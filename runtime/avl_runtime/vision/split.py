@@ -21,7 +21,7 @@ from avl_plugins.graph_io import PIXELS
 from avl_runtime.vision.frame_steps import frame_values
 from avl_runtime.vision.frames import frames_hash
 from avl_runtime.vision.load.images import check_size
-from avl_runtime.vision.load.videos import Video
+from avl_runtime.vision.load.videos import Video, VideoError
 from avl_runtime.vision.media import Cells, Media, image_hash
 from avl_runtime.vision.number_words import in_words
 from avl_runtime.vision.resample import resize
@@ -30,6 +30,8 @@ from avl_runtime.vision.tiles import tile_cells
 
 UNKNOWN_FPS: Final = 24.0  # what transformers takes where nobody says
 SKIPPED: Final = 1  # seconds at either end of a long video
+MAX_PIXELS: Final = 1 << 27  # of a video's tiles; their values take 1.6 GB
+MAX_SECONDS: Final = 10**9  # thirty years
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +165,26 @@ class DatedFrames:
         """Make a video ready; `token` is the text of an image token.
 
         Raises:
-            VideoError: a file is damaged, or its frames are too large together.
+            VideoError: a file is damaged, is too long, or its frames are too many or too large.
             ImageError: a frame is so long and narrow that resizing it takes too many pixels.
         """
         taken = self._taken(video)
+        most = MAX_PIXELS // self.tile**2
+        if len(taken) > most:
+            raise VideoError(
+                f"expected a video of at most {most} frames, found {len(taken)}; shorten it, or "
+                "take fewer of its frames"
+            )
         picked = video.pick(taken)
         values = [frame_values(self._fit(frame), self.processing) for frame in picked]
         each = self.grid[0] * self.grid[1]
         seconds = [int(video.second(index, UNKNOWN_FPS)) for index in taken]
         length = seconds[-1] if video.fps is None else int(video.count / video.fps)
+        if max(length, seconds[-1]) > MAX_SECONDS:
+            raise VideoError(
+                f"expected a video of at most {MAX_SECONDS} seconds, found {length}; give its "
+                "frames as a list"
+            )
         seen = self.text.of(1, 1, token * each)
         frames = [f"\nFrame from {second // 60:02d}:{second % 60:02d}:{seen}" for second in seconds]
         front = (
