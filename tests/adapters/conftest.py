@@ -9,8 +9,9 @@ import torch
 
 from export.checkpoints import make_config, write_random
 from export.conftest import refused
+from support.torchlib import one_table
 
-__all__ = ["refused"]
+__all__ = ["one_table", "refused"]
 
 
 @pytest.fixture(autouse=True, scope="session")
