@@ -30,6 +30,7 @@ from measured import run_measured, split_arguments
 SHARD = 5 << 30  # bytes; transformers' own bound
 KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 LAYERS = "num_hidden_layers"
+MODELS = "llava-7b,llava-13b,internvl3.5-8b,smolvlm2-2.2b,ministral-3-8b,qwen2-vl-7b"
 MEASURES = ("wall_s", "user_s", "system_s", "peak_rss_bytes", "package_bytes", "graph_bytes")
 
 
@@ -140,11 +141,13 @@ def sentence(report: dict[str, Any]) -> str:
             f"its peak and {found['package_bytes']['max'] / 1e6:.2f} MB written"
         )
 
-    runs = len(report["models"]["llava-7b"]["runs"])
+    first, *others = report["models"]
+    runs = len(report["models"][first]["runs"])
+    more = "".join(f", `{alias}` {told(alias)}" for alias in others)
     return (
-        f"Exporting the full size of `llava-7b` takes {told('llava-7b')}, `llava-13b` "
-        f"{told('llava-13b')} (two CPU cores, sparse checkpoints of these shapes, medians of "
-        f"{runs}; `scripts/export_size.py`, [JSON](benchmarks/export-size.json))."
+        f"Exporting the full size of `{first}` takes {told(first)}{more} (two CPU cores, sparse "
+        f"checkpoints of these shapes, medians of {runs}; `scripts/export_size.py`, "
+        "[JSON](benchmarks/export-size.json))."
     )
 
 
@@ -195,7 +198,7 @@ def run(alias: str, layers: int | None, repeats: int, arguments: list[str]) -> d
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print a line a model, and return what --json writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="llava-7b,llava-13b", help=", ".join(HUB_IDS))
+    parser.add_argument("--models", default=MODELS, help=", ".join(HUB_IDS))
     parser.add_argument("--layers", type=int, help="decoder layers (default: all)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
