@@ -213,6 +213,7 @@ def test_what_is_wrong_is_told(server: Running) -> None:
             with pytest.raises(openai.BadRequestError) as too_long:
                 client.chat.completions.create(model=MODEL, messages=long, stream=stream)
             assert too_long.value.code == "context_length_exceeded"
+            assert "expected a prompt of at most " in too_long.value.message
             assert "/" not in too_long.value.message
     with (
         openai.OpenAI(**server.options | {"api_key": "wrong"}) as stranger,

@@ -54,13 +54,13 @@ class Served:
         policy = model.policy if asked.policy is None else asked.policy
         model.loaded.check(policy)
         prompt = model.processor.encode(self._said(asked.said, Pictures(self._limits, fetched)))
-        most = self._limits.prompt
-        if most is not None and len(prompt.input_ids) > most:
+        # Looked at here, before pictures are encoded and rows are made of texts.
+        most = min(self._limits.prompt or self.context, self.context)
+        if len(prompt.input_ids) > most:
             raise refused(
-                f"messages: expected a prompt of at most {most} tokens, found "
-                f"{len(prompt.input_ids)}; shorten it, or send fewer or smaller pictures",
-                "messages",
-                "context_length_exceeded",
+                f"expected a prompt of at most {most} tokens, found {len(prompt.input_ids)}; "
+                "shorten it, or send fewer or smaller pictures",
+                code="context_length_exceeded",
             )
         return [
             Request(
