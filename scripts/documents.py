@@ -18,6 +18,7 @@ import bench_targets
 import build_7b
 import cli_reference
 import export_size
+import few_bits
 import kept_rows
 import linear_part
 import overhead
@@ -44,6 +45,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "computed": lambda: bench_targets.computed(record("bench-s1-computed")),
     "exchange": lambda: attention_part.sentence(record("attention-part"), record("churn")),
     "linears": lambda: linear_part.sentence(record("linear-part")),
+    "few-bits": lambda: few_bits.table(record("few-bits")),
     "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
     "overhead": lambda: overhead.sentence(record("overhead")),
     "quantization": lambda: quantization.table(record("quantization")),

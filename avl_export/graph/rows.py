@@ -12,6 +12,7 @@ from avl_plugins.schema import ROW_OPS, SPLIT_CACHE_ATTENTION
 
 _TYPES = {
     "int8": ir.DataType.INT8,
+    "uint8": ir.DataType.UINT8,
     "int64": ir.DataType.INT64,
     "float16": ir.DataType.FLOAT16,
     "float32": ir.DataType.FLOAT,

@@ -327,7 +327,9 @@ def _segments(options: Options, family: Family, dtype: str) -> tuple[Segment, ..
             f"tokens there, found {','.join(map(str, after))}; add it or leave --split out"
         )
     bounds = (0, *after, layers)
-    kept = [name for name in ROW_TYPES if name != COMPUTED.name] if dtype == "fp32" else []
+    width = family.decoder.dims.head_dim
+    others = [one.name for one in ROW_TYPES.values() if one != COMPUTED and one.fits(width)]
+    kept = others if dtype == "fp32" else []
     return tuple(
         Segment(
             f"decoder.{number}.onnx",

@@ -310,6 +310,7 @@ class Segment:
             "Hkv": self.dims.num_kv_heads,
             "D": self.dims.head_dim,
             "E": 1,
+            "W": self.dims.head_dim * (self.kept.parked_bits or 8) // 8,
         }
         if layer is not None:
             sizes |= {"A": ACTIVE.rows(layer), "P": PARKED.rows(layer)}

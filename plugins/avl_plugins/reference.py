@@ -162,6 +162,14 @@ def decoded(codes: Int8, scale: Float32) -> Double:
     return codes.astype(np.float64) * scale
 
 
+def unpacked(packed: npt.NDArray[np.uint8], scale: Float32, bits: int) -> Double:
+    """The numbers [..., D] that codes of 4 or 2 bits [..., W] of parked rows stand for."""
+    shifts = range(0, 8, bits)
+    codes = np.concatenate([packed >> shift & (1 << bits) - 1 for shift in shifts], -1)
+    numbers: Double = (codes - (2**bits - 1) / 2) * scale.astype(np.float64)
+    return numbers
+
+
 def _bind(op: Op, arrays: tuple[npt.NDArray[Any], ...]) -> dict[str, int]:
     names = (value.name for value in op.inputs)
     return bind_dims(op, {n: a.shape for n, a in zip(names, arrays, strict=True)})

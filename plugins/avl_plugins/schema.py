@@ -5,7 +5,7 @@ them from here. Shapes are named dimensions:
 
     B batch    H query heads    Hkv KV heads, H = G * Hkv    D head_dim
     S new rows    A capacity of the active rows    P capacity of the parked rows
-    R row weightings    E scales of a row, 1
+    R row weightings    E scales of a row, 1    W bytes of a parked row's codes
 
 No dimension may be zero: an empty cache is one row of finite garbage with length 0.
 """
@@ -26,7 +26,7 @@ DOMAIN = "avl"
 VERSION = 1
 
 # T: the one floating type of the model. stored: any of FLOATS. codes: INT4 or INT8.
-DType = Literal["T", "int64", "int8", "float16", "float32", "stored", "codes"]
+DType = Literal["T", "int64", "int8", "uint8", "float16", "float32", "stored", "codes"]
 FLOATS = ("float32", "float16", "bfloat16")  # what T may be
 
 
@@ -84,14 +84,17 @@ class RowType:
             bits.
         scaled: whether each row has one scale for its key and one for its value. Keys are rotated
             before (`rotation`).
+        parked_bits: of the codes of parked rows, 4 or 2, where those are kept in fewer bits than
+            active ones; values are rotated too then. None: all rows are kept alike.
     """
 
     name: str
     element: DType
     scaled: bool = False
+    parked_bits: int | None = None
 
     def planes(self, head_dim: int, dtype: np.dtype[Any]) -> tuple[Plane, ...]:
-        """What a row of a head has: key and value, and of codes the scales of the two.
+        """What an active row of a head has: key and value, and of codes the scales of the two.
 
         Args:
             dtype: that the graph computes in.
@@ -100,11 +103,27 @@ class RowType:
         scale = Plane(1, np.dtype(np.float32))
         return (Plane(head_dim, kept),) * 2 + (scale, scale) * self.scaled
 
+    def parked(self, head_dim: int, dtype: np.dtype[Any]) -> tuple[Plane, ...]:
+        """The same of a parked row."""
+        planes = self.planes(head_dim, dtype)
+        if self.parked_bits is None:
+            return planes
+        codes = Plane(head_dim * self.parked_bits // 8, np.dtype(np.uint8))
+        return (codes, codes, *planes[2:])
+
+    def fits(self, head_dim: int) -> bool:
+        """Whether rows of heads of this size can be kept so: codes fill whole bytes."""
+        return self.parked_bits is None or head_dim * self.parked_bits % 8 == 0
+
 
 COMPUTED = RowType("computed", "T")  # in the type that the graph computes in
 FP16 = RowType("fp16", "float16")
 INT8 = RowType("int8", "int8", scaled=True)
-ROW_TYPES: Mapping[str, RowType] = {kept.name: kept for kept in (COMPUTED, FP16, INT8)}
+INT8_INT4 = RowType("int8-int4", "int8", scaled=True, parked_bits=4)
+INT8_INT2 = RowType("int8-int2", "int8", scaled=True, parked_bits=2)
+ROW_TYPES: Mapping[str, RowType] = {
+    kept.name: kept for kept in (COMPUTED, FP16, INT8, INT8_INT4, INT8_INT2)
+}
 
 
 def rotation(head_dim: int) -> npt.NDArray[np.float64]:
@@ -185,6 +204,16 @@ def _kept(kept: RowType, name: str, rows: tuple[str, ...], doc: str) -> tuple[Va
     return values if kept.scaled else values[:2]
 
 
+def _parked(kept: RowType) -> tuple[Value, ...]:
+    found = _kept(kept, "parked", _PARKED, "parked")
+    if kept.parked_bits is None:
+        return found
+    packed = (
+        dataclasses.replace(value, dtype="uint8", shape=(*_PARKED[:3], "W")) for value in found[:2]
+    )
+    return (*packed, *found[2:])
+
+
 def _op_of(kept: RowType, name: str, doc: str) -> Op:
     """SplitCacheAttention of rows that are kept in another way than as computed."""
     return Op(
@@ -194,7 +223,7 @@ def _op_of(kept: RowType, name: str, doc: str) -> Op:
             *SPLIT_CACHE_ATTENTION.inputs[:3],
             *_kept(kept, "active", _ACTIVE, "active"),
             SPLIT_CACHE_ATTENTION.inputs[5],
-            *_kept(kept, "parked", _PARKED, "parked"),
+            *_parked(kept),
             *SPLIT_CACHE_ATTENTION.inputs[8:],
         ),
         outputs=(*SPLIT_CACHE_ATTENTION.outputs, *_kept(kept, "made", _NEW, "new")),
@@ -222,11 +251,28 @@ QUANTIZED_CACHE_ATTENTION = _op_of(
         "seen as their codes say, as later steps see them, and handed back. T is float32."
     ),
 )
+
+
+def _mixed(kept: RowType, bits: int) -> Op:
+    return _op_of(
+        kept,
+        f"QuantizedCacheAttentionParkedInt{bits}",
+        (
+            "QuantizedCacheAttention whose values are turned as its keys are, and the output back, "
+            f"and whose parked rows are codes of {bits} bits: a number is (code - {2**bits - 1} / "
+            "2) * scale. Each byte has codes of numbers that lie D / (8 / bits) apart, the first "
+            "in its lowest bits."
+        ),
+    )
+
+
 # The op of graphs that keep rows in a way.
 ROW_OPS: Mapping[str, Op] = {
     COMPUTED.name: SPLIT_CACHE_ATTENTION,
     FP16.name: HALF_CACHE_ATTENTION,
     INT8.name: QUANTIZED_CACHE_ATTENTION,
+    INT8_INT4.name: _mixed(INT8_INT4, 4),
+    INT8_INT2.name: _mixed(INT8_INT2, 2),
 }
 
 # Of encoders, which have no cache.

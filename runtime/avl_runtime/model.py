@@ -108,7 +108,8 @@ class LVLM:
                 the "host"'s memory, for backends that keep rows on a GPU.
             kv: how cached rows are kept: as the package computes ("auto", or the type's name), or
                 on ort-cpu in 16 bits ("fp16"), half of float32's bytes, or as codes of 8 bits with
-                one scale a row ("int8"), a quarter of them.
+                one scale a row ("int8"), a quarter of them; or so with parked rows in 4 or 2 bits
+                ("int8-int4", "int8-int2"), without a compiled kernel.
             compute: what prompts and pictures are multiplied in on ort-cpu: "bf16", on a processor
                 with AMX, which is faster and rounds rows and weights; "fp32", in which nothing is
                 rounded but what a quantized package's linears round; with "auto" bf16 for attention

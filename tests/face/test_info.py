@@ -19,6 +19,7 @@ KEYS = [
     "family",
     "dtype",
     "layers",
+    "kv",
     "split",
     "context",
     "policies",
@@ -68,7 +69,9 @@ def test_what_avl_tiny_is(
     shard = tiny_checkpoint / "model.safetensors"
     assert (told["model"], told["family"], told["dtype"]) == ("avl-tiny", "llava", "fp32")
     assert (told["layers"], told["split"], told["default_policy"]) == (6, [2], "dense")
-    assert told["policies"] == ["dense", "fastv", "avl", "avl+fastv", "random"]
+    assert told["policies"] == ["dense", "avl", "avl:exact", "fastv", "avl+fastv", "random"]
+    assert told["kv"] == ["fp32", "fp16", "int8", "int8-int4", "int8-int2"]
+    assert "cached rows:   in fp32, fp16, int8, int8-int4 or int8-int2 (--kv)\n" in text
     assert (told["weights"], told["weights_found"]) == ("linked", True)
     assert told["weight_bytes"] == shard.stat().st_size
     assert (told["image"], told["video"], told["quantization"]) == ("fixed", None, None)

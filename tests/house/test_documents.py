@@ -163,7 +163,7 @@ def test_the_table_of_models_is_complete() -> None:
 def test_the_defaults_of_policies_are_those_of_the_code() -> None:
     row = re.compile(r"^\| `(\w+)` \|.*\| `([a-z_0-9=.,]+)` \|$", re.MULTILINE)
     rows = row.findall(text_of("docs/policies.md"))
-    assert {name for name, _ in rows} == {"fastv", "avl", "random"}
+    assert {name for name, _ in rows} == {"akvq", "fastv", "avl", "random"}
     for name, options in rows:
         policy = parse(f"{name}:{options}")
         assert policy.actions() == parse(name).actions()

@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 
 from avl_export.cli import main as avl_export
 from avl_plugins import cpu
+from avl_plugins.errors import PolicyError
 from avl_plugins.schema import rotation
 from avl_runtime import LVLM
 from avl_runtime.execute.protocol import BackendError
@@ -22,7 +23,8 @@ from avl_runtime.tasks import sample
 from support.random_llava import draw_images, write_checkpoint
 from support.reference import encode, load_reference
 
-KINDS = ("fp16", "int8")
+ALIKE = ("fp16", "int8")
+KINDS = (*ALIKE, "int8-int2")
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +36,68 @@ def coded(tiny_package: Path) -> LVLM:
 @pytest.fixture(scope="module")
 def kept(tiny_package: Path, coded: LVLM) -> dict[str, LVLM]:
     """avl-tiny with rows of each kind."""
-    return {"fp16": LVLM.load(tiny_package, kv="fp16"), "int8": coded}
+    others = {kind: LVLM.load(tiny_package, kv=kind) for kind in ("fp16", "int8-int2")}
+    return {"int8": coded, **others}
 
 
 def rounded(rows: torch.Tensor) -> torch.Tensor:
     """Rows [..., D] as 127 steps on either side of zero can say them."""
     unit = rows.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
     return (rows / unit).round() * unit
+
+
+def parked(rows: torch.Tensor, bits: int) -> torch.Tensor:
+    """Rows [..., D] as codes of so few bits can say them; the step is Max's (1960)."""
+    most = (2**bits - 1) / 2
+    step = rows.square().mean(-1, keepdim=True).sqrt() * {4: 0.3352, 2: 0.9957}[bits]
+    codes = ((rows / step).floor() + 0.5).clamp(-most, most)
+    return codes * (rows * codes).sum(-1, keepdim=True) / codes.square().sum(-1, keepdim=True)
+
+
+def causal_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    group = query.shape[1] // key.shape[1]
+    key, value = (rows.repeat_interleave(group, 1) for rows in (key, value))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=query.shape[2] > 1, scale=scale
+    )
+    return out.transpose(1, 2)
+
+
+def parking(bits: int | None, prompt: int, apart: list[torch.Tensor]) -> str:
+    """The same for parked rows, of which later rows than a prompt's see codes of `bits`.
+
+    Args:
+        bits: None for no rows of fewer bits than 8.
+        apart: positions of each layer's parked rows.
+    """
+
+    def attend(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float,
+        **_: object,
+    ) -> tuple[torch.Tensor, None]:
+        if module.__class__.__name__.startswith("CLIP"):
+            scores = (query @ key.transpose(2, 3) * scaling).softmax(-1)
+            return (scores @ value).transpose(1, 2), None
+        turn = torch.tensor(rotation(query.shape[3]), dtype=torch.float32)
+        key, value = rounded(key @ turn), rounded(value @ turn)
+        out = causal_attention(query, key @ turn, value @ turn, scaling)
+        if bits is not None:
+            where = apart[module.layer_idx]
+            for rows in (key, value):
+                rows[:, :, where] = parked(rows[:, :, where], bits)
+            later = causal_attention(query, key @ turn, value @ turn, scaling)
+            out = torch.cat([out[:, :prompt], later[:, prompt:]], 1)
+        return out, None
+
+    AttentionInterface.register(f"parked_in_{bits}", attend)
+    return f"parked_in_{bits}"
 
 
 def rounding(kind: str) -> str:
@@ -98,7 +155,7 @@ def test_replies_are_those_of_rounded_keys_and_values(seed: int, tmp_path: Path)
     arguments = ["--model", tmp_path / "model", "--out", tmp_path / "p.avl", "--no-check"]
     assert avl_export([*map(str, arguments), "--dtype", "fp32"]) == 0
     inputs = encode(tmp_path / "model", "what is it ?", images)
-    for kind in KINDS:
+    for kind in ALIKE:
         result = LVLM.load(tmp_path / "p.avl", kv=kind).generate(
             "what is it ?", images, policy="dense", max_new_tokens=12, return_logits=True
         )
@@ -109,19 +166,50 @@ def test_replies_are_those_of_rounded_keys_and_values(seed: int, tmp_path: Path)
         )
         off = np.linalg.norm(result.logits - expected)
         assert off < DIFFERS[kind] * np.linalg.norm(exact - expected)
+    for bits in (4, 2):
+        result = LVLM.load(tmp_path / "p.avl", kv=f"int8-int{bits}").generate(
+            "what is it ?",
+            images,
+            policy="akvq:pivots=0.3",
+            max_new_tokens=12,
+            return_logits=True,
+            return_placements=True,
+        )
+        tokens, ids = list(result.token_ids), inputs["input_ids"][0]
+        image_token = load_reference(tmp_path / "model").config.image_token_id
+        of_images = (ids == image_token).nonzero()[:, 0]
+        apart = [of_images[torch.tensor(layer)] for layer in result.placements[-1].parked]
+        assert min(map(len, apart)) > 0
+        coarser, expected = (
+            of_transformers(tmp_path / "model", inputs, tokens, parking(each, len(ids), apart))
+            for each in (None, bits)
+        )
+        off = np.linalg.norm(result.logits - expected)
+        assert off < 0.2 * np.linalg.norm(coarser - expected)
 
 
 @pytest.mark.parametrize("policy", ["dense", "avl", "avl:text=0.5,text_min=4", "avl+fastv"])
 def test_bytes_are_those_of_rows_and_scales(tiny: LVLM, kept: dict[str, LVLM], policy: str) -> None:
     width = tiny.package.manifest.dims.head_dim
     one = sample("ocr", "held-out", 3)
-    plain, halves, codes = (
+    models = tiny, kept["fp16"], kept["int8"], kept["int8-int2"]
+    replies = [
         model.generate(
-            one.prompt, [one.image], policy=policy, max_new_tokens=9, min_new_tokens=9
-        ).stats
-        for model in (tiny, *kept.values())
-    )
-    assert (plain.kv, halves.kv, codes.kv) == ("fp32", "fp16", "int8")
+            one.prompt,
+            [one.image],
+            policy=policy,
+            max_new_tokens=9,
+            min_new_tokens=9,
+            return_placements=True,
+        )
+        for model in models
+    ]
+    plain, halves, codes, mixed = (reply.stats for reply in replies)
+    assert (plain.kv, halves.kv, codes.kv, mixed.kv) == ("fp32", *KINDS)
+    # A layer without parked rows has room for one, as graphs take no empty dimension.
+    apart = replies[-1].placements[-1].parked.sum(1).clip(1).sum()
+    heads = tiny.package.manifest.dims.num_kv_heads
+    assert codes.kv_bytes - mixed.kv_bytes == apart * heads * (2 * width - 2 * width // 4)
     for name in ("kv_bytes", "kv_bytes_dense"):
         rows = getattr(plain, name) // (8 * width)
         assert getattr(halves, name) == rows * 4 * width
@@ -201,6 +289,44 @@ def test_checked_drafts_of_core_rows_are_dense_attentions_tokens(coded: LVLM) ->
         assert exact.token_ids == dense.token_ids
         accepted += exact.stats.drafts[0].accepted
     assert accepted > 20  # the core alone does draft them
+
+
+def test_pivots_and_parked_rows_kept_alike_are_dense_attention(tiny: LVLM) -> None:
+    one = sample("ocr", "held-out", 5)
+    dense, akvq = (
+        tiny.generate(
+            one.prompt, [one.image], policy=policy, return_logits=True, return_placements=True
+        )
+        for policy in ("dense", "akvq")
+    )
+    assert akvq.token_ids == dense.token_ids
+    np.testing.assert_allclose(akvq.logits, dense.logits, atol=1e-4, rtol=0)
+    (placed,) = akvq.placements
+    assert (placed.core ^ placed.parked).all()
+    assert 0.03 < placed.core.mean() < 0.06
+
+
+def test_pivots_in_a_batch_and_over_turns(kept: dict[str, LVLM]) -> None:
+    model = kept["int8-int2"]
+    drawn = [sample("caption", "held-out", 44 + number) for number in range(3)]
+    policies = ("akvq", "fastv+akvq", "avl")
+    prompts, images = [one.prompt for one in drawn], [[one.image] for one in drawn]
+    together = model.generate_batch(prompts, images, policies=policies, return_logits=True)
+    for one, policy, found in zip(drawn, policies, together, strict=True):
+        alone = model.generate(one.prompt, [one.image], policy=policy, return_logits=True)
+        assert found.token_ids == alone.token_ids
+        np.testing.assert_allclose(found.logits, alone.logits, atol=0.02, rtol=0)
+    chat = model.chat(policy="fastv+akvq")
+    chat.send("Describe the image.", [drawn[0].image])
+    other = chat.fork()
+    first = chat.send("What is in it?", [drawn[1].image]).token_ids
+    assert other.send("What is in it?", [drawn[1].image]).token_ids == first
+
+
+def test_drafts_of_core_rows_want_rows_kept_alike(kept: dict[str, LVLM]) -> None:
+    one = sample("ocr", "held-out", 3)
+    with pytest.raises(PolicyError, match="found --kv int8-int2; use --kv int8"):
+        kept["int8-int2"].generate(one.prompt, [one.image], policy="avl:exact")
 
 
 def test_what_cannot_keep_codes_is_refused(tiny_package: Path, tmp_path: Path) -> None:

@@ -231,6 +231,18 @@ CONTRADICTIONS: list[tuple[Change, str]] = [
     (lambda m: m["segments"][0].update(kinds="full"), "kinds: expected a list, found 'full'"),
     (lambda m: m["segments"][0].update(kinds=["full", 1]), "kinds: expected str, found '1'"),
     (lambda m: m["generation"].update(bad_words_ids=[[1], [2, 1 << 31]]), "found 2147483648"),
+    (
+        lambda m: m["segments"][0]["kept"].append(["int3", "decoder.0.onnx"]),
+        "keeps (fp16, int8, int8-int4, int8-int2), found 'int3' beside decoder.0.onnx",
+    ),
+    (
+        lambda m: m["segments"][1]["kept"].append(["computed", "decoder.1.onnx"]),
+        "int8-int2), found 'computed' beside decoder.1.onnx",
+    ),
+    (
+        lambda m: m["segments"][1]["kept"].append(["int8", "decoder.1.onnx"]),
+        "one graph for rows in int8 beside decoder.1.onnx, found 2",
+    ),
 ]
 
 

@@ -14,10 +14,9 @@ from avl_plugins.bodies.function import function_proto
 from avl_plugins.schema import (
     FP16,
     HALF_CACHE_ATTENTION,
-    INT8,
     MOST_CODE,
     MOST_HALF,
-    QUANTIZED_CACHE_ATTENTION,
+    ROW_OPS,
     RowType,
     rotation,
 )
@@ -55,10 +54,27 @@ _NUMBERS = """
     {codes}_rows = Mul ({codes}_float, {codes}_scale)
 """
 
+# Codes of a few bits as numbers: those of a byte lie D / (codes a byte) apart.
+_UNPACKED = """
+    {codes}_mask = Constant <value = uint8[1] {{{most}}}> ()
+    {parts}
+    {codes}_all = Concat <axis = -1> ({names})
+    {codes}_float = Cast <to = 1> ({codes}_all)
+    {codes}_middle = Constant <value_float: float = {middle}> ()
+    {codes}_centred = Sub ({codes}_float, {codes}_middle)
+    {codes}_rows = Mul ({codes}_centred, {codes}_scale)
+"""
+
+_PART = """
+    {codes}_by_{shift} = Constant <value = uint8[1] {{{shift}}}> ()
+    {codes}_from_{shift} = BitShift <direction = "RIGHT"> ({codes}, {codes}_by_{shift})
+    {codes}_at_{shift} = BitwiseAnd ({codes}_from_{shift}, {codes}_mask)
+"""
+
 _CACHED = tuple(f"{x}_{place}" for place in ("made", "active", "parked") for x in "kv")
 
 _ATTENTION = """
-    out, mass_active, mass_parked, mass_new = avl.SplitCacheAttention <scale: float = @scale> (
+    {out}, mass_active, mass_parked, mass_new = avl.SplitCacheAttention <scale: float = @scale> (
         {q}, k_made_rows, v_made_rows, k_active_rows, v_active_rows, active_len,
         k_parked_rows, v_parked_rows, parked_len, row_weights
     )
@@ -73,29 +89,55 @@ def kept_attention_function(kept: RowType, head_dim: int, opset: int = 23) -> on
     Raises:
         KeyError: rows are kept as computed, for which those are all.
     """
-    return {FP16.name: _halves, INT8.name: _codes}[kept.name](head_dim, opset)
+    if kept == FP16:
+        return _halves(opset)
+    if not kept.scaled:
+        raise KeyError(kept.name)
+    return _codes(kept, head_dim, opset)
 
 
-def _halves(head_dim: int, opset: int) -> onnx.FunctionProto:
+def _halves(opset: int) -> onnx.FunctionProto:
     made = [_HALVES.format(x=x, most=MOST_HALF) for x in "kv"]
     numbers = [_HALF_NUMBERS.format(halves=rows) for rows in _CACHED]
-    body = "".join((*made, *numbers, _ATTENTION.replace("{q}", "q")))
+    body = "".join((*made, *numbers, _attention("q")))
     return function_proto(HALF_CACHE_ATTENTION, body, opset)
 
 
-def _codes(head_dim: int, opset: int) -> onnx.FunctionProto:
-    turned = """
-    q_turned = MatMul (q, rotation)
-    k_turned = MatMul (k_new, rotation)
-    """
+def _codes(kept: RowType, head_dim: int, opset: int) -> onnx.FunctionProto:
+    mixed = kept.parked_bits is not None
+    values = "v_turned" if mixed else "v_new"
+    turned = ["q_turned = MatMul (q, rotation)", "k_turned = MatMul (k_new, rotation)"]
+    turned += ["v_turned = MatMul (v_new, rotation)"] * mixed
     codes = [
         _CODES.format(x=x, rows=rows, most=float(MOST_CODE))
-        for x, rows in (("k", "k_turned"), ("v", "v_new"))
+        for x, rows in (("k", "k_turned"), ("v", values))
     ]
-    numbers = [_NUMBERS.format(codes=rows) for rows in _CACHED]
-    body = "".join((turned, *codes, *numbers, _ATTENTION.replace("{q}", "q_turned")))
-    function = function_proto(QUANTIZED_CACHE_ATTENTION, body, opset)
+    numbers = [
+        _unpacked(rows, kept.parked_bits)
+        if kept.parked_bits is not None and rows.endswith("_parked")
+        else _NUMBERS.format(codes=rows)
+        for rows in _CACHED
+    ]
+    attention = _attention("q_turned", "out_turned" if mixed else "out")
+    back = "out = MatMul (out_turned, rotation)" if mixed else ""
+    body = "\n".join((*turned, *codes, *numbers, attention, back))
+    function = function_proto(ROW_OPS[kept.name], body, opset)
     matrix = numpy_helper.from_array(rotation(head_dim).astype(np.float32), _ROTATION)
     constant = onnx.helper.make_node("Constant", [], [_ROTATION], value=matrix)
     function.node.insert(0, constant)
     return function
+
+
+def _attention(q: str, out: str = "out") -> str:
+    return _ATTENTION.replace("{q}", q).replace("{out}", out)
+
+
+def _unpacked(codes: str, bits: int) -> str:
+    shifts = range(0, 8, bits)
+    return _UNPACKED.format(
+        codes=codes,
+        most=2**bits - 1,
+        middle=(2**bits - 1) / 2,
+        parts="".join(_PART.format(codes=codes, shift=shift) for shift in shifts),
+        names=", ".join(f"{codes}_at_{shift}" for shift in shifts),
+    )

@@ -5,6 +5,7 @@ and one call of `register`.
 """
 
 from avl_plugins.policies.action import Action, Placed, Tokens, When
+from avl_plugins.policies.akvq import AKVQ
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.chain import Chain
@@ -15,17 +16,19 @@ from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.random import Random
 from avl_plugins.policies.ranking import ATTENTION, AtRandom, Attention, HeavyHitters, Ranking
-from avl_plugins.policies.spec import parse, register
-from avl_plugins.policies.split import Divide, Refresh
+from avl_plugins.policies.spec import USUAL, parse, register
+from avl_plugins.policies.split import Divide, ReadParked, Refresh
 from avl_plugins.policies.text import TextBudget
 from avl_plugins.policies.view import ACTIVE, DROPPED, PARKED, View
 
 __all__ = [
     "ACTIVE",
+    "AKVQ",
     "ATTENTION",
     "AVL",
     "DROPPED",
     "PARKED",
+    "USUAL",
     "Action",
     "AtRandom",
     "Attention",
@@ -41,6 +44,7 @@ __all__ = [
     "Prune",
     "Random",
     "Ranking",
+    "ReadParked",
     "Refresh",
     "TextBudget",
     "Tokens",

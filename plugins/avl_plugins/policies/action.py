@@ -57,6 +57,7 @@ class Action(abc.ABC):
         when: the moments at which it decides.
         tokens: the rows it chooses among.
         reads_parked: whether a decode step in which it is due reads parked rows too.
+        moves: whether rows may change places where it is due; else it is not asked.
     """
 
     __slots__ = ()
@@ -64,6 +65,7 @@ class Action(abc.ABC):
     when: ClassVar[frozenset[When]]
     tokens: ClassVar[Tokens] = Tokens.IMAGE
     reads_parked: ClassVar[bool] = False
+    moves: ClassVar[bool] = True
 
     @property
     @abc.abstractmethod

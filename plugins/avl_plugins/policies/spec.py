@@ -9,6 +9,7 @@ from typing import Any
 
 from avl_plugins.errors import PolicyError, quoted, shown
 from avl_plugins.policies.agreement import check_class
+from avl_plugins.policies.akvq import AKVQ
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.chain import Chain
@@ -18,7 +19,12 @@ from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.options import SIMPLE, read_value, types_of, without_none
 from avl_plugins.policies.random import Random
 
-_KINDS: dict[str, type[Policy]] = {kind.name: kind for kind in (Dense, AVL, Exact, FastV, Random)}
+# What commands offer, each with the options that it has unless others are given.
+USUAL = ("dense", "avl", "avl:exact", "fastv", "avl+fastv", "random")
+
+_KINDS: dict[str, type[Policy]] = {
+    kind.name: kind for kind in (Dense, AVL, Exact, AKVQ, FastV, Random)
+}
 
 
 def register(kind: type[Policy]) -> type[Policy]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from avl_plugins.policies.action import Action, Placed, When, share_of
 from avl_plugins.policies.checks import check_count, check_fraction, core_of
 from avl_plugins.policies.ranking import ATTENTION, Ranking, check_ranking
@@ -100,3 +102,22 @@ class Refresh(Action):
     def choose(self, view: View) -> Fates:
         core = self.ranking.first(view, self.count(view.total, view.positions.shape[-1]))
         return fates(core, ~core)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadParked(Action):
+    """Every decode step reads parked rows too, and none changes its place."""
+
+    ranking: Ranking = ATTENTION
+
+    when: ClassVar[frozenset[When]] = frozenset({When.STEP})
+    reads_parked: ClassVar[bool] = True
+    moves: ClassVar[bool] = False
+
+    @property
+    def decides(self) -> str:
+        return "which image tokens are read in every step"
+
+    def choose(self, view: View) -> Fates:
+        every = np.ones(view.positions.shape, np.bool_)
+        return fates(every, every)

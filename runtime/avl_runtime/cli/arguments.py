@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from avl_plugins.policies import USUAL
 from avl_runtime.cli.generation import add_generation
 from avl_runtime.cli.lists import path_name, picture_name, policy, threads
 from avl_runtime.cli.parser import CommandParser
@@ -130,8 +131,8 @@ def make_parser() -> CommandParser:
     add(
         "--policy",
         type=policy,
-        help="dense, avl, avl:exact, fastv, avl+fastv or random, with options as "
-        "avl:keep=0.5,core=0.3 (default: the package's)",
+        help=f"{', '.join(USUAL[:-1])} or {USUAL[-1]}, with options as avl:keep=0.5,core=0.3 "
+        "(default: the package's)",
     )
     add(
         "--backend",
@@ -158,8 +159,9 @@ def make_parser() -> CommandParser:
         "--kv",
         choices=KV,
         default="auto",
-        help="how cached rows are kept: fp16 takes half of the memory, int8 a quarter, on ort-cpu "
-        "(default: auto, as the package computes)",
+        help="how cached rows are kept: fp16 takes half of the memory, int8 a quarter, int8-int4 "
+        "and int8-int2 less for rows that a policy parks, on ort-cpu (default: auto, as the "
+        "package computes)",
     )
     add(
         "--verify",

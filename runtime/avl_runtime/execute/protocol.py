@@ -20,7 +20,8 @@ from avl_runtime.vision import Kind
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 PARKS = ("device", "host")  # where parked rows lie between refreshes
-KV = ("auto", "fp32", "fp16", "int8")  # how cached rows are kept; auto: as the package computes
+# How cached rows are kept; auto: as the package computes. The last have parked rows in fewer bits.
+KV = ("auto", "fp32", "fp16", "int8", "int8-int4", "int8-int2")
 COMPUTES = ("auto", "fp32", "bf16")  # what many rows are multiplied in on a CPU (`host.compute`)
 
 

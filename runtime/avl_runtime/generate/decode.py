@@ -180,6 +180,8 @@ class Decoder:
         for each, actions in zip(self._members, due, strict=True):
             mine = []
             for action in actions:
+                if not action.moves:
+                    continue
                 if batch.did(index, each.seq, action):
                     each.settled = each.length
                 elif action.tokens is Tokens.TEXT:

@@ -120,7 +120,7 @@ class Sequence:
     @property
     def moves_images(self) -> bool:
         """Whether the step that `step` now counts may move image tokens, where none is drafted."""
-        images = any(action.tokens is Tokens.IMAGE for action in self.due())
+        images = any(action.tokens is Tokens.IMAGE and action.moves for action in self.due())
         return images and self.drafting is None
 
     def undecided(self, most: int) -> int:

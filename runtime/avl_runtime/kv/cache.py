@@ -8,9 +8,9 @@ compiled library where it is asked to: by `append`, and by a step that offers it
 (`avl_plugins.cpu.refresh`).
 
 A row is one or more *planes* (`schema.RowType`), each an array a layer, with room of the layer's
-own: K and V, and where those are codes the scales of each. Arrays are compact: rows [0, length) of
-an axis are live, the rest is room for decode, finite because graphs mask those rows but still
-multiply by them.
+own: K and V, and where those are codes the scales of each; parked ones may differ (`parking`).
+Arrays are compact: rows [0, length) of an axis are live, the rest is room for decode, finite
+because graphs mask those rows but still multiply by them.
 
 A *position* is the index of a row's token in its conversation, whatever its rotary position ids.
 """
@@ -51,6 +51,7 @@ class SegmentCache:
             largest room of a layer.
         mass: [L, B, Hkv, A] float32, attention received from text rows so far (H2O).
         parked: planes of parked rows.
+        parked_bits: of the codes of parked rows (`parking`); None where rows are all alike.
         parked_len: [L, B] int64.
         parked_positions: [L, B, P] int64; P is the largest room of a layer.
         image_rows: [L, B] int64; after a partition the first rows of a sequence are its core image
@@ -66,21 +67,31 @@ class SegmentCache:
         "image_rows",
         "mass",
         "parked",
+        "parked_bits",
         "parked_len",
         "parked_positions",
         "positions",
         "version",
     )
 
-    def __init__(self, layers: int, batch: int, kv_heads: int, planes: Sequence[Plane]) -> None:
-        """An empty cache: one masked row, as graphs take no empty dimension."""
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        planes: Sequence[Plane],
+        parked: Sequence[Plane] | None = None,
+        parked_bits: int | None = None,
+    ) -> None:
+        """An empty cache: one masked row; `parked` are planes of parked rows that have others."""
 
         def masked_row(plane: Plane) -> list[Array]:
             shape = (batch, kv_heads, 1, plane.width)
             return [np.zeros(shape, plane.dtype) for _ in range(layers)]
 
         self.active: Planes = tuple(map(masked_row, planes))
-        self.parked: Planes = tuple(map(masked_row, planes))
+        self.parked: Planes = tuple(map(masked_row, planes if parked is None else parked))
+        self.parked_bits = parked_bits
         self.positions: Ints = np.zeros((layers, batch, kv_heads, 1), np.int64)
         self.mass: Floats = np.zeros((layers, batch, kv_heads, 1), np.float32)
         self.parked_positions: Ints = np.zeros((layers, batch, 1), np.int64)
@@ -101,9 +112,13 @@ class SegmentCache:
         return int(self.active_len.shape[1])
 
     @property
-    def planes(self) -> list[Plane]:
-        """What a row of a head has."""
-        return [Plane(plane[0].shape[3], plane[0].dtype) for plane in self.active]
+    def planes(self) -> tuple[list[Plane], list[Plane]]:
+        """What a row of a head has that is active, and one that is parked."""
+        active, parked = (
+            [Plane(plane[0].shape[3], plane[0].dtype) for plane in planes]
+            for planes in (self.active, self.parked)
+        )
+        return active, parked
 
     @property
     def k_active(self) -> list[Array]:
@@ -177,6 +192,7 @@ class SegmentCache:
         for name in (*LENGTHS, "positions", "mass", "parked_positions"):
             setattr(other, name, getattr(self, name)[:, part])
         other.forked, other.version = self.forked, self.version
+        other.parked_bits = self.parked_bits
         return other
 
     def taken(self, seq: int) -> SegmentCache:

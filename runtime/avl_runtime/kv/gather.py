@@ -23,7 +23,8 @@ def gathered(parts: Sequence[Part], steps: int) -> SegmentCache:
         first.trim(steps)
         return first
     kv_heads = first.k_active[0].shape[1]
-    batch = SegmentCache(first.layers, len(parts), kv_heads, first.planes)
+    kinds = *first.planes, first.parked_bits
+    batch = SegmentCache(first.layers, len(parts), kv_heads, *kinds)
     rooms = gather_books(batch, parts, steps)
     sources = {id(cache): cache for cache, _ in parts}.values()
     for layer in range(first.layers):

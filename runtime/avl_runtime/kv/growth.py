@@ -22,7 +22,14 @@ def room(rows: int, steps: int) -> int:
     return max(1, min(steps, max(16, rows // 8)))
 
 
-def dense_bytes(rows: int, steps: int, limit: int, kv_heads: int, planes: Sequence[Plane]) -> int:
+def dense_bytes(
+    rows: int,
+    steps: int,
+    limit: int,
+    kv_heads: int,
+    planes: Sequence[Plane],
+    parked: Sequence[Plane] | None = None,
+) -> int:
     """Bytes one dense layer would hold after `rows` of prompt and `steps` of at most `limit`.
 
     Follows the growth of `append`, so that a dense run's own bytes equal it.
@@ -32,8 +39,11 @@ def dense_bytes(rows: int, steps: int, limit: int, kv_heads: int, planes: Sequen
         if rows + step == capacity:
             capacity += room(capacity, limit - step)
     # The parked arrays of a dense cache are the one masked row that graphs ask for.
-    each = sum(plane.width * plane.dtype.itemsize for plane in planes)
-    return (capacity + 1) * kv_heads * each
+    each, apart = (
+        sum(plane.width * plane.dtype.itemsize for plane in kinds)
+        for kinds in (planes, planes if parked is None else parked)
+    )
+    return (capacity * each + apart) * kv_heads
 
 
 def resized(array: NDArray[Any], axis: int, length: int, capacity: int) -> NDArray[Any]:

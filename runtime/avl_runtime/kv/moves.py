@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from avl_plugins.policies import ACTIVE, PARKED
 from avl_runtime.kv.cache import Array, Ints, SegmentCache
 from avl_runtime.kv.growth import resized
+from avl_runtime.kv.parking import narrow, widen
 
 Mask = NDArray[np.bool_]
 Fates = NDArray[np.int8]
@@ -42,18 +43,23 @@ def place(cache: SegmentCache, seq: int, fates: Fates, image_mask: Mask) -> None
     asides = [aside.shape[1] for _, _, aside in plans]
     alone = cache.batch == 1
     rooms, apart = _rooms(cache, stays, asides)
-    # One plane of one layer at a time, so that no more than that is ever held twice.
-    for active, parked in zip(cache.active, cache.parked, strict=True):
+    # One plane of one layer at a time, so that no more than that is ever held twice; or one layer,
+    # where a plane of parked rows is made of several.
+    every = range(len(cache.active))
+    together = [every] if cache.parked_bits else [range(one, one + 1) for one in every]
+    for planes in together:
         for layer, (_, stay, aside) in enumerate(plans):
-            length, held = (int(n[layer, seq]) for n in (cache.active_len, cache.parked_len))
-            rows = active[layer][seq]
-            if held:
-                rows = np.concatenate([rows[:, :length], parked[layer][seq, :, :held]], 1)
-            here, there = _rows_at(rows, stay, rooms[layer]), _rows_at(rows, aside, apart[layer])
-            if alone:
-                active[layer], parked[layer] = here[None], there[None]
-            else:
-                active[layer][seq], parked[layer][seq] = here, there
+            lying = _held(cache, seq, layer, planes)
+            here = [_rows_at(plane, stay, rooms[layer]) for plane in lying]
+            there = [_rows_at(plane, aside, apart[layer]) for plane in lying]
+            if cache.parked_bits:
+                there = narrow(there, cache.parked_bits)
+            for plane, stays_here, goes_aside in zip(planes, here, there, strict=True):
+                active, parked = cache.active[plane], cache.parked[plane]
+                if alone:
+                    active[layer], parked[layer] = stays_here[None], goes_aside[None]
+                else:
+                    active[layer][seq], parked[layer][seq] = stays_here, goes_aside
     positions, mass, parked_positions = cache.positions, cache.mass, cache.parked_positions
     if alone:
         shape = (*positions.shape[:3], max(rooms))
@@ -72,6 +78,19 @@ def place(cache: SegmentCache, seq: int, fates: Fates, image_mask: Mask) -> None
         front = positions[layer, seq, 0, : stays[layer]]
         cache.image_rows[layer, seq] = np.count_nonzero(image_mask[front])
     cache.version += 1
+
+
+def _held(cache: SegmentCache, seq: int, layer: int, planes: range) -> list[Array]:
+    """Some planes [Hkv, n, width] of a layer's active rows, and of parked rows behind them."""
+    length, held = (int(n[layer, seq]) for n in (cache.active_len, cache.parked_len))
+    rows = [cache.active[plane][layer][seq] for plane in planes]
+    if not held:
+        return rows
+    parked = [cache.parked[plane][layer][seq, :, :held] for plane in planes]
+    if cache.parked_bits:
+        parked = widen(parked, cache.parked_bits)
+    both = zip(rows, parked, strict=True)
+    return [np.concatenate([plane[:, :length], behind], 1) for plane, behind in both]
 
 
 def _plan(
@@ -122,8 +141,13 @@ def exchange(cache: SegmentCache, seq: int, leaving: Mask, entering: Mask, first
     cache.parked_positions[layers, seq, into] = moved
 
     def swap(layer: int, part: slice[Any, Any, Any]) -> None:
-        for active, parked in zip(cache.active, cache.parked, strict=True):
-            _swap_rows(active[layer][seq], parked[layer][seq], out[part], into[part])
+        here = [plane[layer][seq] for plane in cache.active]
+        there = [plane[layer][seq] for plane in cache.parked]
+        if cache.parked_bits:
+            _exchange_bits(here, there, out[part], into[part], cache.parked_bits)
+            return
+        for active, parked in zip(here, there, strict=True):
+            _swap_rows(active, parked, out[part], into[part])
 
     parts = _by_layer(layers, cache.layers)
     _, heads, _, width = cache.k_active[0].shape
@@ -194,6 +218,18 @@ def _swap_rows(active: Array, parked: Array, out: Ints, into: Ints) -> None:
     kept = here.take(to)
     here.put(to, there.take(origin))
     there.put(origin, kept)
+
+
+def _exchange_bits(
+    active: list[Array], parked: list[Array], out: Ints, into: Ints, bits: int
+) -> None:
+    """Swap rows as `_swap_rows` does, whose planes [Hkv, n, width] are others when parked."""
+    leaving = narrow([plane[:, out] for plane in active], bits)
+    entering = widen([plane[:, into] for plane in parked], bits)
+    for plane, rows in zip(active, entering, strict=True):
+        plane[:, out] = rows
+    for plane, rows in zip(parked, leaving, strict=True):
+        plane[:, into] = rows
 
 
 def _rows_at(rows: Array, slots: Ints, capacity: int) -> Array:

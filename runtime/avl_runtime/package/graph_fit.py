@@ -18,6 +18,7 @@ _TYPES = {
     "float16": "tensor(float16)",
     "int64": "tensor(int64)",
     "int8": "tensor(int8)",
+    "uint8": "tensor(uint8)",
 }
 
 

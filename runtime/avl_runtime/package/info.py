@@ -6,14 +6,15 @@ import dataclasses
 from typing import Any
 
 from avl_plugins.errors import PolicyError
-from avl_plugins.policies import parse
+from avl_plugins.policies import USUAL, parse
+from avl_plugins.schema import ROW_TYPES
 from avl_runtime.machine.sizes import size_text
 from avl_runtime.package.generation_defaults import NEUTRAL
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.package.quantization import Quantization
 
-POLICIES = ("dense", "fastv", "avl", "avl+fastv", "random")
+ANSWERING = 7  # package format from which on every last graph gives logits of several rows
 
 
 def describe(package: Package) -> dict[str, Any]:
@@ -26,9 +27,10 @@ def describe(package: Package) -> dict[str, Any]:
         "family": manifest.family,
         "dtype": manifest.dtype,
         "layers": manifest.dims.num_layers,
+        "kv": _kv(manifest),
         "split": list(manifest.splits()),
         "context": manifest.dims.max_positions,
-        "policies": [name for name in POLICIES if _takes(manifest, name)],
+        "policies": [name for name in USUAL if _takes(manifest, name)],
         "default_policy": manifest.default_policy,
         "generation": dataclasses.asdict(manifest.generation),
         "chat_template": manifest.chat_template is not None,
@@ -72,6 +74,7 @@ def info_text(found: dict[str, Any]) -> str:
     lines = [
         ("model", f"{found['model']} ({found['family']}), takes {images}"),
         ("decoder", f"{found['layers']} layers, cut after {split}, in {found['dtype']}"),
+        ("cached rows", f"in {_any_of(found['kv'])} (--kv)"),
         ("context", f"{found['context']} tokens"),
         ("policies", f"{', '.join(found['policies'])} (default: {found['default_policy']})"),
         ("generation", _generation(found["generation"])),
@@ -84,13 +87,25 @@ def info_text(found: dict[str, Any]) -> str:
     return "\n".join(f"{name + ':':<15}{value}" for name, value in lines)
 
 
+def _any_of(names: list[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+def _kv(manifest: Manifest) -> list[str]:
+    """The types that cached rows may have: the one computed in, and those with graphs."""
+    graphs = [[name for name, _ in segment.kept] for segment in manifest.segments]
+    shared = [name for name in ROW_TYPES if graphs and all(name in one for one in graphs)]
+    return [manifest.dtype, *shared]
+
+
 def _takes(manifest: Manifest, policy: str) -> bool:
-    """Whether a policy drops tokens only where the decoder is cut."""
+    """Whether a policy drops tokens only where the decoder is cut, and drafts where it may."""
+    found = parse(policy)
     try:
-        parse(policy).check(manifest.splits())
+        found.check(manifest.splits())
     except PolicyError:
         return False
-    return True
+    return found.drafting() is None or manifest.format_version >= ANSWERING
 
 
 def _quantization(found: Quantization | None) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from avl_plugins.errors import FormatError, quoted, shown
 from avl_plugins.graph_io import LAYER_KINDS
+from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.package.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -223,6 +224,7 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
         )
     for segment in manifest.segments:
         _check_kinds(segment, path)
+        _check_kept(segment, path)
     if embedding.shape[1] != dims.hidden_size:
         raise PackageError(
             f"{path}: expected an embedding of {dims.hidden_size} columns, the hidden size, found "
@@ -242,6 +244,23 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
             f"{path}: expected token ids from 0 to {TOKEN_IDS - 1}, found {quoted(wrong)}; export "
             "again"
         )
+
+
+def _check_kept(segment: Segment, path: Path) -> None:
+    names = [name for name, _ in segment.kept]
+    for name in names:
+        if name not in ROW_TYPES or name == COMPUTED.name:
+            known = ", ".join(other for other in ROW_TYPES if other != COMPUTED.name)
+            raise PackageError(
+                f"{path}: expected rows that this version of avl keeps ({known}), found "
+                f"{quoted(name)} beside {segment.file}; update avl, or export again with this "
+                "version"
+            )
+        if names.count(name) > 1:
+            raise PackageError(
+                f"{path}: expected one graph for rows in {name} beside {segment.file}, found "
+                f"{names.count(name)}; export again"
+            )
 
 
 def _check_kinds(segment: Segment, path: Path) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError, PolicyError
 from avl_plugins.policies import Policy, Tokens
+from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.generate.check import Check
 from avl_runtime.generate.core_drafts import CoreDrafts
 from avl_runtime.generate.decode import MOST_TOGETHER
@@ -254,6 +255,11 @@ class Request:
                 f"{self.policy}: expected graphs that give logits of several tokens, found "
                 f"{executor.name} and a package that give the last one's alone; choose dense, or "
                 "export again and run on ort-cpu"
+            )
+        if ROW_TYPES.get(executor.kv, COMPUTED).parked_bits is not None:
+            raise PolicyError(
+                f"{self.policy}: expected rows that are all kept alike, as dense attention has "
+                f"them, found --kv {executor.kv}; use --kv int8, or another policy"
             )
         return CoreDrafts(drafting)
 

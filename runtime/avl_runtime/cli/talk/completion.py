@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from avl_plugins.policies import USUAL
+
 PATHS = ("/image", "/video", "/save", "/load")
-POLICIES = ("avl", "avl+fastv", "dense", "fastv", "random")
 MOST = 200
 _ODD = re.compile(r"([\\\s\"'])")
 
@@ -23,7 +24,7 @@ def candidates(line: str, commands: Sequence[str]) -> list[str]:
     if not space:
         return [one for one in commands if line.startswith("/") and one.startswith(line)]
     if name == "/policy":
-        return [f"{name} {one}" for one in POLICIES if one.startswith(rest)]
+        return [f"{name} {one}" for one in USUAL if one.startswith(rest)]
     if name not in PATHS:
         return []
     # Of several files behind one command the last is being typed.

@@ -69,7 +69,7 @@ class HostBatch:
         self._positions[:] = step.positions
         reads = step.reads_parked
         ranked = self._evicts or any(
-            one.ranking.reads_attention for actions in step.due for one in actions
+            one.moves and one.ranking.reads_attention for actions in step.due for one in actions
         )
         self._offered = [
             read and self._is_declared(seq, actions)

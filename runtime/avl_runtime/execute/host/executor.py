@@ -64,6 +64,8 @@ class HostExecutor:
                 1,
                 dims.num_kv_heads,
                 self.backend.planes,
+                self.backend.parked,
+                self.backend.kept.parked_bits,
             )
             for segment in self.manifest.segments
         ]
@@ -112,8 +114,8 @@ class HostExecutor:
 
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
         dims = self.manifest.dims
-        one = dense_bytes(rows, steps, limit, dims.num_kv_heads, self.backend.planes)
-        return dims.num_layers * one
+        kinds = self.backend.planes, self.backend.parked
+        return dims.num_layers * dense_bytes(rows, steps, limit, dims.num_kv_heads, *kinds)
 
     def device_bytes(self) -> None:
         return None

@@ -84,6 +84,7 @@ class OrtBackend:
         self.dtype = DTYPES[manifest.dtype]
         self.kept = kept
         self.planes = kept.planes(manifest.dims.head_dim, self.dtype)
+        self.parked = kept.parked(manifest.dims.head_dim, self.dtype)
         self._graphs = [manifest.graph_of(segment, kept) for segment in manifest.segments]
         decoders = [segment.graph(kept) for segment in manifest.segments]
         self._threads = threads or cores()
@@ -206,7 +207,10 @@ class OrtBoundSegment:
         self._inputs = inputs
         self._output_name = graph.result
         self._kept = graph.kept
-        self._nothing = [np.zeros((batch, heads, 1, plane.width), plane.dtype) for plane in planes]
+        self._nothing, self._nothing_parked = (
+            [np.zeros((batch, heads, 1, plane.width), plane.dtype) for plane in kinds]
+            for kinds in (planes, graph.kept.parked(dims.head_dim, dtype))
+        )
         self._no_length = np.zeros(batch, np.int64)
         self._parked_len = np.zeros((count, batch), np.int64)  # rows that a step reads
         self._no_weights = np.zeros((batch, 0, rows), np.float32)
@@ -280,7 +284,7 @@ class OrtBoundSegment:
         return binding
 
     def _bind_cache(self, binding: _Binding, cache: SegmentCache, parked: bool) -> None:
-        absent = [[nothing] * len(self._layers) for nothing in self._nothing]
+        absent = [[nothing] * len(self._layers) for nothing in self._nothing_parked]
         held = cache.parked if parked else absent
         for place, planes in ((ACTIVE, cache.active), (PARKED, held)):
             for kind, arrays in zip(place.planes(self._kept), planes, strict=True):

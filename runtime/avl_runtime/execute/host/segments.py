@@ -69,7 +69,8 @@ class HostBackend(Backend, Protocol):
 
     Attributes:
         kept: how cached rows are kept.
-        planes: what a row of a head has in a cache.
+        planes: what an active row of a head has in a cache.
+        parked: what a parked row has.
         answers_rows: whether the last segment can give logits of several rows; graphs of older
             packages give the last row's alone.
         kernels: which kernels of avl's own run, for people; None: none.
@@ -83,6 +84,9 @@ class HostBackend(Backend, Protocol):
 
     @property
     def planes(self) -> tuple[Plane, ...]: ...
+
+    @property
+    def parked(self) -> tuple[Plane, ...]: ...
 
     @property
     def kernels(self) -> str | None: ...
