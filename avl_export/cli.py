@@ -143,7 +143,7 @@ def make_parser() -> CommandParser:
         metavar="MODEL",
         type=some_name,
         help="folder or hub id of the model that a GGUF file was made from: its configuration, "
-        "tokenizer and processor count",
+        "tokenizer and processor count (default: what the files tell)",
     )
     add(
         "--revision",

@@ -73,6 +73,13 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(record.nbytes for _, record in self.tensors.values())
 
+    @property
+    def config_is(self) -> str:
+        """Where its JSON files come from."""
+        if not self.built_in:
+            return "checkpoint"
+        return "GGUF" if self.told else "built-in"
+
     def read_json(self, name: str) -> dict[str, Any]:
         """The JSON object in `name`, {} if there is no such file.
 

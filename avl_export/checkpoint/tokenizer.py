@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ def packaged_tokenizer(checkpoint: Checkpoint) -> PackagedTokenizer:
     Raises:
         CheckpointError: tokenizer.json is damaged.
     """
+    if checkpoint.built_in:  # made by transformers' class already
+        data = json.dumps(checkpoint.read_json(TOKENIZER)).encode()
+        return PackagedTokenizer(data, Tokenizer.from_buffer(data), _named(checkpoint), None)
     path = checkpoint.folder / TOKENIZER
     data, own = _read(path)
     try:

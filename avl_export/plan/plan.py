@@ -100,7 +100,7 @@ class Plan:
         return {
             "model": self.checkpoint.name,
             "checkpoint": str(self.checkpoint.folder),
-            "config": "built-in" if self.checkpoint.built_in else "checkpoint",
+            "config": self.checkpoint.config_is,
             "missing": list(self.checkpoint.missing),
             "download_bytes": self.download_nbytes,
             "family": self.family.name,

@@ -148,4 +148,4 @@ def test_files_that_are_refused(tmp_path: Path, refused: Refused) -> None:
         write(tmp_path / "qwen.gguf", "qwen2vl"), "--mmproj", str(merger)
     )
     mlp = write(tmp_path / "mlp.gguf", "clip", {"clip.projector_type": "mlp"})
-    assert "expected --config" in refused(model, "--mmproj", str(mlp))
+    assert "pass --config" in refused(model, "--mmproj", str(mlp))

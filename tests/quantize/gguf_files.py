@@ -7,6 +7,8 @@ qwen3vl.py, and in tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py for
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,14 +89,14 @@ def write_files(
     folder: Path,
     types: TypeOf,
     mmproj: TypeOf | None = None,
-    values: Mapping[str, Any] | None = None,
+    words: Callable[[gguf.GGUFWriter], None] | None = None,
     swapped: bool = True,
 ) -> Written:
     """The files of `model` (transformers', in fp32) in `folder`.
 
     Args:
         types: of the decoder's matrices; `mmproj` of the encoder's, all in F16 by default.
-        values: further metadata of the decoder's file.
+        words: writes the tokenizer.
         swapped: LLaVA's ffn_down and ffn_up as its old converter calls them.
     """
     family = model.config.model_type
@@ -102,7 +104,9 @@ def write_files(
     state = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     text = gguf.GGUFWriter(written.model, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]])
-    _text_values(text, model.config, values or {})
+    _text_values(text, model.config)
+    if words is not None:
+        words(text)
     _write_text(_Writer(text, types), model.config, state, tied, written)
     encoder = gguf.GGUFWriter(written.mmproj, "clip")
     writer = _Writer(encoder, mmproj or all_of(Type.F16))
@@ -115,7 +119,7 @@ def write_files(
     return written
 
 
-def _text_values(file: gguf.GGUFWriter, config: Any, values: Mapping[str, Any]) -> None:
+def _text_values(file: gguf.GGUFWriter, config: Any) -> None:
     text = config.text_config
     file.add_context_length(text.max_position_embeddings)
     file.add_embedding_length(text.hidden_size)
@@ -137,12 +141,58 @@ def _text_values(file: gguf.GGUFWriter, config: Any, values: Mapping[str, Any]) 
     file.add_layer_norm_rms_eps(text.rms_norm_eps)
     if config.model_type == "qwen3_vl":
         file.add_num_deepstack_layers(len(config.vision_config.deepstack_visual_indexes))
-    add = {int: file.add_uint32, str: file.add_string, bool: file.add_bool}
-    for name, value in values.items():
-        if isinstance(value, list):
-            file.add_array(name, value)
-        else:
-            add[type(value)](name, value)
+
+
+def qwen_words(tokenizer: Any, template: str, size: int) -> Callable[[gguf.GGUFWriter], None]:
+    """Writes a byte-level tokenizer as _set_vocab_gpt2 does, filled up to `size`."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    texts = {number: text for text, number in tokenizer.get_vocab().items()}
+    special = {one["id"]: one["special"] for one in state["added_tokens"]}
+    kinds = {True: gguf.TokenType.CONTROL, False: gguf.TokenType.USER_DEFINED}
+
+    def write(file: gguf.GGUFWriter) -> None:
+        file.add_tokenizer_model("gpt2")
+        file.add_tokenizer_pre("qwen2")
+        file.add_token_list([texts.get(number, f"[PAD{number}]") for number in range(size)])
+        file.add_token_types(
+            [
+                gguf.TokenType.UNUSED
+                if number not in texts
+                else kinds[special[number]]
+                if number in special
+                else gguf.TokenType.NORMAL
+                for number in range(size)
+            ]
+        )
+        file.add_token_merges([" ".join(pair) for pair in state["model"]["merges"]])
+        file.add_eos_token_id(tokenizer.eos_token_id)
+        file.add_pad_token_id(tokenizer.pad_token_id)
+        file.add_add_bos_token(False)
+        file.add_chat_template(template)
+
+    return write
+
+
+def llama_words(pieces: Mapping[str, float]) -> Callable[[gguf.GGUFWriter], None]:
+    """Writes pieces, of which the first are <unk>, <s>, </s>, as _set_vocab_sentencepiece does."""
+    kinds = {"<unk>": gguf.TokenType.UNKNOWN, "<s>": gguf.TokenType.CONTROL}
+    kinds["</s>"] = gguf.TokenType.CONTROL
+    byte = re.compile("<0x[0-9A-F]{2}>")
+
+    def write(file: gguf.GGUFWriter) -> None:
+        file.add_tokenizer_model("llama")
+        file.add_tokenizer_pre("default")
+        file.add_token_list(list(pieces))
+        file.add_token_scores(list(pieces.values()))
+        other = {True: gguf.TokenType.BYTE, False: gguf.TokenType.NORMAL}
+        file.add_token_types(
+            [kinds.get(piece, other[byte.fullmatch(piece) is not None]) for piece in pieces]
+        )
+        file.add_unk_token_id(0)
+        file.add_bos_token_id(1)
+        file.add_eos_token_id(2)
+
+    return write
 
 
 def _write_text(

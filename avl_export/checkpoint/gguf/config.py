@@ -46,6 +46,19 @@ class Told:
             raise self.unfit(name, "a number above 0", found)
         return float(str(np.float32(found)))
 
+    def token(self, name: str, count: int) -> int | None:
+        """The number of a token among `count`; None where the file has no such value.
+
+        Raises:
+            CheckpointError: something else is there.
+        """
+        found = self.get(name, None)
+        if found is None or found == 0xFFFFFFFF:  # which stands for none
+            return None
+        if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < count:
+            raise self.unfit(name, f"a token below {count}", found)
+        return found
+
     def numbers(self, name: str, most: int = 4096) -> list[int]:
         """At most so many whole numbers; none where the file has no such value.
 
@@ -55,7 +68,7 @@ class Told:
         found = self.get(name, None)
         if found is None:
             return []
-        if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu?" or len(found) > most:
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in "biu" or len(found) > most:
             raise self.unfit(name, "whole numbers", found)
         return [int(one) for one in found]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from avl_export.checkpoint.checkpoint import Checkpoint, find_checkpoint
 from avl_export.checkpoint.gguf.config import text_values
+from avl_export.checkpoint.gguf.derived import derived_files
 from avl_export.checkpoint.gguf.header import GgufFile, read_gguf
 from avl_export.checkpoint.gguf.names import encoder_names, text_names
 from avl_export.checkpoint.model_names import expanded, is_file
@@ -44,7 +45,8 @@ def open_gguf(
     """The checkpoint that a decoder's file and that of its encoder and projector make.
 
     Args:
-        config: a folder or hub id whose configuration, tokenizer and processor count.
+        config: a folder or hub id whose configuration, tokenizer and processor count; None for what
+            the files themselves tell.
         dry_run: as `find_checkpoint`, of `config`.
 
     Raises:
@@ -60,11 +62,9 @@ def open_gguf(
     encoder = read_gguf(_file(str(mmproj)))
     family = _family(text, encoder)
     if config is None:
-        raise CheckpointError(
-            f"{path}: expected --config with the folder or hub id of the model that the file was "
-            "made from, found none; pass it, for its configuration, tokenizer and processor"
-        )
-    base = find_checkpoint(config, None, dry_run)
+        base = _derived(text, encoder, family)
+    else:
+        base = find_checkpoint(config, None, dry_run)
     if check_supported(base.folder, base.config) != family:
         raise CheckpointError(
             f"{base.folder / 'config.json'}: expected the configuration of a {family} as the GGUF "
@@ -82,6 +82,23 @@ def open_gguf(
         missing=tuple(one for one in base.missing if not one.endswith(".safetensors")),
         packing=Packing("gguf", "gguf", (4, 8), names=names),
         told=text_values(text),
+    )
+
+
+def _derived(text: GgufFile, encoder: GgufFile, family: str) -> Checkpoint:
+    files = derived_files(text, encoder, family)
+    note = (
+        "configuration and tokenizer are made from what the GGUF files say, and pictures are "
+        f"resized as for the {family} checkpoints that avl knows; where the model's own differ, "
+        "pass them with --config"
+    )
+    return Checkpoint(
+        name=text.path.stem,
+        folder=text.path,
+        config=dict(files["config.json"]),
+        built_in=True,
+        stand_ins=files,
+        notes=(note,),
     )
 
 
