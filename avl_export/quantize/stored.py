@@ -14,6 +14,7 @@ from avl_export.quantize.codes import Dequantized, DequantizedCodes, StoredCodes
 from avl_export.quantize.compressed import CompressedCodes
 from avl_export.quantize.fp8 import FP8, DequantizedFp8
 from avl_export.quantize.gguf import as_floats, gguf_weight
+from avl_export.quantize.hqq import DequantizedHqq
 from avl_export.quantize.packed import PackedCodes
 
 OF_TORCHAO = {
@@ -51,12 +52,17 @@ def _torchao(
     return _compressed(packing, shape, {OF_TORCHAO[n]: part for n, part in parts.items()}, dtype)
 
 
+def _hqq(_: Packing, shape: tuple[int, int], parts: Parts, dtype: str) -> Dequantized:
+    return DequantizedHqq.of(shape, parts, dtype)
+
+
 READERS: Mapping[Layout, Read] = {
     "gptq": _packed,
     "awq": _packed,
     "compressed": _compressed,
     "fp8": DequantizedFp8.of,
     "torchao": _torchao,
+    "hqq": _hqq,
 }
 # Parts without which there is no weight; of those in one line one is enough.
 NEEDED: Mapping[Layout, Sequence[tuple[str, ...]]] = {
@@ -65,6 +71,10 @@ NEEDED: Mapping[Layout, Sequence[tuple[str, ...]]] = {
     "compressed": (("weight_packed", "weight"), ("weight_scale",)),
     "fp8": (("weight",), ("weight_scale_inv", "weight_scale")),
     "torchao": (("_weight_qdata",), ("_weight_scale",)),
+    "hqq": tuple(
+        (part,)
+        for part in ("W_q", "scale", "zero", "nbits", "group_size", "shape", "axis", "packing")
+    ),
 }
 ROWS = "rows are looked up one by one"
 

@@ -58,9 +58,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "hqq": (
         {
             "quant_method": "hqq",
-            "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}},
+            "quant_config": {"weight_quant_params": {"nbits": 3, "group_size": 64}},
         },
-        "hqq to 4 bits",
+        "hqq to 3 bits",
     ),
     "quanto": ({"quant_method": "quanto", "weights": "int8"}, "quanto (int8)"),
     "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt (NVFP4)"),

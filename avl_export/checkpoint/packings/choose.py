@@ -10,6 +10,7 @@ from avl_export.checkpoint.foreign import describe
 from avl_export.checkpoint.packings.compressed import compressed_packing
 from avl_export.checkpoint.packings.fp8 import fbgemm_packing, fp8_packing
 from avl_export.checkpoint.packings.gptq import autoround_packing, gptq_packing
+from avl_export.checkpoint.packings.hqq import hqq_packing
 from avl_export.checkpoint.packings.packing import WAY_OUT, Packing, refuse
 from avl_export.checkpoint.packings.torchao import torchao_packing
 from avl_export.checkpoint.safetensors_header import CheckpointError
@@ -21,6 +22,7 @@ METHODS: Mapping[str, Callable[[dict[str, Any], Path], Packing]] = {
     "auto-round": autoround_packing,
     "compressed-tensors": compressed_packing,
     "torchao": torchao_packing,
+    "hqq": hqq_packing,
     "fp8": fp8_packing,
     "fbgemm_fp8": fbgemm_packing,
 }

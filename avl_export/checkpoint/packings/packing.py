@@ -10,7 +10,7 @@ from typing import Any, Literal
 from avl_export.checkpoint.foreign import describe
 from avl_export.checkpoint.safetensors_header import CheckpointError
 
-Layout = Literal["gptq", "awq", "compressed", "fp8", "torchao", "gguf"]
+Layout = Literal["gptq", "awq", "compressed", "fp8", "torchao", "hqq", "gguf"]
 
 # What the tensors of a quantized weight are called, behind the name of its module.
 PARTS: Mapping[Layout, tuple[str, ...]] = {
@@ -26,12 +26,34 @@ PARTS: Mapping[Layout, tuple[str, ...]] = {
     ),
     "fp8": ("weight", "weight_scale_inv", "weight_scale"),
     "torchao": ("_weight_qdata", "_weight_scale", "_weight_zero_point", "_weight_act_pre_scale"),
+    "hqq": (
+        "W_q",
+        "scale",
+        "zero",
+        "nbits",
+        "group_size",
+        "shape",
+        "axis",
+        "packing",
+        "unpack_view_dtype",
+        "view_as_float",
+        "quant_scale",
+        "quant_zero",
+        "compute_dtype",
+        "offload_meta",
+        "encoded_state_dict",
+        "stores_quant_config",
+        "channel_wise",
+        "optimize",
+        "round_zero",
+    ),
     "gguf": (),
 }
+CODES = "W_q"  # of hqq
 WEIGHT = "weight"  # codes may be called what floating-point weights are called
 SCALES = ("weight_scale", "weight_scale_inv")  # codes are so called only beside one of these
 WAY_OUT = "export the checkpoint it was made from with --quantize int4"
-HELD = "gptq, awq, auto-round, compressed-tensors or torchao to 4 or 8 bits, or to FP8 (e4m3)"
+HELD = "gptq, awq, auto-round, compressed-tensors, torchao or hqq to 4 or 8 bits, or to FP8 (e4m3)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +63,8 @@ class Packing:
     Attributes:
         method: what quantization_config calls it.
         layout: gptq (several inputs a word), awq (eight outputs a word, interleaved), compressed
-            (several inputs a word, rows of outputs), fp8 or torchao (a value is a byte), gguf
-            (blocks of inputs with scales among them).
+            (several inputs a word, rows of outputs), fp8 or torchao (a value is a byte), hqq
+            (groups cut without regard to rows), gguf (blocks with scales among them).
         bits: of a code, by what weights may have.
         group: inputs that share a scale, None for all inputs; of gptq and awq, where `bits` are
             those of all weights.
@@ -71,6 +93,8 @@ class Packing:
             return self.names[key], key
         stem, _, part = key.rpartition(".")
         weight = f"{stem}.{WEIGHT}", part
+        if self.layout == "hqq" and f"{stem}.{CODES}" not in tensors:
+            return None  # some of its names are what others call weights
         if part != WEIGHT:
             return weight if part in PARTS[self.layout] else None
         scaled = any(f"{stem}.{name}" in tensors for name in SCALES)
