@@ -26,6 +26,20 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "qwen3_vl",
 )
 
+STATES = "layers that keep a state instead of rows"
+EXPERTS = "a mixture of experts"
+BOTH_WAYS = "attention among a picture's tokens in both directions"
+SHARED = "layers that share keys and values, and inputs of each layer's own"
+UNSUPPORTED: Mapping[str, str] = {  # what their decoders have that no graph here computes
+    **dict.fromkeys(("qwen3_5", "lfm2_vl", "lfm3_vl", "nemotron_h_omni"), STATES),
+    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), STATES),
+    **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe", "deepseek_ocr2", "unlimited_ocr"), EXPERTS),
+    **dict.fromkeys(("llama4", "kimi_k25", "qwen3_5_moe", "ernie4_5_vl_moe"), EXPERTS),
+    **dict.fromkeys(("paligemma", "molmo2", "gemma3", "gemma4_unified"), BOTH_WAYS),
+    **dict.fromkeys(("gemma4", "gemma3n"), SHARED),
+    "mllama": "layers of cross attention",
+}
+
 
 class FamilyError(AvlError):
     """A checkpoint's architecture, or a variant of it, is not supported."""
@@ -42,6 +56,12 @@ def check_supported(folder: Path, config: Mapping[str, Any]) -> str:
     if original is not None:
         raise FamilyError(
             f"{folder}: expected a checkpoint in transformers' layout, found {original}"
+        )
+    if isinstance(model_type, str) and model_type in UNSUPPORTED:
+        raise FamilyError(
+            f"{folder}: expected an architecture whose decoder attends to all tokens before, "
+            f"found {quoted(model_type)}, which has {UNSUPPORTED[model_type]}; this version of avl "
+            "cannot export it"
         )
     if model_type not in SUPPORTED:
         raise FamilyError(

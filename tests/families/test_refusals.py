@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 import families
+from avl_export.checkpoint.supported import UNSUPPORTED, FamilyError, check_supported
 from avl_export.cli import main
 from avl_export.families import SUPPORTED
 from export.checkpoints import join_file, make_config, split_file, write_random
@@ -223,3 +225,15 @@ def test_windowed_layers_without_a_window(
 def test_nothing_wrong(whole: Path, tmp_path: Path) -> None:
     """What the damages are done to is accepted."""
     assert main(["--model", str(whole), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("model_type", UNSUPPORTED)
+def test_a_family_that_needs_what_no_graph_computes(model_type: str) -> None:
+    """By what it needs, and it is one that transformers has."""
+    assert model_type not in SUPPORTED
+    assert model_type in CONFIG_MAPPING
+    with pytest.raises(FamilyError) as refused:
+        check_supported(Path("folder"), {"model_type": model_type})
+    line = str(refused.value)
+    assert line.startswith("folder: expected an architecture whose decoder attends to all tokens ")
+    assert f"{model_type!r}, which has {UNSUPPORTED[model_type]}; this version of avl" in line
