@@ -7,7 +7,7 @@ runs, so that a model of any size takes little more memory than its largest matr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -277,12 +277,23 @@ def codes_loader(package: Package, family: Family, plain: Load) -> Load:
 @contextmanager
 def streamed(model: nn.Module, load: Load) -> Iterator[None]:
     """While the block runs, modules of `model` fetch their parameters and drop them again."""
+    tokens = cast(Any, model).get_input_embeddings()
     with ExitStack() as stack:
         stack.enter_context(_on_cpu())
         for prefix, module in model.named_modules(remove_duplicate=False):
-            own = {name: p for name, p in module._parameters.items() if p is not None}
-            if own:
-                fetch, drop = _hooks(f"{prefix}." if prefix else "", own, load)
+            own = [(module, prefix)]
+            # Some modules read a table of positions that they have without calling it.
+            for name, child in module.named_children():
+                if isinstance(child, nn.Embedding) and child is not tokens:
+                    own.append((child, f"{prefix}.{name}"))
+            held = [
+                (owner, name, parameter, f"{path}.{name}".lstrip("."))
+                for owner, path in own
+                for name, parameter in owner._parameters.items()
+                if parameter is not None
+            ]
+            if held:
+                fetch, drop = _hooks(held, load)
                 stack.callback(module.register_forward_pre_hook(fetch).remove)
                 stack.callback(module.register_forward_hook(drop, always_call=True).remove)
         yield
@@ -304,14 +315,17 @@ def _on_cpu() -> Iterator[None]:
 
 
 def _hooks(
-    prefix: str, own: Mapping[str, nn.Parameter], load: Load
+    held: Sequence[tuple[nn.Module, str, nn.Parameter, str]], load: Load
 ) -> tuple[Callable[..., None], Callable[..., None]]:
-    def fetch(module: nn.Module, _: Any) -> None:
-        for name, parameter in own.items():
-            value = load(prefix + name, tuple(parameter.shape))
-            module._parameters[name] = nn.Parameter(value, requires_grad=False)
+    """What fetches parameters, each with its owner, its name there and its full name."""
 
-    def drop(module: nn.Module, *_: Any) -> None:
-        module._parameters.update(own)
+    def fetch(*_: Any) -> None:
+        for owner, name, parameter, full in held:
+            value = load(full, tuple(parameter.shape))
+            owner._parameters[name] = nn.Parameter(value, requires_grad=False)
+
+    def drop(*_: Any) -> None:
+        for owner, name, parameter, _full in held:
+            owner._parameters[name] = parameter
 
     return fetch, drop

@@ -57,16 +57,19 @@ def qwen_traits(
     checkpoint: Checkpoint,
     config: Any,
     image: ImageLayout,
-    video: VideoLayout,
+    video: VideoLayout | None,
     deepstack: tuple[int, ...] = (),
 ) -> Traits:
     """What the manifest says; one graph reads pictures and videos."""
     image_token, video_token = config.image_token_id, config.video_token_id
+    films = None
+    if video is not None:
+        films = VideoEncoder(VISION, token_text(checkpoint, video_token), video_token, video)
     return Traits(
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
         image=ImageEncoder(VISION, token_text(checkpoint, image_token), image_token, image),
-        video=VideoEncoder(VISION, token_text(checkpoint, video_token), video_token, video),
+        video=films,
         deepstack=deepstack,
     )
 

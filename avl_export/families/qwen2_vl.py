@@ -17,6 +17,7 @@ from avl_export.families.encoders.patch_encoder import (
     Turns,
     attend_frames,
     embed_patches,
+    frames_graph,
 )
 from avl_export.families.hf import meta_model
 from avl_export.families.processors.patch_processing import patch_image, patch_video
@@ -24,11 +25,9 @@ from avl_export.families.qwen import (
     VISION,
     QwenFamily,
     check_cut,
-    example_patches,
     qwen_traits,
 )
 from avl_export.families.replicate import repeat
-from avl_plugins.graph_io import PATCH_POSITIONS, PIXELS
 from avl_runtime.vision.patches import Patches
 
 
@@ -66,16 +65,8 @@ class Qwen2VL(QwenFamily):
     patches: Patches
 
     def encoders(self) -> Sequence[EncoderGraph]:
-        frame, cell = torch.export.Dim("frames"), torch.export.Dim("cells")
-        merged = self.patches.merge**2
-        patch, count = merged * cell, merged * 5
-        vision = self.config.vision_config
-        example = {
-            PIXELS: example_patches(self.patches, (2, count), vision, self.dtype),
-            PATCH_POSITIONS: torch.empty((count, 2), dtype=torch.int64, device="meta"),
-        }
-        dynamic = {PIXELS: {0: frame, 1: patch}, PATCH_POSITIONS: {0: patch}}
-        return [EncoderGraph(VISION, FrameEncoder(self.visual), example, dynamic)]
+        module, channels = FrameEncoder(self.visual), self.config.vision_config.in_channels
+        return [frames_graph(VISION, module, self.patches, channels, self.dtype)]
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VL:

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from avl_export.families.base import EncoderGraph
 from avl_export.families.encoders.frame_attention import frame_attention
+from avl_plugins.graph_io import PATCH_POSITIONS, PIXELS, TABLE_ROWS, TABLE_SHARES
+from avl_runtime.vision.patches import Patches
 
 Turns = tuple[torch.Tensor, torch.Tensor]  # cos and sin
 
@@ -77,6 +80,35 @@ def attend_by_parts(
     )
     value, scale = attention.v_proj(hidden), attention.scaling
     return frame_attention(query, key, value, mask, heads, parts, scale)
+
+
+def mix_positions(table: torch.Tensor, places: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """[P, C]: learned positions [N, C] mixed for each patch; [P, K] both, see `Patches.inputs`."""
+    return (F.embedding(places, table) * shares[..., None]).sum(1)
+
+
+def frames_graph(
+    file: str, module: nn.Module, patches: Patches, channels: int, dtype: torch.dtype
+) -> EncoderGraph:
+    """`module`, which reads whole frames, as a graph to be traced; see `Patches.inputs`.
+
+    Where a group of frames is one, pictures alone are read, one at a time.
+    """
+    cell, merged = torch.export.Dim("cells"), patches.merge**2
+    patch, count = merged * cell, merged * 5
+    frames = 1 if patches.temporal == 1 else 2
+    width = channels * patches.temporal * patches.size**2
+    example = {
+        PIXELS: torch.empty((frames, count, width), dtype=dtype, device="meta"),
+        PATCH_POSITIONS: torch.empty((count, 2), dtype=torch.int64, device="meta"),
+    }
+    if patches.table is not None:
+        taps = patches.taps
+        example[TABLE_ROWS] = torch.empty((count, taps), dtype=torch.int64, device="meta")
+        example[TABLE_SHARES] = torch.empty((count, taps), dtype=dtype, device="meta")
+    dynamic: dict[str, dict[int, Any]] = {name: {0: patch} for name in example}
+    dynamic[PIXELS] = {1: patch} if frames == 1 else {0: torch.export.Dim("frames"), 1: patch}
+    return EncoderGraph(file, module, example, dynamic)
 
 
 def attend_windows(

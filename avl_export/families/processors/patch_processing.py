@@ -23,6 +23,8 @@ from avl_runtime.vision.steps import ImageProcessing
 HALF = (0.5, 0.5, 0.5)
 # What transformers' classes do where the settings say nothing.
 IMAGE_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+WIDENED_SIZE = {"shortest_edge": 384 * 384, "longest_edge": 1536 * 1536}
+GROWN_SIZE = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}
 PATCH_VIDEO_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
 TIMED_VIDEO_SIZE = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
 MIN_FRAMES, MAX_FRAMES = 4, 768
@@ -74,15 +76,18 @@ class _Settings:
         both = {**tile_defaults(0), **defaults}
         return processing_of({**self.raw, "do_resize": False}, self.place, both)
 
-    def check_patches(self, patches: Patches, default_size: int) -> None:
+    def check_patches(self, patches: Patches, default_size: int, frames: int = 2) -> None:
         """Refuse to cut in another way than the encoder expects.
+
+        Args:
+            default_size, frames: of a patch, where the settings say nothing.
 
         Raises:
             FamilyError: patch_size, temporal_patch_size or merge_size is not config.json's.
         """
         wanted = {
             "patch_size": (patches.size, default_size),
-            "temporal_patch_size": (patches.temporal, 2),
+            "temporal_patch_size": (patches.temporal, frames),
             "merge_size": (patches.merge, 2),
         }
         for name, (expected, default) in wanted.items():
@@ -106,6 +111,30 @@ def patch_image(checkpoint: Checkpoint, patches: Patches) -> PatchImage:
     settings.check_patches(patches, 14)
     least, most = settings.pixels(IMAGE_SIZE, old_names=True)
     return PatchImage("patches", settings.steps({}), patches, least, most)
+
+
+def widened_image(checkpoint: Checkpoint, patches: Patches) -> PatchImage:
+    """The layout that a PaddleOCRVLImageProcessor's settings describe.
+
+    Raises:
+        FamilyError: as `patch_image`.
+    """
+    settings = _Settings(*image_processor(checkpoint))
+    settings.check_patches(patches, 14, 1)
+    least, most = settings.pixels(WIDENED_SIZE, old_names=True)
+    return PatchImage("patches", settings.steps({}), patches, least, most, "widened")
+
+
+def grown_image(checkpoint: Checkpoint, patches: Patches) -> PatchImage:
+    """The layout that a Glm4vImageProcessor's or Glm46VImageProcessor's settings describe.
+
+    Raises:
+        FamilyError: as `patch_image`.
+    """
+    settings = _Settings(*image_processor(checkpoint))
+    settings.check_patches(patches, 14)
+    least, most = settings.pixels(GROWN_SIZE, old_names=False)
+    return PatchImage("patches", settings.steps({}), patches, least, most, "grown")
 
 
 def patch_video(

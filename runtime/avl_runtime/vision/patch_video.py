@@ -17,7 +17,13 @@ from avl_runtime.vision.frame_steps import frame_values
 from avl_runtime.vision.load.images import check_size
 from avl_runtime.vision.load.videos import Video, VideoError
 from avl_runtime.vision.media import IMAGES_PER_RUN, Media, image_hash
-from avl_runtime.vision.patches import MAX_PATCHES, Patches, check_ratio, smart_size
+from avl_runtime.vision.patches import (
+    MAX_PATCHES,
+    Patches,
+    check_ratio,
+    grown_size,
+    smart_size,
+)
 from avl_runtime.vision.resample import resize
 from avl_runtime.vision.steps import ImageProcessing
 
@@ -188,25 +194,9 @@ class TimedVideo:
         return [(first + last) / 2 for first, last in ends]
 
     def _size(self, frames: Sequence[Image.Image]) -> tuple[int, int]:
-        """Hugging Face's `smart_resize` for Qwen3-VL: limits are for all frames together."""
         width, height = _common_size(frames)
-        cell, group = self.patches.cell, self.patches.temporal
-        name = f"frame of {width} x {height}"
-        if min(height, width) < cell:
-            grow = max(cell / height, cell / width)
-            height, width = int(height * grow), int(width * grow)
-        check_ratio(height, width, name)
-        count = len(frames)
-        rows, columns = round(height / cell), round(width / cell)
-        pixels = round(count / group) * group * rows * columns * cell**2
-        if pixels > self.max_pixels:
-            shrink = math.sqrt(count * height * width / self.max_pixels)
-            rows = max(1, math.floor(height / shrink / cell))
-            columns = max(1, math.floor(width / shrink / cell))
-        elif pixels < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (count * height * width))
-            rows, columns = math.ceil(height * grow / cell), math.ceil(width * grow / cell)
-        return rows * cell, columns * cell
+        limits, name = (self.min_pixels, self.max_pixels), f"frame of {width} x {height}"
+        return grown_size(self.patches, len(frames), (height, width), limits, name)
 
 
 def _inputs(

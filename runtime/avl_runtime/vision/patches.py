@@ -26,6 +26,8 @@ MAX_RATIO: Final = 200
 # A frame's; what transformers allows Qwen's models at most. Attention holds a part of
 # patches x patches scores: 1 GiB in fp32 for Qwen2.5-VL, 4 GiB for the others.
 MAX_PATCHES: Final = 1 << 16
+Stretch = Literal["corners", "edges", "cubic"]
+Sizing = Literal["plain", "widened", "grown"]
 MASKED: Final = -30_000.0  # fp16 holds it, and its exponential is zero
 
 
@@ -40,6 +42,8 @@ class Patches:
         window: side in cells of the windows that most layers attend within; None without windows.
         table: side of the square of learned positions that is stretched over a picture; None
             without one.
+        stretch: how. "corners": linearly, its corners on the corner patches; "edges": linearly,
+            its edges on the picture's edges; "cubic": as "edges", by four along each axis.
     """
 
     size: int
@@ -47,11 +51,17 @@ class Patches:
     merge: int
     window: int | None
     table: int | None
+    stretch: Stretch = "corners"
 
     @property
     def cell(self) -> int:
         """Side of a cell in pixels."""
         return self.size * self.merge
+
+    @property
+    def taps(self) -> int:
+        """Learned positions that a patch's is mixed from."""
+        return 16 if self.stretch == "cubic" else 4
 
     def patches_of(self, height: int, width: int) -> int:
         """Patches of a frame of this size, empty places included: they attend to each other."""
@@ -66,7 +76,8 @@ class Patches:
         With P patches a frame in the order of cells, D values a patch:
 
             pixel_values [T, P, D], position_ids [P, 2] int64 (row and column of each patch);
-            with `table`: places [P, 4] int64 and shares [P, 4], for bilinear interpolation.
+            with `table`: places [P, taps] int64 and shares [P, taps], from which positions a
+            patch's is mixed.
 
         With W windows of S patches, P becomes W, S everywhere; in windows at the edge some places
         are empty, so there are also
@@ -80,7 +91,7 @@ class Patches:
         per_patch: dict[str, NDArray[Any]] = {PATCH_POSITIONS: positions}
         if self.table is not None:
             sides = (rows * self.merge, columns * self.merge)
-            mixed = _interpolation(positions, sides, self.table)
+            mixed = _interpolation(positions, sides, self.table, self.stretch)
             per_patch[TABLE_ROWS], per_patch[TABLE_SHARES] = mixed
         if self.window is None:
             count = rows * columns * self.merge**2
@@ -120,7 +131,9 @@ class PatchImage:
     """Graph: `Patches.inputs` of one picture -> features [1, cells, C].
 
     A picture is resized to multiples of a cell with `min_pixels` to `max_pixels` in all, its shape
-    nearly kept; `processing` has the steps around that.
+    nearly kept; `processing` has the steps around that. One that is thinner than a cell is enlarged
+    first, as `sizing` says: "plain" not at all; "widened" one side after the other, as PaddleOCR-VL
+    does; "grown" both at once, as GLM does, whose limits are of `Patches.temporal` frames.
     """
 
     kind: Literal["patches"]
@@ -128,6 +141,7 @@ class PatchImage:
     patches: Patches
     min_pixels: int
     max_pixels: int
+    sizing: Sizing = "plain"
 
     def prepare(self, image: Image.Image, token: str) -> Media:
         """Make an RGB picture ready; `token` is the text of an image token.
@@ -157,10 +171,7 @@ class PatchImage:
 
     def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
         name = f"image of {image.width} x {image.height}"
-        check_ratio(image.height, image.width, name)
-        height, width = smart_size(
-            image.height, image.width, self.patches.cell, self.min_pixels, self.max_pixels
-        )
+        height, width = self._size(image.height, image.width, name)
         check_size((width, height), f"{name}, resized")
         limit = MAX_PATCHES * self.patches.size**2
         if height * width > limit:
@@ -169,6 +180,46 @@ class PatchImage:
                 f"{height * width / 1e6:.1f}; scale the image down first"
             )
         return fit(image, replace(self.processing, resize=(height, width)))
+
+    def _size(self, height: int, width: int, name: str) -> tuple[int, int]:
+        cell, limits = self.patches.cell, (self.min_pixels, self.max_pixels)
+        if self.sizing == "grown":
+            return grown_size(self.patches, self.patches.temporal, (height, width), limits, name)
+        if self.sizing == "widened":
+            if height < cell:
+                height, width = cell, round(width * cell / height)
+            if width < cell:
+                height, width = round(height * cell / width), cell
+        check_ratio(height, width, name)
+        return smart_size(height, width, cell, *limits)
+
+
+def grown_size(
+    patches: Patches, count: int, size: tuple[int, int], limits: tuple[int, int], name: str
+) -> tuple[int, int]:
+    """(height, width) of each of `count` frames, whose limits are for all of them together.
+
+    Hugging Face's `smart_resize` for videos of Qwen3-VL, and for GLM's pictures.
+
+    Raises:
+        ImageError: they are too long and narrow.
+    """
+    (height, width), (least, most) = size, limits
+    cell, group = patches.cell, patches.temporal
+    if min(height, width) < cell:
+        grow = max(cell / height, cell / width)
+        height, width = int(height * grow), int(width * grow)
+    check_ratio(height, width, name)
+    rows, columns = round(height / cell), round(width / cell)
+    pixels = round(count / group) * group * rows * columns * cell**2
+    if pixels > most:
+        shrink = math.sqrt(count * height * width / most)
+        rows = max(1, math.floor(height / shrink / cell))
+        columns = max(1, math.floor(width / shrink / cell))
+    elif pixels < least:
+        grow = math.sqrt(least / (count * height * width))
+        rows, columns = math.ceil(height * grow / cell), math.ceil(width * grow / cell)
+    return rows * cell, columns * cell
 
 
 def smart_size(height: int, width: int, cell: int, least: int, most: int) -> tuple[int, int]:
@@ -223,21 +274,34 @@ def _positions(rows: int, columns: int, merge: int) -> NDArray[np.int64]:
 
 
 def _interpolation(
-    positions: NDArray[np.int64], sides: tuple[int, int], table: int
+    positions: NDArray[np.int64], sides: tuple[int, int], table: int, stretch: Stretch
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Four places in a table x table square for each patch, and the share of each.
+    """Places in a table x table square for each patch, and the share of each, see `Patches`.
 
-    The corners of the square lie on the corner patches; fp32 as in transformers, to the last bit.
+    fp32 as in transformers, to the last bit.
     """
     taps, shares = [], []
+    offsets = np.arange(-1, 3) if stretch == "cubic" else np.arange(2)
     for axis, size in enumerate(sides):
-        along = positions[..., axis].astype(np.float32) * np.float32(table - 1)
-        along /= np.float32(max(size - 1, 1))
+        along = positions[..., axis].astype(np.float32)
+        if stretch == "corners":
+            along = along * np.float32(table - 1) / np.float32(max(size - 1, 1))
+        else:
+            half = np.float32(0.5)
+            along = (along + half) * np.float32(table) / np.float32(size) - half
         below = np.floor(along)[..., None]
-        offsets = np.arange(2, dtype=np.float32)
-        taps.append(np.minimum(below.astype(np.int64) + np.arange(2), table - 1))
-        shares.append(np.maximum(1 - np.abs(along[..., None] - below - offsets), np.float32(0)))
-    shape = (*positions.shape[:-1], 4)
+        away = np.abs(along[..., None] - below - offsets.astype(np.float32))
+        taps.append(np.clip(below.astype(np.int64) + offsets, 0, table - 1))
+        shares.append(_keys(away) if stretch == "cubic" else np.maximum(1 - away, np.float32(0)))
+    shape = (*positions.shape[:-1], len(offsets) ** 2)
     places = taps[0][..., :, None] * table + taps[1][..., None, :]
     weights = shares[0][..., :, None] * shares[1][..., None, :]
     return places.reshape(shape), weights.reshape(shape).astype(np.float32)
+
+
+def _keys(away: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Keys' cubic kernel (1981) with a = -0.75, at distances `away` of at most 2."""
+    a = np.float32(-0.75)
+    near = ((a + 2) * away - (a + 3)) * away * away + 1
+    far = ((a * away - 5 * a) * away + 8 * a) * away - 4 * a
+    return np.where(away <= 1, near, far)
