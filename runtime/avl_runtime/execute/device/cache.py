@@ -308,6 +308,7 @@ def device_gathered(
     books: list[Part] = list(parts)
     batch = DeviceCache.__new__(DeviceCache)
     batch.forked = batch.shared = batch._parted = False
+    batch.parked_bits = None  # rows on a device are kept alike
     batch.books = None
     rooms = gather_books(batch, books, steps)
     batch.active, batch.parked = (labels.blank(len(parts), place.heads, each) for each in rooms)
