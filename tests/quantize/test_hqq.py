@@ -145,7 +145,6 @@ def edit(name: str, value: Any) -> Change:
         (edit("scale", torch.ones(3, 1)), "found F32 [3, 1]"),
         (edit("zero", None), "found no zero"),
     ],
-    ids=str,
 )
 def test_tensors_that_are_refused(
     change: Change, said: str, small: Path, tmp_path: Path, refused: Refused
