@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -178,6 +180,33 @@ def test_pixels_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ApiError, match="pixels together"):
         Pictures(LIMITS).load(Picture("data:," + "".join(f"%{byte:02x}" for byte in bomb()), "x"))
     assert loaded == []
+
+
+def test_jpegs_of_many_scans_are_refused_before_they_are_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The scans of a tiny picture, repeated; such bytes in a comment or behind it are none."""
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(stream, "JPEG", progressive=True)
+    jpeg = stream.getvalue()
+    last, own = jpeg.rindex(b"\xff\xda"), jpeg.count(b"\xff\xda")
+    scan, scans = jpeg[last:-2], b"\xff\xda" * 200
+    comment = jpeg[:2] + b"\xff\xfe" + struct.pack(">H", len(scans) + 2) + scans + jpeg[2:]
+    loaded: list[bytes] = []
+    monkeypatch.setattr("avl_runtime.serve.pictures.load_image", loaded.append)
+
+    def load(data: bytes) -> None:
+        url = "data:image/jpeg;base64," + base64.b64encode(data).decode()
+        Pictures(LIMITS).load(Picture(url, "x"))
+
+    taken = [jpeg, jpeg[:-2] + scan * (100 - own) + jpeg[-2:], comment + scans]
+    for data in taken:
+        load(data)
+    empty = jpeg[:2] + b"\xff\xfe\x00\x02" * 10_000 + comment[2:]
+    for data in (jpeg[:-2] + scan * (101 - own) + jpeg[-2:], comment[:-2] + scan * 101, empty):
+        with pytest.raises(ApiError, match="at most 100 scans"):
+            load(data)
+    assert loaded == taken
 
 
 def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

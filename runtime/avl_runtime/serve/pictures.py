@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Final
@@ -17,6 +18,11 @@ from avl_runtime.vision.load.sources import SourceError, data_address
 
 # Those of OpenAI's protocol: each further decoder is one more that hostile bytes can be sent to.
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF")
+# A progressive JPEG takes as long as all pixels once for each scan; cameras write about ten.
+MOST_SCANS: Final = 100
+MOST_SEGMENTS: Final = 10_000
+# Neither bytes of a scan (0xFF00, restarts) nor what has no length behind it.
+_SEGMENT: Final = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
 
 def is_remote(picture: Picture) -> bool:
@@ -69,6 +75,7 @@ class Pictures:
             try:
                 with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                     width, height = image.size
+                    scans = image.format in ("JPEG", "MPO")
             except Image.DecompressionBombError:
                 raise self._too_large(name) from None
             except Exception:  # decoders raise whatever damaged headers lead them to
@@ -77,6 +84,12 @@ class Pictures:
                     "data; save it as one of them",
                     name,
                 ) from None
+        if scans and not _few_scans(data):
+            raise refused(
+                f"{name}: expected a JPEG of at most {MOST_SCANS} scans and {MOST_SEGMENTS} "
+                "segments, found more; save it anew",
+                name,
+            )
         self._pixels += width * height
         if self._pixels > self._limits.pixels:
             raise self._too_large(name)
@@ -87,3 +100,22 @@ class Pictures:
             "more; scale them down first",
             name,
         )
+
+
+def _few_scans(jpeg: bytes) -> bool:
+    """Whether a JPEG has so few scans and segments that it can be decoded; nothing is decoded.
+
+    Source: ITU-T T.81, annex B; where a length is damaged, libjpeg's way on.
+    """
+    if jpeg.count(b"\xff\xda") <= MOST_SCANS:
+        return True
+    at = scans = 0
+    for _ in range(MOST_SEGMENTS):
+        found = _SEGMENT.search(jpeg, at)
+        if found is None or found[1] == b"\xd9":  # the picture's end, whatever is behind it
+            return True
+        scans += found[1] == b"\xda"
+        if scans > MOST_SCANS:
+            return False
+        at = found.end() + max(2, int.from_bytes(jpeg[found.end() : found.end() + 2], "big"))
+    return False
