@@ -13,8 +13,8 @@ import functools
 import json
 import re
 import secrets
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -136,23 +136,25 @@ class PlainText:
         for text in texts:
             borders.append(borders[-1] + len(text.text))
         for found in pattern.finditer(whole):
-            inside = [at for at in borders if found.start() < at < found.end()]
+            # Borders are in order; the text of a place is the last that begins before it.
+            after = bisect_right(borders, found.start())
+            inside = borders[after : bisect_left(borders, found.end())]
             if inside:
                 edits += [(at, at, self._border) for at in inside]
                 continue
-            index = max(n for n, at in enumerate(borders[:-1]) if at <= found.start())
-            text = texts[index]
+            text = texts[after - 1]
             if not text.special and not (text.placeholders and found[0] in meant):
                 edits.append((found.start(), found.end(), self.mark(found[0])))
-        marked = []
-        for begin, end in pairwise(borders):
-            piece, at = "", begin
-            for start, stop, new in edits:
-                # A border belongs to the text that it ends.
-                if begin <= start and stop <= end and (start < stop or start > begin):
-                    piece += whole[at:start] + new
-                    at = stop
-            marked.append(piece + whole[at:end])
+        marked, at, following = [], 0, 0
+        for end in borders[1:]:
+            pieces = []
+            # A border belongs to the text that it ends.
+            while following < len(edits) and edits[following][1] <= end:
+                start, stop, new = edits[following]
+                pieces += [whole[at:start], new]
+                at, following = stop, following + 1
+            marked.append("".join([*pieces, whole[at:end]]))
+            at = end
         return marked
 
     def _unmarked(self, found: re.Match[str]) -> str:
