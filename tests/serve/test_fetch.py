@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import ipaddress
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,14 @@ from PIL import Image
 
 from avl_runtime.serve import fetch
 from avl_runtime.serve.errors import ApiError
-from avl_runtime.serve.fetch import Fetcher, HostError, checked_hosts, is_public, public_address
+from avl_runtime.serve.fetch import (
+    Fetcher,
+    FetchError,
+    HostError,
+    checked_hosts,
+    is_public,
+    public_address,
+)
 
 PRIVATE = (
     *("127.0.0.1", "127.255.0.3", "0.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1"),
@@ -26,8 +34,10 @@ PRIVATE = (
     *("fe80::1%eth0", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a9fe:a9fe::1", "::7f00:1"),
     *("2001:0:7f00:1::", "fd00:ec2::254", "no address", ""),
+    *("3fff::1", "3fff:fff::1", "4000::1", "1::1", "64:ff9b:1::808:808", "64:ff9b::1:808:808"),
+    *("2002:808:808::1", "2001::1", "2001:1ff::1", "::ffff:8.8.8.8", "::808:808", "2606::1%eth0"),
 )  # fmt: skip
-PUBLIC = ("1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8")
+PUBLIC = ("1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "2001:4860::1", "64:ff9b::808:808")
 
 
 @pytest.mark.parametrize("address", PRIVATE)
@@ -58,7 +68,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 
 def test_one_private_address_among_others_is_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     resolving(monkeypatch, "8.8.8.8", "10.0.0.1")
-    with pytest.raises(ValueError, match="public addresses"):
+    with pytest.raises(FetchError, match="public addresses"):
         public_address("x.example", 80)
     resolving(monkeypatch, "8.8.8.8", "1.1.1.1")
     assert public_address("x.example", 80) == "8.8.8.8"
@@ -116,6 +126,7 @@ class Pages(BaseHTTPRequestHandler):
             "/round": "/round",
             "/file": "file:///etc/passwd",
             "/on": "/picture?again",
+            "/broken": "http://[good.example/",
         }.get(self.path)
         self.send_response(302 if where else 404 if self.path == "/none" else 200)
         if where:
@@ -143,7 +154,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         def address(host: str, port: int) -> str:
             if host == "good.example":
                 return "127.0.0.1"
-            raise ValueError("expected a host with public addresses, found another")
+            raise FetchError("expected a host with public addresses, found another")
 
         monkeypatch.setattr(fetch, "public_address", address)
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -166,11 +177,41 @@ def test_a_picture_is_fetched(pages: int) -> None:
         ("/file", "data:, http or https"),
         ("/round", "3 redirects"),
         ("/none", "status 404"),
+        ("/broken", "or a broken one"),
         ("/large", "at most 10000 bytes"),
     ):
         with pytest.raises(ApiError, match=reason):
             fetcher.fetch(base + path, "x")
     assert sum(one.endswith("/round") for one in Pages.asked) == 4
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_nothing_is_done_once_the_time_is_up(
+    pages: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is looked at the clock: before, when connected, for each part, at the end."""
+    looks = iter([0.0] * (left + 2))  # later ones are too late
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return next(looks, 1e9)
+
+    monkeypatch.setattr(fetch, "time", Clock)
+    with pytest.raises(ApiError, match="none in time"):
+        Fetcher([f"good.example:{pages}"], 10_000).fetch(f"http://good.example:{pages}/", "x")
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), ssl.CertificateError("x"), OSError("x")])
+def test_what_libraries_raise_is_not_repeated(
+    pages: int, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(ApiError, match="or a broken one"):
+        Fetcher([f"good.example:{pages}"], 10_000).fetch(f"http://good.example:{pages}/", "x")
 
 
 def test_hosts_that_can_be_allowed() -> None:

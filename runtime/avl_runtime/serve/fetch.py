@@ -28,18 +28,23 @@ MOST_REDIRECTS: Final = 3
 LONGEST: Final = 4096  # characters of an address
 PORTS: Final = {"http": 80, "https": 443}
 PART: Final = 1 << 16
-# What embeds an IPv4 address: the network, and where the address begins.
-EMBEDDED: Final = (
-    (ipaddress.ip_network("64:ff9b::/96"), 12),
-    (ipaddress.ip_network("64:ff9b:1::/48"), 12),
-    (ipaddress.ip_network("2002::/16"), 2),
-    (ipaddress.ip_network("::/96"), 12),
+# Of IPv6 the open internet is what has been given out as such, and of that neither what documents
+# write, nor what registries keep for protocols (Teredo with them), nor 6to4, whose addresses lead
+# to IPv4 ones. Source: IANA's registries of IPv6 addresses.
+OPEN: Final = ipaddress.IPv6Network("2000::/3")
+CLOSED: Final = tuple(
+    map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
 )
+NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # ends in an IPv4 address (RFC 6052)
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class HostError(AvlError):
     """Something was named as a host that is none."""
+
+
+class FetchError(AvlError):
+    """What was expected of a host and found; whoever catches it adds the name of the field."""
 
 
 class Fetcher:
@@ -69,9 +74,11 @@ class Fetcher:
             parts = self._allowed(url, name)
             try:
                 found = self._get(parts, until)
-            except ValueError as error:  # what we say ourselves
+                following = urljoin(url, found) if isinstance(found, str) else ""
+            except FetchError as error:
                 raise refused(f"{name}: {error}", name) from None
-            except (OSError, HTTPException):
+            # Certificates of other names and addresses that are none are a ValueError.
+            except (OSError, HTTPException, ValueError):
                 raise refused(
                     f"{name}: expected an answer of the host, found none in time or a broken one; "
                     "send the picture itself",
@@ -79,7 +86,6 @@ class Fetcher:
                 ) from None
             if isinstance(found, bytes):
                 return found
-            following = urljoin(url, found)
             if parts.scheme == "https" and not following.lower().startswith("https:"):
                 raise refused(f"{name}: expected redirects to https, found another", name)
             url = following
@@ -112,10 +118,13 @@ class Fetcher:
         """What is there, or where it is said to be.
 
         Raises:
-            ValueError: the host is not a public one, or answers with an error or too much.
+            FetchError: the host is not a public one, or answers with an error or too much.
+            OSError: the time is up, or the connection broke.
         """
+        _check_time(until)
         host, port = str(parts.hostname), parts.port or PORTS[parts.scheme]
-        connection = _Pinned(host, port, public_address(host, port), parts.scheme == "https")
+        address = public_address(host, port)
+        connection = _Pinned(host, port, address, parts.scheme == "https", until)
         # A host that sends a byte now and then would outlast the time between two of them.
         timer = threading.Timer(max(0.0, until - time.monotonic()), connection.cut)
         timer.daemon = True
@@ -128,27 +137,29 @@ class Fetcher:
             if answer.status in REDIRECTS and answer.headers.get("Location"):
                 return str(answer.headers["Location"])
             if answer.status != 200:
-                raise ValueError(f"expected a picture, found HTTP status {answer.status}")
-            return self._read(answer)
+                raise FetchError(f"expected a picture, found HTTP status {answer.status}")
+            return self._read(answer, until)
         finally:
             timer.cancel()
             connection.close()
 
-    def _read(self, answer: HTTPResponse) -> bytes:
+    def _read(self, answer: HTTPResponse, until: float) -> bytes:
         data = bytearray()
         while part := answer.read1(PART):
+            _check_time(until)
             data += part
             if len(data) > self._most:
-                raise ValueError(f"expected a picture of at most {self._most} bytes, found more")
+                raise FetchError(f"expected a picture of at most {self._most} bytes, found more")
+        _check_time(until)  # a connection that was cut ends like one that is done
         return bytes(data)
 
 
 class _Pinned(HTTPConnection):
     """A connection to an address that was looked at, to a host of a name."""
 
-    def __init__(self, host: str, port: int, address: str, encrypted: bool) -> None:
+    def __init__(self, host: str, port: int, address: str, encrypted: bool, until: float) -> None:
         super().__init__(host, port, timeout=WAITED)
-        self._address, self._encrypted = address, encrypted
+        self._address, self._encrypted, self._until = address, encrypted, until
         self.default_port = PORTS["https" if encrypted else "http"]
 
     def connect(self) -> None:
@@ -156,28 +167,41 @@ class _Pinned(HTTPConnection):
         self.sock = socket.create_connection((self._address, self.port), self.timeout)
         if self._encrypted:
             context = ssl.create_default_context()
-            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+            # Shaking hands comes after, where `cut` can reach it.
+            self.sock = encrypted = context.wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            _check_time(self._until)
+            encrypted.do_handshake()
+        _check_time(self._until)  # it may have come up while there was nothing to cut
 
     def cut(self) -> None:
         """End whatever is waited for, from another thread."""
         if self.sock is not None:
             with suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                # That of ssl would take away what the other thread is using.
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+
+def _check_time(until: float) -> None:
+    """Raise TimeoutError once `until`, in seconds of `time.monotonic`, has come."""
+    if time.monotonic() >= until:
+        raise TimeoutError
 
 
 def public_address(host: str, port: int) -> str:
     """An address of a host, if all that it has are public ones.
 
     Raises:
-        ValueError: it has none, or one that is not.
+        FetchError: it has none, or one that is not.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise ValueError("expected a host with an address, found none") from None
+        raise FetchError("expected a host with an address, found none") from None
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(is_public(one) for one in addresses):
-        raise ValueError("expected a host with public addresses, found another")
+        raise FetchError("expected a host with public addresses, found another")
     return addresses[0]
 
 
@@ -185,9 +209,16 @@ def is_public(text: str) -> bool:
     """Whether an address is one of the open internet: no private, link-local or own one."""
     try:
         address = ipaddress.ip_address(text)
-    except ValueError:  # with a zone, which link-local addresses have alone
+    except ValueError:
         return False
-    return all(_is_global(one) for one in (address, *_embedded(address)))
+    if isinstance(address, ipaddress.IPv4Address):
+        return _is_global(address)
+    if address.scope_id is not None:  # a zone, which link-local addresses have alone
+        return False
+    if address in NAT64:
+        return _is_global(ipaddress.IPv4Address(address.packed[12:]))
+    closed = any(address in network for network in CLOSED)
+    return address in OPEN and not closed and _is_global(address)
 
 
 def _is_global(address: Address) -> bool:
@@ -200,21 +231,6 @@ def _is_global(address: Address) -> bool:
         address.is_unspecified,
     )
     return address.is_global and not any(closed)
-
-
-def _embedded(address: Address) -> list[Address]:
-    """IPv4 addresses to which an IPv6 one may lead."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return []
-    found: list[Address] = []
-    if address.ipv4_mapped is not None:
-        found.append(address.ipv4_mapped)
-    for network, begin in EMBEDDED:
-        if address in network:
-            found.append(ipaddress.IPv4Address(address.packed[begin : begin + 4]))
-    if address.teredo is not None:
-        found += address.teredo
-    return found
 
 
 def checked_hosts(hosts: Collection[str]) -> tuple[str, ...]:
