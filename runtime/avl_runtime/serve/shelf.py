@@ -73,7 +73,8 @@ class Shelf:
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()
         for name, folder in packages.items():
-            package = load_package(folder)
+            # Errors name files by whole paths then, which answers are searched for.
+            package = load_package(folder.resolve())
             weights = sum(shard.size for shard in package.manifest.weights.shards)
             if memory is not None and weights > memory:
                 raise ShelfError(
@@ -94,7 +95,9 @@ class Shelf:
     def private(self) -> tuple[Path, ...]:
         """Folders that no answer may name."""
         found = [one.package for one in self._places.values()]
-        return tuple(folder for one in found for folder in (one.folder, one.weights_folder))
+        folders = {folder for one in found for folder in (one.folder, one.weights_folder)}
+        folders |= {folder.resolve() for folder in folders}
+        return tuple(sorted(folder for folder in folders if folder.is_absolute()))
 
     @property
     def loaded(self) -> tuple[Served, ...]:
