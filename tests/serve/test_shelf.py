@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from avl_runtime.serve.errors import ApiError
+from avl_runtime.prompts.messages import PromptError
+from avl_runtime.serve.errors import ApiError, told
 from avl_runtime.serve.limits import Limits
-from avl_runtime.serve.shelf import Shelf, ShelfError
+from avl_runtime.serve.shelf import Shelf, ShelfError, _whole
 from support.server import ONE
 
 
@@ -67,3 +68,34 @@ def test_the_one_not_asked_for_the_longest_makes_room(tiny_package: Path) -> Non
         assert shelf.loaded == () and not first.model.alive
 
     asyncio.run(asked())
+
+
+def test_a_package_of_the_working_directory_is_a_whole_path(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its "." would be in every message, and none be told."""
+    monkeypatch.chdir(tiny_package)
+    private = Shelf({"tiny": Path()}, Limits(), backend="ort-cpu").private
+    assert private and all(folder.is_absolute() for folder in private)
+    assert told(PromptError("expected 0.5, found text. Send one"), private).status == 400
+    assert told(PromptError(f"expected {tiny_package.resolve()}/x"), private).status == 500
+
+
+def test_work_ends_however_often_who_waits_is_cancelled() -> None:
+    async def tried() -> None:
+        done, gate = [], asyncio.Event()
+
+        async def work() -> None:
+            await gate.wait()
+            done.append(True)
+
+        task = asyncio.create_task(_whole(work()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert task.cancel() and not task.done()
+        gate.set()
+        await asyncio.wait([task])
+        assert task.cancelled() and done == [True]
+
+    asyncio.run(tried())

@@ -209,12 +209,15 @@ class Shelf:
 
 async def _whole(work: Coroutine[Any, Any, None]) -> None:
     """Do work to its end, also where whoever waits for it is cancelled meanwhile."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+    task, cancelled = asyncio.create_task(work), False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:  # may come more than once
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    task.result()
 
 
 def names(packages: list[str]) -> dict[str, Path]:
