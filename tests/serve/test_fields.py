@@ -110,6 +110,8 @@ def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
         ({"role": "user", "content": [URL | {"path": "/etc/passwd"}]}, ".content[0].path"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": 1}}]},
          ".content[0].image_url.url"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,\xe4"}}]},
+         ".content[0].image_url.url"),
         ({"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}}]},
          ".content[0].image_url.detail"),

@@ -164,4 +164,10 @@ def _picture(value: object, name: str, key: str, beside: tuple[str, ...]) -> Pic
     url: Any = given.get(key)
     if not isinstance(url, str):
         raise values.wrong(f"{name}.{key}", "a data: address", url)
+    if not url.isascii():  # else it has two or four bytes a character, and so have its copies
+        raise refused(
+            f"{name}.{key}: expected an address of ASCII characters, found others; write data in "
+            "base64",
+            f"{name}.{key}",
+        )
     return Picture(url, f"{name}.{key}")
