@@ -20,6 +20,7 @@ class Limits:
         prompt: tokens of a prompt; None for as many as the model takes.
         new_tokens: that a choice may have, and has where the request says nothing.
         choices: of a request.
+        placements: bytes of what a request's placements are, all choices together.
         running: choices that are read and decoded at one time.
         queue: requests that wait for their turn.
         seconds: for a request, from its last byte to the answer's last one.
@@ -37,6 +38,7 @@ class Limits:
     prompt: int | None = None
     new_tokens: int = 4096
     choices: int = 8
+    placements: int = 64 << 20
     running: int = 8
     queue: int = 64
     seconds: float = 600.0

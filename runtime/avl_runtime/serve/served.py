@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from avl_plugins.errors import AvlError
+from avl_plugins.policies import Policy, Refresh
 from avl_runtime.async_model import AsyncLVLM
 from avl_runtime.generate.options import Options
 from avl_runtime.generate.results import Stats, TokenLogprobs
@@ -62,6 +63,10 @@ class Served:
                 "shorten it, or send fewer or smaller pictures",
                 code="context_length_exceeded",
             )
+        if asked.placements:
+            layers, images = model.package.manifest.dims.num_layers, int(prompt.image_mask.sum())
+            steps = min(asked.options.max_new_tokens or most, self.context - len(prompt.input_ids))
+            self._check_placements(asked, policy, layers * images, steps)
         return [
             Request(
                 model.loaded,
@@ -72,6 +77,28 @@ class Served:
             )
             for choice in range(asked.choices)
         ]
+
+    def _check_placements(
+        self, asked: ChatRequest, policy: Policy, places: int, steps: int
+    ) -> None:
+        """Refuse placements that would take too much memory.
+
+        Args:
+            places: image tokens of all layers.
+            steps: tokens that may come.
+
+        Raises:
+            ApiError: they would.
+        """
+        every = [one.every for one in policy.actions() if isinstance(one, Refresh)]
+        times = 1 + (steps // min(every) if every else 0)
+        found = 2 * places * times * asked.choices  # core and parked, a byte each
+        if found > self._limits.placements:
+            raise refused(
+                f"placements: expected at most {self._limits.placements} bytes of them, found "
+                f"{found} for {steps} tokens; ask for fewer tokens or choices, or leave it out",
+                "placements",
+            )
 
     def _said(self, said: Sequence[Said], pictures: Pictures) -> list[dict[str, object]]:
         return [
