@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +14,19 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from avl_runtime import LVLM
 from avl_runtime.serve import connections
+from avl_runtime.serve.answering import SENDING, _sent
 from avl_runtime.serve.app import App
 from avl_runtime.serve.bodies import GoneError, Held
 from avl_runtime.serve.connections import Connection
 from avl_runtime.serve.errors import ApiError
+from avl_runtime.serve.fields import chat_request
 from avl_runtime.serve.guard import Guard
 from avl_runtime.serve.limits import Limits
+from avl_runtime.serve.served import Served
 from avl_runtime.serve.shelf import Shelf
-from support.server import CHAT, LONG
+from support.server import CHAT, LONG, ONE, question
 
 LARGE = 64 << 20  # more than the buffers between two sockets
 
@@ -161,3 +166,40 @@ def test_an_answer_that_takes_too_long_is_cut(tiny_package: Path) -> None:
             await shelf.close()
 
     asyncio.run(asked())
+
+
+def test_placements_are_limited_before_they_are_made(tiny_package: Path, tiny: LVLM) -> None:
+    """By what they take, all choices together, if an answer has all the tokens it may have."""
+    shelf = Shelf({"m": tiny_package}, Limits(placements=1), backend="ort-cpu")
+    fields = {"model": "m", "messages": question(ONE), "max_tokens": 8, "placements": True}
+    for policy in ("dense", "avl:refresh=1", "avl:refresh=3"):
+        asked = chat_request(fields | {"policy": policy}, Limits())
+        twice = chat_request(fields | {"policy": policy, "n": 2}, Limits())
+        made = tiny.generate(
+            ONE.prompt, [ONE.image], policy=policy, max_new_tokens=8, return_placements=True
+        )
+        taken = sum(one.core.nbytes + one.parked.nbytes for one in made.placements)
+        with pytest.raises(ApiError, match="expected at most 1 bytes of them") as refused:
+            shelf.loaded[0].prepare(asked, {})
+        found = int(re.findall("found ([0-9]+)", str(refused.value))[0])
+        assert refused.value.param == "placements" and taken <= found
+        if made.finish_reason == "length":
+            assert found <= 2 * taken
+        served = Served("m", shelf.loaded[0].model, Limits(placements=found))
+        assert len(served.prepare(asked, {})) == 1
+        with pytest.raises(ApiError, match=f"found {2 * found} "):
+            served.prepare(twice, {})
+    asyncio.run(shelf.close())
+
+
+def test_a_client_that_reads_too_slowly_is_given_up() -> None:
+    async def told() -> None:
+        async def at_once() -> None:
+            pass
+
+        past = asyncio.get_running_loop().time() - SENDING
+        await _sent(at_once(), past)
+        with pytest.raises(GoneError):
+            await _sent(asyncio.sleep(3600), past)
+
+    asyncio.run(told())

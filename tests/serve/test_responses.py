@@ -66,6 +66,9 @@ def test_tokens_are_counted(server: Running, tiny: LVLM) -> None:
     ids = tiny.processor.encode(TWO.prompt, [TWO.image]).input_ids.tolist()
     assert (status, found["tokens"], found["count"]) == (200, ids, len(ids))
     assert found["max_model_len"] == tiny.package.manifest.dims.max_positions
+    streamed = {"model": MODEL, "messages": question(TWO), "stream": True}
+    status, _, said = server.send("POST", "/tokenize", streamed)
+    assert (status, json.loads(said)["error"]["param"]) == (400, "stream")
 
 
 @pytest.mark.parametrize(

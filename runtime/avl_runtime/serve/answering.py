@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from avl_runtime.requests.request import Request
 from avl_runtime.serve.admission import Admission, stopping
-from avl_runtime.serve.bodies import Body, Held, parsed
+from avl_runtime.serve.bodies import Body, GoneError, Held, parsed
 from avl_runtime.serve.content import pictures
 from avl_runtime.serve.errors import ApiError, refused
 from avl_runtime.serve.exchange import Exchange
@@ -26,6 +26,7 @@ from avl_runtime.serve.served import Event, Run, Served, stats_of
 from avl_runtime.serve.shelf import Shelf
 
 PREPARING = 2  # bodies and pictures that are taken apart at one time, for the sake of memory
+SENDING = 10.0  # seconds after the deadline in which a client may still read its answer
 FETCHING = 8  # pictures that are fetched at one time
 Found = TypeVar("Found")
 Read = Callable[[Mapping[str, Any], Limits], ChatRequest]
@@ -113,10 +114,11 @@ class Answering:
 
     async def _count(self, exchange: Exchange, body: Body) -> None:
         async with AsyncExitStack() as stack:
-            _, served, requests = await self._prepared(stack, body, chat_request, self._deadline())
+            deadline = self._deadline()
+            _, served, requests = await self._prepared(stack, body, _counted, deadline)
             ids = requests[0].prompt.input_ids
             found = {"count": len(ids), "max_model_len": served.context, "tokens": ids.tolist()}
-            await exchange.whole(found)
+            await _sent(exchange.whole(found), deadline)
 
     async def _answer(self, exchange: Exchange, body: Body, form: Form) -> None:
         deadline = self._deadline()
@@ -163,6 +165,7 @@ class Answering:
 
         Raises:
             AvlError: what ended a choice, or no token came before the deadline.
+            GoneError: the client does not read what it is told.
         """
         until: float | None = deadline
         begun = False
@@ -179,8 +182,8 @@ class Answering:
             if not begun:
                 begun = True
                 self._metrics.first(run.name, time.perf_counter() - exchange.begun)
-            await teller.step(event)
-        await teller.end()
+            await _sent(teller.step(event), deadline)
+        await _sent(teller.end(), deadline)
 
     async def _fetched(self, asked: ChatRequest) -> dict[str, bytes]:
         """Pictures that are not in the request, by address; none where none are fetched.
@@ -226,6 +229,27 @@ class Answering:
             "user": asked.user,
             "cut": run.cut,
         }
+
+
+async def _sent(telling: Awaitable[None], deadline: float) -> None:
+    """Tell a client, and give it up where it reads so slowly that the deadline is long over.
+
+    Raises:
+        GoneError: it was.
+    """
+    try:
+        async with asyncio.timeout_at(deadline + SENDING):
+            await telling
+    except TimeoutError:
+        raise GoneError from None
+
+
+def _counted(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
+    """Read a body of /tokenize, whose answer is one object."""
+    asked = chat_request(body, limits)
+    if asked.stream:
+        raise refused("stream: expected false, as tokens are counted at once, found true", "stream")
+    return asked
 
 
 def _too_late() -> ApiError:
