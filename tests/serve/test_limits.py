@@ -69,6 +69,46 @@ def test_connections_that_stand_still_are_closed(
     asyncio.run(connected())
 
 
+def test_bytes_behind_a_request_do_not_hide_that_a_client_closes() -> None:
+    """Of the next request so much is read ahead as may be, and answered in its turn."""
+    heard: list[str] = []
+    begun, closed = asyncio.Event(), asyncio.Event()
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "http.request"
+        if scope["path"] == "/quick":
+            await asyncio.sleep(0.01)  # until the next one is there too
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        begun.set()
+        heard.append((await receive())["type"])
+        closed.set()
+
+    async def connected() -> None:
+        config, state = Config(waits, log_config=None, lifespan="off", ws="none"), ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
+        for behind, closes in ((b"P", True), (b"x" * (1 << 18), False)):
+            begun.clear()
+            closed.clear()
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            for path in (b"quick", b"slow"):
+                writer.write(b"POST /%b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx" % path)
+            assert b"204" in await reader.readline()
+            await begun.wait()
+            writer.write(behind)
+            if closes:
+                await writer.drain()
+                writer.close()
+            await closed.wait()
+            writer.close()
+        server.close()
+
+    asyncio.run(connected())
+    assert heard == ["http.disconnect"] * 2
+
+
 def test_one_connection_too_many_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "most", 1)
 

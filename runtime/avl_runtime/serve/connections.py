@@ -6,10 +6,12 @@ import asyncio
 import time
 from typing import Any, Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS: Final = 20.0  # for the head of a request to come, from the last answer on
 STALLED_SECONDS: Final = 30.0  # that a client may leave all that was written unread
+MOST_AHEAD: Final = 1 << 16  # bytes behind a request that is being answered
 LOOKED_SECONDS: Final = 2.0  # between two looks at a connection
 
 
@@ -38,6 +40,19 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
         if self._look is not None:
             self._look.cancel()
+
+    def handle_events(self) -> None:
+        """Take what came; reading goes on behind a whole request.
+
+        uvicorn stops reading there until the answer's end, and so would not hear that the client
+        closes.
+        """
+        super().handle_events()
+        ahead = len(self.conn.trailing_data[0]) if self.conn.their_state is h11.DONE else 0
+        if ahead > MOST_AHEAD:
+            self.transport.abort()
+        elif ahead:
+            self.flow.resume_reading()
 
     def _watch(self) -> None:
         now = time.monotonic()
