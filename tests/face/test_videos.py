@@ -338,7 +338,7 @@ def test_resize_is_torchs(
 
 def test_other_filters_are_refused() -> None:
     with pytest.raises(ImageError, match="expected"):
-        resize(np.zeros((4, 4, 3), np.uint8), 2, 2, 1)
+        resize(np.zeros((4, 4, 3), np.uint8), 2, 2, 0)
 
 
 def test_a_short_video_is_taken_whole_and_a_long_one_spread() -> None:

@@ -117,7 +117,7 @@ def test_variants_that_are_refused(
         ({"do_resize": False}, "do_resize to be true"),
         ({"size": {"height": 56, "width": 56}}, "a shortest_edge and a larger longest_edge"),
         ({"max_pixels": 10}, "a shortest_edge and a larger longest_edge"),
-        ({"resample": 1}, "resample to be 2 or 3 for videos"),
+        ({"resample": 0}, "resample to be one of 1, 2, 3 for videos"),
         ({"num_frames": 8}, "expected no num_frames, found 8"),
         ({"cap_pixels_per_frame": True}, "expected no cap_pixels_per_frame"),
         ({"fps": 0}, "fps to be a number above 0"),

@@ -174,7 +174,7 @@ def test_variants_that_are_refused(
     ("changes", "expected"),
     [
         ({"patch_size": None}, "patch_size to be 4 as in config.json, found 16"),
-        ({"resample": 0}, "resample to be 2 or 3 for videos"),
+        ({"resample": 0}, "resample to be one of 1, 2, 3 for videos"),
         ({"num_frames": 8}, "expected no num_frames, found 8"),
         ({"size": {"longest_edge": 5}}, "a shortest_edge and a larger longest_edge"),
     ],

@@ -104,7 +104,7 @@ def compare(
         if want.gap > CLEAR:
             same_places(got.placements, want.places)
             same_logits(got.logits, want.logits)
-            if "n=" in spec:
+            if ",n=" in spec:
                 assert got.stats.accepted and len(want.places) > 2
             if "text=" in spec:
                 assert want.evictions > 0

@@ -201,6 +201,6 @@ def _video_settings(checkpoint: Checkpoint, patches: Patches, default_size: int)
 def _frame_steps(settings: _Settings, defaults: Mapping[str, Any]) -> ImageProcessing:
     steps = settings.steps(defaults)
     if steps.resample not in KERNELS:
-        known = " or ".join(map(str, KERNELS))
-        raise settings.unfit(f"resample to be {known} for videos", steps.resample)
+        known = ", ".join(map(str, sorted(KERNELS)))
+        raise settings.unfit(f"resample to be one of {known} for videos", steps.resample)
     return steps

@@ -33,8 +33,9 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int, resample: int) ->
         ImageError: another filter.
     """
     if resample not in KERNELS:
-        known = " or ".join(f"{number} ({Resampling(number).name.lower()})" for number in KERNELS)
-        raise ImageError(f"expected videos resized with filter {known}, found {resample}")
+        names = (f"{number} ({Resampling(number).name.lower()})" for number in sorted(KERNELS))
+        known = ", ".join(names)
+        raise ImageError(f"expected videos resized with a filter of {known}, found {resample}")
     return _resize_axis(_resize_axis(pixels, -2, width, resample), -3, height, resample)
 
 
