@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
-from avl_export.families.base import EncoderGraph
 from avl_export.families.encoders.glm import GlmEncoder
-from avl_export.families.encoders.patch_encoder import frames_graph
 from avl_export.families.hf import meta_model
 from avl_export.families.processors.patch_processing import grown_image
-from avl_export.families.qwen import VISION, QwenFamily, check_cut, qwen_traits
+from avl_export.families.qwen import FramesFamily, check_cut, qwen_traits, vision_patches
 from avl_plugins.errors import quoted
-from avl_runtime.vision.patches import Patches
 
 
 @dataclass(frozen=True, slots=True)
-class Glm4v(QwenFamily):
+class Glm4v(FramesFamily):
     """A GLM-4V checkpoint; see `families.base.Family`."""
 
     model_class: ClassVar[Any] = Glm4vForConditionalGeneration
-    patches: Patches
-
-    def encoders(self) -> Sequence[EncoderGraph]:
-        module, channels = GlmEncoder(self.visual), self.config.vision_config.in_channels
-        return [frames_graph(VISION, module, self.patches, channels, self.dtype)]
+    encoder_class: ClassVar[type[nn.Module]] = GlmEncoder
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Glm4v:
@@ -43,14 +36,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Glm4v:
         checkpoint, Glm4vConfig, Glm4vForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
-    patches = Patches(
-        size=vision.patch_size,
-        temporal=vision.temporal_patch_size,
-        merge=vision.spatial_merge_size,
-        window=None,
-        table=vision.image_size // vision.patch_size,
-        stretch="cubic",
-    )
+    table = vision.image_size // vision.patch_size
+    patches = vision_patches(vision, table, stretch="cubic")
     traits = qwen_traits(checkpoint, config, grown_image(checkpoint, patches), None)
     return Glm4v("glm4v", checkpoint.folder, traits, model, decoder, patches)
 

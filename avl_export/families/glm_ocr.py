@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import GlmOcrConfig, GlmOcrForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.families.base import EncoderGraph
 from avl_export.families.encoders.glm import GlmEncoder
-from avl_export.families.encoders.patch_encoder import frames_graph
 from avl_export.families.hf import meta_model
 from avl_export.families.processors.patch_processing import grown_image
-from avl_export.families.qwen import VISION, QwenFamily, check_cut, qwen_traits
-from avl_runtime.vision.patches import Patches
+from avl_export.families.qwen import FramesFamily, check_cut, qwen_traits, vision_patches
 
 
 @dataclass(frozen=True, slots=True)
-class GlmOcr(QwenFamily):
+class GlmOcr(FramesFamily):
     """A GLM-OCR checkpoint; see `families.base.Family`."""
 
     model_class: ClassVar[Any] = GlmOcrForConditionalGeneration
-    patches: Patches
-
-    def encoders(self) -> Sequence[EncoderGraph]:
-        module, channels = GlmEncoder(self.visual), self.config.vision_config.in_channels
-        return [frames_graph(VISION, module, self.patches, channels, self.dtype)]
+    encoder_class: ClassVar[type[nn.Module]] = GlmEncoder
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> GlmOcr:
@@ -40,14 +33,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> GlmOcr:
     config, model, decoder = meta_model(
         checkpoint, GlmOcrConfig, GlmOcrForConditionalGeneration, dtype, _check_parts
     )
-    vision = config.vision_config
-    patches = Patches(
-        size=vision.patch_size,
-        temporal=vision.temporal_patch_size,
-        merge=vision.spatial_merge_size,
-        window=None,
-        table=None,
-    )
+    patches = vision_patches(config.vision_config)
     traits = qwen_traits(checkpoint, config, grown_image(checkpoint, patches), None)
     return GlmOcr("glm_ocr", checkpoint.folder, traits, model, decoder, patches)
 

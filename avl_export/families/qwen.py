@@ -1,9 +1,10 @@
-"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: patches, M-RoPE, and how transformers is called."""
+"""What Qwen-VLs and families like them share: patches, M-RoPE, and how transformers is called."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,14 +14,15 @@ from torch import nn
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
-from avl_export.families.base import Traits
+from avl_export.families.base import EncoderGraph, Traits
+from avl_export.families.encoders.patch_encoder import frames_graph
 from avl_export.families.hf import HfFamily
 from avl_export.families.processors.preprocessing import special_tokens, token_text
 from avl_plugins.graph_io import ORDER, PATCH_POSITIONS, PIXELS
 from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision import ImageLayout, Media, VideoLayout
-from avl_runtime.vision.patches import Patches
+from avl_runtime.vision.patches import Patches, Stretch
 
 VISION = "vision.onnx"
 NAMES = {  # kind of media -> what transformers calls its pixel values and grids
@@ -51,6 +53,35 @@ class QwenFamily(HfFamily):
                 inputs[pixels] = torch.from_numpy(np.concatenate([_pixels(m) for m in media]))
                 inputs[grids] = torch.tensor([_grid(part) for part in media])
         return inputs
+
+
+@dataclass(frozen=True, slots=True)
+class FramesFamily(QwenFamily):
+    """One whose encoder reads whole frames; `encoder_class` is made of transformers' own."""
+
+    encoder_class: ClassVar[type[nn.Module]]
+    patches: Patches
+
+    def encoders(self) -> Sequence[EncoderGraph]:
+        module, channels = self.encoder_class(self.visual), self.config.vision_config.in_channels
+        return [frames_graph(VISION, module, self.patches, channels, self.dtype)]
+
+
+def vision_patches(
+    vision: Any,
+    table: int | None = None,
+    window: int | None = None,
+    stretch: Stretch = "corners",
+) -> Patches:
+    """How the encoder that `vision` configures cuts pictures; the rest as `Patches` has it."""
+    return Patches(
+        size=vision.patch_size,
+        temporal=vision.temporal_patch_size,
+        merge=vision.spatial_merge_size,
+        window=window,
+        table=table,
+        stretch=stretch,
+    )
 
 
 def qwen_traits(
@@ -86,14 +117,6 @@ def check_cut(vision: Any, where: str) -> None:
                 f"{where}: expected {name} to be one number, found {getattr(vision, name)}; "
                 "this version of avl cannot export it"
             )
-
-
-def example_patches(
-    patches: Patches, shape: tuple[int, ...], vision: Any, dtype: torch.dtype
-) -> torch.Tensor:
-    """pixel_values [*shape, D] on the meta device."""
-    width = vision.in_channels * patches.temporal * patches.size**2
-    return torch.empty((*shape, width), dtype=dtype, device="meta")
 
 
 def _pixels(media: Media) -> NDArray[np.float32]:

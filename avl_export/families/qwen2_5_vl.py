@@ -8,7 +8,6 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -20,6 +19,7 @@ from avl_export.families.encoders.patch_encoder import (
     attend_frames,
     attend_windows,
     embed_patches,
+    rms_norm,
 )
 from avl_export.families.hf import meta_model
 from avl_export.families.processors.patch_processing import patch_image, patch_video
@@ -27,8 +27,8 @@ from avl_export.families.qwen import (
     VISION,
     QwenFamily,
     check_cut,
-    example_patches,
     qwen_traits,
+    vision_patches,
 )
 from avl_export.families.replicate import repeat
 from avl_plugins.graph_io import ORDER, PATCH_POSITIONS, PIXELS, WINDOW_MASK
@@ -71,7 +71,7 @@ class WindowEncoder(nn.Module):
                 hidden = repeat(_run_block, block, hidden, *whole)
             else:
                 hidden = repeat(_run_block, block, hidden, attend_windows, turns, mask)
-        normed = _rms_norm(self.merger.ln_q, hidden)
+        normed = rms_norm(self.merger.ln_q, hidden)
         cells = normed.reshape(hidden.shape[0], -1, self.merger.hidden_size)
         return cast(torch.Tensor, self.merger.mlp(cells.index_select(1, order)))
 
@@ -79,8 +79,8 @@ class WindowEncoder(nn.Module):
 def _run_block(
     block: Any, hidden: torch.Tensor, attend: Callable[..., torch.Tensor], *how: Any
 ) -> torch.Tensor:
-    hidden = hidden + attend(block.attn, _rms_norm(block.norm1, hidden), *how)
-    return hidden + cast(torch.Tensor, block.mlp(_rms_norm(block.norm2, hidden)))
+    hidden = hidden + attend(block.attn, rms_norm(block.norm1, hidden), *how)
+    return hidden + cast(torch.Tensor, block.mlp(rms_norm(block.norm2, hidden)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,9 @@ class Qwen25VL(QwenFamily):
         side = cast(int, self.patches.window) * self.patches.merge
         windows, size = 3, side * side
         frame, window, cell = (torch.export.Dim(name) for name in ("frames", "windows", "cells"))
-        vision = self.config.vision_config
+        width = self.config.vision_config.in_channels * self.patches.temporal * self.patches.size**2
         example = {
-            PIXELS: example_patches(self.patches, (2, windows, size), vision, self.dtype),
+            PIXELS: torch.empty((2, windows, size, width), dtype=self.dtype, device="meta"),
             PATCH_POSITIONS: torch.empty((windows, size, 2), dtype=torch.int64, device="meta"),
             WINDOW_MASK: torch.empty((windows, size), dtype=self.dtype, device="meta"),
             ORDER: torch.empty(5, dtype=torch.int64, device="meta"),
@@ -129,13 +129,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen25VL:
         checkpoint, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
-    patches = Patches(
-        size=vision.patch_size,
-        temporal=vision.temporal_patch_size,
-        merge=vision.spatial_merge_size,
-        window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
-        table=None,
-    )
+    window = vision.window_size // vision.spatial_merge_size // vision.patch_size
+    patches = vision_patches(vision, window=window)
     traits = qwen_traits(
         checkpoint,
         config,
@@ -153,10 +148,6 @@ def _check_parts(config: Any, where: str) -> None:
             f"{where}: expected a window_size of at least {vision.spatial_merge_size} patches of "
             f"{vision.patch_size} pixels, found {vision.window_size}; fix config.json"
         )
-
-
-def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return F.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
 def _step(media: Media) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -11,24 +10,15 @@ from torch import nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.families.base import EncoderGraph
 from avl_export.families.encoders.patch_encoder import (
     PatchRotary,
-    Turns,
-    attend_frames,
     embed_patches,
-    frames_graph,
+    run_block,
 )
 from avl_export.families.hf import meta_model
 from avl_export.families.processors.patch_processing import patch_image, patch_video
-from avl_export.families.qwen import (
-    VISION,
-    QwenFamily,
-    check_cut,
-    qwen_traits,
-)
+from avl_export.families.qwen import FramesFamily, check_cut, qwen_traits, vision_patches
 from avl_export.families.replicate import repeat
-from avl_runtime.vision.patches import Patches
 
 
 class FrameEncoder(nn.Module):
@@ -47,26 +37,17 @@ class FrameEncoder(nn.Module):
         hidden = embed_patches(self.patch_embed.proj, pixel_values)
         turns = self.rotary(position_ids, hidden)
         for block in self.blocks:
-            hidden = repeat(_run_block, block, hidden, turns, self.parts)
+            hidden = repeat(run_block, block, hidden, turns, self.parts)
         cells = self.merger.ln_q(hidden).reshape(hidden.shape[0], -1, self.merger.hidden_size)
         return cast(torch.Tensor, self.merger.mlp(cells))
 
 
-def _run_block(block: Any, hidden: torch.Tensor, turns: Turns, parts: int) -> torch.Tensor:
-    hidden = hidden + attend_frames(block.attn, block.norm1(hidden), turns, None, parts)
-    return cast(torch.Tensor, hidden + block.mlp(block.norm2(hidden)))
-
-
 @dataclass(frozen=True, slots=True)
-class Qwen2VL(QwenFamily):
+class Qwen2VL(FramesFamily):
     """A Qwen2-VL checkpoint; see `families.base.Family`."""
 
     model_class: ClassVar[Any] = Qwen2VLForConditionalGeneration
-    patches: Patches
-
-    def encoders(self) -> Sequence[EncoderGraph]:
-        module, channels = FrameEncoder(self.visual), self.config.vision_config.in_channels
-        return [frames_graph(VISION, module, self.patches, channels, self.dtype)]
+    encoder_class: ClassVar[type[nn.Module]] = FrameEncoder
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VL:
@@ -78,14 +59,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VL:
     config, model, decoder = meta_model(
         checkpoint, Qwen2VLConfig, Qwen2VLForConditionalGeneration, dtype, _check_parts
     )
-    vision = config.vision_config
-    patches = Patches(
-        size=vision.patch_size,
-        temporal=vision.temporal_patch_size,
-        merge=vision.spatial_merge_size,
-        window=None,
-        table=None,
-    )
+    patches = vision_patches(config.vision_config)
     image, video = patch_image(checkpoint, patches), patch_video(checkpoint, patches, None)
     traits = qwen_traits(checkpoint, config, image, video)
     return Qwen2VL("qwen2_vl", checkpoint.folder, traits, model, decoder, patches)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -16,9 +15,10 @@ from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.base import EncoderGraph
 from avl_export.families.encoders.patch_encoder import (
     PatchRotary,
-    Turns,
-    attend_frames,
     embed_patches,
+    frames_graph,
+    mix_positions,
+    run_block,
 )
 from avl_export.families.hf import meta_model
 from avl_export.families.processors.patch_processing import patch_image, timed_video
@@ -26,17 +26,13 @@ from avl_export.families.qwen import (
     VISION,
     QwenFamily,
     check_cut,
-    example_patches,
     qwen_traits,
+    vision_patches,
 )
 from avl_export.families.replicate import repeat
 from avl_plugins.graph_io import (
     DEEPSTACK_FEATURES,
     FEATURES,
-    PATCH_POSITIONS,
-    PIXELS,
-    TABLE_ROWS,
-    TABLE_SHARES,
 )
 from avl_runtime.vision.patches import Patches
 
@@ -68,12 +64,11 @@ class DeepstackEncoder(nn.Module):
             features [T, cells, C] and, where layers are tapped, [K, T * cells, C].
         """
         hidden = embed_patches(self.patch_embed.proj, pixel_values)
-        learned = F.embedding(places, self.pos_embed.weight) * shares[..., None]
-        hidden = hidden + learned.sum(1)
+        hidden = hidden + mix_positions(self.pos_embed.weight, places, shares)
         turns = self.rotary(position_ids, hidden)
         tapped: list[torch.Tensor] = []
         for number, block in enumerate(self.blocks):
-            hidden = repeat(_run_block, block, hidden, turns, self.parts)
+            hidden = repeat(run_block, block, hidden, turns, self.parts)
             if number in self.tapped:
                 tapped.append(self.mergers[len(tapped)](hidden))
         features = self.merger(hidden).reshape(
@@ -84,11 +79,6 @@ class DeepstackEncoder(nn.Module):
         return features, torch.stack(tapped)
 
 
-def _run_block(block: Any, hidden: torch.Tensor, turns: Turns, parts: int) -> torch.Tensor:
-    hidden = hidden + attend_frames(block.attn, block.norm1(hidden), turns, None, parts)
-    return cast(torch.Tensor, hidden + block.mlp(block.norm2(hidden)))
-
-
 @dataclass(frozen=True, slots=True)
 class Qwen3VL(QwenFamily):
     """A Qwen3-VL checkpoint; see `families.base.Family`."""
@@ -97,22 +87,9 @@ class Qwen3VL(QwenFamily):
     patches: Patches
 
     def encoders(self) -> Sequence[EncoderGraph]:
-        frame, cell = torch.export.Dim("frames"), torch.export.Dim("cells")
-        merged = self.patches.merge**2
-        patch, count = merged * cell, merged * 5
-        vision = self.config.vision_config
-        example = {
-            PIXELS: example_patches(self.patches, (2, count), vision, self.dtype),
-            PATCH_POSITIONS: torch.empty((count, 2), dtype=torch.int64, device="meta"),
-            TABLE_ROWS: torch.empty((count, 4), dtype=torch.int64, device="meta"),
-            TABLE_SHARES: torch.empty((count, 4), dtype=self.dtype, device="meta"),
-        }
-        dynamic: dict[str, dict[int, Any]] = {name: {0: patch} for name in example}
-        dynamic[PIXELS] = {0: frame, 1: patch}
-        outputs = [FEATURES]
-        outputs += [DEEPSTACK_FEATURES] if self.traits.deepstack else []
-        module = DeepstackEncoder(self.visual)
-        return [EncoderGraph(VISION, module, example, dynamic, tuple(outputs))]
+        module, channels = DeepstackEncoder(self.visual), self.config.vision_config.in_channels
+        outputs = (FEATURES, DEEPSTACK_FEATURES) if self.traits.deepstack else (FEATURES,)
+        return [frames_graph(VISION, module, self.patches, channels, self.dtype, outputs)]
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3VL:
@@ -125,13 +102,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3VL:
         checkpoint, Qwen3VLConfig, Qwen3VLForConditionalGeneration, dtype, _check_parts
     )
     vision = config.vision_config
-    patches = Patches(
-        size=vision.patch_size,
-        temporal=vision.temporal_patch_size,
-        merge=vision.spatial_merge_size,
-        window=None,
-        table=int(vision.num_position_embeddings**0.5),
-    )
+    patches = vision_patches(vision, int(vision.num_position_embeddings**0.5))
     traits = qwen_traits(
         checkpoint,
         config,

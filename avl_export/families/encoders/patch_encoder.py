@@ -14,7 +14,7 @@ from torch import nn
 
 from avl_export.families.base import EncoderGraph
 from avl_export.families.encoders.frame_attention import frame_attention
-from avl_plugins.graph_io import PATCH_POSITIONS, PIXELS, TABLE_ROWS, TABLE_SHARES
+from avl_plugins.graph_io import FEATURES, PATCH_POSITIONS, PIXELS, TABLE_ROWS, TABLE_SHARES
 from avl_runtime.vision.patches import Patches
 
 Turns = tuple[torch.Tensor, torch.Tensor]  # cos and sin
@@ -87,8 +87,24 @@ def mix_positions(table: torch.Tensor, places: torch.Tensor, shares: torch.Tenso
     return (F.embedding(places, table) * shares[..., None]).sum(1)
 
 
+def run_block(block: Any, hidden: torch.Tensor, turns: Turns, parts: int) -> torch.Tensor:
+    """A layer of an encoder of Qwen2-VL or Qwen3-VL on whole frames [T, P, C]."""
+    hidden = hidden + attend_frames(block.attn, block.norm1(hidden), turns, None, parts)
+    return cast(torch.Tensor, hidden + block.mlp(block.norm2(hidden)))
+
+
+def rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """transformers' module `norm` as PyTorch's op, which becomes one of ONNX."""
+    return F.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
 def frames_graph(
-    file: str, module: nn.Module, patches: Patches, channels: int, dtype: torch.dtype
+    file: str,
+    module: nn.Module,
+    patches: Patches,
+    channels: int,
+    dtype: torch.dtype,
+    outputs: tuple[str, ...] = (FEATURES,),
 ) -> EncoderGraph:
     """`module`, which reads whole frames, as a graph to be traced; see `Patches.inputs`.
 
@@ -108,7 +124,7 @@ def frames_graph(
         example[TABLE_SHARES] = torch.empty((count, taps), dtype=dtype, device="meta")
     dynamic: dict[str, dict[int, Any]] = {name: {0: patch} for name in example}
     dynamic[PIXELS] = {1: patch} if frames == 1 else {0: torch.export.Dim("frames"), 1: patch}
-    return EncoderGraph(file, module, example, dynamic)
+    return EncoderGraph(file, module, example, dynamic, outputs)
 
 
 def attend_windows(

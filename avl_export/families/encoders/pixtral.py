@@ -7,13 +7,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.base import EncoderGraph
-from avl_export.families.encoders.patch_encoder import Turns, attend_by_parts, embed_patches
+from avl_export.families.encoders.patch_encoder import (
+    Turns,
+    attend_by_parts,
+    embed_patches,
+    rms_norm,
+)
 from avl_export.families.replicate import repeat
 from avl_plugins.errors import quoted
 from avl_plugins.graph_io import ORDER, PATCH_POSITIONS, PIXELS, WINDOW_MASK
@@ -49,11 +53,11 @@ class PixtralFeatures(nn.Module):
         order: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """[1, P, D], [P, 2], [P] and [cells], see `LinedImage` -> features [1, cells, C]."""
-        hidden = _rms_norm(self.ln_pre, embed_patches(self.patch_conv, pixel_values))
+        hidden = rms_norm(self.ln_pre, embed_patches(self.patch_conv, pixel_values))
         turns = self._turns(position_ids, hidden)
         for layer in self.layers:
             hidden = repeat(_run_layer, layer, hidden, turns, mask, self.merged)
-        normed = _rms_norm(self.projector.norm, hidden)
+        normed = rms_norm(self.projector.norm, hidden)
         cells = normed.reshape(1, -1, self.merged, normed.shape[-1]).transpose(2, 3).flatten(2)
         if order is not None:
             cells = cells.index_select(1, order)
@@ -72,14 +76,10 @@ class PixtralFeatures(nn.Module):
 def _run_layer(
     layer: Any, hidden: torch.Tensor, turns: Turns, mask: torch.Tensor | None, parts: int
 ) -> torch.Tensor:
-    normed = _rms_norm(layer.attention_norm, hidden)
+    normed = rms_norm(layer.attention_norm, hidden)
     seen = attend_by_parts(layer.attention, normed, turns, mask, parts)
     hidden = hidden + layer.attention.o_proj(seen)
-    return cast(torch.Tensor, hidden + layer.feed_forward(_rms_norm(layer.ffn_norm, hidden)))
-
-
-def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return F.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
+    return cast(torch.Tensor, hidden + layer.feed_forward(rms_norm(layer.ffn_norm, hidden)))
 
 
 def pixtral_graph(
