@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
@@ -21,8 +20,12 @@ from avl_export.families.encoders.clip import (
 )
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import special_tokens, token_text
-from avl_export.families.processors.tiles import TilesAndBreak, resolutions, tile_processing
-from avl_plugins.graph_io import PIXELS
+from avl_export.families.processors.tiles import (
+    TilesAndBreak,
+    reference_tiles,
+    resolutions,
+    tile_processing,
+)
 from avl_runtime.package.manifest import ImageEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.anyres import AnyresImage
@@ -48,12 +51,7 @@ class LlavaNext(HfFamily):
         return [clip_graph(self.traits.image.file, module, self.config.vision_config, self.dtype)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
-        if prompt.media:
-            tiles = np.concatenate([media.inputs[PIXELS] for media in prompt.media])
-            inputs["pixel_values"] = torch.from_numpy(tiles)
-            inputs["image_sizes"] = torch.tensor([media.size for media in prompt.media])
-        return inputs
+        return reference_tiles(prompt)
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaNext:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
@@ -25,9 +24,7 @@ from avl_export.families.processors.preprocessing import (
 )
 from avl_export.families.processors.videos import frame_count, frame_processing
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import VideoEncoder
-from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.frames import FixedVideo
 
 FRAMES = 8  # what the model's page shows
@@ -60,18 +57,6 @@ class LlavaNextVideo(LlavaNext):
         frames = ClipFeatures(inner.vision_tower, Pooled(inner), self.feature_layers, keep)
         video = clip_graph(GRAPH, frames, self.config.vision_config, self.dtype)
         return [*LlavaNext.encoders(self), video]
-
-    def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        images = [media for media in prompt.media if media.kind == "image"]
-        videos = [media.inputs[PIXELS] for media in prompt.media if media.kind == "video"]
-        inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
-        if images:
-            tiles = np.concatenate([media.inputs[PIXELS] for media in images])
-            inputs["pixel_values"] = torch.from_numpy(tiles)
-            inputs["image_sizes"] = torch.tensor([media.size for media in images])
-        if videos:
-            inputs["pixel_values_videos"] = torch.from_numpy(np.stack(videos))
-        return inputs
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LlavaNextVideo:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
@@ -27,10 +26,14 @@ from avl_export.families.processors.preprocessing import (
     tile_defaults,
     token_text,
 )
-from avl_export.families.processors.tiles import TilesAndBreak, resolutions, tile_processing
+from avl_export.families.processors.tiles import (
+    TilesAndBreak,
+    reference_tiles,
+    resolutions,
+    tile_processing,
+)
 from avl_export.families.processors.videos import frame_count, frame_processing
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.blended import BlendedImage, BlendedVideo, SquareImage
@@ -59,16 +62,9 @@ class LlavaOnevision(HfFamily):
         return [clip_graph(GRAPH, module, self.config.vision_config, self.dtype)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
-        images = [media for media in prompt.media if media.kind == "image"]
-        if images:
-            tiles = np.concatenate([media.inputs[PIXELS] for media in images])
-            inputs["pixel_values"] = torch.from_numpy(tiles)
-            inputs["image_sizes"] = torch.tensor([media.size for media in images])
-            inputs["batch_num_images"] = torch.tensor([len(images)])
-        frames = [m.inputs[PIXELS] for m in prompt.media if m.kind == "video"]
-        if frames:
-            inputs["pixel_values_videos"] = torch.from_numpy(np.stack(frames))
+        inputs = reference_tiles(prompt)
+        if "pixel_values" in inputs:
+            inputs["batch_num_images"] = torch.tensor([len(inputs["image_sizes"])])
         return inputs
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.processors.preprocessing import image_processing, image_processor
+from avl_plugins.graph_io import PIXELS
+from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.anyres import Resolutions
 from avl_runtime.vision.steps import ImageProcessing
 
@@ -66,3 +69,17 @@ def resolutions(checkpoint: Checkpoint, config: Any) -> Resolutions:
             f"{str(theirs)[:60]}; fetch both files again"
         )
     return found
+
+
+def reference_tiles(prompt: Prompt) -> dict[str, torch.Tensor]:
+    """What transformers' models of tiled pictures, and of frames beside them, are called with."""
+    inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
+    images = [media for media in prompt.media if media.kind == "image"]
+    frames = [media.inputs[PIXELS] for media in prompt.media if media.kind == "video"]
+    if images:
+        tiles = np.concatenate([media.inputs[PIXELS] for media in images])
+        inputs["pixel_values"] = torch.from_numpy(tiles)
+        inputs["image_sizes"] = torch.tensor([media.size for media in images])
+    if frames:
+        inputs["pixel_values_videos"] = torch.from_numpy(np.stack(frames))
+    return inputs
