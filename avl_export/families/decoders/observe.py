@@ -6,10 +6,10 @@ the decoder's forward pass runs, and attention by one while a layer's does, with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from transformers import AttentionInterface
 
 from avl_export.checkpoint.supported import FamilyError
 from avl_plugins.errors import quoted
+
+Result = TypeVar("Result")
 
 IMPLEMENTATION = "avl_observed"
 ROWS = 3
@@ -127,16 +129,19 @@ def observe_loop(text_model: Any, axes: int, where: str) -> float:
     stubs = nn.ModuleList(_Layer(*pair) for pair in zip(text_model.layers, added, strict=True))
     parts = {"layers": stubs, "norm": nn.Identity(), "rotary_emb": _Rotary()}
     shape = (1, ROWS) if axes == 1 else (axes, 1, ROWS)
-    try:
-        with _replaced(text_model, parts), implementation(text_model.config, IMPLEMENTATION):
-            out = text_model(
-                inputs_embeds=embeds,
-                position_ids=torch.zeros(shape, dtype=torch.int64),
-                use_cache=False,
-            ).last_hidden_state
-        scale = _ratio(out - added.sum(0), embeds)
-    except Exception:  # of modules that are there beside the layers, whose weights are missing
-        scale = None
+    with _replaced(text_model, parts), implementation(text_model.config, IMPLEMENTATION):
+        # Modules that are there beside the layers have no weights.
+        scale = attempt(
+            lambda: _ratio(
+                text_model(
+                    inputs_embeds=embeds,
+                    position_ids=torch.zeros(shape, dtype=torch.int64),
+                    use_cache=False,
+                ).last_hidden_state
+                - added.sum(0),
+                embeds,
+            )
+        )
     if scale is None:
         raise FamilyError(
             f"{where}: expected a decoder that does no more than run layers one by one, found "
@@ -154,17 +159,22 @@ def observe_head(model: Any, where: str) -> float:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, ROWS, 8, generator=generator, dtype=torch.float64)
     parts = {"model": _Model(hidden), "lm_head": nn.Identity()}
-    try:
-        with _replaced(model, parts):
-            scale = _ratio(model(inputs_embeds=hidden, use_cache=False).logits, hidden)
-    except Exception:
-        scale = None
+    with _replaced(model, parts):
+        scale = attempt(lambda: _ratio(model(inputs_embeds=hidden, use_cache=False).logits, hidden))
     if scale is None:
         raise FamilyError(
             f"{where}: expected logits that are the product of lm_head, or that times a number, "
             f"found others of {type(model).__name__}; this version of avl cannot export it"
         )
     return scale
+
+
+def attempt(call: Callable[[], Result]) -> Result | None:
+    """What transformers' code gives that is run otherwise than it is meant; None if it fails."""
+    try:
+        return call()
+    except Exception:  # of any kind: it is written for other inputs
+        return None
 
 
 @contextmanager

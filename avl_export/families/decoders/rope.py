@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from avl_export.checkpoint.supported import FamilyError
+from avl_export.families.decoders.observe import attempt
 from avl_plugins.errors import quoted
 
 STATIC = ("default", "linear", "llama3", "yarn", "dynamic")
@@ -150,12 +151,9 @@ def turn(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: str
 
 def _tables(rotary: Any, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """cos and sin of some positions, None if it cannot be called so."""
-    try:
-        with torch.no_grad():
-            cos, sin = rotary(torch.zeros(1, positions.shape[-1], 1), positions)
-    except Exception:
-        return None
-    return (cos, sin) if isinstance(cos, torch.Tensor) and isinstance(sin, torch.Tensor) else None
+    with torch.no_grad():
+        found = attempt(lambda: rotary(torch.zeros(1, positions.shape[-1], 1), positions))
+    return _pair(found)
 
 
 def _axes_by_column(rotary: Any, axes: int, last: int) -> torch.Tensor:
@@ -208,11 +206,15 @@ def _applied(
     apply: Any, query: torch.Tensor, key: torch.Tensor, angles: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What transformers' function makes of them, None if it takes others."""
-    try:
-        turned, other = apply(query, key, angles.cos(), angles.sin())
-    except Exception:
+    return _pair(attempt(lambda: apply(query, key, angles.cos(), angles.sin())))
+
+
+def _pair(found: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Two tensors, None of anything else."""
+    if not isinstance(found, tuple) or len(found) != 2:
         return None
-    return turned, other
+    one, other = found
+    return (one, other) if all(isinstance(x, torch.Tensor) for x in found) else None
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
