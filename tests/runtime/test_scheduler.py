@@ -26,6 +26,7 @@ from avl_plugins.policies import (
 )
 from avl_runtime import LVLM
 from avl_runtime.evaluate.cost import placed_rows
+from avl_runtime.execute.host.check import HostChecked
 from avl_runtime.execute.host.executor import HostExecutor
 from avl_runtime.generate.prefill import extend, finished
 from avl_runtime.generate.sampling import SamplingError
@@ -532,4 +533,32 @@ def test_rules_that_leave_no_token_end_their_own_request(
     with pytest.raises(SamplingError, match="a token that penalties and bans leave"):
         _ = failing.result
     assert scheduler.requests == () and failing.sequence.caches == []
+    assert tiny.generate(prompt, images, max_new_tokens=12).token_ids == whole.token_ids
+
+
+def test_rows_of_drafts_that_cannot_be_stored_end_all(
+    tiny: LVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One segment has the rows then and the next has not, so that the batch cannot go on."""
+    prompt, images = asked(0)
+    whole = tiny.generate(prompt, images, max_new_tokens=12)
+    scheduler = Scheduler(tiny)
+    requests = [
+        scheduler.add(prompt, images, policy=policy, max_new_tokens=12)
+        for policy in ("avl:exact,n=4", "dense")
+    ]
+    store = HostChecked.store
+
+    def fails(self: HostChecked, segment: int, index: int, count: int) -> None:
+        if segment == 1:
+            raise AvlError("expected memory for rows, found none")
+        store(self, segment, index, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostChecked, "store", fails)
+        while scheduler.requests:
+            scheduler.step()
+    for request in requests:
+        with pytest.raises(AvlError, match="expected memory for rows"):
+            _ = request.result
     assert tiny.generate(prompt, images, max_new_tokens=12).token_ids == whole.token_ids

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from avl_plugins.errors import AvlError, PolicyError
 from avl_plugins.policies import Policy, Tokens
 from avl_plugins.schema import COMPUTED, ROW_TYPES
-from avl_runtime.generate.check import Check
 from avl_runtime.generate.core_drafts import CoreDrafts
 from avl_runtime.generate.decode import MOST_TOGETHER
 from avl_runtime.generate.drafts import NO_TEXT, PromptLookup
@@ -177,7 +176,7 @@ class Request:
         token = self.reply.guess(logits, self.sequence.token_ids, ahead)
         self._core.add(token, self.reply.ends(token))
 
-    def check(self, drafted: Several[int], check: Check) -> None:
+    def check(self, drafted: Several[int], logits: NDArray[np.float32]) -> None:
         """Choose tokens as long as they are those that were drafted, and one more.
 
         Each is chosen as without drafts, from the same logits and by the same draw, so that a
@@ -185,16 +184,18 @@ class Request:
         often as the rejection rule of speculative sampling (arXiv 2211.17192), which is to say
         with the token's own probability.
 
+        Each row of logits that was looked at is a step: so many rows are to be kept, where rules
+        leave no token as well.
+
         Args:
             drafted: tokens behind the newest one.
-            check: of the newest one and these.
+            logits: [S, V], of the newest one and these.
         """
         history = [*self.sequence.token_ids, self.reply.token_ids[-1]]
-        accepted = rows = 0
+        accepted = 0
         try:
-            for row, draft in zip(check.logits, (*drafted, None), strict=True):
+            for row, draft in zip(logits, (*drafted, None), strict=True):
                 self.steps += 1
-                rows += 1
                 self._take(row, history)
                 if self.reply.token_ids[-1] != draft:
                     break
@@ -202,11 +203,10 @@ class Request:
                 if self.reply.finish_reason is not None:
                     break
                 history.append(draft)
-        finally:  # the others of the batch go on, also where this one's rules leave no token
+        finally:
             source = self._core if self._core is not None and self._core.pending else self._lookup
             if source is not None:
                 source.count(len(drafted), accepted)
-            check.keep(rows)
 
     def drop_drafts(self) -> None:
         """Take drafts back that nobody will check."""

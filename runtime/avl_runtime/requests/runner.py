@@ -248,8 +248,11 @@ class Runner:
         try:
             checked = self._check_drafts(running)
             for request, drafted, check in checked:
+                steps = request.steps
                 with _its_own(request):
-                    request.check(drafted, check)
+                    request.check(drafted, check.logits)
+                with _decoding():  # rows that are stored half way are those of a whole batch
+                    check.keep(request.steps - steps)
                 if request.trace and request.sequence.drafting is not None:
                     request.note(self._decoder.placement(request.sequence))
             if checked:
