@@ -206,6 +206,10 @@ def test_bytes_are_those_of_rows_and_scales(tiny: LVLM, kept: dict[str, LVLM], p
     ]
     plain, halves, codes, mixed = (reply.stats for reply in replies)
     assert (plain.kv, halves.kv, codes.kv, mixed.kv) == ("fp32", *KINDS)
+    assert plain.kernels == halves.kernels == codes.kernels
+    if plain.kernels is not None:
+        widened = "; rows in int8-int2: widened by standard ops in every step"
+        assert mixed.kernels == plain.kernels + widened
     # A layer without parked rows has room for one, as graphs take no empty dimension.
     apart = replies[-1].placements[-1].parked.sum(1).clip(1).sum()
     heads = tiny.package.manifest.dims.num_kv_heads

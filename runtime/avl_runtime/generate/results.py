@@ -64,9 +64,9 @@ class Stats:
     `kv_bytes_dense` what dense attention would hold at the same point. In a batch both are the
     sequence's equal share. `device_bytes`, of all conversations that are alive, is None where
     caches are in the host's memory. `seed` is that of the draws, or the one asked for; None where
-    nothing is drawn. `kernels` names the CPU kernels that ran, by their instructions, and what they
-    multiplied in bf16; None where none of avl's own did. `drafts` has an entry for each source that
-    was asked for drafts. `kv` is the type of the cache's rows.
+    nothing is drawn. `kernels` names the CPU kernels that ran, by their instructions, what they
+    multiplied in bf16, and rows that have none; None where none of avl's own ran. `drafts` has an
+    entry for each source that was asked for drafts. `kv` is the type of the cache's rows.
     """
 
     policy: str

@@ -10,6 +10,7 @@ from typing import Literal
 from avl_plugins import cpu
 from avl_plugins.cpu.host import host
 from avl_plugins.errors import quoted
+from avl_plugins.schema import RowType
 from avl_runtime.execute.protocol import COMPUTES, BackendError
 from avl_runtime.package.manifest import Manifest
 
@@ -66,8 +67,8 @@ def compute_entries(
     return {ATTENTION: "bf16" if compute == "auto" and quantized else "fp32", LINEARS: "fp32"}
 
 
-def told(decoder: dict[str, str], vision: dict[str, str]) -> str | None:
-    """Which kernels run with these entries, for people; None where there are none."""
+def told(decoder: dict[str, str], vision: dict[str, str], kept: RowType) -> str | None:
+    """Which kernels run with these entries and rows, for people; None where there are none."""
     kernels = host() if decoder else None
     if kernels is None:
         return None
@@ -77,4 +78,6 @@ def told(decoder: dict[str, str], vision: dict[str, str]) -> str | None:
         rounded = [name for name, key in names if entries[key] == "bf16"]
         if rounded and kernels.runs_amx():
             text += f"; {part}: {' and '.join(rounded)} in bf16"
+    if kept.parked_bits is not None:  # the ops of such rows have a body alone
+        text += f"; rows in {kept.name}: widened by standard ops in every step"
     return text
