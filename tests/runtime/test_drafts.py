@@ -101,7 +101,9 @@ def talked(model: LVLM, policy: str, **options: Any) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("policy", ["dense", "fastv", "avl", "avl:refresh=9,core=0.2", "random"])
+@pytest.mark.parametrize(
+    "policy", ["dense", "fastv", "avl", "avl:refresh=9,core=0.2", "random", "akvq"]
+)
 @pytest.mark.parametrize(
     "options",
     [{}, {"temperature": 0.8, "seed": 5, "top_k": 20}, {"repetition_penalty": 1.3, "stop": "ring"}],

@@ -108,11 +108,13 @@ class Refresh(Action):
 class ReadParked(Action):
     """Every decode step reads parked rows too, and none changes its place."""
 
-    ranking: Ranking = ATTENTION
-
     when: ClassVar[frozenset[When]] = frozenset({When.STEP})
     reads_parked: ClassVar[bool] = True
     moves: ClassVar[bool] = False
+
+    @property
+    def ranking(self) -> Ranking:
+        return ATTENTION  # nobody asks for it
 
     @property
     def decides(self) -> str:

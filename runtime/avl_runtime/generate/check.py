@@ -59,7 +59,7 @@ def drafted(asked: abc.Sequence[Asked], embedding: Embedding, logits: Logits) ->
         embedding.lookup(rows.reshape(-1)).reshape(*rows.shape, -1),
         np.array([[sequence.length] for sequence, _ in asked]) + ahead,
         np.array([[sequence.next_position] for sequence, _ in asked]) + ahead,
-        [sequence.drafting is not None for sequence, _ in asked],
+        [sequence.drafting is not None or sequence.reads_parked() for sequence, _ in asked],
         _weights(asked, most),
         logits,
     )

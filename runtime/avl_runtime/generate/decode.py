@@ -137,8 +137,8 @@ class Decoder:
         every member is asked. No row is added but by `Check.keep`.
 
         Args:
-            asked: members that differ, of a policy that decides after none of the tokens but the
-                last, unless it lets tokens be drafted by active rows.
+            asked: members that differ, of a policy whose steps for these tokens all read the same
+                rows and move none, unless it lets tokens be drafted by active rows.
             logits: which of them somebody reads.
             steps: how many tokens the longest of all members may still get.
 

@@ -123,10 +123,19 @@ class Sequence:
         images = any(action.tokens is Tokens.IMAGE and action.moves for action in self.due())
         return images and self.drafting is None
 
+    def reads_parked(self, ahead: int = 0) -> bool:
+        """Whether the step after `step`, or one further ahead, reads parked rows."""
+        step = self.step + 1 + ahead
+        return any(action.reads_parked and action.due(step) for action in self._at_steps)
+
     def undecided(self, most: int) -> int:
-        """How many of the next `most` steps come before one after which an action decides."""
+        """How many of the next `most` steps read the same rows, and move none."""
+        reads = self.reads_parked()
         for ahead in range(most):
-            if any(action.due(self.step + 1 + ahead) for action in self._at_steps):
+            step = self.step + 1 + ahead
+            if any(action.moves and action.due(step) for action in self._at_steps):
+                return ahead
+            if self.reads_parked(ahead) != reads:
                 return ahead
         return most
 
