@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """How far logits move by attention of prompts in bf16, and by linears that round activations.
 
-    .venv/bin/python scripts/prompt_rounding.py --plain tiny.avl --quantized tiny4.avl tiny8.avl \
-        --json benchmarks/prompt-rounding.json
+    .venv/bin/python scripts/prompt_rounding.py --plain tiny.avl --json \
+        benchmarks/prompt-rounding.json --quantized tiny-int4.avl tiny-int8.avl \
+        tiny-int4-vision.avl tiny-int8-vision.avl
 
 Logits of the first token of replies to held-out samples of avl-tiny's tasks, of one model exported
-as it is and with quantized weights. `attention in bf16` is the plain package so computed beside
-itself in float32: nothing else rounds. The others are a quantized package beside its own weights
+as it is and with quantized weights (`avl-export --quantize`, and with
+`--quantize-also vision`). `attention in bf16` is the plain package so computed beside itself in
+float32: nothing else rounds. The others are a quantized package beside its own weights
 multiplied in float32 by ONNX Runtime's standard ops: `8 bits` as without AMX, with activations
 rounded to 8 bits and attention in float32, and `default` as this machine runs it, with linears and
 attention in bf16. An error is |l - l0| / |l0| of one prompt's logits l, less their means.
