@@ -185,7 +185,10 @@ REFUSED: list[tuple[tuple[Action, ...], str]] = [
     ((Divide(0.5, 0.2), Refresh(0.6, 3)), "Refresh to choose at most the 0.5"),
     ((Divide(0.4, 0.2), Prune(2, 0.5)), "in the order of time, found Prune behind Divide"),
     ((Prune(4, 0.5), Prune(2, 0.6)), "in the order of time, found Prune behind Prune"),
-    ((Prune(3, 0.5),), "a package split after layer 3, found splits after 2, 4; export with"),
+    (
+        (Prune(3, 0.5),),
+        "a package split after layer 3, found splits after 2, 4; export with --split 2,3,4",
+    ),
 ]
 
 

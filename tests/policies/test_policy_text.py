@@ -102,6 +102,7 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
         ("avl:kept=0.5", "use keep, core, refresh, text, text_min, heavy, prefill, prefill_layer"),
         ("dense:keep=0.5", "has none"),
         ("avl:", "key=value"),
+        ("avl:exact:n=4", "behind a comma, found 'avl:exact:n=4'; write avl:exact,n=4"),
         ("avl:keep", "key=value"),
         ("avl:keep=", "key=value"),
         ("avl:keep=half", "expected a number for keep, found 'half'"),

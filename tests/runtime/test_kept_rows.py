@@ -331,6 +331,8 @@ def test_drafts_of_core_rows_want_rows_kept_alike(kept: dict[str, LVLM]) -> None
     one = sample("ocr", "held-out", 3)
     with pytest.raises(PolicyError, match="found --kv int8-int2; use --kv int8"):
         kept["int8-int2"].generate(one.prompt, [one.image], policy="avl:exact")
+    with pytest.raises(PolicyError, match="found --kv int8-int2; use --kv int8"):
+        kept["int8-int2"].chat(policy="avl:exact")
 
 
 def test_what_cannot_keep_codes_is_refused(tiny_package: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def _check_between(action: Action, splits: Sequence[int], where: str) -> None:
         found = ", ".join(map(str, splits)) or "no layer"
         raise PolicyError(
             f"{where}: expected a package split after layer {action.before}, found splits after "
-            f"{found}; export with --split {action.before}"
+            f"{found}; export with --split {','.join(map(str, sorted({*splits, action.before})))}"
         )
 
 

@@ -20,7 +20,7 @@ from avl_plugins.policies.options import SIMPLE, read_value, types_of, without_n
 from avl_plugins.policies.random import Random
 
 # What commands offer, each with the options that it has unless others are given.
-USUAL = ("dense", "avl", "avl:exact", "fastv", "avl+fastv", "random")
+USUAL = ("dense", "avl", "avl:exact", "akvq", "fastv", "avl+fastv", "random")
 
 _KINDS: dict[str, type[Policy]] = {
     kind.name: kind for kind in (Dense, AVL, Exact, AKVQ, FastV, Random)
@@ -90,6 +90,13 @@ def _parse_one(text: str) -> Policy:
     if f"{name}:{options.partition(',')[0].strip()}" in _KINDS:  # as avl:exact,core=0.2
         variant, colon, options = options.partition(",")
         name = f"{name}:{variant.strip()}"
+    variant = f"{name}:{options.partition(':')[0].strip()}"
+    if ":" in options and variant in _KINDS:
+        rest = options.partition(":")[2].strip()
+        raise PolicyError(
+            f"{variant}: expected options behind a comma, found {quoted(text)}; write "
+            f"{shown(f'{variant},{rest}')}"
+        )
     kind = _KINDS.get(name)
     if kind is None:
         raise PolicyError(

@@ -7,6 +7,7 @@ import numpy as np
 from avl_plugins.errors import AvlError, PolicyError, quoted
 from avl_plugins.logits import Logits
 from avl_plugins.policies import Policy, parse
+from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.execute import executor_on, load_backend
 from avl_runtime.generate.decode import Decoder
 from avl_runtime.generate.prefill import Reading, prefill
@@ -105,11 +106,25 @@ class Loaded:
         """Refuse a policy this package cannot serve.
 
         Raises:
-            PolicyError: it drops tokens after a layer at which the decoder is not split.
+            PolicyError: it drops tokens after a layer at which the decoder is not split, or drafts
+                some that could not be checked.
             ClosedError: the model was closed.
         """
         self.check_open()
         policy.check(self.package.manifest.splits())
+        if policy.drafting() is None:
+            return
+        if self.executor.most_answers <= 1:
+            raise PolicyError(
+                f"{policy}: expected graphs that give logits of several tokens, found "
+                f"{self.executor.name} and a package that give the last one's alone; choose dense, "
+                "or export again and run on ort-cpu"
+            )
+        if ROW_TYPES.get(self.executor.kv, COMPUTED).parked_bits is not None:
+            raise PolicyError(
+                f"{policy}: expected rows that are all kept alike, as dense attention has them, "
+                f"found --kv {self.executor.kv}; use --kv int8, or another policy"
+            )
 
 
 def weights_read(manifest: Manifest) -> int:

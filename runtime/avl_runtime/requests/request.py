@@ -7,9 +7,8 @@ from collections.abc import Sequence as Several
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.errors import AvlError, PolicyError
+from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy, Tokens
-from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.generate.core_drafts import CoreDrafts
 from avl_runtime.generate.decode import MOST_TOGETHER
 from avl_runtime.generate.drafts import NO_TEXT, PromptLookup
@@ -71,7 +70,8 @@ class Request:
         self.steps = 0
         self._most = options.max_new_tokens or MAX_NEW_TOKENS
         self._lookup = self._drafts(options.prompt_lookup or 0)
-        self._core = self._core_drafts()
+        drafting = policy.drafting()
+        self._core = None if drafting is None else CoreDrafts(drafting)
         self._weights = weights_read(manifest)
         self._limit = 0
         self._read = 0
@@ -240,28 +240,6 @@ class Request:
                 "export again and run on ort-cpu"
             )
         return PromptLookup(min(most, executor.most_answers - 1))
-
-    def _core_drafts(self) -> CoreDrafts | None:
-        """What drafts tokens by core rows alone, if the policy has it so.
-
-        Raises:
-            PolicyError: they could not be checked.
-        """
-        drafting, executor = self.policy.drafting(), self.loaded.executor
-        if drafting is None:
-            return None
-        if executor.most_answers <= 1:
-            raise PolicyError(
-                f"{self.policy}: expected graphs that give logits of several tokens, found "
-                f"{executor.name} and a package that give the last one's alone; choose dense, or "
-                "export again and run on ort-cpu"
-            )
-        if ROW_TYPES.get(executor.kv, COMPUTED).parked_bits is not None:
-            raise PolicyError(
-                f"{self.policy}: expected rows that are all kept alike, as dense attention has "
-                f"them, found --kv {executor.kv}; use --kv int8, or another policy"
-            )
-        return CoreDrafts(drafting)
 
     def note(self, placement: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> None:
         """Keep where image tokens are, for the result."""
