@@ -136,7 +136,8 @@ def make_parser() -> CommandParser:
         "--model",
         metavar="MODEL",
         type=some_name,
-        help="the checkpoint, as avl-export takes it (default: what the package was made from)",
+        help="the checkpoint, as avl-export takes it (default: the name in the package, or the "
+        "folder that it reads weights from; one that holds its own weights tells none)",
     )
     add("--lora", type=path_name, metavar="DIR", help="folder of the LoRA adapter that was merged")
     add(

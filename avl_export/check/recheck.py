@@ -135,5 +135,5 @@ def _model(package: Package) -> str:
         return weights
     raise CheckError(
         f"{package.folder / MANIFEST}: expected weights in their checkpoint's folder, found none "
-        "there; name the checkpoint with --model"
+        "there; name the checkpoint with --model, a GGUF file with --mmproj as well"
     )

@@ -131,7 +131,7 @@ class Kind:
 def kinds(there: Collection[str]) -> Iterator[Kind]:
     """What files of these names are, if that is known: one, the first of `KINDS`."""
     for patterns, what, advice in KINDS:
-        for name in sorted(there):
+        for name in sorted(there, key=lambda name: ("mmproj" in name.lower(), name)):
             if any(fnmatchcase(name.lower(), pattern) for pattern in patterns):
                 yield Kind(name, what, advice)
                 return

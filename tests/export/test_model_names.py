@@ -133,6 +133,7 @@ def test_files(folder: str, name: str, said: str, tmp_path: Path, refused: Refus
 @pytest.mark.parametrize(
     ("files", "said"),
     [
+        (("model.gguf", "mmproj-model.gguf"), "a GGUF model (model.gguf); pass the file"),
         (("llava-Q4_K_M.gguf", "mmproj-f16.gguf"), "a GGUF model (llava-Q4_K_M.gguf); pass the"),
         (("model.onnx", "genai_config.json"), "an ONNX graph (model.onnx)"),
         (("avl.json", "vision.onnx"), "an avl package (avl.json); run it with avl-run"),

@@ -15,6 +15,7 @@ from PIL import Image
 
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
+from avl_runtime.cli.serve import make_parser
 from avl_runtime.serve.admission import Admission
 from avl_runtime.serve.content import Picture
 from avl_runtime.serve.errors import ApiError, told
@@ -87,6 +88,7 @@ def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
     ("message", "at"),
     [
         ({"role": "tool", "content": "x"}, ".role"),
+        ({"role": "tool", "content": "x", "tool_call_id": "a"}, ".role"),
         ({"role": ["user"], "content": "x"}, ".role"),
         ({"content": "x"}, ".role"),
         ({"role": "user"}, ".content"),
@@ -228,8 +230,18 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file.write_text(text)
         with pytest.raises(ApiKeyError, match="expected"):
             keys(file)
+    file.write_text("first-key-0123456789\nshort\n")
+    with pytest.raises(ApiKeyError, match="found another as number 3; make one") as told:
+        keys(file)
+    assert "short" not in str(told.value)
     with pytest.raises(ApiKeyError, match="No such file"):
         keys(tmp_path / "none")
+
+
+def test_no_time_at_all_is_no_time_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["tiny.avl", "--timeout", "0"])
+    assert "expected more than 0 seconds, found '0'" in capsys.readouterr().err
 
 
 def test_names_of_this_machine() -> None:

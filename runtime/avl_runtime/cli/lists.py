@@ -120,6 +120,14 @@ def seconds(text: str) -> float:
     return found
 
 
+def some_seconds(text: str) -> float:
+    """A time above 0."""
+    found = number(text)
+    if found <= 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, found {text!r}")
+    return found
+
+
 def _whole(text: str, least: int) -> int:
     try:
         found = int(text)

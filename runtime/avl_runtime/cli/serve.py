@@ -13,6 +13,7 @@ from avl_runtime.cli.lists import (
     policy,
     seconds,
     some_name,
+    some_seconds,
     threads,
 )
 from avl_runtime.cli.parser import CommandParser
@@ -109,7 +110,7 @@ def make_parser() -> CommandParser:
         "--api-key",
         metavar="FILE",
         type=path_name,
-        help="keys, one a line, any of which a client has to send",
+        help="keys of 16 characters or more, one a line, any of which a client has to send",
     )
     add("--open", action="store_true", help="answer everybody who reaches the address, without key")
     add(
@@ -145,7 +146,7 @@ def make_parser() -> CommandParser:
     add("--max-body", metavar="BYTES", default=32 << 20, type=count, help="of a request")
     add("--max-images", metavar="N", default=16, type=none_or_more, help="of a request")
     add("--max-pixels", metavar="N", default=64_000_000, type=count, help="of all its pictures")
-    add("--timeout", metavar="S", default=600.0, type=seconds, help="for a request")
+    add("--timeout", metavar="S", default=600.0, type=some_seconds, help="for a request")
     add("--grace", metavar="S", default=30.0, type=seconds, help="for answers when it is stopped")
     add("--quiet", action="store_true", help="no line on stderr for each request")
     return parser

@@ -109,12 +109,13 @@ def pictures(said: Sequence[Said]) -> list[Picture]:
 
 def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said:
     known = ("role", "content", "name", *dialect.noted, *ANSWERED)
+    told = value.get("role") if isinstance(value, dict) else None
+    if isinstance(value, dict) and not (isinstance(told, str) and told in ROLES):
+        raise values.wrong(f"{name}.role", f"one of {', '.join(ROLES)}", told)
     given = values.an_object(value, name, known)
     if given.get("type", "message") != "message":
         raise values.wrong(f"{name}.type", "message", given["type"])
-    role = ROLES.get(given["role"]) if isinstance(given.get("role"), str) else None
-    if role is None:
-        raise values.wrong(f"{name}.role", f"one of {', '.join(ROLES)}", given.get("role"))
+    role = ROLES[given["role"]]
     for key in ("name", *ANSWERED):
         if given.get(key):  # an empty list of them says nothing
             raise refused(

@@ -90,11 +90,13 @@ def keys(file: Path | None) -> tuple[str, ...]:
             )
         lines += text.splitlines()
     found = tuple(line.strip() for line in lines if line.strip())
-    if any(len(key) < SHORTEST or not key.isascii() or not key.isprintable() for key in found):
-        raise ApiKeyError(
-            f"expected API keys of at least {SHORTEST} printable ASCII characters, found another; "
-            "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
-        )
+    for number, key in enumerate(found, 1):
+        if len(key) < SHORTEST or not key.isascii() or not key.isprintable():
+            raise ApiKeyError(
+                f"expected API keys of at least {SHORTEST} printable ASCII characters, found "
+                f"another as number {number}; make one with: python -c "
+                "'import secrets; print(secrets.token_urlsafe())'"
+            )
     return found
 
 
