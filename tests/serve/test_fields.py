@@ -69,6 +69,7 @@ def test_what_is_taken() -> None:
             ("response_format", {"type": "json_object"}), ("tool_choice", "required"),
             ("modalities", ["text", "audio"]), ("top_logprobs", 2), ("messages", []),
             ("messages", HELLO * 9), ("stream_options", {"include_usage": True}), ("kv", 8),
+            ("placements", "stream"), ("placements", "live"),
             ("policy", "a" * 300), ("store", True), ("unknown", None), ("model", "m" * 300),
         ]),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),

@@ -11,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 
-from avl_runtime import LVLM
+from avl_runtime import LVLM, Result
 from support.server import MODEL, ONE, TWO, Running, picture, question, said
 
 
@@ -86,10 +86,50 @@ def test_policies_decode_together(server: Running, tiny: LVLM) -> None:
         told = found.choices[0].avl["placements"]
         assert [one["step"] for one in told] == [one.step for one in expected.placements]
         for one, other in zip(told, expected.placements, strict=True):
-            bits = np.frombuffer(base64.b64decode(one["core"]["bits"]), np.uint8)
-            layers, tokens = one["core"]["shape"]
-            core = np.unpackbits(bits, count=layers * tokens).reshape(layers, tokens)
-            assert np.array_equal(core, other.core)
+            assert np.array_equal(unpacked(one["core"]), other.core)
+        shown(found.choices[0].avl["visuals"], expected)
+
+
+def unpacked(packed: dict[str, Any]) -> Any:
+    bits = np.frombuffer(base64.b64decode(packed["bits"]), np.uint8)
+    return np.unpackbits(bits, count=np.prod(packed["shape"])).reshape(packed["shape"])
+
+
+def shown(visuals: list[dict[str, Any]], expected: Result) -> None:
+    """The cells of each picture are told."""
+    for one, cells in zip(visuals, expected.visuals, strict=True):
+        assert (tuple(one["grid"]), tuple(one["seen"])) == (cells.grid, cells.seen)
+        assert one["cells"] == cells.index.tolist()
+
+
+def test_placements_come_with_their_steps(server: Running, tiny: LVLM) -> None:
+    """Each chunk tells how many tokens there are, what the step moved, and what is held."""
+    asked = {"policy": "avl:refresh=3", "max_new_tokens": 12, "min_new_tokens": 12}
+    expected = tiny.generate(ONE.prompt, [ONE.image], return_placements=True, **asked)
+    del asked["max_new_tokens"]
+    with server.client() as client:
+        chunks = list(
+            client.chat.completions.create(
+                model=MODEL,
+                messages=question(ONE),
+                max_tokens=12,
+                stream=True,
+                extra_body=asked | {"placements": "stream"},
+            )
+        )
+    first, *told, last = [chunk.choices[0].avl for chunk in chunks]
+    shown(first["visuals"], expected)
+    assert [one["tokens"] for one in told] == list(range(1, 13))
+    assert "placements" not in last and last["kv_bytes"] == expected.stats.kv_bytes
+    assert told[-1]["kv_bytes"] == last["kv_bytes"] < told[-1]["kv_bytes_dense"]
+    assert all(one["kv_bytes"] > 0 for one in told)
+    moved = [(one["tokens"], place) for one in told for place in one["placements"]]
+    assert len(moved) == len(expected.placements) > 3
+    for (tokens, place), other in zip(moved, expected.placements, strict=True):
+        # The step that made the n-th token chose what the next one reads; a prompt what the first.
+        assert place["step"] == other.step and tokens == max(1, other.step)
+        assert np.array_equal(unpacked(place["core"]), other.core)
+        assert np.array_equal(unpacked(place["parked"]), other.parked)
 
 
 def test_a_stream_and_what_was_used(server: Running, tiny: LVLM) -> None:

@@ -19,7 +19,7 @@ from avl_runtime import __version__
 from avl_runtime.generate.results import Logprob, Placement, TokenLogprobs
 from avl_runtime.prompts.text import REPLACEMENT
 from avl_runtime.requests.request import Request
-from avl_runtime.serve.served import Cut, Run, stats_of
+from avl_runtime.serve.served import Cut, Run, State, stats_of
 
 REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 SMALLEST_LOGPROB = -9999.0  # JSON has no infinity, and this is what OpenAI writes for it
@@ -67,16 +67,35 @@ class Answer:
             "usage": self.usage(),
         }
 
-    def piece(self, index: int, delta: Object, logprobs: Sequence[TokenLogprobs] | None) -> Object:
-        """A chunk with what has come of a choice."""
-        found = None if logprobs is None else _logprobs(logprobs)
-        return self._chunk([_choice(index, delta, found, None)])
+    def piece(
+        self,
+        index: int,
+        delta: Object,
+        logprobs: Sequence[TokenLogprobs] | None,
+        told: Object | None = None,
+    ) -> Object:
+        """A chunk with what has come of a choice.
 
-    def last(self, index: int) -> Object:
-        """A choice's last chunk."""
+        Args:
+            told: what OpenAI's protocol has no field for.
+        """
+        found = None if logprobs is None else _logprobs(logprobs)
+        choice = _choice(index, delta, found, None)
+        return self._chunk([choice if told is None else choice | {"avl": told}])
+
+    def visuals(self, index: int) -> Object:
+        """What the image tokens of a choice's placements show."""
+        return {"visuals": visuals(self._run.requests[index])}
+
+    def last(self, index: int, live: bool) -> Object:
+        """A choice's last chunk.
+
+        Args:
+            live: whether placements were in the chunks before.
+        """
         request = self._run.requests[index]
         ended = _choice(index, {}, None, self.reason(request))
-        return self._chunk([ended | {"avl": about(request, self._run.cut)}])
+        return self._chunk([ended | {"avl": about(request, self._run.cut, live)}])
 
     def used(self) -> Object:
         """The chunk behind all choices that says what was used."""
@@ -118,8 +137,12 @@ def without_end(
     return logprobs[:-1] if ended else logprobs
 
 
-def about(request: Request, cut: Cut | None) -> Object:
-    """What OpenAI's protocol has no field for; figures are None for an answer that was cut."""
+def about(request: Request, cut: Cut | None, live: bool = False) -> Object:
+    """What OpenAI's protocol has no field for; figures are None for an answer that was cut.
+
+    Args:
+        live: whether placements have been told before.
+    """
     stats = stats_of(request)
     found: Object = {
         "policy": str(request.policy),
@@ -130,9 +153,29 @@ def about(request: Request, cut: Cut | None) -> Object:
         "kv_bytes_dense": stats and stats.kv_bytes_dense,
         "cut": cut if stats is None else None,
     }
-    if request.trace:
+    if request.trace and not live:
+        found["visuals"] = visuals(request)
         found["placements"] = [_placement(one) for one in request.reply.placements]
     return found
+
+
+def standing(state: State) -> Object:
+    """How a choice stands, for a chunk."""
+    return {
+        "tokens": state.tokens,
+        "kv_bytes": state.kv_bytes,
+        "kv_bytes_dense": state.kv_bytes_dense,
+        "placements": [_placement(one) for one in state.placements],
+    }
+
+
+def visuals(request: Request) -> list[Object]:
+    """What the image tokens of each picture show, in prompt order."""
+    found = [media.cells for media in request.prompt.media]
+    return [
+        {"grid": list(one.grid), "seen": list(one.seen), "cells": one.index.tolist()}
+        for one in found
+    ]
 
 
 def _choice(index: int, delta: Object, logprobs: Object | None, reason: str | None) -> Object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from avl_runtime.serve.answering import Form
-from avl_runtime.serve.answers import Answer, without_end
+from avl_runtime.serve.answers import Answer, standing, without_end
 from avl_runtime.serve.exchange import Exchange
 from avl_runtime.serve.fields import ChatRequest, chat_request
 from avl_runtime.serve.served import Event, Run
@@ -29,14 +29,16 @@ class ChatTeller:
         if index not in self._opened:
             self._opened.add(index)
             opening = {"role": "assistant", "content": "", "refusal": None}
-            await exchange.event(self._answer.piece(index, opening, None))
+            shown = self._answer.visuals(index) if self._asked.live else None
+            await exchange.event(self._answer.piece(index, opening, None, shown))
         self._told[index] += len(event.logprobs)
         logprobs = without_end(event.logprobs, self._run.requests[index], self._told[index])
-        if event.text or logprobs:
+        state = standing(event.state) if self._asked.live and event.state else None
+        if event.text or logprobs or state:
             noted = logprobs if self._logprobs else None
-            await exchange.event(self._answer.piece(index, {"content": event.text}, noted))
+            await exchange.event(self._answer.piece(index, {"content": event.text}, noted, state))
         if event.done:
-            await exchange.event(self._answer.last(index))
+            await exchange.event(self._answer.last(index, self._asked.live))
 
     async def end(self) -> None:
         """Send the whole answer, or what a stream ends with."""

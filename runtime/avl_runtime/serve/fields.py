@@ -22,6 +22,7 @@ MOST_BIASED: Final = 1024
 MOST_LOGPROBS: Final = 20
 LONGEST_NAME: Final = 256
 LARGEST_SEED: Final = (1 << 63) - 1
+LIVE: Final = "stream"  # of placements: told with each chunk
 SMALLEST_RATIO: Final = 1e-2  # of repetition_penalty, and its inverse the largest
 
 # Fields that say in what range a number of `Options` may be; the names are the same.
@@ -80,6 +81,7 @@ class ChatRequest:
         policy: None for the model's own.
         kv: how rows shall be kept; None as the server keeps them.
         placements: whether to tell which image tokens were kept.
+        live: whether to tell it in every chunk, beside the bytes of the cache.
         stream: whether to tell the answer while it comes.
         usage: whether a stream ends with what was used.
         user: whom the client names as its own user, for the log.
@@ -92,6 +94,7 @@ class ChatRequest:
     policy: Policy | None
     kv: str | None
     placements: bool
+    live: bool
     stream: bool
     usage: bool
     user: str | None
@@ -106,6 +109,7 @@ def chat_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
     """
     given = taken(body, KNOWN, NEUTRAL)
     stream = values.flag(given.get("stream", False), "stream")
+    placements, live = _placements(given, stream)
     return ChatRequest(
         model=values.text(needed(given, "model"), "model", LONGEST_NAME),
         said=messages(needed(given, "messages"), limits),
@@ -113,7 +117,8 @@ def chat_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
         options=options_of(given, limits),
         policy=policy_of(given),
         kv=values.text(given["kv"], "kv", LONGEST_NAME) if "kv" in given else None,
-        placements=values.flag(given.get("placements", False), "placements"),
+        placements=placements,
+        live=live,
         stream=stream,
         usage=_usage(given, stream),
         user=user_of(given),
@@ -258,6 +263,26 @@ def _usage(given: Mapping[str, Any], stream: bool) -> bool:
             "stream_options.include_obfuscation", "false", options["include_obfuscation"]
         )
     return values.flag(options.get("include_usage", False), "stream_options.include_usage")
+
+
+def _placements(given: Mapping[str, Any], stream: bool) -> tuple[bool, bool]:
+    """Whether placements are told, and whether in every chunk.
+
+    Raises:
+        ApiError: they are to be streamed with an answer that is not, or it is another value.
+    """
+    asked = given.get("placements", False)
+    if asked == LIVE:
+        if not stream:
+            raise refused(
+                f'placements: expected stream true beside "{LIVE}", found none; add it, or write '
+                "true",
+                "placements",
+            )
+        return True, True
+    if not isinstance(asked, bool):
+        raise values.wrong("placements", f'true, false or "{LIVE}"', asked)
+    return asked, False
 
 
 def user_of(given: Mapping[str, Any]) -> str | None:

@@ -75,6 +75,7 @@ def response_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
         policy=policy_of(given),
         kv=values.text(given["kv"], "kv", LONGEST_NAME) if "kv" in given else None,
         placements=values.flag(given.get("placements", False), "placements"),
+        live=False,
         stream=values.flag(given.get("stream", False), "stream"),
         usage=True,
         user=user_of(given),

@@ -12,7 +12,7 @@ from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy, Refresh
 from avl_runtime.async_model import AsyncLVLM
 from avl_runtime.generate.options import Options
-from avl_runtime.generate.results import Stats, TokenLogprobs
+from avl_runtime.generate.results import Placement, Stats, TokenLogprobs
 from avl_runtime.requests.request import CancelledError, Request
 from avl_runtime.serve.content import Said
 from avl_runtime.serve.errors import refused
@@ -132,6 +132,22 @@ def stats_of(request: Request) -> Stats | None:
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """How a choice stands after a step.
+
+    Attributes:
+        tokens: that have come.
+        kv_bytes, kv_bytes_dense: as `Stats` has them; None when its rows have been freed.
+        placements: that the step brought.
+    """
+
+    tokens: int
+    kv_bytes: int | None
+    kv_bytes_dense: int | None
+    placements: tuple[Placement, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """What a step did to a choice.
 
@@ -139,12 +155,14 @@ class Event:
         text: that became certain.
         logprobs: of the tokens that came, if they were asked for.
         done: whether it was the last one.
+        state: of the choice, if placements were asked for.
     """
 
     choice: int
     text: str
     logprobs: tuple[TokenLogprobs, ...]
     done: bool
+    state: State | None = None
 
 
 class Run:
@@ -199,13 +217,30 @@ class Run:
     def _teller(
         self, loop: asyncio.AbstractEventLoop, choice: int, request: Request
     ) -> Callable[[], object]:
-        told = 0
+        told = placed = 0
 
         def heard() -> None:  # in the scheduler's thread
-            nonlocal told
+            nonlocal told, placed
             fresh = tuple(request.reply.logprobs[told:]) if request.reply.logprobs else ()
             told += len(fresh)
-            event = Event(choice, request.fresh, fresh, request.done)
+            state = _state(request, placed) if request.trace else None
+            placed += len(state.placements) if state else 0
+            event = Event(choice, request.fresh, fresh, request.done, state)
             loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         return heard
+
+
+def _state(request: Request, placed: int) -> State:
+    """How a request stands; asked in the scheduler's thread.
+
+    Args:
+        placed: placements that have been told.
+    """
+    held: tuple[int | None, int | None] = (None, None)
+    if not request.done:
+        held = request.kv_bytes
+    elif stats := stats_of(request):
+        held = (stats.kv_bytes, stats.kv_bytes_dense)
+    fresh = tuple(request.reply.placements[placed:])
+    return State(len(request.reply.token_ids), *held, fresh)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from avl_plugins.graph_io import PIXELS
-from avl_runtime.vision.media import Blend, Cells, Media, image_hash
-from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
+from avl_runtime.vision.media import Blend, Box, Cells, Media, image_hash
+from avl_runtime.vision.steps import ImageProcessing, fit, part_fitted, pixel_values
 
 Resolutions = tuple[tuple[int, int], ...]  # height and width
 
@@ -49,7 +49,7 @@ class AnyresImage:
             replacement=token * len(pack),
             tokens=len(pack),
             digest=image_hash(image),
-            cells=shown_cells(cut.rows.shape, self.side),
+            cells=shown_cells(cut.rows.shape, self.side, cut.seen),
             blend=Blend(pack[:, None], np.ones((len(pack), 1), np.float32)),
             size=(image.height, image.width),
         )
@@ -69,12 +69,14 @@ class CutUp:
             picture; without a line if the picture is so narrow that padding takes all.
         line_break: the number of the feature behind all others.
         view: what the cells show; the overview if there are none.
+        seen: the part of the picture that `view` is.
     """
 
     pixel_values: NDArray[np.float32]
     rows: NDArray[np.int64]
     line_break: int
     view: Image.Image
+    seen: Box
 
 
 def cut_up(
@@ -95,11 +97,20 @@ def cut_up(
     # Where a tile is no whole number of features' pixels, a cell's edges fall between pixels.
     above, beside = top * height // lines, left * width // columns
     inside = canvas[above : height - above, beside : width - beside]
+    wide, high = _fitted(image, (height, width))
+    left, upper = (width - wide) // 2, (height - high) // 2
+    seen = (
+        (beside - left) / wide,
+        (above - upper) / high,
+        (width - beside - left) / wide,
+        (height - above - upper) / high,
+    )
     return CutUp(
         pixel_values=np.stack([pixel_values(part, steps) for part in (overview, *tiles)]),
         rows=rows,
         line_break=(1 + down * across) * side**2,
         view=Image.fromarray(inside if rows.size else overview),
+        seen=seen if rows.size else part_fitted(image.size, steps),
     )
 
 
@@ -123,16 +134,16 @@ def end_lines(rows: NDArray[np.int64], line_break: int) -> NDArray[np.int64]:
     return np.pad(rows, ((0, 0), (0, 1)), constant_values=line_break)
 
 
-def shown_cells(grid: tuple[int, ...], side: int) -> Cells:
+def shown_cells(grid: tuple[int, ...], side: int, seen: Box) -> Cells:
     """What the tokens show: first `side` x `side` of an overview, then lines with their breaks.
 
-    Without lines it is the overview that shows the picture.
+    Without lines it is the overview that shows the picture, and what `seen` is about.
     """
     lines, columns = grid
     fine = end_lines(np.arange(lines * columns).reshape(lines, columns), -1).ravel()
     if not lines * columns:
-        return Cells((side, side), np.concatenate([np.arange(side**2), fine]))
-    return Cells((lines, columns), np.concatenate([np.full(side**2, -1), fine]))
+        return Cells((side, side), np.concatenate([np.arange(side**2), fine]), seen)
+    return Cells((lines, columns), np.concatenate([np.full(side**2, -1), fine]), seen)
 
 
 def _canvas(
@@ -140,16 +151,21 @@ def _canvas(
 ) -> NDArray[np.uint8]:
     """A picture in the middle of a black canvas of `size` (height, width), as large as fits."""
     height, width = size
-    by_width, by_height = width / image.width, height / image.height
-    if by_width < by_height:
-        fitted = (width, min(math.ceil(image.height * by_width), height))
-    else:
-        fitted = (min(math.ceil(image.width * by_height), width), height)
+    fitted = _fitted(image, size)
     left, top = (width - fitted[0]) // 2, (height - fitted[1]) // 2
     canvas = np.zeros((height, width, 3), np.uint8)
     pixels = np.asarray(image.resize(fitted, resample))
     canvas[top : top + fitted[1], left : left + fitted[0]] = pixels
     return canvas
+
+
+def _fitted(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a picture that fills `size` (height, width) as far as it can."""
+    height, width = size
+    by_width, by_height = width / image.width, height / image.height
+    if by_width < by_height:
+        return width, min(math.ceil(image.height * by_width), height)
+    return min(math.ceil(image.width * by_height), width), height
 
 
 def _padding(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:

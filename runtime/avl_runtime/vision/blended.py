@@ -22,8 +22,8 @@ from avl_runtime.vision.anyres import Resolutions, cut_up, shown_cells
 from avl_runtime.vision.frame_steps import fit_frame, frame_values, spread
 from avl_runtime.vision.frames import frames_hash
 from avl_runtime.vision.load.videos import Video
-from avl_runtime.vision.media import Blend, Cells, Media, image_hash
-from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
+from avl_runtime.vision.media import Blend, Box, Cells, Media, image_hash
+from avl_runtime.vision.steps import ImageProcessing, fit, part_fitted, pixel_values
 
 SLACK = 1.1  # a grid is made smaller if its sides are this many times too long
 
@@ -57,7 +57,7 @@ class BlendedImage:
             replacement=token * len(blend.pack),
             tokens=len(blend.pack),
             digest=image_hash(image),
-            cells=shown_cells(grid, self.side),
+            cells=shown_cells(grid, self.side, cut.seen),
             size=(image.height, image.width),
             blend=blend,
         )
@@ -87,7 +87,9 @@ class SquareImage:
             replacement=token * (count + 1),
             tokens=count + 1,
             digest=f"square {image_hash(image)}",
-            cells=Cells((self.side, self.side), np.append(np.arange(count), -1)),
+            cells=Cells(
+                (self.side, self.side), np.append(np.arange(count), -1), self._seen(*image.size)
+            ),
             size=(image.height, image.width),
             blend=blend,
         )
@@ -95,6 +97,16 @@ class SquareImage:
     def view(self, image: Image.Image) -> Image.Image:
         """The square, resized as the model sees it."""
         return Image.fromarray(fit(self._square(image), self.processing))
+
+    def _seen(self, width: int, height: int) -> Box:
+        side = max(width, height)
+        inner = part_fitted((side, side), self.processing)
+        places = [
+            (edge * side - (side - length) // 2) / length
+            for edge, length in zip(inner, (width, height) * 2, strict=True)
+        ]
+        left, top, right, bottom = places
+        return left, top, right, bottom
 
     def _square(self, image: Image.Image) -> Image.Image:
         side = max(image.size)

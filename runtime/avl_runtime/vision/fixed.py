@@ -11,7 +11,7 @@ from PIL import Image
 from avl_plugins.errors import FormatError
 from avl_plugins.graph_io import PIXELS
 from avl_runtime.vision.media import Cells, Media, image_hash
-from avl_runtime.vision.steps import ImageProcessing, fit, pixel_values
+from avl_runtime.vision.steps import ImageProcessing, fit, part_fitted, pixel_values
 
 MAX_TOKENS = 1 << 20  # of one picture
 
@@ -56,7 +56,7 @@ class FixedImage:
             replacement=token * self.tokens,
             tokens=self.tokens,
             digest=image_hash(image),
-            cells=Cells(self.grid, cells),
+            cells=Cells(self.grid, cells, part_fitted(image.size, self.processing)),
         )
 
     def view(self, image: Image.Image) -> Image.Image:

@@ -23,7 +23,7 @@ def fit_frame(frame: Image.Image, steps: ImageProcessing) -> NDArray[np.uint8]:
     """
     pixels = np.asarray(frame, np.uint8)
     if steps.resize is not None:
-        height, width = target_size(frame, steps.resize)
+        height, width = target_size(frame.size, steps.resize)
         check_size((width, height), f"frame of {frame.width} x {frame.height}, resized")
         pixels = resize(pixels, height, width, steps.resample)
     return pixels if steps.crop is None else _center_crop(pixels, *steps.crop)

@@ -67,13 +67,14 @@ class LinedImage:
         cells = self.patches.cells_of(height, width)
         rows, columns = cells.grid
         lines = [token * columns] * rows
+        seen = columns * self.patches.cell / width, rows * self.patches.cell / height
         return Media(
             kind="image",
             inputs=self._inputs(pixel_values(fitted, self.processing)),
             replacement=self.between.join(lines) + self.behind,
             tokens=rows * columns,
             digest=image_hash(image),
-            cells=cells,
+            cells=replace(cells, seen=(0.0, 0.0, *seen)),
             size=(image.height, image.width),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,11 @@ from PIL import Image
 from avl_plugins.graph_io import PIXELS
 
 Kind = Literal["image", "video"]
+
+# Left, top, right and bottom edge as shares of a picture's width and height; what lies below 0 or
+# above 1 is outside of the picture: bars that the model's processor puts around it.
+Box = tuple[float, float, float, float]
+WHOLE: Final[Box] = (0.0, 0.0, 1.0, 1.0)
 
 # Images, tiles or frames that one run of an encoder takes. They do not look at each other, and the
 # attention within each takes tens of MB in a tower of hundreds of patches.
@@ -39,10 +44,12 @@ class Cells:
     grid: rows and columns of the cells into which the picture is divided.
     index: [tokens] int64, the cell of each token, row by row; -1 for tokens that show none (a line
         break) or all of them (an overview). Several tokens may share a cell (frames of a video).
+    seen: the part of a picture that the grid lies on.
     """
 
     grid: tuple[int, int]
     index: NDArray[np.int64]
+    seen: Box = WHOLE
 
 
 @dataclass(frozen=True, slots=True, eq=False)

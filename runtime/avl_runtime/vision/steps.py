@@ -11,6 +11,7 @@ from PIL import Image
 
 from avl_plugins.errors import FormatError
 from avl_runtime.vision.load.images import check_size
+from avl_runtime.vision.media import WHOLE, Box
 
 MAX_SIDE = 1 << 14  # pixels
 MAX_NUMBER = 1e30  # beyond it float32 arithmetic overflows
@@ -60,11 +61,24 @@ def fit(image: Image.Image, steps: ImageProcessing) -> NDArray[np.uint8]:
         ImageError: the picture is so long and narrow that resizing it would take too many pixels.
     """
     if steps.resize is not None:
-        height, width = target_size(image, steps.resize)
+        height, width = target_size(image.size, steps.resize)
         check_size((width, height), f"image of {image.width} x {image.height}, resized")
         image = image.resize((width, height), Image.Resampling(steps.resample))
     pixels = np.asarray(image, np.uint8)
     return pixels if steps.crop is None else _center_crop(pixels, *steps.crop)
+
+
+def part_fitted(size: tuple[int, int], steps: ImageProcessing) -> Box:
+    """The part of a picture of `size` (width, height) that `fit` leaves."""
+    if steps.crop is None:
+        return WHOLE
+    height, width = size[1], size[0]
+    if steps.resize is not None:
+        height, width = target_size(size, steps.resize)
+    # Rounded as `_center_crop` does, also where the picture is smaller and gets bars.
+    top, left = (height - steps.crop[0]) // 2, (width - steps.crop[1]) // 2
+    right, bottom = left + steps.crop[1], top + steps.crop[0]
+    return left / width, top / height, right / width, bottom / height
 
 
 def pixel_values(fitted: NDArray[np.uint8], steps: ImageProcessing) -> NDArray[np.float32]:
@@ -90,13 +104,13 @@ def _normalized(values: NDArray[np.uint8], steps: ImageProcessing) -> NDArray[np
     return found
 
 
-def target_size(image: Image.Image, resize: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) after resizing; an int is the length of the shorter edge."""
+def target_size(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of `size` (width, height) resized; an int is the shorter edge's length."""
     if not isinstance(resize, int):
         return resize
-    short, long = sorted(image.size)
+    short, long = sorted(size)
     longer = int(resize * long / short)
-    return (longer, resize) if image.width <= image.height else (resize, longer)
+    return (longer, resize) if size[0] <= size[1] else (resize, longer)
 
 
 def _center_crop(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
