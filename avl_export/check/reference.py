@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from avl_export.check.table import CheckError
 from avl_export.check.walk import check_prompt
@@ -96,8 +96,10 @@ def tensors(
             found["embedded"] = given[0]
         found[named(TAP, layer)] = after[0]
 
-    out = forward(family, model, prompt, hear, load, use_cache=True)
-    for layer, cache in enumerate(out.past_key_values.layers):
+    # Not every decoder of transformers makes a cache by itself.
+    rows = DynamicCache(config=cast(Any, model).config.get_text_config())
+    out = forward(family, model, prompt, hear, load, use_cache=True, past_key_values=rows)
+    for layer, cache in enumerate(rows.layers):
         found[named(MADE.keys, layer)] = cache.keys[0].float().numpy()
         found[named(MADE.values, layer)] = cache.values[0].float().numpy()
     found[LOGITS] = out.logits[0].float().numpy()

@@ -36,6 +36,7 @@ HUB_IDS: Mapping[str, str] = {
     "paddleocr-vl-0.9b": "PaddlePaddle/PaddleOCR-VL",
     "glm-ocr-0.9b": "zai-org/GLM-OCR",
     "glm-4.6v-flash": "zai-org/GLM-4.6V-Flash",
+    "granite-vision-4.1-4b": "ibm-granite/granite-vision-4.1-4b",
     "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
     "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
     "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",

@@ -48,6 +48,7 @@ PUBLISHED = {
     "paddleocr-vl-0.9b": 906,  # and 53 in a pooling head and positions that nothing reads
     "glm-ocr-0.9b": 1107,
     "glm-4.6v-flash": 10290,
+    "granite-vision-4.1-4b": 4000,
     "qwen2-vl-2b": 2210,
     "qwen2-vl-7b": 8290,
     "qwen2.5-vl-3b": 3750,

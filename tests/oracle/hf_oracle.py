@@ -172,6 +172,7 @@ class Oracle:
         self.is_image = torch.zeros(0, dtype=torch.bool)  # [S]
         self.positions = torch.zeros(1, 0, dtype=torch.int64)  # [axes, S]
         self.deepstack = torch.zeros(0, 0, text.hidden_size, dtype=model.dtype)  # [K, visual, C]
+        self.before: tuple[int, ...] = ()
         self.layers = [
             _Layer(
                 visible=torch.zeros(self.kv_heads, 0, 0, dtype=torch.bool),
@@ -246,6 +247,7 @@ class Oracle:
         if len(shown.deepstack):
             stacks = [self.deepstack, shown.deepstack] if len(self.deepstack) else [shown.deepstack]
             self.deepstack = torch.cat(stacks, 1)
+            self.before = shown.before
         self.embeds = torch.cat([self.embeds, shown.embeds])
         self.is_image = torch.cat([self.is_image, shown.visual])
         for layer in self.layers:
@@ -263,7 +265,10 @@ class Oracle:
         masks = [(layer.visible | itself).repeat_interleave(group, dim=0) for layer in self.layers]
         axes = len(self.positions)
         more: dict[str, Any] = {}
-        if len(self.deepstack):
+        if self.before:
+            more["vision_mask"] = self.is_image[None, :, None]
+            more["deepstack_features"] = dict(zip(self.before, self.deepstack, strict=True))
+        elif len(self.deepstack):
             more["visual_pos_masks"] = self.is_image[None]
             more["deepstack_visual_embeds"] = list(self.deepstack)
         with _masked_attention(self.model):
@@ -275,7 +280,8 @@ class Oracle:
                 oracle_attention=attention,
                 **more,
             ).last_hidden_state[0, -1]
-        return self.model.lm_head(hidden), attention
+        divisor = getattr(decoder_of(self.model).config, "logits_scaling", 1.0)
+        return self.model.lm_head(hidden) / divisor, attention
 
     # The rules.
 

@@ -26,12 +26,14 @@ class Shown:
         visual: bool [N].
         positions: int64 [axes, N], counted from the turn's start.
         deepstack: [K, V, C], added to what K layers put out; K is 0 in most families.
+        before: the layers that they are added before instead, where the model says so.
     """
 
     embeds: Tensor
     visual: Tensor
     positions: Tensor
     deepstack: Tensor
+    before: tuple[int, ...] = ()
 
 
 class _ReadError(Exception):
@@ -61,14 +63,15 @@ def read(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Shown:
     positions = call.get("position_ids")
     if positions is None:
         positions = torch.arange(len(ids))[None]
-    deepstack = call.get("deepstack_visual_embeds")
+    by_layer = call.get("deepstack_features") or {}
+    deepstack = call.get("deepstack_visual_embeds", list(by_layer.values()) or None)
     if deepstack is None:
         deepstack = embeds.new_zeros(0, int(visual.sum()), embeds.shape[-1])
     # Four axes are the token's number, which only masks need, and M-RoPE's three.
     axes = positions.reshape(-1, len(ids))[-3:]
-    return Shown(
-        embeds, visual, axes, torch.stack(list(deepstack)) if len(deepstack) else deepstack
-    )
+    if len(deepstack):
+        deepstack = torch.stack(list(deepstack))
+    return Shown(embeds, visual, axes, deepstack, tuple(by_layer))
 
 
 def decoder_of(model: Any) -> Any:

@@ -134,7 +134,10 @@ class Media:
         rows = np.concatenate(outputs) if self.blend is None else self.blend.of(outputs)
         if len(runs[0]) == 1:
             return Features(rows, np.zeros((0, *rows.shape), rows.dtype))
-        return Features(rows, np.concatenate([run[1] for run in runs], 1))
+        if self.blend is None:
+            return Features(rows, np.concatenate([run[1] for run in runs], 1))
+        stacks = zip(*(run[1] for run in runs), strict=True)
+        return Features(rows, np.stack([self.blend.of(stack) for stack in stacks]))
 
 
 def image_hash(image: Image.Image) -> str:
