@@ -139,13 +139,27 @@ def write(folder: Path, shape: Shape, seed: int = 0) -> int:
         ShapeError: the family cannot have this shape.
         FileExistsError: there is something at `folder` already.
     """
-    files = files_of(shape)
+    return _write(folder, files_of(shape), seed)
+
+
+def write_known(folder: Path, alias: str, seed: int = 0) -> int:
+    """Write a checkpoint in the full size of one that avl knows; returns its weights' bytes.
+
+    Raises:
+        FileExistsError: there is something at `folder` already.
+    """
+    return _write(folder, json.loads(json.dumps(known_files(alias))), seed)
+
+
+def _write(folder: Path, files: dict[str, Any], seed: int) -> int:
     total = write_shapes(folder, files)
     for number, path in enumerate(sorted(folder.glob("*.safetensors"))):
         fill(path, 1000 * seed + number, like_trained)
-    _write_words(folder / "tokenizer.json", special_tokens(files), shape.vocabulary)
+    text = files["config.json"].get("text_config", files["config.json"])
+    _write_words(folder / "tokenizer.json", special_tokens(files), text["vocab_size"])
     if "tokenizer_config.json" not in files:
-        named = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.context}
+        longest = text["max_position_embeddings"]
+        named = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
         (folder / "tokenizer_config.json").write_text(json.dumps(named))
     return total
 

@@ -24,7 +24,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -59,6 +59,7 @@ class Case:
         options: of avl-export.
         weights, rows: of OpenVINO; `kv`: how avl keeps rows of the cache.
         bf16: whether avl is asked to compute in bf16 too, where the processor has AMX.
+        size: width and height of pictures of noise, which a preset is asked about.
         pictures: of a round.
         same: whether texts in f32 are checked; random weights have near ties.
     """
@@ -75,6 +76,7 @@ class Case:
     new_tokens: int = 32
     same: bool = False
     bf16: bool = False
+    size: tuple[int, int] = (640, 480)
 
 
 INT4 = ("--quantize", "int4", "--quantize-also", "lm_head,vision")
@@ -89,9 +91,9 @@ CASES = {
 }
 
 
-def requests(case: Case, place: Path) -> list[list[dict[str, str]]]:
+def requests(case: Case, place: Path) -> list[list[dict[str, Any]]]:
     """Pictures, as files in `place`, and prompts of every round; no two alike."""
-    found: list[dict[str, str]] = []
+    found: list[dict[str, Any]] = []
     for number, (picture, prompt) in enumerate(islice(asked(case), rounds(case) * case.pictures)):
         file = place / f"{number}.png"
         picture.save(file)
@@ -107,7 +109,7 @@ def asked(case: Case) -> Iterator[tuple[Any, str]]:
             (one,) = samples("ocr", "held-out", 1, number)
             yield one.image, one.prompt
         else:
-            yield noise((640, 480), number), words(16, number)
+            yield noise(case.size, number), words(16, number)
         number += 1
 
 
@@ -145,8 +147,12 @@ def measure(
     threads: int,
     idle_wait: float,
     tell: Any,
+    ask: Callable[[Case, Path], list[list[dict[str, Any]]]] | None = None,
 ) -> dict[str, Any]:
     """One case, as a JSON object.
+
+    Args:
+        ask: what all are asked, if not `requests`.
 
     Raises:
         AvlError: a worker fails, or the machine is busy.
@@ -157,7 +163,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="avl-requests-") as folder:
         place = Path(folder)
         job = {"new_tokens": case.new_tokens, "threads": threads, "folder": str(place)}
-        job["rounds"] = requests(case, place)
+        job["rounds"] = (ask or requests)(case, place)
         for start in range(case.starts):
             with ExitStack() as stack:
                 workers = {}
@@ -171,7 +177,7 @@ def measure(
                     tell(f"start {start + 1}, round {number}")
                     for name in order:
                         wait_idle(idle_wait)
-                        figures[name].ask(workers[name], counts=number > 0)
+                        figures[name].ask(workers[name], case.new_tokens, counts=number > 0)
     check(case, figures)
     return {
         **{name: getattr(case, name) for name in ("preset", "pictures", "starts", "repeats")},
@@ -192,13 +198,14 @@ class Figures:
         self.weights = ""
         self.first_s: list[float] = []
         self.total_s: list[float] = []
+        self.token_s: list[float] = []  # of each token after the first
         self.cpu_s: list[float] = []
         self.texts: list[str] = []
         self.prompt_tokens = 0
         self.peak_rss_bytes = 0
         self.shares: list[float] = []
 
-    def ask(self, worker: Worker, *, counts: bool) -> None:
+    def ask(self, worker: Worker, new_tokens: int, *, counts: bool) -> None:
         """A round.
 
         Raises:
@@ -218,6 +225,7 @@ class Figures:
             self.first_s.append(one["first_s"])
             self.total_s.append(one["total_s"])
             self.texts.append(one["text"].strip())
+            self.token_s.append((one["total_s"] - one["first_s"]) / max(1, new_tokens - 1))
 
     def row(self, name: str, first: Figures) -> dict[str, Any]:
         """As the JSON has it; texts are compared with the `first` candidate's."""
@@ -227,6 +235,7 @@ class Figures:
             "weights": self.weights,
             "first_ms": spread(self.first_s),
             "total_ms": spread(self.total_s),
+            "token_ms": spread(self.token_s),
             "cpu_ms": spread(self.cpu_s),
             "peak_rss_bytes": self.peak_rss_bytes,
             "same_texts": round(sum(same) / len(same), 4),

@@ -1,0 +1,196 @@
+#!/usr/bin/env python
+"""Whole requests with a picture to models of full size with random weights, beside transformers.
+
+    .venv/bin/python scripts/family_speed.py --prepare
+    .venv/bin/python scripts/family_speed.py
+
+Counted from the opened picture of 448 x 448 pixels and a short question: resizing, tokens, the
+vision tower, the prompt and the first token; then the other ones, greedily, up to a fixed number.
+avl runs packages in INT4, the matrix of logits and the vision tower too, with rows of the cache in
+8 bits; transformers the checkpoint in bf16 as it is stored, with its own image processor and the
+same token ids. Answers of random weights have near ties, so that texts are not compared. In every
+round all are asked about the same picture, which is new to them.
+
+`--prepare` only makes checkpoints and packages, some 8 GB in --folder; without it they are made
+where they are missing, measured, and removed unless `--keep`. Writes benchmarks/family-speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avl_plugins.errors import AvlError
+from avl_runtime.machine.resources import cores
+from avl_runtime.package.package import load_package
+from avl_runtime.prompts.processor import Processor
+from bench_all import ROOT, at_least_one, run
+from make_random import write_known
+from whole_requests import CHAIN, INT4, WORKER, Case, measure, requests
+
+MODELS = ("qwen3-vl-2b", "smolvlm-256m", "internvl3.5-1b")
+POLICIES = ("dense", "fastv", "avl", CHAIN)
+PEER = "transformers bf16"
+PEER_WORKER = "avl_runtime.bench.peers.transformers_vlm_peer"
+# At most, of the peer's time, under dense.
+FIRST, TOKEN = 0.7, 0.8
+SPACE = 2  # bytes on disk for each of a checkpoint, its package included
+SIZE = (448, 448)
+
+
+def case_of(starts: int, repeats: int, new_tokens: int) -> Case:
+    """What is asked of each model."""
+    return Case(
+        preset="random",
+        options=INT4,
+        policies=POLICIES,
+        weights="bf16",
+        rows="bf16",
+        pictures=1,
+        kv="int8",
+        starts=starts,
+        repeats=repeats,
+        new_tokens=new_tokens,
+        size=SIZE,
+    )
+
+
+def prepare(alias: str, folder: Path, case: Case) -> tuple[Path, Path]:
+    """A model's checkpoint and package, made if they are not there.
+
+    Raises:
+        SystemExit: there is no room for them, or what was written is not whole.
+    """
+    source, package = folder / f"random-{alias}", folder / f"random-{alias}.avl"
+    if not source.exists():
+        made = folder / f"random-{alias}.part"
+        shutil.rmtree(made, ignore_errors=True)
+        written = write_known(made, alias)
+        stored = sum(512 * path.stat().st_blocks for path in made.glob("*.safetensors"))
+        free = shutil.disk_usage(folder).free
+        if stored < written or free < (SPACE - 1) * written:
+            shutil.rmtree(made)
+            sys.exit(
+                f"{alias}: expected room for {SPACE * written / 1e9:.1f} GB in {folder}, found "
+                f"{stored / 1e9:.1f} GB written and {free / 1e9:.1f} GB free; name another --folder"
+            )
+        made.rename(source)
+    if not package.exists():
+        command = ["--model", source, "--out", package, "--no-check", *case.options]
+        run("-m", "avl_export.cli", *command)
+    return source, package
+
+
+def candidates(
+    source: Path, package: Path, case: Case, dtype: str = "bf16"
+) -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """How each is started, and what it is told beside what all are told."""
+    job = {"package": str(package), "kv": case.kv, "compute": "auto"}
+    own = [sys.executable, "-m", WORKER]
+    found: dict[str, tuple[list[str], dict[str, Any]]] = {
+        policy: (own, {**job, "policy": policy}) for policy in case.policies
+    }
+    peer = [sys.executable, "-m", PEER_WORKER]
+    found[PEER] = (peer, {"checkpoint": str(source), "dtype": dtype})
+    return found
+
+
+def asked(package: Path) -> Any:
+    """What makes the rounds of `measure`, with the token ids of each prompt."""
+    processor = Processor.from_package(load_package(package))
+
+    def ask(case: Case, place: Path) -> list[list[dict[str, Any]]]:
+        rounds = requests(case, place)
+        for one in (one for requested in rounds for one in requested):
+            ids = processor.encode(one["prompt"], [one["picture"]]).input_ids
+            one["input_ids"] = ids.tolist()
+        return rounds
+
+    return ask
+
+
+def ratios(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Of each of avl's policies: its medians over the peer's, and its first token over dense's."""
+    rows = {row["name"]: row for row in report["candidates"]}
+
+    def over(name: str, other: str, what: str) -> float:
+        return round(float(rows[name][what]["median"] / rows[other][what]["median"]), 3)
+
+    return {
+        name: {
+            "first_over_peer": over(name, PEER, "first_ms"),
+            "token_over_peer": over(name, PEER, "token_ms"),
+            "first_over_dense": over(name, "dense", "first_ms"),
+            "token_over_dense": over(name, "dense", "token_ms"),
+        }
+        for name in rows
+        if name != PEER
+    }
+
+
+def table(alias: str, report: Mapping[str, Any]) -> str:
+    """A model as Markdown."""
+    lines = [
+        f"| {alias}: {report['prompt_tokens']} tokens of prompt | first token ms | of peer's | "
+        "a token ms | of peer's | peak MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["candidates"]:
+        found = report["ratios"].get(row["name"], {})
+        first, token = (found.get(f"{what}_over_peer", "") for what in ("first", "token"))
+        lines.append(
+            f"| {row['name']} | {row['first_ms']['median']:.0f} | {first} | "
+            f"{row['token_ms']['median']:.1f} | {token} | {row['peak_rss_bytes'] / 2**20:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    add("--folder", type=Path, default=ROOT / "build/family")
+    add("--prepare", action="store_true", help="make checkpoints and packages, and measure nothing")
+    add("--keep", action="store_true", help="do not remove them")
+    add("--threads", type=at_least_one, default=cores(), help="default: all processors")
+    add("--starts", type=at_least_one, default=2, help="of every process (default: 2)")
+    add("--repeats", type=at_least_one, default=3, help="rounds of a start (default: 3)")
+    add("--new-tokens", type=at_least_one, default=32)
+    add("--idle-wait", type=float, default=60, help="seconds; 0 measures on a busy machine")
+    add("--json", type=Path, default=ROOT / "benchmarks/family-speed.json")
+    parsed = parser.parse_args(arguments)
+    parsed.folder.mkdir(parents=True, exist_ok=True)
+    case = case_of(parsed.starts, parsed.repeats, parsed.new_tokens)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    report: dict[str, Any] = json.loads(parsed.json.read_text()) if parsed.json.is_file() else {}
+
+    def tell(line: str) -> None:
+        print(f"family_speed: {line}", file=sys.stderr, flush=True)
+
+    for alias in parsed.models:
+        source, package = prepare(alias, parsed.folder, case)
+        if parsed.prepare:
+            continue
+        try:
+            started = candidates(source, package, case)
+            found = measure(case, started, parsed.threads, parsed.idle_wait, tell, asked(package))
+        except AvlError as error:
+            sys.exit(f"family_speed: {alias}: {error}")
+        found["targets"] = {"first_over_peer": FIRST, "token_over_peer": TOKEN}
+        report[alias] = {**found, "model": alias, "ratios": ratios(found)}
+        print(table(alias, report[alias]), flush=True)
+        parsed.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if not parsed.keep:
+            shutil.rmtree(source)
+            shutil.rmtree(package)
+
+
+if __name__ == "__main__":
+    main()

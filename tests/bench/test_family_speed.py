@@ -1,0 +1,93 @@
+"""Whole requests to models of full size: what is made, asked and told, on small ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import family_speed
+import make_random
+from make_random import PRESETS, files_of
+from whole_requests import measure
+
+TINY = Path(family_speed.ROOT) / "avl_export/models/avl-tiny"
+
+
+def test_transformers_is_asked_the_same(tiny_package: Path) -> None:
+    case = dataclasses.replace(
+        family_speed.case_of(starts=1, repeats=1, new_tokens=4),
+        preset=None,
+        policies=("dense",),
+        kv="fp32",
+        pictures=1,
+    )
+    started = family_speed.candidates(TINY, tiny_package, case, "fp32")
+    ask = family_speed.asked(tiny_package)
+    report = measure(case, started, 1, 0, lambda line: None, ask)
+    own, peer = report["candidates"]
+    # In float32 a trained model says the same in both, so both saw the picture and the question.
+    assert (own["name"], peer["name"]) == ("dense", family_speed.PEER)
+    assert peer["weights"] == "fp32" and peer["same_texts"] == 1
+    assert 0 < peer["token_ms"]["median"] < peer["total_ms"]["median"]
+    report["ratios"] = family_speed.ratios(report)
+    assert report["ratios"]["dense"]["first_over_dense"] == 1
+    assert family_speed.table("tiny", report).count("| dense |") == 1
+
+
+def test_ratios_are_of_medians() -> None:
+    def row(name: str, first: float, token: float) -> dict[str, Any]:
+        return {"name": name, "first_ms": {"median": first}, "token_ms": {"median": token}}
+
+    rows = [row("dense", 60, 8), row("avl", 30, 4), row(family_speed.PEER, 120, 10)]
+    found = family_speed.ratios({"candidates": rows})
+    assert list(found) == ["dense", "avl"]
+    assert found["dense"]["first_over_peer"] == 0.5 and found["dense"]["token_over_peer"] == 0.8
+    assert found["avl"]["first_over_dense"] == 0.5 and found["avl"]["token_over_dense"] == 0.5
+
+
+@pytest.fixture
+def small_models(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """In place of known models a small one, whose export is only noted."""
+    exports: list[tuple[Any, ...]] = []
+
+    def export(*command: Any) -> None:
+        exports.append(command)
+        command[command.index("--out") + 1].mkdir()
+
+    files = files_of(PRESETS["small"])
+    monkeypatch.setattr(make_random, "known_files", lambda alias: files)
+    monkeypatch.setattr(family_speed, "run", export)
+    return exports
+
+
+def test_models_are_made_once_and_whole(
+    tmp_path: Path, small_models: list[tuple[Any, ...]]
+) -> None:
+    options = ["--models", "smolvlm-256m", "--folder", str(tmp_path), "--prepare"]
+    family_speed.main(options)
+    family_speed.main(options)
+    source = tmp_path / "random-smolvlm-256m"
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, f"{source.name}.avl"}
+    (export,) = small_models
+    assert export[export.index("--model") + 1] == source
+    vocabulary = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
+    assert (
+        len(vocabulary)
+        == json.loads((source / "config.json").read_text())["text_config"]["vocab_size"]
+    )
+
+
+def test_a_disk_without_room_is_refused(
+    tmp_path: Path, small_models: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = SimpleNamespace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    with pytest.raises(SystemExit, match=r"expected room for 0\.0 GB in .* name another --folder"):
+        family_speed.main(["--folder", str(tmp_path), "--prepare"])
+    assert not list(tmp_path.iterdir()) and not small_models
