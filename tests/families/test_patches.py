@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from typing import Any
 
@@ -175,6 +176,16 @@ def test_runs_of_a_video_together_hold_all_of_it(monkeypatch: pytest.MonkeyPatch
     assert [len(part) for part in parts] == [2, 2, 1]
     np.testing.assert_array_equal(np.concatenate(parts), whole.inputs["pixel_values"])
     assert [len(one["pixel_values"]) for one in whole.runs()] == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("side", "counts"), [(512, [1, 1, 1, 1, 1]), (224, [2, 2, 1]), (64, [4, 1]), (0, [4, 1])]
+)
+def test_large_pictures_run_one_by_one(side: int, counts: list[int]) -> None:
+    media = PATCH_VIDEO.prepare(Video(clip(9, (40, 30)), None), "x")
+    pixels = np.zeros((5, 3, side, side), np.float32)
+    tiles = dataclasses.replace(media, inputs={"pixel_values": pixels}, images_per_run=4)
+    assert [len(one["pixel_values"]) for one in tiles.runs()] == counts
 
 
 def test_what_no_encoder_could_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,10 @@ Kind = Literal["image", "video"]
 Box = tuple[float, float, float, float]
 WHOLE: Final[Box] = (0.0, 0.0, 1.0, 1.0)
 
-# Images, tiles or frames that one run of an encoder takes. They do not look at each other, and the
-# attention within each takes tens of MB in a tower of hundreds of patches.
-IMAGES_PER_RUN = 4
+# Images, tiles or frames that one run of an encoder takes, and values of pixels in them, unless one
+# has more. They do not look at each other, and a tower is faster where what it makes of hundreds of
+# patches stays in a processor's caches.
+IMAGES_PER_RUN, VALUES_PER_RUN = 4, 3 << 17
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +104,7 @@ class Media:
         digest: SHA-256 of what was seen: the same content gives the same features.
         cells: what each of the tokens shows.
         blocks: in prompt order, for decoders with positions on three axes; else empty.
-        images_per_run: entries of pixel_values' first axis that one run of the graph takes.
+        images_per_run: entries of pixel_values' first axis that one run of the graph takes at most.
         blend: how the graph's features make the tokens, unless each is one, in order.
     """
 
@@ -121,8 +122,9 @@ class Media:
     def runs(self) -> Iterator[dict[str, NDArray[Any]]]:
         """The graph's inputs for each of its runs."""
         values = self.inputs[PIXELS]
-        for begin in range(0, len(values), self.images_per_run):
-            yield {**self.inputs, PIXELS: values[begin : begin + self.images_per_run]}
+        count = min(self.images_per_run, max(1, VALUES_PER_RUN // max(1, values[:1].size)))
+        for begin in range(0, len(values), count):
+            yield {**self.inputs, PIXELS: values[begin : begin + count]}
 
     def features(self, runs: Sequence[Sequence[NDArray[Any]]]) -> Features:
         """The tokens' features from the graph's outputs in each of `runs`.
