@@ -3,6 +3,27 @@
 
 #include <stdint.h>
 
+// 2 ** x for x <= 0, -inf included, to float32's precision, by a polynomial of least relative error
+// for the rest of x. What is below the least normal number is 0.
+static inline __attribute__((always_inline)) float avl_exp2(float x)
+{
+    float bounded = x < -126.0f ? -126.0f : x;
+    float n = __builtin_floorf(bounded + 0.5f);
+    float r = bounded - n;
+    float p = 1.5345811703e-4f;
+    p = p * r + 1.3399931216e-3f;
+    p = p * r + 9.6184889582e-3f;
+    p = p * r + 5.5503287770e-2f;
+    p = p * r + 2.4022646891e-1f;
+    p = p * r + 6.9314720574e-1f;
+    p = p * r + 1.0f;
+    union {
+        int32_t bits;
+        float value;
+    } power = {((int32_t)n + 127) << 23};
+    return x < -126.0f ? 0.0f : p * power.value;
+}
+
 // e ** x for x <= 0, to float32's precision: 2 ** n times a polynomial of the rest (Cephes' expf).
 // Compilers make vectors of it, which not every C library's expf can be.
 static inline __attribute__((always_inline)) float avl_exp(float x)

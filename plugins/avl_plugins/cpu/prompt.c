@@ -3,40 +3,7 @@
 // values shrink when a greater one comes (online softmax, as in FlashAttention). Cached rows are
 // read where they lie; keys are packed once for all query rows of a task. What keys received is
 // found afterwards, by the scores of those rows alone that have a weight.
-#include "exponent.h"
-#include "prompt_tile.h"
-
-#include <float.h>
-#include <math.h>
-
-// The greatest of KEYS numbers.
-HELPER float greatest_of(const float *of)
-{
-    lanes top = *(const lanes *)of;
-    for (int j = LANES; j < KEYS; j += LANES)
-        top = greater(top, *(const lanes *)(of + j));
-    return greatest_lane(top);
-}
-
-// scores become weights, e ** (score - top), where top is the greatest score so far; what the row
-// does not see weighs nothing. Returns what earlier weights, and sums of them, shrink by.
-HELPER float weigh(float *restrict scores, int64_t seen, float *top, float *sum)
-{
-    for (int64_t j = seen; j < KEYS; j++)
-        scores[j] = -INFINITY;
-    float greatest = greatest_of(scores), total = 0.0f, shrink = 1.0f;
-    if (greatest > *top) {
-        shrink = avl_exp(*top - greatest);
-        *top = greatest;
-    }
-    const float now = *top;
-    for (int j = 0; j < KEYS; j++) {
-        scores[j] = avl_exp(scores[j] - now);
-        total += scores[j];
-    }
-    *sum = *sum * shrink + total;
-    return shrink;
-}
+#include "prompt_weigh.h"
 
 // out[r] = shrink[r] * out[r] + the sum of weights[r, j] * values[j]; so many lanes of each, from
 // column `i` on.
@@ -79,25 +46,18 @@ HELPER float *kept_at(const avl_prompt *prompt, int64_t part, const tile *of, in
     return prompt->scores + row * prompt->keys + in->first + from;
 }
 
-HELPER void attend_tile(const avl_prompt *prompt, int64_t part, const tile *of, const place *in,
+HELPER void attend_tile(const avl_prompt *prompt, int64_t part, tile *of, const place *in,
                         int64_t from, int64_t keys, const float *packed, const float *values,
-                        int64_t d, float *tops, float *sums)
+                        int64_t d)
 {
-    int64_t count = seen_by(in, from, keys, of->new_row[of->count - 1]);
+    int64_t count = seen_by(in, from, keys, of->new_row[ROWS - 1]);
     if (!count)
         return;
     float weights[ROWS][KEYS] __attribute__((aligned(64))), shrink[ROWS];
     score(of, packed, d, count, prompt->step->scale, weights);
     for (int r = 0; prompt->scores && r < of->count; r++)
         memcpy(kept_at(prompt, part, of, r, in, from), weights[r], (size_t)count * sizeof(float));
-    for (int r = 0; r < of->count; r++) {
-        int64_t row = of->row[r], seen = seen_by(in, from, keys, of->new_row[r]);
-        shrink[r] = weigh(weights[r], seen, tops + row, sums + row);
-    }
-    for (int r = of->count; r < ROWS; r++) {
-        memcpy(weights[r], weights[of->count - 1], sizeof weights[r]);
-        shrink[r] = shrink[of->count - 1];
-    }
+    weigh(of, in, from, keys, weights, shrink);
     add_values(of, weights, shrink, values, d, count);
 }
 
@@ -121,14 +81,11 @@ HELPER void attend_keys(const avl_prompt *prompt, int64_t task, float *memory, i
     const int alone = prompt->spans == 1;
     float *out = alone ? step->out + start_of(step, part, prompt->group)
                        : prompt->span_out + at * rows * d;
-    float *tops = (alone ? prompt->tops : prompt->span_tops) + at * rows;
-    float *sums = (alone ? prompt->sums : prompt->span_sums) + at * rows;
     const room own = room_at(memory, d);
-    for (int64_t row = first; row < end; row++) {
-        tops[row] = -FLT_MAX;
-        sums[row] = 0.0f;
-        memset(tile_at(prompt, part, out, row, end).out[0], 0, (size_t)d * sizeof(float));
-    }
+    tile tiles[TILES];
+    const int64_t count = tiles_at(prompt, part, out, first, end, tiles);
+    for (int64_t i = 0; i < count; i++)
+        EACH_ROW(r) memset(tiles[i].out[r], 0, (size_t)d * sizeof(float));
     place places[3];
     find_places(step, part, places);
     for (const place *in = places; in < places + 3; in++) {
@@ -138,22 +95,25 @@ HELPER void attend_keys(const avl_prompt *prompt, int64_t task, float *memory, i
             int64_t keys = least(KEYS, until - from);
             pack(floats_of(&in->keys, from, keys, d, own.keys), keys, d, own.packed);
             const float *values = floats_of(&in->values, from, keys, d, own.values);
-            for (int64_t row = first; row < end; row += ROWS) {
-                const tile of = tile_at(prompt, part, out, row, end);
+            for (int64_t i = 0; i < count; i++) {
                 // The tiles of this block ask for the next one, each for its share.
-                const int64_t asked = (row - first) * KEYS * d / (end - first);
-                const int64_t ask = least(KEYS * d, asked + ROWS * KEYS * d / (end - first));
+                const int64_t asked = i * KEYS * d / count, ask = (i + 1) * KEYS * d / count;
                 fetch_rows(&in->keys, from + KEYS, d, asked, ask);
                 fetch_rows(&in->values, from + KEYS, d, asked, ask);
-                attend_tile(prompt, part, &of, in, from, keys, own.packed, values, d, tops, sums);
+                attend_tile(prompt, part, tiles + i, in, from, keys, own.packed, values, d);
             }
         }
     }
-    for (int64_t row = first; alone && row < end; row++) {
-        float *sum = tile_at(prompt, part, out, row, end).out[0], share = 1.0f / sums[row];
-        for (int64_t i = 0; i < d; i++)
-            sum[i] *= share;
-    }
+    float *tops = (alone ? prompt->tops : prompt->span_tops) + at * rows;
+    float *sums = (alone ? prompt->sums : prompt->span_sums) + at * rows;
+    for (const tile *of = tiles; of < tiles + count; of++)
+        for (int r = 0; r < of->count; r++) {
+            tops[of->row[r]] = of->top[r];
+            sums[of->row[r]] = of->sum[r];
+            const float share = 1.0f / of->sum[r];
+            for (int64_t i = 0; alone && i < d; i++)
+                of->out[r][i] *= share;
+        }
 }
 
 // Loops over the usual sizes of a head are unrolled.
@@ -176,7 +136,7 @@ static float merge_row(const avl_prompt *prompt, int64_t part, int64_t row, int6
         top = own > top ? own : top;
     }
     for (int64_t span = 0; span < spans; span++)
-        sum += avl_exp(prompt->span_tops[first + span * rows] - top) *
+        sum += avl_exp2(prompt->span_tops[first + span * rows] - top) *
                prompt->span_sums[first + span * rows];
     prompt->tops[part * rows + row] = top;
     prompt->sums[part * rows + row] = sum;
@@ -193,7 +153,7 @@ static void merge(const avl_prompt *prompt, int64_t part, float *memory)
         const float top = merge_row(prompt, part, row, prompt->spans);
         memset(out, 0, (size_t)d * sizeof(float));
         for (int64_t span = part * prompt->spans; span < (part + 1) * prompt->spans; span++) {
-            float shrink = avl_exp(prompt->span_tops[span * rows + row] - top);
+            float shrink = avl_exp2(prompt->span_tops[span * rows + row] - top);
             const float *found = prompt->span_out + span * rows * d + at;
             for (int64_t i = 0; i < d; i++)
                 out[i] += shrink * found[i];
@@ -222,7 +182,7 @@ HELPER void add_masses(const avl_prompt *prompt, int64_t part, const tile *of, c
             memcpy(scores[r], kept_at(prompt, part, of, r, in, from), (size_t)seen * sizeof(float));
         const float top = prompt->tops[at], sum = prompt->sums[at] * (float)prompt->group;
         for (int j = 0; j < KEYS; j++)
-            scores[r][j] = avl_exp(scores[r][j] - top) / sum;
+            scores[r][j] = avl_exp2(scores[r][j] - top) / sum;
         for (int64_t weighting = 0; weighting < step->weightings; weighting++) {
             float weight = weights[weighting * step->rows + new_row];
             float *mass = in->mass + weighting * in->capacity + from;
@@ -233,15 +193,21 @@ HELPER void add_masses(const avl_prompt *prompt, int64_t part, const tile *of, c
 }
 
 // Adds to the sums of a tile's weights, at `span` of the mass spans.
-HELPER void add_sums(const avl_prompt *prompt, int64_t span, const tile *of, const place *in,
+HELPER void add_sums(const avl_prompt *prompt, int64_t span, tile *of, const place *in,
                      int64_t from, int64_t keys, const float *packed)
 {
-    float scores[ROWS][KEYS] __attribute__((aligned(64)));
+    float scores[ROWS][KEYS] __attribute__((aligned(64))), shrink[ROWS];
     score(of, packed, prompt->step->head_dim, KEYS, prompt->step->scale, scores);
+    int64_t at[ROWS];
+    EACH_ROW(r) at[r] = span * rows_of(prompt) + of->row[r < of->count ? r : of->count - 1];
+    EACH_ROW(r) {
+        of->top[r] = prompt->span_tops[at[r]];
+        of->sum[r] = prompt->span_sums[at[r]];
+    }
+    weigh(of, in, from, keys, scores, shrink);
     for (int r = 0; r < of->count; r++) {
-        int64_t at = span * rows_of(prompt) + of->row[r];
-        weigh(scores[r], seen_by(in, from, keys, of->new_row[r]), prompt->span_tops + at,
-              prompt->span_sums + at);
+        prompt->span_tops[at[r]] = of->top[r];
+        prompt->span_sums[at[r]] = of->sum[r];
     }
 }
 

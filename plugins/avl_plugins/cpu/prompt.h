@@ -5,6 +5,10 @@
 #include "attention.h"
 #include "ort_abi.h"
 
+// Query rows of a task: its keys are packed once for all of them, and their sums stay in the core's
+// second cache.
+enum { AVL_PROMPT_BLOCK = 256 };
+
 // How a call is cut into tasks, and where they leave what they find.
 //
 // A part is a KV head of a sequence. Its query rows [G * S] are those of all its query heads, in

@@ -4,10 +4,8 @@
 
 #include <stdlib.h>
 
-// Query rows of a task: its keys are packed once for all of them, and their sums stay in the core's
-// second cache. Matrix units are so fast that packing counts, so that there are more of them, unless
+// Matrix units are so fast that packing keys counts, so that a task has more query rows there, unless
 // too few tasks are left to keep cores busy.
-#define BLOCK 256
 #define TILED_BLOCK 1024
 #define TILED_TASKS 16
 
@@ -64,7 +62,7 @@ static void cut(const avl_prompt_tiles *tiles, int64_t keys, avl_prompt *prompt)
     const int64_t d = prompt->step->head_dim;
     prompt->spans = 1;
     prompt->span = keys;
-    int64_t blocks = in_all(rows, BLOCK);
+    int64_t blocks = in_all(rows, AVL_PROMPT_BLOCK);
     if (tiles)
         blocks = most(in_all(rows, TILED_BLOCK), least(blocks, in_all(TILED_TASKS, parts)));
     prompt->block = whole(in_all(rows, blocks), tiles ? TILED_ROWS : ROWS);

@@ -4,6 +4,7 @@
 
 #include "prompt_places.h"
 
+#include <float.h>
 #include <string.h>
 
 #if defined(__AVX__)
@@ -12,7 +13,8 @@
 #include <arm_neon.h>
 #endif
 
-enum { KEYS = 64, ROWS = 6 };
+// Keys of a block; rows of a tile, and a multiple of four; tiles of a task.
+enum { KEYS = 64, ROWS = 6, EVEN = 8, TILES = AVL_PROMPT_BLOCK / ROWS + 1 };
 
 // Sums of a tile in registers: ROWS * WIDE of them, of the 32 or 16 that there are.
 #if defined(__AVX512F__)
@@ -39,45 +41,12 @@ typedef int quad_places __attribute__((vector_size(4 * sizeof(int))));
 #define EACH_ROW(r) _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++)
 #define EACH_WIDE(x, count) _Pragma("GCC unroll 4") for (int x = 0; x < (count); x++)
 
-// The greater of each lane, and the greatest of all; in C, compilers make no vectors of them.
-#if defined(__AVX512F__)
-HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)a, (__m512)b); }
-HELPER float greatest_lane(lanes a) { return _mm512_reduce_max_ps((__m512)a); }
-#elif defined(__AVX__)
-HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm256_max_ps((__m256)a, (__m256)b); }
-HELPER float greatest_lane(lanes a)
-{
-    __m128 low = _mm256_castps256_ps128((__m256)a), high = _mm256_extractf128_ps((__m256)a, 1);
-    __m128 four = _mm_max_ps(low, high), two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-}
-#elif defined(__aarch64__)
-HELPER lanes greater(lanes a, lanes b)
-{
-    return (lanes)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
-}
-HELPER float greatest_lane(lanes a) { return vmaxvq_f32((float32x4_t)a); }
-#else
-HELPER lanes greater(lanes a, lanes b)
-{
-    for (int i = 0; i < LANES; i++)
-        a[i] = a[i] > b[i] ? a[i] : b[i];
-    return a;
-}
-HELPER float greatest_lane(lanes a)
-{
-    float top = a[0];
-    for (int i = 1; i < LANES; i++)
-        top = a[i] > top ? a[i] : top;
-    return top;
-}
-#endif
-
 // Query rows of one part that are computed together; behind `count` of them is the last one again.
 typedef struct {
     const float *q[ROWS];
     float *out[ROWS];
     int64_t row[ROWS], new_row[ROWS]; // among the part's query rows, and among new rows
+    float top[EVEN], sum[EVEN]; // a score that is about the greatest, and sums of weights relative to it
     int count;
 } tile;
 
@@ -110,10 +79,12 @@ HELPER void pack(const float *restrict keys, int64_t count, int64_t d, float *re
             to[i * KEYS + j] = keys[j * d + i];
 }
 
-// scores[r, j] = scale * q[r] . key j, for the first `count` keys or a few more.
+// scores[r, j] = scale * q[r] . key j, for the first `count` keys or a few more; as powers of two,
+// which are cheaper to take.
 HELPER void score(const tile *of, const float *restrict packed, int64_t d, int64_t count,
                   float scale, float scores[ROWS][KEYS])
 {
+    const float in_twos = scale * 1.44269504088896341f;
     for (int64_t j = 0; j < count; j += WIDE * LANES) {
         lanes sum[ROWS][WIDE] = {0};
         for (int64_t i = 0; i < d; i++) {
@@ -121,7 +92,7 @@ HELPER void score(const tile *of, const float *restrict packed, int64_t d, int64
             EACH_WIDE(x, WIDE) key[x] = *(const lanes *)(packed + i * KEYS + j + x * LANES);
             EACH_ROW(r) EACH_WIDE(x, WIDE) sum[r][x] += of->q[r][i] * key[x];
         }
-        EACH_ROW(r) EACH_WIDE(x, WIDE) *(lanes *)(scores[r] + j + x * LANES) = scale * sum[r][x];
+        EACH_ROW(r) EACH_WIDE(x, WIDE) *(lanes *)(scores[r] + j + x * LANES) = in_twos * sum[r][x];
     }
 }
 
@@ -139,23 +110,34 @@ HELPER void add_row(const avl_prompt *prompt, tile *to, int64_t part, float *out
 
 HELPER void repeat_last_row(tile *to)
 {
+    const int last = to->count - 1;
     for (int r = to->count; r < ROWS; r++) {
-        to->q[r] = to->q[to->count - 1];
-        to->out[r] = to->out[to->count - 1];
+        to->q[r] = to->q[last];
+        to->out[r] = to->out[last];
+        to->new_row[r] = to->new_row[last];
     }
 }
 
-// Query rows [first, end) of a part, as many as a tile has; `out` is the part's.
-HELPER tile tile_at(const avl_prompt *prompt, int64_t part, float *out, int64_t first, int64_t end)
+// Query rows [first, end) of a part, at most a task's, in tiles; `out` is the part's. Returns how
+// many tiles there are.
+HELPER int64_t tiles_at(const avl_prompt *prompt, int64_t part, float *out, int64_t first,
+                        int64_t end, tile tiles[TILES])
 {
-    tile made = {.count = 0};
-    int64_t new_row = first / prompt->group, head = first % prompt->group;
-    for (int64_t row = first; row < end && made.count < ROWS; row++) {
-        add_row(prompt, &made, part, out, new_row, head);
-        if (++head == prompt->group)
-            head = 0, new_row++;
+    int64_t made = 0, new_row = first / prompt->group, head = first % prompt->group;
+    for (int64_t row = first; row < end; made++) {
+        tile *to = tiles + made;
+        to->count = 0;
+        for (; row < end && to->count < ROWS; row++) {
+            add_row(prompt, to, part, out, new_row, head);
+            if (++head == prompt->group)
+                head = 0, new_row++;
+        }
+        repeat_last_row(to);
+        for (int r = 0; r < EVEN; r++) {
+            to->top[r] = -FLT_MAX;
+            to->sum[r] = 0.0f;
+        }
     }
-    repeat_last_row(&made);
     return made;
 }
 
