@@ -64,6 +64,7 @@ def test_usage_ends_with_2(name: str) -> None:
 EMPTY = [
     *((name, [""]) for name in ("avl-run", "avl-info", "avl-build", "avl-bench", "avl-eval")),
     *(("avl-serve", words) for words in ([""], ["p", "--host", ""], ["p", "--api-key", ""])),
+    *(("avl-batch", words) for words in (["", "q", "--out", "a"], ["p", "q", "--out", ""])),
     *(("avl-bench", ["p", option, ""]) for option in ("--beside", "--checkpoint", "--peer-python")),
     *(("avl-bench", ["p", option, " "]) for option in ("--json", "--csv")),
     *(("avl-eval", ["p", option, ""]) for option in ("--data", "--json", "--from-json")),
@@ -126,6 +127,7 @@ MODULES = {
     "avl-doctor": ("avl_runtime.cli.doctor", "argparse"),
     "avl-info": ("avl_runtime.cli.info", "numpy"),
     "avl-serve": ("avl_runtime.cli.serve", "uvicorn"),
+    "avl-batch": ("avl_runtime.cli.batch",),
 }
 ARGUMENTS = {
     "avl-run": ["no-such.avl", "What?"],
@@ -134,6 +136,7 @@ ARGUMENTS = {
     "avl-check": ["no-such.avl"],
     "avl-info": ["no-such.avl"],
     "avl-serve": ["no-such.avl"],
+    "avl-batch": ["no-such.avl", "no-such.jsonl", "--out", "no-such-answers.jsonl"],
 }
 
 

@@ -81,6 +81,7 @@ COMMANDS = {
     "avl_runtime.cli.bench": "--policies --backends --visual-tokens --text-tokens --new-tokens "
     "--against --peer-python --batch --threads --repeats --json --csv",
     "avl_runtime.cli.serve": "PACKAGE --host --port --api-key --policy --kv --running --queue",
+    "avl_runtime.cli.batch": "PACKAGE QUESTIONS --out --resume --running --policy --kv",
     "avl_runtime.cli.eval": "--tasks --policies --samples --json --plot",
 }
 

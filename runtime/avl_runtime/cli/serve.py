@@ -6,36 +6,28 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from avl_runtime.cli.lists import (
-    count,
-    none_or_more,
-    path_name,
-    policy,
-    seconds,
-    some_name,
-    some_seconds,
-    threads,
-)
+from avl_runtime.cli.lists import count, none_or_more, path_name, seconds, some_name
 from avl_runtime.cli.parser import CommandParser
+from avl_runtime.cli.serving import (
+    add_hosts,
+    add_limits,
+    add_loading,
+    add_running,
+    check_choices,
+    limits_of,
+    loading_of,
+)
 from avl_runtime.cli.status import exit_status
-from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV
 from avl_runtime.machine.installation import need
 
 LARGEST_PORT = 65535
-CHOICES = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
     parser = make_parser()
     parsed = parser.parse_args(arguments)
-    if parsed.choices is None:
-        parsed.choices = min(parsed.running, CHOICES)
-    elif parsed.choices > parsed.running:
-        parser.error(
-            f"--choices {parsed.choices}: expected at most --running {parsed.running}, which all "
-            "choices of a request take at one time"
-        )
+    check_choices(parser, parsed)
     return exit_status("avl-serve", lambda: _run(parser, parsed))
 
 
@@ -44,7 +36,6 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
     from avl_runtime.serve.app import App
     from avl_runtime.serve.fetch import checked_hosts
     from avl_runtime.serve.guard import Guard, is_loopback, keys, local_names
-    from avl_runtime.serve.limits import Limits
     from avl_runtime.serve.run import listening, serve
     from avl_runtime.serve.shelf import Shelf, names
 
@@ -56,31 +47,11 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
             f"--host {parsed.host}: expected an API key for an address that others reach, found "
             "none; add --api-key FILE, or --open to answer everybody"
         )
-    limits = Limits(
-        body=parsed.max_body,
-        bodies=max(parsed.max_body, Limits().bodies),
-        images=parsed.max_images,
-        pixels=parsed.max_pixels,
-        prompt=parsed.max_prompt,
-        new_tokens=parsed.max_new_tokens,
-        choices=parsed.choices,
-        running=parsed.running,
-        queue=parsed.queue,
-        seconds=parsed.timeout,
-    )
+    limits = limits_of(parsed, queue=parsed.queue)
     packages = names(parsed.packages)
     listener = listening(parsed.host, parsed.port)
     with listener:
-        shelf = Shelf(
-            packages,
-            limits,
-            parsed.memory,
-            backend=parsed.backend,
-            policy=parsed.policy,
-            threads=parsed.threads,
-            kv=parsed.kv,
-            compute=parsed.compute,
-        )
+        shelf = Shelf(packages, limits, parsed.memory, **loading_of(parsed))
         guard = Guard(known, local_names(parsed.host) if local and not parsed.open else None)
         app = App(shelf, limits, guard, None if parsed.quiet else sys.stderr, hosts)
         serve(app, shelf, listener, limits, parsed.grace)
@@ -113,14 +84,7 @@ def make_parser() -> CommandParser:
         help="keys of 16 characters or more, one a line, any of which a client has to send",
     )
     add("--open", action="store_true", help="answer everybody who reaches the address, without key")
-    add(
-        "--allow-url-host",
-        metavar="HOST",
-        action="append",
-        default=[],
-        help="fetch pictures from http and https addresses of this host, NAME or NAME:PORT, as "
-        "long as it has public addresses; may be given again (default: nothing is fetched)",
-    )
+    add_hosts(add)
     add(
         "--memory",
         metavar="BYTES",
@@ -128,25 +92,10 @@ def make_parser() -> CommandParser:
         help="of weights that are loaded at one time; packages beyond it are loaded when they are "
         "asked for, in place of those that were not for the longest (default: all are loaded)",
     )
-    add("--policy", type=policy, help="of requests that name none (default: the package's)")
-    add("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")
-    add("--threads", metavar="N", type=threads, help="CPU threads (default: all processors)")
-    add("--kv", choices=KV, default="auto", help="how cached rows are kept")
-    add("--compute", choices=COMPUTES, default="auto", help="what prompts are multiplied in")
-    add("--running", metavar="N", default=8, type=count, help="answers at one time")
+    add_loading(add)
+    add_running(add)
     add("--queue", metavar="N", default=64, type=none_or_more, help="requests that wait for them")
-    add(
-        "--choices",
-        metavar="N",
-        type=count,
-        help=f"answers of one request (default: {CHOICES}, or --running if that is less)",
-    )
-    add("--max-new-tokens", metavar="N", default=4096, type=count, help="of an answer, at most")
-    add("--max-prompt", metavar="N", type=count, help="tokens (default: the model's context)")
-    add("--max-body", metavar="BYTES", default=32 << 20, type=count, help="of a request")
-    add("--max-images", metavar="N", default=16, type=none_or_more, help="of a request")
-    add("--max-pixels", metavar="N", default=64_000_000, type=count, help="of all its pictures")
-    add("--timeout", metavar="S", default=600.0, type=some_seconds, help="for a request")
+    add_limits(add, 600.0)
     add("--grace", metavar="S", default=30.0, type=seconds, help="for answers when it is stopped")
     add("--quiet", action="store_true", help="no line on stderr for each request")
     return parser

@@ -89,3 +89,8 @@ def bench() -> int:
 def serve() -> int:
     """avl-serve."""
     return start("avl-serve", "avl_runtime.cli.serve")
+
+
+def batch() -> int:
+    """avl-batch."""
+    return start("avl-batch", "avl_runtime.cli.batch")

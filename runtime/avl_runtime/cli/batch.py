@@ -1,0 +1,104 @@
+"""avl-batch: a file of requests, answered as avl-serve would, into a file of answers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from avl_runtime.cli.lists import path_name, some_name
+from avl_runtime.cli.output import STDOUT, OutputError, check_apart, check_file
+from avl_runtime.cli.parser import CommandParser
+from avl_runtime.cli.serving import (
+    add_hosts,
+    add_limits,
+    add_loading,
+    add_running,
+    check_choices,
+    limits_of,
+    loading_of,
+)
+from avl_runtime.cli.status import exit_status
+from avl_runtime.machine.installation import need
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status: 0, 1 (a failure), 2 (usage) or 130."""
+    parser = make_parser()
+    parsed = parser.parse_args(arguments)
+    check_choices(parser, parsed)
+    return exit_status("avl-batch", lambda: _run(parsed), "--resume goes on")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    need("serve", "prometheus-client", what_for="avl-batch")
+    from avl_runtime.serve.batch.job import Job, together
+    from avl_runtime.serve.fetch import checked_hosts
+    from avl_runtime.serve.shelf import names
+
+    if parsed.out == STDOUT:
+        raise OutputError("--out: expected a file, which --resume can go on with, found stdout")
+    check_file(parsed.out)
+    check_apart([parsed.out], [None if parsed.questions == STDOUT else parsed.questions])
+    ((name, package),) = names([parsed.package]).items()
+    bodies = together(parsed.running) * parsed.max_body
+    job = Job(
+        name,
+        package,
+        loading_of(parsed),
+        limits_of(parsed, bodies=bodies, queue=together(parsed.running)),
+        checked_hosts(parsed.allow_url_host),
+        parsed.images,
+    )
+    count = job.answer(parsed.questions, parsed.out, parsed.resume, parsed.quiet)
+    if count.failed or not parsed.quiet:
+        print(f"avl-batch: {count.summary}", file=sys.stderr)
+    return 1 if count.failed else 0
+
+
+def make_parser() -> CommandParser:
+    """The parser of avl-batch."""
+    parser = CommandParser(
+        "avl-batch",
+        "Answer a file of requests as avl-serve would, requests about the same picture one after "
+        "another.",
+        "avl-batch avl-tiny.avl questions.jsonl --out answers.jsonl",
+        "The exit status is 1 if answers are errors, too.",
+    )
+    add = parser.add_argument
+    add(
+        "package",
+        metavar="PACKAGE",
+        type=some_name,
+        help="folder with avl.json, called as it is without .avl, or NAME=FOLDER",
+    )
+    add(
+        "questions",
+        metavar="QUESTIONS",
+        type=path_name,
+        help="JSONL, each line a request in OpenAI's batch form or an object with prompt and "
+        "images; - is stdin",
+    )
+    add("--out", metavar="FILE", type=path_name, required=True, help="JSONL of answers, no default")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the answers in --out, of the same questions, package and options",
+    )
+    add(
+        "--images",
+        metavar="DIR",
+        type=path_name,
+        help="the folder that paths of pictures lead into, and never out of (default: that of "
+        "QUESTIONS; for stdin the working directory)",
+    )
+    add_hosts(add)
+    add_loading(add)
+    add_running(add)
+    add_limits(add, None)
+    add("--quiet", action="store_true", help="no progress on stderr")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Options that commands which answer OpenAI's protocol share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from avl_runtime.cli.lists import count, none_or_more, policy, some_seconds, threads
+from avl_runtime.cli.parser import CommandParser
+from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV
+
+if TYPE_CHECKING:
+    from avl_runtime.serve.limits import Limits
+
+CHOICES = 8
+LOADING = ("backend", "policy", "threads", "kv", "compute")
+Add = Callable[..., argparse.Action]
+
+
+def add_hosts(add: Add) -> None:
+    """Where pictures may be fetched from."""
+    add(
+        "--allow-url-host",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="fetch pictures from http and https addresses of this host, NAME or NAME:PORT, as "
+        "long as it has public addresses; may be given again (default: nothing is fetched)",
+    )
+
+
+def add_loading(add: Add) -> None:
+    """How packages are loaded."""
+    add("--policy", type=policy, help="of requests that name none (default: the package's)")
+    add("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")
+    add("--threads", metavar="N", type=threads, help="CPU threads (default: all processors)")
+    add("--kv", choices=KV, default="auto", help="how cached rows are kept")
+    add("--compute", choices=COMPUTES, default="auto", help="what prompts are multiplied in")
+
+
+def add_running(add: Add) -> None:
+    """How many answers are made together."""
+    add("--running", metavar="N", default=8, type=count, help="answers at one time")
+    add(
+        "--choices",
+        metavar="N",
+        type=count,
+        help=f"answers of one request (default: {CHOICES}, or --running if that is less)",
+    )
+
+
+def add_limits(add: Add, timeout: float | None) -> None:
+    """How much a request may ask for.
+
+    Args:
+        timeout: seconds that a request has where the command line says nothing; None for no end.
+    """
+    add("--max-new-tokens", metavar="N", default=4096, type=count, help="of an answer, at most")
+    add("--max-prompt", metavar="N", type=count, help="tokens (default: the model's context)")
+    add("--max-body", metavar="BYTES", default=32 << 20, type=count, help="of a request")
+    add("--max-images", metavar="N", default=16, type=none_or_more, help="of a request")
+    add("--max-pixels", metavar="N", default=64_000_000, type=count, help="of all its pictures")
+    add("--timeout", metavar="S", default=timeout, type=some_seconds, help="for a request")
+
+
+def check_choices(parser: CommandParser, parsed: argparse.Namespace) -> None:
+    """Refuse requests of more choices than can run; end with exit status 2 where they are asked."""
+    if parsed.choices is None:
+        parsed.choices = min(parsed.running, CHOICES)
+    elif parsed.choices > parsed.running:
+        parser.error(
+            f"--choices {parsed.choices}: expected at most --running {parsed.running}, which all "
+            "choices of a request take at one time"
+        )
+
+
+def loading_of(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `LVLM.load`."""
+    return {name: getattr(parsed, name) for name in LOADING}
+
+
+def limits_of(parsed: argparse.Namespace, **others: Any) -> Limits:
+    """The limits that a command line gives, and others that it does not."""
+    from avl_runtime.serve.limits import Limits
+
+    named = {
+        "body": parsed.max_body,
+        "bodies": max(parsed.max_body, Limits().bodies),
+        "images": parsed.max_images,
+        "pixels": parsed.max_pixels,
+        "prompt": parsed.max_prompt,
+        "new_tokens": parsed.max_new_tokens,
+        "choices": parsed.choices,
+        "running": parsed.running,
+        "seconds": math.inf if parsed.timeout is None else parsed.timeout,
+    }
+    return Limits(**named | others)

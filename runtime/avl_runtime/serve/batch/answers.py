@@ -1,0 +1,201 @@
+"""The file of answers: whole lines, one for each request, that outlive the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from avl_plugins.errors import AvlError, quoted, shown
+from avl_runtime.serve.batch.asking import Told
+from avl_runtime.serve.batch.lines import LineError
+from avl_runtime.serve.batch.questions import Questions, key
+
+if sys.platform != "win32":
+    import fcntl
+
+SUFFIX: Final = ".run"  # of the file beside the answers that says what they are answers to
+OK: Final = 200
+Run = Mapping[str, Mapping[str, Any]]
+
+
+class AnswersError(AvlError):
+    """Answers cannot be written there."""
+
+
+class Answers:
+    """The file, open; a second process is kept out.
+
+    Attributes:
+        answered: [requests] bools, by their places.
+        failed: how many answers are errors.
+    """
+
+    def __init__(self, path: Path, questions: Questions, run: Run, resume: bool) -> None:
+        """Open it, and cut off a last line that is not whole.
+
+        Args:
+            run: what the answers follow from; files with those of another run are refused.
+            resume: go on with a file that has answers.
+
+        Raises:
+            AnswersError: there is something else, or answers that must not be gone on with.
+        """
+        self.path, self._questions = path, questions
+        self.answered = np.zeros(len(questions), bool)
+        self.failed = 0
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        try:
+            if path.exists() and not path.is_file():
+                raise AnswersError(f"{shown(path)}: expected a file, found none; name another")
+            self._file = os.open(path, flags, 0o666)
+        except (OSError, ValueError) as error:
+            raise AnswersError(
+                f"{shown(path)}: expected a file that can be written, found: "
+                f"{shown(getattr(error, 'strerror', None) or error)}; name another"
+            ) from None
+        try:
+            self._lock()
+            whole = self._whole()
+            if whole:
+                self._check(resume, run)
+                self._take()
+            os.ftruncate(self._file, whole)
+            if not whole:
+                self._begin(run)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    @property
+    def done(self) -> int:
+        """How many requests have an answer."""
+        return int(self.answered.sum())
+
+    def add(self, place: int, name: str, found: Told | LineError) -> None:
+        """Write the answer of a request.
+
+        Raises:
+            OSError: it cannot be written; what of it was is cut off the next time.
+        """
+        if self.answered[place]:
+            raise RuntimeError("expected a request without an answer")
+        row = memoryview(_row(name, found))
+        while row:
+            row = row[os.write(self._file, row) :]
+        self.answered[place] = True
+        self.failed += isinstance(found, LineError) or found.status != OK
+
+    def close(self) -> None:
+        """Have all of it lie on the disk."""
+        try:
+            os.fsync(self._file)
+        finally:
+            os.close(self._file)
+
+    def _lock(self) -> None:
+        if sys.platform == "win32":
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AnswersError(
+                f"{shown(self.path)}: expected a file of its own, found one that another process "
+                "writes; name another, or wait"
+            ) from None
+
+    def _whole(self) -> int:
+        """Bytes of whole lines."""
+        end = os.fstat(self._file).st_size
+        while end:
+            start = max(0, end - (1 << 16))
+            os.lseek(self._file, start, os.SEEK_SET)
+            at = os.read(self._file, end - start).rfind(b"\n")
+            if at >= 0:
+                return start + at + 1
+            end = start
+        return 0
+
+    def _check(self, resume: bool, run: Run) -> None:
+        """Refuse answers that are not of this run."""
+        name = shown(self.path)
+        if not resume:
+            raise AnswersError(
+                f"{name}: expected no answers yet, found some; go on with them by --resume, or "
+                "name another file"
+            )
+        beside = _beside(self.path)
+        try:
+            before = json.loads(beside.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            before = None
+        if not isinstance(before, dict):
+            raise AnswersError(
+                f"{name}: expected {shown(beside.name)} beside it, which says what it answers, "
+                "found none; name another file"
+            )
+        for part, values in run.items():
+            earlier = before.get(part)
+            for what, value in values.items():
+                told = earlier.get(what) if isinstance(earlier, dict) else None
+                if told != value:
+                    raise AnswersError(
+                        f"{name}: expected to go on with what it was begun with, {part} with "
+                        f"{what} {quoted(told)}, found {quoted(value)}; put it back, or name "
+                        "another file"
+                    )
+
+    def _take(self) -> None:
+        """Note which requests have an answer."""
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            file.seek(0)
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                place = None
+                try:
+                    row = json.loads(line)
+                    place = self._questions.places.get(key(row["custom_id"]))
+                    answer = row["response"]
+                    failed = answer is None or answer["status_code"] != OK
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                    place = None
+                if place is None or self.answered[place]:
+                    raise AnswersError(
+                        f"{shown(self.path)}: expected answers to {shown(self._questions.path)}, "
+                        f"each once, found another line {number}; name another file"
+                    )
+                self.answered[place] = True
+                self.failed += failed
+
+    def _begin(self, run: Run) -> None:
+        """Say what the answers follow from, before there is one."""
+        beside = _beside(self.path)
+        draft = beside.with_name(f"{beside.name}-")
+        try:
+            draft.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+            draft.replace(beside)
+        except OSError as error:
+            raise AnswersError(
+                f"{shown(beside)}: expected to write it, found: {shown(error.strerror)}"
+            ) from None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + SUFFIX)
+
+
+def _row(name: str, found: Told | LineError) -> bytes:
+    """A line; the answer's body in it is what avl-serve sends, byte by byte."""
+    front = json.dumps({"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": name})[:-1]
+    if isinstance(found, LineError):
+        error = json.dumps({"code": "invalid_line", "message": str(found)})
+        return f'{front}, "response": null, "error": {error}}}\n'.encode()
+    head = json.dumps({"status_code": found.status, "request_id": found.id})[:-1]
+    return f'{front}, "response": {head}, "body": '.encode() + found.body + b'}, "error": null}\n'

@@ -1,0 +1,180 @@
+"""What a line asks: in OpenAI's batch form, or in the short form of avl-eval's data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeGuard
+
+from avl_plugins.errors import AvlError, quoted
+from avl_runtime.serve.bodies import parsed
+from avl_runtime.serve.errors import ApiError
+from avl_runtime.serve.limits import Limits
+
+CHAT: Final = "/v1/chat/completions"
+URLS: Final = (CHAT, "/v1/responses")
+LONG: Final = ("custom_id", "method", "url", "body")
+SHORT: Final = ("custom_id", "images", "prompt")
+NOTED: Final = ("answers", "metric")  # of avl-eval, which rates by them
+LONGEST_ID: Final = 512  # characters
+Object = dict[str, Any]
+
+
+class LineError(AvlError):
+    """A line is no request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request.
+
+    Attributes:
+        url: the route of avl-serve that answers it.
+        body: what is sent there; pictures may be names of files.
+    """
+
+    url: str
+    body: Object
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A text of a message, or where a picture is to be had.
+
+    Attributes:
+        role: who says it.
+        value: the text, or the address or path as it was written.
+        name: the field, for messages; empty for texts.
+        holder, key: of a picture, the object in which `value` stands.
+    """
+
+    role: str
+    value: str
+    name: str = ""
+    holder: Object | None = None
+    key: str = ""
+
+
+def loosely(line: bytes) -> Object:
+    """The object of a line as far as there is one: enough to name and to order it."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def id_of(found: Mapping[str, Any], number: int) -> str:
+    """What a request is called; one without a name of its own is called after its line."""
+    given = found.get("custom_id")
+    return given if _is_id(given) else f"line-{number}"
+
+
+def _is_id(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_ID
+
+
+def asked_of(line: bytes, model: str, limits: Limits) -> Asked:
+    """The request of a line.
+
+    Args:
+        model: for bodies that name none.
+
+    Raises:
+        LineError: it is none.
+    """
+    try:
+        found = parsed(line, limits)
+    except ApiError as error:
+        raise LineError(str(error)) from None
+    if found.get("custom_id") is not None and not _is_id(found["custom_id"]):
+        raise LineError(
+            f"custom_id: expected a text of 1 to {LONGEST_ID} characters, found "
+            f"{quoted(found['custom_id'])}; name the request otherwise, or leave it out"
+        )
+    asked = _short(found) if "prompt" in found and "body" not in found else _long(found)
+    if asked.body.get("model") is None:
+        asked.body["model"] = model
+    if asked.body.get("stream"):
+        raise LineError(
+            "stream: expected false, as an answer is one line, found true; leave it out"
+        )
+    return asked
+
+
+def _long(found: Object) -> Asked:
+    _only(found, LONG)
+    if found.get("method") != "POST":
+        raise LineError(f"method: expected POST, found {quoted(found.get('method'))}")
+    if found.get("url") not in URLS:
+        raise LineError(
+            f"url: expected {' or '.join(URLS)}, found {quoted(found.get('url'))}; choose one"
+        )
+    if not isinstance(found.get("body"), dict):
+        raise LineError(f"body: expected an object, found {quoted(found.get('body'))}")
+    return Asked(found["url"], found["body"])
+
+
+def _short(found: Object) -> Asked:
+    images = found.get("images", [])
+    if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
+        raise LineError(f"images: expected a list of paths or addresses, found {quoted(images)}")
+    if "messages" in found:
+        raise LineError("messages: expected none beside prompt, found some; leave one out")
+    parts: list[Object] = [{"type": "image_url", "image_url": {"url": one}} for one in images]
+    parts.append({"type": "text", "text": found["prompt"]})
+    fields = {name: one for name, one in found.items() if name not in (*SHORT, *NOTED)}
+    return Asked(CHAT, {"messages": [{"role": "user", "content": parts}], **fields})
+
+
+def _only(found: Object, known: Collection[str]) -> None:
+    for name in found:
+        if name not in known:
+            raise LineError(
+                f"expected the names {', '.join(known)}, or prompt and images, found "
+                f"{quoted(name)}; leave it out"
+            )
+
+
+def pieces(body: Mapping[str, Any]) -> Iterator[Piece]:
+    """The texts and pictures of a body in order; what is no message is passed over."""
+    if isinstance(body.get("instructions"), str):
+        yield Piece("system", body["instructions"])
+    for field in ("messages", "input"):
+        given = body.get(field)
+        if isinstance(given, str):
+            yield Piece("user", given)
+        for at, message in enumerate(given if isinstance(given, list) else []):
+            if isinstance(message, dict):
+                yield from _said(message, f"{field}[{at}].content")
+
+
+def _said(message: Object, name: str) -> Iterator[Piece]:
+    role, content = str(message.get("role")), message.get("content")
+    if isinstance(content, str):
+        yield Piece(role, content)
+    for at, part in enumerate(content if isinstance(content, list) else []):
+        if not isinstance(part, dict):
+            continue
+        if isinstance(part.get("text"), str):
+            yield Piece(role, part["text"])
+        # Of chat requests the address is one object deeper.
+        inner, place = part.get("image_url"), f"{name}[{at}].image_url"
+        holder, key = (inner, "url") if isinstance(inner, dict) else (part, "image_url")
+        value = holder.get(key)
+        if isinstance(value, str):
+            yield Piece(role, value, place + (".url" if holder is inner else ""), holder, key)
+
+
+def outline(found: Mapping[str, Any]) -> Iterator[Piece]:
+    """The pieces of a line, by which it is ordered."""
+    if isinstance(found.get("body"), dict):
+        yield from pieces(found["body"])
+        return
+    images = found.get("images")
+    for one in images if isinstance(images, list) else []:
+        if isinstance(one, str):
+            yield Piece("user", one, "images", {}, "")
+    if isinstance(found.get("prompt"), str):
+        yield Piece("user", found["prompt"])
