@@ -65,6 +65,9 @@ def test_a_layer_takes_the_bytes_of_its_own_rows(
         assert memory.used["active"] == row * sum(rooms)
         assert memory.used["parked"] + memory.parked_on_host == row * parked
         assert sequence.nbytes == row * (sum(rooms) + parked)
+        live = [(one.active_len + one.parked_len).sum() for one in sequence.caches]
+        dense = row * dims.num_layers * sequence.length
+        assert sequence.row_bytes() == (row * sum(live), dense)
         seen.add(tuple(rooms))
     assert len(seen) > 1 or policy == Pyramid(text=True)  # whose text stays as long as it is
     assert all(len(set(each)) > 2 for each in seen) or policy == Pyramid(fixed=True)

@@ -60,6 +60,7 @@ def test_what_runs_is_there(wheel: ZipFile) -> None:
         "avl_plugins/ptx/*.ptx.gz",
         "avl_plugins/cpu/*.c",
         "avl_export/checkpoint/configs/*.json",
+        "avl_runtime/serve/page/*",
     ):
         folder = next(ROOT.glob(f"*/{kind}"), next(ROOT.glob(kind), None))
         assert folder is not None

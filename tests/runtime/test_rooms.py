@@ -84,6 +84,8 @@ def test_a_layer_takes_the_bytes_of_its_own_rows(model: LVLM, policy: Policy) ->
             if top == rooms[index]:  # the new row came before text went
                 rooms[index] += room(top, steps - step)
         assert sequence.nbytes == row * (sum(rooms) + sum(apart))
+        dense = row * dims.num_layers * sequence.length
+        assert sequence.row_bytes() == (sum(sequence.bytes_held()), dense)
     assert all(cache.positions.shape[3] == max(cache.rooms) for cache in sequence.caches)
 
 

@@ -129,6 +129,11 @@ def test_a_signal_under_load(tiny_package: Path) -> None:
             assert server.send("GET", "/v1/models", Host=name)[0] == 200
         for name in ("evil.example", "localhost.evil.example", "127.0.0.2", ""):
             assert server.send("GET", "/v1/models", Host=name)[0] == 403
+            assert (
+                server.send("GET", "/", Host=name)[0]
+                == server.send("GET", "/page/main.js", Host=name)[0]
+                == 403
+            )
         found: list[Any] = []
 
         def ask() -> None:

@@ -121,8 +121,15 @@ def test_placements_come_with_their_steps(server: Running, tiny: LVLM) -> None:
     shown(first["visuals"], expected)
     assert [one["tokens"] for one in told] == list(range(1, 13))
     assert "placements" not in last and last["kv_bytes"] == expected.stats.kv_bytes
-    assert told[-1]["kv_bytes"] == last["kv_bytes"] < told[-1]["kv_bytes_dense"]
-    assert all(one["kv_bytes"] > 0 for one in told)
+    dims = tiny.package.manifest.dims
+    row = 2 * 4 * dims.num_kv_heads * dims.head_dim  # K and V in float32
+    for one in told[:-1]:
+        rows = expected.stats.prompt_tokens + one["tokens"] - 1  # the newest token has none yet
+        place = [place for place in expected.placements if place.step <= one["tokens"]][-1]
+        dropped = (~(place.core | place.parked)).sum()
+        assert one["row_bytes"] == row * (dims.num_layers * rows - dropped)
+        assert one["row_bytes_dense"] == row * dims.num_layers * rows
+    assert told[-1]["row_bytes"] is None
     moved = [(one["tokens"], place) for one in told for place in one["placements"]]
     assert len(moved) == len(expected.placements) > 3
     for (tokens, place), other in zip(moved, expected.placements, strict=True):

@@ -295,6 +295,11 @@ class Executor(Protocol):
         """
         ...
 
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of an active row of a layer, in all KV heads, and of a parked one."""
+        ...
+
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
         """Bytes of a dense cache after `rows` of prompt and `steps` of at most `limit`."""
         ...

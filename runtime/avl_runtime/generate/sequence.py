@@ -106,6 +106,16 @@ class Sequence:
         held = [bytes_held(cache, self.seq) for cache in self.caches]
         return sum(active for active, _ in held), sum(parked for _, parked in held)
 
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of its live rows, room left out, and of those that dense attention would hold."""
+        active, parked = self.executor.row_bytes
+        held = sum(
+            int(cache.active_len[:, self.seq].sum()) * active
+            + int(cache.parked_len[:, self.seq].sum()) * parked
+            for cache in self.caches
+        )
+        return held, self._manifest.dims.num_layers * self.length * active
+
     def values_held(self) -> int:
         """Numbers in keys and values of all its rows."""
         dims, rows = self._manifest.dims, 0

@@ -99,13 +99,6 @@ class Request:
         return self.error is not None or self.reply.finish_reason is not None
 
     @property
-    def kv_bytes(self) -> tuple[int, int]:
-        """Bytes of its cache now, and what dense attention would hold."""
-        executor = self.sequence.executor
-        dense = executor.dense_bytes(self._read, self.steps, self._most - 1)
-        return self.sequence.nbytes, dense
-
-    @property
     def most_steps(self) -> int:
         """Decode steps that a caller allows, wherever the context ends."""
         return self._most - 1
@@ -290,8 +283,8 @@ class Request:
             new_tokens=len(reply.token_ids),
             prefill_ms=self.prefill_s * 1e3,
             decode_ms_per_token=self.decode_s * 1e3 / max(1, self.steps),
-            kv_bytes=self.kv_bytes[0],
-            kv_bytes_dense=self.kv_bytes[1],
+            kv_bytes=self.sequence.nbytes,
+            kv_bytes_dense=executor.dense_bytes(self._read, self.steps, self._most - 1),
             peak_rss_bytes=peak_rss_bytes(),
             device_bytes=None if used is None else DeviceBytes(**used),
             seed=reply.seed,

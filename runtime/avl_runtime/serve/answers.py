@@ -163,8 +163,8 @@ def standing(state: State) -> Object:
     """How a choice stands, for a chunk."""
     return {
         "tokens": state.tokens,
-        "kv_bytes": state.kv_bytes,
-        "kv_bytes_dense": state.kv_bytes_dense,
+        "row_bytes": state.row_bytes,
+        "row_bytes_dense": state.row_bytes_dense,
         "placements": [_placement(one) for one in state.placements],
     }
 

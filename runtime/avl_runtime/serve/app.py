@@ -15,6 +15,7 @@ from avl_runtime.serve.bodies import GoneError, Receive
 from avl_runtime.serve.chat import CHAT
 from avl_runtime.serve.errors import ApiError, told
 from avl_runtime.serve.exchange import Exchange, Send
+from avl_runtime.serve.files import HEADERS, page_files
 from avl_runtime.serve.guard import Guard
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.metrics import Metrics
@@ -59,8 +60,9 @@ class App:
             MODELS: {"GET": self._models},
             "/health": {"GET": self._health},
             "/ready": {"GET": self._ready},
-            "/metrics": {"GET": self._page},
+            "/metrics": {"GET": self._counts},
         }
+        self._files = page_files()
         admission = self.answering.admission
         watch = self._metrics.watch
         watch("avl_places_taken", "Places of answers.", lambda: admission.running)
@@ -101,11 +103,15 @@ class App:
         Raises:
             ApiError: nothing does, or the client may not ask.
         """
-        if exchange.path not in OPEN:
+        if exchange.path in self._files:
+            self._guard.check_host(exchange.headers)
+        elif exchange.path not in OPEN:
             self._guard.check(exchange.headers)
         model = exchange.path.removeprefix(f"{MODELS}/")
         methods = self._routes.get(exchange.path)
-        if methods is None and model != exchange.path:
+        if exchange.path in self._files:
+            methods = {"GET": self._file}
+        elif methods is None and model != exchange.path:
             methods = {"GET": self._model}
         if methods is None:
             raise ApiError(
@@ -150,12 +156,18 @@ class App:
         state = "stopping" if self.stopping else "ready" if self._shelf.alive else "failed"
         await exchange.whole({"status": state}, 200 if state == "ready" else 503)
 
-    async def _page(self, exchange: Exchange) -> None:
+    async def _counts(self, exchange: Exchange) -> None:
         await exchange.answer(*self._metrics.page())
+
+    async def _file(self, exchange: Exchange) -> None:
+        file = self._files[exchange.path]
+        await exchange.answer(file.data, file.kind, 200, HEADERS)
 
     def _route(self, exchange: Exchange) -> str:
         if exchange.path in self._routes:
             return exchange.path
+        if exchange.path in self._files:
+            return "page"
         return MODELS if exchange.path.startswith(f"{MODELS}/") else "other"
 
     def _note(self, exchange: Exchange) -> None:

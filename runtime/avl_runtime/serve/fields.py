@@ -81,7 +81,7 @@ class ChatRequest:
         policy: None for the model's own.
         kv: how rows shall be kept; None as the server keeps them.
         placements: whether to tell which image tokens were kept.
-        live: whether to tell it in every chunk, beside the bytes of the cache.
+        live: whether to tell it in every chunk, beside the bytes of its rows.
         stream: whether to tell the answer while it comes.
         usage: whether a stream ends with what was used.
         user: whom the client names as its own user, for the log.

@@ -57,6 +57,14 @@ class Guard:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+        self.check_host(headers)
+
+    def check_host(self, headers: Mapping[str, str]) -> None:
+        """Refuse addresses that are not this machine's, where no key is asked for.
+
+        Raises:
+            ApiError: it is one.
+        """
         if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:
             raise ApiError(
                 403,

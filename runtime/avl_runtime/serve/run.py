@@ -112,6 +112,7 @@ async def _served(server: _Server, shelf: Shelf, app: App, listener: socket.sock
     host, port = listener.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
     print(f"avl-serve: http://{name}:{port}/v1 serves {', '.join(shelf.names)}", file=sys.stderr)
+    print(f"avl-serve: a page to ask in: http://{name}:{port}/", file=sys.stderr, flush=True)
     try:
         await server.serve(sockets=[listener])
     finally:

@@ -137,13 +137,14 @@ class State:
 
     Attributes:
         tokens: that have come.
-        kv_bytes, kv_bytes_dense: as `Stats` has them; None when its rows have been freed.
+        row_bytes, row_bytes_dense: of the rows that it holds, and that dense attention would
+            hold, without room for more; None when they have been freed.
         placements: that the step brought.
     """
 
     tokens: int
-    kv_bytes: int | None
-    kv_bytes_dense: int | None
+    row_bytes: int | None
+    row_bytes_dense: int | None
     placements: tuple[Placement, ...]
 
 
@@ -237,10 +238,6 @@ def _state(request: Request, placed: int) -> State:
     Args:
         placed: placements that have been told.
     """
-    held: tuple[int | None, int | None] = (None, None)
-    if not request.done:
-        held = request.kv_bytes
-    elif stats := stats_of(request):
-        held = (stats.kv_bytes, stats.kv_bytes_dense)
+    held, dense = (None, None) if request.done else request.sequence.row_bytes()
     fresh = tuple(request.reply.placements[placed:])
-    return State(len(request.reply.token_ids), *held, fresh)
+    return State(len(request.reply.token_ids), held, dense, fresh)

@@ -118,6 +118,11 @@ class DeviceExecutor:
         ]
         return DeviceBatch(self.backend, caches, members, steps, self._stepped)
 
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        each = 2 * self.backend.place.nbytes(1, 1)
+        return each, each
+
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
         return device_dense_bytes(self.backend, rows, steps, limit)
 

@@ -112,6 +112,15 @@ class HostExecutor:
         caches = [gathered(segment, steps) for segment in parts]
         return HostBatch(self.backend, self.manifest, caches, members)
 
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        active, parked = (
+            sum(plane.width * plane.dtype.itemsize for plane in kinds)
+            for kinds in (self.backend.planes, self.backend.parked)
+        )
+        heads = self.manifest.dims.num_kv_heads
+        return active * heads, parked * heads
+
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
         dims = self.manifest.dims
         kinds = self.backend.planes, self.backend.parked

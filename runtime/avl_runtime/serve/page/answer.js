@@ -1,0 +1,136 @@
+// A run on the page: its pictures with marks, its text, its figures.
+
+import { byCell, mean, placementAt, shares } from "./attention.js";
+import { draw } from "./drawing.js";
+import { speedOf, textOf } from "./run.js";
+
+const ENDS = {
+  stop: "ended by itself",
+  length: "ended by the limit of tokens",
+  stopped: "stopped",
+  time: "cut by the server's time limit",
+  shutdown: "cut: the server was stopped",
+};
+
+function made(name, className, parent, text = "") {
+  const found = document.createElement(name);
+  found.className = className;
+  found.textContent = text;
+  parent.append(found);
+  return found;
+}
+
+const percent = (share) => `${Math.round(share * 100)} %`;
+
+function size(bytes) {
+  const units = ["B", "kB", "MB", "GB"];
+  let unit = 0;
+  while (bytes >= 1000 && unit < units.length - 1) {
+    bytes /= 1000;
+    unit += 1;
+  }
+  return `${bytes.toFixed(unit && bytes < 100 ? 1 : 0)} ${units[unit]}`;
+}
+
+export class AnswerView {
+  constructor(run, pictures, parent) {
+    this.run = run;
+    this.pictures = pictures;
+    this.box = made("article", "answer", parent);
+    this.title = made("h2", "", this.box, run.policy);
+    this.canvases = pictures.map(() => {
+      const canvas = made("canvas", "", this.box);
+      canvas.setAttribute("role", "img");
+      return canvas;
+    });
+    const shown = made("p", "shares", this.box);
+    this.shares = ["core", "secondary", "minor"].map((name) => [
+      name,
+      made("span", `share ${name}`, shown),
+    ]);
+    const text = made("p", "text", this.box);
+    this.before = text.appendChild(document.createTextNode(""));
+    this.mark = made("mark", "", text);
+    this.after = text.appendChild(document.createTextNode(""));
+    this.meter = made("meter", "", this.box);
+    this.meter.setAttribute("aria-label", "bytes of the cache against dense attention's");
+    this.figures = made("p", "figures", this.box);
+    this.wrong = made("p", "wrong", this.box);
+    this.wrong.setAttribute("role", "alert");
+  }
+
+  /** Shows how things were at a decode step, in a layer (0 for all of them). */
+  show(step, layer, marks) {
+    this.title.textContent = this.run.policy;
+    this.#showText(step);
+    this.#showPlaces(step, layer, marks);
+    this.#showFigures();
+    if (this.wrong.textContent !== (this.run.error ?? "")) this.wrong.textContent = this.run.error;
+  }
+
+  #showText(step) {
+    const pieces = this.run.pieces;
+    const at = Math.min(step, pieces.length - 1);
+    this.before.data = pieces.slice(0, Math.max(0, at)).join("");
+    this.mark.textContent = at >= 0 ? pieces[at] : "";
+    this.after.data = pieces.slice(at + 1).join("");
+  }
+
+  #showPlaces(step, layer, marks) {
+    const { run, pictures } = this;
+    const found = run.placements.length && marks ? placementAt(run.placements, step) : null;
+    const at = run.placements.length ? found ?? placementAt(run.placements, step) : null;
+    const told = at && at.tokens ? shares(at, Math.min(layer, at.layers)) : null;
+    pictures.forEach((picture, number) => {
+      const visual = run.visuals[number];
+      const places =
+        found && told && visual
+          ? {
+              core: byCell(told.core, run.visuals, number),
+              secondary: byCell(told.secondary, run.visuals, number),
+            }
+          : null;
+      draw(this.canvases[number], picture, visual, places);
+    });
+    const core = told ? mean(told.core) : 0;
+    const secondary = told ? mean(told.secondary) : 0;
+    const parts = { core, secondary, minor: 1 - core - secondary };
+    for (const [name, part] of this.shares) {
+      part.textContent = told ? `${name} ${percent(Math.max(0, parts[name]))}` : "";
+      part.hidden = !told;
+    }
+    const where = layer ? `layer ${layer}` : "all layers";
+    const says = told
+      ? `step ${step}, ${where}: ${this.shares.map(([, part]) => part.textContent).join(", ")}`
+      : "no marks yet";
+    this.canvases.forEach((canvas, number) => {
+      canvas.setAttribute("aria-label", `Picture ${number + 1} under ${run.policy}, ${says}`);
+    });
+  }
+
+  #showFigures() {
+    const { run } = this;
+    const speed = speedOf(run);
+    const told = [
+      `${run.pieces.length} tokens`,
+      run.first !== null && `first after ${(run.first / 1e3).toFixed(2)} s`,
+      speed && `${speed.toFixed(speed < 10 ? 1 : 0)} tokens/s`,
+      run.dense &&
+        `cache ${size(run.held)}, ${percent(run.held / run.dense)} of dense's ${size(run.dense)}`,
+      ENDS[run.finish],
+    ];
+    this.figures.textContent = told.filter(Boolean).join(" · ");
+    this.meter.hidden = !run.dense;
+    if (run.dense) {
+      this.meter.max = run.dense;
+      this.meter.value = run.held;
+    }
+  }
+
+  /** What a screen reader is told once the answer is there. */
+  get said() {
+    return this.run.error
+      ? `${this.run.policy}: ${this.run.error}`
+      : `${this.run.policy}: ${textOf(this.run)}`;
+  }
+}
