@@ -160,6 +160,8 @@ static void check_step(int64_t rows, int64_t head_dim, int64_t most_rows, int64_
     if (rows == 1) {
         step.scratch = results(avl_best_step()->scratch(&step));
         expect_done(avl_run_step(NULL, avl_best_step(), &step));
+    } else if (avl_is_few(&step)) {
+        expect_done(avl_run_few(NULL, avl_best_few(), &step));
     } else {
         expect_done(avl_run_prompt(NULL, avl_best_prompt(), NULL, &step));
     }
@@ -174,7 +176,8 @@ void check_attention(void)
         for (int64_t bits = 0; bits <= 16; bits += 8) {
             check_step(1, dims[i], 30, bits);
             check_step(1, dims[i], 1300, bits); // more than one chunk
-            check_step(any_whole(2, 60), dims[i], 30, bits);
+            check_step(any_whole(2, AVL_FEW_ROWS), dims[i], 30, bits);
+            check_step(any_whole(AVL_FEW_ROWS + 1, 60), dims[i], 30, bits);
             check_step(any_whole(2, 5), dims[i], 1300, bits);
         }
 }

@@ -250,7 +250,7 @@ def test_as_many_are_drafted_as_make_tokens_cheapest(
 
 def test_drafts_rest_where_they_are_wrong_and_are_tried_again() -> None:
     drafts = CoreDrafts(Drafting(15, adapts=True))
-    drafts.begin(0, 1 << 30, 1 << 25)
+    drafts.begin(0, 1 << 27, 1 << 25)
     for _ in range(20):
         drafts.count(1, 0)
     assert [drafts.starts(15, 0) for _ in range(33)] == [*[False] * 32, True]

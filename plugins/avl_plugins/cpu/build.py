@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 # Compiled once for every level of instructions:
-KERNELS, PROMPT, CODES = "attention.c", "prompt.c", "codes.c"
+KERNELS, FEW, PROMPT, CODES = "attention.c", "few.c", "prompt.c", "codes.c"
 # For the levels above the compiler's own:
 LINEAR, SCREEN, QUANTIZED = "linear.c", "screen.c", "quantized.c"
 # Empty for compilers and processors that do not know it:
 AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 SOURCES = (
-    *(KERNELS, "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "unmap.c"),
+    *(KERNELS, FEW, "few_run.c", "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "unmap.c"),
     *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, "processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
     *("ort_quantized.c", "ort_ops.c"),
@@ -44,6 +44,9 @@ FLAGS = (
     "-Wall",
     "-Wextra",
 )
+# But in these, which say themselves in which order they take sums: a row's result must not depend
+# on how many rows there are.
+IN_ORDER = {FEW: ("-fno-associative-math",)}
 # What is missing is found here, and not when a program loads the library.
 LINKING = ("-Wl,-z,defs", "-lm") if sys.platform == "linux" else ()
 _AVX2 = ("-mavx2", "-mfma")
@@ -62,6 +65,7 @@ SCREEN_LEVELS = {
     level.replace("linear", "screen"): options for level, options in LINEAR_LEVELS.items()
 }
 _VNNI = (*_AVX512, "-mavx512vnni")
+FEW_LEVELS = {f"avl_few_{level}": options for level, options in {**_NUMBERS, "vnni": _VNNI}.items()}
 QUANTIZED_LEVELS = {
     "avl_quantized_avx2": _AVX2,
     "avl_quantized_avx_vnni": (*_AVX2, "-mavxvnni"),
@@ -71,6 +75,7 @@ AMX_LEVEL = (*_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 X86 = ("x86_64", "AMD64")
 X86_LEVELS = {
     KERNELS: LEVELS,
+    FEW: FEW_LEVELS,
     PROMPT: PROMPT_LEVELS,
     CODES: CODES_LEVELS,
     LINEAR: LINEAR_LEVELS,
@@ -141,8 +146,9 @@ def units(found: str, machine: str | None = None) -> Iterator[Unit]:
     of_machine = X86_LEVELS if machine in X86 else ARM_LEVELS if machine in ARM else {}
     for source, levels in of_machine.items():
         for level, options in levels.items():
-            is_known = source != QUANTIZED or knows(found, options)
-            known = options if is_known else ("-DAVL_UNKNOWN",)  # then the file is without kernels
+            is_known = source not in (QUANTIZED, FEW) or knows(found, options)
+            # Then the file is without kernels, or those of the compiler's own level.
+            known = options if is_known else ("-DAVL_UNKNOWN",)
             yield Unit(source, level, (f"-DAVL_LEVEL={level}", *known))
     has_amx = machine in X86 and knows(found, AMX_LEVEL)
     amx_level = ("-DAVL_AMX", *AMX_LEVEL) if has_amx else ()
@@ -162,7 +168,8 @@ def compiled(found: str, unit: Unit, folder: Path) -> str:
         CompileError: the compiler refused it.
     """
     out = str(folder / f"{unit.name}.o")
-    _run(found, *FLAGS, *unit.options, "-c", str(FOLDER / unit.source), "-o", out)
+    options = (*FLAGS, *IN_ORDER.get(unit.source, ()), *unit.options)
+    _run(found, *options, "-c", str(FOLDER / unit.source), "-o", out)
     return out
 
 

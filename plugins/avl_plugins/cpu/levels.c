@@ -13,6 +13,14 @@ const avl_step_kernels *avl_best_step(void)
     return avl_has_avx512() ? &avl_step_avx512 : avl_has_f16c() ? &avl_step_avx2 : &avl_step_base;
 }
 
+const avl_few_kernels *avl_best_few(void)
+{
+    return avl_has_vnni()     ? &avl_few_vnni
+           : avl_has_avx512() ? &avl_few_avx512
+           : avl_has_avx2()   ? &avl_few_avx2
+                              : &avl_few_base;
+}
+
 const avl_prompt_kernels *avl_best_prompt(void)
 {
     return avl_has_avx512() ? &avl_prompt_avx512
@@ -42,6 +50,7 @@ const avl_quantized_kernels *avl_best_quantized(void)
 #else
 
 const avl_step_kernels *avl_best_step(void) { return &avl_step_base; }
+const avl_few_kernels *avl_best_few(void) { return &avl_few_base; }
 const avl_prompt_kernels *avl_best_prompt(void) { return &avl_prompt_base; }
 const avl_code_kernels *avl_best_codes(void) { return &avl_codes_base; }
 

@@ -2,11 +2,13 @@
 #ifndef AVL_LEVELS_H
 #define AVL_LEVELS_H
 
+#include "few.h"
 #include "prompt_amx.h"
 #include "quantized.h"
 #include "screen.h"
 
 const avl_step_kernels *avl_best_step(void);
+const avl_few_kernels *avl_best_few(void);
 const avl_prompt_kernels *avl_best_prompt(void);
 const avl_code_kernels *avl_best_codes(void);
 const avl_prompt_tiles *avl_best_tiles(void); // NULL where there are none

@@ -2,13 +2,14 @@
 #ifndef AVL_ORT_ATTENTION_H
 #define AVL_ORT_ATTENTION_H
 
-#include "attention.h"
+#include "few.h"
 #include "ort_op.h"
 #include "prompt_amx.h"
 
 typedef struct avl_attention_op {
     float scale;
     const avl_step_kernels *step;
+    const avl_few_kernels *few;
     const avl_prompt_kernels *prompt;
     const avl_prompt_tiles *tiles; // of prompts, or NULL
     const avl_code_kernels *codes;
@@ -28,5 +29,9 @@ int avl_sizes_fit(const avl_step *step, const avl_tensor *given, const int64_t (
 
 // Computes a decode step, all of which is filled in but its scratch memory.
 OrtStatus *avl_compute_step(OrtKernelContext *context, const avl_attention_op *op, avl_step *step);
+
+// Computes several new rows, all of which are filled in.
+OrtStatus *avl_compute_rows(OrtKernelContext *context, const avl_attention_op *op,
+                            const avl_step *step);
 
 #endif

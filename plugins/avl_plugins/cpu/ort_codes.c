@@ -164,7 +164,7 @@ static OrtStatus *attend(OrtKernelContext *context, call *one, void (*make)(void
     if (status)
         return status;
     return one->step.rows == 1 ? avl_compute_step(context, op, &one->step)
-                               : avl_run_prompt(context, op->prompt, op->tiles, &one->step);
+                               : avl_compute_rows(context, op, &one->step);
 }
 
 static OrtStatus *compute_codes(void *kernel, OrtKernelContext *context)

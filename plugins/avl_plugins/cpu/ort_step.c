@@ -78,6 +78,14 @@ OrtStatus *avl_compute_step(OrtKernelContext *context, const avl_attention_op *o
     return status;
 }
 
+OrtStatus *avl_compute_rows(OrtKernelContext *context, const avl_attention_op *op,
+                            const avl_step *step)
+{
+    if (avl_is_few(step))
+        return avl_run_few(context, op->few, step);
+    return avl_run_prompt(context, op->prompt, op->tiles, step);
+}
+
 static OrtStatus *compute_step(void *kernel, OrtKernelContext *context)
 {
     const avl_attention_op *op = kernel;
@@ -95,7 +103,7 @@ static OrtStatus *compute_prompt(void *kernel, OrtKernelContext *context)
     const avl_attention_op *op = kernel;
     avl_step step;
     OrtStatus *status = begin(context, op->scale, &step);
-    return status ? status : avl_run_prompt(context, op->prompt, op->tiles, &step);
+    return status ? status : avl_compute_rows(context, op, &step);
 }
 
 static OrtStatus *make(const OrtKernelInfo *info, const avl_prompt_tiles *tiles, void **kernel)
@@ -105,6 +113,7 @@ static OrtStatus *make(const OrtKernelInfo *info, const avl_prompt_tiles *tiles,
     if (!made)
         return avl_failed("expected memory, found none");
     made->step = avl_best_step();
+    made->few = avl_best_few();
     made->prompt = avl_best_prompt();
     made->codes = avl_best_codes();
     made->tiles = tiles;

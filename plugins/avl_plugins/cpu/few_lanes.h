@@ -1,0 +1,73 @@
+// Registers of numbers, for few.c. Sums are taken in one order, which does not depend on how many
+// query rows there are or where a row lies: build.py does not let compilers choose another.
+#ifndef AVL_FEW_LANES_H
+#define AVL_FEW_LANES_H
+
+#include "row_lanes.h"
+
+HELPER lanes lanes_at(const float *from) { return *(const lanes *)from; }
+
+// a * b + c, rounded once where the processor does so.
+#if defined(__AVX512F__)
+HELPER lanes fma_of(lanes a, lanes b, lanes c)
+{
+    return (lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+HELPER lanes all_of(float x) { return (lanes)_mm512_set1_ps(x); }
+HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+HELPER lanes fma_of(lanes a, lanes b, lanes c)
+{
+    return (lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+HELPER lanes all_of(float x) { return (lanes)_mm256_set1_ps(x); }
+HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm256_max_ps((__m256)a, (__m256)b); }
+#elif defined(__aarch64__)
+HELPER lanes fma_of(lanes a, lanes b, lanes c)
+{
+    return (lanes)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+HELPER lanes all_of(float x) { return (lanes)vdupq_n_f32(x); }
+HELPER lanes greater(lanes a, lanes b)
+{
+    return (lanes)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
+}
+#else
+HELPER lanes fma_of(lanes a, lanes b, lanes c) { return a * b + c; }
+HELPER lanes all_of(float x) { return (lanes){x, x, x, x}; }
+HELPER lanes greater(lanes a, lanes b)
+{
+    for (int i = 0; i < LANES; i++)
+        a[i] = a[i] > b[i] ? a[i] : b[i];
+    return a;
+}
+#endif
+
+#if defined(__AVX2__) || defined(__aarch64__)
+HELPER float fma_one(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#else
+HELPER float fma_one(float a, float b, float c) { return a * b + c; }
+#endif
+
+HELPER float greatest_lane(lanes a)
+{
+    float of[LANES], top;
+    memcpy(of, &a, sizeof of);
+    top = of[0];
+    for (int i = 1; i < LANES; i++)
+        top = of[i] > top ? of[i] : top;
+    return top;
+}
+
+// The sum of a vector's lanes, halves first.
+HELPER float lane_sum(lanes a)
+{
+    float of[LANES];
+    memcpy(of, &a, sizeof of);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            of[i] += of[i + half];
+    return of[0];
+}
+
+#endif
