@@ -248,9 +248,11 @@ def checkpoint_loader(
             # runs it, as the norm behind a tower whose last state nobody looks at.
             return torch.zeros(shape)
         placed = weights.place(name, shape)
+        stored = Source(placed.key, checkpoint.shards[placed.location], placed.record)
         if adapter is not None and name in adapter.changes:
-            stored = Source(placed.key, checkpoint.shards[placed.location], placed.record)
             return torch.from_numpy(adapter.source(name, stored).read_floats(0, shape[0]))
+        if placed.record != checkpoint.tensors[placed.key][1]:  # rows of a tensor
+            return torch.from_numpy(stored.read_floats(0, shape[0]))
         with safe_open(checkpoint.shards[placed.location], "pt") as file:
             return cast(torch.Tensor, file.get_tensor(placed.key).float())
 

@@ -21,11 +21,19 @@ UNMERGED = (".lora_A.", ".lora_B.", ".lora_embedding_", ".base_layer.")
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where a parameter lies: `location` is relative to the folder that holds the weights."""
+    """Where a parameter lies: `location` is relative to the folder that holds the weights.
+
+    `record` tells the bytes of the parameter, which may be some rows of what is stored as `key`.
+    """
 
     key: str
     location: str
     record: TensorRecord
+
+    @property
+    def told(self) -> str:
+        """What tells it from other bytes of the checkpoint."""
+        return f"{self.key} from byte {self.record.offset}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class WeightMap:
     def key(self, name: str) -> str:
         """What tells stored tensors apart: two parameters may be one tensor."""
         placed = self.places.get(name)
-        return name if placed is None or name in self.linears else placed.key
+        return name if placed is None or name in self.linears else placed.told
 
     def table(self, name: str, shape: tuple[int, ...]) -> tuple[str, int]:
         """Key and bytes of the token embedding `name`.
@@ -60,7 +68,7 @@ class WeightMap:
         if self.rows is not None:
             return f"{name}.rows", self.rows.nbytes
         placed = self.place(name, shape)
-        return placed.key, placed.record.nbytes
+        return placed.told, placed.record.nbytes
 
     def holds_codes(self, name: str) -> bool:
         """Whether a part of the weight `name` is stored as anything else than floats."""
@@ -119,9 +127,12 @@ def map_weights(
     Args:
         locations: path of each shard (by its name in the checkpoint) as graphs shall name it.
 
+    Several parameters may be rows of one tensor, as queries, keys and values that are stored
+    joined. Other tensors that transformers would have to convert are refused.
+
     Raises:
-        CheckpointError: two keys for one parameter, a key whose tensor transformers would have to
-            convert, or one that is left over and changes what a model computes.
+        CheckpointError: two keys for one parameter, a key whose tensor has to be converted, or one
+            that is left over and changes what a model computes.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -141,26 +152,31 @@ def map_weights(
     for key, (shard, record) in checkpoint.tensors.items():
         packing = checkpoint.packing
         part = None if packing is None else packing.part_of(key, checkpoint.tensors)
-        name, converter = rename_source_key(
+        name, pattern = rename_source_key(
             key if part is None else part[0], renamings, converters, hf.base_model_prefix, state
         )
         if name not in state:
             _check_stray(checkpoint, key)
             strays.append(key)
             continue
-        if converter is not None:
+        records = {name: record}
+        if pattern is not None:
+            joined = next(c for c in converters if pattern in c.source_patterns)
+            records = {} if part is not None else _rows_of(joined, name, record)
+        if not records:
             raise CheckpointError(
                 f"{checkpoint.folder / shard}: {key}: expected a tensor used as stored, found one "
                 "in an older layout; load it with transformers and save it with save_pretrained"
             )
-        found = places if part is None else packed.setdefault(name, {})
-        own = name if part is None else part[1]
-        if own in found or (name in places and part is not None):
-            raise CheckpointError(
-                f"{checkpoint.folder / shard}: {key}: expected one key for {name}, found "
-                f"{(found.get(own) or places[name]).key} too; remove one of them"
-            )
-        found[own] = Placed(key, locations[shard], record)
+        for name, rows in records.items():
+            found = places if part is None else packed.setdefault(name, {})
+            own = name if part is None else part[1]
+            if own in found or (name in places and part is not None):
+                raise CheckpointError(
+                    f"{checkpoint.folder / shard}: {key}: expected one key for {name}, found "
+                    f"{(found.get(own) or places[name]).key} too; remove one of them"
+                )
+            found[own] = Placed(key, locations[shard], rows)
     for here, there in tied_pairs(model):
         if here in places or here in packed:
             continue
@@ -172,6 +188,34 @@ def map_weights(
     if strays:
         hints.insert(0, f"it also holds {some(strays)}, of no weight of {type(hf).__name__}")
     return WeightMap(checkpoint.folder, places, packed, strays=tuple(strays), hints=tuple(hints))
+
+
+def _rows_of(joined: Any, name: str, record: TensorRecord) -> dict[str, TensorRecord]:
+    """The rows of a stored tensor that each of several parameters is, by its name.
+
+    Args:
+        joined: transformers' WeightConverter for it.
+        name: of the first parameter.
+
+    Returns:
+        Nothing where it has to be converted in another way.
+    """
+    from transformers.core_model_loading import Chunk
+
+    first, count = joined.target_patterns[0], len(joined.target_patterns)
+    (operation, *others) = joined.operations
+    equal = isinstance(operation, Chunk) and operation.num_shards_attribute is None and not others
+    if not equal or operation.dim != 0 or first not in name:
+        return {}
+    if not record.shape or record.shape[0] % count:
+        return {}
+    rows, nbytes = record.shape[0] // count, record.nbytes // count
+    return {
+        name.replace(first, target): TensorRecord(
+            record.dtype, (rows, *record.shape[1:]), record.offset + number * nbytes, nbytes
+        )
+        for number, target in enumerate(joined.target_patterns)
+    }
 
 
 def _check_stray(checkpoint: Checkpoint, key: str) -> None:

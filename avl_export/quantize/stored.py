@@ -80,9 +80,9 @@ ROWS = "rows are looked up one by one"
 
 
 def plain_source(checkpoint: Checkpoint, placed: Placed) -> Source:
-    """A tensor as it is stored."""
-    shard, record = checkpoint.tensors[placed.key]
-    return Source(placed.key, checkpoint.shards[shard], record)
+    """A tensor, or some rows of one, as stored."""
+    shard, _ = checkpoint.tensors[placed.key]
+    return Source(placed.key, checkpoint.shards[shard], placed.record)
 
 
 def stored_source(
