@@ -29,6 +29,7 @@ HUB_IDS: Mapping[str, str] = {
     "internvl3.5-4b": "OpenGVLab/InternVL3_5-4B-HF",
     "internvl3.5-8b": "OpenGVLab/InternVL3_5-8B-HF",
     "internvl3.5-14b": "OpenGVLab/InternVL3_5-14B-HF",
+    "qianfan-ocr-4b": "baidu/Qianfan-OCR",
     "ministral-3-3b": "mistralai/Ministral-3-3B-Instruct-2512-BF16",
     "ministral-3-8b": "mistralai/Ministral-3-8B-Instruct-2512-BF16",
     "ministral-3-14b": "mistralai/Ministral-3-14B-Instruct-2512-BF16",

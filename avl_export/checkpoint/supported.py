@@ -17,6 +17,7 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "llava_onevision",
     "video_llava",
     "internvl",
+    "qianfan_ocr",
     "mistral3",
     "lighton_ocr",
     "idefics3",

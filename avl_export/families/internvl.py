@@ -49,8 +49,9 @@ class TileFeatures(nn.Module):
     def __init__(self, inner: Any, layers: int, normed: bool, ratio: float) -> None:
         super().__init__()
         tower = inner.vision_tower
+        every = tower.layers if hasattr(tower, "layers") else tower.encoder.layer
         self.embeddings = tower.embeddings
-        self.layers = nn.ModuleList(tower.encoder.layer[:layers])
+        self.layers = nn.ModuleList(every[:layers])
         self.norm = tower.layernorm if normed else nn.Identity()
         self.projector = inner.multi_modal_projector
         self.ratio = ratio
@@ -118,7 +119,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> InternVL:
     vision = config.vision_config
     tile = vision.image_size[0]
     side = int(tile // vision.patch_size[0] * config.downsample_ratio)
-    around = (_named(checkpoint, "start_image_token"), _named(checkpoint, "end_image_token"))
+    around = picture_ends(checkpoint)
     traits = Traits(
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
@@ -126,11 +127,11 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> InternVL:
             file="vision.onnx",
             placeholder=token_text(checkpoint, config.image_token_id),
             token=config.image_token_id,
-            layout=_tiles(checkpoint, tile, (side, side), around),
+            layout=tile_layout(checkpoint, tile, (side, side), around),
         ),
         video=VideoEncoder(
             file="vision.onnx",
-            placeholder=_named(checkpoint, "video_token"),
+            placeholder=_known(checkpoint, "video_token"),
             token=config.image_token_id,
             layout=FrameLines(
                 kind="frame_lines",
@@ -144,9 +145,18 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> InternVL:
     return InternVL("internvl", checkpoint.folder, traits, model, decoder)
 
 
-def _tiles(
+def tile_layout(
     checkpoint: Checkpoint, tile: int, grid: tuple[int, int], around: tuple[str, str]
 ) -> TiledImage:
+    """The layout that the settings of a GotOcr2ImageProcessor describe.
+
+    Args:
+        tile: its side in pixels, of which `grid` is what features show.
+        around: texts in front of a picture's tokens and behind them.
+
+    Raises:
+        FamilyError: tiles have another size, or numbers of tiles are none.
+    """
     raw, place = image_processor(checkpoint)
     steps = processing_of(raw, place, tile_defaults(tile))
     # Tiles are never cropped, whatever the settings say; resizing is up to the layout.
@@ -170,22 +180,40 @@ def _tiles(
     )
 
 
-def _named(checkpoint: Checkpoint, name: str) -> str:
+def picture_ends(checkpoint: Checkpoint) -> tuple[str, str]:
+    """The texts in front of a picture's tokens and behind them.
+
+    Raises:
+        FamilyError: transformers' tokenizer knows none.
+    """
+    return _known(checkpoint, "start_image_token"), _known(checkpoint, "end_image_token")
+
+
+def _known(checkpoint: Checkpoint, name: str) -> str:
     """A token that transformers' tokenizer knows by name."""
     found = named_token(checkpoint, name)
     if found is None:
         raise FamilyError(
             f"{checkpoint.folder / 'tokenizer_config.json'}: expected {name}, as transformers' "
-            "InternVLProcessor does, found none; fetch the checkpoint again"
+            "processor does, found none; fetch the checkpoint again"
         )
     return found
 
 
 def _check_parts(config: Any, where: str) -> None:
+    check_tower(config, "internvl_vision", where)
+
+
+def check_tower(config: Any, kind: str, where: str) -> None:
+    """Refuse an InternViT that `TileFeatures` cannot stand for.
+
+    Raises:
+        FamilyError: it is of another kind, or its tiles are none that are shuffled to a square.
+    """
     vision = config.vision_config
-    if vision.model_type != "internvl_vision":
+    if vision.model_type != kind:
         raise FamilyError(
-            f"{where}: expected an internvl_vision tower, found {quoted(vision.model_type)}; "
+            f"{where}: expected an {kind} tower, found {quoted(vision.model_type)}; "
             "this version of avl cannot export it"
         )
     asked, total = config.vision_feature_layer, vision.num_hidden_layers

@@ -41,6 +41,7 @@ PUBLISHED = {
     "internvl3.5-4b": 4730,
     "internvl3.5-8b": 8530,
     "internvl3.5-14b": 15100,
+    "qianfan-ocr-4b": 4730,
     "ministral-3-3b": 3850,
     "ministral-3-8b": 8920,
     "ministral-3-14b": 13940,

@@ -24,6 +24,7 @@ from quantize.conftest import quantized_linears_of
 ALIKE = {
     "granite4_vision": "llava_next",
     "vipllava": "llava_next",
+    "qianfan_ocr": "internvl",
     "llava_next_video": "llava_next",
     "lighton_ocr": "mistral3",
     "idefics3": "smolvlm",
