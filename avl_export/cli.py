@@ -24,6 +24,9 @@ from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
 from avl_runtime.machine.installation import shortage
 from avl_runtime.machine.sizes import size_text
+from avl_runtime.serve.inference_server.repository import check_repository, write_repository
+
+SUFFIX = ".avl"  # of packages' names, which models are called without
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +76,9 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
     from avl_export.plan.plan import make_plan
 
     plan = make_plan(options, checkpoint)
+    served = options.out.resolve().name.removesuffix(SUFFIX)
+    if parsed.triton is not None:
+        check_repository(parsed.triton, served)
     report: dict[str, Any] = plan.report()
     if parsed.dry_run:
         for note in plan.notes:
@@ -86,6 +92,8 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
     if result.removed:
         names = ", ".join(result.removed)
         _say(f"removed from {result.folder}: {names}")
+    if parsed.triton is not None:
+        report["triton"] = str(write_repository(parsed.triton, served, result.folder))
     if parsed.json:
         report["removed"] = list(result.removed)
         report["package_bytes"] = result.nbytes
@@ -98,6 +106,8 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
         print(line)
     if result.report:
         print(result.report.line())
+    if parsed.triton is not None:
+        print(f"{report['triton']}: a model for Triton Inference Server, with the package's path")
     return 0
 
 
@@ -212,6 +222,12 @@ def make_parser() -> CommandParser:
     add("--layers", action="store_true", help="check layer by layer, in little memory")
     for option in ("--package", "--backend"):  # once spelt so, see _check_usage
         add(option, help=argparse.SUPPRESS)
+    add(
+        "--triton",
+        type=path_name,
+        metavar="DIR",
+        help="add a model with the package to a repository of Triton Inference Server",
+    )
     add("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -102,6 +102,20 @@ def test_failed_check_writes_nothing(
     assert "equal logits" in capsys.readouterr().err
 
 
+def test_a_model_repository_beside_the_package(
+    master: Path, tmp_path: Path, traced: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(master), "--out", str(tmp_path / "out.avl"), "--no-check"]
+    words += ["--triton", str(tmp_path / "models")]
+    assert cli.main([*words, "--json"]) == 0
+    model = tmp_path / "models" / "out"
+    assert json.loads(capsys.readouterr().out)["triton"] == str(model)
+    assert f'"{tmp_path / "out.avl"}"' in (model / "config.pbtxt").read_text()
+    for more in (["--force"], ["--dry-run"]):
+        assert cli.main([*words, *more]) == 1
+        assert "expected a folder without a model out, found one" in capsys.readouterr().err
+
+
 def test_dry_run_writes_nothing(
     master: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,7 +131,7 @@ def test_the_short_form_with_pictures_by_path(
 
 def test_killed_and_gone_on_with(tiny_package: Path, tmp_path: Path) -> None:
     ONE.image.save(tmp_path / "one.png")
-    asked = {"images": ["one.png"], "prompt": "Read.", "min_new_tokens": 200, "max_tokens": 200}
+    asked = {"images": ["one.png"], "prompt": "Read.", "min_new_tokens": 60, "max_tokens": 60}
     questions = written(tmp_path / "questions.jsonl", [asked] * 6)
     out = tmp_path / "answers.jsonl"
     words = [str(tiny_package), str(questions), "--out", str(out), "--running", "2", "--resume"]
