@@ -10,6 +10,7 @@ from avl_plugins.bodies.function import mutual_attention_function
 from avl_plugins.schema import DOMAIN, MUTUAL_ATTENTION, VERSION
 
 QUERIES_KEYS_VALUES = 3
+OPEN = -1
 HEADS_APART = (0, 2, 1, 3)  # [B, S, H, D] to [B, H, S, D], and back
 
 
@@ -84,7 +85,26 @@ def _keeps_shape(reshape: ir.Node, attention: ir.Node) -> bool:
     if rows is None or rows.op_type != "Reshape":
         return False
     made, given = _sizes(reshape), _sizes(rows)
-    return made is not None and given is not None and made == [given[i] for i in HEADS_APART]
+    if made is None or given is None:
+        return False
+    pairs = zip(made, (given[i] for i in HEADS_APART), strict=True)
+    other = [pair for pair in pairs if not _same(*pair)]
+    # One size that a Reshape works out is the other's too, where all others are the same.
+    return not other or (len(other) == 1 and any(map(_is_open, other[0])))
+
+
+def _same(one: int | ir.Value, another: int | ir.Value) -> bool:
+    if isinstance(one, int) and isinstance(another, int):
+        return one == another
+    return one is another  # values that torch's exporter makes give nodes where they are compared
+
+
+def _is_open(size: int | ir.Value) -> bool:
+    """Whether it is -1, the size that a Reshape works out."""
+    if isinstance(size, int):
+        return size == OPEN
+    known = size.const_value
+    return known is not None and known.numpy().tolist() == [OPEN]
 
 
 def _sizes(reshape: ir.Node) -> list[Any] | None:

@@ -25,18 +25,19 @@ def encoder(
     after: Sequence[int] = HEADS_APART,
     shown: bool = False,
     sizes: str = "bhsd",
+    given_sizes: str = "bshd",
     **more: Any,
 ) -> ir.Model:
     """Attention as torch's exporter writes it; keys are values too.
 
-    `sizes` of what it makes are said anew. `shown`: that is an output.
+    `sizes` of what it makes are said anew, o being -1. `shown`: that is an output.
     """
     given = [helper.make_tensor_value_info(n, kind, ["rows", 16]) for n in ("q", "k")]
     given.append(helper.make_tensor_value_info("mask", kind, ["S", "S"]))
     given += [helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in "bs"]
     inputs = ["q_heads", "k_heads", "k_heads", *(["mask"] if masked else [])]
     nodes = [
-        helper.make_node("Concat", ["b", "s", "h", "d"], ["rows_shape"], axis=0),
+        helper.make_node("Concat", list(given_sizes), ["rows_shape"], axis=0),
         helper.make_node("Reshape", ["q", "rows_shape"], ["q_rows"]),
         helper.make_node("Reshape", ["k", "rows_shape"], ["k_rows"]),
         helper.make_node("Transpose", ["q_rows"], ["q_heads"], perm=order),
@@ -50,15 +51,19 @@ def encoder(
     if shown:
         out.append(helper.make_tensor_value_info("heads", kind, ["B", "H", "S", "D"]))
     constants = [
-        helper.make_tensor(n, TensorProto.INT64, [1], [i]) for n, i in (("h", 2), ("d", 8))
+        helper.make_tensor(n, TensorProto.INT64, [1], [i])
+        for n, i in (("h", 2), ("d", 8), ("o", -1))
     ]
     graph = helper.make_graph(nodes, "encoder", given, out, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     return ir.serde.deserialize_model(model)
 
 
-def test_attention_of_all_rows_becomes_one_op() -> None:
-    model = encoder(is_causal=0, softcap=0.0)
+@pytest.mark.parametrize(
+    ("given_sizes", "sizes"), [("bshd", "bhsd"), ("bsod", "bhsd"), ("bshd", "bhod")]
+)
+def test_attention_of_all_rows_becomes_one_op(given_sizes: str, sizes: str) -> None:
+    model = encoder(is_causal=0, softcap=0.0, given_sizes=given_sizes, sizes=sizes)
     name_attention(model)
     assert not {node.op_type for node in model.graph} & {"Attention", "Transpose"}
     (node,) = (node for node in model.graph if node.domain)
@@ -89,6 +94,8 @@ def test_a_tower_has_it_in_every_layer(tiny_package: Path) -> None:
         {"after": (1, 0, 2, 3)},
         {"shown": True},
         {"sizes": "bshd"},
+        {"sizes": "bohd"},
+        {"given_sizes": "oshd", "sizes": "bhod"},
     ],
     ids=str,
 )
