@@ -98,6 +98,7 @@ def test_every_extra_is_in_the_readme() -> None:
         "scripts/quickstart.sh",
         "scripts/wheels.sh",
         "scripts/lowest.sh",
+        "scripts/page.sh",
         ".ci/run",
     ],
 )

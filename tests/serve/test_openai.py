@@ -130,6 +130,9 @@ def test_placements_come_with_their_steps(server: Running, tiny: LVLM) -> None:
         assert one["row_bytes"] == row * (dims.num_layers * rows - dropped)
         assert one["row_bytes_dense"] == row * dims.num_layers * rows
     assert told[-1]["row_bytes"] is None
+    spent = [one["decode_ms"] for one in told]
+    assert spent[0] == 0 and spent == sorted(set(spent))
+    assert len({one["prefill_ms"] for one in told}) == 1 and told[0]["prefill_ms"] > 0
     moved = [(one["tokens"], place) for one in told for place in one["placements"]]
     assert len(moved) == len(expected.placements) > 3
     for (tokens, place), other in zip(moved, expected.placements, strict=True):

@@ -163,6 +163,8 @@ def standing(state: State) -> Object:
     """How a choice stands, for a chunk."""
     return {
         "tokens": state.tokens,
+        "prefill_ms": round(state.prefill_ms, 3),
+        "decode_ms": round(state.decode_ms, 3),
         "row_bytes": state.row_bytes,
         "row_bytes_dense": state.row_bytes_dense,
         "placements": [_placement(one) for one in state.placements],

@@ -137,12 +137,15 @@ class State:
 
     Attributes:
         tokens: that have come.
+        prefill_ms, decode_ms: that the prompt took, and the steps since.
         row_bytes, row_bytes_dense: of the rows that it holds, and that dense attention would
             hold, without room for more; None when they have been freed.
         placements: that the step brought.
     """
 
     tokens: int
+    prefill_ms: float
+    decode_ms: float
     row_bytes: int | None
     row_bytes_dense: int | None
     placements: tuple[Placement, ...]
@@ -240,4 +243,5 @@ def _state(request: Request, placed: int) -> State:
     """
     held, dense = (None, None) if request.done else request.sequence.row_bytes()
     fresh = tuple(request.reply.placements[placed:])
-    return State(len(request.reply.token_ids), held, dense, fresh)
+    spent = request.prefill_s * 1e3, request.decode_s * 1e3
+    return State(len(request.reply.token_ids), *spent, held, dense, fresh)

@@ -38,24 +38,26 @@ export class AnswerView {
     this.pictures = pictures;
     this.box = made("article", "answer", parent);
     this.title = made("h2", "", this.box, run.policy);
+    const shown = made("div", "views", this.box);
     this.canvases = pictures.map(() => {
-      const canvas = made("canvas", "", this.box);
+      const canvas = made("canvas", "", shown);
       canvas.setAttribute("role", "img");
       return canvas;
     });
-    const shown = made("p", "shares", this.box);
+    const told = made("div", "told", this.box);
+    const places = made("p", "shares", told);
     this.shares = ["core", "secondary", "minor"].map((name) => [
       name,
-      made("span", `share ${name}`, shown),
+      made("span", `share ${name}`, places),
     ]);
-    const text = made("p", "text", this.box);
+    const text = made("p", "text", told);
     this.before = text.appendChild(document.createTextNode(""));
     this.mark = made("mark", "", text);
     this.after = text.appendChild(document.createTextNode(""));
-    this.meter = made("meter", "", this.box);
+    this.meter = made("meter", "", told);
     this.meter.setAttribute("aria-label", "bytes of the cache against dense attention's");
-    this.figures = made("p", "figures", this.box);
-    this.wrong = made("p", "wrong", this.box);
+    this.figures = made("p", "figures", told);
+    this.wrong = made("p", "wrong", told);
     this.wrong.setAttribute("role", "alert");
   }
 
@@ -113,7 +115,7 @@ export class AnswerView {
     const speed = speedOf(run);
     const told = [
       `${run.pieces.length} tokens`,
-      run.first !== null && `first after ${(run.first / 1e3).toFixed(2)} s`,
+      run.prefill !== null && `prompt ${(run.prefill / 1e3).toFixed(2)} s`,
       speed && `${speed.toFixed(speed < 10 ? 1 : 0)} tokens/s`,
       run.dense &&
         `cache ${size(run.held)}, ${percent(run.held / run.dense)} of dense's ${size(run.dense)}`,

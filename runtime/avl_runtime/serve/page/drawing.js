@@ -28,22 +28,24 @@ export function draw(canvas, picture, visual, places) {
   if (!places) return;
   veil(pen, [x(left), y(top), x(right), y(bottom)], canvas);
   const [rows, columns] = visual.grid;
-  const step = { x: (x(right) - x(left)) / columns, y: (y(bottom) - y(top)) / rows };
-  const gap = Math.min(step.x, step.y) > 9 ? 1 : 0;
+  // Edges are whole pixels: between others, neighbours would leave seams.
+  const across = edges(x(left), x(right), columns);
+  const down = edges(y(top), y(bottom), rows);
   for (let cell = 0; cell < rows * columns; cell++) {
     const core = places.core[cell];
     const secondary = places.secondary[cell];
     if (Number.isNaN(core)) continue;
     const kept = core + secondary;
-    const box = [
-      x(left) + (cell % columns) * step.x + gap / 2,
-      y(top) + Math.floor(cell / columns) * step.y + gap / 2,
-      step.x - gap,
-      step.y - gap,
-    ];
+    const [row, column] = [Math.floor(cell / columns), cell % columns];
+    const corner = [across[column], down[row]];
+    const box = [...corner, across[column + 1] - corner[0], down[row + 1] - corner[1]];
     fill(pen, box, MINOR, 0.86 * (1 - kept));
     if (kept > 0) fill(pen, box, mixed(core / kept), 0.5 * kept);
   }
+}
+
+function edges(from, to, count) {
+  return Array.from({ length: count + 1 }, (_, i) => Math.round(from + ((to - from) * i) / count));
 }
 
 /** Shades what the model does not see. */

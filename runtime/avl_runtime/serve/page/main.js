@@ -92,6 +92,8 @@ function dataUrl(blob) {
 async function ask() {
   if (stopping) return;
   error.textContent = "";
+  if (!at("model").value) await showModels();
+  if (!at("model").value) return;
   const asked = question.value;
   const policies = [at("policy").value.trim()];
   if (at("compare").checked) policies.push(at("other").value.trim());
@@ -284,8 +286,7 @@ async function showModels() {
   } catch (wrong) {
     at("locked").hidden = wrong.status !== 401 && !key;
     if (wrong.status === 401) {
-      error.textContent = key ? wrong.message : "";
-      at("key").placeholder = "this server asks for one";
+      error.textContent = key ? wrong.message : "This server asks for an API key.";
     } else error.textContent = wrong.message;
   }
 }

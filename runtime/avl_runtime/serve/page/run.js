@@ -3,7 +3,7 @@
 import { placement } from "./attention.js";
 import { chunks } from "./protocol.js";
 
-/** A run, as the history keeps it too. Times are milliseconds since it was asked. */
+/** A run, as the history keeps it too. */
 export function newRun(policy) {
   return {
     policy,
@@ -12,8 +12,8 @@ export function newRun(policy) {
     placements: [],
     held: null, // bytes of cached rows, and what dense attention would hold
     dense: null,
-    first: null,
-    last: null,
+    prefill: null, // milliseconds for the prompt, and for the steps since
+    decode: null,
     finish: null,
     error: null,
   };
@@ -25,18 +25,16 @@ export const isDone = (run) => run.finish !== null || run.error !== null;
 
 /** Tokens a second, without the first, whose time is the prompt's. */
 export function speedOf(run) {
-  const spent = run.last - run.first;
-  return run.pieces.length > 1 && spent > 0 ? ((run.pieces.length - 1) * 1e3) / spent : null;
+  return run.decode > 0 ? ((run.pieces.length - 1) * 1e3) / run.decode : null;
 }
 
 /** Has a run answered; calls `heard` after each chunk. It ends as done, whatever happens. */
 export async function follow(run, body, key, signal, heard) {
-  const begun = performance.now();
   try {
     const asked = { ...body, policy: run.policy, placements: "stream" };
     for await (const chunk of chunks(asked, key, signal)) {
       const [choice] = chunk.choices;
-      take(run, choice, performance.now() - begun);
+      take(run, choice);
       heard();
     }
   } catch (error) {
@@ -46,19 +44,17 @@ export async function follow(run, body, key, signal, heard) {
   heard();
 }
 
-function take(run, choice, time) {
+function take(run, choice) {
   const told = choice.avl ?? {};
   if (told.visuals) run.visuals = told.visuals;
   if (told.tokens) {
     // A chunk may tell of several tokens, where drafts were right, or of none, where it was cut.
-    if (told.tokens > run.pieces.length) {
-      run.first ??= time;
-      run.last = time;
-    }
     while (run.pieces.length < told.tokens) run.pieces.push("");
     run.pieces[run.pieces.length - 1] += choice.delta.content ?? "";
     run.placements.push(...told.placements.map(placement));
   }
+  run.prefill = told.prefill_ms ?? run.prefill;
+  run.decode = told.decode_ms ?? run.decode;
   run.held = told.row_bytes ?? run.held;
   run.dense = told.row_bytes_dense ?? run.dense;
   if (told.policy) run.policy = told.policy;
