@@ -298,7 +298,7 @@ def test_placements_follow_the_policy(tiny: LVLM) -> None:
         (lambda m: m.generate("", ["nowhere.png"]), "prompt"),
         (lambda m: m.generate("What?", ["nowhere.png"]), "nowhere.png"),
         (lambda m: m.generate("What?", max_new_tokens=0), "max_new_tokens"),
-        (lambda m: m.generate("What?", policy="fastv:layer=3"), "--split 3"),
+        (lambda m: m.generate("What?", policy="fastv:layer=3"), "--split 2,3"),
         (lambda m: m.generate("a " * 3000), "2048"),
         (lambda m: m.generate("What?", temperature=-1), "temperature"),
         (lambda m: m.generate_batch(["What?"], []), "list of images"),
