@@ -91,6 +91,7 @@ class LVLM:
         park: str = "device",
         kv: str = "auto",
         compute: str = "auto",
+        prefix_cache: int | str | None = None,
     ) -> LVLM:
         """Load a package made by avl-export.
 
@@ -114,6 +115,9 @@ class LVLM:
                 with AMX, which is faster and rounds rows and weights; "fp32", in which nothing is
                 rounded but what a quantized package's linears round; with "auto" bf16 for attention
                 of quantized packages, and else fp32.
+            prefix_cache: bytes of rows that are kept for prompts that begin as one before did, on
+                ort-cpu; with "auto" as many as suit the machine where the backend can, None keeps
+                none.
 
         Raises:
             AvlError: the package, the backend or the policy cannot be used, with the reason.
@@ -126,7 +130,7 @@ class LVLM:
         if verify:
             print(f"avl: {compared.text()}", file=sys.stderr)
         chosen = as_policy(package.manifest.default_policy if policy is None else policy)
-        return cls(Loaded(package, backend, threads, park, kv, compute), chosen)
+        return cls(Loaded(package, backend, threads, park, kv, compute, prefix_cache), chosen)
 
     def stream(
         self,

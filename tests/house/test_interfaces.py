@@ -33,7 +33,8 @@ def test_faces(name: str) -> None:
 def test_load_takes_a_backend_and_a_policy() -> None:
     parameters = inspect.signature(avl_runtime.LVLM.load).parameters
     assert list(parameters) == [
-        *("folder", "backend", "policy", "threads", "verify", "park", "kv", "compute")
+        *("folder", "backend", "policy", "threads", "verify", "park", "kv", "compute"),
+        "prefix_cache",
     ]
     assert parameters["backend"].default == "auto"
 

@@ -132,8 +132,9 @@ def test_a_prompt_is_read_between_steps_of_those_that_run(tiny: LVLM) -> None:
     got = []
     while second not in scheduler.running:
         got.append([one is first for one in scheduler.step()])
-    # 2 segments of 582 rows in chunks of 256: six of them, with a token of the first after each.
-    assert got[:5] == [[True]] * 5
+    # Four pictures to encode, and 2 segments of 582 rows in chunks of 256: four and six steps, with
+    # a token of the first after each.
+    assert got[:9] == [[True]] * 9
     while scheduler.requests:
         scheduler.step()
     expected = tiny.generate("Describe the image.", pictures, policy="dense", max_new_tokens=2)

@@ -34,17 +34,20 @@ def written(file: Path, lines: list[object]) -> Path:
     return file
 
 
+# What differs from one time to the next, or with what runs beside it or ran before.
+TIMELY = (
+    *("id", "created", "created_at", "completed_at", "kv_bytes", "logprob"),
+    *("prefix_tokens", "cached_tokens"),
+)
+
+
 def compared(body: Any) -> Any:
-    """A body without what differs from one time to the next, or with what runs beside it."""
+    """A body without what may differ."""
     if isinstance(body, list):
         return [compared(one) for one in body]
     if not isinstance(body, dict):
         return body
-    return {
-        name: compared(one)
-        for name, one in body.items()
-        if name not in ("id", "created", "created_at", "completed_at", "kv_bytes", "logprob")
-    }
+    return {name: compared(one) for name, one in body.items() if name not in TIMELY}
 
 
 def test_answers_are_those_of_the_server(

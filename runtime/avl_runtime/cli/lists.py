@@ -86,6 +86,13 @@ def count(text: str) -> int:
     return _whole(text, 1)
 
 
+def prefix_bytes(text: str) -> int | str | None:
+    """Bytes of a prefix cache; auto lets the machine choose, off is None."""
+    if text == "auto":
+        return text
+    return None if text == "off" else count(text)
+
+
 def threads(text: str) -> int:
     """How many CPU threads."""
     found = count(text)

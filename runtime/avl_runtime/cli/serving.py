@@ -7,7 +7,14 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from avl_runtime.cli.lists import count, none_or_more, policy, some_seconds, threads
+from avl_runtime.cli.lists import (
+    count,
+    none_or_more,
+    policy,
+    prefix_bytes,
+    some_seconds,
+    threads,
+)
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV
 
@@ -15,7 +22,7 @@ if TYPE_CHECKING:
     from avl_runtime.serve.limits import Limits
 
 CHOICES = 8
-LOADING = ("backend", "policy", "threads", "kv", "compute")
+LOADING = ("backend", "policy", "threads", "kv", "compute", "prefix_cache")
 Add = Callable[..., argparse.Action]
 
 
@@ -38,6 +45,14 @@ def add_loading(add: Add) -> None:
     add("--threads", metavar="N", type=threads, help="CPU threads (default: all processors)")
     add("--kv", choices=KV, default="auto", help="how cached rows are kept")
     add("--compute", choices=COMPUTES, default="auto", help="what prompts are multiplied in")
+    add(
+        "--prefix-cache",
+        metavar="BYTES|off",
+        default="auto",
+        type=prefix_bytes,
+        help="of rows that each model keeps for prompts that begin as an earlier one did, on "
+        "ort-cpu (default: auto, an eighth of the memory, 1 GiB at most)",
+    )
 
 
 def add_running(add: Add) -> None:

@@ -77,6 +77,15 @@ class Chunk:
             self.deepstack[:, part],
         )
 
+    def at(self, indices: Ints) -> Chunk:
+        """The rows at `indices`."""
+        return Chunk(
+            self.hidden[indices],
+            self.positions[indices],
+            self.position_ids[:, indices],
+            self.deepstack[:, indices],
+        )
+
 
 class Pass(Protocol):
     """A run of a segment over a chunk, with all rows that its sequence holds.
@@ -87,6 +96,14 @@ class Pass(Protocol):
 
     @property
     def output(self) -> NDArray[Any]: ...
+
+    @property
+    def rows(self) -> tuple[NDArray[Any], ...]:
+        """Planes [L, 1, Hkv, n, width] of the new rows, which stay as they are.
+
+        Only where `Executor.shares`.
+        """
+        ...
 
     def masses(self) -> Masses:
         """Attention that keys received, of one sequence, weighted by the run's row weights."""
@@ -218,8 +235,10 @@ class Executor(Protocol):
         dtype: of rows as the host hands them over.
         kernels: which kernels of avl's own run on a CPU, for people; None: none.
         kv: how cached rows are kept, of `KV`, or the type that the package computes in.
+        shares: whether rows of a run can be kept for other sequences.
     """
 
+    shares: bool
     chunk: int
     most_rows: int | None
     most_sequences: int

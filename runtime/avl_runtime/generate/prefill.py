@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from avl_plugins.logits import Logits
 from avl_plugins.policies import When
 from avl_runtime.execute.protocol import Chunk
 from avl_runtime.generate.choices import after_prompt, goes_on
+from avl_runtime.generate.prefix import Prefix, spans
 from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.kv.by_layer import LAST, TEXT
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
@@ -34,6 +36,7 @@ def prefill(
     rows: PromptRows,
     logits: Logits = Logits.ALL,
     steps: int = 0,
+    prefix: Prefix | None = None,
 ) -> Reading:
     """Read a prompt, a chunk of a segment each time, and place its rows.
 
@@ -42,6 +45,8 @@ def prefill(
     Args:
         logits: which of them the caller reads.
         steps: the most decode steps that may follow, for which there is to be room.
+        prefix: what of it need not be read, and is left for others; of a new sequence. None:
+            nothing.
 
     Returns:
         The last row's logits [V].
@@ -56,10 +61,12 @@ def prefill(
     position_ids = rows.position_ids + sequence.next_position
     sequence.grow(rows.token_ids.tolist(), rows.image_mask, rows.next_position)
     sequence.step = 0
-    positions = np.arange(start, sequence.length)
+    sequence.prefix_tokens = 0 if prefix is None else prefix.length
+    chunk = Chunk(rows.hidden, np.arange(start, sequence.length), position_ids, rows.deepstack)
     try:
         steps = min(steps, sequence.room_left())
-        found = yield from _read(sequence, manifest, positions, position_ids, rows, logits, steps)
+        images = int(rows.image_mask.sum())
+        found = yield from _read(sequence, manifest, chunk, images, logits, steps, prefix)
     except AvlError as error:
         sequence.restore(before)
         caches = sequence.caches, sequence.seq
@@ -73,6 +80,8 @@ def prefill(
     finally:
         for cache in sequence.caches:
             cache.let_go()
+    if prefix is not None:
+        prefix.keep()
     if sequence.actions:
         sequence.settled = sequence.length
     return found
@@ -149,35 +158,49 @@ def finished(reading: Reading) -> NDArray[np.float32]:
 def _read(
     sequence: Sequence,
     manifest: Manifest,
-    positions: Ints,
-    position_ids: Ints,
-    rows: PromptRows,
+    whole: Chunk,
+    images: int,
     logits: Logits,
     steps: int,
+    prefix: Prefix | None,
 ) -> Reading:
-    hidden, deepstack = rows.hidden, rows.deepstack
-    mass, images = np.zeros((1, 0), np.float32), int(rows.image_mask.sum())
+    """Run all segments over all rows of a prompt, `whole`, but those that are known."""
+    count, mass = len(whole.positions), np.zeros((1, 0), np.float32)
+    rows = whole if prefix is None else whole.between(prefix.length, count)
+    layers = 0  # whose deepstack features have been added
     for index, segment in enumerate(manifest.segments):
         cache = sequence.caches[index]
+        hidden, deepstack = rows.hidden, rows.deepstack
+        if prefix is not None and index == prefix.segments:
+            hidden, deepstack = prefix.before(hidden), whole.deepstack[layers:]
+            rows = Chunk(hidden, whole.positions, whole.position_ids, deepstack)
         for action in sequence.actions:
             if action.before == segment.first_layer:
                 scores = mass[-1] if mass.shape[1] else np.zeros(sequence.length, np.float32)
-                layer = segment.first_layer
-                kept = goes_on(sequence, action, positions, scores, layer, images)
-                hidden, positions = hidden[kept], positions[kept]
-                position_ids, deepstack = position_ids[:, kept], deepstack[:, kept]
-        added, deepstack = np.split(deepstack, [len(segment.deepstack)])
-        chunk = Chunk(hidden, positions, position_ids, added)
-        hidden, mass = yield from _run_chunks(sequence, index, cache, chunk, logits, steps)
+                kept = goes_on(
+                    sequence, action, rows.positions, scores, segment.first_layer, images
+                )
+                rows = rows.at(kept)
+        added, deepstack = np.split(rows.deepstack, [len(segment.deepstack)])
+        layers += len(segment.deepstack)
+        chunk = replace(rows, deepstack=added)
+        hidden, mass = yield from _run_chunks(sequence, index, cache, chunk, logits, steps, prefix)
+        rows = replace(rows, hidden=hidden, deepstack=deepstack)
         for action in sequence.actions:
             if When.PROMPT in action.when:
                 after_prompt(sequence, cache, action, mass, segment.first_layer)
                 cache.settle()
-    return np.asarray(hidden[0], np.float32)
+    return np.asarray(rows.hidden[0], np.float32)
 
 
 def _run_chunks(
-    sequence: Sequence, index: int, cache: SegmentCache, rows: Chunk, logits: Logits, steps: int
+    sequence: Sequence,
+    index: int,
+    cache: SegmentCache,
+    rows: Chunk,
+    logits: Logits,
+    steps: int,
+    prefix: Prefix | None,
 ) -> Generator[None, None, tuple[NDArray[Any], Floats]]:
     """Run one segment over all rows, adding them to its cache; `logits` are read of the last.
 
@@ -191,10 +214,16 @@ def _run_chunks(
     )
     outputs = []
     mass = np.zeros((cache.layers, 0), np.float32)
-    cache.reserve(count, steps)
-    for begin in range(0, count, executor.chunk):
-        chunk = rows.between(begin, begin + executor.chunk)
-        ends = begin + executor.chunk >= count
+    held, cut = 0, 0
+    if prefix is not None:
+        held = prefix.length if index < prefix.segments else 0
+        cut = int(rows.positions.searchsorted(prefix.cut))
+    cache.reserve(held + count, steps)
+    if prefix is not None and held:
+        prefix.put(index, cache)
+    for begin, end in spans(count, executor.chunk, cut):
+        chunk = rows.between(begin, end)
+        ends = end == count
         weights = _row_weights(sequence, chunk.positions, last=ranked and ends)
         wanted = logits if ends else Logits.NONE
         run = executor.read(index, cache, sequence.seq, chunk, weights, wanted, last=ends)
@@ -208,6 +237,8 @@ def _run_chunks(
                 cache.add_mass(sequence.seq, masses.mass_active)
                 fresh = masses.mass_new[:, :, :, TEXT]
         run.store(fresh)
+        if prefix is not None and not ends:
+            prefix.note(index, cache, run)
         yield
     last = index == len(sequence.caches) - 1
     return (outputs[-1] if last else np.concatenate(outputs)), mass

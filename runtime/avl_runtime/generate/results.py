@@ -67,6 +67,8 @@ class Stats:
     nothing is drawn. `kernels` names the CPU kernels that ran, by their instructions, what they
     multiplied in bf16, and rows that have none; None where none of avl's own ran. `drafts` has an
     entry for each source that was asked for drafts. `kv` is the type of the cache's rows.
+    `prefix_tokens` counts tokens at the prompt's begin whose rows an earlier prompt has left; under
+    a policy that drops image tokens between layers those of the layers before.
     """
 
     policy: str
@@ -84,6 +86,7 @@ class Stats:
     drafts: tuple[Drafts, ...] = ()
     kernels: str | None = None
     kv: str | None = None
+    prefix_tokens: int = 0
 
     @property
     def drafted(self) -> int:

@@ -59,6 +59,7 @@ class Sequence:
         text_after_image: text tokens behind the first image token, which a text budget counts.
         step: decode steps since the last prompt.
         settled: tokens that can no longer be taken back, as a policy has moved rows since.
+        prefix_tokens: tokens of the last prompt whose rows an earlier one has left.
     """
 
     def __init__(self, executor: Executor, manifest: Manifest, policy: Policy) -> None:
@@ -79,6 +80,7 @@ class Sequence:
         self.token_ids: list[int] = []
         self.step = 0
         self.settled = 0
+        self.prefix_tokens = 0
         self.image_tokens = 0
 
     @property

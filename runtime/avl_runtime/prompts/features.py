@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Generator, Sequence
 
 from avl_runtime.execute import Backend
 from avl_runtime.prompts.processor import Prompt
@@ -22,19 +23,33 @@ class FeatureCache:
 
     def of(self, prompt: Prompt) -> list[Features]:
         """Features of each picture and video of a prompt, in order."""
-        found: dict[tuple[str, str], Features] = {}
-        for media in prompt.media:
-            key = (media.kind, media.digest)
-            if key not in found:
-                found[key] = self._one(key, media)
-        return [found[media.kind, media.digest] for media in prompt.media]
+        encoding = self.encoding(prompt.media)
+        while True:
+            try:
+                next(encoding)
+            except StopIteration as end:
+                found: list[Features] = end.value
+                return found
 
-    def _one(self, key: tuple[str, str], media: Media) -> Features:
+    def encoding(self, media: Sequence[Media]) -> Generator[None, None, list[Features]]:
+        """Features of pictures and videos, in order; stops behind each run of an encoder."""
+        found: dict[tuple[str, str], Features] = {}
+        for one in media:
+            key = (one.kind, one.digest)
+            if key not in found:
+                found[key] = yield from self._one(key, one)
+        return [found[one.kind, one.digest] for one in media]
+
+    def _one(self, key: tuple[str, str], media: Media) -> Generator[None, None, Features]:
         if key in self._features:
             self._features.move_to_end(key)
             return self._features[key]
         # One at a time: an encoder's activations are the largest of a run.
-        features = media.features([self._backend.encode(media.kind, run) for run in media.runs()])
+        outputs = []
+        for run in media.runs():
+            outputs.append(self._backend.encode(media.kind, run))
+            yield
+        features = media.features(outputs)
         self._features[key] = features
         self.encoded += 1
         while len(self._features) > 1 and self._held() > self._limit:

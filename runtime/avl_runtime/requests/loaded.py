@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import numpy as np
 
 from avl_plugins.errors import AvlError, PolicyError, quoted
@@ -9,16 +11,23 @@ from avl_plugins.logits import Logits
 from avl_plugins.policies import Policy, parse
 from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.execute import executor_on, load_backend
+from avl_runtime.execute.protocol import BackendError
 from avl_runtime.generate.decode import Decoder
 from avl_runtime.generate.prefill import Reading, prefill
+from avl_runtime.generate.prefix import Prefix
 from avl_runtime.generate.sequence import Sequence
+from avl_runtime.kv.prefixes import PrefixCache
+from avl_runtime.machine.resources import physical_memory
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
 from avl_runtime.prompts.features import FeatureCache
+from avl_runtime.prompts.option_values import whole
 from avl_runtime.prompts.processor import Processor, Prompt
 from avl_runtime.prompts.rows import PromptRows
 
+AUTO = "auto"
+MOST_PREFIXES = 1 << 30  # bytes of rows that "auto" keeps; an eighth of a smaller memory
 STORED_BITS = {"F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I4": 4}
 
 
@@ -37,6 +46,7 @@ class Loaded:
         features: image features by content.
         embedding: the token embedding matrix.
         executor: how the backend runs the decoder.
+        prefixes: rows of prompts for later ones that begin alike; None: none are kept.
     """
 
     def __init__(
@@ -47,20 +57,33 @@ class Loaded:
         park: str = "device",
         kv: str = "auto",
         compute: str = "auto",
+        prefix_cache: int | str | None = None,
     ) -> None:
+        """
+        Raises:
+            AvlError: the backend cannot run the package, or cannot keep what it was asked to.
+        """
+        limit = _limit(prefix_cache)
         self.package = package
         self.processor = Processor.from_package(package)
         self.embedding = Embedding(package)
         self.backend = load_backend(backend, package, threads, park, kv=kv, compute=compute)
         self.executor = executor_on(self.backend, package.manifest)
         self.features = FeatureCache(self.backend)
+        if not self.executor.shares and prefix_cache not in (None, AUTO):
+            raise BackendError(
+                f"prefix_cache: expected the backend ort-cpu, whose rows lie in the host's memory, "
+                f"found {self.executor.name}; leave it out"
+            )
+        shares = limit and self.executor.shares
+        self.prefixes = PrefixCache(limit) if shares else None
         self._closed = False
 
     def close(self) -> None:
         """Let go of the backend and what lies on it; a second time nothing happens."""
         if not self._closed:
             self._closed = True
-            del self.backend, self.executor, self.features, self.embedding
+            del self.backend, self.executor, self.features, self.embedding, self.prefixes
 
     def check_open(self) -> None:
         """Refuse a model that was closed.
@@ -84,20 +107,47 @@ class Loaded:
     def prefill(
         self, sequence: Sequence, prompt: Prompt, logits: Logits = Logits.ALL, steps: int = 0
     ) -> Reading:
-        """Read a prompt, a chunk each time; see `generate.prefill`."""
-        return prefill(sequence, self.package.manifest, self.embed(prompt), logits, steps)
+        """Read a prompt, a picture or a chunk each time; see `generate.prefill`."""
+        self.check_open()
+        manifest, prefix = self.package.manifest, None
+        if self.prefixes is not None and not sequence.length:
+            prefix = Prefix(self.prefixes, sequence, manifest, prompt)
+        rows = yield from self._embedded(prompt, 0 if prefix is None else prefix.unread)
+        return (yield from prefill(sequence, manifest, rows, logits, steps, prefix))
 
     def embed(self, prompt: Prompt) -> PromptRows:
         """What the decoder reads of a prompt; runs the encoders where features are not known."""
+        embedding = self._embedded(prompt)
+        while True:
+            try:
+                next(embedding)
+            except StopIteration as end:
+                rows: PromptRows = end.value
+                return rows
+
+    def _embedded(self, prompt: Prompt, first: int = 0) -> Generator[None, None, PromptRows]:
+        """As `embed`, stopping behind each run of an encoder.
+
+        Args:
+            first: the first token that is read; rows of those before it are whatever they are.
+        """
         self.check_open()
         mask, layers = prompt.image_mask, self.package.manifest.deepstack_layers
+        where, begin, read = np.flatnonzero(mask), 0, []
+        for media in prompt.media:
+            at = where[begin : begin + media.tokens]
+            begin += media.tokens
+            if len(at) and at[-1] >= first:
+                read.append((media, at))
+        features = yield from self.features.encoding([media for media, _ in read])
         # Ids of visual tokens may lie outside the embedding matrix; their rows are replaced.
-        hidden = self.embedding.lookup(np.where(mask, 0, prompt.input_ids))
+        text = self.embedding.lookup(np.where(mask, 0, prompt.input_ids)[first:])
+        hidden = np.zeros((len(mask), text.shape[1]), text.dtype)
+        hidden[first:] = text
         deepstack = np.zeros((len(layers), *hidden.shape), hidden.dtype)
-        features = self.features.of(prompt)
-        if features:
-            hidden[mask] = np.concatenate([part.rows for part in features])
-            deepstack[:, mask] = np.concatenate([part.deepstack for part in features], 1)
+        for (_, at), part in zip(read, features, strict=True):
+            hidden[at] = part.rows
+            deepstack[:, at] = part.deepstack
         return PromptRows(
             prompt.input_ids, mask, hidden, deepstack, prompt.positions, prompt.next_position
         )
@@ -125,6 +175,20 @@ class Loaded:
                 f"{policy}: expected rows that are all kept alike, as dense attention has them, "
                 f"found --kv {self.executor.kv}; use --kv int8, or another policy"
             )
+
+
+def _limit(prefix_cache: int | str | None) -> int:
+    """Bytes of rows that are kept for later prompts.
+
+    Raises:
+        OptionError: it is no number of bytes, AUTO or None.
+    """
+    if prefix_cache is None:
+        return 0
+    if prefix_cache == AUTO:
+        memory = physical_memory()
+        return MOST_PREFIXES if memory is None else min(MOST_PREFIXES, memory // 8)
+    return whole("prefix_cache", prefix_cache, 1, 'bytes; "auto" chooses, None keeps none')
 
 
 def weights_read(manifest: Manifest) -> int:

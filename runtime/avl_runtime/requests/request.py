@@ -99,6 +99,11 @@ class Request:
         return self.error is not None or self.reply.finish_reason is not None
 
     @property
+    def prefix_tokens(self) -> int:
+        """Tokens at the prompt's begin that were not read: an earlier one has left their rows."""
+        return 0 if self._sequence is None else self._sequence.prefix_tokens
+
+    @property
     def most_steps(self) -> int:
         """Decode steps that a caller allows, wherever the context ends."""
         return self._most - 1
@@ -291,6 +296,7 @@ class Request:
             drafts=tuple([Drafts(one.source, one.drafted, one.accepted) for one in sources]),
             kernels=executor.kernels,
             kv=executor.kv,
+            prefix_tokens=self.prefix_tokens,
         )
         self._result = Result(
             reply.text,

@@ -218,11 +218,13 @@ class Answering:
         requests = run.requests
         prompt = len(requests[0].prompt.input_ids)
         completion = sum(len(request.reply.token_ids) for request in requests)
-        self._metrics.used(asked.model, prompt, completion)
+        prefix = requests[0].prefix_tokens
+        self._metrics.used(asked.model, prompt, prefix, completion)
         exchange.notes |= {
             "model": asked.model,
             "policy": str(requests[0].policy),
             "prompt_tokens": prompt,
+            "prefix_tokens": prefix,
             "visual_tokens": int(requests[0].prompt.image_mask.sum()),
             "completion_tokens": completion,
             "kv_bytes": sum(one.kv_bytes for one in map(stats_of, requests) if one is not None),

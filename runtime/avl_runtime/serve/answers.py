@@ -109,6 +109,7 @@ class Answer:
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": self._run.requests[0].prefix_tokens},
         }
 
     def reason(self, request: Request) -> str:
@@ -149,6 +150,7 @@ def about(request: Request, cut: Cut | None, live: bool = False) -> Object:
         "kv": request.loaded.executor.kv,
         "seed": request.reply.seed,
         "visual_tokens": int(request.prompt.image_mask.sum()),
+        "prefix_tokens": request.prefix_tokens,
         "kv_bytes": stats and stats.kv_bytes,
         "kv_bytes_dense": stats and stats.kv_bytes_dense,
         "cut": cut if stats is None else None,

@@ -68,6 +68,7 @@ class App:
         watch("avl_places_taken", "Places of answers.", lambda: admission.running)
         watch("avl_running", "Answers that schedulers read and decode.", lambda: shelf.requests)
         watch("avl_models_loaded", "Models that are loaded.", lambda: len(shelf.loaded))
+        watch("avl_prefix_bytes", "Bytes of prompts' rows for others.", lambda: shelf.prefix_bytes)
         watch("avl_waiting", "Requests that wait for a place.", lambda: admission.waiting)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:

@@ -63,9 +63,10 @@ class Metrics:
         """Note how long a first token took to come."""
         self._first.labels(model).observe(seconds)
 
-    def used(self, model: str, prompt: int, completion: int) -> None:
-        """Count tokens."""
+    def used(self, model: str, prompt: int, prefix: int, completion: int) -> None:
+        """Count tokens; `prefix` of the prompt's were not read, as others had left their rows."""
         self._tokens.labels(model, "prompt").inc(prompt)
+        self._tokens.labels(model, "prefix").inc(prefix)
         self._tokens.labels(model, "completion").inc(completion)
 
     def page(self) -> tuple[bytes, str]:

@@ -162,7 +162,7 @@ class ResponseTeller:
         prompt, answer = len(request.prompt.input_ids), len(request.reply.token_ids)
         used = {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": request.prefix_tokens},
             "output_tokens": answer,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + answer,

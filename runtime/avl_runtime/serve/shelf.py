@@ -105,6 +105,12 @@ class Shelf:
         return tuple(one.served for one in self._places.values() if one.served is not None)
 
     @property
+    def prefix_bytes(self) -> int:
+        """Bytes of rows that prompts have left for others."""
+        caches = [one.model.model.loaded.prefixes for one in self.loaded]
+        return sum(one.nbytes for one in caches if one is not None)
+
+    @property
     def alive(self) -> bool:
         """Whether every model that is loaded can answer."""
         return all(one.model.alive for one in self.loaded)

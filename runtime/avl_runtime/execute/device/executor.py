@@ -27,6 +27,8 @@ from avl_runtime.kv.cache import Floats, SegmentCache
 class DeviceExecutor:
     """See `protocol.Executor`."""
 
+    shares = False
+
     def __init__(self, backend: DeviceBackend) -> None:
         self.backend = backend
         self.chunk = backend.limits.prompt_rows
@@ -218,6 +220,10 @@ class DevicePass:
             self._backend.device.synchronize()
             self._rows = self._backend.element.decode(stored) if self._last else stored
         return self._rows
+
+    @property
+    def rows(self) -> tuple[NDArray[Any], ...]:
+        raise RuntimeError("expected rows in the host's memory, found a device's")
 
     def masses(self) -> Masses:
         if self._masses is None:

@@ -29,6 +29,7 @@ ANSWERS = 16  # rows of which the largest logits are found by codes of 8 bits (c
 class HostExecutor:
     """See `protocol.Executor`."""
 
+    shares = True
     most_rows: int | None = None
     most_sequences = sys.maxsize
 
@@ -140,6 +141,10 @@ class HostPass:
     def output(self) -> NDArray[Any]:
         rows: NDArray[Any] = self._bound.output[0]
         return rows
+
+    @property
+    def rows(self) -> tuple[NDArray[Any], ...]:
+        return self._bound.new
 
     def masses(self) -> Masses:
         return self._bound

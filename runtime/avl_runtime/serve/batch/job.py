@@ -20,6 +20,7 @@ from avl_runtime.serve.batch.run import Reader, run
 from avl_runtime.serve.limits import Limits
 
 AHEAD: Final = 2  # requests that are read while all places are taken
+APART: Final = ("threads", "prefix_cache")  # what answers do not depend on
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Job:
     def _run(self, questions: Questions) -> Run:
         """What answers follow from."""
         manifest = (self.package / MANIFEST).read_bytes()
-        options = {name: one for name, one in self.loading.items() if name != "threads"}
+        options = {name: one for name, one in self.loading.items() if name not in APART}
         return {
             "questions": {"sha256": questions.sha256},
             "package": {"name": self.name, "sha256": hashlib.sha256(manifest).hexdigest()},

@@ -1,0 +1,136 @@
+"""What a prompt takes from those that were read before it, and what it leaves for later ones.
+
+Nothing is taken that an action could have decided otherwise. A row of a segment depends on the
+tokens up to its own alone, as long as no action drops hidden states before the segment, which may
+look at the whole prompt: rows are shared of the segments before the first such action (of all,
+where there is none), before any action has moved them. What actions decide behind a prompt (a
+division into core and secondary tokens, a text budget) each prompt decides for itself.
+
+Runs of a prompt end at the same tokens whether rows are taken or not, so that an answer is the
+same bit for bit. Its last picture is where one ends: questions about it differ behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Several
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avl_runtime.execute.protocol import Pass
+from avl_runtime.generate.sequence import Sequence
+from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.kv.prefixes import Block, PrefixCache, put
+from avl_runtime.package.manifest import Manifest
+from avl_runtime.prompts.prompt import Prompt
+
+Span = tuple[int, int]
+
+
+def spans(count: int, most: int, cut: int = 0) -> list[Span]:
+    """Begin and end of each run over `count` rows, of `most` at most; one ends at `cut`."""
+    begins = {*range(0, cut, most), *range(cut, count, most)}
+    return list(pairwise([*sorted(begin for begin in begins if begin < count), count]))
+
+
+class Prefix:
+    """The beginning of a prompt that begins a conversation.
+
+    Attributes:
+        length: tokens at its begin that are not read, since their rows are known.
+        segments: how many segments, the first ones, have rows that are shared.
+        cut: where its last picture ends; 0 without one.
+    """
+
+    def __init__(
+        self, cache: PrefixCache, sequence: Sequence, manifest: Manifest, prompt: Prompt
+    ) -> None:
+        drops = {action.before for action in sequence.actions}
+        firsts = [segment.first_layer in drops for segment in manifest.segments]
+        self.segments = firsts.index(True) if True in firsts else len(firsts)
+        where = np.flatnonzero(prompt.image_mask)
+        self.cut = int(where[-1]) + 1 if len(where) else 0
+        self._cache, self._evicts = cache, sequence.evicts
+        later = manifest.segments[self.segments :]
+        self._whole = not later
+        self._deep = any(segment.deepstack for segment in later)
+        # The last run is always read: the logits behind it are asked for.
+        runs = spans(len(prompt.input_ids), sequence.executor.chunk, self.cut)[:-1]
+        self._keys = _keys(prompt, runs, f"{self.segments} {self._evicts}")
+        self._taken = cache.find(self._keys)
+        self.length = sum(block.length for block in self._taken)
+        shared = sequence.caches[: self.segments]
+        each = sum(_row_bytes(one) for one in shared)
+        # What does not fit is not even collected.
+        self._most = sum(end * each <= cache.limit for _, end in runs)
+        self._rows: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in shared]
+        self._mass: list[list[NDArray[np.float32]]] = [[] for _ in shared]
+        self._hidden: list[NDArray[Any]] = []
+
+    @property
+    def unread(self) -> int:
+        """The first token whose embedding, or features for later layers, are read."""
+        return 0 if self._deep else self.length
+
+    def put(self, index: int, cache: SegmentCache) -> None:
+        """Have a segment's cache hold the rows that are known, if any."""
+        if self._taken and index < self.segments:
+            put(self._taken, index, cache)
+
+    def before(self, hidden: NDArray[Any]) -> NDArray[Any]:
+        """All rows [N, C] that the last shared segment puts out, of those behind the known ones."""
+        known = [block.hidden for block in self._taken if block.hidden is not None]
+        return np.concatenate([*known, hidden])
+
+    def note(self, index: int, cache: SegmentCache, run: Pass) -> None:
+        """Collect what a run but the last has added to a segment's cache."""
+        if index >= self.segments or len(self._taken) + len(self._rows[index]) >= self._most:
+            return
+        self._rows[index].append(run.rows)
+        if self._evicts:
+            length = int(cache.active_len[0, 0])
+            self._mass[index].append(cache.mass[:, 0, :, :length].copy())
+        if index == self.segments - 1 and not self._whole:
+            self._hidden.append(run.output)
+
+    def keep(self) -> None:
+        """Leave what was collected for others: the prompt has been read."""
+        fresh = [
+            Block(
+                tuple(rows),
+                tuple(mass[number] for mass in self._mass) if self._evicts else (),
+                None if self._whole else self._hidden[number],
+            )
+            for number, rows in enumerate(zip(*self._rows, strict=True))
+        ]
+        self._cache.add(self._keys, [*self._taken, *fresh])
+
+
+def _row_bytes(cache: SegmentCache) -> int:
+    """Bytes of a token's rows in all layers."""
+    heads = cache.active[0][0].shape[1]
+    width: int = sum(plane.width * plane.dtype.itemsize for plane in cache.planes[0])
+    return cache.layers * int(heads) * width
+
+
+def _keys(prompt: Prompt, runs: Several[Span], root: str) -> list[bytes]:
+    """For each run a hash of all that its rows depend on: tokens, positions, pictures."""
+    found = []
+    digest = hashlib.sha256(root.encode())
+    where = np.flatnonzero(prompt.image_mask)
+    first, pictures = 0, []
+    for media in prompt.media:
+        pictures.append((int(where[first]), media))
+        first += media.tokens
+    for begin, end in runs:
+        digest.update(f"|{begin} {end}".encode())
+        for array in (prompt.input_ids, prompt.image_mask, prompt.positions):
+            digest.update(np.ascontiguousarray(array[..., begin:end]).tobytes())
+        while pictures and pictures[0][0] < end:
+            _, media = pictures.pop(0)
+            digest.update(f"|{media.kind} {media.tokens} {media.digest}".encode())
+        found.append(digest.digest())
+    return found

@@ -1,0 +1,120 @@
+"""Rows that prompts leave for later ones that begin alike, in so many bytes.
+
+A prompt is read in runs. Rows of a run depend on what stands before them and on nothing behind, as
+long as no action has moved one: so they are kept by run, each under a key that says all that was
+read up to its end, and whoever goes on from them copies them. The runs of a prompt form a chain,
+and prompts that begin alike share its first ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avl_runtime.kv.cache import Array, Floats, SegmentCache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """What a run of a prompt leaves; nobody writes its arrays.
+
+    Attributes:
+        rows: of each segment that is shared, planes [L, 1, Hkv, n, width].
+        mass: of each such segment [L, Hkv, m], what text has given the m rows up to the run's last;
+            empty where nobody counts it.
+        hidden: [n, C], what the last such segment has put out; None where nobody reads it.
+    """
+
+    rows: tuple[tuple[Array, ...], ...]
+    mass: tuple[Floats, ...]
+    hidden: Array | None
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+        return int(self.rows[0][0].shape[3])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        hidden = () if self.hidden is None else (self.hidden,)
+        planes = [plane for segment in self.rows for plane in segment]
+        return sum(array.nbytes for array in (*planes, *self.mass, *hidden))
+
+
+class PrefixCache:
+    """Blocks by key, the least recently used out first; threads may share it.
+
+    A key is said by the caller to hold all that its block depends on, the keys before it included.
+
+    Attributes:
+        limit: bytes of all blocks together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        # In the order of last use, a block always before the one that it goes on: what is dropped
+        # first is then never needed by another.
+        self._blocks: OrderedDict[bytes, Block] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blocks."""
+        return self._held
+
+    def find(self, keys: Sequence[bytes]) -> list[Block]:
+        """The blocks of a chain's first keys, as many as there are."""
+        found: list[Block] = []
+        with self._lock:
+            for key in keys:
+                block = self._blocks.get(key)
+                if block is None:
+                    break
+                found.append(block)
+            self._use(keys[: len(found)])
+        return found
+
+    def add(self, keys: Sequence[bytes], blocks: Sequence[Block]) -> None:
+        """Keep the blocks of a chain, from its first on, as far as the limit allows."""
+        taken, count = 0, 0
+        for block in blocks:
+            taken += block.nbytes
+            if taken > self.limit:
+                break
+            count += 1
+        with self._lock:
+            for key, block in zip(keys[:count], blocks, strict=False):
+                if key not in self._blocks:
+                    self._blocks[key] = block
+                    self._held += block.nbytes
+            self._use(keys[:count])
+            while self._held > self.limit:
+                _, gone = self._blocks.popitem(last=False)
+                self._held -= gone.nbytes
+
+    def clear(self) -> None:
+        """Drop all blocks."""
+        with self._lock:
+            self._blocks.clear()
+            self._held = 0
+
+    def _use(self, keys: Sequence[bytes]) -> None:
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)
+
+
+def put(blocks: Sequence[Block], index: int, cache: SegmentCache) -> None:
+    """Have an empty cache of one sequence hold the rows of blocks, in segment `index`."""
+    length = 0
+    for block in blocks:
+        positions = np.arange(length, length + block.length)
+        cache.extend(block.rows[index], 0, positions, None)
+        length += block.length
+    if blocks[-1].mass:
+        cache.mass[:, 0, :, :length] = blocks[-1].mass[index]
