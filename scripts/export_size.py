@@ -30,7 +30,7 @@ from measured import run_measured, split_arguments
 SHARD = 5 << 30  # bytes; transformers' own bound
 KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 LAYERS = "num_hidden_layers"
-MODELS = "llava-7b,llava-13b,internvl3.5-8b,smolvlm2-2.2b,ministral-3-8b,qwen2-vl-7b"
+MODELS = "llava-7b,llava-13b,internvl3.5-8b,smolvlm2-2.2b,ministral-3-8b,qwen2-vl-7b,glm-4.6v-flash"
 MEASURES = ("wall_s", "user_s", "system_s", "peak_rss_bytes", "package_bytes", "graph_bytes")
 
 

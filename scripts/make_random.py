@@ -26,10 +26,22 @@ from random_weights import fill, like_trained
 
 FAMILIES = {
     "llava": "llava-7b",
+    "vipllava": "vip-llava-7b",
     "llava_next": "llava-next-7b",
+    "llava_next_video": "llava-next-video-7b",
     "llava_onevision": "llava-onevision-0.5b",
     "video_llava": "video-llava-7b",
     "internvl": "internvl3-2b",
+    "qianfan_ocr": "qianfan-ocr-4b",
+    "mistral3": "ministral-3-3b",
+    "lighton_ocr": "lighton-ocr-1b",
+    "idefics3": "smolvlm-256m",
+    "smolvlm": "smolvlm2-256m",
+    "paddleocr_vl": "paddleocr-vl-0.9b",
+    "glm_ocr": "glm-ocr-0.9b",
+    "glm4v": "glm-4.6v-flash",
+    "granite4_vision": "granite-vision-4.1-4b",
+    "qwen2_vl": "qwen2-vl-2b",
     "qwen2_5_vl": "qwen2.5-vl-3b",
     "qwen3_vl": "qwen3-vl-2b",
 }
@@ -120,13 +132,15 @@ def files_of(shape: Shape) -> dict[str, Any]:
     text.pop("rope_scaling" if shape.family == "internvl" else "", None)
     if "head_dim" in text:
         text["head_dim"] = shape.hidden // shape.heads
-    if "rope_scaling" in text:
-        text["rope_scaling"]["mrope_section"] = _sections(
-            text["rope_scaling"]["mrope_section"], shape.hidden // shape.heads // 2
-        )
+    for rope in (text.get("rope_scaling"), text.get("rope_parameters")):
+        if rope is not None and "mrope_section" in rope:
+            turned = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 1.0))
+            half = int(shape.hidden // shape.heads * turned) // 2
+            rope["mrope_section"] = _sections(rope["mrope_section"], half)
     config["tie_word_embeddings"] = False
     config["dtype"] = text["dtype"] = DTYPES[shape.dtype]
     config["vision_config"] |= _vision(shape, config["vision_config"])
+    config |= _features(shape, config)
     if shape.image_tokens is not None:
         _resize(files, shape)
     return _renumber(files, shape.vocabulary)
@@ -176,6 +190,22 @@ def _vision(shape: Shape, known: Mapping[str, Any]) -> dict[str, Any]:
     if "deepstack_visual_indexes" in known:
         sizes["deepstack_visual_indexes"] = [0]
     return sizes
+
+
+def _features(shape: Shape, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the tower's features come from and go to, with other numbers of layers."""
+    deep, last = shape.vision_layers, shape.layers - 1
+    found: dict[str, Any] = {}
+    if isinstance(known.get("vision_feature_layer"), list):
+        asked = known["vision_feature_layer"]
+        found["vision_feature_layer"] = [min(max(n, -deep - 1), deep) for n in asked]
+    if "deepstack_layer_map" in known:
+        found["deepstack_layer_map"] = [
+            [max(state, -deep - 1), min(layer, last)]
+            for state, layer in known["deepstack_layer_map"]
+        ]
+        found["spatial_target_layers"] = [min(n, last) for n in known["spatial_target_layers"]]
+    return found
 
 
 def _sections(known: list[int], half: int) -> list[int]:

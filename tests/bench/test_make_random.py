@@ -12,6 +12,8 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from avl_export.checkpoint.aliases import known_files
+from avl_export.checkpoint.supported import SUPPORTED
 from avl_export.cli import main as avl_export
 from avl_export.options import Options
 from avl_export.plan.plan import make_plan
@@ -48,6 +50,12 @@ def test_a_checkpoint_is_exported_and_checked_against_transformers(tmp_path: Pat
     tokenizer = Tokenizer.from_file(str(tmp_path / "model/tokenizer.json"))
     assert tokenizer.get_vocab_size() == 300
     assert tokenizer.encode("w5 w77\nw5", add_special_tokens=False).ids[:2] == [5, 77]
+
+
+def test_every_family_is_known() -> None:
+    assert set(FAMILIES) == set(SUPPORTED)
+    for family, alias in FAMILIES.items():
+        assert known_files(alias)["config.json"]["model_type"] == family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
