@@ -44,7 +44,10 @@ def product(linear: Linear, library: Path, amx: str = "on", threads: int = 1) ->
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
-@given(linear=linears(), more=st.one_of(st.integers(0, 70), st.integers(180, 540)))
+@given(
+    linear=linears(),
+    more=st.one_of(st.integers(0, 70), st.integers(180, 540), st.integers(570, 650)),
+)
 def test_rows_and_weights_are_multiplied_in_bf16(
     amx_kernel: Path, linear: Linear, more: int
 ) -> None:

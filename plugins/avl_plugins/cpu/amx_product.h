@@ -11,7 +11,6 @@
 enum {
     FIELDS = AVL_AMX_TILE / SIDE, // a tile's outputs, SIDE at a time
     CHUNK = 256,                  // inputs that are widened at a time
-    BLOCK = 640,                  // rows whose sums are kept at a time, at most
     HALVES = AVL_AMX_GROUP / SIDE,
 };
 
@@ -73,13 +72,14 @@ HELPER void store_group(const float *sums, int64_t tile, int64_t rows, int64_t o
     }
 }
 
-// Up to BLOCK rows: a chunk of weights is widened once for all of them, and two fields of it stay in
+// A block of rows: a chunk of weights is widened once for all of them, and two fields of it stay in
 // the first cache while rows pass by.
-HELPER void multiply_block(const void *weight, widen_chunk *widen, const uint16_t *x, int64_t depth,
-                           int64_t rows, int64_t outputs, int64_t tile, float *y)
+HELPER void multiply_all(const void *weight, widen_chunk *widen, const avl_amx_rows *x,
+                         int64_t outputs, int64_t tile, float *y)
 {
+    const int64_t depth = avl_amx_depth(x->inputs), rows = x->rows;
     panel weights __attribute__((aligned(64)));
-    float sums[BLOCK * AVL_AMX_TILE] __attribute__((aligned(64)));
+    float sums[AVL_AMX_BLOCK * AVL_AMX_TILE] __attribute__((aligned(64)));
     const int64_t next_half = SIDE * depth;
     for (int64_t k = 0; k < depth; k += CHUNK) {
         int64_t count = k + CHUNK < depth ? CHUNK : depth - k;
@@ -88,7 +88,7 @@ HELPER void multiply_block(const void *weight, widen_chunk *widen, const uint16_
         for (int f = 0; f < FIELDS; f += 2)
             for (int64_t r = 0; r < rows; r += AVL_AMX_GROUP) {
                 float *to = sums + r * AVL_AMX_TILE + f * SIDE * SIDE;
-                const uint16_t *from = x + r * depth + k * SIDE;
+                const uint16_t *from = x->values + r * depth + k * SIDE;
                 if (rows - r > SIDE)
                     add_products(to, from, next_half, weights[f][0], CHUNK * SIDE, count / STEP, !k, 1);
                 else
@@ -99,19 +99,6 @@ HELPER void multiply_block(const void *weight, widen_chunk *widen, const uint16_
         store_group(sums + r * AVL_AMX_TILE, tile,
                     rows - r < AVL_AMX_GROUP ? rows - r : AVL_AMX_GROUP, outputs,
                     y + r * outputs + tile * AVL_AMX_TILE);
-}
-
-HELPER void multiply_all(const void *weight, widen_chunk *widen, const avl_amx_rows *x,
-                         int64_t outputs, int64_t tile, float *y)
-{
-    const int64_t depth = avl_amx_depth(x->inputs), groups = avl_amx_groups(x->rows);
-    // As large as each other: widening weights for a few rows that are left takes as long as for many.
-    const int64_t blocks = (x->rows + BLOCK - 1) / BLOCK;
-    const int64_t block = (groups + blocks - 1) / blocks * AVL_AMX_GROUP;
-    for (int64_t row = 0; row < x->rows; row += block)
-        multiply_block(weight, widen, x->values + row * depth, depth,
-                       x->rows - row < block ? x->rows - row : block, outputs, tile,
-                       y + row * outputs);
 }
 
 #endif

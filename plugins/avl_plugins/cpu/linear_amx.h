@@ -11,6 +11,7 @@
 enum {
     AVL_AMX_GROUP = 32, // rows that are multiplied together
     AVL_AMX_TILE = 64,  // outputs that are, at most
+    AVL_AMX_BLOCK = 640, // rows that all outputs are found for before the next rows, at most
     AVL_AMX_STEP = 32,  // inputs: the last of them are filled with zeros
 };
 
@@ -34,6 +35,29 @@ static inline int64_t avl_amx_values(int64_t rows, int64_t inputs)
     return avl_amx_groups(rows) * AVL_AMX_GROUP * avl_amx_depth(inputs);
 }
 
+// Rows of a block, but for the last: blocks are as large as each other, as widening weights for a few
+// rows that are left takes as long as for many. What is read of x for a tile is still in a core's
+// second cache for the next one.
+static inline int64_t avl_amx_block(int64_t rows)
+{
+    const int64_t groups = avl_amx_groups(rows), blocks = (rows + AVL_AMX_BLOCK - 1) / AVL_AMX_BLOCK;
+    return (groups + blocks - 1) / blocks * AVL_AMX_GROUP;
+}
+
+static inline int64_t avl_amx_blocks(int64_t rows)
+{
+    const int64_t block = avl_amx_block(rows);
+    return (rows + block - 1) / block;
+}
+
+// The block of x from row `first` on.
+static inline avl_amx_rows avl_amx_part(const avl_amx_rows *x, int64_t first)
+{
+    const int64_t block = avl_amx_block(x->rows), left = x->rows - first;
+    return (avl_amx_rows){left < block ? left : block, x->inputs,
+                          x->values + first * avl_amx_depth(x->inputs)};
+}
+
 // From how many rows on this is as fast as kernels without it: widening a weight pays once it is read
 // by many.
 enum { AVL_AMX_LEAST_ROWS = 64 };
@@ -44,7 +68,7 @@ typedef struct avl_amx_kernels {
     // A thread calls `begin` before, and `end` after, it multiplies.
     void (*begin)(void);
     void (*end)(void);
-    // Fill the columns of a tile in y [rows, outputs].
+    // Fill the columns of a tile in y [rows, outputs] for a block of rows.
     void (*multiply_packed)(const avl_packed *weight, const avl_amx_rows *x, int64_t tile, float *y);
     void (*multiply_stored)(const avl_stored *weight, const avl_amx_rows *x, int64_t tile, float *y);
 } avl_amx_kernels;

@@ -34,20 +34,25 @@ static int64_t units_of(const product *p, const avl_stored *weight)
     return p->amx_x.values ? avl_amx_tiles(weight->outputs) : weight->outputs;
 }
 
-static void multiply_units(const product *p, size_t i, int64_t first, int64_t end)
+// Units [first, end) of a weight, on AMX for the block of rows that starts with `row`.
+static void multiply_units(const product *p, size_t i, int64_t first, int64_t end, int64_t row)
 {
     const avl_stored *weight = &p->stored->weights[i];
-    if (!p->amx_x.values)
+    if (!p->amx_x.values) {
         p->stored->multiply(weight, p->x, p->rows, first, end, p->y[i]);
-    else
-        for (int64_t tile = first; tile < end; tile++)
-            avl_amx->multiply_stored(weight, &p->amx_x, tile, p->y[i]);
+        return;
+    }
+    const avl_amx_rows x = avl_amx_part(&p->amx_x, row);
+    for (int64_t tile = first; tile < end; tile++)
+        avl_amx->multiply_stored(weight, &x, tile, p->y[i] + row * weight->outputs);
 }
 
-// A part of all weights' units, those of the first weight first.
+// A part of all weights' units, those of the first weight first; of a block of rows on AMX.
 static void multiply_share(void *of, size_t index)
 {
     const product *p = of;
+    const int64_t row = p->amx_x.values ? (int64_t)(index / TASKS) * avl_amx_block(p->rows) : 0;
+    index %= TASKS;
     int64_t units = 0;
     for (size_t i = 0; i < p->stored->count; i++)
         units += units_of(p, &p->stored->weights[i]);
@@ -57,7 +62,7 @@ static void multiply_share(void *of, size_t index)
     for (size_t i = 0; i < p->stored->count && first < end; i++) {
         int64_t own = units_of(p, &p->stored->weights[i]), last = end < own ? end : own;
         if (first < last) {
-            multiply_units(p, i, first, last);
+            multiply_units(p, i, first, last, row);
             first = last;
         }
         first -= own;
@@ -75,7 +80,8 @@ static void round_group(void *of, size_t index)
 
 static OrtStatus *multiply(OrtKernelContext *context, product *p)
 {
-    return avl_api->KernelContext_ParallelFor(context, multiply_share, TASKS, 0, p);
+    const int64_t blocks = p->amx_x.values ? avl_amx_blocks(p->rows) : 1;
+    return avl_api->KernelContext_ParallelFor(context, multiply_share, (size_t)blocks * TASKS, 0, p);
 }
 
 static OrtStatus *multiply_on_amx(OrtKernelContext *context, product *p)

@@ -43,10 +43,24 @@ static void round_group(void *of, size_t index)
     avl_amx->round(p->from, &p->amx_x, (int64_t)index);
 }
 
-// A part of all weights' tiles, those of the first weight first.
+// Tiles [first, end) of a weight, for the block of rows that starts with `row`.
+static void multiply_tiles(const product *p, size_t i, int64_t first, int64_t end, int64_t row)
+{
+    const avl_packed *weight = &p->packed->weights[i];
+    const avl_amx_rows x = p->amx ? avl_amx_part(&p->amx_x, row) : (avl_amx_rows){0};
+    for (int64_t tile = first; tile < end; tile++)
+        if (p->amx)
+            avl_amx->multiply_packed(weight, &x, tile, p->y[i] + row * weight->outputs);
+        else
+            p->packed->with->multiply(weight, &p->x, tile, p->y[i]);
+}
+
+// A part of all weights' tiles, those of the first weight first; of a block of rows on AMX.
 static void multiply_share(void *of, size_t index)
 {
     const product *p = of;
+    const int64_t row = p->amx ? (int64_t)(index / TASKS) * avl_amx_block(p->amx_x.rows) : 0;
+    index %= TASKS;
     const avl_packed *weight = p->packed->weights;
     int64_t tiles = 0;
     for (size_t i = 0; i < p->packed->count; i++)
@@ -54,13 +68,12 @@ static void multiply_share(void *of, size_t index)
     int64_t tile = tiles * (int64_t)index / TASKS, end = tiles * ((int64_t)index + 1) / TASKS;
     if (p->amx)
         avl_amx->begin();
-    for (float *const *y = p->y; tile < end; weight++, y++) {
-        int64_t own = p->packed->with->tiles(weight);
-        for (; tile < own && tile < end; tile++)
-            if (p->amx)
-                avl_amx->multiply_packed(weight, &p->amx_x, tile, *y);
-            else
-                p->packed->with->multiply(weight, &p->x, tile, *y);
+    for (size_t i = 0; tile < end; i++) {
+        int64_t own = p->packed->with->tiles(&weight[i]), last = end < own ? end : own;
+        if (tile < last) {
+            multiply_tiles(p, i, tile, last, row);
+            tile = last;
+        }
         tile -= own;
         end -= own;
     }
@@ -79,7 +92,8 @@ static OrtStatus *run(OrtKernelContext *context, product *p, void (*round)(void 
         round(p, 0);
     if (status)
         return status;
-    return avl_api->KernelContext_ParallelFor(context, multiply_share, TASKS, 0, p);
+    const int64_t blocks = p->amx ? avl_amx_blocks(p->amx_x.rows) : 1;
+    return avl_api->KernelContext_ParallelFor(context, multiply_share, (size_t)blocks * TASKS, 0, p);
 }
 
 static OrtStatus *no_memory(void) { return avl_failed("expected memory for rounded rows, found none"); }
