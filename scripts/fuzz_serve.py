@@ -73,8 +73,23 @@ def bases(model: str) -> list[dict[str, Any]]:
         "messages": [{"role": "user", "content": "Hello."}],
         "max_tokens": 3,
     }
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", 1]}, "b": {"type": "integer", "minimum": 3}},
+        "required": ["a"],
+        "additionalProperties": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/c"}]},
+        "$defs": {"c": {"type": "string", "maxLength": 3, "pattern": "^a+$"}},
+    }
+    named = {"name": "n", "schema": schema, "strict": True}
     return [
         plain,
+        plain | {"response_format": {"type": "json_schema", "json_schema": named}},
+        {
+            "model": model,
+            "input": "Hello.",
+            "max_output_tokens": 3,
+            "text": {"format": {"type": "json_schema", **named}},
+        },
         plain | {"messages": [{"role": "system", "content": "Be brief."}, *plain["messages"]]},
         plain | {"messages": [{"role": "user", "content": parts}], "policy": "avl"},
         plain | {"stream": True, "stream_options": {"include_usage": True}, "n": 2, "seed": 1},
@@ -100,6 +115,8 @@ def values() -> st.SearchStrategy[Any]:
 def names() -> st.SearchStrategy[str]:
     """Names of fields, known ones as a rule."""
     inner = ["role", "content", "type", "text", "image_url", "url", "detail", "include_usage"]
+    inner += ["schema", "strict", "properties", "items", "anyOf", "allOf", "enum", "$ref"]
+    inner += ["multipleOf", "pattern", "maxLength", "minItems", "format"]
     return st.sampled_from([*sorted(KNOWN), *inner]) | st.text(max_size=6)
 
 

@@ -248,7 +248,13 @@ class Chat:
                 )
             sequence, encoded = self._encoded(heard)
             request = Request(
-                self._loaded, encoded, self._policy, options, sequence=sequence, **noted
+                self._loaded,
+                encoded,
+                self._policy,
+                options,
+                noted.get("return_logits", False),
+                noted.get("return_placements", False),
+                sequence,
             )
             start, before = sequence.length, self._kept.pending
             resting = failed = False  # between steps, where the cache is whole

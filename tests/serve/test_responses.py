@@ -90,7 +90,8 @@ def test_tokens_are_counted(server: Running, tiny: LVLM) -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": {}}]}]},
          "input[0].content[0].image_url"),
         ({"input": "x" * 90, "instructions": "y" * 90}, "input"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
     ],
 )  # fmt: skip
 def test_what_is_refused(fields: dict[str, Any], param: str) -> None:

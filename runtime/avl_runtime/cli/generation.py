@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from avl_runtime.cli.lists import count
@@ -24,6 +26,7 @@ NAMES = (
     "stop",
     "logprobs",
     "prompt_lookup",
+    "json_schema",
 )
 
 PACKAGE = "(default: the package's)"
@@ -106,6 +109,13 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         help="draft up to N tokens a step from what was said before, and check them at once; the "
         "answer is the same (default: 0, off)",
     )
+    add(
+        "--json-schema",
+        metavar="FILE",
+        type=_schema,
+        help="the answer is JSON of the schema in this file, unless --max-new-tokens or --stop "
+        "cuts it",
+    )
 
 
 def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -131,6 +141,16 @@ def without_effect(given: Mapping[str, Any], defaults: GenerationDefaults) -> li
     return [
         f"--{name.replace('_', '-')}" for name in names if given.get(name) not in (None, off[name])
     ]
+
+
+def _schema(path: str) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise argparse.ArgumentTypeError(
+            f"expected a file with a JSON schema, found {path[:60]!r}: {reason}"
+        ) from None
 
 
 def _bias(text: str) -> tuple[int, float]:

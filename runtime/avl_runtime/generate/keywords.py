@@ -33,6 +33,7 @@ class OptionKeywords(TypedDict, total=False):
     logprobs: int | None
     skip_special_tokens: bool | None
     prompt_lookup: int | None
+    json_schema: Mapping[str, Any] | None
 
 
 class TurnKeywords(OptionKeywords, total=False):

@@ -49,6 +49,11 @@ def ban(scores: Floats, tokens: Ids) -> None:
     scores[tokens[tokens < scores.size]] = -np.inf
 
 
+def ban_others(scores: Floats, allowed: NDArray[np.bool_]) -> None:
+    """Make all tokens impossible but those `allowed`, [at least V]."""
+    scores[~allowed[: scores.size]] = -np.inf
+
+
 def ban_ngrams(scores: Floats, seen: Ids, size: int) -> None:
     """Make tokens impossible that would end `size` tokens in a row which were there before."""
     starts = len(seen) - size + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from avl_plugins.errors import quoted
 from avl_runtime.generate.drafts import MOST_DRAFTS
+from avl_runtime.generate.grammars import Constraint, schema_text
 from avl_runtime.generate.sampling import Sampler
 from avl_runtime.package.generation_defaults import NEUTRAL, GenerationDefaults
 from avl_runtime.prompts.option_values import OptionError, flag, id_lists, ids, number, real, whole
@@ -53,6 +55,8 @@ class Options:
             places in a picture; an end token is no part of it in any case. True by default.
         prompt_lookup: tokens that a step may draft from what the conversation holds already, at
             most 15; 0 is off. The reply is the same; whether it comes sooner, `Stats` tells.
+        json_schema: the reply is JSON of this schema, unless `max_new_tokens` or `stop` cuts it;
+            {"type": "object"} is any object. A keyword that cannot be held to is refused.
 
     Raises:
         OptionError: a value is of the wrong type or out of range.
@@ -79,6 +83,7 @@ class Options:
     logprobs: int | None = None
     skip_special_tokens: bool | None = None
     prompt_lookup: int | None = None
+    json_schema: Mapping[str, Any] | None = None
 
     def __new__(cls, *values: Any, **named: Any) -> Options:
         """Refuse a misspelt name, as the methods that generate do."""
@@ -137,7 +142,7 @@ class Options:
         }
         named |= {"max_new_tokens": MAX_NEW_TOKENS, "presence_penalty": 0.0}
         named |= {"frequency_penalty": 0.0, "logit_bias": {}, "skip_special_tokens": True}
-        named |= {"prompt_lookup": 0}
+        named |= {"prompt_lookup": 0, "json_schema": None}
         if self.min_new_tokens is not None:
             named["min_length"] = 0  # `generate` lets the newer of the two settings win
         # A package's own does not refuse a shorter reply, which then does not end before its limit.
@@ -145,6 +150,20 @@ class Options:
         named["min_new_tokens"] = min(named["min_new_tokens"], most)
         missing = {name: value for name, value in named.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **missing) if missing else self
+
+    def held(self) -> Options:
+        """These options for a reply of a grammar, which says when it ends.
+
+        Raises:
+            OptionError: one would keep the reply from ending, or from repeating its punctuation.
+        """
+        for name in ("min_length", "min_new_tokens", "no_repeat_ngram_size"):
+            if getattr(self, name):
+                raise OptionError(
+                    f"{name}: expected none for an answer whose form is asked for, found "
+                    f"{getattr(self, name)}; leave it out"
+                )
+        return dataclasses.replace(self, min_length=0, min_new_tokens=0, no_repeat_ngram_size=0)
 
     def check_ids(self, vocabulary: int) -> None:
         """Refuse token ids that a model cannot say.
@@ -169,16 +188,17 @@ class Options:
                     f"found {quoted(beyond)}; leave it out"
                 )
 
-    def sampler(self, eos: Sequence[int] = ()) -> Sampler:
+    def sampler(self, eos: Sequence[int] = (), constraint: Constraint | None = None) -> Sampler:
         """What chooses tokens by these options; what they leave open is neutral.
 
         Args:
             eos: the tokens that end a reply.
+            constraint: what the reply may be.
         """
         filled = self.over(NEUTRAL)
         rules = {name: getattr(filled, name) for name in _SAMPLING}
         seed = secrets.randbits(31) if self.seed is None else self.seed
-        return Sampler(**rules, seed=seed, eos=eos)
+        return Sampler(**rules, seed=seed, eos=eos, constraint=constraint)
 
 
 def _stops(name: str, value: object) -> tuple[str, ...]:
@@ -209,12 +229,18 @@ def _token_id(name: str, value: object) -> int:
     return whole(name, value)
 
 
+def _schema(name: str, value: object) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(schema_text(value, name))
+    return found
+
+
 def _drafts(name: str, value: object) -> int:
     return whole(name, value, note="0 is off", most=MOST_DRAFTS)
 
 
 _LISTS: dict[str, Any] = {
     "prompt_lookup": _drafts,
+    "json_schema": _schema,
     "stop": _stops,
     "logit_bias": _bias,
     "bad_words_ids": id_lists,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from avl_plugins.logits import Logits
+from avl_runtime.generate.grammars import Constraint
 from avl_runtime.generate.logprobs import token_logprobs
 from avl_runtime.generate.options import Options
 from avl_runtime.generate.results import FinishReason, Placement, TokenLogprobs
@@ -25,7 +26,12 @@ class Reply:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, eos: Sequence[int], options: Options, keep_logits: bool
+        self,
+        tokenizer: Tokenizer,
+        eos: Sequence[int],
+        options: Options,
+        keep_logits: bool,
+        constraint: Constraint | None = None,
     ) -> None:
         self.token_ids: list[int] = []
         self.logits: list[NDArray[np.float32]] | None = [] if keep_logits else None
@@ -34,7 +40,7 @@ class Reply:
         self.text = ""
         self.logprobs: list[TokenLogprobs] | None = None if options.logprobs is None else []
         self._top = options.logprobs or 0
-        self._sampler = options.sampler(eos)
+        self._sampler = options.sampler(eos, constraint)
         self.seed = self._sampler.seed if self._sampler.draws else options.seed
         self.guesses = self._sampler.reads
         self._ahead = self._sampler

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from avl_plugins.logits import Logits
 from avl_runtime.generate import logit_rules as rules
+from avl_runtime.generate.grammars import Constraint
 from avl_runtime.generate.logit_rules import Floats, as_ids
 from avl_runtime.prompts.option_values import OptionError, number
 
@@ -20,7 +21,7 @@ class SamplingError(OptionError):
 
 
 class Sampler:
-    """Bias, penalties and bans, then temperature, top-k, top-p, min-p and one draw.
+    """Bias, penalties, bans and a grammar, then temperature, top-k, top-p, min-p and one draw.
 
     Temperature 0 is greedy. The same seed gives the same draws on every machine (PCG64), one draw
     a call. The options are those of `options.Options`.
@@ -52,11 +53,13 @@ class Sampler:
         suppress_tokens: Sequence[int] = (),
         begin_suppress_tokens: Sequence[int] = (),
         eos: Sequence[int] = (),
+        constraint: Constraint | None = None,
     ) -> None:
         """
         Args:
             eos: the tokens that end a reply, which come no sooner than `min_length` and
                 `min_new_tokens` allow.
+            constraint: what the reply may be.
         """
 
         def checked(name: str, value: object) -> float:
@@ -83,8 +86,10 @@ class Sampler:
         whole = (self.repetition_penalty != 1, self._ngram, self._presence, self._frequency)
         self._reach = 0 if any(whole) else max(map(len, self._words), default=1)
         self._never, self._never_first = as_ids(suppress_tokens), as_ids(begin_suppress_tokens)
+        self._constraint = constraint
         self._ruled = bool(
-            self.repetition_penalty != 1
+            constraint is not None
+            or self.repetition_penalty != 1
             or any((self._presence, self._frequency, self._bias, self._ngram, self._words))
             or any((self._least, self._least_new, self._never.size, self._never_first.size))
         )
@@ -183,10 +188,14 @@ class Sampler:
         rules.ban(scores, self._never)
         if not said:
             rules.ban(scores, self._never_first)
+        if self._constraint is not None:
+            reply = seen_ids[len(seen_ids) - said :]
+            rules.ban_others(scores, self._constraint.allowed(reply))
         if scores.max() == -math.inf:
+            beside = "" if self._constraint is None else ", or ask for another form of answer"
             raise SamplingError(
                 "expected a token that penalties and bans leave, found none; allow some of "
-                "suppress_tokens, begin_suppress_tokens and bad_words_ids"
+                f"suppress_tokens, begin_suppress_tokens and bad_words_ids{beside}"
             )
         return scores
 

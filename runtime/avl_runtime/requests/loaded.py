@@ -13,6 +13,7 @@ from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.execute import executor_on, load_backend
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.generate.decode import Decoder
+from avl_runtime.generate.grammars import Grammars
 from avl_runtime.generate.prefill import Reading, prefill
 from avl_runtime.generate.prefix import Prefix
 from avl_runtime.generate.sequence import Sequence
@@ -47,6 +48,7 @@ class Loaded:
         embedding: the token embedding matrix.
         executor: how the backend runs the decoder.
         prefixes: rows of prompts for later ones that begin alike; None: none are kept.
+        grammars: what replies can be held to.
     """
 
     def __init__(
@@ -77,6 +79,10 @@ class Loaded:
             )
         shares = limit and self.executor.shares
         self.prefixes = PrefixCache(limit) if shares else None
+        manifest = package.manifest
+        self.grammars = Grammars(
+            self.processor.tokenizer, manifest.dims.vocab_size, manifest.tokens.eos
+        )
         self._closed = False
 
     def close(self) -> None:

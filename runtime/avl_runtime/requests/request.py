@@ -12,6 +12,7 @@ from avl_plugins.policies import Policy, Tokens
 from avl_runtime.generate.core_drafts import CoreDrafts
 from avl_runtime.generate.decode import MOST_TOGETHER
 from avl_runtime.generate.drafts import NO_TEXT, PromptLookup
+from avl_runtime.generate.grammars import Grammar, json_grammar
 from avl_runtime.generate.options import MAX_NEW_TOKENS, Options
 from avl_runtime.generate.reply import Reply
 from avl_runtime.generate.results import DeviceBytes, Drafts, Placement, Result, Stats
@@ -43,10 +44,12 @@ class Request:
         return_logits: bool = False,
         return_placements: bool = False,
         sequence: Sequence | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """
         Args:
             sequence: of a conversation; None begins one.
+            grammar: what the reply may be, beside which `options` have no schema.
 
         Raises:
             AvlError: the policy or an option cannot be used with this package.
@@ -54,7 +57,10 @@ class Request:
         loaded.check(policy)
         manifest = loaded.package.manifest
         options.check_ids(manifest.dims.vocab_size)
-        options = options.over(manifest.generation)
+        if grammar is None and options.json_schema is not None:
+            grammar = json_grammar(options.json_schema)
+        constraint = None if grammar is None else loaded.grammars.constraint(grammar)
+        options = (options if grammar is None else options.held()).over(manifest.generation)
         self.loaded = loaded
         self.prompt = prompt
         self.policy = policy
@@ -62,7 +68,8 @@ class Request:
         self._sequence = sequence
         keep_logits = flag("return_logits", return_logits)
         self.trace = flag("return_placements", return_placements)
-        self.reply = Reply(loaded.processor.tokenizer, manifest.tokens.eos, options, keep_logits)
+        tokenizer, eos = loaded.processor.tokenizer, manifest.tokens.eos
+        self.reply = Reply(tokenizer, eos, options, keep_logits, constraint)
         self.submitted = False
         self.error: BaseException | None = None
         self.fresh = ""

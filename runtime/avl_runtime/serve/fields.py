@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from avl_plugins.errors import quoted
@@ -14,6 +14,7 @@ from avl_runtime.requests.loaded import as_policy
 from avl_runtime.serve import values
 from avl_runtime.serve.content import Said, messages
 from avl_runtime.serve.errors import ApiError, refused
+from avl_runtime.serve.formats import TEXT, Format, format_of
 from avl_runtime.serve.limits import Limits
 
 MOST_STOPS: Final = 16
@@ -43,7 +44,6 @@ WHOLE: Final[Mapping[str, tuple[int, int]]] = {
 FLAGS: Final = ("skip_special_tokens",)
 # Fields of OpenAI's protocol that ask for nothing when they have such a value.
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -65,7 +65,7 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 OWN: Final = (
     *("model", "messages", "n", "stop", "logit_bias", "logprobs", "top_logprobs", "stream"),
     *("stream_options", "max_tokens", "max_completion_tokens", "user", "safety_identifier"),
-    *("policy", "kv", "placements", "min_new_tokens"),
+    *("policy", "kv", "placements", "min_new_tokens", "response_format"),
 )
 KNOWN: Final = frozenset((*OWN, *NUMBERS, *WHOLE, *FLAGS, *NEUTRAL))
 
@@ -85,6 +85,7 @@ class ChatRequest:
         stream: whether to tell the answer while it comes.
         usage: whether a stream ends with what was used.
         user: whom the client names as its own user, for the log.
+        format: that answers shall have.
     """
 
     model: str
@@ -98,6 +99,7 @@ class ChatRequest:
     stream: bool
     usage: bool
     user: str | None
+    format: Format = field(default_factory=Format)
 
 
 def chat_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
@@ -122,6 +124,7 @@ def chat_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
         stream=stream,
         usage=_usage(given, stream),
         user=user_of(given),
+        format=format_of(given.get("response_format", TEXT), "response_format", "json_schema"),
     )
 
 

@@ -24,13 +24,13 @@ from avl_runtime.serve.fields import (
     taken,
     user_of,
 )
+from avl_runtime.serve.formats import TEXT, Format, format_of
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.served import Event, Run
 
 # Fields of OpenAI's protocol that ask for nothing when they have such a value.
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "store": (False,),  # without it OpenAI's own server stores; this one cannot
-    "text": ({"format": {"type": "text"}}, {}),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -49,7 +49,7 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 OWN: Final = (
     *("model", "input", "instructions", "max_output_tokens", "stream", "user"),
-    *("safety_identifier", "policy", "kv", "placements", "stop", "min_new_tokens"),
+    *("safety_identifier", "policy", "kv", "placements", "stop", "min_new_tokens", "text"),
 )
 KNOWN: Final = frozenset((*OWN, *NUMBERS, *WHOLE, *FLAGS, *NEUTRAL))
 
@@ -79,7 +79,15 @@ def response_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
         stream=values.flag(given.get("stream", False), "stream"),
         usage=True,
         user=user_of(given),
+        format=_format(given),
     )
+
+
+def _format(given: Mapping[str, Any]) -> Format:
+    text = values.an_object(given.get("text", {}), "text", ("format", "verbosity"))
+    if text.get("verbosity", "medium") != "medium":
+        raise values.wrong("text.verbosity", "medium", text["verbosity"])
+    return format_of(text.get("format", TEXT), "text.format", None)
 
 
 def _said(given: Mapping[str, Any], limits: Limits) -> tuple[Said, ...]:
@@ -184,7 +192,7 @@ class ResponseTeller:
             "previous_response_id": None,
             "store": False,
             "temperature": self._asked.options.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": dict(self._asked.format.told)},
             "tool_choice": "none",
             "tools": [],
             "top_p": self._asked.options.top_p,

@@ -74,6 +74,7 @@ class Served:
                 policy,
                 _seeded(asked, choice),
                 return_placements=asked.placements,
+                grammar=asked.format.grammar,
             )
             for choice in range(asked.choices)
         ]

@@ -1,0 +1,71 @@
+"""What form an answer shall have: text, any JSON object, or JSON of a schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from avl_runtime.generate.grammars import Grammar, GrammarError, json_grammar
+from avl_runtime.serve import values
+from avl_runtime.serve.errors import refused
+
+NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+LONGEST_DESCRIPTION: Final = 1 << 16
+SCHEMA: Final = ("name", "description", "schema", "strict")
+ANY_OBJECT: Final = {"type": "object"}
+TEXT: Final = {"type": "text"}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The form of an answer.
+
+    Attributes:
+        told: as the client wrote it.
+        grammar: what it is held to; None for text.
+    """
+
+    told: Mapping[str, Any] = field(default_factory=TEXT.copy)
+    grammar: Grammar | None = None
+
+
+def format_of(value: object, name: str, inside: str | None) -> Format:
+    """Read `response_format`, or `text.format`.
+
+    Args:
+        inside: the name under which a schema has its own; None where it lies beside the type.
+
+    Raises:
+        ApiError: it is neither, or its schema cannot be used.
+        MissingError: llguidance is not installed.
+    """
+    sort = value.get("type") if isinstance(value, dict) else None
+    if sort == "text":
+        return Format(values.an_object(value, name, ("type",)))
+    if sort == "json_object":
+        told = values.an_object(value, name, ("type",))
+        return Format(told, _grammar(ANY_OBJECT, name, strict=True))
+    if sort != "json_schema":
+        expected = "an object of the type text, json_object or json_schema"
+        raise values.wrong(name, expected, value if sort is None else sort)
+    told = given = values.an_object(value, name, ("type", *([inside] if inside else SCHEMA)))
+    if inside is not None:
+        name = f"{name}.{inside}"
+        given = values.an_object(given.get(inside), name, SCHEMA)
+    called = values.text(given.get("name"), f"{name}.name", 64)
+    if NAME.fullmatch(called) is None:
+        raise values.wrong(f"{name}.name", "letters, digits, _ and -", called)
+    if "description" in given:
+        values.text(given["description"], f"{name}.description", LONGEST_DESCRIPTION)
+    strict = values.flag(given.get("strict", False), f"{name}.strict")
+    schema = given.get("schema", ANY_OBJECT)
+    return Format(told, _grammar(schema, f"{name}.schema", strict=strict))
+
+
+def _grammar(schema: object, name: str, *, strict: bool) -> Grammar:
+    try:
+        return json_grammar(schema, name, strict=strict)
+    except GrammarError as error:
+        raise refused(str(error), name) from None
