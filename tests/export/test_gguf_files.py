@@ -132,7 +132,7 @@ def test_files_that_are_refused(tmp_path: Path, refused: Refused) -> None:
         tower, "--mmproj", str(tower)
     )
     assert "found that of a llama" in refused(model, "--mmproj", str(model))
-    assert "expected a projector of mlp for a decoder of llama, found None" in refused(
+    assert "expected a projector of mlp, idefics3 for a decoder of llama, found None" in refused(
         model, "--mmproj", str(tower)
     )
     assert "--revision: expected a hub id" in refused(

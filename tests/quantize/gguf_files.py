@@ -2,7 +2,7 @@
 
 Names are those of gguf-py's own tables, types are quantized and read back by gguf-py. What is
 turned, cut apart and called otherwise is as in llama.cpp's conversion/llama.py, qwenvl.py and
-qwen3vl.py, and in tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py for LLaVA.
+qwen3vl.py, smolvlm.py, and in tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py for LLaVA.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from gguf import GGMLQuantizationType as Type
 
 ARCHITECTURES = {
     "llava": gguf.MODEL_ARCH.LLAMA,
+    "idefics3": gguf.MODEL_ARCH.LLAMA,
+    "smolvlm": gguf.MODEL_ARCH.LLAMA,
     "qwen2_5_vl": gguf.MODEL_ARCH.QWEN2VL,
     "qwen3_vl": gguf.MODEL_ARCH.QWEN3VL,
 }
@@ -28,7 +30,7 @@ PROJECTORS = {
     "qwen2_5_vl": gguf.VisionProjectorType.QWEN25VL,
     "qwen3_vl": gguf.VisionProjectorType.QWEN3VL,
 }
-VISION = ("vision_tower", "visual", "multi_modal_projector")
+VISION = ("vision_tower", "visual", "multi_modal_projector", "vision_model", "connector")
 TypeOf = Callable[[str, tuple[int, ...]], Type]
 
 
@@ -113,6 +115,9 @@ def write_files(
     if family == "llava":
         _llava_values(encoder, model.config)
         _write_llava(writer, model.config, state, written, swapped)
+    elif family in ("idefics3", "smolvlm"):
+        _idefics3_values(encoder, model.config)
+        _write_idefics3(writer, model.config, state, written)
     else:
         _qwen_values(encoder, model.config)
         _write_qwen(writer, model.config, state, written)
@@ -204,10 +209,11 @@ def _write_text(
     for key, values in state.items():
         if any(part in key for part in VISION) or key in tied:
             continue
-        theirs = key.replace("model.language_model.", "model.")
+        theirs = re.sub(r"^model\.(language|text)_model\.", "model.", key)
         name = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
         assert name is not None, key
-        turned = heads.get(key.split(".")[-2]) if config.model_type == "llava" else None
+        llama = ARCHITECTURES[config.model_type] == gguf.MODEL_ARCH.LLAMA
+        turned = heads.get(key.split(".")[-2]) if llama else None
         if turned is None:
             meant = writer.add(name, values)
         else:
@@ -335,4 +341,35 @@ def _write_qwen(
         found = [writer.add(name, part) for name, part in parts.items()]
         whole = np.stack(found, 2) if values.ndim == 5 else np.concatenate(found)
         written.meant[key] = torch.from_numpy(whole)
+    writer.close()
+
+
+def _idefics3_values(file: gguf.GGUFWriter, config: Any) -> None:
+    vision = config.vision_config
+    file.add_clip_projector_type(gguf.VisionProjectorType.IDEFICS3)
+    file.add_clip_has_vision_encoder(True)
+    file.add_vision_projection_dim(config.text_config.hidden_size)
+    file.add_vision_image_size(vision.image_size)
+    file.add_vision_patch_size(vision.patch_size)
+    file.add_vision_embedding_length(vision.hidden_size)
+    file.add_vision_feed_forward_length(vision.intermediate_size)
+    file.add_vision_block_count(vision.num_hidden_layers)
+    file.add_vision_head_count(vision.num_attention_heads)
+    file.add_vision_attention_layernorm_eps(vision.layer_norm_eps)
+    file.add_vision_projector_scale_factor(config.scale_factor)
+    file.add_vision_use_gelu(True)
+    file.add_vision_image_mean([0.5, 0.5, 0.5])
+    file.add_vision_image_std([0.5, 0.5, 0.5])
+
+
+def _write_idefics3(
+    writer: _Writer, config: Any, state: Mapping[str, np.ndarray], written: Written
+) -> None:
+    layers = config.vision_config.num_hidden_layers
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)
+    for key, values in state.items():
+        if "vision_model" in key or "connector" in key:
+            name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+            assert name is not None, key
+            written.meant[key] = torch.from_numpy(writer.add(name, values))
     writer.close()

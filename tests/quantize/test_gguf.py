@@ -31,6 +31,7 @@ from export.checkpoints import make_config, write_random
 from families.support import Case, write_checkpoint
 from families.test_qwen2_5_vl import CASES as QWEN25
 from families.test_qwen3_vl import CASES as QWEN3
+from families.test_smolvlm import IDEFICS3, SMOLVLM
 from quantize.conftest import Exported, Exports
 from quantize.gguf_files import TypeOf, Written, all_of, random_blocks, write_files
 
@@ -174,6 +175,30 @@ def test_qwens(case: Case, kind: Type, tmp_path: Path, exports: Exports, traced:
     assert_holds(exported, written)
     count = 0 if kind == Type.F16 else 4 * 7 + 1  # the matrix of words is the output's too
     assert len(exported.plan.store.linears) == count
+    assert not exported.plan.unread.names
+
+
+@pytest.mark.parametrize("case", [IDEFICS3, SMOLVLM], ids=lambda case: case.name)
+def test_smolvlms(
+    case: Case,
+    tmp_path: Path,
+    exports: Exports,
+    traced: None,
+    refused: Refused,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Which of both families a file is of, only a configuration tells."""
+    source = tmp_path / "source"
+    write_checkpoint(case, source)
+    model = case.model.from_pretrained(source)
+    written = write_files(model, tmp_path, all_of(Type.Q4_0))
+    files = ["--mmproj", str(written.mmproj)]
+    capsys.readouterr()  # what transformers said
+    assert "expected --config, as files of idefics3 do not tell" in refused(written.model, *files)
+    exported = exports(written.model, mmproj=written.mmproj, config=str(source), check=False)
+    assert_holds(exported, written)
+    assert exported.plan.family.name == case.name
+    assert len(exported.plan.store.linears) == 3 * 7 + 1
     assert not exported.plan.unread.names
 
 

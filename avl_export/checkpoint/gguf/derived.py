@@ -40,6 +40,11 @@ def derived_files(text: GgufFile, encoder: GgufFile, family: str) -> Files:
     Raises:
         CheckpointError: the files do not tell enough, or something that no such file can say.
     """
+    if family not in _ENCODERS:
+        raise CheckpointError(
+            f"{encoder.path}: expected --config, as files of {family} do not tell which tiles "
+            f"pictures are cut into, found none; {ASK}"
+        )
     words = read_vocabulary(text)
     tokens = {
         "bos_token_id": words.bos,

@@ -16,11 +16,7 @@ from avl_plugins.errors import shown
 Table = Mapping[str, str]
 
 TEXT = "model.language_model."
-TOP: Table = {
-    "token_embd": f"{TEXT}embed_tokens",
-    "output_norm": f"{TEXT}norm",
-    "output": "lm_head",
-}
+TEXTS: Table = dict.fromkeys(("idefics3", "smolvlm"), "model.text_model.")  # of families, else TEXT
 LAYER: Table = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -34,7 +30,6 @@ LAYER: Table = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-DECODER = (TOP, f"{TEXT}layers.", LAYER)
 
 CLIP = "model.vision_tower."
 LLAVA = (
@@ -57,6 +52,17 @@ LLAVA = (
         "ffn_up": "mlp.fc1",
         "ffn_down": "mlp.fc2",
     },
+)
+SIGLIP = "model.vision_model."
+IDEFICS3 = (
+    {
+        "v.patch_embd": f"{SIGLIP}embeddings.patch_embedding",
+        "v.position_embd": f"{SIGLIP}embeddings.position_embedding",
+        "v.post_ln": f"{SIGLIP}post_layernorm",
+        "mm.model.fc": "model.connector.modality_projection.proj",
+    },
+    f"{SIGLIP}encoder.layers.",
+    LLAVA[2],
 )
 QWEN = "model.visual."
 QWEN_BLOCK = {
@@ -97,19 +103,27 @@ QWEN3 = (
 DEEPSTACK: Table = {"norm": "norm", "fc1": "linear_fc1", "fc2": "linear_fc2"}
 ENCODERS: Mapping[str, tuple[Table, str, Table]] = {
     "llava": LLAVA,
+    "idefics3": IDEFICS3,
+    "smolvlm": IDEFICS3,
     "qwen2_5_vl": QWEN25,
     "qwen3_vl": QWEN3,
 }
 ROPE = "rope_freqs.weight"  # factors that a configuration's rope_scaling makes anew
 
 
-def text_names(file: GgufFile) -> dict[str, str]:
+def text_names(file: GgufFile, family: str) -> dict[str, str]:
     """The names of a decoder's weights by those of its tensors.
 
     Raises:
         CheckpointError: a tensor that no weight of such a decoder is.
     """
-    return _named(file, r"blk", DECODER, {})
+    prefix = TEXTS.get(family, TEXT)
+    top = {
+        "token_embd": f"{prefix}embed_tokens",
+        "output_norm": f"{prefix}norm",
+        "output": "lm_head",
+    }
+    return _named(file, r"blk", (top, f"{prefix}layers.", LAYER), {})
 
 
 def encoder_names(file: GgufFile, family: str) -> dict[str, str]:
@@ -126,7 +140,7 @@ def encoder_names(file: GgufFile, family: str) -> dict[str, str]:
         own["v.class_embd"] = f"{CLIP}embeddings.class_embedding"
         if _is_swapped(file):
             block = {**block, "ffn_up": block["ffn_down"], "ffn_down": block["ffn_up"]}
-    else:  # a frame's half of a kernel over two frames
+    elif family.startswith("qwen"):  # a frame's half of a kernel over two frames
         own["v.patch_embd.weight.1"] = f"{QWEN}patch_embed.proj.weight"
     if family == "qwen3_vl":
         own |= _deepstack(file.tensors)

@@ -22,14 +22,15 @@ SUFFIX = ".gguf"
 ARCHITECTURE = "general.architecture"
 # Decoders by llama.cpp's names, and the families that have such.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "llama": ("llava",),
+    "llama": ("llava", "idefics3", "smolvlm"),
     "qwen2vl": ("qwen2_5_vl",),
     "qwen3vl": ("qwen3_vl",),
 }
-PROJECTORS: Mapping[str, str] = {
-    "mlp": "llava",
-    "qwen2.5vl_merger": "qwen2_5_vl",
-    "qwen3vl_merger": "qwen3_vl",
+PROJECTORS: Mapping[str, tuple[str, ...]] = {
+    "mlp": ("llava",),
+    "idefics3": ("idefics3", "smolvlm"),
+    "qwen2.5vl_merger": ("qwen2_5_vl",),
+    "qwen3vl_merger": ("qwen3_vl",),
 }
 TURNED = ("llama",)  # architectures whose queries and keys have their rows in pairs
 
@@ -60,17 +61,19 @@ def open_gguf(
             f"{_advice(path)}"
         )
     encoder = read_gguf(_file(str(mmproj)))
-    family = _family(text, encoder)
+    families = _families(text, encoder)
     if config is None:
-        base = _derived(text, encoder, family)
+        base = _derived(text, encoder, families[0])
     else:
         base = find_checkpoint(config, None, dry_run)
-    if check_supported(base.folder, base.config) != family:
+    family = check_supported(base.folder, base.config)
+    if family not in families:
         raise CheckpointError(
-            f"{base.folder / 'config.json'}: expected the configuration of a {family} as the GGUF "
-            f"files hold, found that of a {base.config['model_type']}; pass another --config"
+            f"{base.folder / 'config.json'}: expected the configuration of a "
+            f"{' or '.join(families)} as the GGUF files hold, found that of a {family}; pass "
+            "another --config"
         )
-    parts = [(text, text_names(text)), (encoder, encoder_names(encoder, family))]
+    parts = [(text, text_names(text, family)), (encoder, encoder_names(encoder, family))]
     shards, tensors = _tensors(parts)
     names = {name: weight for _, own in parts for name, weight in own.items()}
     return replace(
@@ -133,8 +136,8 @@ def _heads(file: GgufFile) -> dict[str, int]:
     }
 
 
-def _family(text: GgufFile, encoder: GgufFile) -> str:
-    """The family that both files are of."""
+def _families(text: GgufFile, encoder: GgufFile) -> tuple[str, ...]:
+    """The families that both files may be of."""
     for file in (text, encoder):
         if file.values.get("split.count", 1) != 1:
             raise CheckpointError(
@@ -162,14 +165,15 @@ def _family(text: GgufFile, encoder: GgufFile) -> str:
         "clip.projector_type", encoder.values.get("clip.vision.projector_type")
     )
     kind = "mlp" if kind is None and encoder.values.get("clip.has_llava_projector") else kind
-    family = PROJECTORS.get(kind) if isinstance(kind, str) else None
-    if family is None or family not in families:
-        held = ", ".join(name for name, one in PROJECTORS.items() if one in families)
+    known = PROJECTORS.get(kind, ()) if isinstance(kind, str) else ()
+    found = tuple(family for family in known if family in families)
+    if not found:
+        held = ", ".join(name for name, of in PROJECTORS.items() if set(of) & set(families))
         raise CheckpointError(
             f"{encoder.path}: expected a projector of {held} for a decoder of {architecture}, "
             f"found {quoted(kind, 40)}; use the checkpoint that the files were made from"
         )
-    return family
+    return found
 
 
 def _file(model: str) -> Path:
