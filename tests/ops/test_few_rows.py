@@ -17,6 +17,7 @@ from ops.test_prompt_kernel import prompt_inputs
 from ops.test_quantized_cache import Codes, coded_inputs
 from support.compiled import compiled, require
 
+ARCH_PRCTL, ASK, TILES = 158, 0x1023, 18  # of Linux on x86-64; ARCH_REQ_XCOMP_PERM, XTILEDATA
 ROOM = 64  # bytes at a multiple of which rooms begin
 ORDER = (
     *("q", "k_new", "v_new", "k_active", "v_active", "active_len"),
@@ -49,6 +50,8 @@ def few(
     """A level that this processor has."""
     options = build.FEW_LEVELS.get(request.param, ())
     require(options)
+    if "-mamx-tile" in options and ctypes.CDLL(None).syscall(ARCH_PRCTL, ASK, TILES):
+        pytest.skip("the kernel does not let this process use AMX")
     flags = (*build.IN_ORDER[build.FEW], f"-DAVL_LEVEL={request.param}", *options, "-lm")
     library = compiled(build.FEW, tmp_path_factory.mktemp("few"), *flags)
     return Kernels.in_dll(library, request.param)

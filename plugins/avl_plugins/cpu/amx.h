@@ -26,17 +26,20 @@ typedef struct {
     uint8_t rows[16];
 } avl_configuration;
 
-// A thread calls it before it uses the registers, and `avl_amx_end` after.
-static inline void avl_amx_begin(void)
+// A thread calls it before it uses the registers, and `avl_amx_end` after. The first six have so many
+// rows, with which products take as long as they have.
+static inline void avl_amx_begin_with(int rows)
 {
     avl_configuration all __attribute__((aligned(64))) = {.palette = 1};
     for (int i = 0; i < 8; i++) {
         all.row_bytes[i] = 64;
-        all.rows[i] = SIDE;
+        all.rows[i] = (uint8_t)(i < 6 ? rows : SIDE);
     }
     avl_have_stored(&all);
     _tile_loadconfig(&all);
 }
+
+static inline void avl_amx_begin(void) { avl_amx_begin_with(SIDE); }
 
 // ONNX Runtime's kernels, which run on the same threads, have a configuration of their own.
 static inline void avl_amx_end(void) { _tile_release(); }

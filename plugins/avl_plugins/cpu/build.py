@@ -65,13 +65,17 @@ SCREEN_LEVELS = {
     level.replace("linear", "screen"): options for level, options in LINEAR_LEVELS.items()
 }
 _VNNI = (*_AVX512, "-mavx512vnni")
-FEW_LEVELS = {f"avl_few_{level}": options for level, options in {**_NUMBERS, "vnni": _VNNI}.items()}
+_AMX = (*_VNNI, "-mavx512bf16", "-mamx-tile")
+FEW_LEVELS = {
+    f"avl_few_{level}": options
+    for level, options in {**_NUMBERS, "vnni": _VNNI, "amx": (*_AMX, "-mamx-int8")}.items()
+}
 QUANTIZED_LEVELS = {
     "avl_quantized_avx2": _AVX2,
     "avl_quantized_avx_vnni": (*_AVX2, "-mavxvnni"),
     "avl_quantized_avx512": _VNNI,
 }
-AMX_LEVEL = (*_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
+AMX_LEVEL = (*_AMX, "-mamx-bf16")
 X86 = ("x86_64", "AMD64")
 X86_LEVELS = {
     KERNELS: LEVELS,
@@ -147,8 +151,7 @@ def units(found: str, machine: str | None = None) -> Iterator[Unit]:
     for source, levels in of_machine.items():
         for level, options in levels.items():
             is_known = source not in (QUANTIZED, FEW) or knows(found, options)
-            # Then the file is without kernels, or those of the compiler's own level.
-            known = options if is_known else ("-DAVL_UNKNOWN",)
+            known = options if is_known else ("-DAVL_UNKNOWN",)  # then the file is without kernels
             yield Unit(source, level, (f"-DAVL_LEVEL={level}", *known))
     has_amx = machine in X86 and knows(found, AMX_LEVEL)
     amx_level = ("-DAVL_AMX", *AMX_LEVEL) if has_amx else ()

@@ -4,17 +4,19 @@
 // afterwards. A query's result does not depend on the others, to the last bit.
 #include "few.h"
 
-#include "exponent.h"
+#if defined(AVL_UNKNOWN) // to the compiler
+
+const avl_few_kernels AVL_LEVEL = {0};
+
+#else
+
 #include "few_dots.h"
 #include "few_rows.h"
+#include "few_tiles.h"
 
 #include <float.h>
 #include <math.h>
 #include <string.h>
-
-// Rows of a chunk: long enough for a core to read ahead, short enough that few heads keep many cores
-// busy and that its scores stay in the core's first cache.
-#define CHUNK 1024
 
 // Queries for which more rows are on their way: more would not stay in the second cache.
 #define MOST_AHEAD 8
@@ -31,8 +33,10 @@ HELPER int64_t chunks_of(const avl_step *step) { return (keys_of(step) + CHUNK -
 
 static int64_t chunks(const avl_step *step) { return chunks_of(step); }
 
-// Whether scores are products of bytes.
+// Whether scores are products of bytes, and whether these and sums of values are found on matrix
+// registers.
 HELPER int takes_dots(const avl_step *step) { return step->codes && step->head_dim <= MOST_DOTS; }
+HELPER int takes_tiles(const avl_step *step) { return ON_TILES && takes_dots(step); }
 
 // Numbers of a chunk's memory: its results [G * S, D + 2], which are sums of values, the greatest score
 // and the sum of weights of each query, and rows that were put together, and widened.
@@ -49,9 +53,8 @@ HELPER int64_t chunk_size(const avl_step *step)
 // products of bytes. Each begins where a cache line does.
 static int64_t scratch(const avl_step *step)
 {
-    const int64_t query = takes_dots(step) ? dots_size(step->head_dim) : 0;
-    return whole((queries_of(step) + 1) * keys_of(step) + chunks_of(step) * chunk_size(step) +
-                     queries_of(step) * query,
+    const int64_t dots = takes_dots(step) ? dots_size(queries_of(step), step->head_dim) : 0;
+    return whole((queries_of(step) + 1) * keys_of(step) + chunks_of(step) * chunk_size(step) + dots,
                  BLOCK);
 }
 
@@ -74,9 +77,8 @@ HELPER float *dots_of(const avl_step *step, float *room)
 static void prepare(const avl_step *step, int64_t part, float *room)
 {
     const int64_t queries = queries_of(step), d = step->head_dim;
-    for (int64_t i = 0; takes_dots(step) && i < queries; i++)
-        make_dots(step->q + (part * queries + i) * d, d, step->scale,
-                  dots_of(step, room) + i * dots_size(d));
+    if (takes_dots(step))
+        make_dots(step->q + part * queries * d, queries, d, step->scale, dots_of(step, room));
 }
 
 // How many rows a query sees, of which those before the new ones are `cached`.
@@ -96,8 +98,7 @@ HELPER void weigh(float *restrict scores, int64_t seen, int64_t rows, float *top
     for (int64_t j = 0; j < end; j += LANES)
         greatest = greater(lanes_at(scores + j), greatest);
     const float highest = greatest_lane(greatest);
-    for (int64_t j = 0; j < end; j++)
-        scores[j] = avl_exp(scores[j] - highest);
+    exponents_of(scores, end, highest);
     for (int64_t j = 0; j < end; j += LANES)
         total += lanes_at(scores + j);
     for (int64_t j = end; j < whole(rows, BLOCK); j++)
@@ -133,6 +134,23 @@ HELPER int64_t ahead_of(int64_t queries, int64_t bytes)
     return AHEAD * least(queries, MOST_AHEAD) / bytes;
 }
 
+// Scores of a chunk, a block of rows at a time.
+HELPER void score_blocks(const avl_step *step, const chunk *one, float *room, int64_t ahead, int64_t d)
+{
+    const int coded = step->codes != NULL;
+    const int64_t queries = queries_of(step), stride = keys_of(step);
+    for (int64_t from = one->begin; from < one->end; from += BLOCK) {
+        const int64_t count = least(BLOCK, one->end - from);
+        const block rows = find_block(one->places, from, count, row_bytes(d, coded), 0, ahead,
+                                      one->together);
+        if (takes_dots(step))
+            dots_block(queries, d, dots_of(step, room), &rows, room + from, stride);
+        else
+            score_block(queries, step->scale, d, step->q + one->part * queries * d,
+                        floats_of(&rows, d, coded, one->widened), rows.scales, room + from, stride);
+    }
+}
+
 HELPER void score_chunk(const avl_step *step, int64_t index, float *room, int64_t d)
 {
     const chunk one = chunk_at(step, index, room);
@@ -140,15 +158,11 @@ HELPER void score_chunk(const avl_step *step, int64_t index, float *room, int64_
     const int64_t queries = queries_of(step), stride = keys_of(step);
     const int64_t bytes = row_bytes(d, coded), ahead = ahead_of(queries, bytes);
     float *scores = room;
-    for (int64_t from = one.begin; from < one.end; from += BLOCK) {
-        const int64_t count = least(BLOCK, one.end - from);
-        const block rows = find_block(one.places, from, count, bytes, 0, ahead, one.together);
-        if (takes_dots(step))
-            dots_block(queries, d, dots_of(step, room), &rows, scores + from, stride);
-        else
-            score_block(queries, step->scale, d, step->q + one.part * queries * d,
-                        floats_of(&rows, d, coded, one.widened), rows.scales, scores + from, stride);
-    }
+    if (takes_tiles(step))
+        score_on_tiles(one.places, one.begin, one.end, queries, d, dots_of(step, room),
+                       scores + one.begin, stride, ahead, one.together);
+    else
+        score_blocks(step, &one, room, ahead, d);
     // Values are read next, the first of them without a row before them to ask for them.
     for (const place *p = one.places; p < one.places + 3; p++) {
         const int64_t from = most(one.begin, p->first), until = least(one.end, p->first + p->rows);
@@ -167,6 +181,11 @@ HELPER void sum_chunk(const avl_step *step, int64_t index, float *room, int64_t 
     const int64_t queries = queries_of(step), stride = keys_of(step);
     const int64_t bytes = row_bytes(d, coded), ahead = ahead_of(queries, bytes);
     const float *weights = room;
+    if (takes_tiles(step)) {
+        sum_on_tiles(one.places, one.begin, one.end, queries, d, weights + one.begin, stride, ahead,
+                     one.together, one.out);
+        return;
+    }
     memset(one.out, 0, (size_t)(queries * d) * sizeof(float));
     for (int64_t from = one.begin; from < one.end; from += BLOCK) {
         const int64_t count = least(BLOCK, one.end - from);
@@ -286,3 +305,5 @@ static void merge(const avl_step *step, int64_t part, float *room)
 #endif
 const avl_few_kernels AVL_LEVEL = {scratch,    chunks,     prepare, score_keys,
                                    sum_values, sum_masses, merge};
+
+#endif

@@ -23,8 +23,9 @@ typedef struct avl_few_kernels {
     void (*merge)(const avl_step *step, int64_t part, float *room);
 } avl_few_kernels;
 
-// For x86-64 alone above the base: AVX2 with FMA, AVX-512, and that with VNNI.
-extern const avl_few_kernels avl_few_base, avl_few_avx2, avl_few_avx512, avl_few_vnni;
+// For x86-64 alone above the base: AVX2 with FMA, AVX-512, that with VNNI, and AMX. Without functions
+// where the compiler did not know a level.
+extern const avl_few_kernels avl_few_base, avl_few_avx2, avl_few_avx512, avl_few_vnni, avl_few_amx;
 
 // Whether a step is for them.
 static inline int avl_is_few(const avl_step *step)

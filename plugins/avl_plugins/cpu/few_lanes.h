@@ -3,6 +3,7 @@
 #ifndef AVL_FEW_LANES_H
 #define AVL_FEW_LANES_H
 
+#include "exponent.h"
 #include "row_lanes.h"
 
 HELPER lanes lanes_at(const float *from) { return *(const lanes *)from; }
@@ -68,6 +69,34 @@ HELPER float lane_sum(lanes a)
         for (int i = 0; i < half; i++)
             of[i] += of[i + half];
     return of[0];
+}
+
+// x[j] becomes e ** (x[j] - top), where top is at least as great; of so many, LANES at a time.
+HELPER void exponents_of(float *restrict x, int64_t count, float top)
+{
+#if defined(__AVX512F__) // avl_exp, with instructions that compilers do not find for it
+    const __m512 lowest = _mm512_set1_ps(-87.0f), one = _mm512_set1_ps(1.0f);
+    for (int64_t j = 0; j < count; j += LANES) {
+        const __m512 given = _mm512_sub_ps(_mm512_loadu_ps(x + j), _mm512_set1_ps(top));
+        const __mmask16 counts = _mm512_cmp_ps_mask(given, lowest, _CMP_NLT_UQ); // NaN does, too
+        const __m512 bounded = _mm512_mask_mov_ps(lowest, counts, given);
+        const __m512 n =
+            _mm512_roundscale_ps(_mm512_mul_ps(bounded, _mm512_set1_ps(1.44269504088896341f)), 8);
+        __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), bounded);
+        r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
+        __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+        p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, one));
+        _mm512_storeu_ps(x + j, _mm512_maskz_scalef_ps(counts, p, n));
+    }
+#else
+    for (int64_t j = 0; j < count; j++)
+        x[j] = avl_exp(x[j] - top);
+#endif
 }
 
 #endif

@@ -8,7 +8,9 @@
 #include <stddef.h>
 #include <string.h>
 
-enum { BLOCK = 16 };
+// Rows that are read together, and rows of a chunk: long enough for a core to read ahead, short enough
+// that few heads keep many cores busy and that its scores stay in the core's first cache.
+enum { BLOCK = 16, CHUNK = 1024 };
 
 // Keys or values of a head: rows of so many bytes, and their scales if they are codes.
 typedef struct {

@@ -15,10 +15,11 @@ const avl_step_kernels *avl_best_step(void)
 
 const avl_few_kernels *avl_best_few(void)
 {
-    return avl_has_vnni()     ? &avl_few_vnni
-           : avl_has_avx512() ? &avl_few_avx512
-           : avl_has_avx2()   ? &avl_few_avx2
-                              : &avl_few_base;
+    if (avl_has_amx() && avl_few_amx.chunks)
+        return &avl_few_amx;
+    if (avl_has_vnni() && avl_few_vnni.chunks)
+        return &avl_few_vnni;
+    return avl_has_avx512() ? &avl_few_avx512 : avl_has_avx2() ? &avl_few_avx2 : &avl_few_base;
 }
 
 const avl_prompt_kernels *avl_best_prompt(void)

@@ -70,7 +70,8 @@ enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 }; // Linux, asm/pr
 static int ask_for_amx(void)
 {
     unsigned eax, ebx, ecx, edx;
-    const unsigned amx = 1u << 22 | 1u << 24, avx512_bf16 = 1u << 5; // bf16 and tiles
+    const unsigned amx = 1u << 22 | 1u << 24 | 1u << 25; // bf16, tiles, and whole numbers
+    const unsigned avx512_bf16 = 1u << 5;
     return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & amx) == amx &&
            __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & avx512_bf16) &&
            !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);

@@ -7,9 +7,9 @@ from avl_plugins.policies import Drafting
 # What a step costs whatever it reads, in bytes that are read in as long: Python and the engine.
 AT_LEAST = 8 << 20
 # What a pass costs beyond a step that reads all rows, for each number of their keys and values, and
-# for each draft as well: arithmetic, in the same unit. Measured in the kernel for few rows, 12,000
-# rows of 16 heads of 64: 0.5 and 0.3 in float32, 0.2 and 0.2 in 8 bits; ranking comes to it.
-PASS, EACH = 0.8, 0.3
+# for each draft as well: arithmetic, in the same unit. Measured with 12,000 rows of 16 heads of 64:
+# 0.2 for attention and 0.3 for ranking; 0.3 in float32, and in 8 bits 0.2, or 0.1 with AMX.
+PASS, EACH = 0.5, 0.2
 # What is assumed of drafts before any was checked, and the tokens that the assumption counts as.
 CHANCE, WEIGHT = 0.85, 4.0
 FORGETS = 0.9  # what earlier passes count, each time another is over
