@@ -51,6 +51,7 @@ PATHS = (
     "/health",
     "/metrics",
     "/",
+    "/page/main.js",
     "/v1/../x",
 )
 HEADERS = ("Content-Type", "Content-Encoding", "Authorization", "Host", "Expect", "Accept", "X")
@@ -92,6 +93,7 @@ def bases(model: str) -> list[dict[str, Any]]:
         },
         plain | {"messages": [{"role": "system", "content": "Be brief."}, *plain["messages"]]},
         plain | {"messages": [{"role": "user", "content": parts}], "policy": "avl"},
+        plain | {"stream": True, "placements": "stream", "policy": "avl:refresh=1"},
         plain | {"stream": True, "stream_options": {"include_usage": True}, "n": 2, "seed": 1},
         plain | {"logprobs": True, "top_logprobs": 3, "temperature": 0.5, "top_p": 0.5},
         {"model": model, "input": "Hello.", "max_output_tokens": 3, "instructions": "Be brief."},

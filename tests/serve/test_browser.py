@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import json
 import os
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from avl_runtime import LVLM, Result
 from support.server import CHAT, KEY, ONE, TWO, Running
@@ -31,8 +31,8 @@ expect = playwright.expect
 POLICY = "avl:keep=0.5,core=0.25,refresh=3"
 LONGER = {"min_new_tokens": 1500}  # so that an answer does not end before it is stopped
 DONE = "#results[aria-busy=false]"
-PLACED = """([number, rows, columns]) => {
-  const canvas = document.querySelectorAll(".answer")[number].querySelector("canvas");
+PLACED = """([number, picture, rows, columns]) => {
+  const canvas = document.querySelectorAll(".answer")[number].querySelectorAll("canvas")[picture];
   const [pen, found] = [canvas.getContext("2d"), []];
   for (let row = 0; row < rows; row++)
     for (let column = 0; column < columns; column++)
@@ -90,9 +90,9 @@ def page(browser: Any, server: Running) -> Iterator[Any]:
     assert (elsewhere, faults) == ([], [])
 
 
-def png(image: Any) -> str:
+def data(image: Any, kind: str = "PNG") -> str:
     stream = io.BytesIO()
-    image.save(stream, "PNG")
+    image.save(stream, kind)
     return base64.b64encode(stream.getvalue()).decode()
 
 
@@ -111,15 +111,34 @@ def ask(page: Any, question: str, *policies: str, most: int = 24) -> None:
     page.press("#question", "Enter")
 
 
-def said(model: LVLM, one: Any, policy: str, most: int = 24) -> Result:
+def grey(image: Any) -> Any:
+    return image.convert("L").convert("RGB")
+
+
+def said(model: LVLM, images: list[Any], policy: str, most: int = 24) -> Result:
     return model.generate(
-        one.prompt, [one.image], policy=policy, max_new_tokens=most, return_placements=True
+        ONE.prompt, images, policy=policy, max_new_tokens=most, return_placements=True
     )
+
+
+def answered(*choices: dict[str, Any], last: str = "[DONE]") -> dict[str, Any]:
+    """A stream that the page is told instead of the server's."""
+    whole = [{"index": 0, "delta": {"content": ""}, "finish_reason": None} | one for one in choices]
+    events = [*(json.dumps({"choices": [one]}) for one in whole), *([last] if last else [])]
+    body = "".join(f"data: {event}\n\n" for event in events)
+    return {"body": body, "content_type": "text/event-stream"}
+
+
+def instead(page: Any, **told: Any) -> None:
+    page.unroute(f"**{CHAT}")
+    page.route(f"**{CHAT}", lambda route: route.fulfill(**told))
+
+
+STATE = {"prefill_ms": 1, "decode_ms": 0, "row_bytes": 1, "row_bytes_dense": 1, "placements": []}
 
 
 def marked(page: Any, number: int, result: Result, step: int, layer: int) -> None:
     """The colour in the middle of each cell is that of its token's place in a layer."""
-    (cells,) = result.visuals
     at = [one for one in result.placements if one.step <= step][-1]
     core, parked = at.core[layer - 1], at.parked[layer - 1]
     shares = [round(100 * part.mean()) for part in (core, parked, ~(core | parked))]
@@ -127,22 +146,30 @@ def marked(page: Any, number: int, result: Result, step: int, layer: int) -> Non
     for text, name, share in zip(told, ("core", "secondary", "minor"), shares, strict=True):
         found = re.fullmatch(rf"{name} (\d+) %", text)
         assert found and abs(int(found[1]) - share) <= 1, (text, shares)
-    red, _, blue = np.array(page.evaluate(PLACED, [number, *cells.grid])).T
-    shown = cells.index[cells.index >= 0]
-    places = np.select([core, parked], [1, 2], 3)[cells.index >= 0]
-    # Of a grey picture: orange is more red than blue, blue the other way, dark neither and dark.
-    drawn = np.select([red > blue + 40, blue > red + 40], [1, 2], 3)
-    assert np.array_equal(drawn[shown], places)
-    assert (np.maximum(red, blue)[shown][places == 3] < 90).all()
+    places, first = np.select([core, parked], [1, 2], 3), 0
+    for picture, cells in enumerate(result.visuals):
+        own = places[first : first + len(cells.index)][cells.index >= 0]
+        first += len(cells.index)
+        shown = cells.index[cells.index >= 0]
+        red, _, blue = np.array(page.evaluate(PLACED, [number, picture, *cells.grid])).T[:, shown]
+        # Of a grey picture: orange is more red than blue, blue the other way, dark neither.
+        drawn = np.select([red > blue + 40, blue > red + 40], [1, 2], 3)
+        assert np.array_equal(drawn, own)
+        assert (np.maximum(red, blue)[own == 3] < 90).all()
 
 
-def test_a_dropped_picture_under_two_policies(page: Any, tiny: LVLM, server: Running) -> None:
-    one = dataclasses.replace(ONE, image=ONE.image.convert("L").convert("RGB"))
-    drop(page, ("a.png", "image/png", png(one.image)))
-    expect(page.locator("#pictures li")).to_have_count(1)
-    ask(page, one.prompt, POLICY, "fastv")
+def test_dropped_pictures_under_two_policies(page: Any, tiny: LVLM, server: Running) -> None:
+    images = [grey(ONE.image), grey(TWO.image)]
+    # The second one's format is none that the server takes; the page makes it into one.
+    drop(
+        page,
+        ("a.png", "image/png", data(images[0])),
+        ("b.bmp", "image/bmp", data(images[1], "BMP")),
+    )
+    expect(page.locator("#pictures li")).to_have_count(2)
+    ask(page, ONE.prompt, POLICY, "fastv")
     page.wait_for_selector(DONE)
-    results = [said(tiny, one, policy) for policy in (POLICY, "fastv")]
+    results = [said(tiny, images, policy) for policy in (POLICY, "fastv")]
     for number, result in enumerate(results):
         answer = page.locator(".answer").nth(number)
         assert answer.locator(".text").text_content() == result.text
@@ -155,7 +182,7 @@ def test_a_dropped_picture_under_two_policies(page: Any, tiny: LVLM, server: Run
         for step in (steps, 4, 0):
             page.fill("#step", str(step))
             expect(page.locator("#step-told")).to_have_text(re.compile(rf"^{step} of \d+"))
-            expect(answer.locator("canvas")).to_have_attribute(
+            expect(answer.locator("canvas").last).to_have_attribute(
                 "aria-label", re.compile(rf"step {step}, layer 3: core")
             )
             marked(page, number, result, step, 3)
@@ -194,7 +221,7 @@ def test_an_answer_that_is_stopped(page: Any, server: Running) -> None:
     page.unroute(f"**{CHAT}")
     page.set_input_files(
         "#file",
-        {"name": "b.png", "mimeType": "image/png", "buffer": base64.b64decode(png(TWO.image))},
+        {"name": "b.png", "mimeType": "image/png", "buffer": base64.b64decode(data(TWO.image))},
     )
     ask(page, TWO.prompt, "avl", most=4)
     page.wait_for_selector(DONE)
@@ -208,6 +235,19 @@ def test_what_is_wrong_is_told(page: Any) -> None:
     ask(page, "Hello.", "nothing", "dense", most=2)
     expect(page.locator(".answer .wrong").nth(0)).to_contain_text("expected a policy")
     expect(page.locator(".answer .figures").nth(1)).to_contain_text("2 tokens")
+    busy = {"error": {"message": "expected a free place"}}
+    instead(page, body=json.dumps(busy), status=429, headers={"Retry-After": "5"})
+    ask(page, "Hello.", "dense")
+    expect(page.locator(".answer .wrong")).to_have_text("expected a free place (in 5 seconds)")
+    half = {"delta": {"content": "Half"}, "avl": STATE | {"tokens": 1}}
+    instead(page, **answered(half, last=""))
+    ask(page, "Hello.", "dense")
+    expect(page.locator(".answer .wrong")).to_contain_text("found the connection closed")
+    instead(page, **answered(half, last=json.dumps(busy)))
+    ask(page, "Hello.", "dense")
+    expect(page.locator(".answer .wrong")).to_have_text("expected a free place")
+    expect(page.locator(".answer .text")).to_have_text("Half")
+    page.unroute(f"**{CHAT}")
     page.route(f"**{CHAT}", lambda route: route.abort())
     ask(page, "Hello.", "dense")
     expect(page.locator(".answer .wrong")).to_contain_text("is avl-serve running?")
@@ -219,21 +259,19 @@ def test_what_is_wrong_is_told(page: Any) -> None:
 def test_markup_in_answers_is_text(page: Any) -> None:
     """Of an answer, a policy, an error and a question."""
     markup = "<img src=x onerror=\"document.title='wrong'\"><script>document.title='wrong'</script>"
-    opening = {"index": 0, "delta": {"content": ""}, "finish_reason": None, "avl": {"visuals": []}}
-    state = {"tokens": 1, "prefill_ms": 1, "decode_ms": 0, "row_bytes": 1, "row_bytes_dense": 1}
-    piece = {"index": 0, "delta": {"content": markup}, "avl": state | {"placements": []}}
-    last = {"index": 0, "delta": {}, "finish_reason": "stop", "avl": {"policy": markup}}
-    events = [json.dumps({"choices": [one]}) for one in (opening, piece, last)]
-    body = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
-    told = {"body": body, "content_type": "text/event-stream"}
-    page.route(f"**{CHAT}", lambda route: route.fulfill(**told))
+    instead(
+        page,
+        **answered(
+            {"avl": {"visuals": []}},
+            {"delta": {"content": markup}, "avl": STATE | {"tokens": 1}},
+            {"finish_reason": "stop", "avl": {"policy": markup}},
+        ),
+    )
     ask(page, markup, "dense")
     expect(page.locator(".answer .text")).to_have_text(markup)
     expect(page.locator(".answer h2")).to_have_text(markup)
     expect(page.locator("#history b")).to_have_text(markup)
-    broken = {"body": json.dumps({"error": {"message": markup}}), "status": 400}
-    page.unroute(f"**{CHAT}")
-    page.route(f"**{CHAT}", lambda route: route.fulfill(**broken))
+    instead(page, body=json.dumps({"error": {"message": markup}}), status=400)
     ask(page, "Hello.", "dense")
     expect(page.locator(".answer .wrong")).to_have_text(markup)
     assert page.title() == "avl" and page.locator("main img[src='x'], main script").count() == 0
@@ -242,7 +280,7 @@ def test_markup_in_answers_is_text(page: Any) -> None:
 def test_a_pasted_picture_on_a_dark_phone(page: Any) -> None:
     """Nothing is wider than the screen; the colours follow the system until a button says else."""
     page.set_viewport_size({"width": 360, "height": 740})
-    held = page.evaluate_handle(FILES, [["c.png", "image/png", png(TWO.image)]])
+    held = page.evaluate_handle(FILES, [["c.png", "image/png", data(TWO.image)]])
     page.evaluate(
         "held => document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: held}))", held
     )
@@ -260,3 +298,55 @@ def test_a_pasted_picture_on_a_dark_phone(page: Any) -> None:
     assert page.evaluate(paper) == "rgb(255, 255, 255)"
     page.get_by_label("Take picture 1 away").click()
     expect(page.locator("#pictures li")).to_have_count(0)
+
+
+def test_a_grid_that_lies_on_a_part_of_the_picture(page: Any) -> None:
+    """The middle of a wide picture is seen, with bars above and below; a token is an overview's."""
+    wide = Image.new("RGB", (200, 100), "white")
+    drop(page, ("wide.png", "image/png", data(wide)))
+    visual = {"grid": [2, 2], "seen": [0.25, -0.5, 0.75, 1.5], "cells": [-1, 0, 1, 2, 3]}
+    core, parked = (
+        {"shape": [1, 5], "bits": base64.b64encode(bytes([bits])).decode()}
+        for bits in (0b11000000, 0b00100000)
+    )
+    placed = {"step": 0, "core": core, "parked": parked}
+    instead(
+        page,
+        **answered(
+            {"avl": {"visuals": [visual]}},
+            {"delta": {"content": "x"}, "avl": STATE | {"tokens": 1, "placements": [placed]}},
+            {"finish_reason": "stop"},
+        ),
+    )
+    ask(page, "Hello.", "avl")
+    page.wait_for_selector(DONE)
+    expect(page.locator(".share")).to_have_text(["core 40 %", "secondary 20 %", "minor 40 %"])
+    # Four columns and four rows of half a picture's height: the union of picture and grid.
+    drawn = np.array(page.evaluate(PLACED, [0, 0, 4, 4])).reshape(4, 4, 3)
+    assert (drawn[1:3, 0] == drawn[1:3, 3]).all() and len(set(drawn[1, 0])) == 1  # not seen: grey
+    assert (drawn[1:3, 0] > 100).all() and (drawn[1:3, 0] < 200).all()
+    assert drawn[1, 1, 0] > drawn[1, 1, 2] + 100 and drawn[1, 2, 2] > drawn[1, 2, 0] + 100
+    assert (drawn[2, 1:3] < 90).all()  # dropped
+    assert drawn[0, 1, 0] > drawn[0, 1, 2] and (drawn[0, 1] < 150).all()  # a bar, orange
+
+
+def test_what_is_kept_is_bounded(page: Any) -> None:
+    """In number and in bytes: the oldest go, and one that is too large is not kept at all."""
+    found = page.evaluate(
+        """async () => {
+          const {keep, heads, body, forget} = await import("/page/history.js");
+          const one = bytes => ({pictures: [new Blob([new Uint8Array(bytes)])], runs: []});
+          for (let i = 0; i < 27; i++) await keep({question: `q${i}`, policies: []}, one(1));
+          const many = (await heads()).map(head => head.question);
+          await keep({question: "large", policies: []}, one(60e6));
+          const few = (await heads()).map(head => head.question);
+          await keep({question: "too large", policies: []}, one(65e6));
+          await keep({question: "also large", policies: []}, one(30e6));
+          const left = await heads();
+          const size = (await body(left[0].id)).pictures[0].size;
+          await forget();
+          return [many, few, left.map(head => head.question), size, (await heads()).length];
+        }"""
+    )
+    newest = [f"q{number}" for number in range(26, 2, -1)]
+    assert found == [newest, ["large", *newest[:-1]], ["also large"], 30e6, 0]

@@ -50,15 +50,16 @@ function bytesOf(body) {
 
 /** Keeps an answer, and lets the oldest go where there are too many. */
 export async function keep(head, body) {
-  const id = Date.now();
   const bytes = bytesOf(body);
   if (bytes > LARGEST) return;
   const { heads, bodies, ended } = await stores("readwrite");
-  heads.put({ ...head, id, bytes });
+  const all = await done(heads.getAll());
+  const at = Date.now();
+  const id = Math.max(at, (all.at(-1)?.id ?? 0) + 1); // two may come in one millisecond
+  heads.put({ ...head, id, at, bytes });
   bodies.put({ ...body, id });
   let left = LARGEST;
-  const all = await done(heads.getAll());
-  all.reverse().forEach((one, place) => {
+  [...all, { id, bytes }].reverse().forEach((one, place) => {
     left -= one.bytes;
     if (place < MOST && left >= 0) return;
     heads.delete(one.id);

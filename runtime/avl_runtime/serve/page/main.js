@@ -17,16 +17,27 @@ let drawing = 0;
 
 // --- pictures
 
+const TAKEN = ["image/png", "image/jpeg", "image/webp", "image/gif"]; // by the server, as they are
+
 async function add(files) {
   error.textContent = "";
   for (const blob of files) {
     try {
-      pictures.push({ blob, bitmap: await createImageBitmap(blob) });
+      const bitmap = await createImageBitmap(blob);
+      // Others that this browser reads (AVIF, BMP, on some HEIC) are made into a PNG file here.
+      pictures.push({ blob: TAKEN.includes(blob.type) ? blob : await pngOf(bitmap), bitmap });
     } catch {
       error.textContent = `expected a picture, found ${blob.name || "a file"} that is none that this browser reads; choose a PNG, JPEG, WEBP or GIF file`;
     }
   }
   showPictures();
+}
+
+function pngOf(bitmap, longest = Infinity) {
+  const canvas = thumbnail(bitmap, longest);
+  return new Promise((resolve, reject) => {
+    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("too large"))), "image/png");
+  });
 }
 
 function showPictures() {
@@ -196,8 +207,7 @@ at("marks").addEventListener("change", redraw);
 // --- what was asked before
 
 async function remember(asked, chosen, runs) {
-  const image = chosen.length ? thumbnail(chosen[0].bitmap, 96) : null;
-  const small = image && (await new Promise((resolve) => image.toBlob(resolve, "image/png")));
+  const small = chosen.length ? await pngOf(chosen[0].bitmap, 96) : null;
   const head = { question: asked, policies: runs.map((run) => run.policy), small };
   try {
     await history.keep(head, { question: asked, pictures: chosen.map((one) => one.blob), runs });
@@ -237,7 +247,7 @@ function item(head) {
   const told = document.createElement("span");
   const [title, about] = [document.createElement("b"), document.createElement("small")];
   title.textContent = head.question;
-  about.textContent = `${head.policies.join(" · ")}, ${new Date(head.id).toLocaleString()}`;
+  about.textContent = `${head.policies.join(" · ")}, ${new Date(head.at).toLocaleString()}`;
   told.append(title, about);
   open.append(told);
   open.addEventListener("click", () => reopen(head.id));
