@@ -28,6 +28,8 @@ if CHROMIUM is None:
         allow_module_level=True,
     )
 expect = playwright.expect
+MOST_MS = 120_000  # that something may take on a busy machine
+expect.set_options(timeout=MOST_MS)
 POLICY = "avl:keep=0.5,core=0.25,refresh=3"
 LONGER = {"min_new_tokens": 1500}  # so that an answer does not end before it is stopped
 DONE = "#results[aria-busy=false]"
@@ -41,6 +43,14 @@ PLACED = """([number, picture, rows, columns]) => {
         Math.round(((row + 0.5) * canvas.height) / rows), 1, 1).data].slice(0, 3));
   return found;
 }"""
+ROLES = {  # what a screen reader says of the page's controls
+    "combobox": ("Model", "Policy", "Second policy"),
+    "textbox": ("Question", "API key"),
+    "button": ("Ask", "Dark", "Choose a picture", "Take picture 2 away", "Forget all"),
+    "checkbox": ("compare with another", "marks"),
+    "spinbutton": ("Tokens, at most",),
+    "slider": ("Step", "Layer"),
+}
 FILES = """files => {
   const held = new DataTransfer();
   for (const [name, type, data] of files)
@@ -61,6 +71,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, server: Running) -> Iterator[Any]:
     """The page with its key; it must load nothing from elsewhere and log no fault."""
     context = browser.new_context(viewport={"width": 1100, "height": 900})
+    context.set_default_timeout(MOST_MS)
     found = context.new_page()
     elsewhere, faults = [], []
     found.on(
@@ -187,6 +198,9 @@ def test_dropped_pictures_under_two_policies(page: Any, tiny: LVLM, server: Runn
             )
             marked(page, number, result, step, 3)
     expect(page.locator("#status")).to_contain_text(results[0].text)
+    for role, names in ROLES.items():
+        for name in names:
+            expect(page.get_by_role(role, name=name, exact=True)).to_be_visible()
     pieces = []
     for step in range(len(results[0].token_ids)):
         page.fill("#step", str(step))
@@ -290,12 +304,12 @@ def test_a_pasted_picture_on_a_dark_phone(page: Any) -> None:
     page.wait_for_selector(DONE)
     expect(page.locator("#history li")).to_have_count(1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    paper = "getComputedStyle(document.body).backgroundColor"
-    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    body, colour = page.locator("body"), "background-color"
+    expect(body).to_have_css(colour, "rgb(255, 255, 255)")
     page.emulate_media(color_scheme="dark")
-    assert page.evaluate(paper) == "rgb(20, 23, 28)"
+    expect(body).to_have_css(colour, "rgb(20, 23, 28)")
     page.click("#theme")
-    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    expect(body).to_have_css(colour, "rgb(255, 255, 255)")
     page.get_by_label("Take picture 1 away").click()
     expect(page.locator("#pictures li")).to_have_count(0)
 
