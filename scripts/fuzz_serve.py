@@ -82,8 +82,14 @@ def bases(model: str) -> list[dict[str, Any]]:
         "$defs": {"c": {"type": "string", "maxLength": 3, "pattern": "^a+$"}},
     }
     named = {"name": "n", "schema": schema, "strict": True}
+    function = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "x"}'}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    told = {"role": "tool", "tool_call_id": "c", "content": "x"}
     return [
         plain,
+        plain | {"tools": [function], "tool_choice": "required", "parallel_tool_calls": False},
+        plain | {"messages": [*plain["messages"], called, told], "tools": [function]},
         plain | {"response_format": {"type": "json_schema", "json_schema": named}},
         {
             "model": model,
@@ -118,6 +124,7 @@ def names() -> st.SearchStrategy[str]:
     """Names of fields, known ones as a rule."""
     inner = ["role", "content", "type", "text", "image_url", "url", "detail", "include_usage"]
     inner += ["schema", "strict", "properties", "items", "anyOf", "allOf", "enum", "$ref"]
+    inner += ["function", "name", "parameters", "arguments", "id", "tool_calls", "tool_call_id"]
     inner += ["multipleOf", "pattern", "maxLength", "minItems", "format"]
     return st.sampled_from([*sorted(KNOWN), *inner]) | st.text(max_size=6)
 

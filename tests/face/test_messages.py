@@ -377,7 +377,7 @@ def test_a_template_that_would_lose_a_text_is_told() -> None:
         ([{"type": "image"}], {}, "none left of images"),
         ([{"type": "text", "text": "a"}], {"images": [ONE]}, "1 images more than parts"),
         ([{"role": "user", "content": "a"}, {"type": "text", "text": "b"}], {}, "both in one"),
-        ([{"role": "tool", "content": "a"}], {}, "found 'tool'"),
+        ([{"role": "critic", "content": "a"}], {}, "found 'critic'"),
         (
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
             {},

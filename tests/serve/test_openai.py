@@ -268,9 +268,9 @@ def test_what_is_wrong_is_told(server: Running) -> None:
             client.chat.completions.create(
                 model=MODEL,
                 messages=question(ONE),
-                tools=[{"type": "function", "function": {"name": "f"}}],
+                store=True,
             )
-        assert refused.value.param == "tools"
+        assert refused.value.param == "store"
         with pytest.raises(openai.NotFoundError) as unknown:
             client.chat.completions.create(model="other", messages=question(ONE))
         assert unknown.value.code == "model_not_found"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +67,12 @@ def json_grammar(schema: object, name: str = "json_schema", *, strict: bool = Tr
         GrammarError: it is no object, or too large.
     """
     return Grammar(_as_grammar(schema_text(schema, name), name, strict))
+
+
+def embedded(grammar: Grammar) -> str:
+    """What `json_grammar` made, as a part of a rule in Lark's syntax."""
+    (only,) = json.loads(grammar.source)["grammars"]
+    return f"%json {json.dumps(only['json_schema'])}"
 
 
 def schema_text(schema: object, name: str) -> str:
@@ -179,6 +186,25 @@ class Grammars:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(grammar)
             return Constraint(matcher.deep_copy(), name)
+
+    def literal(self, text: str) -> str:
+        """A text in Lark's syntax, in which special tokens are themselves and never spelled.
+
+        Raises:
+            GrammarError: as in `constraint`.
+        """
+        need("serve", "llguidance", what_for="tools")
+        with self._turn:
+            known = self._made = self._made or self._tokens()
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        special = {one.content: token for token, one in added if known.is_special_token(token)}
+        whole = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "$^")
+        parts, at = [], 0
+        for found in whole.finditer(text):
+            parts += [json.dumps(text[at : found.start()]), f"<[{special[found[0]]}]>"]
+            at = found.end()
+        parts.append(json.dumps(text[at:]))
+        return " ".join(part for part in parts if part != '""')
 
     def _compile(self, grammar: Grammar, name: str) -> LLMatcher:
         from llguidance import LLMatcher

@@ -6,6 +6,7 @@ strings, numbers and lists only.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import jinja2
 
 from avl_plugins.errors import AvlError
+from avl_runtime.prompts.calls import CallForm, ToolCall, written_as
 from avl_runtime.prompts.messages import Message, Part, Place, Text, said_by
 from avl_runtime.prompts.template_environment import environment
 from avl_runtime.vision import Kind
@@ -86,15 +88,19 @@ class ChatTemplate:
             ) from None
         self._parts = self._takes(parts=True)
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The conversation up to where the next answer begins.
 
+        Args:
+            tools: functions that the model may call, as OpenAI's protocol describes them.
+
         Raises:
-            TemplateError: the template refuses the conversation or loses an image, a video or a
-                text of it.
+            TemplateError: the template refuses the conversation or loses an image, a video, a
+                text, a call or a function of it.
         """
         self._check_texts(messages)
-        text = self._render([self._form(message) for message in messages])
+        text = self._render([self._form(message) for message in messages], tools)
+        self._check_calls(messages, tools, text)
         sent = [kind for message in messages for kind in message.kinds]
         for kind, placeholder in self._placeholders.items():
             expected, found = sent.count(kind), text.count(placeholder)
@@ -155,6 +161,11 @@ class ChatTemplate:
         written = found[1].strip() if len(found) == 3 else ""
         return written if placeholder in written and special(written) else placeholder
 
+    @property
+    def call_form(self) -> CallForm | None:
+        """How calls of functions are written; None where the template has no place for them."""
+        return self._calls and self._calls[0]
+
     def check_system(self) -> None:
         """Refuse a system prompt where the template has no place for one.
 
@@ -178,6 +189,43 @@ class ChatTemplate:
         said = said_by("user", "x")
         found = self._sort_of("assistant", [said], [said])
         return self._parts if found is None else found
+
+    @functools.cached_property
+    def _calls(self) -> tuple[CallForm, bool] | None:
+        """How calls are written, and whether what a tool says is a list of parts; None if not."""
+        call = ToolCall("call00000", f"{PROBE}f", {"x": PROBE})  # Mistral wants nine characters
+        called = Message("assistant", (), calls=(call,))
+        tool = {"name": call.name, "description": "x", "parameters": {"type": "object"}}
+        for parts in (False, True):
+            told = Message("tool", (Text(f"{PROBE}t"),), answers=call.id)
+            forms = [self._form(said_by("user", "x")), self._form(called), _told(told, parts)]
+            try:
+                text = self._render(forms, [{"type": "function", "function": tool}])
+            except TemplateError:
+                continue
+            form = written_as(text, call)
+            shown = text.count(call.name) > 1 and f"{PROBE}t" in text and f"'{PROBE}t'" not in text
+            if form is not None and shown:
+                return form, parts
+        return None
+
+    def _check_calls(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], text: str
+    ) -> None:
+        """Refuse what the template would leave out of functions, calls and their answers."""
+        answers = [message for message in messages if message.role == "tool"]
+        calls = [call for message in messages for call in message.calls]
+        if not tools and not calls and not answers:
+            return
+        names = [tool["function"]["name"] for tool in tools] + [call.name for call in calls]
+        told = [
+            part.text.strip() for one in answers for part in one.parts if isinstance(part, Text)
+        ]
+        if self._calls is None or not all(part in text for part in (*names, *told)):
+            raise TemplateError(
+                "tools: expected a chat template that writes functions, calls and their answers, "
+                "found one that does not; ask without tools, or another model"
+            )
 
     def _sort_of(
         self, role: str, before: Sequence[Message], behind: Sequence[Message]
@@ -216,7 +264,7 @@ class ChatTemplate:
                     if isinstance(part, Text) and part.text.strip():
                         probes.append(f"{PROBE}-{len(probes)}-")
                         parts[at] = Text(probes[-1])
-            probed.append(Message(message.role, tuple(parts)))
+            probed.append(dataclasses.replace(message, parts=tuple(parts), sources=()))
         if probes:
             text = self._render([self._form(message) for message in probed])
             if not all(probe in text for probe in probes):
@@ -227,6 +275,8 @@ class ChatTemplate:
 
     def _form(self, message: Message) -> dict[str, Any]:
         """A message as the template takes it."""
+        if message.role == "tool":
+            return _told(message, self._calls is not None and self._calls[1])
         parts = self._parts
         if message.role == "system":
             parts = self._system is not False
@@ -237,18 +287,20 @@ class ChatTemplate:
                 part.text if isinstance(part, Text) else f"{self._placeholders[part.kind]}\n"
                 for part in message.parts
             ]
-            return {"role": message.role, "content": "".join(texts)}
+            return {"role": message.role, "content": "".join(texts)} | _called(message)
         content = [
             {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": part.kind}
             for part in message.parts
         ]
-        return {"role": message.role, "content": content}
+        return {"role": message.role, "content": content} | _called(message)
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
+    def _render(
+        self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         try:
             return self._template.render(
                 messages=messages,
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=True,
                 **self._tokens,
@@ -258,6 +310,22 @@ class ChatTemplate:
             raise TemplateError(
                 f"expected the chat template to take this conversation, found: {_line(error)}"
             ) from None
+
+
+def _called(message: Message) -> dict[str, Any]:
+    """The calls of a message as templates take them."""
+    return {"tool_calls": [call.to_dict() for call in message.calls]} if message.calls else {}
+
+
+def _told(message: Message, parts: bool) -> dict[str, Any]:
+    """What a tool says, as templates take it."""
+    texts = [part.text for part in message.parts if isinstance(part, Text)]
+    content = [{"type": "text", "text": text} for text in texts]
+    return {
+        "role": "tool",
+        "content": content if parts else "".join(texts),
+        "tool_call_id": message.answers,
+    }
 
 
 def _line(error: Exception) -> str:

@@ -5,7 +5,9 @@ Parts and messages are those of transformers' chat templates. A part is a mappin
 `path` and, for pictures, `base64` may stand for the last key; without any the next of `images` or
 `videos` is meant. {"type": "image_url", "image_url": {"url": ...}} and the like for videos are
 taken too, as clients of OpenAI's protocol send them. A message is {"role": "system", "user" or
-"assistant", "content": a text or a list of parts}.
+"assistant", "content": a text or a list of parts}. One of the assistant may have `tool_calls`, as
+[{"id": ..., "function": {"name": ..., "arguments": a mapping}}], which messages of the role "tool"
+answer by `tool_call_id`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from avl_plugins.errors import AvlError, quoted
+from avl_runtime.prompts.calls import ToolCall
 from avl_runtime.prompts.option_values import flag
 from avl_runtime.prompts.text import check_text
 from avl_runtime.vision import Kind
@@ -27,7 +30,7 @@ from avl_runtime.vision.load.videos import Video, VideoLike
 
 Said = str | Sequence[Mapping[str, Any]]
 
-ROLES: Final = ("system", "user", "assistant")
+ROLES: Final = ("system", "user", "assistant", "tool")
 SOURCES: Final[dict[Kind, tuple[str, ...]]] = {
     "image": ("image", "url", "path", "base64"),
     "video": ("video", "url", "path"),
@@ -79,15 +82,19 @@ class Message:
     """What one side says.
 
     Attributes:
-        role: system, user or assistant.
+        role: system, user, assistant or tool.
         parts: texts and places, in order.
         sources: pictures and videos as they were given, in the order of their places; those of a
             text with placeholders are pictures first.
+        calls: of functions, by the assistant.
+        answers: the id of the call that a tool answers.
     """
 
     role: str
     parts: tuple[Part, ...]
     sources: tuple[tuple[Kind, Any], ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+    answers: str | None = None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -112,7 +119,10 @@ class Message:
                     f"{kind}s": [source for sent, source in self.sources if sent == kind]
                     for kind in SOURCES
                 }
-        return {"role": self.role, "content": parts}
+        found: dict[str, Any] = {"role": self.role, "content": parts}
+        if self.calls:
+            found["tool_calls"] = [call.to_dict() for call in self.calls]
+        return found if self.answers is None else found | {"tool_call_id": self.answers}
 
 
 def said_by(role: str, text: str, *, special: bool = False) -> Message:
@@ -153,9 +163,9 @@ def conversation(
                 "pictures go"
             )
         messages = list(read_messages(said, given))
-    if not messages or messages[-1].role != "user":
+    if not messages or messages[-1].role not in ("user", "tool"):
         raise PromptError(
-            "expected a conversation that ends with a message of the user, found "
+            "expected a conversation that ends with a message of the user or a tool, found "
             f"{'none' if not messages else 'one of the ' + messages[-1].role}; ask something"
         )
     if not any(isinstance(part, Place) or part.text.strip() for part in messages[-1].parts) or (
@@ -237,11 +247,15 @@ def _message(entry: Mapping[str, Any], waiting: dict[Kind, list[Any]]) -> Messag
     role, content = entry.get("role"), entry.get("content")
     if not isinstance(role, str) or role not in ROLES:
         raise PromptError(
-            f"expected the role system, user or assistant, found {_named(role)}; "
+            f"expected the role system, user, assistant or tool, found {_named(role)}; "
             "give every message one of them"
         )
+    calls = _calls(entry.get("tool_calls")) if role == "assistant" else ()
+    answers = _checked(entry.get("tool_call_id"), "tool_call_id") if role == "tool" else None
     if isinstance(content, str):
-        return Message(role, (Text(_checked(content)),))
+        return Message(role, (Text(_checked(content)),), (), calls, answers)
+    if content is None and calls:
+        return Message(role, (), (), calls)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise PromptError(
             f"expected the content of a message as a text or parts, found {_named(content)}; "
@@ -253,7 +267,22 @@ def _message(entry: Mapping[str, Any], waiting: dict[Kind, list[Any]]) -> Messag
         found, shown = _part(part, role, waiting)
         parts.append(found)
         sources += shown
-    return Message(role, tuple(parts), tuple(sources))
+    return Message(role, tuple(parts), tuple(sources), calls, answers)
+
+
+def _calls(listed: object) -> tuple[ToolCall, ...]:
+    calls = []
+    for one in listed if isinstance(listed, Sequence) else ():
+        function = one.get("function") if isinstance(one, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
+            raise PromptError(
+                'expected calls as {"id": …, "function": {"name": …, "arguments": a mapping}}, '
+                f"found {_named(one)}; write them so"
+            )
+        call = ToolCall(_checked(one.get("id"), "call's id"), _checked(function.get("name")),
+                        function["arguments"])  # fmt: skip
+        calls.append(call)
+    return tuple(calls)
 
 
 def _part(
@@ -310,8 +339,8 @@ def _listed(sources: Sequence[Any] | None, name: str) -> Sequence[Any]:
     return sources
 
 
-def _checked(text: object) -> str:
-    check_text(text, "prompt")
+def _checked(text: object, what: str = "prompt") -> str:
+    check_text(text, what)
     return str(text)
 
 

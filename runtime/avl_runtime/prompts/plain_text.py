@@ -14,12 +14,13 @@ import json
 import re
 import secrets
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from avl_plugins.errors import quoted
+from avl_runtime.prompts.calls import ToolCall
 from avl_runtime.prompts.messages import Message, Part, PromptError, Text
 
 Ids = list[int]
@@ -57,6 +58,11 @@ class PlainText:
         Args:
             meant: what stays in texts whose placeholders count: these, and nothing of them alone.
         """
+        if message.calls:
+            calls = tuple(
+                ToolCall(one.id, *self.mark_all([one.name, one.arguments])) for one in message.calls
+            )
+            message = dataclasses.replace(message, calls=calls)
         texts = [part for part in message.parts if isinstance(part, Text)]
         pattern = _any_of((*self._reserved, *meant))
         if pattern.search("".join(text.text for text in texts)) is None:
@@ -72,6 +78,16 @@ class PlainText:
         """`text` with marks where it looks like special tokens, or like those in `words`."""
         pattern = self._pattern if words is None else _any_of(words)
         return pattern.sub(lambda found: self._marks[found[0]], text)
+
+    def mark_all(self, value: Any) -> Any:
+        """JSON with marks in all its texts and names."""
+        if isinstance(value, str):
+            return self.mark(value)
+        if isinstance(value, Mapping):
+            return {self.mark_all(key): self.mark_all(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.mark_all(one) for one in value]
+        return value
 
     def only(self, text: str) -> bool:
         """Whether `text` is special tokens and nothing else."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from avl_plugins.errors import quoted
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
+from avl_runtime.prompts.calls import CallForm
 from avl_runtime.prompts.chat_template import ChatTemplate, Turn
 from avl_runtime.prompts.heard import Ears, Heard
 from avl_runtime.prompts.messages import (
@@ -96,6 +98,7 @@ class Processor:
         videos: Sequence[VideoLike] | None = (),
         system: str | None = None,
         placeholders: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Prompt:
         """What is said up to where the answer begins, with BOS as Hugging Face sets it.
 
@@ -103,6 +106,7 @@ class Processor:
             prompt: a text, or parts or messages as in `messages`.
             system: a system prompt in front of it.
             placeholders: a text's placeholder strings mark where `images` and `videos` go.
+            tools: functions that the model may call, as OpenAI's protocol describes them.
 
         Raises:
             TextError: the prompt is no text, or none that UTF-8 has.
@@ -112,7 +116,7 @@ class Processor:
             TemplateError: the chat template refuses what is said.
         """
         said = conversation(prompt, images, videos, system, placeholders)
-        return self.read([self.hear(message) for message in said])
+        return self.read([self.hear(message) for message in said], tools)
 
     def continue_chat(
         self,
@@ -157,7 +161,12 @@ class Processor:
         """
         return self._ears.hear(message)
 
-    def read(self, said: Sequence[Heard]) -> Prompt:
+    @property
+    def call_form(self) -> CallForm | None:
+        """How the model writes calls of functions; None if its template knows none."""
+        return None if self._template is None else self._template.call_form
+
+    def read(self, said: Sequence[Heard], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """A whole conversation up to where the next answer begins.
 
         Raises:
@@ -167,12 +176,15 @@ class Processor:
         among = sum(heard.count("image") for heard in said)
         media = [part for heard in said for part in self._ears.among(heard, among)]
         if self._template is None:
+            if tools:
+                self._template_for("tools")
             if len(said) > 1:
                 first = said[0].message.role
                 self._template_for("a system prompt" if first == "system" else "a second turn")
             text = self._shown.raw(said[0].message)
         else:
-            text = self._template.render(self._marked([heard.message for heard in said]))
+            marked = self._marked([heard.message for heard in said])
+            text = self._template.render(marked, self._plain.mark_all(tools))
         starts = self._bos is not None and text.startswith(self._bos)
         filled, placed = self._shown.filled(text, media)
         return self._prompt(self._plain.encode(filled, with_bos=not starts), placed)

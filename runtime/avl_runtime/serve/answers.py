@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_runtime import __version__
+from avl_runtime.generate.call_reader import CallReader, Piece
 from avl_runtime.generate.results import Logprob, Placement, TokenLogprobs
+from avl_runtime.prompts.calls import CallForm
 from avl_runtime.prompts.text import REPLACEMENT
 from avl_runtime.requests.request import Request
 from avl_runtime.serve.served import Cut, Run, State, stats_of
@@ -29,8 +31,12 @@ Object = dict[str, Any]
 class Answer:
     """The objects of one answer, which share an id, a time and a model's name."""
 
-    def __init__(self, model: str, run: Run) -> None:
-        self._run = run
+    def __init__(self, model: str, run: Run, form: CallForm | None = None) -> None:
+        """
+        Args:
+            form: how calls of functions are written, where there may be some.
+        """
+        self._run, self._form = run, form
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._shared = {
             "created": int(time.time()),
@@ -46,16 +52,13 @@ class Answer:
         """
         choices = []
         for index, request in enumerate(self._run.requests):
+            message = _message(request.reply.text, self._form)
             choices.append(
                 {
                     "index": index,
-                    "message": {
-                        "role": "assistant",
-                        "content": request.reply.text,
-                        "refusal": None,
-                    },
+                    "message": message,
                     "logprobs": _logprobs(self._told(request)) if logprobs else None,
-                    "finish_reason": self.reason(request),
+                    "finish_reason": self.reason(request, "tool_calls" in message),
                     "avl": about(request, self._run.cut),
                 }
             )
@@ -87,14 +90,15 @@ class Answer:
         """What the image tokens of a choice's placements show."""
         return {"visuals": visuals(self._run.requests[index])}
 
-    def last(self, index: int, live: bool) -> Object:
+    def last(self, index: int, live: bool, calls: bool = False) -> Object:
         """A choice's last chunk.
 
         Args:
             live: whether placements were in the chunks before.
+            calls: whether it calls functions.
         """
         request = self._run.requests[index]
-        ended = _choice(index, {}, None, self.reason(request))
+        ended = _choice(index, {}, None, self.reason(request, calls))
         return self._chunk([ended | {"avl": about(request, self._run.cut, live)}])
 
     def used(self) -> Object:
@@ -112,8 +116,14 @@ class Answer:
             "prompt_tokens_details": {"cached_tokens": self._run.requests[0].prefix_tokens},
         }
 
-    def reason(self, request: Request) -> str:
-        """Why a choice ended; one that was cut before its end had no more room in time."""
+    def reason(self, request: Request, calls: bool = False) -> str:
+        """Why a choice ended; one that was cut before its end had no more room in time.
+
+        Args:
+            calls: whether it calls functions.
+        """
+        if calls and request.reply.finish_reason == "eos":
+            return "tool_calls"
         return REASONS[request.reply.finish_reason or "length"]
 
     def _told(self, request: Request) -> Sequence[TokenLogprobs]:
@@ -128,6 +138,35 @@ class Answer:
             "choices": choices,
             "usage": None,
         }
+
+
+def _message(text: str, form: CallForm | None) -> Object:
+    found: Object = {"role": "assistant", "content": text, "refusal": None}
+    if form is None:
+        return found
+    pieces = CallReader(form).push(text, last=True)
+    calls: list[Object] = []
+    for piece in pieces:
+        if piece.name is not None:
+            calls.append(begun(piece.name))
+        elif piece.call is not None:
+            calls[piece.call]["function"]["arguments"] += piece.text
+    said = "".join(piece.text for piece in pieces if piece.call is None)
+    return found | {"content": said or None, "tool_calls": calls} if calls else found
+
+
+def delta(piece: Piece) -> Object:
+    """What a chunk brings of a choice."""
+    if piece.call is None:
+        return {"content": piece.text}
+    told = {"function": {"arguments": piece.text}} if piece.name is None else begun(piece.name)
+    return {"tool_calls": [{"index": piece.call, **told}]}
+
+
+def begun(name: str) -> Object:
+    """A call of a function, without its arguments."""
+    function = {"name": name, "arguments": ""}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def without_end(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from avl_runtime.generate.call_reader import CallReader, Piece
+from avl_runtime.generate.results import TokenLogprobs
 from avl_runtime.serve.answering import Form
-from avl_runtime.serve.answers import Answer, standing, without_end
+from avl_runtime.serve.answers import Answer, delta, standing, without_end
 from avl_runtime.serve.exchange import Exchange
 from avl_runtime.serve.fields import ChatRequest, chat_request
 from avl_runtime.serve.served import Event, Run
@@ -14,7 +18,9 @@ class ChatTeller:
 
     def __init__(self, exchange: Exchange, asked: ChatRequest, run: Run) -> None:
         self._exchange, self._asked, self._run = exchange, asked, run
-        self._answer = Answer(asked.model, run)
+        form = None if asked.tools is None else run.call_form
+        self._answer = Answer(asked.model, run, form)
+        self._readers = [] if form is None else [CallReader(form) for _ in run.requests]
         self._told = [0] * asked.choices  # logprobs of each choice
         self._logprobs = asked.options.logprobs is not None
         self._opened: set[int] = set()
@@ -28,17 +34,30 @@ class ChatTeller:
             await exchange.begin_events()
         if index not in self._opened:
             self._opened.add(index)
-            opening = {"role": "assistant", "content": "", "refusal": None}
+            content = None if self._readers else ""  # there may be none
+            opening = {"role": "assistant", "content": content, "refusal": None}
             shown = self._answer.visuals(index) if self._asked.live else None
             await exchange.event(self._answer.piece(index, opening, None, shown))
         self._told[index] += len(event.logprobs)
         logprobs = without_end(event.logprobs, self._run.requests[index], self._told[index])
         state = standing(event.state) if self._asked.live and event.state else None
-        if event.text or logprobs or state:
-            noted = logprobs if self._logprobs else None
-            await exchange.event(self._answer.piece(index, {"content": event.text}, noted, state))
+        noted: Sequence[TokenLogprobs] | None = logprobs if self._logprobs else None
+        pieces = self._pieces(event)
+        if not pieces and (logprobs or state):
+            pieces = [Piece("")]
+        for piece in pieces:
+            await exchange.event(self._answer.piece(index, delta(piece), noted, state))
+            noted = [] if self._logprobs else None
+            state = None
         if event.done:
-            await exchange.event(self._answer.last(index, self._asked.live))
+            calls = bool(self._readers and self._readers[index].calls)
+            await exchange.event(self._answer.last(index, self._asked.live, calls))
+
+    def _pieces(self, event: Event) -> list[Piece]:
+        """What came of an answer: text, or parts of calls."""
+        if not self._readers:
+            return [Piece(event.text)] if event.text else []
+        return self._readers[event.choice].push(event.text, last=event.done)
 
     async def end(self) -> None:
         """Send the whole answer, or what a stream ends with."""

@@ -6,18 +6,22 @@ pictures, which no client may name. Pictures are bytes that `data:` addresses ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from avl_plugins.errors import quoted
+from avl_runtime.prompts.calls import ToolCall
 from avl_runtime.serve import values
 from avl_runtime.serve.errors import refused
 from avl_runtime.serve.limits import Limits
+from avl_runtime.serve.tools import calls_of
 
 ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What an answer of ours, sent back as it came, holds beside its text.
 ANSWERED: Final = ("refusal", "annotations", "audio", "tool_calls", "function_call", "phase")
+LONGEST_ID: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,17 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A message: its role, and texts and pictures in order."""
+    """A message: its role, and texts and pictures in order.
+
+    Attributes:
+        calls: of functions, by the assistant.
+        answers: the id of the call that a tool answers.
+    """
 
     role: str
     parts: tuple[str | Picture, ...]
+    calls: tuple[ToolCall, ...] = ()
+    answers: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,7 @@ class Dialect:
         texts: types of parts that are texts.
         picture: type of parts that are pictures.
         nested: whether the address of a picture is inside of an object.
+        roles: of messages, and what they are here.
     """
 
     field: str
@@ -53,11 +65,12 @@ class Dialect:
     texts: tuple[str, ...]
     picture: str
     nested: bool
+    roles: Mapping[str, str]
 
 
-CHAT: Final = Dialect("messages", (), ("text",), "image_url", True)
+CHAT: Final = Dialect("messages", (), ("text",), "image_url", True, ROLES | {"tool": "tool"})
 RESPONSES: Final = Dialect(
-    "input", ("type", "id", "status"), ("input_text", "output_text"), "input_image", False
+    "input", ("type", "id", "status"), ("input_text", "output_text"), "input_image", False, ROLES
 )
 
 
@@ -74,7 +87,18 @@ def messages(value: object, limits: Limits, dialect: Dialect = CHAT) -> tuple[Sa
         for at, one in enumerate(values.items(value, name, 1, limits.parts))
     )
     check(found, limits, name)
+    _check_answers(found, name)
     return found
+
+
+def _check_answers(found: Sequence[Said], name: str) -> None:
+    """Refuse what tools say to calls that were not made."""
+    made: set[str] = set()
+    for at, one in enumerate(found):
+        made |= {call.id for call in one.calls}
+        if one.answers is not None and one.answers not in made:
+            where = f"{name}[{at}].tool_call_id"
+            raise values.wrong(where, "the id of a call before it", one.answers)
 
 
 def check(found: Sequence[Said], limits: Limits, name: str) -> None:
@@ -86,6 +110,8 @@ def check(found: Sequence[Said], limits: Limits, name: str) -> None:
     parts = [part for said in found for part in said.parts]
     shown = len(pictures(found))
     characters = sum(len(part) for part in parts if isinstance(part, str))
+    calls = [call for said in found for call in said.calls]
+    characters += sum(len(json.dumps(call.arguments)) for call in calls)
     if characters > limits.text:
         raise refused(
             f"{name}: expected texts of at most {limits.text} characters together, found "
@@ -110,12 +136,21 @@ def pictures(said: Sequence[Said]) -> list[Picture]:
 def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said:
     known = ("role", "content", "name", *dialect.noted, *ANSWERED)
     told = value.get("role") if isinstance(value, dict) else None
-    if isinstance(value, dict) and not (isinstance(told, str) and told in ROLES):
-        raise values.wrong(f"{name}.role", f"one of {', '.join(ROLES)}", told)
+    roles = dialect.roles
+    if isinstance(value, dict) and not (isinstance(told, str) and told in roles):
+        raise values.wrong(f"{name}.role", f"one of {', '.join(roles)}", told)
+    if told == "tool":
+        known = ("role", "content", "tool_call_id")
     given = values.an_object(value, name, known)
     if given.get("type", "message") != "message":
         raise values.wrong(f"{name}.type", "message", given["type"])
-    role = ROLES[given["role"]]
+    role = roles[given["role"]]
+    calls: tuple[ToolCall, ...] = ()
+    if role == "assistant" and "tool" in roles and "tool_calls" in given:
+        calls = calls_of(given.pop("tool_calls"), f"{name}.tool_calls")
+    answers = None
+    if role == "tool":
+        answers = values.text(given.get("tool_call_id"), f"{name}.tool_call_id", LONGEST_ID)
     for key in ("name", *ANSWERED):
         if given.get(key):  # an empty list of them says nothing
             raise refused(
@@ -125,12 +160,15 @@ def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said
             )
     content = given.get("content")
     if isinstance(content, str):
-        return Said(role, (values.text(content, f"{name}.content", limits.text),))
+        text = values.text(content, f"{name}.content", limits.text)
+        return Said(role, (text,), calls, answers)
+    if content is None and calls:
+        return Said(role, (), calls)
     listed = values.items(content, f"{name}.content", 1, limits.parts)
     parts = tuple(
         _part(one, f"{name}.content[{at}]", role, limits, dialect) for at, one in enumerate(listed)
     )
-    return Said(role, parts)
+    return Said(role, parts, calls, answers)
 
 
 def _part(value: object, name: str, role: str, limits: Limits, dialect: Dialect) -> str | Picture:

@@ -16,6 +16,7 @@ from avl_runtime.serve.content import Said, messages
 from avl_runtime.serve.errors import ApiError, refused
 from avl_runtime.serve.formats import TEXT, Format, format_of
 from avl_runtime.serve.limits import Limits
+from avl_runtime.serve.tools import Tools, tools_of
 
 MOST_STOPS: Final = 16
 LONGEST_STOP: Final = 256
@@ -45,11 +46,8 @@ FLAGS: Final = ("skip_special_tokens",)
 # Fields of OpenAI's protocol that ask for nothing when they have such a value.
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "modalities": (["text"],),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "store": (False,),
     "metadata": ({},),
     "service_tier": ("auto", "default"),
@@ -66,6 +64,7 @@ OWN: Final = (
     *("model", "messages", "n", "stop", "logit_bias", "logprobs", "top_logprobs", "stream"),
     *("stream_options", "max_tokens", "max_completion_tokens", "user", "safety_identifier"),
     *("policy", "kv", "placements", "min_new_tokens", "response_format"),
+    *("tools", "tool_choice", "parallel_tool_calls"),
 )
 KNOWN: Final = frozenset((*OWN, *NUMBERS, *WHOLE, *FLAGS, *NEUTRAL))
 
@@ -86,6 +85,7 @@ class ChatRequest:
         usage: whether a stream ends with what was used.
         user: whom the client names as its own user, for the log.
         format: that answers shall have.
+        tools: functions that may be called, if there are any.
     """
 
     model: str
@@ -100,6 +100,7 @@ class ChatRequest:
     usage: bool
     user: str | None
     format: Format = field(default_factory=Format)
+    tools: Tools | None = None
 
 
 def chat_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
@@ -125,7 +126,19 @@ def chat_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
         usage=_usage(given, stream),
         user=user_of(given),
         format=format_of(given.get("response_format", TEXT), "response_format", "json_schema"),
+        tools=_tools(given),
     )
+
+
+def _tools(given: Mapping[str, Any]) -> Tools | None:
+    found = tools_of(given)
+    if found is not None and "skip_special_tokens" in given:
+        raise refused(
+            "skip_special_tokens: expected none beside tools, whose calls may have special tokens, "
+            "found one; leave it out",
+            "skip_special_tokens",
+        )
+    return found
 
 
 def taken(

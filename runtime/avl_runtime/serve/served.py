@@ -13,6 +13,7 @@ from avl_plugins.policies import Policy, Refresh
 from avl_runtime.async_model import AsyncLVLM
 from avl_runtime.generate.options import Options
 from avl_runtime.generate.results import Placement, Stats, TokenLogprobs
+from avl_runtime.prompts.calls import CallForm
 from avl_runtime.requests.request import CancelledError, Request
 from avl_runtime.serve.content import Said
 from avl_runtime.serve.errors import refused
@@ -39,6 +40,11 @@ class Served:
         """Tokens of a prompt and its answer together."""
         return self.model.model.package.manifest.dims.max_positions
 
+    @property
+    def call_form(self) -> CallForm | None:
+        """How the model writes calls of functions, if it does."""
+        return self.model.model.processor.call_form
+
     def prepare(self, asked: ChatRequest, fetched: Mapping[str, bytes]) -> list[Request]:
         """A request of the scheduler for each choice; pictures are decoded here.
 
@@ -54,7 +60,9 @@ class Served:
             raise wrong
         policy = model.policy if asked.policy is None else asked.policy
         model.loaded.check(policy)
-        prompt = model.processor.encode(self._said(asked.said, Pictures(self._limits, fetched)))
+        said = self._said(asked.said, Pictures(self._limits, fetched))
+        tools = () if asked.tools is None else asked.tools.told
+        prompt = model.processor.encode(said, tools=tools)
         # Looked at here, before pictures are encoded and rows are made of texts.
         most = min(self._limits.prompt or self.context, self.context)
         if len(prompt.input_ids) > most:
@@ -67,6 +75,9 @@ class Served:
             layers, images = model.package.manifest.dims.num_layers, int(prompt.image_mask.sum())
             steps = min(asked.options.max_new_tokens or most, self.context - len(prompt.input_ids))
             self._check_placements(asked, policy, layers * images, steps)
+        grammar = asked.format.grammar
+        if asked.tools is not None and self.call_form is not None:
+            grammar = asked.tools.grammar(model.loaded.grammars, self.call_form, grammar)
         return [
             Request(
                 model.loaded,
@@ -74,7 +85,7 @@ class Served:
                 policy,
                 _seeded(asked, choice),
                 return_placements=asked.placements,
-                grammar=asked.format.grammar,
+                grammar=grammar,
             )
             for choice in range(asked.choices)
         ]
@@ -105,6 +116,8 @@ class Served:
         return [
             {
                 "role": one.role,
+                "tool_calls": [call.to_dict() for call in one.calls],
+                "tool_call_id": one.answers,
                 "content": [
                     {"type": "text", "text": part}
                     if isinstance(part, str)
@@ -118,10 +131,10 @@ class Served:
 
 def _seeded(asked: ChatRequest, choice: int) -> Options:
     """Options with a seed of its own for each choice, where the client gave one."""
-    seed = asked.options.seed
-    if seed is None or not choice:
-        return asked.options
-    return dataclasses.replace(asked.options, seed=seed + choice)
+    options, seed = asked.options, asked.options.seed
+    if asked.tools is not None:
+        options = dataclasses.replace(options, skip_special_tokens=False)
+    return options if seed is None else dataclasses.replace(options, seed=seed + choice)
 
 
 def stats_of(request: Request) -> Stats | None:
@@ -186,6 +199,11 @@ class Run:
         self.left = len(requests)
         self._begun = 0
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    @property
+    def call_form(self) -> CallForm | None:
+        """How the model writes calls of functions, if it does."""
+        return self._served.call_form
 
     def begin(self) -> None:
         """Have the scheduler run them.
