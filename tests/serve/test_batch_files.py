@@ -18,9 +18,8 @@ from avl_plugins.errors import AvlError
 from avl_runtime.serve.batch.answers import Answers
 from avl_runtime.serve.batch.asking import Told
 from avl_runtime.serve.batch.pictures import Folder
-from avl_runtime.serve.batch.progress import Count
 from avl_runtime.serve.batch.questions import Questions
-from avl_runtime.serve.batch.run import Reader, run
+from avl_runtime.serve.batch.run import Asker, Reader, run
 from avl_runtime.serve.limits import Limits
 
 LONGEST = 1 << 16
@@ -56,9 +55,9 @@ def answered(folder: Path, source: Path, ask: Echo, resume: bool) -> Answers:
         closing(Questions(source, LONGEST)) as questions,
         closing(Answers(folder / "out", questions, RUN, resume)) as answers,
     ):
-        count = Count(len(questions), answers.done, answers.failed, True)
-        reader = Reader("model", Folder(folder, LONGEST), Limits())
-        asyncio.run(run(questions, answers, reader, ask, count, 3))
+        asker = Asker(questions, Reader("model", Folder(folder, LONGEST), Limits()), ask)
+        left = [int(place) for place in questions.order if not answers.answered[place]]
+        asyncio.run(run(left, asker, answers.add, 3))
     return answers
 
 

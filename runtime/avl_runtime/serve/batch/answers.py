@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +23,26 @@ if sys.platform != "win32":
 
 SUFFIX: Final = ".run"  # of the file beside the answers that says what they are answers to
 OK: Final = 200
+USED: Final = ("completion_tokens", "output_tokens")  # as OpenAI's two protocols call them
 Run = Mapping[str, Mapping[str, Any]]
 
 
 class AnswersError(AvlError):
     """Answers cannot be written there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the file.
+
+    Attributes:
+        failed: whether it tells of an error.
+        tokens: that were generated.
+    """
+
+    line: bytes
+    failed: bool
+    tokens: int
 
 
 class Answers:
@@ -78,7 +94,7 @@ class Answers:
         """How many requests have an answer."""
         return int(self.answered.sum())
 
-    def add(self, place: int, name: str, found: Told | LineError) -> None:
+    def add(self, place: int, row: Row) -> None:
         """Write the answer of a request.
 
         Raises:
@@ -86,11 +102,11 @@ class Answers:
         """
         if self.answered[place]:
             raise RuntimeError("expected a request without an answer")
-        row = memoryview(_row(name, found))
-        while row:
-            row = row[os.write(self._file, row) :]
+        line = memoryview(row.line)
+        while line:
+            line = line[os.write(self._file, line) :]
         self.answered[place] = True
-        self.failed += isinstance(found, LineError) or found.status != OK
+        self.failed += row.failed
 
     def close(self) -> None:
         """Have all of it lie on the disk."""
@@ -191,11 +207,23 @@ def _beside(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def _row(name: str, found: Told | LineError) -> bytes:
-    """A line; the answer's body in it is what avl-serve sends, byte by byte."""
+def row_of(name: str, found: Told | LineError) -> Row:
+    """The line of a request; the answer's body in it is what avl-serve sends, byte by byte.
+
+    Args:
+        name: of the request.
+    """
     front = json.dumps({"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": name})[:-1]
     if isinstance(found, LineError):
         error = json.dumps({"code": "invalid_line", "message": str(found)})
-        return f'{front}, "response": null, "error": {error}}}\n'.encode()
+        return Row(f'{front}, "response": null, "error": {error}}}\n'.encode(), True, 0)
     head = json.dumps({"status_code": found.status, "request_id": found.id})[:-1]
-    return f'{front}, "response": {head}, "body": '.encode() + found.body + b'}, "error": null}\n'
+    line = b'%b, "response": %b, "body": %b}, "error": null}\n'
+    failed = found.status != OK
+    tokens = 0 if failed else _tokens(found.body)
+    return Row(line % (front.encode(), head.encode(), found.body), failed, tokens)
+
+
+def _tokens(body: bytes) -> int:
+    used = json.loads(body).get("usage") or {}
+    return sum(used.get(name) or 0 for name in USED)

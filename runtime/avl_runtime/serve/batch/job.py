@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from avl_runtime.package.package import MANIFEST, load_package
-from avl_runtime.serve.batch.answers import Answers, Run
+from avl_runtime.serve.batch.answers import Answers, Row, Run
 from avl_runtime.serve.batch.asking import asking
 from avl_runtime.serve.batch.pictures import Folder
 from avl_runtime.serve.batch.progress import Count
 from avl_runtime.serve.batch.questions import STDIN, Questions
-from avl_runtime.serve.batch.run import Reader, run
+from avl_runtime.serve.batch.run import Asker, Reader, run
 from avl_runtime.serve.limits import Limits
 
 AHEAD: Final = 2  # requests that are read while all places are taken
@@ -66,9 +66,14 @@ class Job:
             return count
 
     async def _answer(self, questions: Questions, answers: Answers, count: Count) -> None:
+        def take(place: int, row: Row) -> None:
+            answers.add(place, row)
+            count.add(row)
+
         async with asking(self.name, self.package, self.limits, self.hosts, self.loading) as ask:
-            reader = self.reader(questions.path)
-            await run(questions, answers, reader, ask, count, together(self.limits.running))
+            asker = Asker(questions, self.reader(questions.path), ask)
+            left = (int(place) for place in questions.order if not answers.answered[place])
+            await run(left, asker, take, together(self.limits.running))
 
     def reader(self, source: Path) -> Reader:
         """What makes requests of the lines of a file."""

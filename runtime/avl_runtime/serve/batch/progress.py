@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Final
 
 from avl_runtime.machine.progress import Progress
-from avl_runtime.serve.batch.answers import OK
-from avl_runtime.serve.batch.asking import Told
-from avl_runtime.serve.batch.lines import LineError
+from avl_runtime.serve.batch.answers import Row
 
 LIVE: Final = 0.2  # seconds between two lines on a terminal
 LOGGED: Final = 30.0  # elsewhere
-USED: Final = ("completion_tokens", "output_tokens")  # as OpenAI's two protocols call them
 
 
 class Count:
@@ -47,13 +43,11 @@ class Count:
             f"{_clock(time.monotonic() - self._begun)}"
         )
 
-    def add(self, found: Told | LineError) -> None:
+    def add(self, row: Row) -> None:
         """Count an answer."""
         self._done += 1
-        if isinstance(found, Told) and found.status == OK:
-            self.tokens += _tokens(found.body)
-        else:
-            self.failed += 1
+        self.tokens += row.tokens
+        self.failed += row.failed
         if self._bar is None:
             return
         now, every = time.monotonic(), LIVE if self._bar.live else LOGGED
@@ -73,11 +67,6 @@ class Count:
         seconds = max(time.monotonic() - self._begun, 1e-6)
         left = _clock(seconds / self._done * (self._total - done))
         return f"{done} of {self._total}{failed}, {self.tokens / seconds:.1f} tokens/s, {left} left"
-
-
-def _tokens(body: bytes) -> int:
-    used = json.loads(body).get("usage") or {}
-    return sum(used.get(name) or 0 for name in USED)
 
 
 def _clock(seconds: float) -> str:

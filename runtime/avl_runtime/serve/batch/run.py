@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from avl_plugins.errors import AvlError
-from avl_runtime.serve.batch.answers import Answers
+from avl_runtime.serve.batch.answers import Row, row_of
 from avl_runtime.serve.batch.asking import Told
-from avl_runtime.serve.batch.lines import Asked, LineError, asked_of, id_of, loosely
+from avl_runtime.serve.batch.lines import LineError, asked_of, id_of, loosely
 from avl_runtime.serve.batch.pictures import Folder
-from avl_runtime.serve.batch.progress import Count
 from avl_runtime.serve.batch.questions import Questions
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.limits import Limits
@@ -32,6 +32,14 @@ class Asks(Protocol):
     def __call__(self, url: str, body: bytes) -> Awaitable[Told]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A request as it is sent: to which route, and what."""
+
+    url: str
+    body: bytes
+
+
 class Reader:
     """Makes requests of lines, with the pictures that they name."""
 
@@ -42,7 +50,7 @@ class Reader:
         """
         self._model, self._folder, self._limits = model, folder, limits
 
-    def ready(self, line: bytes | None, number: int) -> tuple[str, Asked | Told | LineError]:
+    def ready(self, line: bytes | None, number: int) -> tuple[str, Ready | Told | LineError]:
         """What a request is called, and itself or why it cannot be asked.
 
         Args:
@@ -61,33 +69,54 @@ class Reader:
         except LineError as error:
             return name, error
         except ApiError as error:
-            body = json.dumps(error.body).encode()
-            return name, Told(error.status, f"req-{secrets.token_hex(8)}", body)
-        return name, asked
+            return name, Told(error.status, f"req-{secrets.token_hex(8)}", _json(error.body))
+        return name, Ready(asked.url, _json(asked.body))
+
+
+class Asker:
+    """Answers requests of a file by their places."""
+
+    def __init__(self, questions: Questions, reader: Reader, ask: Asks) -> None:
+        self._questions, self._reader, self._ask = questions, reader, ask
+
+    async def row(self, place: int) -> Row:
+        """The answer of a request.
+
+        Raises:
+            AvlError: the questions have changed, or the model cannot answer any more.
+        """
+        name, found = await asyncio.to_thread(self._ready, place)
+        if isinstance(found, Ready):
+            found = await self._ask(found.url, found.body)
+            if not self._ask.alive:
+                raise BatchError(
+                    "expected a model that answers, found that it stopped; its message is above, "
+                    "go on with --resume"
+                )
+        return row_of(name, found)
+
+    def _ready(self, place: int) -> tuple[str, Ready | Told | LineError]:
+        line = self._questions.line(place)
+        return self._reader.ready(line, self._questions.number(place))
 
 
 async def run(
-    questions: Questions, answers: Answers, reader: Reader, ask: Asks, count: Count, at_once: int
+    places: Iterable[int], asker: Asker, take: Callable[[int, Row], None], at_once: int
 ) -> None:
-    """Ask all requests that have no answer.
+    """Answer requests.
 
     Args:
+        take: is given each answer when it has come.
         at_once: how many are under way at one time.
 
     Raises:
-        AvlError: it cannot be gone on with; what is answered is written.
+        AvlError: it cannot be gone on with.
     """
-    left = (int(place) for place in questions.order if not answers.answered[place])
+    left = iter(places)
 
     async def work() -> None:
         for place in left:
-            number = questions.number(place)
-            line = await asyncio.to_thread(questions.line, place)
-            name, found = await asyncio.to_thread(reader.ready, line, number)
-            if isinstance(found, Asked):
-                found = await _asked(ask, found)
-            answers.add(place, name, found)
-            count.add(found)
+            take(place, await asker.row(place))
 
     workers = [asyncio.create_task(work()) for _ in range(at_once)]
     try:
@@ -98,16 +127,5 @@ async def run(
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _asked(ask: Asks, asked: Asked) -> Told:
-    body = await asyncio.to_thread(_encoded, asked)
-    told = await ask(asked.url, body)
-    if not ask.alive:
-        raise BatchError(
-            "expected a model that answers, found that it stopped; its message is above, go on "
-            "with --resume"
-        )
-    return told
-
-
-def _encoded(asked: Asked) -> bytes:
-    return json.dumps(asked.body, separators=(",", ":")).encode()
+def _json(found: object) -> bytes:
+    return json.dumps(found, separators=(",", ":")).encode()
