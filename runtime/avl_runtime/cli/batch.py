@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from avl_runtime.cli.lists import path_name, some_name
+from avl_runtime.cli.lists import count, path_name, some_name
 from avl_runtime.cli.output import STDOUT, OutputError, check_apart, check_file
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.serving import (
@@ -27,12 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     parsed = parser.parse_args(arguments)
     check_choices(parser, parsed)
+    if parsed.workers is not None and parsed.ray is None:
+        parser.error("--workers is for a cluster, name one with --ray")
     return exit_status("avl-batch", lambda: _run(parsed), "--resume goes on")
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    need("serve", "prometheus-client", what_for="avl-batch")
+    need("serve", what_for="avl-batch")
     from avl_runtime.serve.batch.job import Job, together
+    from avl_runtime.serve.batch.whole import answer_file
+    from avl_runtime.serve.batch.workers import Cluster
     from avl_runtime.serve.fetch import checked_hosts
     from avl_runtime.serve.shelf import names
 
@@ -50,10 +54,11 @@ def _run(parsed: argparse.Namespace) -> int:
         checked_hosts(parsed.allow_url_host),
         parsed.images,
     )
-    count = job.answer(parsed.questions, parsed.out, parsed.resume, parsed.quiet)
-    if count.failed or not parsed.quiet:
-        print(f"avl-batch: {count.summary}", file=sys.stderr)
-    return 1 if count.failed else 0
+    cluster = None if parsed.ray is None else Cluster(parsed.ray, parsed.workers)
+    done = answer_file(job, parsed.questions, parsed.out, parsed.resume, parsed.quiet, cluster)
+    if done.failed or not parsed.quiet:
+        print(f"avl-batch: {done.summary}", file=sys.stderr)
+    return 1 if done.failed else 0
 
 
 def make_parser() -> CommandParser:
@@ -91,6 +96,21 @@ def make_parser() -> CommandParser:
         type=path_name,
         help="the folder that paths of pictures lead into, and never out of (default: that of "
         "QUESTIONS; for stdin the working directory)",
+    )
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="local",
+        type=some_name,
+        help="have workers of this Ray cluster answer, auto for the one that this machine is part "
+        "of; without an address one is begun here (default: this process answers)",
+    )
+    add(
+        "--workers",
+        metavar="N",
+        type=count,
+        help="of the cluster (default: as many as there are processors for, by --threads each)",
     )
     add_hosts(add)
     add_loading(add)

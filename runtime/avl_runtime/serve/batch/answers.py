@@ -120,7 +120,7 @@ class Answers:
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise AnswersError(
                 f"{shown(self.path)}: expected a file of its own, found one that another process "
                 "writes; name another, or wait"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from avl_runtime.package.package import MANIFEST, load_package
-from avl_runtime.serve.batch.answers import Answers, Row, Run
-from avl_runtime.serve.batch.asking import asking
+from avl_runtime.package.package import MANIFEST
+from avl_runtime.serve.batch.answers import Run
+from avl_runtime.serve.batch.asking import Asking, asking
 from avl_runtime.serve.batch.pictures import Folder
-from avl_runtime.serve.batch.progress import Count
 from avl_runtime.serve.batch.questions import STDIN, Questions
-from avl_runtime.serve.batch.run import Asker, Reader, run
+from avl_runtime.serve.batch.run import Reader
 from avl_runtime.serve.limits import Limits
 
 AHEAD: Final = 2  # requests that are read while all places are taken
@@ -43,37 +41,9 @@ class Job:
     hosts: tuple[str, ...] = ()
     images: Path | None = None
 
-    def answer(self, source: Path, out: Path, resume: bool, quiet: bool) -> Count:
-        """Answer all requests of a file that have no answer yet.
-
-        Args:
-            source: JSONL; `-` is stdin.
-            out: JSONL that answers are added to.
-            resume: go on with a file that has answers.
-            quiet: tell no progress.
-
-        Raises:
-            AvlError: it cannot be begun, or not be gone on with.
-        """
-        load_package(self.package)  # before a long file is read
-        with (
-            closing(Questions(source, self.limits.body)) as questions,
-            closing(Answers(out, questions, self._run(questions), resume)) as answers,
-            closing(Count(len(questions), answers.done, answers.failed, quiet)) as count,
-        ):
-            if answers.done < len(questions):
-                asyncio.run(self._answer(questions, answers, count))
-            return count
-
-    async def _answer(self, questions: Questions, answers: Answers, count: Count) -> None:
-        def take(place: int, row: Row) -> None:
-            answers.add(place, row)
-            count.add(row)
-
-        async with asking(self.name, self.package, self.limits, self.hosts, self.loading) as ask:
-            asker = Asker(questions, self.reader(questions.path), ask)
-            left = (int(place) for place in questions.order if not answers.answered[place])
-            await run(left, asker, take, together(self.limits.running))
+    def asking(self) -> AbstractAsyncContextManager[Asking]:
+        """The package, loaded to be asked."""
+        return asking(self.name, self.package, self.limits, self.hosts, self.loading)
 
     def reader(self, source: Path) -> Reader:
         """What makes requests of the lines of a file."""
@@ -81,7 +51,7 @@ class Job:
         folder = Folder(self.images or beside, self.limits.body)
         return Reader(self.name, folder, self.limits)
 
-    def _run(self, questions: Questions) -> Run:
+    def follows_from(self, questions: Questions) -> Run:
         """What answers follow from."""
         manifest = (self.package / MANIFEST).read_bytes()
         options = {name: one for name, one in self.loading.items() if name not in APART}

@@ -32,10 +32,58 @@ class QuestionsError(AvlError):
     """A file of requests cannot be used."""
 
 
+class LineFile:
+    """A file whose lines are read by where they are, as long as it is as it was.
+
+    Attributes:
+        path: as messages name it.
+        file: open.
+        state: its size and time; a process elsewhere that reads the same file compares them.
+    """
+
+    def __init__(self, path: Path, state: tuple[int, int] | None = None) -> None:
+        """
+        Args:
+            path: `-` reads stdin, which is copied to a temporary file.
+            state: as it has to be; None for as it is.
+
+        Raises:
+            QuestionsError: it cannot be read.
+        """
+        self.path = path
+        self._turn = threading.Lock()
+        try:
+            self.file = _opened(path)
+        except (OSError, ValueError) as error:
+            raise QuestionsError(
+                f"{shown(path)}: expected a JSONL file, found: "
+                f"{shown(getattr(error, 'strerror', None) or error)}; check the path"
+            ) from None
+        self.state = _state(self.file) if state is None else state
+
+    def read(self, start: int, length: int) -> bytes:
+        """A part of it.
+
+        Raises:
+            QuestionsError: it was changed.
+        """
+        with self._turn:
+            same = _state(self.file) == self.state
+            self.file.seek(start)
+            line = self.file.read(length)
+        if not same or len(line) != length:
+            raise QuestionsError(
+                f"{shown(self.path)}: expected the file as it was at the beginning, found it "
+                "changed meanwhile; put it back and go on with --resume"
+            )
+        return line
+
+
 class Questions:
     """Requests by their place in the file, from 0 on.
 
     Attributes:
+        source: the file.
         path: as messages name it.
         places: of requests, by what `key` makes of their names.
         sha256: of the whole file.
@@ -55,14 +103,8 @@ class Questions:
         """
         self.path = path
         self._longest = longest + BESIDE
-        self._turn = threading.Lock()
-        try:
-            self._file = _opened(path)
-        except (OSError, ValueError) as error:
-            raise QuestionsError(
-                f"{shown(path)}: expected a JSONL file, found: "
-                f"{shown(getattr(error, 'strerror', None) or error)}; check the path"
-            ) from None
+        self.source = LineFile(path)
+        self._file = self.source.file
         try:
             self._read()
         except BaseException:
@@ -82,26 +124,20 @@ class Questions:
         Raises:
             QuestionsError: the file was changed after it had been read first.
         """
-        start, length = self._starts[place], self._lengths[place]
-        if length == TOO_LONG:
-            return None
-        with self._turn:
-            same = _state(self._file) == self._state
-            self._file.seek(start)
-            line = self._file.read(length)
-        if not same or len(line) != length:
-            raise QuestionsError(
-                f"{shown(self.path)}: expected the file as it was at the beginning, found it "
-                "changed meanwhile; put it back and go on with --resume"
-            )
-        return line
+        length = self._lengths[place]
+        return None if length == TOO_LONG else self.source.read(self._starts[place], length)
+
+    def spans(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where requests are: [requests, 4], each its place, start, length and line."""
+        columns = [np.frombuffer(one, np.int64) for one in (self._starts, self._lengths)]
+        columns.append(np.frombuffer(self._numbers, np.int64))
+        return np.stack([places, *(one[places] for one in columns)], axis=1)
 
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
 
     def _read(self) -> None:
-        self._state = _state(self._file)
         self._starts, self._lengths, self._numbers = array("q"), array("q"), array("q")
         self.places: dict[bytes, int] = {}
         self._digest = hashlib.sha256()

@@ -14,9 +14,10 @@ from avl_runtime.serve.batch.answers import Row, row_of
 from avl_runtime.serve.batch.asking import Told
 from avl_runtime.serve.batch.lines import LineError, asked_of, id_of, loosely
 from avl_runtime.serve.batch.pictures import Folder
-from avl_runtime.serve.batch.questions import Questions
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.limits import Limits
+
+Take = Callable[[int, Row], None]
 
 
 class BatchError(AvlError):
@@ -73,10 +74,20 @@ class Reader:
         return name, Ready(asked.url, _json(asked.body))
 
 
+class Lines(Protocol):
+    """Where lines come from."""
+
+    def line(self, place: int) -> bytes | None:
+        """A line; None if it is too long."""
+
+    def number(self, place: int) -> int:
+        """Which one it is in its file."""
+
+
 class Asker:
     """Answers requests of a file by their places."""
 
-    def __init__(self, questions: Questions, reader: Reader, ask: Asks) -> None:
+    def __init__(self, questions: Lines, reader: Reader, ask: Asks) -> None:
         self._questions, self._reader, self._ask = questions, reader, ask
 
     async def row(self, place: int) -> Row:
@@ -100,9 +111,7 @@ class Asker:
         return self._reader.ready(line, self._questions.number(place))
 
 
-async def run(
-    places: Iterable[int], asker: Asker, take: Callable[[int, Row], None], at_once: int
-) -> None:
+async def run(places: Iterable[int], asker: Asker, take: Take, at_once: int) -> None:
     """Answer requests.
 
     Args:

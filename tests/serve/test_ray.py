@@ -1,0 +1,127 @@
+"""The server and its batches on Ray; scripts/ray_check.py is the longer check, on two workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from avl_plugins.errors import AvlError
+from avl_runtime import LVLM
+from avl_runtime.cli.batch import main, make_parser
+from avl_runtime.serve.ray import Replica, settings_of
+from support.server import KEY, ONE
+
+ROOT = Path(__file__).parents[2]
+START = "import sys; from avl_runtime.cli.start import batch; sys.exit(batch())"
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed here")
+
+
+@needs_ray
+def test_a_worker_answers_as_the_command_alone(
+    tiny_package: Path, tiny: LVLM, tmp_path: Path
+) -> None:
+    ONE.image.save(tmp_path / "one.png")
+    lines = [{"images": ["one.png"], "prompt": ONE.prompt}, {"prompt": 1}, {"prompt": "Hello."}]
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    questions.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    words = [str(tiny_package), str(questions), "--out", str(out), "--max-new-tokens", "8"]
+    command = [sys.executable, "-c", START, *words, "--workers", "1", "--ray"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    rows = {row["custom_id"]: row["response"] for row in map(json.loads, out.open())}
+    assert [rows[f"line-{number}"]["status_code"] for number in (1, 2, 3)] == [200, 400, 200]
+    (choice,) = rows["line-1"]["body"]["choices"]
+    expected = tiny.generate(ONE.prompt, [ONE.image], max_new_tokens=8)
+    assert choice["message"]["content"] == expected.text
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed here")
+def test_what_is_missing_is_told(
+    tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").write_text('{"prompt": "Hello."}\n')
+    words = [str(tiny_package), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--ray"]
+    assert main(words) == 1
+    assert "--ray: expected the packages of the ray extra, found no ray" in capsys.readouterr().err
+
+
+def test_a_replica_lives_as_long_as_it_is_told(tiny_package: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(KEY)
+    args = {"package": f"tiny={tiny_package}", "backend": "ort-cpu", "running": "2"}
+    with pytest.raises(AvlError, match="expected API keys"):
+        Replica(settings_of(args))
+    settings = settings_of(args | {"keys": str(tmp_path / "keys"), "max_replicas": 3})
+    assert (settings.limits.running, settings.limits.choices) == (2, 2)
+    assert (settings.loading["threads"], settings.replicas) == (1, (1, 3))
+    sent: list[Any] = []
+
+    async def asked() -> None:
+        replica = Replica(settings)
+        incoming: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        life = asyncio.create_task(replica({"type": "lifespan"}, incoming.get, send))
+        await incoming.put({"type": "lifespan.startup"})
+        while not sent:
+            await asyncio.sleep(0)
+        for key in (KEY, "another-key-0123456789"):
+            headers = [(b"authorization", f"Bearer {key}".encode())]
+            scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}
+            await replica(scope, incoming.get, send)
+        await incoming.put({"type": "lifespan.shutdown"})
+        await life
+
+    asyncio.run(asked())
+    assert sent[0]["type"] == "lifespan.startup.complete"
+    assert sent[-1]["type"] == "lifespan.shutdown.complete"
+    begun = [one["status"] for one in sent if one["type"] == "http.response.start"]
+    assert begun == [200, 401]
+    (listed, _) = (one["body"] for one in sent if one["type"] == "http.response.body")
+    assert [one["id"] for one in json.loads(listed)["data"]] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({}, "package: expected a folder"),
+        ({"package": ["a", 1]}, "package: expected a folder"),
+        ({"package": "a", "nothing": 1}, "found 'nothing'"),
+        ({"package": "a", "running": True}, "running: expected a whole number"),
+        ({"package": "a", "threads": "1.5"}, "threads: expected a whole number"),
+        ({"package": "a", "min_replicas": 3, "max_replicas": 2}, "max_replicas: expected"),
+        ({"package": "a", "open": "yes"}, "open: expected true or false"),
+        ({"package": "a", "policy": 5}, "policy: expected a text"),
+    ],
+)
+def test_arguments_that_cannot_be_used(args: dict[str, Any], told: str) -> None:
+    with pytest.raises(AvlError, match=told):
+        settings_of(args)
+
+
+def test_the_example_for_kubernetes() -> None:
+    found = list(yaml.safe_load_all((ROOT / "deploy/kuberay.yaml").read_text()))
+    service, job = found
+    (served,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert served["import_path"] == "avl_runtime.serve.ray:application"
+    settings = settings_of(served["args"])
+    cluster = service["spec"]["rayClusterConfig"]
+    (group,) = cluster["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    processors = int(container["resources"]["limits"]["cpu"])
+    assert settings.loading["threads"] <= processors
+    assert settings.replicas[1] <= group["maxReplicas"] * (
+        processors // settings.loading["threads"]
+    )
+    command, *words = job["spec"]["entrypoint"].split()
+    parsed = make_parser().parse_args(words)
+    assert (command, parsed.ray, parsed.resume) == ("avl-batch", "auto", True)
