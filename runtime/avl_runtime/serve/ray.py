@@ -128,6 +128,7 @@ def settings_of(args: Mapping[str, Any]) -> Settings:
             "backend": args.get("backend") or "auto",
             "kv": args.get("kv") or "auto",
             "threads": numbers["threads"],
+            "prefix_cache": "auto",
         },
         Limits(
             running=numbers["running"],
