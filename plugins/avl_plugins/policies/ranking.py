@@ -149,14 +149,18 @@ def highest(scores: Scores, positions: Indices, count: int) -> Mask:
 
     `scores` and `positions` are [..., n], in any order of positions.
     """
-    surplus = scores.shape[-1] - count
-    keep = np.ones(scores.shape, np.bool_)
+    rows = scores.shape[-1]
+    surplus = rows - count
     if surplus <= 0:
-        return keep
-    # NumPy orders complex numbers by their real parts, and by their imaginary parts where those are
-    # equal. One selection is far cheaper than sorting by two keys.
-    rank = np.empty(scores.shape, np.complex128)
-    rank.real, rank.imag = scores, -positions
-    lowest = np.argpartition(rank, surplus - 1)[..., :surplus].reshape(-1, surplus)
-    keep.reshape(-1, scores.shape[-1])[np.arange(len(lowest))[:, None], lowest] = False
+        return np.ones(scores.shape, np.bool_)
+    if scores.size and np.isnan(scores.min()):
+        scores = np.where(np.isnan(scores), np.inf, scores)
+    # One selection of plain numbers is far cheaper than any by two keys, which only equal ones need.
+    bound = np.partition(scores, surplus - 1)[..., surplus - 1, None]
+    keep: Mask = scores > bound
+    missing = (count - keep.sum(-1)).reshape(-1)
+    for line in missing.nonzero()[0].tolist():
+        equal = (scores == bound).reshape(-1, rows)[line].nonzero()[0]
+        order = positions.reshape(-1, rows)[line, equal].argsort()
+        keep.reshape(-1, rows)[line, equal[order[: missing[line]]]] = True
     return keep
