@@ -155,7 +155,7 @@ def highest(scores: Scores, positions: Indices, count: int) -> Mask:
         return np.ones(scores.shape, np.bool_)
     if scores.size and np.isnan(scores.min()):
         scores = np.where(np.isnan(scores), np.inf, scores)
-    # One selection of plain numbers is far cheaper than any by two keys, which only equal ones need.
+    # One selection of plain numbers is far cheaper than any by two keys; only equal ones need that.
     bound = np.partition(scores, surplus - 1)[..., surplus - 1, None]
     keep: Mask = scores > bound
     missing = (count - keep.sum(-1)).reshape(-1)
