@@ -214,14 +214,11 @@ def _run_chunks(
     )
     outputs = []
     mass = np.zeros((cache.layers, 0), np.float32)
-    held, cut = 0, 0
-    if prefix is not None:
-        held = prefix.length if index < prefix.segments else 0
-        cut = int(rows.positions.searchsorted(prefix.cut))
+    held = 0 if prefix is None or index >= prefix.segments else prefix.length
     cache.reserve(held + count, steps)
     if prefix is not None and held:
         prefix.put(index, cache)
-    for begin, end in spans(count, executor.chunk, cut):
+    for begin, end in spans(count, executor.chunk):
         chunk = rows.between(begin, end)
         ends = end == count
         weights = _row_weights(sequence, chunk.positions, last=ranked and ends)

@@ -6,15 +6,16 @@ look at the whole prompt: rows are shared of the segments before the first such 
 where there is none), before any action has moved them. What actions decide behind a prompt (a
 division into core and secondary tokens, a text budget) each prompt decides for itself.
 
-Runs of a prompt end at the same tokens whether rows are taken or not, so that an answer is the
-same bit for bit. Its last picture is where one ends: questions about it differ behind it.
+Rows are shared by whole runs. Reading begins where a run would have begun, and each run that is
+read has the rows that it would have had: so an answer is the same bit for bit. To share more, up to
+the last token that is alike, would have runs of other lengths, which sum in another order, and
+where many rows are multiplied in bf16 that is enough to change tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence as Several
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,9 @@ from avl_runtime.prompts.prompt import Prompt
 Span = tuple[int, int]
 
 
-def spans(count: int, most: int, cut: int = 0) -> list[Span]:
-    """Begin and end of each run over `count` rows, of `most` at most; one ends at `cut`."""
-    begins = {*range(0, cut, most), *range(cut, count, most)}
-    return list(pairwise([*sorted(begin for begin in begins if begin < count), count]))
+def spans(count: int, most: int) -> list[Span]:
+    """Begin and end of each run over `count` rows, of `most` at most."""
+    return [(begin, min(begin + most, count)) for begin in range(0, count, most)]
 
 
 class Prefix:
@@ -42,7 +42,6 @@ class Prefix:
     Attributes:
         length: tokens at its begin that are not read, since their rows are known.
         segments: how many segments, the first ones, have rows that are shared.
-        cut: where its last picture ends; 0 without one.
     """
 
     def __init__(
@@ -51,14 +50,12 @@ class Prefix:
         drops = {action.before for action in sequence.actions}
         firsts = [segment.first_layer in drops for segment in manifest.segments]
         self.segments = firsts.index(True) if True in firsts else len(firsts)
-        where = np.flatnonzero(prompt.image_mask)
-        self.cut = int(where[-1]) + 1 if len(where) else 0
         self._cache, self._evicts = cache, sequence.evicts
         later = manifest.segments[self.segments :]
         self._whole = not later
         self._deep = any(segment.deepstack for segment in later)
         # The last run is always read: the logits behind it are asked for.
-        runs = spans(len(prompt.input_ids), sequence.executor.chunk, self.cut)[:-1]
+        runs = spans(len(prompt.input_ids), sequence.executor.chunk)[:-1]
         self._keys = _keys(prompt, runs, f"{self.segments} {self._evicts}")
         self._taken = cache.find(self._keys)
         self.length = sum(block.length for block in self._taken)
