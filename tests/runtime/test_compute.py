@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from avl_plugins import cpu
+from avl_plugins.schema import FP16, INT8
 from avl_runtime import LVLM
 from avl_runtime.cli.run import main as avl_run
 from avl_runtime.execute import load_backend
-from avl_runtime.execute.host.compute import ATTENTION, LINEARS, compute_entries
+from avl_runtime.execute.host.compute import ATTENTION, LINEARS, VNNI, compute_entries, told
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import load_package
@@ -57,6 +58,15 @@ def test_prompts_in_bf16(tiny_package: Path, amx_kernel: Path) -> None:
     np.testing.assert_array_equal(found["auto"], found["fp32"])
     error = np.linalg.norm(found["bf16"] - found["fp32"]) / np.linalg.norm(found["fp32"])
     assert 0 < error < 0.02
+
+
+def test_whole_numbers_are_told(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpu.AMX_SWITCH, "off")
+    plain = told(FP32, FP32, INT8)
+    assert plain is not None
+    more = "; prompts: attention in whole numbers" if plain == VNNI else ""
+    assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8) == plain + more
+    assert told(FP32 | {ATTENTION: "bf16"}, FP32, FP16) == plain
 
 
 def test_bf16_without_amx_is_refused(

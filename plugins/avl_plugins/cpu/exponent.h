@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#define AVL_LOG2_E 1.44269504088896341f
+
 // 2 ** x for x <= 0, -inf included, to float32's precision, by a polynomial of least relative error
 // for the rest of x. What is below the least normal number is 0.
 static inline __attribute__((always_inline)) float avl_exp2(float x)
@@ -29,7 +31,7 @@ static inline __attribute__((always_inline)) float avl_exp2(float x)
 static inline __attribute__((always_inline)) float avl_exp(float x)
 {
     float bounded = x < -87.0f ? -87.0f : x;
-    float n = __builtin_floorf(bounded * 1.44269504088896341f + 0.5f);
+    float n = __builtin_floorf(bounded * AVL_LOG2_E + 0.5f);
     float r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;

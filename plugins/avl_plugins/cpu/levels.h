@@ -4,6 +4,7 @@
 
 #include "few.h"
 #include "prompt_amx.h"
+#include "prompt_codes.h"
 #include "quantized.h"
 #include "screen.h"
 
@@ -12,6 +13,7 @@ const avl_few_kernels *avl_best_few(void);
 const avl_prompt_kernels *avl_best_prompt(void);
 const avl_code_kernels *avl_best_codes(void);
 const avl_prompt_tiles *avl_best_tiles(void); // NULL where there are none
+const avl_prompt_tiles *avl_best_code_tiles(void); // of rows in codes of 8 bits
 
 // Kernels of linears with stored weights; NULL where there are none, as ONNX Runtime computes the
 // ops' bodies then.

@@ -11,7 +11,7 @@ typedef struct avl_attention_op {
     const avl_step_kernels *step;
     const avl_few_kernels *few;
     const avl_prompt_kernels *prompt;
-    const avl_prompt_tiles *tiles; // of prompts, or NULL
+    const avl_prompt_tiles *tiles, *code_tiles; // of prompts, or NULL; of rows in codes of 8 bits
     const avl_code_kernels *codes;
 } avl_attention_op;
 

@@ -78,12 +78,19 @@ OrtStatus *avl_compute_step(OrtKernelContext *context, const avl_attention_op *o
     return status;
 }
 
+// Tiles for rows as they are kept, or NULL.
+static const avl_prompt_tiles *tiles_for(const avl_attention_op *op, const avl_step *step)
+{
+    const int coded = step->codes && step->codes->bits == 8 && op->code_tiles;
+    return coded && step->head_dim % op->code_tiles->side == 0 ? op->code_tiles : op->tiles;
+}
+
 OrtStatus *avl_compute_rows(OrtKernelContext *context, const avl_attention_op *op,
                             const avl_step *step)
 {
     if (avl_is_few(step))
         return avl_run_few(context, op->few, step);
-    return avl_run_prompt(context, op->prompt, op->tiles, step);
+    return avl_run_prompt(context, op->prompt, tiles_for(op, step), step);
 }
 
 static OrtStatus *compute_step(void *kernel, OrtKernelContext *context)
@@ -106,7 +113,7 @@ static OrtStatus *compute_prompt(void *kernel, OrtKernelContext *context)
     return status ? status : avl_compute_rows(context, op, &step);
 }
 
-static OrtStatus *make(const OrtKernelInfo *info, const avl_prompt_tiles *tiles, void **kernel)
+static OrtStatus *make(const OrtKernelInfo *info, int on_tiles, void **kernel)
 {
     avl_attention_op *made = malloc(sizeof *made);
     *kernel = made;
@@ -116,7 +123,8 @@ static OrtStatus *make(const OrtKernelInfo *info, const avl_prompt_tiles *tiles,
     made->few = avl_best_few();
     made->prompt = avl_best_prompt();
     made->codes = avl_best_codes();
-    made->tiles = tiles;
+    made->tiles = on_tiles ? avl_best_tiles() : NULL;
+    made->code_tiles = on_tiles ? avl_best_code_tiles() : NULL;
     return avl_api->KernelInfoGetAttribute_float(info, "scale", &made->scale);
 }
 
@@ -124,14 +132,14 @@ OrtStatus *avl_create_attention(const OrtCustomOp *op, const OrtApi *unused_api,
                                 const OrtKernelInfo *info, void **kernel)
 {
     (void)op, (void)unused_api;
-    return make(info, NULL, kernel);
+    return make(info, 0, kernel);
 }
 
 OrtStatus *avl_create_attention_on_tiles(const OrtCustomOp *op, const OrtApi *unused_api,
                                          const OrtKernelInfo *info, void **kernel)
 {
     (void)op, (void)unused_api;
-    return make(info, avl_best_tiles(), kernel);
+    return make(info, 1, kernel);
 }
 
 void avl_destroy_attention(void *kernel) { free(kernel); }

@@ -4,9 +4,7 @@
 
 #include <stdlib.h>
 
-// Matrix units are so fast that packing keys counts, so that a task has more query rows there, unless
-// too few tasks are left to keep cores busy.
-#define TILED_BLOCK 1024
+// Tasks that keep cores busy: of other tiles' so large ones no fewer.
 #define TILED_TASKS 16
 
 // Rows so few that reading keys takes longer than computing with them: several tasks share the
@@ -18,7 +16,6 @@
 #define WORKERS 64
 #define KEYS 64 // of a packed block, and
 #define ROWS 6  // of a tile (prompt_tile.h)
-#define TILED_ROWS 32 // of a group (prompt_amx_pack.h)
 #define LINE 64 // bytes
 #define SIZE (int64_t)sizeof(float)
 
@@ -64,8 +61,8 @@ static void cut(const avl_prompt_tiles *tiles, int64_t keys, avl_prompt *prompt)
     prompt->span = keys;
     int64_t blocks = in_all(rows, AVL_PROMPT_BLOCK);
     if (tiles)
-        blocks = most(in_all(rows, TILED_BLOCK), least(blocks, in_all(TILED_TASKS, parts)));
-    prompt->block = whole(in_all(rows, blocks), tiles ? TILED_ROWS : ROWS);
+        blocks = most(in_all(rows, tiles->block), least(blocks, in_all(TILED_TASKS, parts)));
+    prompt->block = whole(in_all(rows, blocks), tiles ? tiles->rows : ROWS);
     prompt->blocks = in_all(rows, prompt->block);
     if (!tiles && rows <= FEW_ROWS)
         prompt->spans = spans_of(keys, parts, &prompt->span);

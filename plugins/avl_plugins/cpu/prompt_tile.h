@@ -2,6 +2,7 @@
 #ifndef AVL_PROMPT_TILE_H
 #define AVL_PROMPT_TILE_H
 
+#include "exponent.h"
 #include "prompt_places.h"
 
 #include <float.h>
@@ -84,7 +85,7 @@ HELPER void pack(const float *restrict keys, int64_t count, int64_t d, float *re
 HELPER void score(const tile *of, const float *restrict packed, int64_t d, int64_t count,
                   float scale, float scores[ROWS][KEYS])
 {
-    const float in_twos = scale * 1.44269504088896341f;
+    const float in_twos = scale * AVL_LOG2_E;
     for (int64_t j = 0; j < count; j += WIDE * LANES) {
         lanes sum[ROWS][WIDE] = {0};
         for (int64_t i = 0; i < d; i++) {

@@ -2,7 +2,6 @@
 #ifndef AVL_PROMPT_WEIGH_H
 #define AVL_PROMPT_WEIGH_H
 
-#include "exponent.h"
 #include "prompt_tile.h"
 
 #include <math.h>
@@ -76,7 +75,7 @@ HELPER lanes weights_of(float *restrict scores, float top)
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.4022646891e-1f));
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.9314720574e-1f));
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-        p = _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, least, _CMP_GE_OQ), p, n);
+        p = _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ), p, n);
         _mm512_storeu_ps(scores + j, p);
         sum += (lanes)p;
     }

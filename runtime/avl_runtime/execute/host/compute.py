@@ -10,11 +10,12 @@ from typing import Literal
 from avl_plugins import cpu
 from avl_plugins.cpu.host import host
 from avl_plugins.errors import quoted
-from avl_plugins.schema import RowType
+from avl_plugins.schema import INT8, RowType
 from avl_runtime.execute.protocol import COMPUTES, BackendError
 from avl_runtime.package.manifest import Manifest
 
 ATTENTION, LINEARS = "avl.attention", "avl.linears"  # entries that the kernels' library reads
+VNNI = "AVX-512, VNNI"  # as kernels call what products of bytes are taken with
 
 
 def check_compute(compute: object) -> None:
@@ -36,7 +37,8 @@ def compute_entries(
     """Entries of the session configuration; none for packages in fp16, which kernels do not take.
 
     With `auto`, attention of quantized layers is in bf16 where there is AMX: their activations are
-    rounded to 8 bits by linears, which changes logits more (benchmarks/prompt-rounding.json).
+    rounded to 8 bits by linears, which changes logits more (benchmarks/prompt-rounding.json). Where
+    there is none but VNNI, attention over rows of 8 bits is in whole numbers of 16 by 8 bits.
     Linears of quantized weights take AMX by themselves, as their op lets them.
 
     Args:
@@ -78,6 +80,8 @@ def told(decoder: dict[str, str], vision: dict[str, str], kept: RowType) -> str 
         rounded = [name for name, key in names if entries[key] == "bf16"]
         if rounded and kernels.runs_amx():
             text += f"; {part}: {' and '.join(rounded)} in bf16"
+        elif part == "prompts" and rounded and kept == INT8 and VNNI in text:
+            text += "; prompts: attention in whole numbers"
     if kept.parked_bits is not None:  # the ops of such rows have a body alone
         text += f"; rows in {kept.name}: widened by standard ops in every step"
     return text
