@@ -86,8 +86,12 @@ def bases(model: str) -> list[dict[str, Any]]:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "x"}'}}
     called = {"role": "assistant", "content": None, "tool_calls": [call]}
     told = {"role": "tool", "tool_call_id": "c", "content": "x"}
+    flat = {"type": "function", "name": "f", "parameters": schema}
+    item = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "x"}
     return [
         plain,
+        {"model": model, "input": [*plain["messages"], item, output], "tools": [flat]},
         plain | {"tools": [function], "tool_choice": "required", "parallel_tool_calls": False},
         plain | {"messages": [*plain["messages"], called, told], "tools": [function]},
         plain | {"response_format": {"type": "json_schema", "json_schema": named}},

@@ -96,7 +96,7 @@ def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
         ({"role": "user", "content": []}, ".content"),
         ({"role": "user", "content": {"type": "text", "text": "x"}}, ".content"),
         ({"role": "user", "content": "x", "name": "me"}, ".name"),
-        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, ".tool_calls[0].id"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, ".tool_calls[0].function"),
         ({"role": "user", "content": "x", "other": 1}, ".other"),
         ({"role": "user", "content": "x" * 101}, ".content"),
         ({"role": "user", "content": [{"type": "text"}]}, ".content[0].text"),

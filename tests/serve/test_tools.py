@@ -136,6 +136,32 @@ def test_models_without_tools_and_conversations_that_are_none(
     assert refused.value.param == "messages[1].tool_call_id"
 
 
+FLAT = [{"type": "function", **one["function"]} for one in TOOLS]
+
+
+def test_responses_call_functions(served: Running) -> None:
+    asked = {"model": NAME, "input": "Find some.", "max_output_tokens": 400, "tools": FLAT}
+    asked |= {"tool_choice": {"type": "function", "name": "find"}, "temperature": 1.2}
+    with served.client() as client:
+        found = client.responses.create(**asked, extra_body={"seed": 4})
+        (call,) = found.output
+        assert call.type == "function_call" and call.name == "find"
+        jsonschema.validate(json.loads(call.arguments), FIND["parameters"])
+        assert found.status == "completed" and found.tools[0].name == "find"
+        with client.responses.stream(**asked, extra_body={"seed": 4}) as stream:
+            events = list(stream)
+            (streamed,) = stream.get_final_response().output
+        assert (streamed.name, streamed.arguments) == (call.name, call.arguments)
+        kinds = [event.type for event in events]
+        assert "response.function_call_arguments.done" in kinds
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        told = {"type": "function_call_output", "call_id": call.call_id, "output": "none"}
+        more = [{"role": "user", "content": "Find some."}, call.model_dump(), told]
+        after = client.responses.create(model=NAME, input=more, tools=FLAT, max_output_tokens=3)
+        plain = client.responses.create(model=NAME, input=more[:1], max_output_tokens=3)
+    assert after.output[0].type == "message" and after.usage.input_tokens > plain.usage.input_tokens
+
+
 def fields(**changes: Any) -> dict[str, Any]:
     return {"tools": [{"type": "function", "function": FIND | changes}]}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from avl_plugins.errors import quoted
@@ -16,7 +16,7 @@ from avl_runtime.prompts.calls import ToolCall
 from avl_runtime.serve import values
 from avl_runtime.serve.errors import refused
 from avl_runtime.serve.limits import Limits
-from avl_runtime.serve.tools import calls_of
+from avl_runtime.serve.tools import call_item, calls_of
 
 ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What an answer of ours, sent back as it came, holds beside its text.
@@ -82,13 +82,38 @@ def messages(value: object, limits: Limits, dialect: Dialect = CHAT) -> tuple[Sa
             content that are not served.
     """
     name = dialect.field
-    found = tuple(
-        _message(one, f"{name}[{at}]", limits, dialect)
-        for at, one in enumerate(values.items(value, name, 1, limits.parts))
-    )
+    found: list[Said] = []
+    for at, one in enumerate(values.items(value, name, 1, limits.parts)):
+        where = f"{name}[{at}]"
+        said = None if dialect.nested else _item(one, where, limits)
+        if said is None:
+            found.append(_message(one, where, limits, dialect))
+        elif said.calls and found and found[-1].role == "assistant":
+            found[-1] = replace(found[-1], calls=(*found[-1].calls, *said.calls))
+        else:
+            found.append(said)
     check(found, limits, name)
     _check_answers(found, name)
-    return found
+    return tuple(found)
+
+
+def _item(value: object, name: str, limits: Limits) -> Said | None:
+    """A call or an answer to one, which /v1/responses has beside messages; None of a message."""
+    sort = value.get("type") if isinstance(value, dict) else None
+    if sort == "function_call":
+        empty = ("namespace", "caller", "async", "async_")  # in what openai's client sends back
+        noted = ("type", "id", "status", "parsed_arguments", *empty)
+        given = values.an_object(value, name, ("call_id", "name", "arguments", *noted))
+        for key in empty:
+            if key in given:
+                raise values.wrong(f"{name}.{key}", "none", given[key])
+        return Said("assistant", (), (call_item(given, name),))
+    if sort == "function_call_output":
+        given = values.an_object(value, name, ("type", "id", "status", "call_id", "output"))
+        number = values.text(given.get("call_id"), f"{name}.call_id", LONGEST_ID)
+        output = values.text(given.get("output"), f"{name}.output", limits.text)
+        return Said("tool", (output,), (), number)
+    return None
 
 
 def _check_answers(found: Sequence[Said], name: str) -> None:
@@ -97,7 +122,8 @@ def _check_answers(found: Sequence[Said], name: str) -> None:
     for at, one in enumerate(found):
         made |= {call.id for call in one.calls}
         if one.answers is not None and one.answers not in made:
-            where = f"{name}[{at}].tool_call_id"
+            field = "tool_call_id" if name == CHAT.field else "call_id"
+            where = f"{name}[{at}].{field}"
             raise values.wrong(where, "the id of a call before it", one.answers)
 
 

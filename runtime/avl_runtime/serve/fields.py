@@ -126,12 +126,17 @@ def chat_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
         usage=_usage(given, stream),
         user=user_of(given),
         format=format_of(given.get("response_format", TEXT), "response_format", "json_schema"),
-        tools=_tools(given),
+        tools=tools_read(given),
     )
 
 
-def _tools(given: Mapping[str, Any]) -> Tools | None:
-    found = tools_of(given)
+def tools_read(given: Mapping[str, Any], *, nested: bool = True) -> Tools | None:
+    """What may be called; `nested` as in `tools_of`.
+
+    Raises:
+        ApiError: it cannot be used.
+    """
+    found = tools_of(given, nested=nested)
     if found is not None and "skip_special_tokens" in given:
         raise refused(
             "skip_special_tokens: expected none beside tools, whose calls may have special tokens, "

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from avl_runtime.generate.call_reader import CallReader, Piece
 from avl_runtime.serve import values
 from avl_runtime.serve.answering import Form
 from avl_runtime.serve.answers import Object, about
@@ -22,18 +23,17 @@ from avl_runtime.serve.fields import (
     options_of,
     policy_of,
     taken,
+    tools_read,
     user_of,
 )
 from avl_runtime.serve.formats import TEXT, Format, format_of
+from avl_runtime.serve.items import Item, text_part
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.served import Event, Run
 
 # Fields of OpenAI's protocol that ask for nothing when they have such a value.
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "store": (False,),  # without it OpenAI's own server stores; this one cannot
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "include": ([],),
     "metadata": ({},),
     "truncation": ("disabled",),
@@ -47,9 +47,11 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "prompt": (),
     "max_tool_calls": (),
 }
+NO_TOOLS: Final = {"tools": [], "tool_choice": "none", "parallel_tool_calls": False}
 OWN: Final = (
     *("model", "input", "instructions", "max_output_tokens", "stream", "user"),
     *("safety_identifier", "policy", "kv", "placements", "stop", "min_new_tokens", "text"),
+    *("tools", "tool_choice", "parallel_tool_calls"),
 )
 KNOWN: Final = frozenset((*OWN, *NUMBERS, *WHOLE, *FLAGS, *NEUTRAL))
 
@@ -80,6 +82,7 @@ def response_request(body: Mapping[str, Any], limits: Limits) -> ChatRequest:
         usage=True,
         user=user_of(given),
         format=_format(given),
+        tools=tools_read(given, nested=False),
     )
 
 
@@ -108,44 +111,82 @@ class ResponseTeller:
 
     def __init__(self, exchange: Exchange, asked: ChatRequest, run: Run) -> None:
         self._exchange, self._asked, self._run = exchange, asked, run
-        self._id, self._item = f"resp_{secrets.token_hex(16)}", f"msg_{secrets.token_hex(16)}"
+        self._id = f"resp_{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._number = 0
+        form = None if asked.tools is None else run.call_form
+        self._reader = None if form is None else CallReader(form)
+        self._items: list[Item] = []
 
     async def step(self, event: Event) -> None:
-        """Send what came, if it is to be streamed."""
-        if not self._asked.stream:
-            return
-        if self._exchange.status is None:
-            await self._open()
-        if event.text:
-            await self._part("response.output_text.delta", delta=event.text, logprobs=[])
+        """Note what came, and send it if it is to be streamed."""
+        if self._asked.stream and self._exchange.status is None:
+            await self._exchange.begin_events()
+            for kind in ("response.created", "response.in_progress"):
+                await self._send(kind, response=self._response("in_progress"))
+        pieces = [Piece(event.text)]
+        if self._reader is not None:
+            pieces = self._reader.push(event.text, last=event.done)
+        elif not self._items:
+            await self._add(Item())
+        for piece in pieces:
+            if piece.name is not None:
+                await self._add(Item(piece.name))
+            elif piece.call is None and (not self._items or self._items[-1].name is not None):
+                await self._add(Item())
+            if piece.text:
+                await self._grow(piece.text)
 
     async def end(self) -> None:
         """Send the whole answer, or what a stream ends with."""
         status = self._status()
+        if not self._items:
+            await self._add(Item())
         if not self._asked.stream:
             await self._exchange.whole(self._response(status))
             return
-        text = self._run.requests[0].reply.text
-        await self._part("response.output_text.done", text=text, logprobs=[])
-        await self._part("response.content_part.done", part=_text(text))
-        item = self._message(text, status)
-        await self._send("response.output_item.done", output_index=0, item=item)
+        await self._close(status)
         await self._send(f"response.{status}", response=self._response(status))
         await self._exchange.end()
 
-    async def _open(self) -> None:
-        await self._exchange.begin_events()
-        for kind in ("response.created", "response.in_progress"):
-            await self._send(kind, response=self._response("in_progress"))
-        item = self._message(None, "in_progress")
-        await self._send("response.output_item.added", output_index=0, item=item)
-        await self._part("response.content_part.added", part=_text(""))
+    async def _add(self, item: Item) -> None:
+        """Begin an item, behind which the one before it is whole."""
+        if self._items:
+            await self._close("completed")
+        self._items.append(item)
+        shown = item.shown("in_progress", begun=True)
+        await self._tell("response.output_item.added", item=shown)
+        if item.name is None:
+            await self._tell_part("response.content_part.added", part=text_part(""))
 
-    async def _part(self, kind: str, **fields: Any) -> None:
-        where = {"item_id": self._item, "output_index": 0, "content_index": 0}
-        await self._send(kind, **where, **fields)
+    async def _grow(self, text: str) -> None:
+        """Have more of the last item."""
+        item = self._items[-1]
+        item.text += text
+        if item.name is None:
+            await self._tell_part("response.output_text.delta", delta=text, logprobs=[])
+        else:
+            kind = "response.function_call_arguments.delta"
+            await self._tell(kind, item_id=item.id, delta=text)
+
+    async def _close(self, status: str) -> None:
+        """Tell that the last item is whole, or cut."""
+        item = self._items[-1]
+        if item.name is None:
+            await self._tell_part("response.output_text.done", text=item.text, logprobs=[])
+            await self._tell_part("response.content_part.done", part=text_part(item.text))
+        else:
+            told = {"item_id": item.id, "name": item.name, "arguments": item.text}
+            await self._tell("response.function_call_arguments.done", **told)
+        await self._tell("response.output_item.done", item=item.shown(status))
+
+    async def _tell_part(self, kind: str, **fields: Any) -> None:
+        await self._tell(kind, item_id=self._items[-1].id, content_index=0, **fields)
+
+    async def _tell(self, kind: str, **fields: Any) -> None:
+        """Send an event about the last item."""
+        if self._asked.stream:
+            await self._send(kind, output_index=len(self._items) - 1, **fields)
 
     async def _send(self, kind: str, **fields: Any) -> None:
         numbered = {"type": kind, "sequence_number": self._number, **fields}
@@ -156,14 +197,9 @@ class ResponseTeller:
         whole = self._run.requests[0].reply.finish_reason in ("eos", "stop")
         return "completed" if whole else "incomplete"
 
-    def _message(self, text: str | None, status: str) -> Object:
-        return {
-            "type": "message",
-            "id": self._item,
-            "role": "assistant",
-            "status": status,
-            "content": [] if text is None else [_text(text)],
-        }
+    def _output(self, status: str) -> list[Object]:
+        whole = [item.shown("completed") for item in self._items[:-1]]
+        return [*whole, self._items[-1].shown(status)]
 
     def _response(self, status: str) -> Object:
         request, begun = self._run.requests[0], status == "in_progress"
@@ -187,23 +223,17 @@ class ResponseTeller:
             "instructions": None,
             "max_output_tokens": self._asked.options.max_new_tokens,
             "metadata": {},
-            "output": [] if begun else [self._message(request.reply.text, status)],
-            "parallel_tool_calls": False,
+            "output": [] if begun else self._output(status),
             "previous_response_id": None,
             "store": False,
             "temperature": self._asked.options.temperature,
             "text": {"format": dict(self._asked.format.told)},
-            "tool_choice": "none",
-            "tools": [],
+            **(NO_TOOLS if self._asked.tools is None else self._asked.tools.asked),
             "top_p": self._asked.options.top_p,
             "truncation": "disabled",
             "usage": None if begun else used,
         }
         return found if begun else found | {"avl": about(request, self._run.cut)}
-
-
-def _text(text: str) -> Object:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 RESPONSE: Final = Form(response_request, ResponseTeller)

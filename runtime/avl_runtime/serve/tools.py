@@ -36,12 +36,14 @@ class Tools:
         functions: that may be called.
         must: whether one must be.
         several: whether more than one may be.
+        asked: the fields as the client wrote them.
     """
 
     told: tuple[Mapping[str, Any], ...]
     functions: tuple[Function, ...]
     must: bool
     several: bool
+    asked: Mapping[str, Any]
 
     def grammar(self, grammars: Grammars, form: CallForm, answer: Grammar | None) -> Grammar:
         """Answers and calls, as a model writes them.
@@ -62,15 +64,18 @@ class Tools:
         )
 
 
-def tools_of(given: Mapping[str, Any]) -> Tools | None:
+def tools_of(given: Mapping[str, Any], *, nested: bool = True) -> Tools | None:
     """Read `tools`, `tool_choice` and `parallel_tool_calls`; None where nothing may be called.
+
+    Args:
+        nested: whether a function lies in an object of its own, or beside its type.
 
     Raises:
         ApiError: they cannot be used.
         MissingError: llguidance is not installed.
     """
     listed = values.items(given.get("tools", []), "tools", 0, MOST_TOOLS)
-    read = [_function(one, f"tools[{at}]") for at, one in enumerate(listed)]
+    read = [_function(one, f"tools[{at}]", nested) for at, one in enumerate(listed)]
     functions = {one.name: one for _, one in read}
     if len(functions) < len(read):
         raise refused("tools: expected a name for each function, found two alike", "tools")
@@ -82,38 +87,45 @@ def tools_of(given: Mapping[str, Any]) -> Tools | None:
         )
     several = values.flag(given.get("parallel_tool_calls", True), "parallel_tool_calls")
     choice = given.get("tool_choice", "auto")
-    named = _named(choice, list(functions))
+    named = _named(choice, list(functions), nested)
     if not functions or choice == "none":
         if choice == "required":
             raise refused("tool_choice: expected tools beside it, found none; add some", "tools")
         return None
+    asked = {"tools": listed, "tool_choice": choice, "parallel_tool_calls": several}
     told = tuple(tool for tool, _ in read)
     if named is not None:
-        return Tools(told, (functions[named],), must=True, several=False)
-    return Tools(told, tuple(functions.values()), choice == "required", several)
+        return Tools(told, (functions[named],), must=True, several=False, asked=asked)
+    return Tools(told, tuple(functions.values()), choice == "required", several, asked)
 
 
-def _named(choice: object, known: list[str]) -> str | None:
+def _named(choice: object, known: list[str], nested: bool) -> str | None:
     """The function that must be called, if one is named."""
     if isinstance(choice, str) and choice in ("none", "auto", "required"):
         return None
     expected = "none, auto, required, or a function of tools by name"
     if not isinstance(choice, dict) or choice.get("type") != "function":
         raise values.wrong("tool_choice", expected, choice)
-    given = values.an_object(choice, "tool_choice", ("type", "function"))
-    named = values.an_object(given.get("function"), "tool_choice.function", ("name",)).get("name")
+    where = "tool_choice.function" if nested else "tool_choice"
+    if nested:
+        choice = values.an_object(choice, "tool_choice", ("type", "function")).get("function")
+    names = ("name",) if nested else ("type", "name")
+    named = values.an_object(choice, where, names).get("name")
     if not isinstance(named, str) or named not in known:
-        raise values.wrong("tool_choice.function.name", "a function of tools", named)
+        raise values.wrong(f"{where}.name", "a function of tools", named)
     return named
 
 
-def _function(value: object, name: str) -> tuple[Mapping[str, Any], Function]:
-    given = values.an_object(value, name, ("type", "function"))
-    if given.get("type") != "function":
-        raise values.wrong(f"{name}.type", "function", given.get("type"))
-    name = f"{name}.function"
+def _function(value: object, name: str, nested: bool) -> tuple[Mapping[str, Any], Function]:
+    sort = value.get("type") if isinstance(value, dict) else None
+    if sort != "function":
+        raise values.wrong(f"{name}.type", "function", sort)
     known = ("name", "description", "parameters", "strict")
-    described = values.an_object(given.get("function"), name, known)
+    described = values.an_object(value, name, ("type", "function") if nested else ("type", *known))
+    described.pop("type")
+    if nested:
+        name = f"{name}.function"
+        described = values.an_object(described.get("function"), name, known)
     called = values.text(described.get("name"), f"{name}.name", 64)
     if NAME.fullmatch(called) is None:
         raise values.wrong(f"{name}.name", "letters, digits, _ and -", called)
@@ -147,17 +159,29 @@ def _call(value: object, name: str) -> ToolCall:
     given = values.an_object(value, name, ("id", "type", "function", "index"))
     if given.get("type", "function") != "function":
         raise values.wrong(f"{name}.type", "function", given["type"])
-    number = values.text(given.get("id"), f"{name}.id", 256)
     function = values.an_object(given.get("function"), f"{name}.function", ("name", "arguments"))
-    called = values.text(function.get("name"), f"{name}.function.name", 64)
+    return _read_call(given.get("id"), f"{name}.id", function, f"{name}.function")
+
+
+def call_item(given: Mapping[str, Any], name: str) -> ToolCall:
+    """A call as /v1/responses has it.
+
+    Raises:
+        ApiError: it is none.
+    """
+    return _read_call(given.get("call_id"), f"{name}.call_id", given, name)
+
+
+def _read_call(number: object, named: str, function: Mapping[str, Any], name: str) -> ToolCall:
+    known = values.text(number, named, 256)
+    called = values.text(function.get("name"), f"{name}.name", 64)
     if NAME.fullmatch(called) is None:
-        raise values.wrong(f"{name}.function.name", "letters, digits, _ and -", called)
-    at = f"{name}.function.arguments"
-    text = values.text(function.get("arguments"), at, LONGEST_ARGUMENTS)
+        raise values.wrong(f"{name}.name", "letters, digits, _ and -", called)
+    text = values.text(function.get("arguments"), f"{name}.arguments", LONGEST_ARGUMENTS)
     try:
         arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise values.wrong(at, "a JSON object as text", text)
-    return ToolCall(number, called, arguments)
+        raise values.wrong(f"{name}.arguments", "a JSON object as text", text)
+    return ToolCall(known, called, arguments)
