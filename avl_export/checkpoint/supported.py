@@ -25,6 +25,7 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "paddleocr_vl",
     "glm_ocr",
     "glm4v",
+    "glm46v",
     "granite4_vision",
     "qwen2_vl",
     "qwen2_5_vl",

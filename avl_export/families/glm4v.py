@@ -32,14 +32,25 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Glm4v:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
+    return load_as(Glm4v, Glm4vConfig, checkpoint, dtype)
+
+
+def load_as(
+    family: type[Glm4v], config_class: Any, checkpoint: Checkpoint, dtype: torch.dtype
+) -> Glm4v:
+    """As `load`, of a configuration whose model is the same under another name.
+
+    Raises:
+        FamilyError: as `load`.
+    """
     config, model, decoder = meta_model(
-        checkpoint, Glm4vConfig, Glm4vForConditionalGeneration, dtype, _check_parts
+        checkpoint, config_class, family.model_class, dtype, _check_parts
     )
     vision = config.vision_config
     table = vision.image_size // vision.patch_size
     patches = vision_patches(vision, table, stretch="cubic")
     traits = qwen_traits(checkpoint, config, grown_image(checkpoint, patches), None)
-    return Glm4v("glm4v", checkpoint.folder, traits, model, decoder, patches)
+    return family(config_class.model_type, checkpoint.folder, traits, model, decoder, patches)
 
 
 def _check_parts(config: Any, where: str) -> None:
