@@ -35,7 +35,7 @@ from speed_worker import noise, words
 
 CASES = {"dense": ("auto", "dense"), "dense int8": ("int8", "dense"), "avl int8": ("int8", "avl")}
 SIDE = 336  # pixels of a picture
-CHUNK = 256  # rows of a run of a prompt, of which the whole ones are shared
+RUN = 256  # tokens of a prompt that are read at one time, and shared only together
 
 
 def measure(
@@ -98,10 +98,8 @@ def measure(
         wait_idle(idle_wait)
         found = {name: ask(name) for name in models}
         known = found["with"]["prefix_tokens"]
-        if (
-            any(found["without"]["prefix_tokens"])
-            or min(known[1:]) < found["with"]["visual_tokens"]
-        ):
+        wanted = found["with"]["visual_tokens"] // RUN * RUN
+        if any(found["without"]["prefix_tokens"]) or min(known[1:]) < wanted:
             sys.exit(f"expected rows of all pictures from the second question on, found {known}")
         pairs = zip(found["without"].pop("replies"), found["with"].pop("replies"), strict=True)
         rounds.append(found | {"same_replies": sum(one == other for one, other in pairs)})
