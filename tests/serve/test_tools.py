@@ -136,6 +136,7 @@ def test_models_without_tools_and_conversations_that_are_none(
     assert refused.value.param == "messages[1].tool_call_id"
 
 
+DEEP = '{"a":' * 65 + "1" + "}" * 65
 FLAT = [{"type": "function", **one["function"]} for one in TOOLS]
 
 
@@ -207,6 +208,10 @@ def test_what_is_refused(given: dict[str, Any], param: str) -> None:
         ([{"id": "a", "function": {"name": "f", "arguments": "[1]"}}], "[0].function.arguments"),
         (
             [{"id": "a", "function": {"name": "f", "arguments": "{" * 5000}}],
+            "[0].function.arguments",
+        ),
+        (
+            [{"id": "a", "function": {"name": "f", "arguments": DEEP}}],
             "[0].function.arguments",
         ),
         ([{"id": "a", "function": {"name": "f"}}], "[0].function.arguments"),

@@ -24,6 +24,7 @@ MOST_TOOLS: Final = 128
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LONGEST_DESCRIPTION: Final = 1 << 16
 LONGEST_ARGUMENTS: Final = 1 << 20
+DEEPEST_ARGUMENTS: Final = 64
 NO_ARGUMENTS: Final = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -172,6 +173,14 @@ def call_item(given: Mapping[str, Any], name: str) -> ToolCall:
     return _read_call(given.get("call_id"), f"{name}.call_id", given, name)
 
 
+def _is_deeper(value: object, most: int) -> bool:
+    level: list[Any] = [value]
+    for _ in range(most + 1):
+        inside = [list(one.values()) if isinstance(one, dict) else one for one in level]
+        level = [part for one in inside if isinstance(one, list) for part in one]
+    return bool(level)
+
+
 def _read_call(number: object, named: str, function: Mapping[str, Any], name: str) -> ToolCall:
     known = values.text(number, named, 256)
     called = values.text(function.get("name"), f"{name}.name", 64)
@@ -182,6 +191,7 @@ def _read_call(number: object, named: str, function: Mapping[str, Any], name: st
         arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):
         arguments = None
-    if not isinstance(arguments, dict):
-        raise values.wrong(f"{name}.arguments", "a JSON object as text", text)
+    if not isinstance(arguments, dict) or _is_deeper(arguments, DEEPEST_ARGUMENTS):
+        expected = f"a JSON object of at most {DEEPEST_ARGUMENTS} levels as text"
+        raise values.wrong(f"{name}.arguments", expected, text)
     return ToolCall(known, called, arguments)
