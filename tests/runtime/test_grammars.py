@@ -69,7 +69,7 @@ inner = st.recursive(
 schemas = objects(inner).map(lambda found: found | {"$defs": {"thing": THING}})
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schemas, st.integers(0, 1 << 30))
 def test_whatever_a_model_would_say_it_says_what_the_schema_allows(
     tiny: LVLM, schema: dict[str, Any], seed: int
@@ -99,7 +99,7 @@ def test_whatever_a_model_would_say_it_says_what_the_schema_allows(
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "seed": 3}], ids=["greedy", "drawn"])
 def test_drafts_change_no_token(tiny: LVLM, options: dict[str, Any]) -> None:
-    schema = {"type": "array", "items": THING, "minItems": 2, "maxItems": 2}
+    schema = {"type": "array", "items": THING, "minItems": 1, "maxItems": 1}
     given = {"max_new_tokens": 400, "json_schema": schema} | options
     wanted = tiny.generate(ONE.prompt, [ONE.image], policy="dense", **given)
     assert wanted.finish_reason == "eos"
