@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure cached rows of 4 and 2 bits on avl-tiny's held-out samples, beside KIVI's rounding.
 
-    .venv/bin/python scripts/few_bits.py --samples 25 --json benchmarks/few-bits.json
+    .venv/bin/python scripts/few_bits.py --samples 200 --json benchmarks/few-bits.json
 
 Of every way: scores by task, as avl-eval counts them; the divergence KL(fp32 || rounded) in nats a
 token, over the greedy reply that rows in fp32 give under the same policy, from its second token on

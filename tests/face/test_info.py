@@ -69,7 +69,7 @@ def test_what_avl_tiny_is(
     shard = tiny_checkpoint / "model.safetensors"
     assert (told["model"], told["family"], told["dtype"]) == ("avl-tiny", "llava", "fp32")
     assert (told["layers"], told["split"], told["default_policy"]) == (6, [2], "dense")
-    assert told["policies"] == ["dense", "avl", "avl:exact", "fastv", "avl+fastv", "random"]
+    assert told["policies"] == ["dense", "avl", "avl:exact", "akvq", "fastv", "avl+fastv", "random"]
     assert told["kv"] == ["fp32", "fp16", "int8", "int8-int4", "int8-int2"]
     assert "cached rows:   in fp32, fp16, int8, int8-int4 or int8-int2 (--kv)\n" in text
     assert (told["weights"], told["weights_found"]) == ("linked", True)
