@@ -7,8 +7,16 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from avl_export.graph.endings import Ending, bias_of, ending_of
 from avl_plugins.bodies.function import linear_function
-from avl_plugins.bodies.linear_ops import LINEARS, LOGITS_LINEAR, PLAIN_LINEARS, QUANTIZED_LINEARS
+from avl_plugins.bodies.linear_ops import (
+    ADD_BIAS,
+    FINISHED_LINEARS,
+    LINEARS,
+    LOGITS_LINEAR,
+    PLAIN_LINEARS,
+    QUANTIZED_LINEARS,
+)
 from avl_plugins.graph_io import LOGITS
 from avl_plugins.schema import DOMAIN, VERSION, Op
 
@@ -48,8 +56,9 @@ def join_linears(model: ir.Model) -> None:
 
     A DequantizeLinear becomes part of a QuantizedLinear, a Cast from 16 bits of a Linear, and so
     does a weight stored in float32; what ends in logits, of a LogitsLinear. Up to three that
-    multiply the same rows become one node, as q, k and v do. A bias becomes an Add of its own.
-    Sizes that kernels do not take stay as they are.
+    multiply the same rows become one node, as q, k and v do. Biases become part of it where each
+    has one, and what is taken of the sum of one alone (`endings`); else a bias becomes an Add of
+    its own. Sizes that kernels do not take stay as they are.
     """
     groups: dict[Hashable, list[_Linear]] = {}
     for gemm in model.graph:
@@ -136,9 +145,21 @@ def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:
     """The name of the op whose node takes their place."""
     first = linears[0]
     op = first.ops[len(linears)]
+    biases = [bias_of(one.gemm) for one in linears]
+    ending = Ending(ADD_BIAS)
+    joins = None not in biases and (op.name, ADD_BIAS) in FINISHED_LINEARS
+    if joins and len(linears) == 1:
+        ending = ending_of(first.gemm)
+    if joins:
+        op = FINISHED_LINEARS[op.name, ending.name]
+    tensors = [
+        value
+        for one, bias in zip(linears, biases, strict=True)
+        for value in (*one.tensors, *([bias] if joins else []))
+    ]
     node = ir.node(
         op.name,
-        [first.gemm.inputs[0], *(value for one in linears for value in one.tensors)],
+        [first.gemm.inputs[0], *tensors],
         dict(first.attributes),
         domain=DOMAIN,
         num_outputs=len(linears),
@@ -147,7 +168,7 @@ def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:
     for one, product in zip(linears, node.outputs, strict=True):
         old, new = one.gemm.outputs[0], product
         bias = one.gemm.inputs[2] if len(one.gemm.inputs) > 2 else None
-        if bias is not None:
+        if bias is not None and not joins:
             product.name = f"{old.name}.product"
             add = ir.node("Add", [product, bias])
             graph.insert_before(one.gemm, add)
@@ -155,4 +176,5 @@ def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:
         new.name, new.shape, new.type = old.name, old.shape, old.type
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove([one.gemm, *filter(None, [one.maker])], safe=True)
+    ending.take(graph)
     return op.name

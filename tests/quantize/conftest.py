@@ -16,7 +16,7 @@ from avl_export import export as exporting
 from avl_export.export import Result, export
 from avl_export.options import Options
 from avl_export.plan.plan import Plan, make_plan
-from avl_plugins.bodies.linear_ops import LOGITS_LINEAR, PLAIN_LINEARS, QUANTIZED_LINEARS
+from avl_plugins.bodies.linear_ops import LINEARS
 from export.checkpoints import make_config, write_random
 from support.torchlib import one_table
 
@@ -39,13 +39,12 @@ Exports = Callable[..., Exported]
 
 def quantized_linears_of(nodes: Counter[str]) -> int:
     """How many linears the QuantizedLinears among the types of a graph's nodes are."""
-    return sum(weights * nodes[op.name] for (weights, _), op in QUANTIZED_LINEARS.items())
+    return sum(len(op.outputs) * nodes[op.name] for op in LINEARS if "Quantized" in op.name)
 
 
 def linears_of(nodes: Counter[str]) -> int:
     """How many linears there are in all."""
-    plain = sum(weights * nodes[op.name] for weights, op in PLAIN_LINEARS.items())
-    return nodes["Gemm"] + plain + nodes[LOGITS_LINEAR.name] + quantized_linears_of(nodes)
+    return nodes["Gemm"] + sum(len(op.outputs) * nodes[op.name] for op in LINEARS)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,7 +6,7 @@ import onnx
 from onnx import parser
 
 from avl_plugins.bodies.attention_body import attention_body, prompt_body, step_body
-from avl_plugins.bodies.linear_ops import QUANTIZED_LINEARS
+from avl_plugins.bodies.linear_ops import ADD_BIAS, FINISHED_LINEARS, QUANTIZED_LINEARS
 from avl_plugins.schema import (
     DOMAIN,
     MUTUAL_ATTENTION,
@@ -22,6 +22,27 @@ _PLAIN_LINEAR = """
     {w} = Cast <to = 1> ({tensors})
     {y} = Gemm <transB = 1> (x, {w})
 """
+# What follows a linear, from {product} to {y}.
+_ENDINGS = {
+    ADD_BIAS: """
+    {y} = Add ({product}, {bias})
+""",
+    "AddBiasGelu": """
+    sum = Add ({product}, {bias})
+    {y} = Gelu (sum)
+""",
+    "AddBiasTanhGelu": """
+    sum = Add ({product}, {bias})
+    {y} = Gelu <approximate = "tanh"> (sum)
+""",
+    "AddBiasQuickGelu": """
+    sum = Add ({product}, {bias})
+    slope = Constant <value_float = 1.702> ()
+    steep = Mul (sum, slope)
+    share = Sigmoid (steep)
+    {y} = Mul (sum, share)
+""",
+}
 
 _MUTUAL_ATTENTION = """
     of_heads_q = Transpose <perm = [0, 2, 1, 3]> (q)
@@ -35,6 +56,9 @@ _QUANTIZED_LINEAR = """
     {w} = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> ({tensors})
     {y} = Gemm (x, {w})
 """
+
+_QUANTIZED_NAMES = {op.name for op in QUANTIZED_LINEARS.values()}
+_WITHOUT = {op.name: parts for parts, op in FINISHED_LINEARS.items()}  # the linear, and its ending
 
 
 def split_cache_attention_functions(
@@ -66,14 +90,18 @@ def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
     ONNX Runtime takes a kernel of ours where one is registered. Else it fuses DequantizeLinear and
     Gemm into MatMulNBits, and does a Cast of weights when it loads the graph.
     """
-    template = _QUANTIZED_LINEAR if op in QUANTIZED_LINEARS.values() else _PLAIN_LINEAR
+    base, ending = _WITHOUT.get(op.name, (op.name, ""))
+    template = _QUANTIZED_LINEAR if base in _QUANTIZED_NAMES else _PLAIN_LINEAR
     products = [value.name for value in op.outputs]
     tensors = [value.name for value in op.inputs[1:]]
     each = len(tensors) // len(products)
-    body = "".join(
-        template.format(y=y, w=f"weight_of_{y}", tensors=", ".join(tensors[i : i + each]))
-        for y, i in zip(products, range(0, len(tensors), each), strict=True)
-    )
+    body = ""
+    for y, at in zip(products, range(0, len(tensors), each), strict=True):
+        product = f"product_of_{y}" if ending else y
+        weight = tensors[at : at + each - bool(ending)]
+        body += template.format(y=product, w=f"weight_of_{y}", tensors=", ".join(weight))
+        if ending:
+            body += _ENDINGS[ending].format(y=y, product=product, bias=tensors[at + each - 1])
     return function_proto(op, body, opset)
 
 

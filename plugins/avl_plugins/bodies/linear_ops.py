@@ -89,4 +89,41 @@ QUANTIZED_LINEARS: Mapping[tuple[int, bool], Op] = {
     for weights in (1, 2, 3)
     for zeros in (False, True)
 }
-LINEARS = (*PLAIN_LINEARS.values(), LOGITS_LINEAR, *QUANTIZED_LINEARS.values())
+
+ADD_BIAS = "AddBias"
+# What may follow the products, as names of ops end with it. Functions of sums are GELU by the
+# normal distribution or by tanh, as ONNX has them, and by the logistic function of 1.702 x.
+ENDINGS: Mapping[str, str] = {
+    ADD_BIAS: "y + bias",
+    "AddBiasGelu": "gelu(y + bias)",
+    "AddBiasTanhGelu": "tanh_gelu(y + bias)",
+    "AddBiasQuickGelu": "quick_gelu(y + bias)",
+}
+
+
+def _finished(op: Op, ending: str) -> Op:
+    """`op` with what follows its products; a bias comes behind each weight's tensors."""
+    tensors = op.inputs[1:]
+    each = len(tensors) // len(op.outputs)
+    biases = [
+        Value(f"bias{number}", "T", (f"outputs{number}",), "is added to every row")
+        for number in _numbers(len(op.outputs))
+    ]
+    inputs = [_X]
+    for at, bias in enumerate(biases):
+        inputs += [*tensors[at * each : (at + 1) * each], bias]
+    doc = f"{op.doc} What comes out is {ENDINGS[ending]}."
+    return dataclasses.replace(op, name=op.name + ending, doc=doc, inputs=tuple(inputs))
+
+
+# By the name of the op without, and the ending: several weights have only a bias each.
+FINISHED_LINEARS: Mapping[tuple[str, str], Op] = {
+    (op.name, ending): _finished(op, ending)
+    for op in (*PLAIN_LINEARS.values(), *QUANTIZED_LINEARS.values())
+    for ending in ENDINGS
+    if ending == ADD_BIAS or len(op.outputs) == 1
+}
+LINEARS = (
+    *(*PLAIN_LINEARS.values(), LOGITS_LINEAR, *QUANTIZED_LINEARS.values()),
+    *FINISHED_LINEARS.values(),
+)

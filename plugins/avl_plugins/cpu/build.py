@@ -18,6 +18,7 @@ from typing import NamedTuple
 FOLDER = Path(__file__).parent
 # Compiled once for every level of instructions:
 KERNELS, FEW, PROMPT, CODES = "attention.c", "few.c", "prompt.c", "codes.c"
+EPILOGUE = "epilogue.c"
 # For the levels above the compiler's own:
 LINEAR, SCREEN, QUANTIZED = "linear.c", "screen.c", "quantized.c"
 # Empty for compilers and processors that do not know it:
@@ -25,7 +26,7 @@ AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 PROMPT_CODES = "prompt_codes.c"
 SOURCES = (
     *(KERNELS, FEW, "few_run.c", "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "unmap.c"),
-    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, "processor.c", "levels.c"),
+    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, "processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
     *("ort_quantized.c", "ort_ops.c"),
 )
@@ -57,6 +58,7 @@ _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
 _NUMBERS = {"avx2": _AVX2, "avx512": _AVX512}
 LEVELS = {f"avl_step_{level}": (*options, "-mf16c") for level, options in _NUMBERS.items()}
 CODES_LEVELS = {f"avl_codes_{level}": options for level, options in _NUMBERS.items()}
+EPILOGUE_LEVELS = {f"avl_finish_{level}": options for level, options in _NUMBERS.items()}
 PROMPT_LEVELS = {f"avl_prompt_{level}": options for level, options in _NUMBERS.items()}
 LINEAR_LEVELS = {
     "avl_linear_avx2": (*_AVX2, "-mf16c"),
@@ -83,6 +85,7 @@ X86_LEVELS = {
     FEW: FEW_LEVELS,
     PROMPT: PROMPT_LEVELS,
     CODES: CODES_LEVELS,
+    EPILOGUE: EPILOGUE_LEVELS,
     LINEAR: LINEAR_LEVELS,
     SCREEN: SCREEN_LEVELS,
     QUANTIZED: QUANTIZED_LEVELS,

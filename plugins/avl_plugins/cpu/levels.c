@@ -40,6 +40,11 @@ const avl_code_kernels *avl_best_codes(void)
     return avl_has_avx512() ? &avl_codes_avx512 : avl_has_avx2() ? &avl_codes_avx2 : &avl_codes_base;
 }
 
+avl_finish *avl_best_finish(void)
+{
+    return avl_has_avx512() ? avl_finish_avx512 : avl_has_avx2() ? avl_finish_avx2 : avl_finish_base;
+}
+
 const avl_screening *avl_best_linears(void)
 {
     return avl_has_avx512() ? &avl_screen_avx512 : avl_has_f16c() ? &avl_screen_avx2 : NULL;
@@ -60,6 +65,7 @@ const avl_step_kernels *avl_best_step(void) { return &avl_step_base; }
 const avl_few_kernels *avl_best_few(void) { return &avl_few_base; }
 const avl_prompt_kernels *avl_best_prompt(void) { return &avl_prompt_base; }
 const avl_code_kernels *avl_best_codes(void) { return &avl_codes_base; }
+avl_finish *avl_best_finish(void) { return avl_finish_base; }
 
 #if defined(__aarch64__)
 

@@ -3,6 +3,7 @@
 #define AVL_LEVELS_H
 
 #include "few.h"
+#include "epilogue.h"
 #include "prompt_amx.h"
 #include "prompt_codes.h"
 #include "quantized.h"
@@ -21,5 +22,8 @@ const avl_screening *avl_best_linears(void);
 
 // The same for quantized weights.
 const avl_quantized_kernels *avl_best_quantized(void);
+
+// What follows a linear.
+avl_finish *avl_best_finish(void);
 
 #endif

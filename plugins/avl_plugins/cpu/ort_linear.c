@@ -14,7 +14,9 @@ enum { MOST_WEIGHTS = 3, TASKS = 16, ALIGNMENT = 64 };
 // Weights of one op, which lie where ONNX Runtime has them: in the mapped file of a checkpoint, if
 // they do there.
 typedef struct {
+    const avl_linear_op *op;
     avl_multiply_stored *multiply;
+    avl_finish *finish;
     int64_t amx_rows; // from how many rows of x on AMX multiplies; 0: never
     size_t count;
     avl_stored weights[MOST_WEIGHTS];
@@ -26,6 +28,7 @@ typedef struct {
     int64_t rows;
     avl_amx_rows amx_x; // for AMX, if it has values
     float *y[MOST_WEIGHTS];
+    avl_epilogue after[MOST_WEIGHTS];
 } product;
 
 // What tasks have shares of: outputs, or on AMX tiles of them.
@@ -34,17 +37,29 @@ static int64_t units_of(const product *p, const avl_stored *weight)
     return p->amx_x.values ? avl_amx_tiles(weight->outputs) : weight->outputs;
 }
 
+// Adds what follows the products to columns of y [rows, outputs].
+static void finish(const product *p, size_t i, float *y, int64_t rows, int64_t first, int64_t end)
+{
+    const int64_t outputs = p->stored->weights[i].outputs;
+    if (p->after[i].bias)
+        p->stored->finish(&p->after[i], y, rows, outputs, first, end < outputs ? end : outputs);
+}
+
 // Units [first, end) of a weight, on AMX for the block of rows that starts with `row`.
 static void multiply_units(const product *p, size_t i, int64_t first, int64_t end, int64_t row)
 {
     const avl_stored *weight = &p->stored->weights[i];
     if (!p->amx_x.values) {
         p->stored->multiply(weight, p->x, p->rows, first, end, p->y[i]);
+        finish(p, i, p->y[i], p->rows, first, end);
         return;
     }
     const avl_amx_rows x = avl_amx_part(&p->amx_x, row);
-    for (int64_t tile = first; tile < end; tile++)
-        avl_amx->multiply_stored(weight, &x, tile, p->y[i] + row * weight->outputs);
+    float *y = p->y[i] + row * weight->outputs;
+    for (int64_t tile = first; tile < end; tile++) {
+        avl_amx->multiply_stored(weight, &x, tile, y);
+        finish(p, i, y, x.rows, tile * AVL_AMX_TILE, (tile + 1) * AVL_AMX_TILE);
+    }
 }
 
 // A part of all weights' units, those of the first weight first; of a block of rows on AMX.
@@ -114,6 +129,9 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
         const int64_t dims[2] = {x.dims[0], stored->weights[i].outputs};
         if ((status = avl_output(context, i, dims, 2, &p.y[i])))
             return status;
+        if (stored->op->has_bias &&
+            (status = avl_bias(context, stored->op, i, stored->weights[i].outputs, &p.after[i])))
+            return status;
     }
     if (!p.rows)
         return NULL;
@@ -145,11 +163,13 @@ OrtStatus *avl_read_stored(const OrtKernelInfo *info, size_t index, avl_stored *
     return NULL;
 }
 
-static OrtStatus *read_weights(const avl_op *op, const OrtKernelInfo *info, stored_weights *stored)
+static OrtStatus *read_weights(const OrtKernelInfo *info, stored_weights *stored)
 {
-    for (; stored->count < op->outputs; stored->count++) {
+    const avl_linear_op *op = stored->op;
+    const size_t tensors = 1 + (size_t)op->has_bias; // of a weight
+    for (; stored->count < op->op.outputs; stored->count++) {
         avl_stored *weight = &stored->weights[stored->count];
-        OrtStatus *status = avl_read_stored(info, 1 + stored->count, weight);
+        OrtStatus *status = avl_read_stored(info, 1 + stored->count * tensors, weight);
         if (status)
             return status;
         if (weight->inputs != stored->weights->inputs)
@@ -158,14 +178,16 @@ static OrtStatus *read_weights(const avl_op *op, const OrtKernelInfo *info, stor
     return NULL;
 }
 
-static OrtStatus *make(const avl_op *op, const OrtKernelInfo *info, int64_t amx_rows, void **kernel)
+static OrtStatus *make(const OrtCustomOp *op, const OrtKernelInfo *info, int64_t amx_rows, void **kernel)
 {
     stored_weights *stored = calloc(1, sizeof *stored);
     if (!stored)
         return avl_failed("expected memory, found none");
+    stored->op = (const avl_linear_op *)op;
     stored->multiply = avl_best_linears()->multiply;
+    stored->finish = avl_best_finish();
     stored->amx_rows = amx_rows;
-    OrtStatus *status = read_weights(op, info, stored);
+    OrtStatus *status = read_weights(info, stored);
     if (status)
         free(stored);
     else
@@ -177,7 +199,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
                          void **kernel)
 {
     (void)unused_api;
-    return make((const avl_op *)op, info, 0, kernel);
+    return make(op, info, 0, kernel);
 }
 
 static OrtStatus *create_on_tiles(const OrtCustomOp *op, const OrtApi *unused_api,
@@ -185,17 +207,31 @@ static OrtStatus *create_on_tiles(const OrtCustomOp *op, const OrtApi *unused_ap
 {
     (void)unused_api;
     const int has_amx = avl_amx && avl_has_amx();
-    return make((const avl_op *)op, info, has_amx ? AVL_AMX_LEAST_ROWS : 0, kernel);
+    return make(op, info, has_amx ? AVL_AMX_LEAST_ROWS : 0, kernel);
 }
 
 static void destroy(void *kernel) { free(kernel); }
 
 static const int TYPES[] = {ORT_FLOAT, ORT_ANY, ORT_ANY, ORT_ANY};
+static const int TYPES_WITH_BIAS[] = {ORT_FLOAT, ORT_ANY,   ORT_FLOAT, ORT_ANY,
+                                      ORT_FLOAT, ORT_ANY,   ORT_FLOAT};
 
 #define LINEAR(CREATE, NAME, WEIGHTS)                                                              \
-    {AVL_OP(CREATE, compute, destroy), NAME, 1 + (WEIGHTS), WEIGHTS, TYPES, NULL}
+    {{AVL_OP(CREATE, compute, destroy), NAME, 1 + (WEIGHTS), WEIGHTS, TYPES, NULL}, 0, AVL_IDENTITY}
+#define FINISHED(CREATE, NAME, WEIGHTS, ACTIVATION)                                                \
+    {{AVL_OP(CREATE, compute, destroy), NAME, 1 + 2 * (WEIGHTS), WEIGHTS, TYPES_WITH_BIAS, NULL},  \
+     1,                                                                                            \
+     ACTIVATION}
 #define LINEARS(CREATE)                                                                            \
-    {LINEAR(CREATE, "Linear", 1), LINEAR(CREATE, "Linear2", 2), LINEAR(CREATE, "Linear3", 3)}
+    {LINEAR(CREATE, "Linear", 1),                                                                  \
+     LINEAR(CREATE, "Linear2", 2),                                                                 \
+     LINEAR(CREATE, "Linear3", 3),                                                                 \
+     FINISHED(CREATE, "LinearAddBias", 1, AVL_IDENTITY),                                           \
+     FINISHED(CREATE, "Linear2AddBias", 2, AVL_IDENTITY),                                          \
+     FINISHED(CREATE, "Linear3AddBias", 3, AVL_IDENTITY),                                          \
+     FINISHED(CREATE, "LinearAddBiasGelu", 1, AVL_GELU),                                           \
+     FINISHED(CREATE, "LinearAddBiasTanhGelu", 1, AVL_TANH_GELU),                                  \
+     FINISHED(CREATE, "LinearAddBiasQuickGelu", 1, AVL_QUICK_GELU)}
 
-const avl_op avl_plain_linears[AVL_PLAIN_LINEARS] = LINEARS(create);
-const avl_op avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS] = LINEARS(create_on_tiles);
+const avl_linear_op avl_plain_linears[AVL_PLAIN_LINEARS] = LINEARS(create);
+const avl_linear_op avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS] = LINEARS(create_on_tiles);

@@ -52,6 +52,19 @@ OrtStatus *avl_inputs(const OrtKernelContext *context, const size_t *ranks, size
     return status;
 }
 
+OrtStatus *avl_bias(const OrtKernelContext *context, const avl_linear_op *op, size_t weight,
+                    int64_t outputs, avl_epilogue *to)
+{
+    avl_tensor bias;
+    const size_t tensors = (op->op.inputs - 1) / op->op.outputs; // of a weight, the bias being the last
+    OrtStatus *status = avl_input(context, (weight + 1) * tensors, &bias);
+    if (!status && (bias.rank != 1 || bias.dims[0] != outputs))
+        status = avl_failed("expected a bias with one number for each output of its weight");
+    if (!status)
+        *to = (avl_epilogue){bias.data, op->activation};
+    return status;
+}
+
 static OrtStatus *read_type(const OrtValue *value, int *type)
 {
     OrtTensorTypeAndShapeInfo *info;

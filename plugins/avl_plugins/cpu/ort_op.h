@@ -2,6 +2,7 @@
 #ifndef AVL_ORT_OP_H
 #define AVL_ORT_OP_H
 
+#include "epilogue.h"
 #include "ort_abi.h"
 
 #define AVL_MOST_DIMS 4
@@ -14,15 +15,21 @@ typedef struct avl_op {
     const int *input_types, *output_types; // no output types: all float
 } avl_op;
 
+typedef struct avl_linear_op {
+    avl_op op;
+    int has_bias; // behind each weight's tensors
+    avl_activation activation; // of the sums
+} avl_linear_op;
+
 // The ops. Those on tiles take the places of their like where a session asks for bf16.
 #define AVL_KEPT 2 // ways to keep rows, beside float32
-#define AVL_PLAIN_LINEARS 3
-#define AVL_QUANTIZED_LINEARS 6
+#define AVL_PLAIN_LINEARS 9
+#define AVL_QUANTIZED_LINEARS 18
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
     avl_kept_attention[AVL_KEPT], avl_kept_attention_on_tiles[AVL_KEPT],
-    avl_mutual_attention, avl_logits_linear,
-    avl_plain_linears[AVL_PLAIN_LINEARS], avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS],
-    avl_quantized_linears[AVL_QUANTIZED_LINEARS];
+    avl_mutual_attention, avl_logits_linear;
+extern const avl_linear_op avl_plain_linears[AVL_PLAIN_LINEARS],
+    avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS], avl_quantized_linears[AVL_QUANTIZED_LINEARS];
 
 // Set when the library is registered, for good: one process has one ONNX Runtime.
 extern const OrtApi *avl_api;
@@ -62,6 +69,9 @@ OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *
 // All inputs of a node, each of its rank.
 OrtStatus *avl_inputs(const OrtKernelContext *context, const size_t *ranks, size_t count,
                       avl_tensor *to);
+// A linear's bias, one number for each output; the op says what is taken of the sums.
+OrtStatus *avl_bias(const OrtKernelContext *context, const avl_linear_op *op, size_t weight,
+                    int64_t outputs, avl_epilogue *to);
 OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to);
 // The output's memory is left in *data, a pointer of the output's type.
 OrtStatus *avl_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank,

@@ -63,7 +63,7 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
 {
     const avl_op *prompt =
         chosen & TILED_ATTENTION ? &avl_split_cache_prompt_on_tiles : &avl_split_cache_prompt;
-    const avl_op *linears =
+    const avl_linear_op *linears =
         chosen & TILED_LINEARS ? avl_plain_linears_on_tiles : avl_plain_linears;
     const avl_op *kept =
         chosen & TILED_ATTENTION ? avl_kept_attention_on_tiles : avl_kept_attention;
@@ -77,11 +77,11 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
     if (!status && chosen & MUTUAL)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_mutual_attention.op);
     for (size_t i = 0; !status && chosen & PLAIN && i < AVL_PLAIN_LINEARS; i++)
-        status = avl_api->CustomOpDomain_Add(*domain, &linears[i].op);
+        status = avl_api->CustomOpDomain_Add(*domain, &linears[i].op.op);
     if (!status && chosen & PLAIN)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_logits_linear.op);
     for (size_t i = 0; !status && chosen & QUANTIZED && i < AVL_QUANTIZED_LINEARS; i++)
-        status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linears[i].op);
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linears[i].op.op);
     return status;
 }
 

@@ -1,5 +1,5 @@
 // QuantizedLinear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights
-// that are multiplied with the same x, with and without zero points.
+// that are multiplied with the same x, with and without zero points and what follows the products.
 #include "levels.h"
 #include "linear_amx.h"
 #include "ort_op.h"
@@ -8,13 +8,15 @@
 
 #include <stdlib.h>
 
-enum { MOST_WEIGHTS = 3, MOST_INPUTS = 1 + 3 * MOST_WEIGHTS };
+enum { MOST_WEIGHTS = 3, MOST_INPUTS = 1 + 4 * MOST_WEIGHTS };
 
 enum { TASKS = 16, ROWS_OF_A_TASK = 16, ALIGNMENT = 64 };
 
 // Weights of one op; all have the same inputs and span.
 typedef struct {
+    const avl_linear_op *op;
     const avl_quantized_kernels *with;
+    avl_finish *finish;
     size_t count;
     avl_packed weights[MOST_WEIGHTS];
     int64_t amx_rows; // from how many rows of x on AMX multiplies; 0: never
@@ -27,6 +29,7 @@ typedef struct {
     avl_amx_rows amx_x; // for AMX
     const float *from;
     float *y[MOST_WEIGHTS];
+    avl_epilogue after[MOST_WEIGHTS];
 } product;
 
 static void round_rows(void *of, size_t index)
@@ -43,16 +46,25 @@ static void round_group(void *of, size_t index)
     avl_amx->round(p->from, &p->amx_x, (int64_t)index);
 }
 
-// Tiles [first, end) of a weight, for the block of rows that starts with `row`.
+// Tiles [first, end) of a weight, and what follows, while a tile is in a cache; on AMX for the block of
+// rows that starts with `row`.
 static void multiply_tiles(const product *p, size_t i, int64_t first, int64_t end, int64_t row)
 {
-    const avl_packed *weight = &p->packed->weights[i];
+    const packed_weights *packed = p->packed;
+    const avl_packed *weight = &packed->weights[i];
     const avl_amx_rows x = p->amx ? avl_amx_part(&p->amx_x, row) : (avl_amx_rows){0};
-    for (int64_t tile = first; tile < end; tile++)
+    const int64_t width = packed->with->tile_outputs;
+    float *y = p->y[i] + row * weight->outputs;
+    for (int64_t tile = first; tile < end; tile++) {
         if (p->amx)
-            avl_amx->multiply_packed(weight, &x, tile, p->y[i] + row * weight->outputs);
+            avl_amx->multiply_packed(weight, &x, tile, y);
         else
-            p->packed->with->multiply(weight, &p->x, tile, p->y[i]);
+            packed->with->multiply(weight, &p->x, tile, y);
+        const int64_t left = weight->outputs - tile * width;
+        if (p->after[i].bias)
+            packed->finish(&p->after[i], y, p->amx ? x.rows : p->x.rows, weight->outputs,
+                           tile * width, tile * width + (left < width ? left : width));
+    }
 }
 
 // A part of all weights' tiles, those of the first weight first; of a block of rows on AMX.
@@ -146,6 +158,9 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
         const int64_t dims[2] = {rows, first[i].outputs};
         if ((status = avl_output(context, i, dims, 2, &p.y[i])))
             return status;
+        if (packed->op->has_bias &&
+            (status = avl_bias(context, packed->op, i, first[i].outputs, &p.after[i])))
+            return status;
     }
     if (!rows)
         return NULL;
@@ -236,14 +251,15 @@ static void destroy(void *kernel)
     free(packed);
 }
 
-// The inputs of an op after x are as many tensors for each of its outputs.
-static OrtStatus *pack_all(const avl_op *op, const OrtKernelInfo *info, packed_weights *packed)
+// The inputs of an op after x are as many tensors for each of its outputs, a bias the last of them.
+static OrtStatus *pack_all(const OrtKernelInfo *info, packed_weights *packed)
 {
-    size_t tensors = (op->inputs - 1) / op->outputs;
+    const avl_op *op = &packed->op->op;
+    size_t tensors = (op->inputs - 1) / op->outputs, own = tensors - (size_t)packed->op->has_bias;
     for (; packed->count < op->outputs; packed->count++) {
         avl_packed *weight = &packed->weights[packed->count];
         source from = {0};
-        OrtStatus *status = read_source(info, 1 + packed->count * tensors, tensors, &from);
+        OrtStatus *status = read_source(info, 1 + packed->count * tensors, own, &from);
         if (!status)
             status = pack(packed->with, &from, weight);
         if (!status && weight->inputs != packed->weights->inputs) {
@@ -265,8 +281,10 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
     packed_weights *packed = calloc(1, sizeof *packed);
     if (!packed)
         return avl_failed("expected memory, found none");
+    packed->op = (const avl_linear_op *)op;
     packed->with = avl_best_quantized();
-    OrtStatus *status = pack_all((const avl_op *)op, info, packed);
+    packed->finish = avl_best_finish();
+    OrtStatus *status = pack_all(info, packed);
     if (status)
         destroy(packed);
     else
@@ -274,21 +292,36 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
     return status;
 }
 
-static const int TYPES[] = {ORT_FLOAT, ORT_ANY, ORT_FLOAT, ORT_ANY, ORT_FLOAT, ORT_ANY, ORT_FLOAT};
-static const int TYPES_WITH_ZEROS[MOST_INPUTS] = {ORT_FLOAT, ORT_ANY, ORT_FLOAT, ORT_ANY, ORT_ANY,
-                                                  ORT_FLOAT, ORT_ANY, ORT_ANY,   ORT_FLOAT, ORT_ANY};
+#define F ORT_FLOAT
+static const int TYPES[] = {F, ORT_ANY, F, ORT_ANY, F, ORT_ANY, F};
+static const int TYPES_WITH_ZEROS[] = {F,       ORT_ANY, F,       ORT_ANY, ORT_ANY,
+                                       F,       ORT_ANY, ORT_ANY, F,       ORT_ANY};
+static const int TYPES_WITH_BIAS[] = {F, ORT_ANY, F, F, ORT_ANY, F, F, ORT_ANY, F, F};
+static const int TYPES_WITH_BOTH[MOST_INPUTS] = {F,       ORT_ANY, F,       ORT_ANY, F,
+                                                 ORT_ANY, F,       ORT_ANY, F,       ORT_ANY,
+                                                 F,       ORT_ANY, F};
+#undef F
 
-#define LINEAR(NAME, WEIGHTS)                                                                      \
-    {AVL_OP(create, compute, destroy), NAME, 1 + 2 * (WEIGHTS), WEIGHTS, TYPES, NULL}
-#define LINEAR_WITH_ZEROS(NAME, WEIGHTS)                                                           \
-    {AVL_OP(create, compute, destroy), NAME "WithZeros", 1 + 3 * (WEIGHTS), WEIGHTS,               \
-     TYPES_WITH_ZEROS, NULL}
+#define OP(NAME, WEIGHTS, TENSORS, TYPES_OF, BIAS, ACTIVATION)                                     \
+    {{AVL_OP(create, compute, destroy), NAME, 1 + (TENSORS) * (WEIGHTS), WEIGHTS, TYPES_OF, NULL}, \
+     BIAS,                                                                                         \
+     ACTIVATION}
+// An op for each ending of `linear_ops.py`; several weights have a bias alone.
+#define FINISHED(KIND, TENSORS, TYPES_OF)                                                          \
+    OP("QuantizedLinear" KIND "AddBias", 1, TENSORS, TYPES_OF, 1, AVL_IDENTITY),                   \
+        OP("QuantizedLinear2" KIND "AddBias", 2, TENSORS, TYPES_OF, 1, AVL_IDENTITY),              \
+        OP("QuantizedLinear3" KIND "AddBias", 3, TENSORS, TYPES_OF, 1, AVL_IDENTITY),              \
+        OP("QuantizedLinear" KIND "AddBiasGelu", 1, TENSORS, TYPES_OF, 1, AVL_GELU),               \
+        OP("QuantizedLinear" KIND "AddBiasTanhGelu", 1, TENSORS, TYPES_OF, 1, AVL_TANH_GELU),      \
+        OP("QuantizedLinear" KIND "AddBiasQuickGelu", 1, TENSORS, TYPES_OF, 1, AVL_QUICK_GELU)
+#define LINEARS(KIND, TENSORS, TYPES_OF)                                                           \
+    OP("QuantizedLinear" KIND, 1, TENSORS, TYPES_OF, 0, AVL_IDENTITY),                             \
+        OP("QuantizedLinear2" KIND, 2, TENSORS, TYPES_OF, 0, AVL_IDENTITY),                        \
+        OP("QuantizedLinear3" KIND, 3, TENSORS, TYPES_OF, 0, AVL_IDENTITY)
 
-const avl_op avl_quantized_linears[AVL_QUANTIZED_LINEARS] = {
-    LINEAR("QuantizedLinear", 1),
-    LINEAR("QuantizedLinear2", 2),
-    LINEAR("QuantizedLinear3", 3),
-    LINEAR_WITH_ZEROS("QuantizedLinear", 1),
-    LINEAR_WITH_ZEROS("QuantizedLinear2", 2),
-    LINEAR_WITH_ZEROS("QuantizedLinear3", 3),
+const avl_linear_op avl_quantized_linears[AVL_QUANTIZED_LINEARS] = {
+    LINEARS("", 2, TYPES),
+    LINEARS("WithZeros", 3, TYPES_WITH_ZEROS),
+    FINISHED("", 3, TYPES_WITH_BIAS),
+    FINISHED("WithZeros", 4, TYPES_WITH_BOTH),
 };

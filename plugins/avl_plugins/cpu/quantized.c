@@ -221,8 +221,8 @@ static int64_t tiles(const avl_packed *w) { return (w->outputs + TILE - 1) / TIL
 
 static int64_t packed_bytes(const avl_packed *w) { return tiles(w) * spans_of(w) * piece_bytes(w); }
 
-static const avl_quantized_kernels kernels = {tiles, packed_bytes, pack_tile, round_row,
-                                              multiply_tile};
+static const avl_quantized_kernels kernels = {TILE,      tiles,     packed_bytes,
+                                              pack_tile, round_row, multiply_tile};
 const avl_quantized_kernels *const AVL_LEVEL = &kernels;
 
 #endif

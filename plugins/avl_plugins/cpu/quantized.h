@@ -35,6 +35,7 @@ typedef struct avl_rounded {
 // What quantized.c is compiled to for one level of the processor's instructions. A weight is for the
 // level that packed it alone.
 typedef struct avl_quantized_kernels {
+    int64_t tile_outputs; // of a tile, but for the last
     int64_t (*tiles)(const avl_packed *weight);
     int64_t (*bytes)(const avl_packed *weight); // of its pieces
     // Fills a tile from signed codes [inputs, outputs], of which 4 bits have the even output in the
