@@ -93,7 +93,7 @@ RECORDS = {
     "peers-int4-no-amx": Record(
         "S1",
         ("dense",),
-        LARGE,
+        (*LARGE, "--kv", "fp32,int8"),
         TEXT_PEERS[:1],
         stored="fp16",
         kind="int4",

@@ -42,9 +42,9 @@ def ratios() -> Iterator[Ratio]:
         over = "OpenVINO's" if len(peers) == 1 else "the best of OpenVINO's"
         yield Ratio(f"S1, INT4: {what} over {over}", limit, _median(PEERS, part, own, peers))
     yield Ratio(
-        "S1, INT4, without AMX: dense prefill over OpenVINO's in fp32",
+        "S1, INT4, without AMX: dense prefill with rows of 8 bits over OpenVINO's in fp32",
         0.75,
-        _median(NO_AMX, "prefill", "dense", (F32,)),
+        _median(NO_AMX, "prefill", f"dense{CODES}", (F32,)),
     )
     yield Ratio(
         "S1, fp16 checkpoint computed in bf16: dense prefill over OpenVINO's",
