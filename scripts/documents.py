@@ -17,11 +17,14 @@ import attention_part
 import bench_targets
 import build_7b
 import cli_reference
+import exact_speed
 import export_size
+import family_speed
 import few_bits
 import kept_rows
 import linear_part
 import overhead
+import prefix_speed
 import quantization
 import short_tables
 from avl_runtime.evaluate import report as evaluation
@@ -46,6 +49,11 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "exchange": lambda: attention_part.sentence(record("attention-part"), record("churn")),
     "linears": lambda: linear_part.sentence(record("linear-part")),
     "few-bits": lambda: few_bits.table(record("few-bits")),
+    "family-speed": lambda: "\n\n".join(
+        family_speed.table(alias, one) for alias, one in record("family-speed").items()
+    ),
+    "exact-speed": lambda: exact_speed.sentence(record("exact-speed-int8")),
+    "prefix-speed": lambda: prefix_speed.sentences(record("prefix-speed")),
     "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
     "overhead": lambda: overhead.sentence(record("overhead")),
     "quantization": lambda: quantization.table(record("quantization")),

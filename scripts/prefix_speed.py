@@ -152,6 +152,13 @@ def sentence(case: str, found: Mapping[str, Any], questions: int) -> str:
     )
 
 
+def sentences(report: Mapping[str, Any]) -> str:
+    """A record as Markdown, a line each case."""
+    questions = report["sizes"]["questions"]
+    told = (sentence(case, found, questions) for case, found in report["cases"].items())
+    return "\n".join(f"- {line}" for line in told)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     parsed = parser().parse_args(arguments)
