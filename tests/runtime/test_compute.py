@@ -62,11 +62,12 @@ def test_prompts_in_bf16(tiny_package: Path, amx_kernel: Path) -> None:
 
 def test_whole_numbers_are_told(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cpu.AMX_SWITCH, "off")
-    plain = told(FP32, FP32, INT8)
+    plain = told(FP32, FP32, INT8, 64)
     assert plain is not None
     more = "; prompts: attention in whole numbers" if plain == VNNI else ""
-    assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8) == plain + more
-    assert told(FP32 | {ATTENTION: "bf16"}, FP32, FP16) == plain
+    assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, 64) == plain + more
+    assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, 24) == plain
+    assert told(FP32 | {ATTENTION: "bf16"}, FP32, FP16, 64) == plain
 
 
 def test_bf16_without_amx_is_refused(

@@ -16,6 +16,7 @@ from avl_runtime.package.manifest import Manifest
 
 ATTENTION, LINEARS = "avl.attention", "avl.linears"  # entries that the kernels' library reads
 VNNI = "AVX-512, VNNI"  # as kernels call what products of bytes are taken with
+SIDE = 16  # and what head sizes are multiples of there (prompt_codes.c)
 
 
 def check_compute(compute: object) -> None:
@@ -69,7 +70,9 @@ def compute_entries(
     return {ATTENTION: "bf16" if compute == "auto" and quantized else "fp32", LINEARS: "fp32"}
 
 
-def told(decoder: dict[str, str], vision: dict[str, str], kept: RowType) -> str | None:
+def told(
+    decoder: dict[str, str], vision: dict[str, str], kept: RowType, head_dim: int
+) -> str | None:
     """Which kernels run with these entries and rows, for people; None where there are none."""
     kernels = host() if decoder else None
     if kernels is None:
@@ -81,7 +84,7 @@ def told(decoder: dict[str, str], vision: dict[str, str], kept: RowType) -> str 
         if rounded and kernels.runs_amx():
             text += f"; {part}: {' and '.join(rounded)} in bf16"
         elif part == "prompts" and rounded and kept == INT8 and VNNI in text:
-            text += "; prompts: attention in whole numbers"
+            text += "" if head_dim % SIDE else "; prompts: attention in whole numbers"
     if kept.parked_bits is not None:  # the ops of such rows have a body alone
         text += f"; rows in {kept.name}: widened by standard ops in every step"
     return text

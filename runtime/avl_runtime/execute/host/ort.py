@@ -101,7 +101,7 @@ class OrtBackend:
         self.answers_rows = LOGITS_FROM in given
         self._files = manifest.encoders
         self._host = host() if self.dtype == np.float32 else None
-        self.kernels = told(self._compute, self._encoding, kept)
+        self.kernels = told(self._compute, self._encoding, kept, manifest.dims.head_dim)
 
     def _session(self, package: Package, file: str, *, encoder: bool) -> ort.InferenceSession:
         options = ort.SessionOptions()
