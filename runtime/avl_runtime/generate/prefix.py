@@ -60,7 +60,7 @@ class Prefix:
         self._taken = cache.find(self._keys)
         self.length = sum(block.length for block in self._taken)
         shared = sequence.caches[: self.segments]
-        each = sum(_row_bytes(one) for one in shared)
+        each = sequence.executor.row_bytes[0] * sum(one.layers for one in shared)
         # What does not fit is not even collected.
         self._most = sum(end * each <= cache.limit for _, end in runs)
         self._rows: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in shared]
@@ -104,13 +104,6 @@ class Prefix:
             for number, rows in enumerate(zip(*self._rows, strict=True))
         ]
         self._cache.add(self._keys, [*self._taken, *fresh])
-
-
-def _row_bytes(cache: SegmentCache) -> int:
-    """Bytes of a token's rows in all layers."""
-    heads = cache.active[0][0].shape[1]
-    width: int = sum(plane.width * plane.dtype.itemsize for plane in cache.planes[0])
-    return cache.layers * int(heads) * width
 
 
 def _keys(prompt: Prompt, runs: Several[Span], root: str) -> list[bytes]:
