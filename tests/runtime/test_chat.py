@@ -27,7 +27,7 @@ def test_dense_turns_equal_reading_the_whole_conversation_at_once(tiny: LVLM) ->
     for prompt, images, result in [*turns, ("How many objects are there?", [], third)]:
         encoded = processor.continue_chat(history, prompt, images)
         reply = Prompt.of(np.array(result.token_ids, np.int64), [3], (), 1)
-        rows += [loaded.embed(encoded), loaded.embed(reply)]
+        rows += [finished(loaded.embed(part)) for part in (encoded, reply)]
         history += (
             Turn(
                 prompt,

@@ -13,6 +13,7 @@ from avl_plugins import cpu
 from avl_runtime.bench.candidates import weights_of
 from avl_runtime.bench.wire import Job, Run, serve
 from avl_runtime.generate.options import Options
+from avl_runtime.generate.prefill import finished
 from avl_runtime.model import LVLM
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.features import FeatureCache
@@ -50,7 +51,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     def run() -> dict[str, Any]:
         loaded.features = FeatureCache(loaded.backend)
         begun = time.perf_counter()
-        loaded.features.of(prompt)
+        finished(loaded.features.encoding(prompt.media))
         encoded = last = time.perf_counter()
         scheduler = Scheduler(model)
         requests = [

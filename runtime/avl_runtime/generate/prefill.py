@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Generator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from avl_runtime.kv.sight import by_position
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.rows import PromptRows
 
+T = TypeVar("T")
 Reading = Generator[None, None, NDArray[np.float32]]
 
 
@@ -145,13 +146,13 @@ def extend(
     return np.asarray(rows[0], np.float32)
 
 
-def finished(reading: Reading) -> NDArray[np.float32]:
-    """A prompt read to its end at once."""
+def finished(steps: Generator[None, None, T]) -> T:
+    """What is read or made in steps, made at once."""
     while True:
         try:
-            next(reading)
+            next(steps)
         except StopIteration as end:
-            found: NDArray[np.float32] = end.value
+            found: T = end.value
             return found
 
 

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Generator, Sequence
 
 from avl_runtime.execute import Backend
-from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision import Features, Media
 
 LIMIT = 256 << 20  # bytes of features kept
@@ -20,16 +19,6 @@ class FeatureCache:
         self._limit = limit
         self._features: OrderedDict[tuple[str, str], Features] = OrderedDict()
         self.encoded = 0  # pictures and videos that went through a graph
-
-    def of(self, prompt: Prompt) -> list[Features]:
-        """Features of each picture and video of a prompt, in order."""
-        encoding = self.encoding(prompt.media)
-        while True:
-            try:
-                next(encoding)
-            except StopIteration as end:
-                found: list[Features] = end.value
-                return found
 
     def encoding(self, media: Sequence[Media]) -> Generator[None, None, list[Features]]:
         """Features of pictures and videos, in order; stops behind each run of an encoder."""

@@ -118,21 +118,11 @@ class Loaded:
         manifest, prefix = self.package.manifest, None
         if self.prefixes is not None and not sequence.length:
             prefix = Prefix(self.prefixes, sequence, manifest, prompt)
-        rows = yield from self._embedded(prompt, 0 if prefix is None else prefix.unread)
+        rows = yield from self.embed(prompt, 0 if prefix is None else prefix.unread)
         return (yield from prefill(sequence, manifest, rows, logits, steps, prefix))
 
-    def embed(self, prompt: Prompt) -> PromptRows:
-        """What the decoder reads of a prompt; runs the encoders where features are not known."""
-        embedding = self._embedded(prompt)
-        while True:
-            try:
-                next(embedding)
-            except StopIteration as end:
-                rows: PromptRows = end.value
-                return rows
-
-    def _embedded(self, prompt: Prompt, first: int = 0) -> Generator[None, None, PromptRows]:
-        """As `embed`, stopping behind each run of an encoder.
+    def embed(self, prompt: Prompt, first: int = 0) -> Generator[None, None, PromptRows]:
+        """What the decoder reads of a prompt; stops behind each run of an encoder.
 
         Args:
             first: the first token that is read; rows of those before it are whatever they are.
