@@ -136,10 +136,11 @@ class Loaded:
             if len(at) and at[-1] >= first:
                 read.append((media, at))
         features = yield from self.features.encoding([media for media, _ in read])
-        # Ids of visual tokens may lie outside the embedding matrix; their rows are replaced.
-        text = self.embedding.lookup(np.where(mask, 0, prompt.input_ids)[first:])
+        # Ids of visual tokens may lie outside the embedding matrix.
+        texts = np.flatnonzero(~mask[first:]) + first
+        text = self.embedding.lookup(prompt.input_ids[texts])
         hidden = np.zeros((len(mask), text.shape[1]), text.dtype)
-        hidden[first:] = text
+        hidden[texts] = text
         deepstack = np.zeros((len(layers), *hidden.shape), hidden.dtype)
         for (_, at), part in zip(read, features, strict=True):
             hidden[at] = part.rows
