@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import Granite4VisionConfig, Granite4VisionForConditionalGeneration
@@ -16,15 +15,26 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.encoders.clip import ClipFeatures, check_grid, clip_graph
+from avl_export.families.encoders.clip import (
+    ClipFeatures,
+    check_grid,
+    clip_graph,
+    layers_before,
+)
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import special_tokens, token_text
-from avl_export.families.processors.tiles import resolutions, tile_processing
+from avl_export.families.processors.tiles import (
+    reference_tiles,
+    resolutions,
+    tile_processing,
+)
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import DEEPSTACK_FEATURES, FEATURES, PIXELS
+from avl_plugins.graph_io import DEEPSTACK_FEATURES, FEATURES
 from avl_runtime.package.manifest import ImageEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.anyres import AnyresImage
+
+GRAPH = "vision.onnx"
 
 
 class StackedFeatures(nn.Module):
@@ -88,16 +98,10 @@ class Granite4Vision(HfFamily):
             self.decoder.embedding_scale,
         )
         outputs = (FEATURES, DEEPSTACK_FEATURES) if self.traits.deepstack else (FEATURES,)
-        graph = clip_graph("vision.onnx", module, config.vision_config, self.dtype)
-        return [EncoderGraph(graph.file, module, graph.example, graph.dynamic, outputs)]
+        return [clip_graph(GRAPH, module, config.vision_config, self.dtype, outputs)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
-        if prompt.media:
-            tiles = np.concatenate([media.inputs[PIXELS] for media in prompt.media])
-            inputs["pixel_values"] = torch.from_numpy(tiles)
-            inputs["image_sizes"] = torch.tensor([media.size for media in prompt.media])
-        return inputs
+        return reference_tiles(prompt)
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Granite4Vision:
@@ -120,7 +124,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Granite4Vision:
     traits = Traits(
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),
-        image=ImageEncoder("vision.onnx", token_text(checkpoint, token), token, layout),
+        image=ImageEncoder(GRAPH, token_text(checkpoint, token), token, layout),
         # What is added before a layer is added to what the one before it puts out.
         deepstack=tuple(layer - 1 for layer in _stacked(config) if layer > 0),
     )
@@ -140,7 +144,7 @@ def _stacked(config: Any) -> Mapping[int, tuple[str, int]]:
 
 def _state(config: Any, asked: int) -> int:
     """How many layers of the tower come before one of its states."""
-    return asked + config.vision_config.num_hidden_layers + 1 if asked < 0 else asked
+    return layers_before(asked, config.vision_config.num_hidden_layers)
 
 
 def _check(config: Any, where: str) -> None:

@@ -10,9 +10,7 @@ from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
-from avl_export.families.encoders.pixtral import (
-    check_pixtral,
-)
+from avl_export.families.encoders.pixtral import check_pixtral
 from avl_export.families.hf import meta_model
 from avl_export.families.pixtral import PixtralFamily, pixtral_patches, pixtral_traits
 from avl_export.families.processors.line_processing import broken_lines

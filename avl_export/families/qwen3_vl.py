@@ -30,10 +30,7 @@ from avl_export.families.qwen import (
     vision_patches,
 )
 from avl_export.families.replicate import repeat
-from avl_plugins.graph_io import (
-    DEEPSTACK_FEATURES,
-    FEATURES,
-)
+from avl_plugins.graph_io import DEEPSTACK_FEATURES, FEATURES
 from avl_runtime.vision.patches import Patches
 
 

@@ -15,7 +15,7 @@ from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.base import EncoderGraph
 from avl_export.families.replicate import repeat
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import PIXELS
+from avl_plugins.graph_io import FEATURES, PIXELS
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 STRATEGIES = {CLIP: "default", SIGLIP: "full"}  # what leaves one feature for each patch
@@ -60,13 +60,20 @@ def _encode(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return cast(torch.Tensor, layer(hidden, None))
 
 
-def clip_graph(file: str, module: nn.Module, vision: Any, dtype: torch.dtype) -> EncoderGraph:
+def clip_graph(
+    file: str,
+    module: nn.Module,
+    vision: Any,
+    dtype: torch.dtype,
+    outputs: tuple[str, ...] = (FEATURES,),
+) -> EncoderGraph:
     """`module`, which takes pixel_values [images, 3, H, W] alone, as a graph to be traced."""
     return EncoderGraph(
         file,
         module,
         {PIXELS: clip_pixels(vision, dtype)},
         {PIXELS: {0: torch.export.Dim("images")}},
+        outputs,
     )
 
 
@@ -114,6 +121,11 @@ def check_grid(config: Any, where: str) -> None:
     )
 
 
+def layers_before(asked: int, total: int) -> int:
+    """How many of `total` layers come before a state, which negative numbers count from the end."""
+    return asked + total + 1 if asked < 0 else asked
+
+
 def feature_layers(config: Any, where: str) -> tuple[int, ...]:
     """How many encoder layers come before each state read: -2 of 24 layers is 23.
 
@@ -123,7 +135,7 @@ def feature_layers(config: Any, where: str) -> tuple[int, ...]:
     total = config.vision_config.num_hidden_layers
     asked = config.vision_feature_layer
     asked = [asked] if isinstance(asked, int) else list(asked)
-    counts = tuple(n + total + 1 if n < 0 else n for n in asked)
+    counts = tuple(layers_before(n, total) for n in asked)
     if not counts or not all(0 <= n <= total for n in counts):
         raise FamilyError(
             f"{where}: expected vision_feature_layer within {-total - 1} to {total}, "
