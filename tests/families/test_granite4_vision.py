@@ -18,20 +18,16 @@ from transformers import (
     SiglipVisionConfig,
 )
 from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig
-from transformers.models.granite4_vision import modeling_granite4_vision as theirs
 from transformers.models.granite4_vision.configuration_granite4_vision import (
     Granite4VisionTextConfig,
-)
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
 )
 
 from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families.granite4_vision import StackedFeatures, load
 from avl_runtime.prompts.features import FeatureCache
-from families.shared import PROMPT, FamilyTests
+from families.shared import PROMPT
 from families.support import Case, Made, refused
-from families.test_llava_next import PINPOINTS, SHAPE, SPECIAL, TILE, VICUNA
+from families.test_llava_next import PINPOINTS, SHAPE, SPECIAL, TILE, VICUNA, TileTests, image_tiles
 from oracle.reading import read
 
 PATCH = 4  # 8 x 8 of a tile, in windows of 4 x 4
@@ -73,13 +69,8 @@ def config(vision_class: Any, tower: Mapping[str, Any], **changes: Any) -> Grani
 
 
 def processor(tokenizer: Any) -> Granite4VisionProcessor:
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": TILE},
-        crop_size={"height": TILE, "width": TILE},
-        image_grid_pinpoints=PINPOINTS,
-    )
     return Granite4VisionProcessor(
-        images,
+        image_tiles(),
         tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="full",
@@ -124,17 +115,10 @@ CLIP = case(
 )
 
 
-class TestGranite4Vision(FamilyTests):
+class TestGranite4Vision(TileTests):
     cases = CASES
     # Wide, tall and square; so narrow that no line of tiles is left.
     turns = ((), ((97, 61),), ((40, 130), (64, 64)), ((500, 9), (1, 1)))
-
-    def pixels(self, inputs: Mapping[str, torch.Tensor], kind: str) -> np.ndarray:
-        """Without the tiles that fill up transformers' batch."""
-        rows = []
-        for values, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
-            rows.append(values[: theirs.image_size_to_num_patches(size, PINPOINTS, TILE)])
-        return torch.cat(rows).numpy()
 
     def test_features_are_those_of_transformers(self, made: Made) -> None:
         """Ours for the first layer are divided by what the decoder multiplies them with."""

@@ -61,14 +61,18 @@ def config(text: Any, **changes: Any) -> LlavaNextConfig:
     return LlavaNextConfig(vision_config=vision, text_config=text, **(values | changes))
 
 
-def processor(tokenizer: Any) -> LlavaNextProcessor:
-    images = LlavaNextImageProcessorPil(
+def image_tiles() -> LlavaNextImageProcessorPil:
+    """Transformers' image processor for tiles of TILE pixels in PINPOINTS."""
+    return LlavaNextImageProcessorPil(
         size={"shortest_edge": TILE},
         crop_size={"height": TILE, "width": TILE},
         image_grid_pinpoints=PINPOINTS,
     )
+
+
+def processor(tokenizer: Any) -> LlavaNextProcessor:
     return LlavaNextProcessor(
-        images,
+        image_tiles(),
         tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -103,17 +107,23 @@ CASES = (
 )
 
 
-class TestLlavaNext(KeyLayoutTests, FamilyTests):
-    cases = CASES
-    # Wide, tall and square; so narrow that no line of tiles is left; one pixel.
-    turns = ((), ((97, 61),), ((40, 130), (64, 64)), ((500, 9), (1, 1), (9, 500)))
+class TileTests(FamilyTests):
+    """Tests of families whose pictures are cut into tiles of PINPOINTS."""
 
     def pixels(self, inputs: Mapping[str, torch.Tensor], kind: str) -> np.ndarray:
         """Without the tiles that fill up transformers' batch."""
+        if kind != "image":
+            return super().pixels(inputs, kind)
         rows = []
         for values, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
             rows.append(values[: theirs.image_size_to_num_patches(size, PINPOINTS, TILE)])
         return torch.cat(rows).numpy()
+
+
+class TestLlavaNext(KeyLayoutTests, TileTests):
+    cases = CASES
+    # Wide, tall and square; so narrow that no line of tiles is left; one pixel.
+    turns = ((), ((97, 61),), ((40, 130), (64, 64)), ((500, 9), (1, 1), (9, 500)))
 
 
 @given(

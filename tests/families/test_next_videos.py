@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from transformers import (
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
     LlavaNextVideoProcessor,
     MistralConfig,
 )
-from transformers.models.llava_next import modeling_llava_next as theirs
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
-)
 
-from families.shared import FamilyTests
 from families.support import Case, Made, refused, without_checks
-from families.test_llava_next import PATCH, PINPOINTS, SHAPE, TILE, config
+from families.test_llava_next import PATCH, SHAPE, TILE, TileTests, config, image_tiles
 from families.torch_videos import TorchVideos
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<video>")
@@ -47,14 +39,9 @@ MISTRAL = (
 
 
 def processor(tokenizer: Any) -> LlavaNextVideoProcessor:
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": TILE},
-        crop_size={"height": TILE, "width": TILE},
-        image_grid_pinpoints=PINPOINTS,
-    )
     return without_checks(LlavaNextVideoProcessor)(
         TorchVideos(TILE, (TILE, TILE), CLIP_MEAN, CLIP_STD),
-        images,
+        image_tiles(),
         tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -86,19 +73,10 @@ CASE = Case(
 )
 
 
-class TestLlavaNextVideo(FamilyTests):
+class TestLlavaNextVideo(TileTests):
     cases = (CASE,)
     turns = ((), ((97, 61),), ((40, 130), (64, 64)), ((500, 9), (1, 1), (9, 500)))
     films = (((8, (60, 40)),), ((3, (33, 90)), (3, (41, 41))))
-
-    def pixels(self, inputs: Mapping[str, torch.Tensor], kind: str) -> np.ndarray:
-        """Without the tiles that fill up transformers' batch."""
-        if kind == "video":
-            return inputs["pixel_values_videos"].numpy()
-        rows = []
-        for values, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
-            rows.append(values[: theirs.image_size_to_num_patches(size, PINPOINTS, TILE)])
-        return torch.cat(rows).numpy()
 
     def test_a_quarter_of_a_frame_remains(self, made: Made) -> None:
         layout = made.model.package.manifest.video.layout
