@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from PIL import Image
 from avl_runtime.serve.content import Picture
 from avl_runtime.serve.errors import ApiError, refused
 from avl_runtime.serve.limits import Limits
+from avl_runtime.vision.load.decoding import opened_as
 from avl_runtime.vision.load.images import ImageError, load_image
 from avl_runtime.vision.load.sources import SourceError, data_address
 
@@ -52,9 +52,7 @@ class Pictures:
             data = self._bytes(picture)
             self._check(data, picture.name)
             return load_image(data)
-        except SourceError as error:
-            raise refused(f"{picture.name}: {error}", picture.name) from None
-        except ImageError as error:
+        except (SourceError, ImageError) as error:
             raise refused(f"{picture.name}: {error}", picture.name) from None
 
     def _bytes(self, picture: Picture) -> bytes:
@@ -73,24 +71,22 @@ class Pictures:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                    width, height = image.size
-                    scans = image.format in ("JPEG", "MPO")
+                image = opened_as(data, FORMATS)
             except Image.DecompressionBombError:
                 raise self._too_large(name) from None
-            except Exception:  # decoders raise whatever damaged headers lead them to
-                raise refused(
-                    f"{name}: expected a picture as {', '.join(FORMATS)}, found other or damaged "
-                    "data; save it as one of them",
-                    name,
-                ) from None
-        if scans and not _few_scans(data):
+        if image is None:
+            raise refused(
+                f"{name}: expected a picture as {', '.join(FORMATS)}, found other or damaged "
+                "data; save it as one of them",
+                name,
+            )
+        if image.format in ("JPEG", "MPO") and not _few_scans(data):
             raise refused(
                 f"{name}: expected a JPEG of at most {MOST_SCANS} scans and {MOST_SEGMENTS} "
                 "segments, found more; save it anew",
                 name,
             )
-        self._pixels += width * height
+        self._pixels += image.width * image.height
         if self._pixels > self._limits.pixels:
             raise self._too_large(name)
 

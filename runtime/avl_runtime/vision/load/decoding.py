@@ -54,16 +54,29 @@ def opened(data: bytes) -> Image.Image:
         Image.DecompressionBombError: its header promises too many pixels.
     """
     formats = _known()
+    found = opened_as(data, formats)
+    if found is not None:
+        return found
+    if is_heic(data):
+        return _heic(data)
+    raise DecodeError(f"expected an image ({', '.join((*formats, 'HEIC'))}), found {_kind(data)}")
+
+
+def opened_as(data: bytes, formats: list[str] | tuple[str, ...]) -> Image.Image | None:
+    """The picture in `data`, its header read, or None if it is of none of these formats.
+
+    Args:
+        formats: as Pillow calls them.
+
+    Raises:
+        Image.DecompressionBombError: its header promises too many pixels.
+    """
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise
     except Exception:  # decoders raise whatever damaged headers lead them to
-        if is_heic(data):
-            return _heic(data)
-        raise DecodeError(
-            f"expected an image ({', '.join((*formats, 'HEIC'))}), found {_kind(data)}"
-        ) from None
+        return None
 
 
 def starts_as_picture(data: bytes) -> bool:
