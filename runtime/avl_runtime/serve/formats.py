@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,8 +10,6 @@ from avl_runtime.generate.grammars import Grammar, GrammarError, json_grammar
 from avl_runtime.serve import values
 from avl_runtime.serve.errors import refused
 
-NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-LONGEST_DESCRIPTION: Final = 1 << 16
 SCHEMA: Final = ("name", "description", "schema", "strict")
 ANY_OBJECT: Final = {"type": "object"}
 TEXT: Final = {"type": "text"}
@@ -46,7 +43,7 @@ def format_of(value: object, name: str, inside: str | None) -> Format:
         return Format(values.an_object(value, name, ("type",)))
     if sort == "json_object":
         told = values.an_object(value, name, ("type",))
-        return Format(told, _grammar(ANY_OBJECT, name, strict=True))
+        return Format(told, grammar_of(ANY_OBJECT, name, strict=True))
     if sort != "json_schema":
         expected = "an object of the type text, json_object or json_schema"
         raise values.wrong(name, expected, value if sort is None else sort)
@@ -54,17 +51,21 @@ def format_of(value: object, name: str, inside: str | None) -> Format:
     if inside is not None:
         name = f"{name}.{inside}"
         given = values.an_object(given.get(inside), name, SCHEMA)
-    called = values.text(given.get("name"), f"{name}.name", 64)
-    if NAME.fullmatch(called) is None:
-        raise values.wrong(f"{name}.name", "letters, digits, _ and -", called)
-    if "description" in given:
-        values.text(given["description"], f"{name}.description", LONGEST_DESCRIPTION)
-    strict = values.flag(given.get("strict", False), f"{name}.strict")
+    _, strict = values.described(given, name)
     schema = given.get("schema", ANY_OBJECT)
-    return Format(told, _grammar(schema, f"{name}.schema", strict=strict))
+    return Format(told, grammar_of(schema, f"{name}.schema", strict=strict))
 
 
-def _grammar(schema: object, name: str, *, strict: bool) -> Grammar:
+def grammar_of(schema: object, name: str, *, strict: bool) -> Grammar:
+    """What a client's schema allows.
+
+    Args:
+        strict: refuse keywords that cannot be held to.
+
+    Raises:
+        ApiError: it cannot be used.
+        MissingError: llguidance is not installed.
+    """
     try:
         return json_grammar(schema, name, strict=strict)
     except GrammarError as error:

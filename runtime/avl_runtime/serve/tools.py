@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from avl_runtime.generate.call_grammar import Function, call_grammar
-from avl_runtime.generate.grammars import (
-    LONGEST_SCHEMA,
-    Grammar,
-    GrammarError,
-    Grammars,
-    json_grammar,
-)
+from avl_runtime.generate.grammars import LONGEST_SCHEMA, Grammar, Grammars
 from avl_runtime.prompts.calls import CallForm, ToolCall
 from avl_runtime.serve import values
 from avl_runtime.serve.errors import refused
+from avl_runtime.serve.formats import grammar_of
 
 MOST_TOOLS: Final = 128
-NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-LONGEST_DESCRIPTION: Final = 1 << 16
 LONGEST_ARGUMENTS: Final = 1 << 20
 DEEPEST_ARGUMENTS: Final = 64
 NO_ARGUMENTS: Final = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -127,21 +119,14 @@ def _function(value: object, name: str, nested: bool) -> tuple[Mapping[str, Any]
     if nested:
         name = f"{name}.function"
         described = values.an_object(described.get("function"), name, known)
-    called = values.text(described.get("name"), f"{name}.name", 64)
-    if NAME.fullmatch(called) is None:
-        raise values.wrong(f"{name}.name", "letters, digits, _ and -", called)
-    if "description" in described:
-        values.text(described["description"], f"{name}.description", LONGEST_DESCRIPTION)
-    strict = values.flag(described.pop("strict", False), f"{name}.strict")
+    called, strict = values.described(described, name)
+    described.pop("strict", None)
     parameters = described.get("parameters", NO_ARGUMENTS)
     if isinstance(parameters, dict) and not parameters:
         parameters = NO_ARGUMENTS
     if not isinstance(parameters, dict) or parameters.get("type") != "object":
         raise values.wrong(f"{name}.parameters", "a schema of the type object", parameters)
-    try:
-        grammar = json_grammar(parameters, f"{name}.parameters", strict=strict)
-    except GrammarError as error:
-        raise refused(str(error), f"{name}.parameters") from None
+    grammar = grammar_of(parameters, f"{name}.parameters", strict=strict)
     told = described | {"parameters": parameters}
     return {"type": "function", "function": told}, Function(called, grammar)
 
@@ -183,9 +168,7 @@ def _is_deeper(value: object, most: int) -> bool:
 
 def _read_call(number: object, named: str, function: Mapping[str, Any], name: str) -> ToolCall:
     known = values.text(number, named, 256)
-    called = values.text(function.get("name"), f"{name}.name", 64)
-    if NAME.fullmatch(called) is None:
-        raise values.wrong(f"{name}.name", "letters, digits, _ and -", called)
+    called = values.identifier(function.get("name"), f"{name}.name")
     text = values.text(function.get("arguments"), f"{name}.arguments", LONGEST_ARGUMENTS)
     try:
         arguments = json.loads(text or "{}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 from avl_plugins.errors import quoted
 from avl_runtime.serve.errors import ApiError, refused
 
 Object = dict[str, Any]
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of functions and schemas
+LONGEST_DESCRIPTION: Final = 1 << 16
 
 
 def whole(value: object, name: str, least: int, most: int) -> int:
@@ -63,6 +66,30 @@ def text(value: object, name: str, most: int) -> str:
             name,
         )
     return value
+
+
+def identifier(value: object, name: str) -> str:
+    """What a function or a schema is called.
+
+    Raises:
+        ApiError: it is no name, or a longer one than OpenAI's protocol has.
+    """
+    found = text(value, name, 64)
+    if IDENTIFIER.fullmatch(found) is None:
+        raise wrong(name, "letters, digits, _ and -", found)
+    return found
+
+
+def described(given: Object, name: str) -> tuple[str, bool]:
+    """The `name` and `strict` of a function or a schema, whose `description` is a text.
+
+    Raises:
+        ApiError: one of them cannot be used.
+    """
+    called = identifier(given.get("name"), f"{name}.name")
+    if "description" in given:
+        text(given["description"], f"{name}.description", LONGEST_DESCRIPTION)
+    return called, flag(given.get("strict", False), f"{name}.strict")
 
 
 def items(value: object, name: str, least: int, most: int) -> list[Any]:
