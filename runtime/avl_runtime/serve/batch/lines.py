@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
 
 from avl_plugins.errors import AvlError, quoted
-from avl_runtime.serve.bodies import parsed
-from avl_runtime.serve.errors import ApiError
-from avl_runtime.serve.limits import Limits
 
 CHAT: Final = "/v1/chat/completions"
 URLS: Final = (CHAT, "/v1/responses")
@@ -75,8 +72,8 @@ def _is_id(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= LONGEST_ID
 
 
-def asked_of(line: bytes, model: str, limits: Limits) -> Asked:
-    """The request of a line.
+def asked_of(found: Object, model: str) -> Asked:
+    """The request of a line's object.
 
     Args:
         model: for bodies that name none.
@@ -84,10 +81,6 @@ def asked_of(line: bytes, model: str, limits: Limits) -> Asked:
     Raises:
         LineError: it is none.
     """
-    try:
-        found = parsed(line, limits)
-    except ApiError as error:
-        raise LineError(str(error)) from None
     if found.get("custom_id") is not None and not _is_id(found["custom_id"]):
         raise LineError(
             f"custom_id: expected a text of 1 to {LONGEST_ID} characters, found "

@@ -14,6 +14,7 @@ from avl_runtime.serve.batch.answers import Row, row_of
 from avl_runtime.serve.batch.asking import Told
 from avl_runtime.serve.batch.lines import LineError, asked_of, id_of, loosely
 from avl_runtime.serve.batch.pictures import Folder
+from avl_runtime.serve.bodies import parsed
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.limits import Limits
 
@@ -63,9 +64,13 @@ class Reader:
                 "expected a line whose body is one that can be asked, found it longer than "
                 "--max-body; send smaller or fewer pictures"
             )
-        name = id_of(loosely(line), number)
         try:
-            asked = asked_of(line, self._model, self._limits)
+            found = parsed(line, self._limits)
+        except ApiError as error:
+            return id_of(loosely(line), number), LineError(str(error))
+        name = id_of(found, number)
+        try:
+            asked = asked_of(found, self._model)
             self._folder.put_into(asked.body)
         except LineError as error:
             return name, error
