@@ -65,6 +65,7 @@ class TritonPythonModel:
             policy=given["policy"],
             backend=given["backend"],
             kv=given["kv"],
+            prefix_cache="auto",
         )
         self._answering = Answering(self._shelf, limits, Metrics())
         self._loop = asyncio.new_event_loop()
