@@ -80,13 +80,12 @@ export class AnswerView {
 
   #showPlaces(step, layer, marks) {
     const { run, pictures } = this;
-    const found = run.placements.length && marks ? placementAt(run.placements, step) : null;
-    const at = run.placements.length ? found ?? placementAt(run.placements, step) : null;
+    const at = run.placements.length ? placementAt(run.placements, step) : null;
     const told = at && at.tokens ? shares(at, Math.min(layer, at.layers)) : null;
     pictures.forEach((picture, number) => {
       const visual = run.visuals[number];
       const places =
-        found && told && visual
+        marks && told && visual
           ? {
               core: byCell(told.core, run.visuals, number),
               secondary: byCell(told.secondary, run.visuals, number),
