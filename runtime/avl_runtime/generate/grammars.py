@@ -6,6 +6,7 @@ tells which tokens may come next.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -161,7 +162,6 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, eos: Sequence[int]) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._eos = [token for token in eos if token < vocabulary]
-        self._made: LLTokenizer | None = None
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._turn = threading.Lock()
 
@@ -195,7 +195,7 @@ class Grammars:
         """
         need("serve", "llguidance", what_for="tools")
         with self._turn:
-            known = self._made = self._made or self._tokens()
+            known = self._tokens
         added = self._tokenizer.get_added_tokens_decoder().items()
         special = {one.content: token for token, one in added if known.is_special_token(token)}
         whole = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "$^")
@@ -209,9 +209,7 @@ class Grammars:
     def _compile(self, grammar: Grammar, name: str) -> LLMatcher:
         from llguidance import LLMatcher
 
-        if self._made is None:
-            self._made = self._tokens()
-        matcher = LLMatcher(self._made, grammar.source, log_level=0, limits=_limits())
+        matcher = LLMatcher(self._tokens, grammar.source, log_level=0, limits=_limits())
         if not matcher.is_error():
             first = matcher.deep_copy()
             first.compute_bitmask()  # finds what allows nothing at all
@@ -221,6 +219,7 @@ class Grammars:
             raise _unusable(name, matcher.get_error())
         return matcher
 
+    @functools.cached_property
     def _tokens(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
