@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Linux counts the starting process's memory as its child's. So a small one starts the command.
 LAUNCHER = """
@@ -61,3 +62,17 @@ def run_measured(command: Sequence[str]) -> Used:
             sys.exit(done.stderr)
         wall, user, system, peak = json.loads(figures.read_text())
     return Used(done.stdout, wall, user, system, int(peak))
+
+
+def run_starts(script: str, case: str, job: Mapping[str, Any], starts: int) -> list[dict[str, Any]]:
+    """What a script prints as JSON when it runs itself as `--worker JOB`, each time anew.
+
+    Returns:
+        Of each start the object that was printed, with `peak_rss_bytes`.
+    """
+    found = []
+    for number in range(starts):
+        print(f"{Path(script).stem}: {case}, start {number + 1}", file=sys.stderr, flush=True)
+        used = run_measured([sys.executable, script, "--worker", json.dumps(job)])
+        found.append(json.loads(used.printed) | {"peak_rss_bytes": used.peak_rss_bytes})
+    return found

@@ -29,7 +29,7 @@ from avl_runtime.bench.surroundings import machine
 from avl_runtime.prompts.features import FeatureCache
 from bench_all import ROOT, Record, package
 from greedy_requests import GREEDY
-from measured import run_measured
+from measured import run_starts
 from ratios import ratios
 from speed_worker import noise, words
 
@@ -185,11 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case in parsed.cases:
         kv, policy = CASES[case]
         worker = sizes | {"folder": str(made), "kv": kv, "policy": policy}
-        starts = []
-        for number in range(parsed.starts):
-            print(f"prefix_speed: {case}, start {number + 1}", file=sys.stderr, flush=True)
-            used = run_measured([sys.executable, __file__, "--worker", json.dumps(worker)])
-            starts.append(json.loads(used.printed) | {"peak_rss_bytes": used.peak_rss_bytes})
+        starts = run_starts(__file__, case, worker, parsed.starts)
         report["cases"][case] = found = {"kv": kv, "policy": policy} | figures(starts)
         print(sentence(case, found, parsed.questions), flush=True)
     if parsed.json:

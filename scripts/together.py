@@ -32,7 +32,7 @@ from avl_runtime.bench.surroundings import machine
 from bench_all import ROOT, Record, package
 from bench_targets import row_bytes, weight_bytes
 from greedy_requests import GREEDY
-from measured import run_measured
+from measured import run_starts
 from ratios import ratios
 from speed_worker import fill, noise, words
 
@@ -230,11 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "repeats": parsed.repeats,
             "idle_wait": parsed.idle_wait,
         }
-        starts = []
-        for number in range(parsed.starts):
-            print(f"together: {preset}, start {number + 1}", file=sys.stderr, flush=True)
-            used = run_measured([sys.executable, __file__, "--worker", json.dumps(worker)])
-            starts.append(json.loads(used.printed) | {"peak_rss_bytes": used.peak_rss_bytes})
+        starts = run_starts(__file__, preset, worker, parsed.starts)
         dims = json.loads((made / "avl.json").read_text(encoding="utf-8"))["dims"]
         report["presets"][preset] = found = figures(starts, sizes, dims)
         print(sentence(preset, found))
