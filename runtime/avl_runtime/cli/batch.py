@@ -10,10 +10,8 @@ from avl_runtime.cli.lists import count, path_name, some_name
 from avl_runtime.cli.output import STDOUT, OutputError, check_apart, check_file
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.serving import (
-    add_hosts,
-    add_limits,
-    add_loading,
-    add_running,
+    add_answering,
+    add_package,
     check_choices,
     limits_of,
     loading_of,
@@ -71,12 +69,7 @@ def make_parser() -> CommandParser:
         "The exit status is 1 if answers are errors, too.",
     )
     add = parser.add_argument
-    add(
-        "package",
-        metavar="PACKAGE",
-        type=some_name,
-        help="folder with avl.json, called as it is without .avl, or NAME=FOLDER",
-    )
+    add_package(add, "package")
     add(
         "questions",
         metavar="QUESTIONS",
@@ -112,10 +105,7 @@ def make_parser() -> CommandParser:
         type=count,
         help="of the cluster (default: as many as there are processors for, by --threads each)",
     )
-    add_hosts(add)
-    add_loading(add)
-    add_running(add)
-    add_limits(add, None)
+    add_answering(add, None)
     add("--quiet", action="store_true", help="no progress on stderr")
     return parser
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from avl_runtime.cli.lists import count, none_or_more, path_name, seconds, some_name
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.serving import (
-    add_hosts,
-    add_limits,
-    add_loading,
-    add_running,
+    USUAL,
+    add_answering,
+    add_package,
     check_choices,
     limits_of,
     loading_of,
@@ -68,13 +67,7 @@ def make_parser() -> CommandParser:
         "Only this machine reaches it unless --host says otherwise. AVL_API_KEY holds a key too.",
     )
     add = parser.add_argument
-    add(
-        "packages",
-        metavar="PACKAGE",
-        nargs="+",
-        type=some_name,
-        help="folder with avl.json, called as it is without .avl, or NAME=FOLDER",
-    )
+    add_package(add, "packages", nargs="+")
     add("--host", metavar="ADDRESS", default="127.0.0.1", type=some_name, help="where to listen")
     add("--port", metavar="N", default=8000, type=_port, help="where to listen; 0 takes a free one")
     add(
@@ -84,7 +77,6 @@ def make_parser() -> CommandParser:
         help="keys of 16 characters or more, one a line, any of which a client has to send",
     )
     add("--open", action="store_true", help="answer everybody who reaches the address, without key")
-    add_hosts(add)
     add(
         "--memory",
         metavar="BYTES",
@@ -92,10 +84,14 @@ def make_parser() -> CommandParser:
         help="of weights that are loaded at one time; packages beyond it are loaded when they are "
         "asked for, in place of those that were not for the longest (default: all are loaded)",
     )
-    add_loading(add)
-    add_running(add)
-    add("--queue", metavar="N", default=64, type=none_or_more, help="requests that wait for them")
-    add_limits(add, 600.0)
+    add_answering(add, USUAL.seconds)
+    add(
+        "--queue",
+        metavar="N",
+        default=USUAL.queue,
+        type=none_or_more,
+        help="requests that wait for a place",
+    )
     add("--grace", metavar="S", default=30.0, type=seconds, help="for answers when it is stopped")
     add("--quiet", action="store_true", help="no line on stderr for each request")
     return parser

@@ -5,29 +5,43 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 from avl_runtime.cli.lists import (
     count,
     none_or_more,
     policy,
     prefix_bytes,
+    some_name,
     some_seconds,
     threads,
 )
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV
+from avl_runtime.serve.limits import Limits
 
-if TYPE_CHECKING:
-    from avl_runtime.serve.limits import Limits
-
-CHOICES = 8
+USUAL: Final = Limits()
 LOADING = ("backend", "policy", "threads", "kv", "compute", "prefix_cache")
 Add = Callable[..., argparse.Action]
 
 
-def add_hosts(add: Add) -> None:
-    """Where pictures may be fetched from."""
+def add_package(add: Add, name: str, **more: Any) -> None:
+    """What is loaded."""
+    add(
+        name,
+        metavar="PACKAGE",
+        type=some_name,
+        help="folder with avl.json, called as it is without .avl, or NAME=FOLDER",
+        **more,
+    )
+
+
+def add_answering(add: Add, timeout: float | None) -> None:
+    """How packages are loaded and asked, and how much a request may ask for.
+
+    Args:
+        timeout: seconds that a request has where the command line says nothing; None for no end.
+    """
     add(
         "--allow-url-host",
         metavar="HOST",
@@ -36,10 +50,6 @@ def add_hosts(add: Add) -> None:
         help="fetch pictures from http and https addresses of this host, NAME or NAME:PORT, as "
         "long as it has public addresses; may be given again (default: nothing is fetched)",
     )
-
-
-def add_loading(add: Add) -> None:
-    """How packages are loaded."""
     add("--policy", type=policy, help="of requests that name none (default: the package's)")
     add("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")
     add("--threads", metavar="N", type=threads, help="CPU threads (default: all processors)")
@@ -53,37 +63,26 @@ def add_loading(add: Add) -> None:
         help="of rows that each model keeps for prompts that begin as an earlier one did, on "
         "ort-cpu (default: auto, an eighth of the memory, 1 GiB at most)",
     )
-
-
-def add_running(add: Add) -> None:
-    """How many answers are made together."""
-    add("--running", metavar="N", default=8, type=count, help="answers at one time")
+    add("--running", metavar="N", default=USUAL.running, type=count, help="answers at one time")
     add(
         "--choices",
         metavar="N",
         type=count,
-        help=f"answers of one request (default: {CHOICES}, or --running if that is less)",
+        help=f"answers of one request (default: {USUAL.choices}, or --running if that is less)",
     )
-
-
-def add_limits(add: Add, timeout: float | None) -> None:
-    """How much a request may ask for.
-
-    Args:
-        timeout: seconds that a request has where the command line says nothing; None for no end.
-    """
-    add("--max-new-tokens", metavar="N", default=4096, type=count, help="of an answer, at most")
+    most = USUAL.new_tokens
+    add("--max-new-tokens", metavar="N", default=most, type=count, help="of an answer, at most")
     add("--max-prompt", metavar="N", type=count, help="tokens (default: the model's context)")
-    add("--max-body", metavar="BYTES", default=32 << 20, type=count, help="of a request")
-    add("--max-images", metavar="N", default=16, type=none_or_more, help="of a request")
-    add("--max-pixels", metavar="N", default=64_000_000, type=count, help="of all its pictures")
+    add("--max-body", metavar="BYTES", default=USUAL.body, type=count, help="of a request")
+    add("--max-images", metavar="N", default=USUAL.images, type=none_or_more, help="of a request")
+    add("--max-pixels", metavar="N", default=USUAL.pixels, type=count, help="of all its pictures")
     add("--timeout", metavar="S", default=timeout, type=some_seconds, help="for a request")
 
 
 def check_choices(parser: CommandParser, parsed: argparse.Namespace) -> None:
     """Refuse requests of more choices than can run; end with exit status 2 where they are asked."""
     if parsed.choices is None:
-        parsed.choices = min(parsed.running, CHOICES)
+        parsed.choices = min(parsed.running, USUAL.choices)
     elif parsed.choices > parsed.running:
         parser.error(
             f"--choices {parsed.choices}: expected at most --running {parsed.running}, which all "
@@ -98,11 +97,9 @@ def loading_of(parsed: argparse.Namespace) -> dict[str, Any]:
 
 def limits_of(parsed: argparse.Namespace, **others: Any) -> Limits:
     """The limits that a command line gives, and others that it does not."""
-    from avl_runtime.serve.limits import Limits
-
     named = {
         "body": parsed.max_body,
-        "bodies": max(parsed.max_body, Limits().bodies),
+        "bodies": max(parsed.max_body, USUAL.bodies),
         "images": parsed.max_images,
         "pixels": parsed.max_pixels,
         "prompt": parsed.max_prompt,

@@ -23,11 +23,12 @@ from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.shelf import Shelf, names
 
 Application = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
+USUAL: Final = Limits()
 NUMBERS: Final = {
     "threads": 1,
-    "running": 8,
-    "queue": 64,
-    "max_new_tokens": 4096,
+    "running": USUAL.running,
+    "queue": USUAL.queue,
+    "max_new_tokens": USUAL.new_tokens,
     "min_replicas": 1,
     "max_replicas": 1,
 }
@@ -134,7 +135,7 @@ def settings_of(args: Mapping[str, Any]) -> Settings:
             running=numbers["running"],
             queue=numbers["queue"],
             new_tokens=numbers["max_new_tokens"],
-            choices=min(numbers["running"], Limits().choices),
+            choices=min(numbers["running"], USUAL.choices),
         ),
         Path(args["keys"]) if args.get("keys") else None,
         args.get("open") in (True, "true"),

@@ -201,8 +201,9 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if not given.get("package"):
         raise ParameterError("parameters: expected package, a folder with avl.json, found none")
     found: dict[str, Any] = {name: given.get(name) or None for name in PARAMETERS}
-    for name, usual in (("running", "8"), ("max_new_tokens", "4096")):
-        text = found[name] or usual
+    usual = Limits()
+    for name, one in (("running", usual.running), ("max_new_tokens", usual.new_tokens)):
+        text = found[name] or str(one)
         if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 10):
             raise ParameterError(
                 f"parameters: expected a whole number of at least 1 as {name}, found {quoted(text)}"
