@@ -202,8 +202,7 @@ def test_an_answer_that_takes_too_long_is_cut(tiny_package: Path) -> None:
                 assert (choice["finish_reason"], choice["avl"]["cut"]) == ("length", "time")
                 assert 0 < found["usage"]["completion_tokens"] < LONG["max_tokens"]
             assert app.answering.admission.running == 0
-            app.answering.close()
-            await shelf.close()
+            await app.close()
 
     asyncio.run(asked())
 

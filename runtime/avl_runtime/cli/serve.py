@@ -53,7 +53,7 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
         shelf = Shelf(packages, limits, parsed.memory, **loading_of(parsed))
         guard = Guard(known, local_names(parsed.host) if local and not parsed.open else None)
         app = App(shelf, limits, guard, None if parsed.quiet else sys.stderr, hosts)
-        serve(app, shelf, listener, limits, parsed.grace)
+        serve(app, shelf.names, listener, limits, parsed.grace)
     return 0
 
 

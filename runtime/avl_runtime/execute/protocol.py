@@ -18,7 +18,8 @@ from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.sight import Masses
 from avl_runtime.vision import Kind
 
-BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
+GPUS = ("ort-cuda", "tensorrt", "tensorrt-rtx")  # backends that need one
+BACKENDS = ("auto", "ort-cpu", *GPUS)
 PARKS = ("device", "host")  # where parked rows lie between refreshes
 # How cached rows are kept; auto: as the package computes. The last have parked rows in fewer bits.
 KV = ("auto", "fp32", "fp16", "int8", "int8-int4", "int8-int2")

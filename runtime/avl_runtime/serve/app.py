@@ -71,6 +71,11 @@ class App:
         watch("avl_prefix_bytes", "Bytes of prompts' rows for others.", lambda: shelf.prefix_bytes)
         watch("avl_waiting", "Requests that wait for a place.", lambda: admission.waiting)
 
+    async def close(self) -> None:
+        """Let go of threads and models."""
+        self.answering.close()
+        await self._shelf.close()
+
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request; no exception but a cancellation leaves this."""
         if scope["type"] != "http":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from avl_plugins.errors import AvlError, quoted
+from avl_runtime.execute.protocol import GPUS
 from avl_runtime.machine.installation import need
 from avl_runtime.serve.app import App
 from avl_runtime.serve.bodies import Message, Receive
@@ -33,7 +34,6 @@ NUMBERS: Final = {
     "max_replicas": 1,
 }
 TEXTS: Final = ("policy", "backend", "kv")
-GPUS: Final = ("ort-cuda", "tensorrt", "tensorrt-rtx")
 GRACE: Final = 30.0  # seconds for answers that run when a replica is stopped
 
 
@@ -167,8 +167,8 @@ class Replica:
                 "keys: expected API keys for an address that others reach, found none; name a "
                 "file, set AVL_API_KEY where replicas run, or say open=true to answer everybody"
             )
-        self._shelf = Shelf(settings.packages, settings.limits, **settings.loading)
-        self._app = App(self._shelf, settings.limits, Guard(known, None), sys.stderr)
+        shelf = Shelf(settings.packages, settings.limits, **settings.loading)
+        self._app = App(shelf, settings.limits, Guard(known, None), sys.stderr)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, or begin and end with the server."""
@@ -185,7 +185,6 @@ class Replica:
             else:
                 self._app.stopping = True
                 self._app.answering.cut()
-                self._app.answering.close()
-                await self._shelf.close()
+                await self._app.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return

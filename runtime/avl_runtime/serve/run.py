@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
@@ -17,7 +17,6 @@ from avl_plugins.errors import AvlError, shown
 from avl_runtime.serve.app import App
 from avl_runtime.serve.connections import Connection
 from avl_runtime.serve.limits import Limits
-from avl_runtime.serve.shelf import Shelf
 
 BACKLOG: Final = 256
 TOLD_SECONDS: Final = 10.0  # for clients to read how their answers were cut
@@ -81,10 +80,13 @@ def listening(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(app: App, shelf: Shelf, listener: socket.socket, limits: Limits, grace: float) -> None:
+def serve(
+    app: App, names: Sequence[str], listener: socket.socket, limits: Limits, grace: float
+) -> None:
     """Answer until a signal ends it.
 
     Args:
+        names: of models.
         grace: seconds for answers that run when the signal comes.
     """
     Connection.most = limits.connections
@@ -105,16 +107,15 @@ def serve(app: App, shelf: Shelf, listener: socket.socket, limits: Limits, grace
         timeout_graceful_shutdown=int(grace + TOLD_SECONDS),
         h11_max_incomplete_event_size=HEAD_BYTES,
     )
-    asyncio.run(_served(_Server(config, app, grace), shelf, app, listener))
+    asyncio.run(_served(_Server(config, app, grace), names, app, listener))
 
 
-async def _served(server: _Server, shelf: Shelf, app: App, listener: socket.socket) -> None:
+async def _served(server: _Server, names: Sequence[str], app: App, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
-    print(f"avl-serve: http://{name}:{port}/v1 serves {', '.join(shelf.names)}", file=sys.stderr)
+    print(f"avl-serve: http://{name}:{port}/v1 serves {', '.join(names)}", file=sys.stderr)
     print(f"avl-serve: a page to ask in: http://{name}:{port}/", file=sys.stderr, flush=True)
     try:
         await server.serve(sockets=[listener])
     finally:
-        app.answering.close()
-        await shelf.close()
+        await app.close()

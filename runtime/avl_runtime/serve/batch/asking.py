@@ -85,5 +85,4 @@ async def asking(
     try:
         yield Asking(app, shelf)
     finally:
-        app.answering.close()
-        await shelf.close()
+        await app.close()

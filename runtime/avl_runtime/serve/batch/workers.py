@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.errors import shown
+from avl_runtime.execute.protocol import GPUS
 from avl_runtime.machine.installation import need
 from avl_runtime.serve.batch.answers import Row
 from avl_runtime.serve.batch.job import Job, together
@@ -28,7 +29,6 @@ from avl_runtime.serve.batch.run import Asker, BatchError, Take, run
 
 PART: Final = 8  # times as many requests as are answered at one time
 OBJECTS: Final = 256 << 20  # bytes of Ray's store on this machine
-GPUS: Final = ("ort-cuda", "tensorrt", "tensorrt-rtx")
 Columns = dict[str, NDArray[Any]]
 
 
