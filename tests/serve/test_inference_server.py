@@ -20,7 +20,7 @@ import pytest
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.serve.inference_server.model import parameters
-from avl_runtime.serve.inference_server.repository import quoted, write_repository
+from avl_runtime.serve.inference_server.repository import proto_text, write_repository
 from support import triton_utils
 from support.server import ONE, TWO
 from support.triton_utils import Request, TritonError
@@ -133,7 +133,7 @@ def test_a_repository_that_is_not_written_over(tmp_path: Path) -> None:
     folder = write_repository(tmp_path / "models", NAME, tmp_path / 'a"b\\é.avl')
     text = (folder / "config.pbtxt").read_text()
     assert f'string_value: "{tmp_path}/a\\"b\\\\\\303\\251.avl"' in text
-    assert quoted("a\n") == '"a\\012"'
+    assert proto_text("a\n") == '"a\\012"'
     with pytest.raises(AvlError, match="without a model tiny, found one"):
         write_repository(tmp_path / "models", NAME, tmp_path)
     for name in ("", "..", "a/b", "a b"):

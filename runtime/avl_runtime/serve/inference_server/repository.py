@@ -90,7 +90,7 @@ def write_repository(folder: Path, name: str, package: Path) -> Path:
     """
     check_repository(folder, name)
     model = folder / name
-    config = TEMPLATE.format(name=quoted(name), package=quoted(str(package.resolve())))
+    config = TEMPLATE.format(name=proto_text(name), package=proto_text(str(package.resolve())))
     try:
         (model / VERSION).mkdir(parents=True)
         (model / VERSION / "model.py").write_text(MODEL.format(config=CONFIG), encoding="utf-8")
@@ -100,7 +100,7 @@ def write_repository(folder: Path, name: str, package: Path) -> Path:
     return model
 
 
-def quoted(text: str) -> str:
+def proto_text(text: str) -> str:
     """A string of protobuf's text format; of other bytes than printable ASCII the octal number."""
     plain = {ord('"'): '\\"', ord("\\"): "\\\\"}
     data = text.encode("utf-8", "surrogateescape")
