@@ -144,6 +144,19 @@ def test_a_repository_that_is_not_written_over(tmp_path: Path) -> None:
         write_repository(tmp_path / "file", NAME, tmp_path)
 
 
+def test_the_configuration_is_one_of_the_protocol(tmp_path: Path) -> None:
+    """Read by the protocol's own protobuf, where tritonclient[grpc] is installed."""
+    protocol = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    folder = write_repository(tmp_path, NAME, tmp_path / 'a"b\\é.avl')
+    read = text_format.Parse((folder / "config.pbtxt").read_text(), protocol.ModelConfig())
+    assert (read.name, read.backend, read.max_batch_size) == (NAME, "python", 0)
+    assert read.model_transaction_policy.decoupled
+    assert [one.name for one in read.input if not one.optional] == ["text_input"]
+    given = {name: {"string_value": one.string_value} for name, one in read.parameters.items()}
+    assert parameters({"parameters": given})["package"] == str(tmp_path / 'a"b\\é.avl')
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
