@@ -110,17 +110,13 @@ def _keys(prompt: Prompt, runs: Several[Span], root: str) -> list[bytes]:
     """For each run a hash of all that its rows depend on: tokens, positions, pictures."""
     found = []
     digest = hashlib.sha256(root.encode())
-    where = np.flatnonzero(prompt.image_mask)
-    first, pictures = 0, []
-    for media in prompt.media:
-        pictures.append((int(where[first]), media))
-        first += media.tokens
+    seen = [(media, at[0]) for media, at in prompt.places() if len(at)]
     for begin, end in runs:
         digest.update(f"|{begin} {end}".encode())
         for array in (prompt.input_ids, prompt.image_mask, prompt.positions):
             digest.update(np.ascontiguousarray(array[..., begin:end]).tobytes())
-        while pictures and pictures[0][0] < end:
-            _, media = pictures.pop(0)
-            digest.update(f"|{media.kind} {media.tokens} {media.digest}".encode())
+        for media, first in seen:
+            if begin <= first < end:
+                digest.update(f"|{media.kind} {media.tokens} {media.digest}".encode())
         found.append(digest.digest())
     return found

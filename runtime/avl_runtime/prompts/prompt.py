@@ -40,3 +40,8 @@ class Prompt:
         blocks = [block for part in media for block in part.blocks]
         positions, following = prompt_positions(mask, blocks, axes)
         return cls(input_ids, mask, tuple(media), positions, following)
+
+    def places(self) -> list[tuple[Media, NDArray[np.int64]]]:
+        """Each picture and video, and the numbers of its tokens, in order."""
+        where, ends = np.flatnonzero(self.image_mask), np.cumsum([one.tokens for one in self.media])
+        return list(zip(self.media, np.split(where, ends), strict=False))

@@ -129,12 +129,7 @@ class Loaded:
         """
         self.check_open()
         mask, layers = prompt.image_mask, self.package.manifest.deepstack_layers
-        where, begin, read = np.flatnonzero(mask), 0, []
-        for media in prompt.media:
-            at = where[begin : begin + media.tokens]
-            begin += media.tokens
-            if len(at) and at[-1] >= first:
-                read.append((media, at))
+        read = [(media, at) for media, at in prompt.places() if len(at) and at[-1] >= first]
         features = yield from self.features.encoding([media for media, _ in read])
         # Ids of visual tokens may lie outside the embedding matrix.
         texts = np.flatnonzero(~mask[first:]) + first
