@@ -384,6 +384,8 @@ def test_a_template_that_would_lose_a_text_is_told() -> None:
             "ends with",
         ),
         ([{"role": "user", "content": None}], {}, "found none"),
+        ([{"role": "assistant", "content": None, "tool_calls": {}}], {}, "a list, found dict"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], {}, "expected calls as"),
         (["a", "b"], {}, "as mappings"),
         (b"a", {}, "found bytes"),
         (17, {}, "found int"),

@@ -271,17 +271,19 @@ def _message(entry: Mapping[str, Any], waiting: dict[Kind, list[Any]]) -> Messag
 
 
 def _calls(listed: object) -> tuple[ToolCall, ...]:
+    if listed is not None and not isinstance(listed, Sequence):
+        raise PromptError(f"expected tool_calls as a list, found {_named(listed)}; write one")
     calls = []
-    for one in listed if isinstance(listed, Sequence) else ():
+    for one in listed or ():
         function = one.get("function") if isinstance(one, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
             raise PromptError(
                 'expected calls as {"id": …, "function": {"name": …, "arguments": a mapping}}, '
                 f"found {_named(one)}; write them so"
             )
-        call = ToolCall(_checked(one.get("id"), "call's id"), _checked(function.get("name")),
-                        function["arguments"])  # fmt: skip
-        calls.append(call)
+        number = _checked(one.get("id"), "call's id")
+        name = _checked(function.get("name"), "call's name")
+        calls.append(ToolCall(number, name, function["arguments"]))
     return tuple(calls)
 
 
