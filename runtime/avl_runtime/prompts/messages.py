@@ -254,8 +254,7 @@ def _message(entry: Mapping[str, Any], waiting: dict[Kind, list[Any]]) -> Messag
     answers = _checked(entry.get("tool_call_id"), "tool_call_id") if role == "tool" else None
     if isinstance(content, str):
         return Message(role, (Text(_checked(content)),), (), calls, answers)
-    if content is None and calls:
-        return Message(role, (), (), calls)
+    content = () if content is None and calls else content
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise PromptError(
             f"expected the content of a message as a text or parts, found {_named(content)}; "
@@ -281,9 +280,8 @@ def _calls(listed: object) -> tuple[ToolCall, ...]:
                 'expected calls as {"id": …, "function": {"name": …, "arguments": a mapping}}, '
                 f"found {_named(one)}; write them so"
             )
-        number = _checked(one.get("id"), "call's id")
         name = _checked(function.get("name"), "call's name")
-        calls.append(ToolCall(number, name, function["arguments"]))
+        calls.append(ToolCall(_checked(one.get("id"), "call's id"), name, function["arguments"]))
     return tuple(calls)
 
 
