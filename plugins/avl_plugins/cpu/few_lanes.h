@@ -15,33 +15,21 @@ HELPER lanes fma_of(lanes a, lanes b, lanes c)
     return (lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
 HELPER lanes all_of(float x) { return (lanes)_mm512_set1_ps(x); }
-HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)a, (__m512)b); }
 #elif defined(__AVX2__)
 HELPER lanes fma_of(lanes a, lanes b, lanes c)
 {
     return (lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
 HELPER lanes all_of(float x) { return (lanes)_mm256_set1_ps(x); }
-HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm256_max_ps((__m256)a, (__m256)b); }
 #elif defined(__aarch64__)
 HELPER lanes fma_of(lanes a, lanes b, lanes c)
 {
     return (lanes)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
 HELPER lanes all_of(float x) { return (lanes)vdupq_n_f32(x); }
-HELPER lanes greater(lanes a, lanes b)
-{
-    return (lanes)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
-}
 #else
 HELPER lanes fma_of(lanes a, lanes b, lanes c) { return a * b + c; }
 HELPER lanes all_of(float x) { return (lanes){x, x, x, x}; }
-HELPER lanes greater(lanes a, lanes b)
-{
-    for (int i = 0; i < LANES; i++)
-        a[i] = a[i] > b[i] ? a[i] : b[i];
-    return a;
-}
 #endif
 
 #if defined(__AVX2__) || defined(__aarch64__)

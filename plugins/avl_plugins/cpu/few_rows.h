@@ -96,13 +96,6 @@ HELPER void add_lanes(float shares[4][BLOCK], const float *rows, int64_t d, floa
             *(lanes *)(out + g * d + i + x * LANES) = sum[g][x];
 }
 
-// Sums that fit the registers, of which there are 32 or 16.
-#if defined(__AVX512F__) || defined(__aarch64__)
-enum { WIDE = 4 };
-#else
-enum { WIDE = 2 };
-#endif
-
 // The same of all columns; a weight counts for its row's scale, too.
 HELPER void add_for(const float *weights, int64_t stride, const float *rows, const float *scales,
                     int64_t d, float *out, int queries)

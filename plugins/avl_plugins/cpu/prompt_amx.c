@@ -4,8 +4,6 @@
 
 #include "prompt_amx_pack.h"
 
-enum { KEPT = 8 }; // how far, in powers of two, scores may exceed the greatest one taken so far
-
 // Tiles 0 to 3 += two columns of blocks by two of the others', `count` numbers of each.
 HELPER void multiply(const uint16_t *left, const uint16_t *next_left, const uint16_t *right,
                      const uint16_t *next_right, int64_t count)

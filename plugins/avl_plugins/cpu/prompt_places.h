@@ -2,11 +2,13 @@
 #ifndef AVL_PROMPT_PLACES_H
 #define AVL_PROMPT_PLACES_H
 
+#include "ahead.h"
 #include "halves.h"
 #include "prompt.h"
 
-HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-HELPER int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+// How far, in powers of two, scores may exceed the greatest one that was taken so far, before what they
+// are taken relative to becomes that of them.
+enum { KEPT = 8 };
 
 // Rows of a head, [rows, D], as they are stored: float32, or of so many bits (codes.h), with a scale
 // for each row where those are 8. Kernels read them through `view_of` and
@@ -65,13 +67,11 @@ HELPER const float *floats_of(const stored_rows *of, int64_t from, int64_t count
 // them, into the second cache, unless there are gaps between them.
 HELPER void fetch_rows(const stored_rows *of, int64_t from, int64_t d, int64_t begin, int64_t end)
 {
-    enum { LINE = 64 }; // bytes that a cache reads at a time
     if (of->data && of->stride != d)
         return;
     const int64_t size = of->data ? (int64_t)sizeof(float) : of->bits / 8;
     const char *rows = of->data ? (const char *)of->data : (const char *)of->codes;
-    for (int64_t i = begin * size; i < end * size; i += LINE)
-        __builtin_prefetch(rows + from * d * size + i, 0, 2);
+    fetch(rows + (from * d + begin) * size, (end - begin) * size);
 }
 
 // The same rows from one of them on.

@@ -4,31 +4,15 @@
 
 #include "exponent.h"
 #include "prompt_places.h"
+#include "row_lanes.h"
 
 #include <float.h>
 #include <string.h>
 
-#if defined(__AVX__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
-// Keys of a block; rows of a tile, and a multiple of four; tiles of a task.
+// Keys of a block; rows of a tile, whose sums are ROWS * WIDE registers, and a multiple of four; tiles
+// of a task.
 enum { KEYS = 64, ROWS = 6, EVEN = 8, TILES = AVL_PROMPT_BLOCK / ROWS + 1 };
 
-// Sums of a tile in registers: ROWS * WIDE of them, of the 32 or 16 that there are.
-#if defined(__AVX512F__)
-enum { LANES = 16, WIDE = 4 };
-#elif defined(__AVX__)
-enum { LANES = 8, WIDE = 2 };
-#elif defined(__aarch64__)
-enum { LANES = 4, WIDE = 4 };
-#else
-enum { LANES = 4, WIDE = 2 };
-#endif
-
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 typedef float quad __attribute__((vector_size(4 * sizeof(float)), aligned(4), may_alias));
 
 #if defined(__clang__) || __GNUC__ >= 12

@@ -6,18 +6,16 @@
 
 #include <math.h>
 
-// The greater of each lane; in C, compilers make no vectors of it. And what is left of a register's
-// lanes when halves are put together until four are left.
-#if defined(__AVX__)
+// The greater of each of four lanes, and what is left of a register's lanes when halves are put
+// together until four are left.
+#if defined(__AVX2__)
 HELPER quad greater_of_four(quad a, quad b) { return (quad)_mm_max_ps((__m128)a, (__m128)b); }
 #if defined(__AVX512F__)
-HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)a, (__m512)b); }
 HELPER __m256 low_half(lanes a) { return _mm512_castps512_ps256((__m512)a); }
 HELPER __m256 high_half(lanes a) { return _mm512_extractf32x8_ps((__m512)a, 1); }
 HELPER __m256 eight_greatest(lanes a) { return _mm256_max_ps(low_half(a), high_half(a)); }
 HELPER __m256 eight_sums(lanes a) { return _mm256_add_ps(low_half(a), high_half(a)); }
 #else
-HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm256_max_ps((__m256)a, (__m256)b); }
 HELPER __m256 eight_greatest(lanes a) { return (__m256)a; }
 HELPER __m256 eight_sums(lanes a) { return (__m256)a; }
 #endif
@@ -32,17 +30,7 @@ HELPER quad four_sums(lanes a)
     return (quad)_mm_add_ps(_mm256_castps256_ps128(of), _mm256_extractf128_ps(of, 1));
 }
 #else
-HELPER quad greater_of_four(quad a, quad b)
-{
-#if defined(__aarch64__)
-    return (quad)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
-#else
-    for (int i = 0; i < 4; i++)
-        a[i] = a[i] > b[i] ? a[i] : b[i];
-    return a;
-#endif
-}
-HELPER lanes greater(lanes a, lanes b) { return (lanes)greater_of_four((quad)a, (quad)b); }
+HELPER quad greater_of_four(quad a, quad b) { return (quad)greater((lanes)a, (lanes)b); }
 HELPER quad four_greatest(lanes a) { return (quad)a; }
 HELPER quad four_sums(lanes a) { return (quad)a; }
 #endif
@@ -88,8 +76,6 @@ HELPER lanes weights_of(float *restrict scores, float top)
 #endif
     return sum;
 }
-
-enum { KEPT = 8 }; // how far, in powers of two, scores may exceed the greatest one taken so far
 
 // scores become weights, 2 ** (score - top), where top is about the greatest score of the row so
 // far; what a row does not see of the block's keys weighs nothing. Keys are those of a place from

@@ -1,5 +1,4 @@
-// Registers of numbers that attention's rows are read into, and what kernels of steps and of few rows
-// do with them.
+// Registers of numbers, and what kernels of attention do with them.
 #ifndef AVL_ROW_LANES_H
 #define AVL_ROW_LANES_H
 
@@ -13,15 +12,37 @@
 #include <arm_neon.h>
 #endif
 
+// Sums that are found together are several times WIDE registers, of the 32 or 16 that there are.
 #if defined(__AVX512F__)
-enum { LANES = 16 };
+enum { LANES = 16, WIDE = 4 };
 #elif defined(__AVX2__)
-enum { LANES = 8 };
+enum { LANES = 8, WIDE = 2 };
+#elif defined(__aarch64__)
+enum { LANES = 4, WIDE = 4 };
 #else
-enum { LANES = 4 };
+enum { LANES = 4, WIDE = 2 };
 #endif
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+// The greater of each lane; in C, compilers make no vectors of it.
+#if defined(__AVX512F__)
+HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+HELPER lanes greater(lanes a, lanes b) { return (lanes)_mm256_max_ps((__m256)a, (__m256)b); }
+#elif defined(__aarch64__)
+HELPER lanes greater(lanes a, lanes b)
+{
+    return (lanes)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
+}
+#else
+HELPER lanes greater(lanes a, lanes b)
+{
+    for (int i = 0; i < LANES; i++)
+        a[i] = a[i] > b[i] ? a[i] : b[i];
+    return a;
+}
+#endif
 
 // LANES codes of 8 bits as numbers.
 HELPER lanes of_bytes(const void *codes)

@@ -133,13 +133,6 @@ HELPER void add_lanes(const float *weights, int64_t stride, const float *scales,
             *(lanes *)(out + g * d + i + x * LANES) = sum[g][x];
 }
 
-// Sums that fit the registers, of which there are 32 or 16.
-#if defined(__AVX512F__) || defined(__aarch64__)
-enum { WIDE = 4 };
-#else
-enum { WIDE = 2 };
-#endif
-
 HELPER void add_heads(const float *weights, int64_t stride, const float *scales,
                       const void *values, int64_t rows, int64_t d, float *out, int heads, int bits)
 {
