@@ -175,7 +175,7 @@ HELPER int64_t rows_in(const chunk *one, const place *of, int64_t *from)
 }
 
 // Rows have so many bits, 0 where they are float32.
-HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d, int bits)
+HELPER void score_chunk(const avl_step *step, int64_t index, int bits, int64_t d)
 {
     const chunk one = chunk_at(step, index);
     int64_t group = group_of(step), stride = keys_of(step), from;
@@ -199,7 +199,7 @@ HELPER void score_chunk(const avl_step *step, int64_t index, int64_t d, int bits
         weigh(scores + g * stride + one.begin, one.end - one.begin, one.top + g, one.sum + g);
 }
 
-HELPER void sum_chunk(const avl_step *step, int64_t index, int64_t d, int bits)
+HELPER void sum_chunk(const avl_step *step, int64_t index, int bits, int64_t d)
 {
     const chunk one = chunk_at(step, index);
     int64_t from;
@@ -217,20 +217,13 @@ HELPER void sum_chunk(const avl_step *step, int64_t index, int64_t d, int bits)
     }
 }
 
-// Loops over the usual sizes of a head are unrolled: a row is too short for a loop's overhead.
-#define FOR_SIZE(CHUNK_OF, bits)                                                                   \
-    switch (step->head_dim) {                                                                      \
-    case 64: CHUNK_OF(step, index, 64, bits); break;                                               \
-    case 128: CHUNK_OF(step, index, 128, bits); break;                                             \
-    default: CHUNK_OF(step, index, step->head_dim, bits);                                          \
-    }
 #define FOR_BITS(CHUNK_OF)                                                                         \
     if (!step->codes)                                                                              \
-        FOR_SIZE(CHUNK_OF, 0)                                                                      \
+        AVL_FOR_SIZE(CHUNK_OF, step->head_dim, step, index, 0)                                     \
     else if (step->codes->bits == 16)                                                              \
-        FOR_SIZE(CHUNK_OF, 16)                                                                     \
+        AVL_FOR_SIZE(CHUNK_OF, step->head_dim, step, index, 16)                                    \
     else                                                                                           \
-        FOR_SIZE(CHUNK_OF, 8)
+        AVL_FOR_SIZE(CHUNK_OF, step->head_dim, step, index, 8)
 
 static void score_keys(const avl_step *step, int64_t index)
 {

@@ -43,6 +43,15 @@ typedef struct avl_step_kernels {
                       const int64_t *entering, int64_t count);
 } avl_step_kernels;
 
+// Calls a function with the size of a head behind its other arguments; loops over the usual ones are
+// unrolled, as a row is too short for a loop's overhead.
+#define AVL_FOR_SIZE(FUNCTION, SIZE_OF_HEAD, ...)                                                  \
+    switch (SIZE_OF_HEAD) {                                                                        \
+    case 64: FUNCTION(__VA_ARGS__, 64); break;                                                     \
+    case 128: FUNCTION(__VA_ARGS__, 128); break;                                                   \
+    default: FUNCTION(__VA_ARGS__, SIZE_OF_HEAD);                                                  \
+    }
+
 // build.py compiles the levels above the base for x86-64 alone: AVX2 with FMA, and AVX-512.
 extern const avl_step_kernels avl_step_base, avl_step_avx2, avl_step_avx512;
 

@@ -195,16 +195,15 @@ HELPER void sum_chunk(const avl_step *step, int64_t index, float *room, int64_t 
     }
 }
 
-// Loops over the usual sizes of a head are unrolled: a row is too short for a loop's overhead.
-#define FOR_SIZE(CHUNK_OF)                                                                         \
-    switch (step->head_dim) {                                                                      \
-    case 64: CHUNK_OF(step, index, room, 64); break;                                               \
-    case 128: CHUNK_OF(step, index, room, 128); break;                                             \
-    default: CHUNK_OF(step, index, room, step->head_dim);                                          \
-    }
+static void score_keys(const avl_step *step, int64_t index, float *room)
+{
+    AVL_FOR_SIZE(score_chunk, step->head_dim, step, index, room)
+}
 
-static void score_keys(const avl_step *step, int64_t index, float *room) { FOR_SIZE(score_chunk) }
-static void sum_values(const avl_step *step, int64_t index, float *room) { FOR_SIZE(sum_chunk) }
+static void sum_values(const avl_step *step, int64_t index, float *room)
+{
+    AVL_FOR_SIZE(sum_chunk, step->head_dim, step, index, room)
+}
 
 // How many chunks have rows that are seen, of so many.
 HELPER int64_t filled(int64_t seen) { return (seen + CHUNK - 1) / CHUNK; }

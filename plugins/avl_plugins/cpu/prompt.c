@@ -116,14 +116,9 @@ HELPER void attend_keys(const avl_prompt *prompt, int64_t task, float *memory, i
         }
 }
 
-// Loops over the usual sizes of a head are unrolled.
 static void attend(const avl_prompt *prompt, int64_t task, float *memory)
 {
-    switch (prompt->step->head_dim) {
-    case 64: attend_keys(prompt, task, memory, 64); break;
-    case 128: attend_keys(prompt, task, memory, 128); break;
-    default: attend_keys(prompt, task, memory, prompt->step->head_dim);
-    }
+    AVL_FOR_SIZE(attend_keys, prompt->step->head_dim, prompt, task, memory)
 }
 
 // A row's greatest score and sum of weights, from those of so many spans; returns the former.

@@ -196,14 +196,9 @@ HELPER void attend_rows(const avl_prompt *prompt, int64_t task, float *memory, i
     finish(prompt, &own, step->out + start_of(step, part, prompt->group), first, count);
 }
 
-// Loops over the usual sizes of a head are unrolled.
 static void attend(const avl_prompt *prompt, int64_t task, float *memory)
 {
-    switch (prompt->step->head_dim) {
-    case 64: attend_rows(prompt, task, memory, 64); break;
-    case 128: attend_rows(prompt, task, memory, 128); break;
-    default: attend_rows(prompt, task, memory, prompt->step->head_dim);
-    }
+    AVL_FOR_SIZE(attend_rows, prompt->step->head_dim, prompt, task, memory)
 }
 
 // Matrix units are so fast that packing keys counts: for many query rows at a time.

@@ -190,14 +190,9 @@ HELPER void attend_rows(const avl_prompt *prompt, int64_t task, float *memory, i
         }
 }
 
-// Loops over the usual sizes of a head are unrolled.
 static void attend(const avl_prompt *prompt, int64_t task, float *memory)
 {
-    switch (prompt->step->head_dim) {
-    case 64: attend_rows(prompt, task, memory, 64); break;
-    case 128: attend_rows(prompt, task, memory, 128); break;
-    default: attend_rows(prompt, task, memory, prompt->step->head_dim);
-    }
+    AVL_FOR_SIZE(attend_rows, prompt->step->head_dim, prompt, task, memory)
 }
 
 static const avl_prompt_tiles kernels = {attend, room_of, AVL_PROMPT_BLOCK, ROWS, SIDE};
