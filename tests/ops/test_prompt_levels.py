@@ -49,10 +49,10 @@ class Tiles(ctypes.Structure):
     _fields_ = [
         ("attend", ctypes.c_void_p),
         ("room", ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)),
-    ] + [(name, ctypes.c_int64) for name in ("block", "rows", "side")]
+    ] + [(name, ctypes.c_int64) for name in ("block", "rows", "side", "most")]
 
 
-TILES = Tiles(None, Tiles._fields_[1][1](lambda *_: 16), 1024, 32, 1)
+TILES = Tiles(None, Tiles._fields_[1][1](lambda *_: 16), 1024, 32, 1, 1 << 30)
 
 
 @dataclass(frozen=True)

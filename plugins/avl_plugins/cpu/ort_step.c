@@ -81,8 +81,9 @@ OrtStatus *avl_compute_step(OrtKernelContext *context, const avl_attention_op *o
 // Tiles for rows as they are kept, or NULL.
 static const avl_prompt_tiles *tiles_for(const avl_attention_op *op, const avl_step *step)
 {
-    const int coded = step->codes && step->codes->bits == 8 && op->code_tiles;
-    return coded && step->head_dim % op->code_tiles->side == 0 ? op->code_tiles : op->tiles;
+    const avl_prompt_tiles *coded = step->codes && step->codes->bits == 8 ? op->code_tiles : NULL;
+    const int fits = coded && step->head_dim % coded->side == 0 && step->head_dim <= coded->most;
+    return fits ? coded : op->tiles;
 }
 
 OrtStatus *avl_compute_rows(OrtKernelContext *context, const avl_attention_op *op,

@@ -58,7 +58,7 @@ typedef struct avl_prompt_tiles {
     avl_prompt_task *attend;
     int64_t (*room)(int64_t block, int64_t head_dim); // numbers, for so many query rows at most
     int64_t block, rows; // query rows of a task, about, and of those that are computed together
-    int64_t side;        // head sizes are to be multiples of
+    int64_t side, most;  // head sizes are to be multiples of `side`, and at most `most`
 } avl_prompt_tiles;
 
 // Drafts that are checked, and a chat's short turns, are computed in float32 as a decode step is.

@@ -204,7 +204,7 @@ static void attend(const avl_prompt *prompt, int64_t task, float *memory)
 // Matrix units are so fast that packing keys counts: for many query rows at a time.
 enum { BLOCK = 1024 };
 
-static const avl_prompt_tiles tiles = {attend, room_of, BLOCK, GROUP, 1};
+static const avl_prompt_tiles tiles = {attend, room_of, BLOCK, GROUP, 1, INT64_MAX};
 const avl_prompt_tiles *const avl_prompt_amx = &tiles;
 
 #else

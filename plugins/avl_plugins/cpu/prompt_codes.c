@@ -195,7 +195,10 @@ static void attend(const avl_prompt *prompt, int64_t task, float *memory)
     AVL_FOR_SIZE(attend_rows, prompt->step->head_dim, prompt, task, memory)
 }
 
-static const avl_prompt_tiles kernels = {attend, room_of, AVL_PROMPT_BLOCK, ROWS, SIDE};
+// Sums of products with both digits stay in 32 bits: 512 * 127 * LARGEST is less than 2 ** 31.
+enum { MOST_SIZE = 512 };
+
+static const avl_prompt_tiles kernels = {attend, room_of, AVL_PROMPT_BLOCK, ROWS, SIDE, MOST_SIZE};
 const avl_prompt_tiles *const avl_prompt_codes = &kernels;
 
 #else
