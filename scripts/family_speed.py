@@ -30,9 +30,9 @@ from avl_plugins.errors import AvlError
 from avl_runtime.machine.resources import cores
 from avl_runtime.package.package import load_package
 from avl_runtime.prompts.processor import Processor
-from bench_all import ROOT, at_least_one, run
+from bench_all import ROOT, at_least_one
 from make_random import write_known
-from whole_requests import CHAIN, INT4, WORKER, Case, measure, requests
+from whole_requests import CHAIN, INT4, WORKER, Case, export, measure, requests
 
 MODELS = ("qwen3-vl-2b", "smolvlm-256m", "internvl3.5-1b")
 POLICIES = ("dense", "fastv", "avl", CHAIN)
@@ -81,9 +81,7 @@ def prepare(alias: str, folder: Path, case: Case) -> tuple[Path, Path]:
                 f"{stored / 1e9:.1f} GB written and {free / 1e9:.1f} GB free; name another --folder"
             )
         made.rename(source)
-    if not package.exists():
-        command = ["--model", source, "--out", package, "--no-check", *case.options]
-        run("-m", "avl_export.cli", *command)
+    export(case, source, package)
     return source, package
 
 

@@ -287,13 +287,11 @@ def table(name: str, report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def package_of(case: Case, source: Path, folder: Path) -> Path:
-    """A case's package, made if it is not there."""
-    made = folder / f"whole-{case.preset or 'tiny'}.avl"
-    if not made.exists():
-        options = ["--model", source, "--out", made, "--no-check", *case.options]
+def export(case: Case, source: Path, package: Path) -> None:
+    """Make a case's package if it is not there."""
+    if not package.exists():
+        options = ["--model", source, "--out", package, "--no-check", *case.options]
         run("-m", "avl_export.cli", *options)
-    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -323,7 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             case = dataclasses.replace(CASES[name], **changes)
             bundled = ROOT / "avl_export/models/avl-tiny"
             source = checkpoint(parsed.folder, case.preset, "fp16") if case.preset else bundled
-            package = package_of(case, source, parsed.folder)
+            package = parsed.folder / f"whole-{case.preset or 'tiny'}.avl"
+            export(case, source, package)
             started = candidates(case, package, source, python)
             report[name] = measure(case, started, parsed.threads, parsed.idle_wait, tell)
             print(table(name, report[name]), flush=True)

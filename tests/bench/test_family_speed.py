@@ -13,6 +13,7 @@ import pytest
 
 import family_speed
 import make_random
+import whole_requests
 from make_random import PRESETS, files_of
 from whole_requests import measure
 
@@ -62,7 +63,7 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     files = files_of(PRESETS["small"])
     monkeypatch.setattr(make_random, "known_files", lambda alias: files)
-    monkeypatch.setattr(family_speed, "run", export)
+    monkeypatch.setattr(whole_requests, "run", export)
     return exports
 
 
