@@ -32,7 +32,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from avl_runtime.serve.fields import KNOWN
+from avl_runtime.serve.asked.fields import KNOWN
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from avl_runtime.serve import fetch
 from avl_runtime.serve.errors import ApiError
-from avl_runtime.serve.fetch import (
+from avl_runtime.serve.http import fetch
+from avl_runtime.serve.http.fetch import (
     Fetcher,
     FetchError,
     HostError,

@@ -17,10 +17,17 @@ from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
 from avl_runtime.cli.serve import make_parser
 from avl_runtime.serve.admission import Admission
-from avl_runtime.serve.content import Picture
+from avl_runtime.serve.asked.content import Picture
+from avl_runtime.serve.asked.fields import KNOWN, chat_request
 from avl_runtime.serve.errors import ApiError, told
-from avl_runtime.serve.fields import KNOWN, chat_request
-from avl_runtime.serve.guard import VARIABLE, ApiKeyError, Guard, is_loopback, keys, local_names
+from avl_runtime.serve.http.guard import (
+    VARIABLE,
+    ApiKeyError,
+    Guard,
+    is_loopback,
+    keys,
+    local_names,
+)
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.pictures import Pictures
 from avl_runtime.serve.shelf import ShelfError, names

@@ -12,8 +12,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from avl_runtime import LVLM
+from avl_runtime.serve.asked.fields import chat_request
 from avl_runtime.serve.errors import ApiError
-from avl_runtime.serve.fields import chat_request
 from avl_runtime.serve.limits import Limits
 from support.server import MODEL, ONE, TWO, Running, question
 

@@ -15,14 +15,14 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from avl_runtime import LVLM
-from avl_runtime.serve import connections
 from avl_runtime.serve.answering import SENDING, _sent
 from avl_runtime.serve.app import App
-from avl_runtime.serve.bodies import GoneError, Held
-from avl_runtime.serve.connections import Connection
+from avl_runtime.serve.asked.fields import chat_request
 from avl_runtime.serve.errors import ApiError
-from avl_runtime.serve.fields import chat_request
-from avl_runtime.serve.guard import Guard
+from avl_runtime.serve.http import connections
+from avl_runtime.serve.http.bodies import GoneError, Held
+from avl_runtime.serve.http.connections import Connection
+from avl_runtime.serve.http.guard import Guard
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.served import Served
 from avl_runtime.serve.shelf import Shelf

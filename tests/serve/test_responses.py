@@ -11,7 +11,7 @@ import pytest
 from avl_runtime import LVLM
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.limits import Limits
-from avl_runtime.serve.responses import response_request
+from avl_runtime.serve.told.responses import response_request
 from support.server import MODEL, ONE, TWO, Running, data_url, question
 
 ASKED = [

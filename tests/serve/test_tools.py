@@ -12,8 +12,8 @@ import jsonschema
 import openai
 import pytest
 
+from avl_runtime.serve.asked.fields import chat_request
 from avl_runtime.serve.errors import ApiError
-from avl_runtime.serve.fields import chat_request
 from avl_runtime.serve.limits import Limits
 from support.server import MODEL, ONE, Running, picture, said, started
 from support.tools import FIND, HERMES_TEMPLATE, STOP, TOOLS, with_template

@@ -35,7 +35,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from avl_runtime.serve.batch.job import Job, together
     from avl_runtime.serve.batch.whole import answer_file
     from avl_runtime.serve.batch.workers import Cluster
-    from avl_runtime.serve.fetch import checked_hosts
+    from avl_runtime.serve.http.fetch import checked_hosts
     from avl_runtime.serve.shelf import names
 
     if parsed.out == STDOUT:

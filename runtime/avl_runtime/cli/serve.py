@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
     need("serve", what_for="avl-serve")
     from avl_runtime.serve.app import App
-    from avl_runtime.serve.fetch import checked_hosts
-    from avl_runtime.serve.guard import Guard, is_loopback, keys, local_names
+    from avl_runtime.serve.http.fetch import checked_hosts
+    from avl_runtime.serve.http.guard import Guard, is_loopback, keys, local_names
     from avl_runtime.serve.run import listening, serve
     from avl_runtime.serve.shelf import Shelf, names
 

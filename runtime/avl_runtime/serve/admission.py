@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from avl_runtime.serve.bodies import RETRY
 from avl_runtime.serve.errors import ApiError
+from avl_runtime.serve.http.bodies import RETRY
 
 
 class Admission:

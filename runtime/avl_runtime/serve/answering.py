@@ -13,12 +13,12 @@ from typing import Any, Protocol, TypeVar
 
 from avl_runtime.requests.request import Request
 from avl_runtime.serve.admission import Admission, stopping
-from avl_runtime.serve.bodies import Body, GoneError, Held, parsed
-from avl_runtime.serve.content import pictures
+from avl_runtime.serve.asked.content import pictures
+from avl_runtime.serve.asked.fields import ChatRequest, chat_request
 from avl_runtime.serve.errors import ApiError, refused
-from avl_runtime.serve.exchange import Exchange
-from avl_runtime.serve.fetch import Fetcher
-from avl_runtime.serve.fields import ChatRequest, chat_request
+from avl_runtime.serve.http.bodies import Body, GoneError, Held, parsed
+from avl_runtime.serve.http.exchange import Exchange
+from avl_runtime.serve.http.fetch import Fetcher
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.metrics import Metrics
 from avl_runtime.serve.pictures import is_remote

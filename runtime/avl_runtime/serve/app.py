@@ -11,16 +11,16 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, TextIO
 
 from avl_runtime.serve.answering import Answering
-from avl_runtime.serve.bodies import GoneError, Receive
-from avl_runtime.serve.chat import CHAT
 from avl_runtime.serve.errors import ApiError, told
-from avl_runtime.serve.exchange import Exchange, Send
 from avl_runtime.serve.files import HEADERS, page_files
-from avl_runtime.serve.guard import Guard
+from avl_runtime.serve.http.bodies import GoneError, Receive
+from avl_runtime.serve.http.exchange import Exchange, Send
+from avl_runtime.serve.http.guard import Guard
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.metrics import Metrics
-from avl_runtime.serve.responses import RESPONSE
 from avl_runtime.serve.shelf import Shelf
+from avl_runtime.serve.told.chat import CHAT
+from avl_runtime.serve.told.responses import RESPONSE
 
 Handler = Callable[[Exchange], Awaitable[None]]
 GONE = 499  # what logs and counts have for a client that went away; nobody is sent it

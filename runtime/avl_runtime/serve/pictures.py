@@ -9,7 +9,7 @@ from typing import Final
 
 from PIL import Image
 
-from avl_runtime.serve.content import Picture
+from avl_runtime.serve.asked.content import Picture
 from avl_runtime.serve.errors import ApiError, refused
 from avl_runtime.serve.limits import Limits
 from avl_runtime.vision.load.decoding import opened_as

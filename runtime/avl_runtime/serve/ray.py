@@ -17,9 +17,9 @@ from avl_plugins.errors import AvlError, quoted
 from avl_runtime.execute.protocol import GPUS
 from avl_runtime.machine.installation import need
 from avl_runtime.serve.app import App
-from avl_runtime.serve.bodies import Message, Receive
-from avl_runtime.serve.exchange import Send
-from avl_runtime.serve.guard import Guard, keys
+from avl_runtime.serve.http.bodies import Message, Receive
+from avl_runtime.serve.http.exchange import Send
+from avl_runtime.serve.http.guard import Guard, keys
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.shelf import Shelf, names
 

@@ -15,7 +15,7 @@ import uvicorn
 
 from avl_plugins.errors import AvlError, shown
 from avl_runtime.serve.app import App
-from avl_runtime.serve.connections import Connection
+from avl_runtime.serve.http.connections import Connection
 from avl_runtime.serve.limits import Limits
 
 BACKLOG: Final = 256

@@ -15,9 +15,9 @@ from avl_runtime.generate.options import Options
 from avl_runtime.generate.results import Placement, Stats, TokenLogprobs
 from avl_runtime.prompts.calls import CallForm
 from avl_runtime.requests.request import CancelledError, Request
-from avl_runtime.serve.content import Said
+from avl_runtime.serve.asked.content import Said
+from avl_runtime.serve.asked.fields import ChatRequest, kept_as
 from avl_runtime.serve.errors import refused
-from avl_runtime.serve.fields import ChatRequest, kept_as
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.pictures import Pictures
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from avl_runtime.serve.app import App
-from avl_runtime.serve.bodies import Message
-from avl_runtime.serve.guard import Guard
+from avl_runtime.serve.http.bodies import Message
+from avl_runtime.serve.http.guard import Guard
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.shelf import Shelf
 

@@ -14,8 +14,8 @@ from avl_runtime.serve.batch.answers import Row, row_of
 from avl_runtime.serve.batch.asking import Told
 from avl_runtime.serve.batch.lines import LineError, asked_of, id_of, loosely
 from avl_runtime.serve.batch.pictures import Folder
-from avl_runtime.serve.bodies import parsed
 from avl_runtime.serve.errors import ApiError
+from avl_runtime.serve.http.bodies import parsed
 from avl_runtime.serve.limits import Limits
 
 Take = Callable[[int, Row], None]

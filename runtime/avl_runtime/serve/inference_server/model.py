@@ -20,15 +20,15 @@ import numpy as np
 
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.serve.answering import Answering, Form
-from avl_runtime.serve.answers import Answer
-from avl_runtime.serve.bodies import GoneError, Message
+from avl_runtime.serve.asked.fields import ChatRequest, chat_request
 from avl_runtime.serve.errors import refused, told
-from avl_runtime.serve.exchange import Exchange
-from avl_runtime.serve.fields import ChatRequest, chat_request
+from avl_runtime.serve.http.bodies import GoneError, Message
+from avl_runtime.serve.http.exchange import Exchange
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.metrics import Metrics
 from avl_runtime.serve.served import Event, Run
 from avl_runtime.serve.shelf import Shelf
+from avl_runtime.serve.told.answers import Answer
 
 LOOKED: Final = 0.1  # seconds between two looks whether a client gave up
 PARAMETERS: Final = ("package", "running", "max_new_tokens", "policy", "backend", "kv")

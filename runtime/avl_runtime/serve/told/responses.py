@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from avl_runtime.generate.call_reader import CallReader, Piece
-from avl_runtime.serve import values
 from avl_runtime.serve.answering import Form
-from avl_runtime.serve.answers import Object, about
-from avl_runtime.serve.content import RESPONSES, Said, check, messages
-from avl_runtime.serve.exchange import Exchange
-from avl_runtime.serve.fields import (
+from avl_runtime.serve.asked import values
+from avl_runtime.serve.asked.content import RESPONSES, Said, check, messages
+from avl_runtime.serve.asked.fields import (
     FLAGS,
     LONGEST_NAME,
     NUMBERS,
@@ -26,10 +24,12 @@ from avl_runtime.serve.fields import (
     tools_read,
     user_of,
 )
-from avl_runtime.serve.formats import TEXT, Format, format_of
-from avl_runtime.serve.items import Item, text_part
+from avl_runtime.serve.asked.formats import TEXT, Format, format_of
+from avl_runtime.serve.http.exchange import Exchange
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.served import Event, Run
+from avl_runtime.serve.told.answers import Object, about
+from avl_runtime.serve.told.items import Item, text_part
 
 # Fields of OpenAI's protocol that ask for nothing when they have such a value.
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapp
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from avl_runtime.serve.bodies import GoneError, Receive
 from avl_runtime.serve.errors import ApiError
+from avl_runtime.serve.http.bodies import GoneError, Receive
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Found = TypeVar("Found")

@@ -11,12 +11,12 @@ from avl_plugins.policies import Policy
 from avl_runtime.generate.drafts import MOST_DRAFTS
 from avl_runtime.generate.options import Options
 from avl_runtime.requests.loaded import as_policy
-from avl_runtime.serve import values
-from avl_runtime.serve.content import Said, messages
+from avl_runtime.serve.asked import values
+from avl_runtime.serve.asked.content import Said, messages
+from avl_runtime.serve.asked.formats import TEXT, Format, format_of
+from avl_runtime.serve.asked.tools import Tools, tools_of
 from avl_runtime.serve.errors import ApiError, refused
-from avl_runtime.serve.formats import TEXT, Format, format_of
 from avl_runtime.serve.limits import Limits
-from avl_runtime.serve.tools import Tools, tools_of
 
 MOST_STOPS: Final = 16
 LONGEST_STOP: Final = 256

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from avl_runtime.generate.call_reader import CallReader, Piece
 from avl_runtime.generate.results import TokenLogprobs
 from avl_runtime.serve.answering import Form
-from avl_runtime.serve.answers import Answer, delta, standing, without_end
-from avl_runtime.serve.exchange import Exchange
-from avl_runtime.serve.fields import ChatRequest, chat_request
+from avl_runtime.serve.asked.fields import ChatRequest, chat_request
+from avl_runtime.serve.http.exchange import Exchange
 from avl_runtime.serve.served import Event, Run
+from avl_runtime.serve.told.answers import Answer, delta, standing, without_end
 
 
 class ChatTeller:

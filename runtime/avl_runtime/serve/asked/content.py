@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from avl_plugins.errors import quoted
 from avl_runtime.prompts.calls import ToolCall
-from avl_runtime.serve import values
+from avl_runtime.serve.asked import values
+from avl_runtime.serve.asked.tools import call_item, calls_of
 from avl_runtime.serve.errors import refused
 from avl_runtime.serve.limits import Limits
-from avl_runtime.serve.tools import call_item, calls_of
 
 ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What an answer of ours, sent back as it came, holds beside its text.

@@ -10,9 +10,9 @@ from typing import Any, Final
 from avl_runtime.generate.call_grammar import Function, call_grammar
 from avl_runtime.generate.grammars import LONGEST_SCHEMA, Grammar, Grammars
 from avl_runtime.prompts.calls import CallForm, ToolCall
-from avl_runtime.serve import values
+from avl_runtime.serve.asked import values
+from avl_runtime.serve.asked.formats import grammar_of
 from avl_runtime.serve.errors import refused
-from avl_runtime.serve.formats import grammar_of
 
 MOST_TOOLS: Final = 128
 LONGEST_ARGUMENTS: Final = 1 << 20

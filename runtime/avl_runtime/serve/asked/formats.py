@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from avl_runtime.generate.grammars import Grammar, GrammarError, json_grammar
-from avl_runtime.serve import values
+from avl_runtime.serve.asked import values
 from avl_runtime.serve.errors import refused
 
 SCHEMA: Final = ("name", "description", "schema", "strict")

@@ -1,0 +1,1 @@
+"""Connections, bodies, keys and addresses; nothing here knows what is asked."""

@@ -1,0 +1,1 @@
+"""How answers are told, in the objects of OpenAI's protocol."""
