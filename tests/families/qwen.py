@@ -19,6 +19,7 @@ from transformers import image_processing_backends, video_processing_utils
 
 from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
+from avl_runtime.generate.prefill import finished
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.vision import patch_video
 from avl_runtime.vision.load.videos import Video
@@ -117,7 +118,9 @@ class PatchTests(FamilyTests):
         monkeypatch.setattr(patch_video, "PATCHES_PER_RUN", 1)
         parts = engine.processor.encode(PROMPT, videos=[film])
         assert len([*whole.media[0].runs()]) == 1 < len([*parts.media[0].runs()])
-        expected, found = (FeatureCache(engine.backend).of(one)[0] for one in (whole, parts))
+        expected, found = (
+            finished(FeatureCache(engine.backend).encoding(one.media))[0] for one in (whole, parts)
+        )
         self._close(found.rows, expected.rows)
         np.testing.assert_allclose(found.deepstack, expected.deepstack, atol=1e-4, rtol=0)
 

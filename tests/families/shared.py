@@ -20,6 +20,7 @@ from avl_export.options import Options
 from avl_export.plan.plan import make_plan
 from avl_plugins.policies import parse
 from avl_runtime.cli.run import main as avl_run
+from avl_runtime.generate.prefill import finished
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.prompts.processor import Processor
 from export.checkpoints import join_file, split_file
@@ -148,7 +149,7 @@ class FamilyTests:
                 continue
             shown = read(made.reference, made.encode(PROMPT, images, videos))
             prompt = engine.processor.encode(PROMPT, images, videos)
-            found = FeatureCache(engine.backend).of(prompt)
+            found = finished(FeatureCache(engine.backend).encoding(prompt.media))
             rows = np.concatenate([one.rows for one in found])
             self._close(rows, shown.embeds[shown.visual].numpy())
             if len(shown.deepstack):

@@ -24,6 +24,7 @@ from transformers.models.granite4_vision.configuration_granite4_vision import (
 
 from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families.granite4_vision import StackedFeatures, load
+from avl_runtime.generate.prefill import finished
 from avl_runtime.prompts.features import FeatureCache
 from families.shared import PROMPT
 from families.support import Case, Made, refused
@@ -127,7 +128,8 @@ class TestGranite4Vision(TileTests):
         for images, _ in self._shown():
             if images:
                 shown = read(made.reference, made.encode(PROMPT, images))
-                (*found,) = FeatureCache(engine.backend).of(engine.processor.encode(PROMPT, images))
+                media = engine.processor.encode(PROMPT, images).media
+                found = finished(FeatureCache(engine.backend).encoding(media))
                 stacked = dict(zip(shown.before, shown.deepstack.numpy(), strict=True))
                 rows = np.concatenate([one.rows for one in found])
                 self._close(scale * rows, stacked.pop(0))

@@ -31,6 +31,7 @@ from avl_export.options import Options
 from avl_export.plan.plan import make_plan
 from avl_plugins.errors import FormatError
 from avl_plugins.graph_io import PIXELS
+from avl_runtime.generate.prefill import finished
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.steps import ImageProcessing
@@ -145,7 +146,7 @@ def features_and_tokens(made: Made, *images: Any) -> None:
     inputs = made.encode(PROMPT, images)
     prompt = made.model.processor.encode(PROMPT, images)
     assert prompt.input_ids.tolist() == inputs["input_ids"][0].tolist()
-    found = FeatureCache(made.model.loaded.backend).of(prompt)
+    found = finished(FeatureCache(made.model.loaded.backend).encoding(prompt.media))
     rows = np.concatenate([one.rows for one in found])
     keys = {"input_ids", "attention_mask"}
     shown = {name: value for name, value in inputs.items() if name not in keys}
