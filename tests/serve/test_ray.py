@@ -58,7 +58,9 @@ def test_a_replica_lives_as_long_as_it_is_told(tiny_package: Path, tmp_path: Pat
     args = {"package": f"tiny={tiny_package}", "backend": "ort-cpu", "running": "2"}
     with pytest.raises(AvlError, match="expected API keys"):
         Replica(settings_of(args))
-    settings = settings_of(args | {"keys": str(tmp_path / "keys"), "max_replicas": 3})
+    more = {"keys": str(tmp_path / "keys"), "max_replicas": 3, "queue": 0, "policy": "avl"}
+    settings = settings_of(args | more)
+    assert (settings.limits.queue, settings.loading["policy"]) == (0, "avl")
     assert (settings.limits.running, settings.limits.choices) == (2, 2)
     assert (settings.loading["threads"], settings.replicas) == (1, (1, 3))
     sent: list[Any] = []
@@ -95,11 +97,21 @@ def test_a_replica_lives_as_long_as_it_is_told(tiny_package: Path, tmp_path: Pat
     [
         ({}, "package: expected a folder"),
         ({"package": ["a", 1]}, "package: expected a folder"),
+        ({"package": []}, "package: expected a folder, or some"),
+        ({"package": ""}, "expected a package"),
         ({"package": "a", "nothing": 1}, "found 'nothing'"),
         ({"package": "a", "running": True}, "running: expected a whole number"),
         ({"package": "a", "threads": "1.5"}, "threads: expected a whole number"),
         ({"package": "a", "min_replicas": 3, "max_replicas": 2}, "max_replicas: expected"),
         ({"package": "a", "open": "yes"}, "open: expected true or false"),
+        ({"package": "a", "open": 1}, "open: expected true or false"),
+        ({"package": "a", "open": None}, "open: expected true or false"),
+        ({"package": "a", "running": 0}, "running: expected a whole number of at least 1"),
+        ({"package": "a", "queue": -1}, "queue: expected a whole number of at least 0"),
+        ({"package": "a", "backend": "cuda"}, "backend: expected one of auto, "),
+        ({"package": "a", "kv": "int9"}, "kv: expected one of auto, "),
+        ({"package": "a", "keys": ""}, "keys: expected a text, found ''"),
+        ({"package": "a", "policy": "avl:keep=2"}, "keep"),
         ({"package": "a", "policy": 5}, "policy: expected a text"),
     ],
 )

@@ -8,14 +8,15 @@ Each replica is a whole avl-serve with its own model, behind Ray's proxy.
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from avl_plugins.errors import AvlError, quoted
-from avl_runtime.execute.protocol import GPUS
+from avl_runtime.execute.protocol import BACKENDS, GPUS, KV
 from avl_runtime.machine.installation import need
+from avl_runtime.requests.loaded import as_policy
 from avl_runtime.serve.app import App
 from avl_runtime.serve.http.bodies import Message, Receive
 from avl_runtime.serve.http.exchange import Send
@@ -25,15 +26,17 @@ from avl_runtime.serve.shelf import Shelf, names
 
 Application = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 USUAL: Final = Limits()
-NUMBERS: Final = {
-    "threads": 1,
-    "running": USUAL.running,
-    "queue": USUAL.queue,
-    "max_new_tokens": USUAL.new_tokens,
-    "min_replicas": 1,
-    "max_replicas": 1,
+NUMBERS: Final = {  # what each is, and is at least, where nothing is said
+    "threads": (1, 1),
+    "running": (USUAL.running, 1),
+    "queue": (USUAL.queue, 0),
+    "max_new_tokens": (USUAL.new_tokens, 1),
+    "min_replicas": (1, 1),
+    "max_replicas": (1, 1),
 }
-TEXTS: Final = ("policy", "backend", "kv")
+TEXTS: Final = ("keys", "policy", "backend", "kv")
+CHOICES: Final[Mapping[str, Collection[str]]] = {"backend": BACKENDS, "kv": KV}
+FLAGS: Final = {"true": True, "false": False}  # as a command line has them
 GRACE: Final = 30.0  # seconds for answers that run when a replica is stopped
 
 
@@ -103,31 +106,40 @@ def settings_of(args: Mapping[str, Any]) -> Settings:
 
     Raises:
         ArgumentError: one cannot be used.
+        AvlError: the policy cannot be read.
     """
-    known = ("package", "keys", "open", *NUMBERS, *TEXTS)
+    known = ("package", "open", *NUMBERS, *TEXTS)
     for name in args:
         if name not in known:
             raise ArgumentError(f"expected {', '.join(known)}, found {quoted(name)}; leave it out")
     given = args.get("package")
     packages = [given] if isinstance(given, str) else given
-    if not isinstance(packages, list) or not all(isinstance(one, str) for one in packages):
+    texts = isinstance(packages, list) and all(isinstance(one, str) for one in packages)
+    if not isinstance(packages, list) or not packages or not texts:
         raise ArgumentError(f"package: expected a folder, or some, found {quoted(given)}; name it")
-    numbers = {name: _number(name, args.get(name, usual)) for name, usual in NUMBERS.items()}
+    numbers = {
+        name: _number(name, args.get(name, usual), least)
+        for name, (usual, least) in NUMBERS.items()
+    }
     if numbers["min_replicas"] > numbers["max_replicas"]:
         raise ArgumentError(
             f"max_replicas: expected at least min_replicas, found {numbers['max_replicas']}"
         )
-    if args.get("open") not in (None, True, False, "true", "false"):
-        raise ArgumentError(f"open: expected true or false, found {quoted(args['open'])}")
-    for name in ("keys", *TEXTS):
-        if not isinstance(args.get(name, ""), str):
-            raise ArgumentError(f"{name}: expected a text, found {quoted(args[name])}")
+    given = args.get("open", False)
+    everybody = FLAGS.get(given) if isinstance(given, str) else given
+    if not isinstance(everybody, bool):
+        raise ArgumentError(f"open: expected true or false, found {quoted(given)}; choose one")
+    for name in TEXTS:
+        if name in args:
+            _check_text(name, args[name])
+    if "policy" in args:
+        as_policy(args["policy"])
     return Settings(
         names(packages),
         {
-            "policy": args.get("policy") or None,
-            "backend": args.get("backend") or "auto",
-            "kv": args.get("kv") or "auto",
+            "policy": args.get("policy"),
+            "backend": args.get("backend", "auto"),
+            "kv": args.get("kv", "auto"),
             "threads": numbers["threads"],
             "prefix_cache": "auto",
         },
@@ -137,18 +149,29 @@ def settings_of(args: Mapping[str, Any]) -> Settings:
             new_tokens=numbers["max_new_tokens"],
             choices=min(numbers["running"], USUAL.choices),
         ),
-        Path(args["keys"]) if args.get("keys") else None,
-        args.get("open") in (True, "true"),
+        Path(args["keys"]) if "keys" in args else None,
+        everybody,
         (numbers["min_replicas"], numbers["max_replicas"]),
     )
 
 
-def _number(name: str, value: object) -> int:
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ArgumentError(f"{name}: expected a text, found {quoted(value)}; leave it out")
+    allowed = CHOICES.get(name)
+    if allowed is not None and value not in allowed:
+        raise ArgumentError(
+            f"{name}: expected one of {', '.join(allowed)}, found {quoted(value)}; choose one"
+        )
+
+
+def _number(name: str, value: object, least: int) -> int:
     fits = isinstance(value, (int, str)) and not isinstance(value, bool)
     text = str(value) if fits else ""
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
         raise ArgumentError(
-            f"{name}: expected a whole number of at least 1, found {quoted(value)}; choose another"
+            f"{name}: expected a whole number of at least {least}, found {quoted(value)}; choose "
+            "another"
         )
     return int(text)
 
