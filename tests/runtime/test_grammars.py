@@ -153,7 +153,7 @@ several = {"anyOf": [{"type": "object", "properties": {f"p{j}": COUNT}, "require
         ({"type": "thing"}, "thing"),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"$ref": "file:///etc/passwd"}, "file:///etc/passwd"),
-        ({"$ref": "#"}, "NoExtension"),
+        ({"$ref": "#"}, "allows nothing, as where a $ref leads to itself"),
         ({"enum": []}, "empty"),
         ({"type": "integer", "minimum": 5, "maximum": 3}, "greater"),
     ],

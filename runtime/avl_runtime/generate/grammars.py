@@ -37,6 +37,7 @@ LARGEST_WHOLE: Final = 1 << 53  # larger ones llguidance rounds, as its numbers 
 # White space between two parts of JSON: models indent, and must not go on with it for ever.
 SPACE: Final = r" |\r?\n[ \t]{0,40}"
 COMPILED: Final = 8  # grammars that are kept
+NOTHING: Final = "NoExtension"  # llguidance's word for no token that could come next
 OWN: Final = "x-guidance"  # a schema's name for settings of llguidance
 
 
@@ -278,6 +279,8 @@ def _limits() -> LLParserLimits:
 
 
 def _unusable(name: str, error: object) -> GrammarError:
+    if str(error).startswith(NOTHING):
+        error = "one that allows nothing, as where a $ref leads to itself"
     return GrammarError(
         f"{name}: expected what answers can be held to, found: {_line(error)}; change it"
     )
