@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.parse import unquote, unquote_to_bytes
 
 from avl_plugins.errors import shown
+from avl_runtime.machine.sizes import size_text
 
 CONNECT_SECONDS: Final = 15.0
 DOWNLOAD_SECONDS: Final = 60.0
@@ -226,8 +227,4 @@ def _unreadable(error: Exception, kind: str) -> SourceError:
 
 
 def _too_long(limit: int) -> SourceError:
-    return SourceError(f"expected at most {_size(limit)}, found more; scale it down first")
-
-
-def _size(length: int) -> str:
-    return f"{length / (1 << 30):.1f} GiB" if length >= 1 << 30 else f"{length / (1 << 20):.0f} MiB"
+    return SourceError(f"expected at most {size_text(limit)}, found more; scale it down first")
