@@ -107,6 +107,14 @@ def test_damaged_data_names_its_line(tmp_path: Path, line: str) -> None:
         read_cases(tmp_path / "cases.jsonl")
 
 
+def test_data_of_other_editors(tmp_path: Path) -> None:
+    """A byte order mark in front, and line ends of Unicode inside of a text."""
+    line = {"images": [], "prompt": "a\u2028b\x85c", "answers": ["y"], "metric": "f1"}
+    text = json.dumps(line, ensure_ascii=False)
+    (tmp_path / "cases.jsonl").write_bytes(f"\ufeff{text}\r\n{text}\r\n".encode())
+    assert [case.prompt for case in read_cases(tmp_path / "cases.jsonl")] == [line["prompt"]] * 2
+
+
 def test_usage_and_failures(tiny: LVLM, tmp_path: Path, capsys) -> None:
     package = str(tiny.package.folder)
     for options, part in (

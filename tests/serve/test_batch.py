@@ -101,6 +101,13 @@ def test_the_short_form_with_pictures_by_path(
     bad = ["../outside.png", str(outside), "link.png", "inner", "none.png", "text.png", "a\0b"]
     bad += ["file:///etc/hostname", "http://127.0.0.1/one.png", "//etc/hostname"]
     lines += [{"images": [one], "prompt": "Read.", "custom_id": one} for one in bad]
+    # Errors name what the line has: neither messages, nor a server that nobody began.
+    lines += [
+        {"images": ["one.png"], "prompt": 1, "custom_id": "prompt"},
+        {"images": ["one.png"] * 17, "prompt": "Read.", "custom_id": "images"},
+        {"prompt": "Read.", "seed": "x", "custom_id": "seed"},
+    ]
+    named = dict.fromkeys(bad, "images[0]") | {one: one for one in ("prompt", "images", "seed")}
     questions, out = written(folder / "questions.jsonl", lines), tmp_path / "answers.jsonl"
     words = [str(tiny_package), "--backend", "ort-cpu", "--max-new-tokens", "16"]
     assert main([*words, str(questions), "--out", str(out)]) == 1
@@ -112,9 +119,11 @@ def test_the_short_form_with_pictures_by_path(
     for name, one in zip(("line-1", "line-2"), expected, strict=True):
         (choice,) = found[name]["response"]["body"]["choices"]
         assert choice["message"]["content"] == one.text
-    for name in bad:
+    for name, field in named.items():
         assert found[name]["response"]["status_code"] == 400, name
-        assert "expected" in found[name]["response"]["body"]["error"]["message"]
+        error = found[name]["response"]["body"]["error"]
+        assert error["param"] == field and error["message"].startswith(f"{field}: expected"), name
+        assert "messages" not in error["message"] and "server" not in error["message"]
     # The same from stdin, with the folder named; a copy of it is what --resume compares.
     monkeypatch.chdir(tmp_path)
     with questions.open() as stdin:
@@ -138,7 +147,7 @@ def test_killed_and_gone_on_with(tiny_package: Path, tmp_path: Path) -> None:
     questions = written(tmp_path / "questions.jsonl", [asked] * 6)
     out = tmp_path / "answers.jsonl"
     words = [str(tiny_package), str(questions), "--out", str(out), "--running", "2", "--resume"]
-    command = [sys.executable, "-c", START, *words, "--backend", "ort-cpu", "--quiet"]
+    command = [sys.executable, "-c", START, *words, "--quiet"]
     process = subprocess.Popen(command)
     while not (out.exists() and out.stat().st_size) and process.poll() is None:
         time.sleep(0.01)

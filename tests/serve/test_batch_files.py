@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import tracemalloc
 from contextlib import closing
@@ -173,6 +174,14 @@ def test_lines_that_are_no_requests_have_an_answer_too(tmp_path: Path) -> None:
         if name != "good":
             assert row["response"] is None and row["error"]["code"] == "invalid_line"
             assert "expected" in row["error"]["message"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(codecs.BOM_UTF8 + lines_of(2))
+    echo = Echo()
+    assert not answered(tmp_path, tmp_path / "in", echo, False).failed
+    rows = [json.loads(line)["custom_id"] for line in (tmp_path / "out").open()]
+    assert sorted(echo.asked) == ["p0", "p1"] and sorted(rows) == ["q0", "q1"]
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_a_picture_is_fetched(pages: int) -> None:
         assert fetcher.fetch(base + path, "x") == Pages.data
     assert Pages.asked[0] == f"good.example:{pages}/picture"
     for path, reason in (
-        ("/away", "may fetch from"),
+        ("/away", "that --allow-url-host names"),
         ("/inside", "public addresses"),
         ("/file", "data:, http or https"),
         ("/round", "3 redirects"),

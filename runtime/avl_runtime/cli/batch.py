@@ -51,6 +51,7 @@ def _run(parsed: argparse.Namespace) -> int:
         limits_of(parsed, bodies=bodies, queue=together(parsed.running)),
         checked_hosts(parsed.allow_url_host),
         parsed.images,
+        parsed.quiet,
     )
     cluster = None if parsed.ray is None else Cluster(parsed.ray, parsed.workers)
     done = answer_file(job, parsed.questions, parsed.out, parsed.resume, parsed.quiet, cluster)
@@ -106,7 +107,7 @@ def make_parser() -> CommandParser:
         help="of the cluster (default: as many as there are processors for, by --threads each)",
     )
     add_answering(add, None)
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--quiet", action="store_true", help="nothing on stderr but failures")
     return parser
 
 

@@ -62,13 +62,13 @@ def read_cases(path: Path) -> list[Case]:
         CaseError: the file is missing, or a line does not fit.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise CaseError(
             f"{shown(path)}: expected a JSONL file in UTF-8, found: {shown(why)}"
         ) from None
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     raw = [_parsed(line, f"{path}:{number}") for number, line in lines]
     if not raw:
         raise CaseError(f"{path}: expected one case a line, found none")

@@ -60,8 +60,8 @@ class Pictures:
             return data_address(picture.url, self._limits.body)
         if picture.url not in self._fetched:
             raise refused(
-                f"{picture.name}: expected a data: address, found another kind; this server "
-                "fetches nothing, send the picture itself",
+                f"{picture.name}: expected a data: address, found another kind; nothing is "
+                "fetched where --allow-url-host names no host, send the picture itself",
                 picture.name,
             )
         return self._fetched[picture.url]

@@ -180,7 +180,7 @@ def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said
     for key in ("name", *ANSWERED):
         if given.get(key):  # an empty list of them says nothing
             raise refused(
-                f"{name}.{key}: expected none, found {quoted(given[key])}; this server takes texts "
+                f"{name}.{key}: expected none, found {quoted(given[key])}; messages hold texts "
                 "and pictures alone",
                 f"{name}.{key}",
             )

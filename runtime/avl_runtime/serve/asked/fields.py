@@ -161,14 +161,14 @@ def taken(
     for name in body:
         if name not in known:
             raise refused(
-                f"expected fields that this server knows, found {quoted(name)}; leave it out",
+                f"expected a known field, found {quoted(name)}; leave it out",
                 name if len(name) < LONGEST_NAME and name.isidentifier() else None,
             )
     for name, allowed in neutral.items():
         if name in given and not any(_same(given[name], one) for one in allowed):
             raise refused(
-                f"{name}: expected none, found {quoted(given[name])}; this server does not do what "
-                "it asks for, leave it out",
+                f"{name}: expected none, found {quoted(given[name])}; what it asks for is not "
+                "done, leave it out",
                 name,
             )
     return given
@@ -323,7 +323,7 @@ def kept_as(asked: str | None, kept: str) -> ApiError | None:
     if asked in (None, "auto", kept):
         return None
     return refused(
-        f"kv: expected {kept}, as this server keeps rows, found {quoted(asked)}; leave it out, or "
-        "have the server started with another",
+        f"kv: expected {kept}, as rows are kept here, found {quoted(asked)}; leave it out, or "
+        "begin with another --kv",
         "kv",
     )

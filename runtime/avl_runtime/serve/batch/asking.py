@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,26 @@ class Asking:
 
 @asynccontextmanager
 async def asking(
-    name: str, package: Path, limits: Limits, hosts: Collection[str], loading: Mapping[str, Any]
+    name: str,
+    package: Path,
+    limits: Limits,
+    hosts: Collection[str],
+    loading: Mapping[str, Any],
+    *,
+    quiet: bool = False,
 ) -> AsyncIterator[Asking]:
     """A package, loaded to be asked.
 
     Args:
         hosts: that pictures may be fetched from.
         loading: as for `LVLM.load`.
+        quiet: tell nothing on stderr of what is loaded, and where.
 
     Raises:
         AvlError: it cannot be loaded.
     """
-    shelf = Shelf({name: package}, limits, **loading)
+    with redirect_stderr(io.StringIO()) if quiet else nullcontext():
+        shelf = Shelf({name: package}, limits, **loading)
     app = App(shelf, limits, Guard((), None), None, hosts)
     try:
         yield Asking(app, shelf)

@@ -32,6 +32,7 @@ class Job:
         limits: of a request, as the server has them.
         hosts: that pictures may be fetched from.
         images: the folder that paths of pictures lead into; None for that of the questions.
+        quiet: whether loading tells nothing on stderr.
     """
 
     name: str
@@ -40,10 +41,13 @@ class Job:
     limits: Limits
     hosts: tuple[str, ...] = ()
     images: Path | None = None
+    quiet: bool = False
 
     def asking(self) -> AbstractAsyncContextManager[Asking]:
         """The package, loaded to be asked."""
-        return asking(self.name, self.package, self.limits, self.hosts, self.loading)
+        return asking(
+            self.name, self.package, self.limits, self.hosts, self.loading, quiet=self.quiet
+        )
 
     def reader(self, source: Path) -> Reader:
         """What makes requests of the lines of a file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
@@ -15,6 +16,8 @@ LONG: Final = ("custom_id", "method", "url", "body")
 SHORT: Final = ("custom_id", "images", "prompt")
 NOTED: Final = ("answers", "metric")  # of avl-eval, which rates by them
 LONGEST_ID: Final = 512  # characters
+# How the server names what the short form calls images and prompt.
+SENT: Final = re.compile(r"^messages(\[0\]\.content(\[(?P<part>\d+)\][.\w]*)?)?(?![.\w])")
 Object = dict[str, Any]
 
 
@@ -29,10 +32,34 @@ class Asked:
     Attributes:
         url: the route of avl-serve that answers it.
         body: what is sent there; pictures may be names of files.
+        shown: of the short form, how many pictures it has; None of the long one.
     """
 
     url: str
     body: Object
+    shown: int | None = None
+
+    def in_its_words(self, error: Object) -> Object:
+        """An error object of the server that names the fields that the line has.
+
+        Args:
+            error: as `ApiError.body`.
+        """
+        if self.shown is None:
+            return error
+        found = error["error"]
+        named = {
+            key: SENT.sub(self._own, found[key], count=1)
+            for key in ("message", "param")
+            if isinstance(found[key], str)
+        }
+        return {"error": found | named}
+
+    def _own(self, sent: re.Match[str]) -> str:
+        """The line's field that was sent as a part of the only message."""
+        if sent["part"] is not None:
+            return f"images[{sent['part']}]" if int(sent["part"]) < (self.shown or 0) else "prompt"
+        return "prompt" if "expected texts" in sent.string else "images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +145,7 @@ def _short(found: Object) -> Asked:
     parts: list[Object] = [{"type": "image_url", "image_url": {"url": one}} for one in images]
     parts.append({"type": "text", "text": found["prompt"]})
     fields = {name: one for name, one in found.items() if name not in (*SHORT, *NOTED)}
-    return Asked(CHAT, {"messages": [{"role": "user", "content": parts}], **fields})
+    return Asked(CHAT, {"messages": [{"role": "user", "content": parts}], **fields}, len(images))
 
 
 def _only(found: Object, known: Collection[str]) -> None:

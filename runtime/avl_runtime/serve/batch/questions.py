@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -160,7 +161,7 @@ class Questions:
 
     def _lines(self) -> Iterator[bytes]:
         """Each line that is not empty, once its place has been noted; b"" for one too long."""
-        start = number = 0
+        number, start = 0, self._behind_mark()
         while line := self._file.readline(self._longest + 1):
             number += 1
             self._digest.update(line)
@@ -174,6 +175,14 @@ class Questions:
                 self._numbers.append(number)
                 yield b"" if long else line
             start += length
+
+    def _behind_mark(self) -> int:
+        """Where the first line begins: behind a byte order mark, which Windows puts in front."""
+        if self._file.read(len(BOM_UTF8)) == BOM_UTF8:
+            self._digest.update(BOM_UTF8)
+            return len(BOM_UTF8)
+        self._file.seek(0)
+        return 0
 
     def _name(self, name: str) -> None:
         place = len(self._starts) - 1

@@ -6,13 +6,13 @@ import asyncio
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from avl_plugins.errors import AvlError
-from avl_runtime.serve.batch.answers import Row, row_of
+from avl_runtime.serve.batch.answers import OK, Row, row_of
 from avl_runtime.serve.batch.asking import Told
-from avl_runtime.serve.batch.lines import LineError, asked_of, id_of, loosely
+from avl_runtime.serve.batch.lines import Asked, LineError, asked_of, id_of, loosely
 from avl_runtime.serve.batch.pictures import Folder
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.http.bodies import parsed
@@ -36,9 +36,14 @@ class Asks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A request as it is sent: to which route, and what."""
+    """A request as it is sent.
 
-    url: str
+    Attributes:
+        asked: by the line.
+        body: what is sent.
+    """
+
+    asked: Asked
     body: bytes
 
 
@@ -75,8 +80,9 @@ class Reader:
         except LineError as error:
             return name, error
         except ApiError as error:
-            return name, Told(error.status, f"req-{secrets.token_hex(8)}", _json(error.body))
-        return name, Ready(asked.url, _json(asked.body))
+            body = _json(asked.in_its_words(error.body))
+            return name, Told(error.status, f"req-{secrets.token_hex(8)}", body)
+        return name, Ready(asked, _json(asked.body))
 
 
 class Lines(Protocol):
@@ -103,13 +109,19 @@ class Asker:
         """
         name, found = await asyncio.to_thread(self._ready, place)
         if isinstance(found, Ready):
-            found = await self._ask(found.url, found.body)
+            found = await self._answer(found)
             if not self._ask.alive:
                 raise BatchError(
                     "expected a model that answers, found that it stopped; its message is above, "
                     "go on with --resume"
                 )
         return row_of(name, found)
+
+    async def _answer(self, ready: Ready) -> Told:
+        told = await self._ask(ready.asked.url, ready.body)
+        if told.status == OK or ready.asked.shown is None:
+            return told
+        return replace(told, body=_json(ready.asked.in_its_words(json.loads(told.body))))
 
     def _ready(self, place: int) -> tuple[str, Ready | Told | LineError]:
         line = self._questions.line(place)

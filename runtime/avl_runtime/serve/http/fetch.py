@@ -107,7 +107,7 @@ class Fetcher:
         standard = port is None or port == PORTS[parts.scheme]
         if f"{host}:{port}" not in self._hosts and not (standard and host in self._hosts):
             raise refused(
-                f"{name}: expected a host that this server may fetch from, found another; send the "
+                f"{name}: expected a host that --allow-url-host names, found another; send the "
                 "picture itself",
                 name,
                 "host_not_allowed",
