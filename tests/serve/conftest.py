@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from avl_runtime.serve.decoding.processes import Decoders
+from avl_runtime.serve.limits import Limits
 from support.server import KEY, Running, started
 
 
@@ -15,6 +17,14 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("keys") / "keys.txt"
     file.write_text(f"another-key-0123456789\n\n{KEY}\n")
     return file
+
+
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[Decoders]:
+    """Processes that decode pictures, as a server has them."""
+    found = Decoders(2, Limits().pixels, Limits().body)
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from avl_runtime.serve.http.fetch import (
     public_address,
 )
 
+FUTURE = 1e9  # by the clock of a machine that has run for less than thirty years
 PRIVATE = (
     *("127.0.0.1", "127.255.0.3", "0.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1"),
     *("169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.7", "198.18.0.1", "203.0.113.9"),
@@ -69,9 +70,9 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 def test_one_private_address_among_others_is_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     resolving(monkeypatch, "8.8.8.8", "10.0.0.1")
     with pytest.raises(FetchError, match="public addresses"):
-        public_address("x.example", 80)
+        public_address("x.example", 80, FUTURE)
     resolving(monkeypatch, "8.8.8.8", "1.1.1.1")
-    assert public_address("x.example", 80) == "8.8.8.8"
+    assert public_address("x.example", 80, FUTURE) == "8.8.8.8"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
 
-        def address(host: str, port: int) -> str:
+        def address(host: str, port: int, until: float) -> str:
             if host == "good.example":
                 return "127.0.0.1"
             raise FetchError("expected a host with public addresses, found another")
@@ -200,6 +201,33 @@ def test_nothing_is_done_once_the_time_is_up(
     monkeypatch.setattr(fetch, "time", Clock)
     with pytest.raises(ApiError, match="none in time"):
         Fetcher([f"good.example:{pages}"], 10_000).fetch(f"http://good.example:{pages}/", "x")
+
+
+def test_name_servers_that_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are waited for as long as the rest; threads that hang there are counted."""
+    answer = threading.Event()
+    asked: list[threading.Thread] = []
+
+    def hangs(*arguments: Any, **options: Any) -> Any:
+        asked.append(threading.current_thread())
+        answer.wait()
+        raise OSError
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    monkeypatch.setattr(fetch, "SECONDS", 0.01)
+    try:
+        for _ in range(fetch.LOOKUPS + 2):
+            with pytest.raises(ApiError, match="none in time"):
+                Fetcher(["good.example"], 10_000).fetch("http://good.example/", "x")
+        assert len(asked) <= fetch.LOOKUPS
+        assert all(one.daemon for one in asked)  # a server that ends does not wait for them
+    finally:
+        answer.set()
+    for one in asked:
+        one.join()
+    resolving(monkeypatch, "8.8.8.8")
+    for _ in range(fetch.LOOKUPS + 1):
+        assert public_address("x.example", 80, FUTURE) == "8.8.8.8"
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), ssl.CertificateError("x"), OSError("x")])

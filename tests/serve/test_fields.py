@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import struct
 import zlib
@@ -19,6 +18,9 @@ from avl_runtime.cli.serve import make_parser
 from avl_runtime.serve.admission import Admission
 from avl_runtime.serve.asked.content import Picture
 from avl_runtime.serve.asked.fields import KNOWN, chat_request
+from avl_runtime.serve.decoding import checked
+from avl_runtime.serve.decoding.checked import TooManyPixelsError, decoded
+from avl_runtime.serve.decoding.processes import Decoders
 from avl_runtime.serve.errors import ApiError, told
 from avl_runtime.serve.http.guard import (
     VARIABLE,
@@ -31,6 +33,8 @@ from avl_runtime.serve.http.guard import (
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.pictures import Pictures
 from avl_runtime.serve.shelf import ShelfError, names
+from avl_runtime.vision.load.images import ImageError
+from avl_runtime.vision.load.sources import data_address
 from support.server import data_url
 
 LIMITS = Limits(text=100, parts=8, images=2, pixels=10_000, new_tokens=50)
@@ -159,7 +163,9 @@ def bomb() -> bytes:
     return start + struct.pack(">I", 8) + b"IDAT"
 
 
-def test_pictures_are_bytes_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_bytes_that_came(
+    tmp_path: Path, decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No path, no address, no other format, no more pixels than are allowed."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (4, 4)).save("there.png")
@@ -174,23 +180,29 @@ def test_pictures_are_bytes_that_came(tmp_path: Path, monkeypatch: pytest.Monkey
         *("data:image/svg+xml,<svg/>", "there.png#frame=0", "data:;base64,there.png"),
     ):
         with pytest.raises(ApiError) as refused:
-            Pictures(LIMITS).load(Picture(url, "messages[0].content[0].image_url.url"))
+            Pictures(LIMITS, decoders).load(Picture(url, "messages[0].content[0].image_url.url"))
         assert refused.value.param == "messages[0].content[0].image_url.url"
         assert str(tmp_path) not in str(refused.value)
-    found = Pictures(LIMITS).load(Picture(f" {plain}{bare}".strip(), "x"))
+    found = Pictures(LIMITS, decoders).load(Picture(f" {plain}{bare}".strip(), "x"))
     assert (found.size, found.mode) == ((4, 4), "RGB")
 
 
-def test_pixels_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_counted_before_they_are_decoded(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = data_url(Image.new("L", (80, 80)))
-    pictures = Pictures(LIMITS)
+    pictures = Pictures(LIMITS, decoders)
     pictures.load(Picture(url, "x"))
-    loaded: list[object] = []
-    monkeypatch.setattr("avl_runtime.serve.pictures.load_image", loaded.append)
     with pytest.raises(ApiError, match="at most 10000 pixels together"):
         pictures.load(Picture(url, "x"))
+    hexed = "data:," + "".join(f"%{byte:02x}" for byte in bomb())
     with pytest.raises(ApiError, match="pixels together"):
-        Pictures(LIMITS).load(Picture("data:," + "".join(f"%{byte:02x}" for byte in bomb()), "x"))
+        Pictures(LIMITS, decoders).load(Picture(hexed, "x"))
+    loaded: list[object] = []
+    monkeypatch.setattr(checked, "load_image", loaded.append)
+    for data in (bomb(), data_address(url, LIMITS.body)):
+        with pytest.raises(TooManyPixelsError):
+            decoded(data, 80 * 80 - 1)
     assert loaded == []
 
 
@@ -205,19 +217,14 @@ def test_jpegs_of_many_scans_are_refused_before_they_are_decoded(
     scan, scans = jpeg[last:-2], b"\xff\xda" * 200
     comment = jpeg[:2] + b"\xff\xfe" + struct.pack(">H", len(scans) + 2) + scans + jpeg[2:]
     loaded: list[bytes] = []
-    monkeypatch.setattr("avl_runtime.serve.pictures.load_image", loaded.append)
-
-    def load(data: bytes) -> None:
-        url = "data:image/jpeg;base64," + base64.b64encode(data).decode()
-        Pictures(LIMITS).load(Picture(url, "x"))
-
+    monkeypatch.setattr(checked, "load_image", loaded.append)
     taken = [jpeg, jpeg[:-2] + scan * (100 - own) + jpeg[-2:], comment + scans]
     for data in taken:
-        load(data)
+        decoded(data, 256)
     empty = jpeg[:2] + b"\xff\xfe\x00\x02" * 10_000 + comment[2:]
     for data in (jpeg[:-2] + scan * (101 - own) + jpeg[-2:], comment[:-2] + scan * 101, empty):
-        with pytest.raises(ApiError, match="at most 100 scans"):
-            load(data)
+        with pytest.raises(ImageError, match="at most 100 scans"):
+            decoded(data, 256)
     assert loaded == taken
 
 

@@ -18,12 +18,14 @@ from avl_runtime import LVLM
 from avl_runtime.serve.answering import SENDING, _sent
 from avl_runtime.serve.app import App
 from avl_runtime.serve.asked.fields import chat_request
+from avl_runtime.serve.decoding.processes import Decoders
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.http import connections
 from avl_runtime.serve.http.bodies import GoneError, Held
 from avl_runtime.serve.http.connections import Connection
 from avl_runtime.serve.http.guard import Guard
 from avl_runtime.serve.limits import Limits
+from avl_runtime.serve.pictures import Pictures
 from avl_runtime.serve.served import Served
 from avl_runtime.serve.shelf import Shelf
 from support.server import CHAT, LONG, ONE, question
@@ -207,7 +209,9 @@ def test_an_answer_that_takes_too_long_is_cut(tiny_package: Path) -> None:
     asyncio.run(asked())
 
 
-def test_placements_are_limited_before_they_are_made(tiny_package: Path, tiny: LVLM) -> None:
+def test_placements_are_limited_before_they_are_made(
+    tiny_package: Path, tiny: LVLM, decoders: Decoders
+) -> None:
     """By what they take, all choices together, if an answer has all the tokens it may have."""
     shelf = Shelf({"m": tiny_package}, Limits(placements=1), backend="ort-cpu")
     fields = {"model": "m", "messages": question(ONE), "max_tokens": 8, "placements": True}
@@ -219,15 +223,15 @@ def test_placements_are_limited_before_they_are_made(tiny_package: Path, tiny: L
         )
         taken = sum(one.core.nbytes + one.parked.nbytes for one in made.placements)
         with pytest.raises(ApiError, match="expected at most 1 bytes of them") as refused:
-            shelf.loaded[0].prepare(asked, {})
+            shelf.loaded[0].prepare(asked, Pictures(Limits(), decoders))
         found = int(re.findall("found ([0-9]+)", str(refused.value))[0])
         assert refused.value.param == "placements" and taken <= found
         if made.finish_reason == "length":
             assert found <= 2 * taken
         served = Served("m", shelf.loaded[0].model, Limits(placements=found))
-        assert len(served.prepare(asked, {})) == 1
+        assert len(served.prepare(asked, Pictures(Limits(), decoders))) == 1
         with pytest.raises(ApiError, match=f"found {2 * found} "):
-            served.prepare(twice, {})
+            served.prepare(twice, Pictures(Limits(), decoders))
     asyncio.run(shelf.close())
 
 

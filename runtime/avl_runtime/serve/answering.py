@@ -15,13 +15,14 @@ from avl_runtime.requests.request import Request
 from avl_runtime.serve.admission import Admission, stopping
 from avl_runtime.serve.asked.content import pictures
 from avl_runtime.serve.asked.fields import ChatRequest, chat_request
+from avl_runtime.serve.decoding.processes import Decoders
 from avl_runtime.serve.errors import ApiError, refused
 from avl_runtime.serve.http.bodies import Body, GoneError, Held, parsed
 from avl_runtime.serve.http.exchange import Exchange
 from avl_runtime.serve.http.fetch import Fetcher
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.metrics import Metrics
-from avl_runtime.serve.pictures import is_remote
+from avl_runtime.serve.pictures import Pictures, is_remote
 from avl_runtime.serve.served import Event, Run, Served, stats_of
 from avl_runtime.serve.shelf import Shelf
 
@@ -60,6 +61,7 @@ class Answering:
 
     Attributes:
         admission: who may run.
+        decoders: what decodes pictures.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Answering:
         self.admission = Admission(limits.running, limits.queue)
         self._held = Held(limits)
         self._workers = ThreadPoolExecutor(PREPARING, "avl-prepare")
+        self.decoders = Decoders(PREPARING, limits.pixels, limits.body)
         self._runs: set[Run] = set()
         self._stopped = False
 
@@ -97,9 +100,10 @@ class Answering:
             run.stop("shutdown")
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads go, and end the processes."""
         for threads in (self._workers, self._fetchers):
             threads.shutdown(wait=False, cancel_futures=True)
+        self.decoders.close()
 
     async def count(self, exchange: Exchange) -> None:
         """Answer how many tokens the messages of a chat request are.
@@ -151,7 +155,8 @@ class Answering:
                 await stack.enter_async_context(self.admission.places(asked.choices))
                 served = await stack.enter_async_context(self._shelf.using(asked.model))
                 fetched = await self._fetched(asked)
-                requests = await self._worked(lambda: served.prepare(asked, fetched))
+                decoding = Pictures(limits, self.decoders, fetched)
+                requests = await self._worked(lambda: served.prepare(asked, decoding))
         except TimeoutError:
             raise _too_late() from None
         body.drop()

@@ -15,6 +15,7 @@ class Limits:
         marks: brackets, commas and colons of a body, which memory grows by.
         images: pictures of a request.
         pixels: of all pictures of a request together.
+        decoding: seconds that all pictures of a request together may take to be decoded.
         text: characters of all texts of a request.
         parts: messages of a request, and parts of a message.
         prompt: tokens of a prompt; None for as many as the model takes.
@@ -33,6 +34,7 @@ class Limits:
     marks: int = 200_000
     images: int = 16
     pixels: int = 64_000_000
+    decoding: float = 30.0
     text: int = 1 << 20
     parts: int = 1024
     prompt: int | None = None

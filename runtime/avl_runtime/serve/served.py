@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,11 +45,11 @@ class Served:
         """How the model writes calls of functions, if it does."""
         return self.model.model.processor.call_form
 
-    def prepare(self, asked: ChatRequest, fetched: Mapping[str, bytes]) -> list[Request]:
+    def prepare(self, asked: ChatRequest, pictures: Pictures) -> list[Request]:
         """A request of the scheduler for each choice; pictures are decoded here.
 
         Args:
-            fetched: pictures that are not in the request, by address.
+            pictures: decodes those of this request.
 
         Raises:
             AvlError: what was asked cannot be used with this model.
@@ -60,7 +60,7 @@ class Served:
             raise wrong
         policy = model.policy if asked.policy is None else asked.policy
         model.loaded.check(policy)
-        said = self._said(asked.said, Pictures(self._limits, fetched))
+        said = self._said(asked.said, pictures)
         tools = () if asked.tools is None else asked.tools.told
         prompt = model.processor.encode(said, tools=tools)
         # Looked at here, before pictures are encoded and rows are made of texts.

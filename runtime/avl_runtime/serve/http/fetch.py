@@ -13,9 +13,10 @@ import ssl
 import threading
 import time
 from collections.abc import Collection
+from concurrent.futures import Future
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import Final
+from typing import Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from avl_plugins.errors import AvlError, quoted
@@ -36,6 +37,8 @@ CLOSED: Final = tuple(
     map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
 )
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # ends in an IPv4 address (RFC 6052)
+LOOKUPS: Final = 16  # names that are looked up at one time
+_lookups = threading.BoundedSemaphore(LOOKUPS)
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -123,7 +126,7 @@ class Fetcher:
         """
         _check_time(until)
         host, port = str(parts.hostname), parts.port or PORTS[parts.scheme]
-        address = public_address(host, port)
+        address = public_address(host, port, until)
         connection = _Pinned(host, port, address, parts.scheme == "https", until)
         # A host that sends a byte now and then would outlast the time between two of them.
         timer = threading.Timer(max(0.0, until - time.monotonic()), connection.cut)
@@ -189,20 +192,48 @@ def _check_time(until: float) -> None:
         raise TimeoutError
 
 
-def public_address(host: str, port: int) -> str:
+def public_address(host: str, port: int, until: float) -> str:
     """An address of a host, if all that it has are public ones.
+
+    Args:
+        until: when the time is up, in seconds of `time.monotonic`.
 
     Raises:
         FetchError: it has none, or one that is not.
+        TimeoutError: no name server has answered in time.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = _addresses(host, port, until)
+    except TimeoutError:
+        raise
     except (OSError, UnicodeError):
         raise FetchError("expected a host with an address, found none") from None
-    addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(is_public(one) for one in addresses):
         raise FetchError("expected a host with public addresses, found another")
     return addresses[0]
+
+
+def _addresses(host: str, port: int, until: float) -> list[str]:
+    """All addresses of a host.
+
+    The system's own function has no limit of time, and cannot be stopped: it runs in a thread that
+    is left to itself when the time is up, of which there are never more than `LOOKUPS`.
+    """
+    found: Future[list[Any]] = Future()
+
+    def look() -> None:
+        try:
+            found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except BaseException as error:
+            found.set_exception(error)
+        finally:
+            _lookups.release()
+
+    if not _lookups.acquire(timeout=max(0.0, until - time.monotonic())):
+        raise TimeoutError
+    # One of a pool would be waited for when the server ends.
+    threading.Thread(target=look, name="avl-lookup", daemon=True).start()
+    return [str(entry[4][0]) for entry in found.result(max(0.0, until - time.monotonic()))]
 
 
 def is_public(text: str) -> bool:

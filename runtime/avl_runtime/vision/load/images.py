@@ -212,6 +212,11 @@ def _decode(data: bytes, name: str, index: int | None) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
         except ImageError:
             raise
+        except MemoryError:
+            raise ImageError(
+                f"{name}: expected memory for {image.width} x {image.height} pixels, found too "
+                "little; scale the image down first"
+            ) from None
         except Exception as error:  # decoders raise whatever damaged pixels lead them to
             raise ImageError(
                 f"{name}: expected a whole {image.format} image, found a damaged one "

@@ -1,0 +1,18 @@
+"""What goes through the pipes between a server and a process that decodes pictures.
+
+The server sends `ASKED` and the bytes of a file. The process sends `READY` once, and for each
+picture `ANSWERED` and either its pixels, three bytes each, or a sentence in UTF-8.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+READY: Final = b"avl-decoder\n"
+ASKED: Final = Struct("<QQQ")  # bytes of the file, pixels that are allowed, seconds
+ANSWERED: Final = Struct("<BII")  # one of the four below; width and height, or bytes and 0
+PICTURE, REFUSED, TOO_MANY_PIXELS = range(3)
+MOST_TEXT: Final = 2000  # bytes of a sentence
+MOST_FILE: Final = 128 << 20  # bytes of a file, as `load_image` has it
+CHANNELS: Final = 3
