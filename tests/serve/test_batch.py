@@ -198,3 +198,15 @@ def test_where_answers_cannot_be(
     assert main([str(tiny_package), "questions.jsonl", "--out", name]) == 1
     assert told in capsys.readouterr().err
     assert questions.read_bytes() == before and [*tmp_path.iterdir()] == [questions]
+
+
+@pytest.mark.parametrize(("name", "told"), [("none", "found none"), ("in.jsonl", "found a file")])
+def test_pictures_in_no_folder(
+    name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = written(tmp_path / "in.jsonl", [{"prompt": "Hello."}])
+    words = ["none.avl", str(questions), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--images", str(tmp_path / name)])
+    assert stop.value.code == 2
+    assert f"expected a folder, {told}" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import codecs
 import json
 import tracemalloc
 from contextlib import closing
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avl_plugins.errors import AvlError
-from avl_runtime.serve.batch.answers import Answers
+from avl_runtime.serve.batch.answers import Answers, Row
 from avl_runtime.serve.batch.asking import Told
+from avl_runtime.serve.batch.job import Job
 from avl_runtime.serve.batch.pictures import Folder
 from avl_runtime.serve.batch.questions import Questions
 from avl_runtime.serve.batch.run import Asker, Reader, run
@@ -231,5 +233,95 @@ def test_answers_that_are_not_gone_on_with(tmp_path: Path) -> None:
         out.write_bytes(full + more)
         refused("found another line 4")
     out.write_bytes(full)
+    out.write_bytes(full + b"my notes")
+    refused("found another line at its end")
+    # As a stopped run leaves it, and as somebody's own file, without an end of line.
+    out.write_bytes(full[:20])
+    refused("expected no answers yet", resume=False)
+    out.write_bytes(b"my notes")
+    refused("expected no answers yet", resume=False)
+    refused("found another line at its end")
     (tmp_path / "out.run").unlink()
     refused("which says what it answers")
+
+
+@pytest.mark.parametrize("before", [None, b""])
+def test_a_start_that_fails_leaves_what_was_there(before: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(lines_of(3))
+    if before is not None:
+        (tmp_path / "out").write_bytes(before)
+    (tmp_path / "out.run").mkdir()
+    there = {*tmp_path.iterdir()}
+    with pytest.raises(AvlError, match="name another file for the answers"):
+        answered(tmp_path, tmp_path / "in", Echo(), False)
+    assert {*tmp_path.iterdir()} == there
+    (tmp_path / "out.run").rmdir()
+    with pytest.raises(AvlError, match="found that it stopped"):
+        answered(tmp_path, tmp_path / "in", Echo(0), False)
+    assert {*tmp_path.iterdir()} == there - {tmp_path / "out.run"} | (
+        set() if before is None else {tmp_path / "out.run"}
+    )
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    (tmp_path / "in").write_bytes(lines_of(20))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(AvlError, match=r"expected room for an answer, .*--resume"):
+            answered(tmp_path, tmp_path / "in", Echo(), False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "out").stat().st_size == 2000
+    assert answered(tmp_path, tmp_path / "in", Echo(), True).answered.all()
+
+
+def test_no_more_are_under_way_than_there_are(tmp_path: Path) -> None:
+    most = 0
+
+    class Counting:
+        async def row(self, place: int) -> Row:
+            nonlocal most
+            most = max(most, len(asyncio.all_tasks()))
+            return Row(b"", False, 0)
+
+    taken: list[int] = []
+    asyncio.run(run([0, 1, 2], Counting(), lambda place, row: taken.append(place), 1 << 20))
+    assert taken == [0, 1, 2] and most <= 4
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(Limits)])
+def test_which_limits_answers_follow_from(name: str, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(lines_of(1))
+    (tmp_path / "avl.json").write_text("{}")
+    with closing(Questions(tmp_path / "in", LONGEST)) as questions:
+        found = [
+            Job("tiny", tmp_path, {}, limits).follows_from(questions)
+            for limits in (Limits(), replace(Limits(), **{name: 3}))
+        ]
+    assert (found[0] == found[1]) == (
+        name in ("bodies", "running", "queue", "body_seconds", "connections")
+    )
+
+
+def test_what_else_answers_follow_from(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(lines_of(1))
+    (tmp_path / "avl.json").write_text("{}")
+    job = Job("tiny", tmp_path, {"policy": None, "threads": 1, "kv": "auto"}, Limits())
+    others = [
+        replace(job, name="other"),
+        replace(job, images=tmp_path / "other"),
+        replace(job, hosts=("a.example",)),
+        replace(job, loading={**job.loading, "policy": "avl"}),
+        replace(job, loading={**job.loading, "kv": "fp16"}),
+    ]
+    same = [
+        replace(job, images=tmp_path),
+        replace(job, loading={**job.loading, "threads": 2, "prefix_cache": 5}),
+    ]
+    with closing(Questions(tmp_path / "in", LONGEST)) as questions:
+        first = job.follows_from(questions)
+        assert json.loads(json.dumps(first)) == first
+        assert all(one.follows_from(questions) == first for one in same)
+        assert all(one.follows_from(questions) != first for one in others)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from avl_plugins.errors import shown
 from avl_runtime.cli.lists import count, path_name, some_name
 from avl_runtime.cli.output import STDOUT, OutputError, check_apart, check_file
 from avl_runtime.cli.parser import CommandParser
@@ -27,7 +29,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_choices(parser, parsed)
     if parsed.workers is not None and parsed.ray is None:
         parser.error("--workers is for a cluster, name one with --ray")
+    _check_images(parser, parsed.images)
     return exit_status("avl-batch", lambda: _run(parsed), "--resume goes on")
+
+
+def _check_images(parser: CommandParser, folder: Path | None) -> None:
+    """Refuse a folder of pictures that is none; end with exit status 2."""
+    try:
+        found = "none" if folder is None or not folder.exists() else "a file"
+        fits = folder is None or folder.is_dir()
+    except OSError as error:
+        found, fits = str(error.strerror), False
+    if not fits:
+        parser.error(
+            f"--images {shown(folder)}: expected a folder, found {found}; name that which paths of "
+            "pictures lead into"
+        )
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,8 @@ if sys.platform != "win32":
     import fcntl
 
 SUFFIX: Final = ".run"  # of the file beside the answers that says what they are answers to
+BEGIN: Final = '{"id": "batch_req_'  # of each line
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OK: Final = 200
 USED: Final = ("completion_tokens", "output_tokens")  # as OpenAI's two protocols call them
 Run = Mapping[str, Mapping[str, Any]]
@@ -66,26 +70,22 @@ class Answers:
         self.path, self._questions = path, questions
         self.answered = np.zeros(len(questions), bool)
         self.failed = 0
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        try:
-            if path.exists() and not path.is_file():
-                raise AnswersError(f"{shown(path)}: expected a file, found none; name another")
-            self._file = os.open(path, flags, 0o666)
-        except (OSError, ValueError) as error:
-            raise AnswersError(
-                f"{shown(path)}: expected a file that can be written, found: "
-                f"{shown(getattr(error, 'strerror', None) or error)}; name another"
-            ) from None
+        self._file, made = _opened(path)
+        self._made = False
         try:
             self._lock()
-            whole = self._whole()
-            if whole:
+            self._made = made
+            end = os.fstat(self._file).st_size
+            whole = self._whole(end)
+            if end:
                 self._check(resume, run)
                 self._take()
+                self._check_rest(whole)
             os.ftruncate(self._file, whole)
             if not whole:
                 self._begin(run)
         except BaseException:
+            self._drop()
             os.close(self._file)
             raise
 
@@ -98,37 +98,68 @@ class Answers:
         """Write the answer of a request.
 
         Raises:
-            OSError: it cannot be written; what of it was is cut off the next time.
+            AnswersError: it cannot be written; what of it was is cut off the next time.
         """
         if self.answered[place]:
             raise RuntimeError("expected a request without an answer")
         line = memoryview(row.line)
-        while line:
-            line = line[os.write(self._file, line) :]
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+        except OSError as error:
+            raise self._unwritten(error) from None
         self.answered[place] = True
         self.failed += row.failed
 
     def close(self) -> None:
-        """Have all of it lie on the disk."""
+        """Have all of it lie on the disk; a file that was made here and has no answer goes.
+
+        Raises:
+            AnswersError: it cannot be written.
+        """
         try:
             os.fsync(self._file)
+            if self._made and not os.fstat(self._file).st_size:
+                _beside(self.path).unlink(missing_ok=True)
+            self._drop()
+        except OSError as error:
+            raise self._unwritten(error) from None
         finally:
             os.close(self._file)
+
+    def _drop(self) -> None:
+        """Remove a file that was made here, as long as it is empty."""
+        if self._made and not os.fstat(self._file).st_size:
+            with suppress(OSError):  # Windows removes no open file
+                self.path.unlink()
+
+    def _unwritten(self, error: OSError) -> AnswersError:
+        name, reason = shown(self.path), shown(error.strerror or error)
+        if error.errno in FULL:
+            return AnswersError(
+                f"{name}: expected room for an answer, found: {reason}; make some, and go on with "
+                "--resume"
+            )
+        return AnswersError(
+            f"{name}: expected to write an answer, found: {reason}; mend that, and go on with "
+            "--resume"
+        )
 
     def _lock(self) -> None:
         if sys.platform == "win32":
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not os.path.samestat(os.fstat(self._file), self.path.stat()):
+                raise BlockingIOError  # it was another's, who has removed it
+        except (BlockingIOError, FileNotFoundError):
             raise AnswersError(
                 f"{shown(self.path)}: expected a file of its own, found one that another process "
                 "writes; name another, or wait"
             ) from None
 
-    def _whole(self) -> int:
-        """Bytes of whole lines."""
-        end = os.fstat(self._file).st_size
+    def _whole(self, end: int) -> int:
+        """Bytes of whole lines, of `end` in all."""
         while end:
             start = max(0, end - (1 << 16))
             os.lseek(self._file, start, os.SEEK_SET)
@@ -190,6 +221,16 @@ class Answers:
                 self.answered[place] = True
                 self.failed += failed
 
+    def _check_rest(self, whole: int) -> None:
+        """Refuse to cut off what is no part of an answer."""
+        begin = BEGIN.encode()
+        os.lseek(self._file, whole, os.SEEK_SET)
+        if not begin.startswith(os.read(self._file, len(begin))):
+            raise AnswersError(
+                f"{shown(self.path)}: expected answers, found another line at its end; name "
+                "another file"
+            )
+
     def _begin(self, run: Run) -> None:
         """Say what the answers follow from, before there is one."""
         beside = _beside(self.path)
@@ -199,8 +240,32 @@ class Answers:
             draft.replace(beside)
         except OSError as error:
             raise AnswersError(
-                f"{shown(beside)}: expected to write it, found: {shown(error.strerror)}"
+                f"{shown(beside)}: expected to write it, found: {shown(error.strerror)}; name "
+                "another file for the answers"
             ) from None
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """A file to add to, and whether it was made now.
+
+    Raises:
+        AnswersError: there can be none.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+    try:
+        if path.exists() and not path.is_file():
+            raise AnswersError(f"{shown(path)}: expected a file, found none; name another")
+        with suppress(FileExistsError):
+            return os.open(path, flags | os.O_EXCL, 0o666), True
+        return os.open(path, flags, 0o666), False
+    except (OSError, ValueError) as error:
+        raise AnswersError(
+            f"{shown(path)}: expected a file that can be written, found: "
+            f"{shown(getattr(error, 'strerror', None) or error)}; name another"
+        ) from None
 
 
 def _beside(path: Path) -> Path:
@@ -213,7 +278,7 @@ def row_of(name: str, found: Told | LineError) -> Row:
     Args:
         name: of the request.
     """
-    front = json.dumps({"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": name})[:-1]
+    front = f'{BEGIN}{secrets.token_hex(12)}", "custom_id": {json.dumps(name)}'
     if isinstance(found, LineError):
         error = json.dumps({"code": "invalid_line", "message": str(found)})
         return Row(f'{front}, "response": null, "error": {error}}}\n'.encode(), True, 0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,17 @@ from avl_runtime.serve.batch.run import Reader
 from avl_runtime.serve.limits import Limits
 
 AHEAD: Final = 2  # requests that are read while all places are taken
-APART: Final = ("threads", "prefix_cache")  # what answers do not depend on
+# What answers do not depend on: how much is done at one time, and how fast.
+APART: Final = ("threads", "prefix_cache")
+LOAD: Final = ("bodies", "running", "queue", "body_seconds", "connections")
+OPTIONS: Final = {  # of limits, as the command line calls them
+    "body": "max-body",
+    "images": "max-images",
+    "pixels": "max-pixels",
+    "prompt": "max-prompt",
+    "new_tokens": "max-new-tokens",
+    "seconds": "timeout",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +62,29 @@ class Job:
 
     def reader(self, source: Path) -> Reader:
         """What makes requests of the lines of a file."""
-        beside = Path() if source == STDIN else source.parent
-        folder = Folder(self.images or beside, self.limits.body)
-        return Reader(self.name, folder, self.limits)
+        return Reader(self.name, Folder(self._pictures(source), self.limits.body), self.limits)
 
     def follows_from(self, questions: Questions) -> Run:
         """What answers follow from."""
         manifest = (self.package / MANIFEST).read_bytes()
-        options = {name: one for name, one in self.loading.items() if name not in APART}
         return {
             "questions": {"sha256": questions.sha256},
             "package": {"name": self.name, "sha256": hashlib.sha256(manifest).hexdigest()},
-            "options": options | {"max-new-tokens": self.limits.new_tokens},
+            "pictures": {
+                "images": str(self._pictures(questions.path).resolve()),
+                "hosts": sorted(self.hosts),
+            },
+            "options": {name: one for name, one in self.loading.items() if name not in APART},
+            "limits": {
+                OPTIONS.get(name, name): None if one == math.inf else one
+                for name, one in asdict(self.limits).items()
+                if name not in LOAD
+            },
         }
+
+    def _pictures(self, source: Path) -> Path:
+        """The folder that paths of pictures lead into, for the questions at `source`."""
+        return self.images or (Path() if source == STDIN else source.parent)
 
 
 def together(running: int) -> int:

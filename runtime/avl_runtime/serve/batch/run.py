@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -128,7 +128,7 @@ class Asker:
         return self._reader.ready(line, self._questions.number(place))
 
 
-async def run(places: Iterable[int], asker: Asker, take: Take, at_once: int) -> None:
+async def run(places: Collection[int], asker: Asker, take: Take, at_once: int) -> None:
     """Answer requests.
 
     Args:
@@ -144,7 +144,7 @@ async def run(places: Iterable[int], asker: Asker, take: Take, at_once: int) -> 
         for place in left:
             take(place, await asker.row(place))
 
-    workers = [asyncio.create_task(work()) for _ in range(at_once)]
+    workers = [asyncio.create_task(work()) for _ in range(min(at_once, len(places)))]
     try:
         await asyncio.gather(*workers)
     finally:
