@@ -18,6 +18,7 @@ from avl_export.options import ALSO, BLOCK_SIZES, METHODS, Options, OptionsError
 from avl_export.plan.place import examine
 from avl_export.plan.plan_text import plan_text, quantization_text
 from avl_export.plan.survey import survey
+from avl_export.progress import COMMAND
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.cli.lists import path_name, policy, some_name
 from avl_runtime.cli.parser import CommandParser
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     parsed = parser.parse_args(arguments)
     _check_usage(parser, parsed)
+    COMMAND.set("avl-export")
     try:
         options = _options(parsed)
     except AvlError as error:
@@ -72,14 +74,15 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
     lacking = shortage("export")
     if lacking is not None:
         raise OptionsError(lacking)
+    served = _served(options)
+    model = parsed.triton and check_repository(parsed.triton, served, options.out)
     checkpoint = survey(options)
     from avl_export.plan.plan import make_plan
 
     plan = make_plan(options, checkpoint)
-    served = options.out.resolve().name.removesuffix(SUFFIX)
-    if parsed.triton is not None:
-        check_repository(parsed.triton, served)
     report: dict[str, Any] = plan.report()
+    if model is not None:
+        report["triton"] = str(model)
     if parsed.dry_run:
         for note in plan.notes:
             _say(note)
@@ -93,7 +96,7 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
         names = ", ".join(result.removed)
         _say(f"removed from {result.folder}: {names}")
     if parsed.triton is not None:
-        report["triton"] = str(write_repository(parsed.triton, served, result.folder))
+        write_repository(parsed.triton, served, result.folder)
     if parsed.json:
         report["removed"] = list(result.removed)
         report["package_bytes"] = result.nbytes
@@ -109,6 +112,14 @@ def _run(parsed: argparse.Namespace, options: Options) -> int:
     if parsed.triton is not None:
         print(f"{report['triton']}: a model for Triton Inference Server, with the package's path")
     return 0
+
+
+def _served(options: Options) -> str:
+    """What a server calls the package."""
+    try:
+        return options.out.resolve().name.removesuffix(SUFFIX)
+    except (OSError, RuntimeError):  # links in a circle, of which `survey` tells
+        return options.out.name.removesuffix(SUFFIX)
 
 
 def _say(line: str) -> None:

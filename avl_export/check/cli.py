@@ -12,6 +12,7 @@ from typing import Any
 
 from avl_export.check.table import HEADER, CheckError, Row
 from avl_export.options import GGUF, OptionsError
+from avl_export.progress import COMMAND
 from avl_runtime.cli.lists import path_name, some_name
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.status import exit_status
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     parsed = parser.parse_args(arguments)
     _check_usage(parser, parsed)
+    COMMAND.set("avl-check")
     return exit_status("avl-check", lambda: _run(parsed))
 
 

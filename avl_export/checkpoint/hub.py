@@ -15,6 +15,7 @@ from pathlib import Path
 
 from avl_export.checkpoint.model_names import kinds
 from avl_export.checkpoint.safetensors_header import CheckpointError
+from avl_export.progress import COMMAND
 from avl_plugins.errors import quoted, shown
 
 SMALL = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -153,7 +154,7 @@ def _no_bars() -> Iterator[None]:
 
 def _say(line: str) -> None:
     """On a terminal the hub's client adds bars of its own."""
-    print(f"avl-export: {line}", file=sys.stderr, flush=True)
+    print(f"{COMMAND.get()}: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager

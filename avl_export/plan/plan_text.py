@@ -30,6 +30,7 @@ def plan_text(report: dict[str, Any]) -> str:
         *quantization_text(report["quantization"]),
         f"would write: {', '.join(report['files'])}",
         *_place_text(report["replaces"]),
+        *_triton_text(report.get("triton")),
         f"check against transformers: {'yes' if report['check'] else 'no'}",
     ]
     return "\n".join([*lines, *_missing_text(report)])
@@ -41,6 +42,10 @@ def _place_text(found: dict[str, Any]) -> list[str]:
     if found["others"]:
         lines.append(f"needs --force, which would also remove {', '.join(found['others'])}")
     return lines
+
+
+def _triton_text(model: str | None) -> list[str]:
+    return [] if model is None else [f"would add: {model}, a model for Triton Inference Server"]
 
 
 def quantization_text(found: dict[str, Any] | None) -> list[str]:

@@ -13,6 +13,7 @@ from avl_export.check.cli import main
 from avl_export.cli import main as avl_export
 from avl_runtime.package.package import MANIFEST, load_package
 from export.checkpoints import make_config, write_random
+from export.hub_server import serve, use
 from export.test_compare import damage, swap
 
 
@@ -34,6 +35,21 @@ def test_a_right_package(
     names = [row["name"] for row in report["rows"]]
     assert names[0] == "encoders features" and names[-1] == "parked decoder.1 logits"
     assert all(row["difference"] < 1e-4 < row["largest"] for row in report["rows"])
+
+
+def test_what_is_fetched_is_told_in_its_own_name(
+    master: Path,
+    master_package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with serve() as hub:
+        use(hub, tmp_path / "cache", monkeypatch)
+        hub.add("some/model", master)
+        assert main([str(master_package), "--model", "some/model"]) == 0
+    said = capsys.readouterr().err
+    assert "avl-check: fetching model.safetensors" in said and "avl-export" not in said
 
 
 @pytest.mark.parametrize(

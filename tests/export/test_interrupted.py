@@ -107,8 +107,14 @@ def test_a_model_repository_beside_the_package(
 ) -> None:
     words = ["--model", str(master), "--out", str(tmp_path / "out.avl"), "--no-check"]
     words += ["--triton", str(tmp_path / "models")]
-    assert cli.main([*words, "--json"]) == 0
     model = tmp_path / "models" / "out"
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert f"would add: {model}, a model for Triton" in capsys.readouterr().out
+    assert [*tmp_path.iterdir()] == []
+    assert cli.main([*words, "--triton", str(tmp_path / "out.avl" / "models")]) == 1
+    assert "expected a folder outside of packages" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
+    assert cli.main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["triton"] == str(model)
     assert f'"{tmp_path / "out.avl"}"' in (model / "config.pbtxt").read_text()
     for more in (["--force"], ["--dry-run"]):

@@ -9,6 +9,7 @@ import base64
 import importlib.util
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,17 @@ from support.server import ONE, TWO
 from support.triton_utils import Request, TritonError
 
 NAME = "tiny"
+
+
+# What no output tells.
+UNTOLD = {
+    "logprobs": True,
+    "top_logprobs": 2,
+    "placements": True,
+    "tools": [{"type": "function", "function": {"name": "look"}}],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
+}
 
 
 def configured(model: Path) -> dict[str, Any]:
@@ -109,6 +121,10 @@ def test_what_is_wrong_is_told_and_stops_nobody(model: Any) -> None:
         Request(text_input=b"a", sampling_parameters=b"[1]"),
         Request(text_input=b"a", sampling_parameters=sampling(n=2)),
         Request(text_input=b"a", sampling_parameters=sampling(nothing=1)),
+        *(
+            Request(text_input=b"a", sampling_parameters=sampling(**{name: value}))
+            for name, value in UNTOLD.items()
+        ),
         Request(text_input=b"a", image=b"no picture"),
         Request(text_input=b"a", image=b"http://127.0.0.1/a.png"),
         Request(text_input=b"\xff"),
@@ -129,19 +145,33 @@ def test_who_gives_up_is_told_no_more(model: Any) -> None:
     assert all(one.text("finish_reason") == "" for one in found)
 
 
-def test_a_repository_that_is_not_written_over(tmp_path: Path) -> None:
+def test_a_repository_that_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_repository(tmp_path / "models", NAME, tmp_path / 'a"b\\é.avl')
     text = (folder / "config.pbtxt").read_text()
     assert f'string_value: "{tmp_path}/a\\"b\\\\\\303\\251.avl"' in text
     assert proto_text("a\n") == '"a\\012"'
+    package = tmp_path / "a.avl"
     with pytest.raises(AvlError, match="without a model tiny, found one"):
-        write_repository(tmp_path / "models", NAME, tmp_path)
+        write_repository(tmp_path / "models", NAME, package)
     for name in ("", "..", "a/b", "a b"):
         with pytest.raises(AvlError, match="expected a model's name"):
-            write_repository(tmp_path / "models", name, tmp_path)
+            write_repository(tmp_path / "models", name, package)
     (tmp_path / "file").write_text("")
-    with pytest.raises(AvlError, match="found a file"):
-        write_repository(tmp_path / "file", NAME, tmp_path)
+    for inner in ("file", "file/models"):
+        with pytest.raises(AvlError, match=f"found a file at {tmp_path}/file"):
+            write_repository(tmp_path / inner, NAME, package)
+    (tmp_path / "other.avl").mkdir()
+    (tmp_path / "other.avl" / "avl.json").write_text("{}")
+    for inside in ("a.avl", "a.avl/models", "other.avl/some/models"):
+        with pytest.raises(AvlError, match="expected a folder outside of packages"):
+            write_repository(tmp_path / inside, NAME, package)
+    with pytest.raises(AvlError, match=r"expected a package outside of .*/new/tiny"):
+        write_repository(tmp_path / "new", NAME, tmp_path / "new" / NAME / "a.avl")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(AvlError, match=f"found one that may not be written at {tmp_path};"):
+        write_repository(tmp_path / "new" / "models", NAME, package)
 
 
 def test_the_configuration_is_one_of_the_protocol(tmp_path: Path) -> None:

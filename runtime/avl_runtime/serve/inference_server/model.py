@@ -32,7 +32,11 @@ from avl_runtime.serve.told.answers import Answer
 
 LOOKED: Final = 0.1  # seconds between two looks whether a client gave up
 PARAMETERS: Final = ("package", "running", "max_new_tokens", "policy", "backend", "kv")
-OWN: Final = ("messages", "model", "stream", "stream_options", "n")  # what inputs say, or cannot
+# Fields that inputs stand for, and those whose answer no output has room for.
+OWN: Final = ("messages", "model", "stream", "stream_options", "n")
+UNTOLD: Final = (
+    *("logprobs", "top_logprobs", "placements", "tools", "tool_choice", "parallel_tool_calls"),
+)
 # Statuses of the server of OpenAI's protocol, as errors of this one.
 ERRORS: Final = {400: "INVALID_ARG", 404: "NOT_FOUND", 429: "UNAVAILABLE", 503: "UNAVAILABLE"}
 SCOPE: Final = {"method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
@@ -227,7 +231,8 @@ def _fields(text: str) -> dict[str, Any]:
     """Fields of a chat request.
 
     Raises:
-        ApiError: it is no JSON object, or has a field that other inputs stand for.
+        ApiError: it is no JSON object, or has a field that other inputs stand for, or one that
+            asks for what outputs do not tell.
     """
     name = "sampling_parameters"
     try:
@@ -236,10 +241,10 @@ def _fields(text: str) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise refused(f"{name}: expected a JSON object, found {quoted(text)}; send one", name)
-    for key in OWN:
+    for key in (*OWN, *UNTOLD):
         if key in found:
+            none = ", ".join(OWN if key in OWN else UNTOLD)
             raise refused(
-                f"{name}: expected none of {', '.join(OWN)}, found {quoted(key)}; leave it out",
-                name,
+                f"{name}: expected none of {none}, found {quoted(key)}; leave it out", name
             )
     return found

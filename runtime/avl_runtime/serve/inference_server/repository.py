@@ -5,11 +5,13 @@ Source: the documents "Model Repository" and "Model Configuration" of Triton Inf
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from string import ascii_letters, digits
 from typing import Final
 
 from avl_plugins.errors import AvlError, shown
+from avl_runtime.package.package import MANIFEST
 
 CONFIG: Final = "config.pbtxt"
 NAMED: Final = frozenset(f"{ascii_letters}{digits}-_.")  # what a model may be called
@@ -53,27 +55,64 @@ class RepositoryError(AvlError):
     """A model repository cannot be written."""
 
 
-def check_repository(folder: Path, name: str) -> None:
-    """Refuse a repository that cannot take a model of a name.
+def check_repository(folder: Path, name: str, package: Path) -> Path:
+    """The folder of a model in a repository that can take it; nothing is written.
+
+    Args:
+        name: of the model.
+        package: its folder, which may not be there yet.
 
     Raises:
-        RepositoryError: the name is none, a file is in the way, or such a model is there.
+        RepositoryError: the name is none, a file is in the way, such a model is there, the
+            repository cannot be written, or it and a package would lie in one another.
     """
     if not name or not NAMED.issuperset(name) or name.strip(".") == "":
         raise RepositoryError(
             f"--triton: expected a model's name of letters, digits, - _ and ., found "
             f"{shown(name)}; name the package otherwise with --out"
         )
+    model = folder / name
     try:
-        taken = (folder / name).exists()
-        blocked = folder.exists() and not folder.is_dir()
-    except OSError as error:
+        taken = model.exists()
+        place, own = folder.resolve(), package.resolve()
+        above = next(one for one in (place, *place.parents) if os.path.lexists(one))
+        held = next((one for one in (place, *place.parents) if _is_package(one, own)), None)
+        found = _in_the_way(above)
+    except (OSError, RuntimeError, ValueError) as error:
         raise _unwritten(folder, error) from None
-    if taken or blocked:
+    where = f"--triton {shown(folder)}"
+    if held is not None:
         raise RepositoryError(
-            f"--triton {shown(folder)}: expected a folder without a model {shown(name)}, found "
-            f"{'a file' if blocked else 'one'}; name another, or remove it"
+            f"{where}: expected a folder outside of packages, found it in {shown(held)}; name "
+            "another"
         )
+    if own.is_relative_to(place / name):
+        raise RepositoryError(
+            f"{where}: expected a package outside of {shown(model)}, which is made for its model, "
+            f"found {shown(package)}; name another place for it with --out"
+        )
+    if taken:
+        raise RepositoryError(
+            f"{where}: expected a folder without a model {shown(name)}, found one; name another, "
+            "or remove it"
+        )
+    if found is not None:
+        raise RepositoryError(
+            f"{where}: expected a folder to write the model in, found {found} at {shown(above)}; "
+            "name another"
+        )
+    return model
+
+
+def _is_package(folder: Path, package: Path) -> bool:
+    return folder == package or (folder / MANIFEST).exists()
+
+
+def _in_the_way(above: Path) -> str | None:
+    """Why nothing can be written below a path that is there."""
+    if not above.is_dir():
+        return "a file"
+    return None if os.access(above, os.W_OK | os.X_OK) else "one that may not be written"
 
 
 def write_repository(folder: Path, name: str, package: Path) -> Path:
@@ -88,8 +127,7 @@ def write_repository(folder: Path, name: str, package: Path) -> Path:
     Raises:
         RepositoryError: it cannot be written.
     """
-    check_repository(folder, name)
-    model = folder / name
+    model = check_repository(folder, name, package)
     config = TEMPLATE.format(name=proto_text(name), package=proto_text(str(package.resolve())))
     try:
         (model / VERSION).mkdir(parents=True)
@@ -108,7 +146,8 @@ def proto_text(text: str) -> str:
     return f'"{"".join(found)}"'
 
 
-def _unwritten(path: Path, error: OSError) -> RepositoryError:
+def _unwritten(path: Path, error: Exception) -> RepositoryError:
+    reason = getattr(error, "strerror", None) or error
     return RepositoryError(
-        f"--triton: expected to write {shown(path)}, found: {shown(error.strerror)}"
+        f"--triton: expected to write {shown(path)}, found: {shown(reason)}; name another folder"
     )
