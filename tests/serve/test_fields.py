@@ -14,7 +14,7 @@ from PIL import Image
 
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
-from avl_runtime.cli.serve import make_parser
+from avl_runtime.cli.serve import main, make_parser
 from avl_runtime.serve.admission import Admission
 from avl_runtime.serve.asked.content import Picture
 from avl_runtime.serve.asked.fields import KNOWN, chat_request
@@ -249,14 +249,46 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ApiKeyError, match="found another as number 3; make one") as told:
         keys(file)
     assert "short" not in str(told.value)
-    with pytest.raises(ApiKeyError, match="No such file"):
+    file.write_text(" \n")
+    with pytest.raises(ApiKeyError, match="empty; make one with: python"):
+        keys(file)
+    with pytest.raises(ApiKeyError, match="No such file or directory; name another"):
         keys(tmp_path / "none")
 
 
-def test_no_time_at_all_is_no_time_limit(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("where", ["--api-key", VARIABLE])
+def test_everybody_is_answered_or_who_has_a_key(
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    key, file = "first-key-0123456789", tmp_path / "keys"
+    words = ["none.avl", "--open"]
+    if where == VARIABLE:
+        monkeypatch.setenv(VARIABLE, key)
+    else:
+        file.write_text(key)
+        words += [where, str(file)]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert f"--open: expected no API key beside it, found {where};" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--timeout", "expected more than 0 seconds, found '0'"),
+        ("--prefix-cache", "expected a whole number of at least 1, auto or off, found '0'"),
+    ],
+)
+def test_none_at_all_is_no_limit(
+    option: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        make_parser().parse_args(["tiny.avl", "--timeout", "0"])
-    assert "expected more than 0 seconds, found '0'" in capsys.readouterr().err
+        make_parser().parse_args(["tiny.avl", option, "0"])
+    assert told in capsys.readouterr().err
 
 
 def test_names_of_this_machine() -> None:

@@ -53,11 +53,17 @@ def test_what_is_missing_is_told(
     assert "--ray: expected the packages of the ray extra, found no ray" in capsys.readouterr().err
 
 
-def test_a_replica_lives_as_long_as_it_is_told(tiny_package: Path, tmp_path: Path) -> None:
+def test_a_replica_lives_as_long_as_it_is_told(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "keys").write_text(KEY)
     args = {"package": f"tiny={tiny_package}", "backend": "ort-cpu", "running": "2"}
     with pytest.raises(AvlError, match="expected API keys"):
         Replica(settings_of(args))
+    monkeypatch.setenv("AVL_API_KEY", KEY)
+    with pytest.raises(AvlError, match="open: expected no API key beside it, found AVL_API_KEY"):
+        Replica(settings_of(args | {"open": "true"}))
+    monkeypatch.delenv("AVL_API_KEY")
     more = {"keys": str(tmp_path / "keys"), "max_replicas": 3, "queue": 0, "policy": "avl"}
     settings = settings_of(args | more)
     assert (settings.limits.queue, settings.loading["policy"]) == (0, "avl")
@@ -113,6 +119,7 @@ def test_a_replica_lives_as_long_as_it_is_told(tiny_package: Path, tmp_path: Pat
         ({"package": "a", "keys": ""}, "keys: expected a text, found ''"),
         ({"package": "a", "policy": "avl:keep=2"}, "keep"),
         ({"package": "a", "policy": 5}, "policy: expected a text"),
+        ({"package": "a", "open": True, "keys": "k"}, "open: expected no keys"),
     ],
 )
 def test_arguments_that_cannot_be_used(args: dict[str, Any], told: str) -> None:

@@ -90,7 +90,7 @@ def prefix_bytes(text: str) -> int | str | None:
     """Bytes of a prefix cache; auto lets the machine choose, off is None."""
     if text == "auto":
         return text
-    return None if text == "off" else count(text)
+    return None if text == "off" else _whole(text, 1, ", auto or off")
 
 
 def threads(text: str) -> int:
@@ -135,14 +135,15 @@ def some_seconds(text: str) -> float:
     return found
 
 
-def _whole(text: str, least: int) -> int:
+def _whole(text: str, least: int, others: str = "") -> int:
+    """A whole number of at least `least`; `others` names what a message says beside it."""
     try:
         found = int(text)
     except ValueError:
         found = least - 1
     if found < least:
         raise argparse.ArgumentTypeError(
-            f"expected a whole number of at least {least}, found {text!r}"
+            f"expected a whole number of at least {least}{others}, found {text!r}"
         )
     return found
 

@@ -34,7 +34,7 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
     need("serve", what_for="avl-serve")
     from avl_runtime.serve.app import App
     from avl_runtime.serve.http.fetch import checked_hosts
-    from avl_runtime.serve.http.guard import Guard, is_loopback, keys, local_names
+    from avl_runtime.serve.http.guard import VARIABLE, Guard, is_loopback, keys, local_names
     from avl_runtime.serve.run import listening, serve
     from avl_runtime.serve.shelf import Shelf, names
 
@@ -45,6 +45,11 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
         parser.error(
             f"--host {parsed.host}: expected an API key for an address that others reach, found "
             "none; add --api-key FILE, or --open to answer everybody"
+        )
+    if known and parsed.open:
+        parser.error(
+            "--open: expected no API key beside it, found "
+            f"{VARIABLE if parsed.api_key is None else '--api-key'}; leave one of them out"
         )
     limits = limits_of(parsed, queue=parsed.queue)
     packages = names(parsed.packages)

@@ -20,7 +20,7 @@ from avl_runtime.requests.loaded import as_policy
 from avl_runtime.serve.app import App
 from avl_runtime.serve.http.bodies import Message, Receive
 from avl_runtime.serve.http.exchange import Send
-from avl_runtime.serve.http.guard import Guard, keys
+from avl_runtime.serve.http.guard import VARIABLE, Guard, keys
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.shelf import Shelf, names
 
@@ -134,6 +134,8 @@ def settings_of(args: Mapping[str, Any]) -> Settings:
             _check_text(name, args[name])
     if "policy" in args:
         as_policy(args["policy"])
+    if everybody and "keys" in args:
+        raise ArgumentError("open: expected no keys beside it, found some; leave one of them out")
     return Settings(
         names(packages),
         {
@@ -189,6 +191,10 @@ class Replica:
             raise ArgumentError(
                 "keys: expected API keys for an address that others reach, found none; name a "
                 "file, set AVL_API_KEY where replicas run, or say open=true to answer everybody"
+            )
+        if known and settings.open:
+            raise ArgumentError(
+                f"open: expected no API key beside it, found {VARIABLE}; leave one of them out"
             )
         shelf = Shelf(settings.packages, settings.limits, **settings.loading)
         self._app = App(shelf, settings.limits, Guard(known, None), sys.stderr)

@@ -16,6 +16,7 @@ from avl_runtime.serve.errors import ApiError
 VARIABLE: Final = "AVL_API_KEY"
 LARGEST: Final = 1 << 16  # bytes of a file of keys
 SHORTEST: Final = 16  # characters of a key
+MAKE: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
 
 
 class ApiKeyError(AvlError):
@@ -89,12 +90,13 @@ def keys(file: Path | None) -> tuple[str, ...]:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "other bytes than UTF-8"
             raise ApiKeyError(
-                f"--api-key: expected a file of keys, found {shown(file)}: {reason}"
+                f"--api-key: expected a file of keys, found {shown(file)}: {reason}; name another, "
+                "or make it readable"
             ) from None
         if len(data) > LARGEST or not text.strip():
             raise ApiKeyError(
                 f"--api-key: expected a file with a key on each line, found {shown(file)} "
-                f"{'larger than 64 KiB' if text.strip() else 'empty'}"
+                + ("larger than 64 KiB; name another" if text.strip() else f"empty; {MAKE}")
             )
         lines += text.splitlines()
     found = tuple(line.strip() for line in lines if line.strip())
@@ -102,8 +104,7 @@ def keys(file: Path | None) -> tuple[str, ...]:
         if len(key) < SHORTEST or not key.isascii() or not key.isprintable():
             raise ApiKeyError(
                 f"expected API keys of at least {SHORTEST} printable ASCII characters, found "
-                f"another as number {number}; make one with: python -c "
-                "'import secrets; print(secrets.token_urlsafe())'"
+                f"another as number {number}; {MAKE}"
             )
     return found
 
