@@ -46,7 +46,8 @@ FAMILIES = {
     "qwen3_vl": "qwen3-vl-2b",
 }
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-PATCH = 14  # pixels, of the towers whose tokens can be chosen
+CHOSEN = ("llava", "llava_next")  # families whose pictures have as many tokens as is asked for
+PATCH = 14  # pixels, of their towers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -217,10 +218,16 @@ def _sections(known: list[int], half: int) -> list[int]:
 def _resize(files: dict[str, Any], shape: Shape) -> None:
     """Give pictures and tiles as many tokens as asked for."""
     side = math.isqrt(shape.image_tokens or 0)
-    if shape.family not in ("llava", "llava_next") or side < 1 or side**2 != shape.image_tokens:
+    if shape.family not in CHOSEN:
         raise ShapeError(
-            f"--image-tokens: expected a square number and a family of llava, llava_next, found "
-            f"{shape.image_tokens} and {shape.family}; leave it out for the family's own"
+            f"expected a family of {', '.join(CHOSEN)} for pictures of {shape.image_tokens} tokens "
+            f"(--image-tokens, or the preset's), found {shape.family}; choose one, or leave "
+            "these out for the family's own"
+        )
+    if side < 1 or side**2 != shape.image_tokens:
+        raise ShapeError(
+            f"--image-tokens: expected a square number, found {shape.image_tokens}; choose "
+            f"{max(1, side) ** 2} or {(side + 1) ** 2}"
         )
     config, pictures = files["config.json"], files["preprocessor_config.json"]
     before, pixels = config["vision_config"]["image_size"], side * PATCH

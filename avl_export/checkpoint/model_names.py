@@ -17,10 +17,11 @@ from avl_export.checkpoint.aliases import BUNDLED, HUB_IDS, names
 from avl_plugins.errors import shown
 
 MADE_FROM = "choose the repository in safetensors that it was made from"
+GGUF = "*.gguf"
 TRUST = "save it with save_pretrained(safe_serialization=True) where you trust it"
 # What holds models of other kinds, by names of files in lower case, and what to do.
 KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("*.gguf",), "a GGUF model", "pass the file, and its encoder's with --mmproj"),
+    ((GGUF,), "a GGUF model", "pass the file, and its encoder's with --mmproj"),
     (("*.ggml",), "a GGML model", MADE_FROM),
     (("avl.json",), "an avl package", "run it with avl-run"),
     (("*.onnx", "*.ort"), "an ONNX graph", MADE_FROM),
@@ -90,9 +91,12 @@ def misfit(model: str) -> str:
         for kind in kinds([path.name]):
             what, advice = kind.what, kind.advice
         return f"{shown(model)}: expected a checkpoint folder, found {what}; {advice}"
+    named = path.name.lower()
+    file = next((end for end in ENDINGS if fnmatchcase(named, end)), None)
+    whole = "a checkpoint folder, a GGUF file" if file == GGUF else "a checkpoint folder"
     return (
-        f"{shown(model)}: expected a checkpoint folder or a hub id ORG/NAME, found no such folder; "
-        f"{_advice(path, model)}"
+        f"{shown(model)}: expected {whole} or a hub id ORG/NAME, found no such "
+        f"{'folder' if file is None else 'file'}; {_advice(path, model, file)}"
     )
 
 
@@ -137,20 +141,27 @@ def kinds(there: Collection[str]) -> Iterator[Kind]:
                 return
 
 
-def _advice(path: Path, model: str) -> str:
-    """The nearest folder there is, and how to say that no folder was meant."""
+def _advice(path: Path, model: str, file: str | None) -> str:
+    """The nearest there is, and how to say that nothing on this machine was meant.
+
+    Args:
+        file: how names of such files end, None for a folder.
+    """
     hub = ", or add --revision main if a model of the hub is meant" if _is_id(model) else ""
     turned = expanded(model.replace("\\", "/"))
     if "\\" in model and _is_folder(turned):
         return f"is it {shown(turned)}?"
     parts = [*reversed(path.parents), path]
     missing = next((part for part in parts if not _is_folder(part)), path)
-    near = _nearest(missing.name, _folders(missing.parent))
+    there = _folders(missing.parent)
+    if missing == path and file is not None:
+        there = [one for one in entries(path.parent) if fnmatchcase(one.lower(), file)]
+    near = _nearest(missing.name, there)
     if near is None:
         return f"there is no {shown(missing.name, 60)} in {shown(missing.parent.absolute())}{hub}"
     rest = path.relative_to(missing).as_posix() if path != missing else ""
     whole = missing.parent / near / rest
-    found = whole if _is_folder(whole) else missing.parent / near
+    found = whole if _is_folder(whole) or is_file(whole) else missing.parent / near
     return f"is it {shown(found)}?{hub}"
 
 

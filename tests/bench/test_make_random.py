@@ -114,16 +114,17 @@ def test_half_a_billion_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "told"),
     [
-        ["--hidden", "65"],
-        ["--kv-heads", "3"],
-        ["--image-tokens", "15"],
-        ["--family", "qwen3_vl", "--image-tokens", "16"],
-        ["--vocab", "9"],
+        (["--hidden", "65"], "whole multiples: hidden 65"),
+        (["--kv-heads", "3"], "heads of KV heads 3"),
+        (["--image-tokens", "15"], "expected a square number, found 15; choose 9 or 16"),
+        (["--family", "qwen3_vl", "--image-tokens", "16"], "found qwen3_vl; choose one"),
+        (["--family", "qwen2_vl", "--preset", "small"], "or the preset's.*, found qwen2_vl"),
+        (["--vocab", "9"], "--vocab: expected"),
     ],
 )
-def test_impossible_shapes_are_refused(arguments: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ShapeError, match="expected"):
+def test_impossible_shapes_are_refused(arguments: list[str], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ShapeError, match=told):
         main([str(tmp_path / "model"), "--heads", "4", "--kv-heads", "2", *arguments])
     assert not (tmp_path / "model").exists()

@@ -83,7 +83,10 @@ def test_damaged_files_are_refused_or_read(whole: Path, data: st.DataObject) -> 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "does not begin with GGUF"),
+        (b"", "expected a whole GGUF file, found one of 0 bytes"),
+        (b"GG", "expected a whole GGUF file, found one of 2 bytes"),
+        (b"GGUF" + struct.pack("<IQ", 3, 0), "expected a whole GGUF file, found one of 16 bytes"),
+        (b"GUFF", "does not begin with GGUF"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer"),
         (b"PK" + bytes(30), "does not begin with GGUF"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "found 1; convert"),

@@ -20,8 +20,7 @@ from avl_export.checkpoint.model_names import is_path
 from export.hub_server import serve, use
 
 Refused = Callable[..., str]
-HUB_SHAPED = ("models/llava-finetune", "models/completely-different", "org/llava-Q4_K_M.gguf")
-HUB_SHAPED += ("weights/model.safetensors",)
+HUB_SHAPED = ("models/llava-finetune", "models/completely-different")
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +59,6 @@ def _alone(
         ("C:\\models\\llava", "there is no"),
         ("C:/llava", "there is no C: in"),
         ("a/b/c/d", "there is no a in"),
-        ("llava.gguf", "there is no llava.gguf in"),
-        ("org/llava-Q4_K_M.gguf", "there is no org in"),
-        ("weights/model.safetensors", "there is no weights in"),
         ("x" * 5000 + "/" + "y" * 5000 + "/", "no such folder"),
     ],
     ids=lambda text: text[:40],
@@ -73,6 +69,25 @@ def test_misspelt_folders(model: str, said: str, refused: Refused) -> None:
     assert said in line
     assert ("--revision main" in line) == (model in HUB_SHAPED)
     assert len(line) < 600
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("llava.gguf", "there is no llava.gguf in"),
+        ("models/lava-q4_k.gguf", "is it models/llava-Q4_K_M.gguf?"),
+        ("model/llava-Q4_K_M.gguf", "is it models/llava-Q4_K_M.gguf?"),
+        ("org/llava-Q4_K_M.gguf", "there is no org in"),
+        ("weights/model.safetensors", "there is no weights in"),
+    ],
+)
+def test_misspelt_files(model: str, said: str, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "models" / "llava-Q4_K_M.gguf").write_bytes(b"GGUF")
+    line = refused(model)
+    file = ", a GGUF file" if model.endswith(".gguf") else ""
+    assert f"expected a checkpoint folder{file} or a hub id ORG/NAME, found no such file" in line
+    assert said in line
+    assert ("--revision main" in line) == ("/" in model)
 
 
 def test_a_folder_or_a_model_of_the_hub(refused: Refused) -> None:
@@ -113,7 +128,7 @@ def test_hub_ids_are_no_paths(model: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("llava-Q4_K_M.gguf", "found one that does not begin with GGUF"),
+        ("llava-Q4_K_M.gguf", "expected a whole GGUF file, found one of 5 bytes"),
         ("model.ONNX", "found an ONNX graph; choose"),
         ("model.engine", "found an engine; choose"),
         ("pytorch_model.bin", "found a pickle, which can run code when read; save it"),

@@ -243,6 +243,17 @@ def test_usage_errors(
     assert out == "" and "avl-run: error: " in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("text", ["null", "{", ""])
+def test_a_file_without_a_schema(
+    text: str, model: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "schema.json").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        run.main(["pkg", "What?", "--json-schema", str(tmp_path / "schema.json")])
+    assert caught.value.code == 2 and not model.given
+    assert "--json-schema: expected a file with a JSON schema" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

@@ -27,6 +27,7 @@ from avl_export.checkpoint.safetensors_header import (
 from avl_plugins.errors import quoted, shown
 
 MAGIC = b"GGUF"
+FIXED = 24  # bytes: the magic number, the version, two counts
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # bytes; what files have that name none
 MOST_ENTRIES = 1 << 16  # values, or tensors; large models have some hundreds
@@ -86,7 +87,7 @@ def read_gguf(path: Path) -> GgufFile:
             begin = file.read(64)
             check_pointer(begin, path)
             file.seek(0)
-            return _read(_Cursor(file, path, min(size, MOST_HEADER)), size)
+            return _read(_Cursor(file, path, min(size, MOST_HEADER)), begin, size)
     except OSError as error:
         raise CheckpointError(
             f"{path}: expected a readable GGUF file, found {error.strerror or error}; {FETCH_AGAIN}"
@@ -155,12 +156,15 @@ class _Cursor:
         return self.number(NUMBERS[kind])
 
 
-def _read(cursor: _Cursor, size: int) -> GgufFile:
-    if cursor.end < 24 or cursor.take(4) != MAGIC:
+def _read(cursor: _Cursor, begin: bytes, size: int) -> GgufFile:
+    if not MAGIC.startswith(begin[: len(MAGIC)]):
         raise CheckpointError(
             f"{cursor.path}: expected a GGUF file, found one that does not begin with GGUF; "
             f"{FETCH_AGAIN}"
         )
+    if size < FIXED:
+        raise cursor.damaged(f"one of {size} bytes")
+    cursor.take(len(MAGIC))
     version = cursor.number("I")
     if version not in VERSIONS:
         raise CheckpointError(

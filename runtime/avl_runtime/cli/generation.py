@@ -145,7 +145,10 @@ def without_effect(given: Mapping[str, Any], defaults: GenerationDefaults) -> li
 
 def _schema(path: str) -> Any:
     try:
-        return json.loads(Path(path).read_bytes())
+        found = json.loads(Path(path).read_bytes())
+        if found is None:  # which options take as none given
+            raise ValueError("null, which is none; write an object")
+        return found
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise argparse.ArgumentTypeError(

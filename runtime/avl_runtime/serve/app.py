@@ -122,7 +122,7 @@ class App:
         if methods is None:
             raise ApiError(
                 404,
-                f"expected one of {', '.join(self._routes)}, found another path",
+                f"expected one of {', '.join(self._routes)}, found another path; ask one of them",
                 None,
                 "not_found",
             )
@@ -131,7 +131,7 @@ class App:
             allowed = ", ".join(methods)
             raise ApiError(
                 405,
-                f"expected the method {allowed}, found another",
+                f"expected the method {allowed}, found another; ask with it",
                 code="method_not_allowed",
                 headers={"Allow": allowed},
             )

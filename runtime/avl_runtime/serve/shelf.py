@@ -178,7 +178,8 @@ class Shelf:
         if found is None:
             raise ApiError(
                 404,
-                f"model: expected one of {', '.join(self._places)}, found {quoted(name)}",
+                f"model: expected one of {', '.join(self._places)}, found {quoted(name)}; name "
+                "one of them",
                 "model",
                 "model_not_found",
             )
