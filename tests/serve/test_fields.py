@@ -16,7 +16,7 @@ from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
 from avl_runtime.cli.serve import main, make_parser
 from avl_runtime.serve.admission import Admission
-from avl_runtime.serve.asked.content import Picture
+from avl_runtime.serve.asked.content import Picture, pictures
 from avl_runtime.serve.asked.fields import KNOWN, chat_request
 from avl_runtime.serve.decoding import checked
 from avl_runtime.serve.decoding.checked import TooManyPixelsError, decoded
@@ -127,7 +127,7 @@ def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,\xe4"}}]},
          ".content[0].image_url.url"),
         ({"role": "user", "content": [
-            {"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}}]},
+            {"type": "image_url", "image_url": {"url": "data:,x", "detail": "least"}}]},
          ".content[0].image_url.detail"),
     ],
 )  # fmt: skip
@@ -185,6 +185,19 @@ def test_pictures_are_bytes_that_came(
         assert str(tmp_path) not in str(refused.value)
     found = Pictures(LIMITS, decoders).load(Picture(f" {plain}{bare}".strip(), "x"))
     assert (found.size, found.mode) == ((4, 4), "RGB")
+
+
+@pytest.mark.parametrize(
+    ("detail", "size"), [("low", (512, 4)), ("high", (1024, 8)), ("original", (1024, 8))]
+)
+def test_few_details_are_enough_where_a_client_says_so(
+    detail: str, size: tuple[int, int], decoders: Decoders
+) -> None:
+    url = {"url": data_url(Image.new("RGB", (1024, 8))), "detail": detail}
+    content = [{"type": "image_url", "image_url": url}]
+    asked = chat_request({"model": "m", "messages": [{"role": "user", "content": content}]}, LIMITS)
+    (picture,) = pictures(asked.said)
+    assert Pictures(LIMITS, decoders).load(picture).size == size
 
 
 def test_pixels_are_counted_before_they_are_decoded(

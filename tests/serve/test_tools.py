@@ -91,7 +91,7 @@ def test_the_one_that_is_named_and_what_follows_it(served: Running) -> None:
         found = client.chat.completions.create(**asked, parallel_tool_calls=False).choices[0]
         assert checked(found) == [arguments] and found.message.tool_calls[0].function.name == "find"
         (call,) = found.message.tool_calls
-        told = {"role": "tool", "tool_call_id": call.id, "content": "there are none"}
+        told = {"role": "tool", "tool_call_id": call.id, "name": "find", "content": "none are"}
         more = [*QUESTION, found.message.model_dump(exclude_none=True), told]
         after = client.chat.completions.create(
             **ASKED | {"messages": more, "tool_choice": "none", "max_tokens": 8}
@@ -228,3 +228,15 @@ def test_calls_that_are_none(calls: Any, at: str) -> None:
     with pytest.raises(ApiError) as refused:
         chat_request({"model": "m", "messages": conversation}, Limits())
     assert refused.value.param == f"messages[1].tool_calls{at}"
+
+
+def test_an_answer_of_another_function_than_was_called() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+    conversation = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "name": "stop", "content": "x"},
+    ]
+    with pytest.raises(ApiError, match="expected find, which its call named") as refused:
+        chat_request({"model": "m", "messages": conversation}, Limits())
+    assert refused.value.param == "messages[2].name"

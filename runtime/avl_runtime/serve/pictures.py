@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Final
 
 from PIL import Image
 
@@ -14,6 +15,8 @@ from avl_runtime.serve.errors import ApiError, refused
 from avl_runtime.serve.limits import Limits
 from avl_runtime.vision.load.images import ImageError
 from avl_runtime.vision.load.sources import SourceError, data_address
+
+LOW_PIXELS: Final = 512  # of the longer side, where a client asks for low detail as OpenAI has it
 
 
 def is_remote(picture: Picture) -> bool:
@@ -36,7 +39,7 @@ class Pictures:
         self._pixels, self._seconds = limits.pixels, limits.decoding  # that are left
 
     def load(self, picture: Picture) -> Image.Image:
-        """The picture as RGB.
+        """The picture as RGB, in the detail that was asked for.
 
         Raises:
             ApiError: it is not in the request, damaged, of another format, makes the request's
@@ -74,6 +77,8 @@ class Pictures:
             ) from None
         self._pixels -= found.width * found.height
         self._seconds -= time.monotonic() - begun
+        if picture.low:
+            found.thumbnail((LOW_PIXELS, LOW_PIXELS), Image.Resampling.LANCZOS)
         return found
 
     def _bytes(self, picture: Picture) -> bytes:

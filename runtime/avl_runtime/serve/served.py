@@ -67,8 +67,9 @@ class Served:
         most = min(self._limits.prompt or self.context, self.context)
         if len(prompt.input_ids) > most:
             raise refused(
-                f"expected a prompt of at most {most} tokens, found {len(prompt.input_ids)}; "
-                "shorten it, or send fewer or smaller pictures",
+                f"expected a prompt of at most {most} tokens (this model's maximum context length "
+                f"is {self.context}), found {len(prompt.input_ids)}; shorten it, or send fewer or "
+                "smaller pictures",
                 code="context_length_exceeded",
             )
         if asked.placements:

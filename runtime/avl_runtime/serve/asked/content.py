@@ -22,14 +22,23 @@ ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assi
 # What an answer of ours, sent back as it came, holds beside its text.
 ANSWERED: Final = ("refusal", "annotations", "audio", "tool_calls", "function_call", "phase")
 LONGEST_ID: Final = 256
+LOW: Final = "low"
+DETAILS: Final = ("auto", "high", "original", LOW)  # all but the last are as the model has it
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Where a picture is to be had: `url` as the client wrote it, `name` the field it stands in."""
+    """Where a picture is to be had.
+
+    Attributes:
+        url: as the client wrote it.
+        name: the field it stands in.
+        low: whether few details are enough.
+    """
 
     url: str
     name: str
+    low: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +48,14 @@ class Said:
     Attributes:
         calls: of functions, by the assistant.
         answers: the id of the call that a tool answers.
+        named: the function that answers, where the client says it.
     """
 
     role: str
     parts: tuple[str | Picture, ...]
     calls: tuple[ToolCall, ...] = ()
     answers: str | None = None
+    named: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +128,17 @@ def _item(value: object, name: str, limits: Limits) -> Said | None:
 
 
 def _check_answers(found: Sequence[Said], name: str) -> None:
-    """Refuse what tools say to calls that were not made."""
-    made: set[str] = set()
+    """Refuse what tools say to calls that were not made, or not to them."""
+    made: dict[str, str] = {}
     for at, one in enumerate(found):
-        made |= {call.id for call in one.calls}
+        made |= {call.id: call.name for call in one.calls}
         if one.answers is not None and one.answers not in made:
             field = "tool_call_id" if name == CHAT.field else "call_id"
             where = f"{name}[{at}].{field}"
             raise values.wrong(where, "the id of a call before it", one.answers)
+        if one.answers is not None and one.named not in (None, made[one.answers]):
+            expected = f"{made[one.answers]}, which its call named"
+            raise values.wrong(f"{name}[{at}].name", expected, one.named)
 
 
 def check(found: Sequence[Said], limits: Limits, name: str) -> None:
@@ -166,7 +180,7 @@ def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said
     if isinstance(value, dict) and not (isinstance(told, str) and told in roles):
         raise values.wrong(f"{name}.role", f"one of {', '.join(roles)}", told)
     if told == "tool":
-        known = ("role", "content", "tool_call_id")
+        known = ("role", "content", "tool_call_id", "name")
     given = values.an_object(value, name, known)
     if given.get("type", "message") != "message":
         raise values.wrong(f"{name}.type", "message", given["type"])
@@ -174,9 +188,10 @@ def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said
     calls: tuple[ToolCall, ...] = ()
     if role == "assistant" and "tool" in roles and "tool_calls" in given:
         calls = calls_of(given.pop("tool_calls"), f"{name}.tool_calls")
-    answers = None
+    answers = named = None
     if role == "tool":
         answers = values.text(given.get("tool_call_id"), f"{name}.tool_call_id", LONGEST_ID)
+        named = given.pop("name", None)
     for key in ("name", *ANSWERED):
         if given.get(key):  # an empty list of them says nothing
             raise refused(
@@ -187,14 +202,14 @@ def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said
     content = given.get("content")
     if isinstance(content, str):
         text = values.text(content, f"{name}.content", limits.text)
-        return Said(role, (text,), calls, answers)
+        return Said(role, (text,), calls, answers, named)
     if content is None and calls:
         return Said(role, (), calls)
     listed = values.items(content, f"{name}.content", 1, limits.parts)
     parts = tuple(
         _part(one, f"{name}.content[{at}]", role, limits, dialect) for at, one in enumerate(listed)
     )
-    return Said(role, parts, calls, answers)
+    return Said(role, parts, calls, answers, named)
 
 
 def _part(value: object, name: str, role: str, limits: Limits, dialect: Dialect) -> str | Picture:
@@ -222,10 +237,9 @@ def _part(value: object, name: str, role: str, limits: Limits, dialect: Dialect)
 
 def _picture(value: object, name: str, key: str, beside: tuple[str, ...]) -> Picture:
     given = values.an_object(value, name, (key, "detail", *beside))
-    if given.get("detail", "auto") != "auto":
-        raise values.wrong(
-            f"{name}.detail", "auto, as the model sees pictures one way", given["detail"]
-        )
+    detail = given.get("detail", "auto")
+    if not isinstance(detail, str) or detail not in DETAILS:
+        raise values.wrong(f"{name}.detail", f"one of {', '.join(DETAILS)}", detail)
     url: Any = given.get(key)
     if not isinstance(url, str):
         raise values.wrong(f"{name}.{key}", "a data: address", url)
@@ -235,4 +249,4 @@ def _picture(value: object, name: str, key: str, beside: tuple[str, ...]) -> Pic
             "base64",
             f"{name}.{key}",
         )
-    return Picture(url, f"{name}.{key}")
+    return Picture(url, f"{name}.{key}", detail == LOW)
