@@ -16,10 +16,7 @@ import base64
 import copy
 import io
 import json
-import re
-import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +30,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avl_runtime.serve.asked.fields import KNOWN
+from started import served
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
-START = "import sys; from avl_runtime.cli.start import serve; sys.exit(serve())"
-OPTIONS = "--port 0 --quiet --backend ort-cpu --max-new-tokens 4 --max-body 200000 --timeout 30"
+OPTIONS = "--quiet --backend ort-cpu --max-new-tokens 4 --max-body 200000 --timeout 30"
 ROUND = 200  # examples between two looks at the clock
 SLOW_S = 60.0  # an answer that takes longer is a finding too
 RIGHT = (200, 400, 401, 403, 404, 405, 408, 413, 415, 429)
@@ -243,33 +240,8 @@ def search(send: Send, model: str, examples: int, number: int) -> Counter[int]:
 @contextmanager
 def started(package: Path) -> Iterator[int]:
     """The port of a server of a package."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, f"fuzzed={package}", *OPTIONS.split()],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    found: list[str] = []
-    ready = threading.Event()
-
-    def read() -> None:
-        for line in process.stderr or ():
-            found.append(line)
-            if "/v1 serves " in line:
-                ready.set()
-        ready.set()
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        ready.wait()
-        port = re.search(r":(\d+)/v1 serves ", "".join(found))
-        assert port is not None, "".join(found)
-        yield int(port[1])
-    finally:
-        process.terminate()
-        status = process.wait(60)
-        reader.join()
-        assert status == 0 and not any("Traceback" in line for line in found), "".join(found)
+    with served([f"fuzzed={package}"], OPTIONS.split()) as process:
+        yield process.port
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

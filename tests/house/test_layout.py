@@ -99,6 +99,7 @@ def test_every_extra_is_in_the_readme() -> None:
         "scripts/wheels.sh",
         "scripts/lowest.sh",
         "scripts/page.sh",
+        "scripts/clients_check.sh",
         ".ci/run",
     ],
 )
