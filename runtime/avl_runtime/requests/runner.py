@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.generate.check import Check
-from avl_runtime.generate.prefill import Reading
 from avl_runtime.generate.results import Result
 from avl_runtime.requests.loaded import ClosedError, Loaded
+from avl_runtime.requests.readings import Readings
 from avl_runtime.requests.request import CancelledError, Request, RequestError
 
 
@@ -40,26 +39,27 @@ def _its_own(request: Request) -> Iterator[None]:
 class Runner:
     """Requests that run together; they come and go between steps.
 
-    Each has a policy, options, a sampler and stop strings of its own. Prompts are read one after
-    the other, a chunk between two decode steps. Requests that wait when nothing runs begin to
-    decode together; those that the backend has no room for wait until others are done. A runner
-    belongs to one thread at a time.
+    Each has a policy, options, a sampler and stop strings of its own. Prompts are read in chunks
+    between decode steps, in the order that `Turns` gives, and the first token is chosen as soon as
+    its prompt has been read. Where nothing runs, requests that wait begin to decode together, but
+    for those with longer prompts; those that the backend has no room for wait until others are
+    done. A runner belongs to one thread at a time.
     """
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
         self._decoder = loaded.decoder()
-        self._waiting: list[Request] = []
-        self._ready: list[tuple[Request, Any]] = []  # their prompts are read, with first logits
-        self._running: list[Request] = []
-        self._reading: Reading | None = None
         self._executor = loaded.executor
+        self._readings = Readings(self._executor.chunk)
+        self._ready: list[Request] = []  # with a first token
+        self._awaited: list[Request] = []  # whom those that are ready wait for
+        self._running: list[Request] = []
         self._stepping = threading.Lock()
 
     @property
     def requests(self) -> tuple[Request, ...]:
         """Those that are not done."""
-        return (*self._running, *(one for one, _ in self._ready), *self._waiting)
+        return (*self._running, *self._ready, *self._readings.waiting)
 
     @property
     def running(self) -> tuple[Request, ...]:
@@ -88,7 +88,7 @@ class Runner:
             )
         self._loaded.check_open()
         request.submitted = True
-        self._waiting.append(request)
+        self._readings.add(request, len(request.prompt.input_ids))
         return request
 
     def run(self, request: Request) -> Generator[str, None, Result]:
@@ -130,13 +130,10 @@ class Runner:
             request.drop_drafts()
             with self._executor.turn:
                 self._decoder.leave(request.sequence, keep=request.kept)
-        elif request in self._waiting:
-            if request is self._waiting[0] and self._reading is not None:
-                self._reading.close()  # the sequence is as it was
-                self._reading = None
-            self._waiting.remove(request)
+        elif request in self._ready:
+            self._ready.remove(request)
         else:
-            self._ready = [pair for pair in self._ready if pair[0] is not request]
+            self._readings.remove(request)
         request.free()
         request.end(CancelledError("the request was cancelled"))
 
@@ -169,75 +166,74 @@ class Runner:
             self._stepping.release()
 
     def _step(self) -> list[Request]:
-        most = self._executor.most_sequences
-        if self._waiting and len(self._running) + len(self._ready) < most:
-            failed = self._read_chunk()
-            if failed is not None:
-                return [failed]
-        full = len(self._ready) == most
-        joining = [request for request, _ in self._ready]
+        moved = self._read_chunk()
         try:
-            if self._ready and (self._running or full or not self._waiting):
-                return self._start()
+            if self._ready and self._may_start():
+                return [*moved, *(one for one in self._start() if one not in moved)]
             if self._running:
-                return self._decode()
+                return [*moved, *self._decode()]
         except BaseException as error:  # some may have got a token whose row is not whole
-            self._ready = []
-            self._end_all([*self._running, *joining], error)
+            self._end_all([*self._running, *self._ready], error)
             raise
-        return []
+        return moved
 
-    def _read_chunk(self) -> Request | None:
-        """Go on reading the first prompt; returns its request if that failed."""
-        request = self._waiting[0]
+    def _read_chunk(self) -> list[Request]:
+        """Go on reading a prompt; returns its request if that got its first token, or failed."""
+        taken = len(self._running) + len(self._ready) + self._readings.begun
+        request = self._readings.next(self._executor.most_sequences - taken)
+        if request is None:
+            return []
         begun = time.perf_counter()
         try:
-            if self._reading is None:
-                loaded = request.loaded
-                self._reading = loaded.prefill(
-                    request.sequence, request.prompt, request.reply.reads, request.most_steps
-                )
-            next(self._reading)
-        except StopIteration as end:
-            self._reading = None
-            self._waiting.pop(0)
+            logits = self._readings.read(request)
+            if logits is None:
+                return []
             request.begin()
-            self._ready.append((request, end.value))
+            if request.trace:
+                request.note(self._decoder.placement(request.sequence))
+            with _its_own(request):
+                request.take(logits)
+            self._readings.remove(request)
         except AvlError as error:
-            self._reading = None
-            self._waiting.pop(0)
+            self._readings.remove(request)
             request.end(error)
-            return request
+            return [request]
         except BaseException as error:
-            self._reading = None
-            self._waiting.pop(0)
+            self._readings.remove(request)
             request.end(error)
             request.free()
             raise
         finally:
             request.prefill_s += time.perf_counter() - begun
-        return None
+        if not self._ready:
+            self._awaited = self._readings.before(len(request.prompt.input_ids))
+        self._ready.append(request)
+        return [request]
+
+    def _may_start(self) -> bool:
+        """Whether those that are ready wait for nobody."""
+        if self._running or len(self._ready) == self._executor.most_sequences:
+            return True
+        waiting = self._readings.waiting
+        return any(one.done for one in self._ready) or not any(
+            one in waiting for one in self._awaited
+        )
 
     def _start(self) -> list[Request]:
-        """Have those whose prompts are read join, and choose their first tokens."""
+        """Have those whose prompts are read join; returns those that this ended."""
         begun = time.perf_counter()
-        ready, self._ready = self._ready, []
-        joining = [request for request, _ in ready]
+        joining = self._ready
         steps = max(one.steps_left for one in (*self._running, *joining))
         try:
             self._decoder.join([one.sequence for one in joining], steps)
         except AvlError as error:
             return self._end_all([*self._running, *joining], error)
-        self._running += joining
+        self._ready, self._running = [], [*self._running, *joining]
         spent = (time.perf_counter() - begun) / len(joining)
-        for request, logits in ready:
+        for request in joining:
             request.prefill_s += spent
-            if request.trace:
-                request.note(self._decoder.placement(request.sequence))
-            with _its_own(request):
-                request.take(logits)
         self._let_go()
-        return joining
+        return []
 
     def _decode(self) -> list[Request]:
         """Check drafts, and run a step unless every request has got a token by its drafts."""
@@ -313,7 +309,7 @@ class Runner:
         """End all that run, and more: a batch that stops half way leaves no cache whole."""
         for request in requests:
             request.end(error)
-        self._running = []
+        self._running, self._ready = [], []
         self._decoder = self._loaded.decoder()
         return requests
 
