@@ -65,6 +65,13 @@ def add_answering(add: Add, timeout: float | None) -> None:
     )
     add("--running", metavar="N", default=USUAL.running, type=count, help="answers at one time")
     add(
+        "--kv-bytes",
+        metavar="BYTES",
+        type=count,
+        help="of cached rows that answers at one time may need, prompts included; others wait "
+        "(default: half of the memory that weights leave, and no limit on a GPU)",
+    )
+    add(
         "--choices",
         metavar="N",
         type=count,
@@ -106,6 +113,7 @@ def limits_of(parsed: argparse.Namespace, **others: Any) -> Limits:
         "new_tokens": parsed.max_new_tokens,
         "choices": parsed.choices,
         "running": parsed.running,
+        "kv_bytes": parsed.kv_bytes,
         "seconds": math.inf if parsed.timeout is None else parsed.timeout,
     }
     return Limits(**named | others)

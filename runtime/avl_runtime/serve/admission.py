@@ -6,13 +6,26 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.http.bodies import RETRY
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """A request that waits for so many places."""
+
+    count: int
+    let_in: asyncio.Future[None]
+
+
 class Admission:
-    """Places for sequences; requests wait for theirs in the order in which they came.
+    """Places for sequences; clients that wait take turns, each with its requests in their order.
+
+    So a client's first request waits for one request at most of each other client, however many
+    they have sent. Where the queue is full the client with the most requests in it gives way to one
+    that has less: its last one is sent away.
 
     Attributes:
         running: places that are taken.
@@ -22,7 +35,7 @@ class Admission:
     def __init__(self, places: int, queue: int) -> None:
         self._free = self._places = places
         self._queue = queue
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: dict[bytes, deque[_Entry]] = {}  # by client, in the order of their turns
         self.stopped = False
 
     @property
@@ -33,17 +46,20 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Requests that wait."""
-        return len(self._waiting)
+        return sum(map(len, self._waiting.values()))
 
     @asynccontextmanager
-    async def places(self, count: int) -> AsyncIterator[None]:
+    async def places(self, count: int, client: bytes = b"") -> AsyncIterator[None]:
         """Have so many places, waiting for them.
+
+        Args:
+            client: who asks; all that say the same are one.
 
         Raises:
             ApiError: too many wait already, or the server stops.
             ValueError: there are not so many.
         """
-        await self._enter(count)
+        await self._enter(count, client)
         try:
             yield
         finally:
@@ -53,12 +69,13 @@ class Admission:
     def stop(self) -> None:
         """Send those away who wait, and who come."""
         self.stopped = True
-        while self._waiting:
-            _, entry = self._waiting.popleft()
-            if not entry.done():
-                entry.set_exception(stopping())
+        entries = [entry for each in self._waiting.values() for entry in each]
+        self._waiting.clear()
+        for entry in entries:
+            if not entry.let_in.done():
+                entry.let_in.set_exception(stopping())
 
-    async def _enter(self, count: int) -> None:
+    async def _enter(self, count: int, client: bytes) -> None:
         if count > self._places:
             raise ValueError(f"expected at most {self._places} places, found {count}")
         if self.stopped:
@@ -66,32 +83,63 @@ class Admission:
         if not self._waiting and count <= self._free:
             self._free -= count
             return
-        if len(self._waiting) >= self._queue:
-            raise ApiError(
-                429,
-                f"expected fewer than {self._queue} requests that wait, found as many; try again "
-                "later",
-                code="server_busy",
-                headers=RETRY,
-            )
-        entry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((count, entry))
+        if self.waiting >= self._queue:
+            self._make_way(client)
+        entry = _Entry(count, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(client, deque()).append(entry)
         try:
-            await entry
+            await entry.let_in
         except asyncio.CancelledError:
-            if entry.done() and not entry.cancelled() and entry.exception() is None:
+            future = entry.let_in
+            if future.done() and not future.cancelled() and future.exception() is None:
                 self._free += count  # it was let in just before
             else:
-                self._waiting = deque(one for one in self._waiting if one[1] is not entry)
+                self._drop(client, entry)
             self._let_in()
             raise
 
+    def _make_way(self, client: bytes) -> None:
+        """Send somebody else away, who has more requests in the queue.
+
+        Raises:
+            ApiError: nobody has.
+        """
+        mine = len(self._waiting.get(client, ()))
+        most = max(self._waiting.items(), key=lambda one: len(one[1]), default=None)
+        if most is None or len(most[1]) <= mine + 1:
+            raise self._busy()
+        last = most[1].pop()
+        if not last.let_in.done():
+            last.let_in.set_exception(self._busy())
+
+    def _busy(self) -> ApiError:
+        return ApiError(
+            429,
+            f"expected fewer than {self._queue} requests that wait, found as many; try again later",
+            code="server_busy",
+            headers=RETRY,
+        )
+
+    def _drop(self, client: bytes, entry: _Entry) -> None:
+        """Have one that waits, if it still does, wait no more."""
+        mine = self._waiting.get(client, deque())
+        if entry in mine:
+            mine.remove(entry)
+            if not mine:
+                del self._waiting[client]
+
     def _let_in(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
-            count, entry = self._waiting.popleft()
-            if not entry.done():
-                self._free -= count
-                entry.set_result(None)
+        while self._waiting:
+            client = next(iter(self._waiting))
+            if self._waiting[client][0].count > self._free:
+                return
+            mine = self._waiting.pop(client)
+            entry = mine.popleft()
+            if mine:
+                self._waiting[client] = mine  # behind the others
+            if not entry.let_in.done():
+                self._free -= entry.count
+                entry.let_in.set_result(None)
 
 
 def stopping() -> ApiError:

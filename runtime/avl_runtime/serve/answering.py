@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from avl_runtime.serve.http.fetch import Fetcher
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.metrics import Metrics
 from avl_runtime.serve.pictures import Pictures, is_remote
+from avl_runtime.serve.rows import Rows
 from avl_runtime.serve.served import Event, Run, Served, stats_of
 from avl_runtime.serve.shelf import Shelf
 
@@ -62,6 +63,7 @@ class Answering:
     Attributes:
         admission: who may run.
         decoders: what decodes pictures.
+        rows: room for the rows of those that run.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Answering:
         self._fetchers = ThreadPoolExecutor(FETCHING, "avl-fetch")
         self._shelf, self._limits, self._metrics = shelf, limits, metrics
         self.admission = Admission(limits.running, limits.queue)
+        self.rows = Rows(shelf.rows_limit if limits.kv_bytes is None else limits.kv_bytes)
         self._held = Held(limits)
         self._workers = ThreadPoolExecutor(PREPARING, "avl-prepare")
         self.decoders = Decoders(PREPARING, limits.pixels, limits.body)
@@ -119,7 +122,8 @@ class Answering:
     async def _count(self, exchange: Exchange, body: Body) -> None:
         async with AsyncExitStack() as stack:
             deadline = self._deadline()
-            _, served, requests = await self._prepared(stack, body, _counted, deadline)
+            async with _in_time(deadline):
+                _, served, requests = await self._prepared(exchange, stack, body, _counted)
             ids = requests[0].prompt.input_ids
             found = {"count": len(ids), "max_model_len": served.context, "tokens": ids.tolist()}
             await _sent(exchange.whole(found), deadline)
@@ -127,7 +131,10 @@ class Answering:
     async def _answer(self, exchange: Exchange, body: Body, form: Form) -> None:
         deadline = self._deadline()
         async with AsyncExitStack() as stack:
-            asked, served, requests = await self._prepared(stack, body, form.read, deadline)
+            async with _in_time(deadline):
+                asked, served, requests = await self._prepared(exchange, stack, body, form.read)
+                need = served.need(requests)
+                await stack.enter_async_context(self.rows.room(served.name, need))
             run = Run(served, requests)
             stack.callback(self._over, exchange, run, asked)
             if self._stopped:
@@ -137,7 +144,7 @@ class Answering:
             await self._tell(exchange, run, form.teller(exchange, asked, run), deadline)
 
     async def _prepared(
-        self, stack: AsyncExitStack, body: Body, read: Read, deadline: float
+        self, exchange: Exchange, stack: AsyncExitStack, body: Body, read: Read
     ) -> tuple[ChatRequest, Served, list[Request]]:
         """What is asked, and requests of the scheduler for it; the body is dropped.
 
@@ -145,20 +152,17 @@ class Answering:
             stack: gives back places and the model.
 
         Raises:
-            AvlError: it cannot be served, or not in time.
+            AvlError: it cannot be served.
         """
         limits = self._limits
-        try:
-            async with asyncio.timeout_at(deadline):
-                asked = await self._worked(lambda: read(parsed(body.data, limits), limits))
-                self._shelf.check(asked.model)
-                await stack.enter_async_context(self.admission.places(asked.choices))
-                served = await stack.enter_async_context(self._shelf.using(asked.model))
-                fetched = await self._fetched(asked)
-                decoding = Pictures(limits, self.decoders, fetched)
-                requests = await self._worked(lambda: served.prepare(asked, decoding))
-        except TimeoutError:
-            raise _too_late() from None
+        asked = await self._worked(lambda: read(parsed(body.data, limits), limits))
+        self._shelf.check(asked.model)
+        places = self.admission.places(asked.choices, exchange.client)
+        await stack.enter_async_context(places)
+        served = await stack.enter_async_context(self._shelf.using(asked.model))
+        fetched = await self._fetched(asked)
+        decoding = Pictures(limits, self.decoders, fetched)
+        requests = await self._worked(lambda: served.prepare(asked, decoding))
         body.drop()
         return dataclasses.replace(asked, said=()), served, requests
 
@@ -236,6 +240,20 @@ class Answering:
             "user": asked.user,
             "cut": run.cut,
         }
+
+
+@asynccontextmanager
+async def _in_time(deadline: float) -> AsyncIterator[None]:
+    """Give up what is not done before the deadline.
+
+    Raises:
+        ApiError: it was not.
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise _too_late() from None
 
 
 async def _sent(telling: Awaitable[None], deadline: float) -> None:

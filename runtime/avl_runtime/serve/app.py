@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 import traceback
@@ -70,6 +71,11 @@ class App:
         watch("avl_models_loaded", "Models that are loaded.", lambda: len(shelf.loaded))
         watch("avl_prefix_bytes", "Bytes of prompts' rows for others.", lambda: shelf.prefix_bytes)
         watch("avl_waiting", "Requests that wait for a place.", lambda: admission.waiting)
+        rows = self.answering.rows
+        most = math.inf if rows.limit is None else rows.limit
+        watch("avl_kv_bytes_limit", "Bytes of cached rows that there is room for.", lambda: most)
+        watch("avl_kv_bytes_reserved", "Of those, held for answers.", lambda: rows.reserved)
+        watch("avl_waiting_for_rows", "Requests that wait for such room.", lambda: rows.waiting)
 
     async def close(self) -> None:
         """Let go of threads and models."""
@@ -112,7 +118,7 @@ class App:
         if exchange.path in self._files:
             self._guard.check_host(exchange.headers)
         elif exchange.path not in OPEN:
-            self._guard.check(exchange.headers)
+            exchange.client = self._guard.check(exchange.headers)
         model = exchange.path.removeprefix(f"{MODELS}/")
         methods = self._routes.get(exchange.path)
         if exchange.path in self._files:

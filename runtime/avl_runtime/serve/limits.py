@@ -24,6 +24,8 @@ class Limits:
         placements: bytes of what a request's placements are, all choices together.
         running: choices that are read and decoded at one time.
         queue: requests that wait for their turn.
+        kv_bytes: of cached rows that all answers at one time may need; None for what the machine's
+            memory and the weights leave.
         seconds: for a request, from its last byte to the answer's last one.
         body_seconds: for a body to come.
         connections: at one time.
@@ -43,6 +45,7 @@ class Limits:
     placements: int = 64 << 20
     running: int = 8
     queue: int = 64
+    kv_bytes: int | None = None
     seconds: float = 600.0
     body_seconds: float = 60.0
     connections: int = 512

@@ -20,6 +20,7 @@ from avl_runtime.serve.asked.fields import ChatRequest, kept_as
 from avl_runtime.serve.errors import refused
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.pictures import Pictures
+from avl_runtime.serve.rows import Need
 
 Cut = Literal["time", "shutdown"]
 
@@ -44,6 +45,11 @@ class Served:
     def call_form(self) -> CallForm | None:
         """How the model writes calls of functions, if it does."""
         return self.model.model.processor.call_form
+
+    def need(self, requests: Sequence[Request]) -> Need:
+        """How many rows the choices of a request may have at most."""
+        dims = self.model.model.package.manifest.dims
+        return Need.of(requests, dims, self.model.model.loaded.executor.row_bytes)
 
     def prepare(self, asked: ChatRequest, pictures: Pictures) -> list[Request]:
         """A request of the scheduler for each choice; pictures are decoded here.

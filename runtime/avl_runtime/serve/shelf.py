@@ -12,9 +12,11 @@ from typing import Any
 
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.async_model import AsyncLVLM
+from avl_runtime.machine.resources import physical_memory
 from avl_runtime.package.package import Package, load_package
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.limits import Limits
+from avl_runtime.serve.rows import usual_limit
 from avl_runtime.serve.served import Served
 
 SUFFIX = ".avl"
@@ -109,6 +111,15 @@ class Shelf:
         """Bytes of rows that prompts have left for others."""
         caches = [one.model.model.loaded.prefixes for one in self.loaded]
         return sum(one.nbytes for one in caches if one is not None)
+
+    @property
+    def rows_limit(self) -> int | None:
+        """Bytes for cached rows where nobody says how many; None on a GPU, which looks itself."""
+        if any(one.model.model.loaded.executor.device_bytes() is not None for one in self.loaded):
+            return None
+        weights = sum(one.weights for one in self._places.values())
+        loaded = weights if self._memory is None else min(weights, self._memory)
+        return usual_limit(loaded, physical_memory())
 
     @property
     def alive(self) -> bool:

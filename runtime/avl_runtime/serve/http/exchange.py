@@ -24,6 +24,7 @@ class Exchange:
         id: by which the log knows it; the client is told it.
         method, path: of the request.
         headers: by name in lower case; of several the last.
+        client: whose requests share their turns: all of a key, or of nobody.
         status: of the answer, None before it began.
         notes: what the log shall say of it.
     """
@@ -36,6 +37,7 @@ class Exchange:
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
         }
+        self.client = b""
         self.status: int | None = None
         self.notes: dict[str, Any] = {}
         self.begun = time.perf_counter()

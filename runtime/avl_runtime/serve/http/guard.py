@@ -39,12 +39,13 @@ class Guard:
         self._keys = [_digest(key) for key in keys]
         self._hosts = None if self._keys or hosts is None else frozenset(hosts)
 
-    def check(self, headers: Mapping[str, str]) -> None:
-        """Refuse who may not ask.
+    def check(self, headers: Mapping[str, str]) -> bytes:
+        """Refuse who may not ask; returns a hash of the key, empty where none is asked for.
 
         Raises:
             ApiError: there is no key, another one, or an address that is not this machine's.
         """
+        given = b""
         if self._keys:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             given = _digest(key.strip())
@@ -59,6 +60,7 @@ class Guard:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
         self.check_host(headers)
+        return given
 
     def check_host(self, headers: Mapping[str, str]) -> None:
         """Refuse addresses that are not this machine's, where no key is asked for.
