@@ -182,9 +182,8 @@ class Llama(SimpleNamespace):
 
     def __init__(self) -> None:
         super().__init__()
-        self.llama_token = ctypes.c_int32
-        self.rows = 0
-        self.last = 0
+        self.rows: dict[int, list[int]] = {}  # of each sequence
+        self.calls: list[int] = []
         self.context = SimpleNamespace()
         self.most = 0
         for name in ("model_get_vocab", "get_memory", "backend_init"):
@@ -193,31 +192,43 @@ class Llama(SimpleNamespace):
         self.llama_model_load_from_file = lambda path, params: 1
         self.llama_vocab_n_tokens = lambda vocabulary: self.WORDS
         self.llama_print_system_info = lambda: b"CPU : AVX2 = 1"
-        self.llama_batch_get_one = lambda tokens, count: list(tokens)[:count]
 
     def llama_init_from_model(self, model: int, params: Any) -> int:
         self.context = params
         return 1
 
-    def llama_memory_clear(self, memory: None, data: bool) -> None:
-        self.rows = 0
+    def llama_batch_init(self, most: int, embedding: int, sequences: int) -> Any:
+        kinds = ("token", "pos", "n_seq_id", "logits")
+        arrays = {kind: [0] * most for kind in kinds}
+        return SimpleNamespace(seq_id=[[0] * sequences for _ in range(most)], **arrays)
 
-    def llama_decode(self, context: int, tokens: list[int]) -> int:
-        self.rows += len(tokens)
-        self.most = max(self.most, self.rows)
-        self.last = tokens[-1]
-        return int(self.rows > self.context.n_ctx)
+    def llama_memory_clear(self, memory: None, data: bool) -> None:
+        self.rows = {}
+
+    def llama_decode(self, context: int, batch: Any) -> int:
+        count = batch.n_tokens
+        assert count <= self.context.n_batch and batch.n_seq_id[:count] == [1] * count
+        self.calls.append(count)
+        self.last = batch
+        for index in range(count):
+            rows = self.rows.setdefault(batch.seq_id[index][0], [])
+            assert batch.pos[index] == len(rows)
+            rows.append(batch.token[index])
+        assert set(self.rows) <= set(range(self.context.n_seq_max))
+        self.most = max(self.most, *map(len, self.rows.values()))
+        return int(self.most > self.context.n_ctx // self.context.n_seq_max)
 
     def llama_get_logits_ith(self, context: int, place: int) -> Any:
+        assert self.last.logits[place]
         logits = np.zeros(self.WORDS, np.float32)
-        logits[(self.last + 1) % self.WORDS] = 1
+        logits[(self.last.token[place] + 1) % self.WORDS] = 1
         self.kept = logits
         return logits.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
 
-@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize(("flash", "batch"), [(False, 1), (True, 1), (False, 3)])
 def test_llama_cpp_begins_every_run_anew(
-    flash: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flash: bool, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = Llama()
     monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(llama_cpp=library))
@@ -225,20 +236,22 @@ def test_llama_cpp_begins_every_run_anew(
     made = tmp_path / "gguf-q4_0"
     made.mkdir()
     (made / "config.json").write_text(json.dumps({**CONFIG, "hidden_size": 32}))
-    run, told = llama_peer.load({**JOB, "weights": "q4_0", "flash": flash, "folder": str(tmp_path)})
+    job = {**JOB, "batch": batch, "weights": "q4_0", "flash": flash, "folder": str(tmp_path)}
+    run, told = llama_peer.load(job)
     for _ in range(3):
+        library.calls.clear()
         found = run()
-        assert found["tokens"] == [[3, 4, 5]] and len(found["steps_s"]) == 2
+        assert found["tokens"] == [[3, 4, 5]] * batch and len(found["steps_s"]) == 2
+        assert library.calls == [4] * batch + [batch] * 2
     assert library.most == 4 + 2 and library.context.n_threads == 2
     assert library.context.flash_attn_type == int(flash)
-    assert found["kv_bytes"] == (4 + 3) * 64 * 2
+    assert found["kv_bytes"] == batch * (4 + 3) * 64 * 2
     assert told["versions"]["llama.cpp"] == "CPU : AVX2 = 1"
 
 
-@pytest.mark.parametrize("worker", [openvino_peer, llama_peer])
-def test_batches_are_refused(worker: Any) -> None:
+def test_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="expected one sequence, found a batch of 2"):
-        worker.load({**JOB, "batch": 2})
+        openvino_peer.load({**JOB, "batch": 2})
 
 
 def test_one_thread_is_refused_where_openvino_crashes_with_it() -> None:
