@@ -19,7 +19,7 @@ STREAMED = LONG | {"stream": True}
 
 def answered(server: Running) -> None:
     """The server is idle again, and answers."""
-    server.until(avl_running=0, avl_places_taken=0, avl_waiting=0)
+    server.until(avl_running=0, avl_places_taken=0, avl_waiting=0, avl_kv_bytes_reserved=0)
     assert server.ask(QUICK)[0] == 200
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from avl_plugins.errors import AvlError
+from avl_runtime.package.package import load_package
 from avl_runtime.prompts.messages import PromptError
 from avl_runtime.serve.errors import ApiError, told
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.shelf import Shelf, ShelfError, _whole
 from support.server import ONE
+
+
+def weights_of(folder: Path) -> int:
+    return sum(shard.size for shard in load_package(folder).manifest.weights.shards)
 
 
 def loaded(shelf: Shelf) -> list[str]:
@@ -35,7 +44,7 @@ async def cancelled(shelf: Shelf, name: str) -> None:
 def test_the_one_not_asked_for_the_longest_makes_room(tiny_package: Path) -> None:
     """Two of three fit. Nothing leaves while it is used, nor is anything half loaded."""
     folders = dict.fromkeys("abc", tiny_package)
-    weights = Shelf({"a": tiny_package}, Limits(), 1 << 40, backend="ort-cpu")._places["a"].weights
+    weights = weights_of(tiny_package)
     with pytest.raises(ShelfError, match="expected room for each package"):
         Shelf(folders, Limits(), weights - 1)
 
@@ -66,6 +75,62 @@ def test_the_one_not_asked_for_the_longest_makes_room(tiny_package: Path) -> Non
             assert not third.model.alive
         await shelf.close()
         assert shelf.loaded == () and not first.model.alive
+
+    asyncio.run(asked())
+
+
+def laid(source: Path, folder: Path, **changes: Any) -> None:
+    """Have a copy of a package in place of what lies there, as avl-export --force puts it."""
+    new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+    shutil.copytree(source, new)
+    manifest = json.loads((new / "avl.json").read_text())
+    (new / "avl.json").write_text(json.dumps(manifest | changes))
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def test_a_package_that_is_replaced_while_it_runs(tiny_package: Path, tmp_path: Path) -> None:
+    """Answers of the old one go on; the new one is there when it is loaded again.
+
+    One that cannot be loaded is a fault of its own requests alone, told without its folder.
+    """
+    folder = tmp_path / "a.avl"
+    laid(tiny_package, folder)
+    keywords: dict[str, Any] = {"max_new_tokens": 40, "min_new_tokens": 40}
+
+    async def asked() -> None:
+        memory = weights_of(tiny_package)
+        shelf = Shelf({"a": folder, "b": tiny_package}, Limits(), memory, backend="ort-cpu")
+        async with shelf.using("a") as old:
+            expected = await old.model.generate(ONE.prompt, [ONE.image], **keywords)
+            stream = old.model.stream(ONE.prompt, [ONE.image], **keywords)
+            first = await stream.__anext__()
+            laid(tiny_package, folder, default_policy="fastv")
+            pieces = [first, *[piece async for piece in stream]]
+            assert stream.result.token_ids == expected.token_ids
+            assert "".join(pieces) == expected.text
+        async with shelf.using("a") as same:
+            assert same is old  # as long as it is loaded
+        async with shelf.using("b"):
+            assert loaded(shelf) == ["b"]
+        async with shelf.using("a") as new:
+            assert loaded(shelf) == ["a"] and str(new.model.model.policy).startswith("fastv")
+            await new.model.generate(ONE.prompt, [ONE.image], **keywords)
+        async with shelf.using("b"):
+            pass
+        (folder / "avl.json").unlink()
+        with pytest.raises(AvlError) as fault:
+            await shelf.using("a").__aenter__()
+        answer = told(fault.value, shelf.private)
+        assert answer.status == 500 and str(tmp_path) not in str(answer)
+        async with shelf.using("b") as other:
+            assert (await other.model.generate("What?", max_new_tokens=2)).token_ids
+        laid(tiny_package, folder)
+        async with shelf.using("a") as mended:
+            assert str(mended.model.model.policy) == str(old.model.model.policy)
+        await shelf.close()
 
     asyncio.run(asked())
 

@@ -77,13 +77,7 @@ class Shelf:
         for name, folder in packages.items():
             # Errors name files by whole paths then, which answers are searched for.
             package = load_package(folder.resolve())
-            weights = sum(shard.size for shard in package.manifest.weights.shards)
-            if memory is not None and weights > memory:
-                raise ShelfError(
-                    f"--memory {memory}: expected room for each package, found {quoted(name)} with "
-                    f"{weights} bytes of weights; raise it, or leave the package out"
-                )
-            self._places[name] = Place(package, weights)
+            self._places[name] = Place(package, self._weights(name, package))
         for name, place in self._places.items():
             if self._fits(place):
                 place.served = self._load(name)
@@ -196,6 +190,20 @@ class Shelf:
             )
         return found
 
+    def _weights(self, name: str, package: Package) -> int:
+        """Bytes of a package's weights.
+
+        Raises:
+            ShelfError: there is never room for as many.
+        """
+        weights = sum(shard.size for shard in package.manifest.weights.shards)
+        if self._memory is not None and weights > self._memory:
+            raise ShelfError(
+                f"--memory {self._memory}: expected room for each package, found {quoted(name)} "
+                f"with {weights} bytes of weights; raise it, or leave the package out"
+            )
+        return weights
+
     def _load(self, name: str) -> Served:
         model = AsyncLVLM.load(self._places[name].package.folder, **self._options)
         return Served(name, model, self._limits)
@@ -205,7 +213,12 @@ class Shelf:
         return self._memory is None or taken + place.weights <= self._memory
 
     async def _loading(self, name: str, place: Place) -> None:
-        """Unload what has not been asked for the longest, then load."""
+        """Unload what has not been asked for the longest, then load.
+
+        Another package may lie there by now, with as much right.
+        """
+        package = await asyncio.to_thread(load_package, place.package.folder)
+        place.package, place.weights = package, self._weights(name, package)
         while not self._fits(place):
             idle = [one for one in self._places.values() if one.served and not one.users]
             if idle:
