@@ -1,8 +1,8 @@
-"""GLM-4.1V and GLM-4.6V-Flash: pictures of any size, learned positions stretched cubically."""
+"""GLM-4.1V and GLM-4.6V-Flash: pictures and videos, learned positions stretched cubically."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +13,10 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.encoders.glm import GlmEncoder
 from avl_export.families.hf import meta_model
-from avl_export.families.processors.patch_processing import grown_image
+from avl_export.families.processors.patch_processing import grown_image, stamped_video
 from avl_export.families.qwen import FramesFamily, check_cut, qwen_traits, vision_patches
 from avl_plugins.errors import quoted
+from avl_runtime.prompts.processor import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,23 @@ class Glm4v(FramesFamily):
 
     model_class: ClassVar[Any] = Glm4vForConditionalGeneration
     encoder_class: ClassVar[type[nn.Module]] = GlmEncoder
+
+    def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        # As both are the same tokens, transformers refuses pictures and videos in one prompt; to it
+        # a picture is as a video of one group of frames.
+        mixed = len({part.kind for part in prompt.media}) > 1
+        if mixed:
+            prompt = replace(prompt, media=tuple(replace(m, kind="video") for m in prompt.media))
+        # Zero-argument super() knows no class here: slots make the decorator build a new one.
+        inputs = FramesFamily.reference_inputs(self, prompt)
+        ids, config = inputs["input_ids"], self.config
+        starts, ends = (
+            (ids == token).cumsum(1)
+            for token in (config.video_start_token_id, config.video_end_token_id)
+        )
+        types = inputs["mm_token_type_ids"]  # 2 for those of videos
+        types[(ids == config.image_token_id) & (mixed | (starts > ends))] = 2
+        return inputs
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Glm4v:
@@ -49,7 +67,9 @@ def load_as(
     vision = config.vision_config
     table = vision.image_size // vision.patch_size
     patches = vision_patches(vision, table, stretch="cubic")
-    traits = qwen_traits(checkpoint, config, grown_image(checkpoint, patches), None)
+    image = grown_image(checkpoint, patches)
+    video = stamped_video(checkpoint, patches, config)
+    traits = qwen_traits(checkpoint, config, image, video, one_token=True)
     return family(config_class.model_type, checkpoint.folder, traits, model, decoder, patches)
 
 

@@ -90,12 +90,19 @@ def qwen_traits(
     image: ImageLayout,
     video: VideoLayout | None,
     deepstack: tuple[int, ...] = (),
+    *,
+    one_token: bool = False,
 ) -> Traits:
-    """What the manifest says; one graph reads pictures and videos."""
+    """What the manifest says; one graph reads pictures and videos.
+
+    Args:
+        one_token: frames of videos become tokens of pictures.
+    """
     image_token, video_token = config.image_token_id, config.video_token_id
     films = None
     if video is not None:
-        films = VideoEncoder(VISION, token_text(checkpoint, video_token), video_token, video)
+        becomes = image_token if one_token else video_token
+        films = VideoEncoder(VISION, token_text(checkpoint, video_token), becomes, video)
     return Traits(
         tokens=special_tokens(checkpoint, config),
         chat_template=chat_template(checkpoint),

@@ -41,6 +41,7 @@ TEMPLATE = """\
 {%- if message.content is string %}{{ '\\n' + message.content }}{% else %}{{ '\\n' }}
 {%- for item in message.content %}
 {%- if item.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>
+{%- elif item.type == 'video' %}<|begin_of_video|><|video|><|end_of_video|>
 {%- elif item.type == 'text' %}{{ item.text }}
 {%- endif %}
 {%- endfor %}
@@ -81,11 +82,11 @@ COMMON: dict[str, Any] = {
 TURNS = ((), ((97, 61),), ((40, 130), (64, 64), (5, 50)))
 
 
-def processor(tokenizer: Any) -> Any:
-    """transformers' own, for pictures; the one for videos needs torchvision."""
-    return without_checks(Glm46VProcessor)(
+def processor(tokenizer: Any, video: Any = None, kind: Any = Glm46VProcessor) -> Any:
+    """transformers' own; `video` is its processor of videos, for which torchvision is needed."""
+    return without_checks(kind)(
         Glm46VImageProcessorPil(size=SIZE, patch_size=PATCH),
         tokenizer,
-        None,
+        video,
         chat_template=tokenizer.chat_template,
     )

@@ -90,7 +90,7 @@ class PatchTests(FamilyTests):
         """Slow enough for the times of Qwen2.5-VL to pass the positions of the text behind."""
         film = clip(13, (40, 30))
         video = Video(film, 1.1)
-        metadata = [{"total_num_frames": 13, "fps": 1.1}]
+        metadata = [{"total_num_frames": 13, "fps": 1.1, "duration": 13 / 1.1}]
         content = [{"type": "video"}, {"type": "text", "text": PROMPT}]
         text = made.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
@@ -171,7 +171,7 @@ def as_theirs(inputs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
 
 
 def video_processor(family: str, **settings: Any) -> Any:
-    """transformers' own video processor of `family`, qwen2_vl or qwen3_vl.
+    """transformers' own video processor of `family`, as qwen2_vl or glm4v.
 
     It needs torchvision, of which it calls three functions; here they are torch's. Compared once
     with the same classes on torchvision 0.28: the same to the last bit.
@@ -209,7 +209,7 @@ def _video_class(family: str) -> Any:
     theirs = next(
         value
         for name, value in vars(module).items()
-        if name.endswith("VLVideoProcessor") and value.__module__ == module.__name__
+        if name.endswith("VideoProcessor") and value.__module__ == module.__name__
     )
     functional = _functional()
 

@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import (
     Glm4vConfig,
     Glm4vForConditionalGeneration,
     Glm46VForConditionalGeneration,
 )
+from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
+from transformers.video_utils import VideoMetadata
 
+from avl_export.checkpoint.checkpoint import open_checkpoint
+from avl_export.families import load_family
 from avl_export.options import Options
 from avl_export.plan.plan import make_plan
-from families.glm import COMMON, TEXT, TOKENS, TURNS, VISION, processor
-from families.qwen import PatchTests, merged
-from families.shared import PROMPT, FamilyTests
-from families.support import Case, picture, refused
+from avl_runtime.vision.frame_choice import paced, stepped
+from avl_runtime.vision.load.videos import Video, VideoError
+from families.glm import COMMON, PATCH, TEXT, TOKENS, TURNS, VISION, processor
+from families.qwen import PatchTests, merged, video_processor
+from families.shared import PROMPT
+from families.support import Case, call_processor, clip, picture, refused
+
+VIDEO = {"size": {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 100}, "patch_size": PATCH}
+
+
+def filmed(tokenizer: Any) -> Any:
+    return processor(tokenizer, video_processor("glm4v", **VIDEO), Glm4vProcessor)
+
+
+def encode(of: Any, text: str, images: Any, videos: list[Any], **options: Any) -> Any:
+    """Of frames whose rate nobody knows, transformers takes all, or refuses to choose."""
+    unknown = {"do_sample_frames": False} if videos else {}
+    return call_processor(of, text, images, videos, **unknown, **options)
+
 
 CASES = (
     Case(
@@ -28,16 +50,69 @@ CASES = (
         model=Glm4vForConditionalGeneration,
         # The MLP of the encoder's layers is as wide as what the encoder puts out.
         config=Glm4vConfig(text_config=TEXT, vision_config=VISION, **TOKENS),
-        processor=processor,
+        processor=filmed,
+        files={
+            "video_preprocessor_config.json": {
+                **VIDEO,
+                "num_frames": 16,
+                "video_processor_type": "Glm4vVideoProcessor",
+            }
+        },
+        encode=encode,
         **COMMON,
     ),
 )
 
 
-class TestGlm4v(FamilyTests):
+class TestGlm4v(PatchTests):
     cases = CASES
     turns = TURNS
-    _same_pixels = staticmethod(PatchTests._same_pixels)
+
+    def _shown(self) -> Any:
+        """transformers refuses a picture and a video in one prompt, as both are the same tokens."""
+        return [(images, videos) for images, videos in super()._shown() if not (images and videos)]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 4000), st.sampled_from((0.4, 1.0, 1.7, 5.0, 24.0, 29.97, 60.0)))
+def test_frames_of_videos_are_those_of_transformers(count: int, fps: float) -> None:
+    film = Video([picture((8, 8))] * count, fps)
+    known = VideoMetadata(total_num_frames=count, fps=fps, duration=count / fps)
+    theirs = {name: video_processor(name).sample_frames(known) for name in ("glm4v", "glm46v")}
+    assert stepped(film, fps, 2, 300) == theirs["glm4v"].tolist()
+    assert paced(film, fps, 2) == theirs["glm46v"].tolist()
+
+
+def test_times_of_glm46v(make: Any) -> None:
+    """Another processor of videos, by its name; the model is the same."""
+    made = make(CASES[0])
+    film, fps = clip(13, (40, 30)), 1.1
+    name, kind = "video_preprocessor_config.json", {"video_processor_type": "Glm46VVideoProcessor"}
+    folder = made.folder.parent / "other"
+    shutil.copytree(made.folder, folder)
+    (folder / name).write_text(json.dumps(VIDEO | kind))
+    family = load_family(open_checkpoint(str(folder)), torch.float32)
+    layout = family.traits.video.layout
+    theirs = processor(made.processor.tokenizer, video_processor("glm46v", **VIDEO))
+    metadata = [{"total_num_frames": 13, "fps": fps, "duration": 13 / fps}]
+    want = theirs(
+        text="<|video|>", videos=[film], video_metadata=metadata, do_sample_frames=True,
+        return_tensors="pt",
+    )  # fmt: skip
+    found = layout.prepare(Video(film, fps), "<|image|>")
+    shown = made.processor.tokenizer(found.replacement).input_ids
+    assert shown == want["input_ids"][0].tolist()
+    assert ".5 seconds" in found.replacement
+    PatchTests._same_pixels([found.inputs], want["pixel_values_videos"].numpy())
+
+
+def test_videos_that_are_refused(make: Any, tmp_path: Path) -> None:
+    made, name = make(CASES[0]), "video_preprocessor_config.json"
+    said = refused(made, tmp_path, {name: {**VIDEO, "video_processor_type": "XVideoProcessor"}})
+    assert "expected a Glm4vVideoProcessor or Glm46VVideoProcessor, found XVideo" in said
+    layout = replace(made.model.package.manifest.video.layout, choice="paced")
+    with pytest.raises(VideoError, match=r"of at least 0\.17 seconds"):
+        layout.prepare(Video(clip(2, (8, 8)), 30.0), "x")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
@@ -15,7 +15,7 @@ from avl_export.families.processors.preprocessing import (
     token_text,
     video_processor,
 )
-from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
+from avl_runtime.vision.patch_video import Choice, PatchVideo, Stamp, TimedVideo
 from avl_runtime.vision.patches import Patches, PatchImage
 from avl_runtime.vision.resample import KERNELS
 from avl_runtime.vision.steps import ImageProcessing
@@ -26,8 +26,10 @@ IMAGE_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 WIDENED_SIZE = {"shortest_edge": 384 * 384, "longest_edge": 1536 * 1536}
 GROWN_SIZE = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}
 PATCH_VIDEO_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
+STAMPED_VIDEO_SIZE = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 2 * 30000}
 TIMED_VIDEO_SIZE = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
 MIN_FRAMES, MAX_FRAMES = 4, 768
+MAX_DURATION = 300  # seconds
 FPS = 2.0  # Qwen's own tools sample so, and transformers for Qwen3-VL
 
 
@@ -186,11 +188,47 @@ def timed_video(checkpoint: Checkpoint, patches: Patches, config: Any) -> TimedV
     )
 
 
-def _video_settings(checkpoint: Checkpoint, patches: Patches, default_size: int) -> _Settings:
+def stamped_video(checkpoint: Checkpoint, patches: Patches, config: Any) -> TimedVideo:
+    """The layout that a Glm4vVideoProcessor's or Glm46VVideoProcessor's settings describe.
+
+    Raises:
+        FamilyError: as `patch_image`, or they are another processor's.
+    """
+    settings = _video_settings(checkpoint, patches, 14, counted=True)
+    names = ("video_processor_type", "processor_class", "image_processor_type")
+    named = next(filter(None, (settings.raw.get(name) for name in names)), config.model_type)
+    known = {"glm4v": ("stepped", "seconds"), "glm46v": ("paced", "tenths")}
+    kind = next((kind for kind in known if str(named).lower().startswith(kind)), None)
+    if kind is None:
+        raise settings.unfit("a Glm4vVideoProcessor or Glm46VVideoProcessor", named)
+    choice, stamp = known[kind]
+    least, most = settings.pixels(STAMPED_VIDEO_SIZE, old_names=False)
+    sampled = settings.get("do_sample_frames", True)
+    return TimedVideo(
+        kind="timed_video",
+        processing=_frame_steps(settings, {}),
+        patches=patches,
+        min_pixels=least,
+        max_pixels=most,
+        fps=float(settings.number("fps", FPS)) if sampled else None,
+        min_frames=patches.temporal,
+        max_frames=MAX_FRAMES,
+        opening=token_text(checkpoint, config.image_start_token_id),
+        closing=token_text(checkpoint, config.image_end_token_id),
+        choice=cast(Choice, choice),
+        longest=float(settings.number("max_duration", MAX_DURATION)),
+        stamp=cast(Stamp, stamp),
+    )
+
+
+def _video_settings(
+    checkpoint: Checkpoint, patches: Patches, default_size: int, *, counted: bool = False
+) -> _Settings:
+    """`counted`: the processor has a num_frames that it does not read."""
     settings = _Settings(*video_processor(checkpoint))
     settings.check_patches(patches, default_size)
     for name in ("num_frames", "cap_pixels_per_frame"):
-        if settings.get(name, None):
+        if settings.get(name, None) and not (counted and name == "num_frames"):
             raise FamilyError(
                 f"{settings.place}: expected no {name}, found {settings.raw[name]}; this version "
                 "of avl samples videos by fps and resizes each alike, remove it"

@@ -1,4 +1,4 @@
-"""Videos cut into patches, with the times of their frames (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)."""
+"""Videos cut into patches, with the times of their frames (Qwen-VLs, GLM-4V)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from avl_plugins.graph_io import PIXELS
+from avl_runtime.vision.frame_choice import RATES, paced, stepped
 from avl_runtime.vision.frame_steps import frame_values
 from avl_runtime.vision.load.images import check_size
 from avl_runtime.vision.load.videos import Video, VideoError
@@ -30,6 +31,8 @@ from avl_runtime.vision.steps import ImageProcessing
 UNKNOWN_FPS: Final = 24.0  # what transformers takes where nobody says
 PATCHES_PER_RUN: Final = 1 << 14  # of several frames; a single one may have as many
 MAX_VIDEO_PATCHES: Final = 1 << 18  # their pixel values take about 1.5 GB
+Choice = Literal["spread", "stepped", "paced"]
+Stamp = Literal["before", "seconds", "tenths"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,14 @@ class TimedVideo:
     """Graph: `Patches.inputs` of the frames -> features [T, cells, C]; times are in the text.
 
     `fps` frames a second are taken, spread evenly, `min_frames` to `max_frames` in all; None takes
-    all. All frames together are resized to `min_pixels` to `max_pixels`. Each group of frames has
-    its time in front and stands between `opening` and `closing`.
+    all. All frames together are resized to `min_pixels` to `max_pixels`. Each group of frames
+    stands between `opening` and `closing`.
+
+    Attributes:
+        choice: of frames, if not "spread": see `frame_choice`. All of a list are taken then.
+        longest: of a "stepped" video, in seconds.
+        stamp: a group's time. "before" it is that of its middle; behind it that of its first frame,
+            in whole "seconds" or in "tenths".
     """
 
     kind: Literal["timed_video"]
@@ -136,6 +145,9 @@ class TimedVideo:
     max_frames: int
     opening: str
     closing: str
+    choice: Choice = "spread"
+    longest: float = 300.0
+    stamp: Stamp = "before"
 
     def prepare(self, video: Video, token: str) -> Media:
         """Make a video ready; `token` is the text of a video token.
@@ -156,7 +168,7 @@ class TimedVideo:
         return Media(
             kind="video",
             inputs=inputs,
-            replacement="".join(f"<{time:.1f} seconds>{seen}" for time in times),
+            replacement="".join(self._stamped(time, seen) for time in times),
             tokens=tokens,
             digest=_digest(frames),
             cells=cells,
@@ -176,7 +188,18 @@ class TimedVideo:
                 f"{video.count}; send it as an image"
             )
         indices = list(range(video.count))
-        if self.fps is not None:
+        if self.fps is not None and self.choice != "spread":
+            if video.fps is not None and self.choice == "stepped":
+                indices = stepped(video, video.fps, self.fps, self.longest)
+            elif video.fps is not None:
+                indices = paced(video, video.fps, self.patches.temporal)
+            if not indices:
+                raise VideoError(
+                    f"expected a video of at least {1 / RATES[0][1] / self.patches.temporal:.2f} "
+                    f"seconds, found {video.count / (video.fps or UNKNOWN_FPS):.2f}; send its "
+                    "frames as images"
+                )
+        elif self.fps is not None:
             wanted = int(video.count / (video.fps or UNKNOWN_FPS) * self.fps)
             count = min(max(wanted, self.min_frames), self.max_frames, video.count)
             places = np.linspace(0, video.count - 1, count)
@@ -185,11 +208,18 @@ class TimedVideo:
             indices = [int(i) for i in places.round()]
         return indices, video.pick(indices)
 
+    def _stamped(self, time: float, seen: str) -> str:
+        if self.stamp == "before":
+            return f"<{time:.1f} seconds>{seen}"
+        return f"{seen}{int(time)}" if self.stamp == "seconds" else f"{seen}{time:.1f} seconds"
+
     def _times(self, indices: Sequence[int], video: Video) -> list[float]:
-        """Seconds at the middle of each group of frames."""
+        """Seconds of each group of frames, see `stamp`."""
         group = self.patches.temporal
         padded = [*indices, *[indices[-1]] * (-len(indices) % group)]
         seconds = [video.second(index, UNKNOWN_FPS) for index in padded]
+        if self.stamp != "before":
+            return seconds[::group]
         ends = zip(seconds[::group], seconds[group - 1 :: group], strict=True)
         return [(first + last) / 2 for first, last in ends]
 
