@@ -8,6 +8,7 @@ from onnxscript.optimizer import _constant_folding
 
 from avl_export.graph.answers import open_answers
 from avl_export.graph.flatten import flatten_rows
+from avl_export.graph.frames import open_frames
 from avl_export.graph.linears import join_linears
 from avl_export.graph.mutual import name_attention
 from avl_export.graph.trace import Traced
@@ -23,6 +24,7 @@ def finish(traced: Traced) -> ir.Model:
     No pass here reads a tensor that lies in the checkpoint.
     """
     model = traced.model
+    open_frames(model)
     passes.RemoveUnusedNodesPass()(model)
     _constant_folding.FoldConstantsPass(
         shape_inference=False,

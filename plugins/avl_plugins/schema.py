@@ -26,7 +26,7 @@ DOMAIN = "avl"
 VERSION = 1
 
 # T: the one floating type of the model. stored: any of FLOATS. codes: INT4 or INT8.
-DType = Literal["T", "int64", "int8", "uint8", "float16", "float32", "stored", "codes"]
+DType = Literal["T", "bool", "int64", "int8", "uint8", "float16", "float32", "stored", "codes"]
 FLOATS = ("float32", "float16", "bfloat16")  # what T may be
 
 
@@ -281,7 +281,8 @@ MUTUAL_ATTENTION = Op(
     doc=(
         "Attention of all rows over all rows, as those of a picture's patches: for each head "
         "out = softmax(scale * q . k^T) . v. Heads of a row lie side by side, as linears make and "
-        "take them. A kernel may round q, k, v and the softmax to bf16."
+        "take them. A kernel may round q, k, v and the softmax to bf16, or to words of 11 bits or "
+        "more with a scale for each row, or block of a row."
     ),
     inputs=tuple(
         Value(name, "T", ("B", "S", "H", "D"), doc)
@@ -289,6 +290,12 @@ MUTUAL_ATTENTION = Op(
     ),
     outputs=(Value("out", "T", ("B", "S", "H", "D"), "attention output"),),
     attributes=(Attribute("scale", "float", "factor on q . k, usually head_dim ** -0.5"),),
+)
+MASKED_MUTUAL_ATTENTION = dataclasses.replace(
+    MUTUAL_ATTENTION,
+    name="MaskedMutualAttention",
+    doc="MutualAttention over those rows alone that are seen, of which there is one at least.",
+    inputs=(*MUTUAL_ATTENTION.inputs, Value("seen", "bool", ("S",), "which keys are seen")),
 )
 
 

@@ -67,6 +67,8 @@ def test_whole_numbers_are_told(kernels: Path, monkeypatch: pytest.MonkeyPatch) 
     more = "; prompts: attention in whole numbers" if plain == VNNI else ""
     assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, 64) == plain + more
     assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, 24) == plain
+    pictures = more.replace("prompts", "pictures")
+    assert told(FP32, FP32 | {ATTENTION: "bf16"}, INT8, 24) == plain + pictures
     assert told(FP32 | {ATTENTION: "bf16"}, FP32, FP16, 64) == plain
 
 

@@ -1,19 +1,22 @@
-"""Attention over whole frames, as torch.export sees it, and its translation to ONNX nodes.
+"""Attention over whole frames, as torch.export sees it, and its translation to one ONNX node.
 
-Scores are computed one head and one part of the queries at a time: all together would be by far an
-encoder's largest array (64 GiB for a picture of 12 megapixels), and a CPU fills it several times
-more slowly. Traced op by op, so many small products would take longer than all else of an export.
+Traced op by op, so many small products (`Cut`) would take longer than all else of an export.
+`avl_export.graph.frames` makes of the node what runtimes know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from onnxscript import opset23
+from onnx import defs
+from onnxscript.values import Opset
 
-op: Any = opset23  # its annotations want concrete tensor types, a translation has symbolic ones
+from avl_export.families.replicate import KINDS
+
+DOMAIN = "avl.frames"
+NAME = "FrameAttention"
+SIZES = ("heads", "parts", "width")
 
 torch.library.define(
     "avl::frame_attention",
@@ -36,7 +39,7 @@ def frame_attention(
     Only for tracing: it computes nothing.
 
     Args:
-        mask: [P], added to the scores of keys.
+        mask: [P], 0 at keys that are seen and far below at others.
         parts: into how many the queries of a frame are divided; P is a multiple.
     """
     out = torch.ops.avl.frame_attention(query, key, value, mask, heads, parts, scale)
@@ -47,35 +50,36 @@ def _shape(query: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(query)
 
 
-def _nodes(
-    query: Any, key: Any, value: Any, mask: Any, heads: int, parts: int, scale: float
-) -> Any:
-    scaled = op.Mul(query, op.CastLike(op.Constant(value_float=scale), query))
-    shape = op.Constant(value_ints=[0, parts, -1, query.shape[-1]])
-    columns = _split(op.Transpose(key, perm=[0, 2, 1]), 1, heads)
-    values = _split(value, -1, heads)
-    done = []
-    for part in _split(op.Reshape(scaled, shape), 1, parts):
-        queries = _split(op.Squeeze(part, op.Constant(value_ints=[1])), -1, heads)
-        seen = [_head(q, k, v, mask) for q, k, v in zip(queries, columns, values, strict=True)]
-        done.append(op.Concat(*seen, axis=-1))
-    return op.Concat(*done, axis=1)
-
-
-def _split(x: Any, axis: int, count: int) -> Sequence[Any]:
-    return [x] if count == 1 else op.Split(x, axis=axis, num_outputs=count)
-
-
-def _head(query: Any, columns: Any, value: Any, mask: Any) -> Any:
-    scores = op.MatMul(query, columns)
-    if mask is not None:
-        scores = op.Add(scores, mask)
-    return op.MatMul(op.Softmax(scores, axis=-1), value)
+def _node(query: Any, key: Any, value: Any, mask: Any, heads: int, parts: int, scale: float) -> Any:
+    inputs = (query, key, value) if mask is None else (query, key, value, mask)
+    sizes = dict(zip(SIZES, (heads, parts, query.shape[-1]), strict=True))
+    return Opset(DOMAIN, 1).FrameAttention(*inputs, scale=scale, **sizes)
 
 
 def translation() -> dict[Any, Any]:
-    """The custom translation table entry."""
-    return {torch.ops.avl.frame_attention.default: _nodes}
+    """The custom translation table entry; registers the ONNX schema."""
+    if not defs.has(NAME, DOMAIN):
+        defs.register_schema(_schema())
+    return {torch.ops.avl.frame_attention.default: _node}
+
+
+def _schema() -> defs.OpSchema:
+    schema = defs.OpSchema
+    rows = [schema.FormalParameter(name, "T") for name in ("query", "key", "value")]
+    mask = schema.FormalParameter("mask", "T", param_option=schema.FormalParameterOption.Optional)
+    kind = schema.AttrType
+    return schema(
+        NAME,
+        DOMAIN,
+        1,
+        inputs=[*rows, mask],
+        outputs=[schema.FormalParameter("out", "T")],
+        type_constraints=[("T", list(KINDS), "")],
+        attributes=[
+            schema.Attribute("scale", kind.FLOAT, "", required=True),
+            *(schema.Attribute(name, kind.INT, "", required=True) for name in SIZES),
+        ],
+    )
 
 
 torch.library.register_fake("avl::frame_attention", _shape)

@@ -7,8 +7,10 @@ from onnx import parser
 
 from avl_plugins.bodies.attention_body import attention_body, prompt_body, step_body
 from avl_plugins.bodies.linear_ops import ADD_BIAS, FINISHED_LINEARS, QUANTIZED_LINEARS
+from avl_plugins.bodies.mutual_body import WHOLE, Cut, cut_body
 from avl_plugins.schema import (
     DOMAIN,
+    MASKED_MUTUAL_ATTENTION,
     MUTUAL_ATTENTION,
     PLUGIN_ATTRIBUTES,
     SPLIT_CACHE_ATTENTION,
@@ -44,14 +46,6 @@ _ENDINGS = {
 """,
 }
 
-_MUTUAL_ATTENTION = """
-    of_heads_q = Transpose <perm = [0, 2, 1, 3]> (q)
-    of_heads_k = Transpose <perm = [0, 2, 1, 3]> (k)
-    of_heads_v = Transpose <perm = [0, 2, 1, 3]> (v)
-    of_heads = Attention <scale: float = @scale> (of_heads_q, of_heads_k, of_heads_v)
-    out = Transpose <perm = [0, 2, 1, 3]> (of_heads)
-"""
-
 _QUANTIZED_LINEAR = """
     {w} = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> ({tensors})
     {y} = Gemm (x, {w})
@@ -79,9 +73,17 @@ def split_cache_attention_functions(
     )
 
 
-def mutual_attention_function(opset: int = 23) -> onnx.FunctionProto:
-    """`avl::MutualAttention`; a model needs the same default `opset`."""
-    return function_proto(MUTUAL_ATTENTION, _MUTUAL_ATTENTION, opset)
+def mutual_attention_function(
+    opset: int = 23, cut: Cut | None = None, *, masked: bool = False
+) -> onnx.FunctionProto:
+    """`avl::MutualAttention` or `avl::MaskedMutualAttention`; a model needs the same `opset`.
+
+    Args:
+        cut: computes scores in parts, for rows of these sizes alone. None leaves all of it to the
+            runtime, which masks cannot be.
+    """
+    op = MASKED_MUTUAL_ATTENTION if masked else MUTUAL_ATTENTION
+    return function_proto(op, WHOLE if cut is None else cut_body(cut, masked), opset)
 
 
 def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:

@@ -23,7 +23,8 @@ EPILOGUE = "epilogue.c"
 LINEAR, SCREEN, QUANTIZED = "linear.c", "screen.c", "quantized.c"
 # Empty for compilers and processors that do not know it:
 AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
-PROMPT_CODES = "prompt_codes.c"
+# The same, of those with AVX-512 VNNI:
+WORDS = ("prompt_codes.c", "prompt_words.c")
 SOURCES = (
     *(KERNELS, FEW, "few_run.c", "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "unmap.c"),
     *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, "processor.c", "levels.c"),
@@ -161,7 +162,7 @@ def units(found: str, machine: str | None = None) -> Iterator[Unit]:
     amx_level = ("-DAVL_AMX", *AMX_LEVEL) if has_amx else ()
     yield from (Unit(name, name, amx_level) for name in AMX)
     has_vnni = machine in X86 and knows(found, _VNNI)
-    yield Unit(PROMPT_CODES, PROMPT_CODES, ("-DAVL_VNNI", *_VNNI) if has_vnni else ())
+    yield from (Unit(name, name, ("-DAVL_VNNI", *_VNNI) if has_vnni else ()) for name in WORDS)
 
 
 def knows(found: str, options: Sequence[str]) -> bool:

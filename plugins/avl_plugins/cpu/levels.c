@@ -6,6 +6,12 @@
 
 const avl_prompt_tiles *avl_best_tiles(void) { return avl_has_amx() ? avl_prompt_amx : NULL; }
 
+const avl_prompt_tiles *avl_best_mutual_tiles(void)
+{
+    const avl_prompt_tiles *best = avl_best_tiles();
+    return best ? best : avl_has_vnni() ? avl_prompt_words : NULL;
+}
+
 const avl_prompt_tiles *avl_best_code_tiles(void)
 {
     const avl_prompt_tiles *best = avl_best_tiles();

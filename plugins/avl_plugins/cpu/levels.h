@@ -6,6 +6,7 @@
 #include "epilogue.h"
 #include "prompt_amx.h"
 #include "prompt_codes.h"
+#include "prompt_words.h"
 #include "quantized.h"
 #include "screen.h"
 
@@ -14,6 +15,7 @@ const avl_few_kernels *avl_best_few(void);
 const avl_prompt_kernels *avl_best_prompt(void);
 const avl_code_kernels *avl_best_codes(void);
 const avl_prompt_tiles *avl_best_tiles(void); // NULL where there are none
+const avl_prompt_tiles *avl_best_mutual_tiles(void); // of encoders
 const avl_prompt_tiles *avl_best_code_tiles(void); // of rows in codes of 8 bits
 
 // Kernels of linears with stored weights; NULL where there are none, as ONNX Runtime computes the

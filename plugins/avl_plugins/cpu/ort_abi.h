@@ -13,6 +13,7 @@
 #define ORT_API_VERSION 17
 #define ORT_FAIL 1
 #define ORT_FLOAT 1 // ONNXTensorElementDataType
+#define ORT_BOOL 9
 #define ORT_INT8 3
 #define ORT_INT64 7
 #define ORT_HALF 10

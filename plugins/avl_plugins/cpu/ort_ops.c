@@ -29,7 +29,7 @@ EXPORTED const char *avl_instructions(void)
 
 // Which ops a session has: those of linears where there are kernels (elsewhere the ops' bodies are
 // computed, for which ONNX Runtime has some), and those on tiles where its configuration asks for
-// bf16. Attention of encoders is on tiles alone: in float32 its body is as fast.
+// bf16. Attention of encoders is for AVX-512 alone: without it the usual body is as fast.
 enum { PLAIN = 1, QUANTIZED = 2, TILED_ATTENTION = 4, TILED_LINEARS = 8, MUTUAL = 16, CHOICES = 32 };
 
 // Adds `choice` if an entry of the configuration, which is "fp32" or "bf16", is the latter.
@@ -52,10 +52,9 @@ static OrtStatus *add_if_bf16(const OrtSessionOptions *options, const char *entr
 // The environment has a say, so it is asked for every session.
 static OrtStatus *choose(const OrtSessionOptions *options, int *chosen)
 {
-    *chosen = (avl_best_linears() ? PLAIN : 0) | (avl_best_quantized() ? QUANTIZED : 0);
+    *chosen = (avl_best_linears() ? PLAIN : 0) | (avl_best_quantized() ? QUANTIZED : 0) |
+              (avl_has_avx512() ? MUTUAL : 0);
     OrtStatus *status = add_if_bf16(options, "avl.attention", TILED_ATTENTION, chosen);
-    if (*chosen & TILED_ATTENTION && avl_runs_amx())
-        *chosen |= MUTUAL;
     return status ? status : add_if_bf16(options, "avl.linears", TILED_LINEARS, chosen);
 }
 
@@ -67,6 +66,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
         chosen & TILED_LINEARS ? avl_plain_linears_on_tiles : avl_plain_linears;
     const avl_op *kept =
         chosen & TILED_ATTENTION ? avl_kept_attention_on_tiles : avl_kept_attention;
+    const avl_op *mutual =
+        chosen & TILED_ATTENTION ? avl_mutual_attention_on_tiles : avl_mutual_attention;
     OrtStatus *status = avl_api->CreateCustomOpDomain("avl", domain);
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_step.op);
@@ -74,8 +75,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
         status = avl_api->CustomOpDomain_Add(*domain, &prompt->op);
     for (size_t i = 0; !status && i < AVL_KEPT; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &kept[i].op);
-    if (!status && chosen & MUTUAL)
-        status = avl_api->CustomOpDomain_Add(*domain, &avl_mutual_attention.op);
+    for (size_t i = 0; !status && chosen & MUTUAL && i < AVL_MUTUAL; i++)
+        status = avl_api->CustomOpDomain_Add(*domain, &mutual[i].op);
     for (size_t i = 0; !status && chosen & PLAIN && i < AVL_PLAIN_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &linears[i].op.op);
     if (!status && chosen & PLAIN)

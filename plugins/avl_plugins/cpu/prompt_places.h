@@ -98,7 +98,19 @@ HELPER int64_t stride_of(const avl_step *step)
     return step->mutual ? step->heads * step->head_dim : step->head_dim;
 }
 
-// Where the new rows of a part begin which has so many heads.
+// How many new keys a sequence has.
+HELPER int64_t new_keys(const avl_step *step) { return step->mutual ? step->mutual : step->rows; }
+
+// Where the new keys of a part begin.
+HELPER int64_t keys_of(const avl_step *step, int64_t part)
+{
+    if (!step->mutual)
+        return part * step->rows * step->head_dim;
+    const int64_t heads = step->heads;
+    return (part / heads * step->mutual * heads + part % heads) * step->head_dim;
+}
+
+// Where the new query rows of a part begin which has so many heads.
 HELPER int64_t start_of(const avl_step *step, int64_t part, int64_t heads)
 {
     if (step->mutual) // and each head is a part
@@ -123,9 +135,9 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
     places[1] = (place){.mass = step->mass_parked + p * r, .first = active, .rows = parked,
                         .capacity = step->parked};
     places[2] = (place){.mass = step->mass_new + n * r, .first = active + parked,
-                        .rows = step->rows, .capacity = step->rows, .causal = !step->mutual};
+                        .rows = new_keys(step), .capacity = step->rows, .causal = !step->mutual};
     if (!of) {
-        const int64_t start = start_of(step, part, 1), stride = stride_of(step);
+        const int64_t start = keys_of(step, part), stride = stride_of(step);
         places[0].keys = (stored_rows){step->k_active + a * d, .stride = d};
         places[0].values = (stored_rows){step->v_active + a * d, .stride = d};
         places[1].keys = (stored_rows){step->k_parked + p * d, .stride = d};

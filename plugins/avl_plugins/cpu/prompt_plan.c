@@ -79,7 +79,8 @@ int avl_plan_prompt(const avl_step *step, const avl_prompt_tiles *tiles, avl_pro
     const int64_t rows = group * step->rows, d = step->head_dim;
     int64_t keys = 0;
     for (int64_t b = 0; b < step->batch; b++)
-        keys = most(keys, step->active_len[b] + step->parked_len[b] + step->rows);
+        keys = most(keys, step->active_len[b] + step->parked_len[b] +
+                              (step->mutual ? step->mutual : step->rows));
     *prompt = (avl_prompt){.step = step, .group = group, .parts = parts, .keys = keys};
     cut(tiles, keys, prompt);
 

@@ -24,7 +24,12 @@ from avl_plugins.graph_io import (
     is_cached_rows,
     shared,
 )
-from avl_plugins.schema import DOMAIN, MUTUAL_ATTENTION, SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import (
+    DOMAIN,
+    MASKED_MUTUAL_ATTENTION,
+    MUTUAL_ATTENTION,
+    SPLIT_CACHE_ATTENTION,
+)
 from avl_runtime.package.engine_sets import ROW_BLOCK
 from avl_runtime.package.manifest import Dims
 
@@ -71,7 +76,8 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
     decoder = any(node.op_type == SPLIT_CACHE_ATTENTION.name for node in model.graph.node)
     row_block = 1
     # Builders know the body of these, and no kernel of ours.
-    bodies = [(op.domain, op.name) for op in (*LINEARS, MUTUAL_ATTENTION)]
+    with_bodies = (*LINEARS, MUTUAL_ATTENTION, MASKED_MUTUAL_ATTENTION)
+    bodies = [(op.domain, op.name) for op in with_bodies]
     model = onnx.inliner.inline_selected_functions(model, bodies)
     if decoder:
         _share_sizes(model.graph)

@@ -39,7 +39,8 @@ def compute_entries(
 
     With `auto`, attention of quantized layers is in bf16 where there is AMX: their activations are
     rounded to 8 bits by linears, which changes logits more (benchmarks/prompt-rounding.json). Where
-    there is none but VNNI, attention over rows of 8 bits is in whole numbers of 16 by 8 bits.
+    there is none but VNNI, attention over rows of 8 bits is in whole numbers of 16 by 8 bits, and
+    that of encoders in whole numbers of 16 bits.
     Linears of quantized weights take AMX by themselves, as their op lets them.
 
     Args:
@@ -83,6 +84,8 @@ def told(
         rounded = [name for name, key in names if entries[key] == "bf16"]
         if rounded and kernels.runs_amx():
             text += f"; {part}: {' and '.join(rounded)} in bf16"
+        elif part == "pictures" and rounded and VNNI in text:
+            text += "; pictures: attention in whole numbers"
         elif part == "prompts" and rounded and kept == INT8 and VNNI in text:
             text += "" if head_dim % SIDE else "; prompts: attention in whole numbers"
     if kept.parked_bits is not None:  # the ops of such rows have a body alone
