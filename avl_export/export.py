@@ -184,6 +184,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         files=tuple(_entry(folder, name) for name in names),
         engines=(),
         generation=texts.generation,
+        reach=traits.reach,
         adapter=None if plan.adapter is None else plan.adapter.folder.resolve().name,
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

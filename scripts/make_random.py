@@ -44,6 +44,7 @@ FAMILIES = {
     "qwen2_vl": "qwen2-vl-2b",
     "qwen2_5_vl": "qwen2.5-vl-3b",
     "qwen3_vl": "qwen3-vl-2b",
+    "gemma3": "gemma-3-4b",
 }
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHOSEN = ("llava", "llava_next")  # families whose pictures have as many tokens as is asked for

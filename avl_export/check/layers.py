@@ -21,7 +21,7 @@ from avl_export.check.compare import KEEP, TOLERANCE, check_dtype, graph_name
 from avl_export.check.graphs import Graph, dtype_of, read_graph
 from avl_export.check.reference import Load, empty_model, forward, watch
 from avl_export.check.table import Row, Table, flat, ignore, largest
-from avl_export.check.walk import Places, Rows, check_prompt, embed, encoded
+from avl_export.check.walk import Places, Rows, check_prompt, embed, encoded, pick
 from avl_export.families import Family
 from avl_plugins.graph_io import DEEPSTACK, HIDDEN, LOGITS, STATE, TAP, named
 from avl_runtime.package.manifest import Segment
@@ -67,7 +67,8 @@ class _Decoder:
     def __init__(self, package: Package, prompt: Prompt, table: Table, encoders: _Encoders) -> None:
         self.package, self.table, self.encoders = package, table, encoders
         mask, nothing = prompt.image_mask, np.zeros(0, np.float32)
-        self._feeds = Rows(nothing, prompt.positions, nothing, mask).feeds(0, len(mask))
+        rows = Rows(nothing, prompt.positions, nothing, mask, prompt.ends)
+        self._feeds = rows.feeds(0, len(mask))
         self._empty = Places(package.manifest.dims, dtype_of(package))
         self._opened: tuple[str, Graph] | None = None
         self._rank = 3
@@ -106,7 +107,8 @@ class _Decoder:
 
     def _feeds_of(self, segment: Segment, layer: int, given: Array) -> dict[str, Array]:
         """What `layer` reads: its input, positions, and empty caches."""
-        feeds = {HIDDEN: given, **self._feeds}
+        graph = self.package.manifest.graph_of(segment)
+        feeds = {HIDDEN: given, **pick(self._feeds, graph)}
         if layer > segment.first_layer:
             # Inside a segment a state may lie as rows [B * S, C], see flatten.py.
             matrix = given.reshape(-1, given.shape[-1])

@@ -100,6 +100,7 @@ class HostRunner(Runner):
             feeds[POSITIONS],
             feeds[WEIGHTS],
             [feeds[named(DEEPSTACK, layer)] for layer in graph.deepstack],
+            reach={name: feeds[name] for name in graph.reach},
         )
         planes = COMPUTED.planes(dims.head_dim, self.dtype)
         cache = SegmentCache(len(layers), 1, dims.num_kv_heads, planes)

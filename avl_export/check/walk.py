@@ -7,7 +7,7 @@ rows are kept, parked and dropped here by the simplest means.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -23,10 +23,13 @@ from avl_plugins.graph_io import (
     MADE,
     PARKED,
     POSITIONS,
+    ROW_ENDS,
+    ROW_POSITIONS,
     STATE,
     WEIGHTS,
     named,
 )
+from avl_runtime.generate.prefix import spans
 from avl_runtime.package.manifest import Dims, Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
@@ -54,27 +57,42 @@ def check_prompt(package: Package) -> Prompt:
     visual = manifest.visual_tokens
     words = [n for n in range(min(visual[0], manifest.dims.vocab_size)) if n not in visual]
     ids = np.concatenate([asked.input_ids, rng.choice(words, DECODE)])
-    return Prompt.of(ids, visual, asked.media, manifest.dims.position_axes)
+    axes, reach = manifest.dims.position_axes, manifest.reach
+    prompt = Prompt.of(ids, visual, asked.media, axes, reach)
+    if prompt.ends is None:
+        return prompt
+    # Tokens of a reply see those before them alone.
+    said = len(asked.input_ids)
+    ends = np.concatenate([np.minimum(prompt.ends[:said], said), np.arange(said, len(ids)) + 1])
+    return replace(prompt, ends=ends)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What the decoder reads: hidden [N, C], positions [axes, N], deepstack [K, N, C]."""
+    """What the decoder reads: hidden [N, C], positions [axes, N], deepstack [K, N, C], ends [N]."""
 
     hidden: Array
     positions: Array
     deepstack: Array
     image_mask: NDArray[np.bool_]
+    ends: Ints | None
 
     def feeds(self, begin: int, end: int) -> dict[str, Array]:
-        """What a segment takes of its rows from `begin` to `end` - 1, beside their states."""
+        """What segments may take of rows from `begin` to `end` - 1, beside their states."""
         ids = np.ascontiguousarray(self.positions[:, begin:end])
         text = ~self.image_mask[begin:end]
         last = np.arange(end - begin) == end - begin - 1
+        ends = np.arange(begin, end) + 1 if self.ends is None else self.ends[begin:end]
         return {
+            ROW_ENDS: ends[None] - begin,
+            ROW_POSITIONS: np.arange(begin, end)[None],
             POSITIONS: graph_io.positions(ids),
             WEIGHTS: np.stack([last, text])[None].astype(np.float32),
         }
+
+    def ends_of(self, count: int) -> Ints | None:
+        """Ends of the first rows, where they are not all those behind the row itself."""
+        return None if self.ends is None else self.ends[:count]
 
 
 def encoded(prompt: Prompt, encode: Encode) -> list[Features]:
@@ -97,7 +115,7 @@ def rows_of(package: Package, prompt: Prompt, parts: Sequence[Features]) -> Rows
     deepstack = np.zeros((len(package.manifest.deepstack_layers), *hidden.shape), np.float32)
     hidden[mask] = np.concatenate([part.rows for part in parts])
     deepstack[:, mask] = np.concatenate([part.deepstack for part in parts], 1)
-    return Rows(hidden, prompt.positions, deepstack, mask)
+    return Rows(hidden, prompt.positions, deepstack, mask, prompt.ends)
 
 
 class Run(NamedTuple):
@@ -129,7 +147,7 @@ def walk(
     prompt = total - DECODE
     limits = (most_rows, runner.most_rows, -(-prompt // 2))
     chunk = min(limit for limit in limits if limit is not None)
-    begins = range(0, prompt, chunk)
+    begins = [begin for begin, _ in spans(prompt, chunk, rows.ends_of(prompt))]
     places = Places(manifest.dims, runner.dtype)
     images = np.flatnonzero(rows.image_mask[:prompt])
     for number, (begin, end) in enumerate(pairwise([*begins, *range(prompt, total + 1)])):
@@ -144,7 +162,7 @@ def walk(
         new: list[tuple[Array, Array]] = []
         for index, segment in enumerate(manifest.segments):
             layers = manifest.graph_of(segment).layers
-            given = {HIDDEN: state, **feeds}
+            given = {HIDDEN: state, **pick(feeds, manifest.graph_of(segment))}
             for layer in segment.deepstack:
                 added = rows.deepstack[manifest.deepstack_layers.index(layer)]
                 given[named(DEEPSTACK, layer)] = np.ascontiguousarray(added[None, begin:end], dtype)
@@ -155,6 +173,12 @@ def walk(
             new += [(found[named(MADE.keys, n)], found[named(MADE.values, n)]) for n in layers]
             state = found.get(STATE, state)
         places.append(new)
+
+
+def pick(feeds: Mapping[str, Array], graph: graph_io.Segment) -> dict[str, Array]:
+    """Of `Rows.feeds` those that a graph takes."""
+    unread = {ROW_ENDS, ROW_POSITIONS}.difference(graph.reach)
+    return {name: array for name, array in feeds.items() if name not in unread}
 
 
 class Places:

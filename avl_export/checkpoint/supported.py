@@ -30,6 +30,7 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "gemma3",
 )
 
 STATES = "layers that keep a state instead of rows"
@@ -41,7 +42,7 @@ UNSUPPORTED: Mapping[str, str] = {  # what their decoders have that no graph her
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), STATES),
     **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe", "deepseek_ocr2", "unlimited_ocr"), EXPERTS),
     **dict.fromkeys(("llama4", "kimi_k25", "qwen3_5_moe", "ernie4_5_vl_moe"), EXPERTS),
-    **dict.fromkeys(("paligemma", "molmo2", "gemma3", "gemma4_unified"), BOTH_WAYS),
+    **dict.fromkeys(("paligemma", "molmo2", "gemma4_unified"), BOTH_WAYS),
     **dict.fromkeys(("gemma4", "gemma3n"), SHARED),
     "mllama": "layers of cross attention",
 }

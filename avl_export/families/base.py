@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from avl_plugins.graph_io import FEATURES
-from avl_runtime.package.manifest import ImageEncoder, Tokens, VideoEncoder
+from avl_runtime.package.manifest import CAUSAL, ImageEncoder, Reach, Tokens, VideoEncoder
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ class Traits:
     image: ImageEncoder
     video: VideoEncoder | None = None
     deepstack: tuple[int, ...] = ()
+    reach: Reach = CAUSAL
 
 
 @dataclass(frozen=True, slots=True, eq=False)

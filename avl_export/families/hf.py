@@ -89,12 +89,15 @@ def meta_model(
     model_class: Any,
     dtype: torch.dtype,
     check: Callable[[Any, str], None],
+    *,
+    both_ways: bool = False,
 ) -> tuple[Any, nn.Module, Decoder]:
     """Configuration, model and decoder of `checkpoint`, the model on the meta device.
 
     Args:
         check: raises FamilyError for encoders that the family cannot export; it is given the
             configuration and the path of config.json.
+        both_ways: whether the family says which later tokens are attended to.
 
     Raises:
         FamilyError: as `check`, the decoder is none that graphs compute, or the configuration is
@@ -112,11 +115,11 @@ def meta_model(
         _check_layers(config, where)
         text = config.get_text_config()
         kind = f" (its decoder is {quoted(text.model_type, 40)})"
-        check_text(text, where)
+        check_text(text, where, both_ways=both_ways)
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()
-        decoder = adapt(model, where)
+        decoder = adapt(model, where, both_ways=both_ways)
     except FamilyError:
         raise
     except Exception as error:  # transformers refuses a configuration with any kind of error

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from onnxscript.values import Opset
 from transformers import AttentionInterface
 
 from avl_plugins import onnx_schema
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import (
+    BLOCK_CACHE_ATTENTION,
+    SPLIT_CACHE_ATTENTION,
+    WINDOW_CACHE_ATTENTION,
+    Op,
+)
 
 IMPLEMENTATION = "avl_split_cache"
+ROWS = 6  # tensors of a layer's rows
+_PYTHON = {"float": float, "int": int, "string": str}
 
+_GIVEN = (
+    "Tensor q, Tensor k_new, Tensor v_new, Tensor k_active, Tensor v_active, Tensor active_len, "
+    "Tensor k_parked, Tensor v_parked, Tensor parked_len, Tensor row_weights"
+)
+_MADE = "-> (Tensor, Tensor, Tensor, Tensor)"
+_WINDOW = "Tensor row_ends, Tensor row_positions, Tensor active_positions"
+torch.library.define("avl::split_cache_attention", f"({_GIVEN}, float scale) {_MADE}")
 torch.library.define(
-    "avl::split_cache_attention",
-    "(Tensor q, Tensor k_new, Tensor v_new, Tensor k_active, Tensor v_active, Tensor active_len, "
-    "Tensor k_parked, Tensor v_parked, Tensor parked_len, Tensor row_weights, float scale) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "avl::block_cache_attention", f"({_GIVEN}, Tensor row_ends, float scale) {_MADE}"
+)
+torch.library.define(
+    "avl::window_cache_attention", f"({_GIVEN}, {_WINDOW}, float scale, int window) {_MADE}"
 )
 
 
@@ -34,7 +49,7 @@ def _shapes(
     v_parked: torch.Tensor,
     parked_len: torch.Tensor,
     row_weights: torch.Tensor,
-    scale: float,
+    *_: object,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Only shapes: tracing on the meta device never runs the op."""
     lead = (q.shape[0], k_new.shape[1], row_weights.shape[1])
@@ -48,12 +63,14 @@ def _shapes(
 class LayerCaches:
     """What one traced pass hands to the attention of each layer, and gets back.
 
-    `caches` holds by layer (k_active, v_active, active_len, k_parked, v_parked, parked_len);
+    `caches` holds by layer (k_active, v_active, active_len, k_parked, v_parked, parked_len), and of
+    layers with a window active_positions; `reach` is none, row_ends, or that and row_positions;
     `results` collects (k_new, v_new, mass_active, mass_parked, mass_new).
     """
 
     row_weights: torch.Tensor
     caches: Mapping[int, tuple[torch.Tensor, ...]]
+    reach: tuple[torch.Tensor, ...] = ()
     results: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
 
 
@@ -65,16 +82,28 @@ def split_cache_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     layer_caches: LayerCaches,
+    sliding_window: int | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """The attention function registered with transformers; query [B, H, S, D] -> [B, S, H, D].
 
     With no entry in AttentionMaskInterface transformers builds no mask for it.
     """
-    cache = layer_caches.caches[module.layer_idx]
-    out, *masses = torch.ops.avl.split_cache_attention(
-        query, key, value, *cache, layer_caches.row_weights, float(scaling)
-    )
+    *cache, parked_len = layer_caches.caches[module.layer_idx][:ROWS]
+    positions = layer_caches.caches[module.layer_idx][ROWS:]
+    given = (query, key, value, *cache, parked_len, layer_caches.row_weights)
+    if positions:
+        if sliding_window is None:
+            raise RuntimeError("a layer with a window that its attention is not told of")
+        out, *masses = torch.ops.avl.window_cache_attention(
+            *given, *layer_caches.reach, *positions, float(scaling), sliding_window
+        )
+    elif layer_caches.reach:
+        out, *masses = torch.ops.avl.block_cache_attention(
+            *given, layer_caches.reach[0], float(scaling)
+        )
+    else:
+        out, *masses = torch.ops.avl.split_cache_attention(*given, float(scaling))
     layer_caches.results.append((key, value, *masses))
     return out.transpose(1, 2), None
 
@@ -82,38 +111,31 @@ def split_cache_attention(
 def translation() -> dict[Any, Any]:
     """The custom translation table entry; registers the ONNX schemas."""
     onnx_schema.register()
-    schema = SPLIT_CACHE_ATTENTION
-    ops = Opset(schema.domain, schema.version)
-
-    def node(
-        q: Any,
-        k_new: Any,
-        v_new: Any,
-        k_active: Any,
-        v_active: Any,
-        active_len: Any,
-        k_parked: Any,
-        v_parked: Any,
-        parked_len: Any,
-        row_weights: Any,
-        scale: float,
-    ) -> Any:
-        return getattr(ops, schema.name)(
-            q,
-            k_new,
-            v_new,
-            k_active,
-            v_active,
-            active_len,
-            k_parked,
-            v_parked,
-            parked_len,
-            row_weights,
-            scale=scale,
-        )
-
-    return {torch.ops.avl.split_cache_attention.default: node}
+    ops = torch.ops.avl
+    return {
+        ops.split_cache_attention.default: _node(SPLIT_CACHE_ATTENTION),
+        ops.block_cache_attention.default: _node(BLOCK_CACHE_ATTENTION),
+        ops.window_cache_attention.default: _node(WINDOW_CACHE_ATTENTION),
+    }
 
 
-torch.library.register_fake("avl::split_cache_attention", _shapes)
+def _node(op: Op) -> Callable[..., Any]:
+    """A function that makes nodes of `op`, with the signature that torch's exporter looks for."""
+    ops = Opset(op.domain, op.version)
+    inputs = [value.name for value in op.inputs]
+    attributes = [attribute.name for attribute in op.attributes]
+
+    def node(*given: Any, **named: Any) -> Any:
+        others = dict(zip(attributes, given[len(inputs) :], strict=False))
+        return getattr(ops, op.name)(*given[: len(inputs)], **others, **named)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in (*inputs, *attributes)]
+    node.__annotations__ = {one.name: _PYTHON[one.kind] for one in op.attributes}
+    cast(Any, node).__signature__ = inspect.Signature(parameters)
+    return node
+
+
+for _name in ("split", "block", "window"):
+    torch.library.register_fake(f"avl::{_name}_cache_attention", _shapes)
 AttentionInterface.register(IMPLEMENTATION, split_cache_attention)

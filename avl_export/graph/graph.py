@@ -12,8 +12,18 @@ from avl_export.graph.frames import open_frames
 from avl_export.graph.linears import join_linears
 from avl_export.graph.mutual import name_attention
 from avl_export.graph.trace import Traced
-from avl_plugins.bodies.function import attention_node_attributes, split_cache_attention_functions
-from avl_plugins.schema import DOMAIN, VERSION
+from avl_plugins.bodies.function import (
+    attention_node_attributes,
+    reach_functions,
+    split_cache_attention_functions,
+)
+from avl_plugins.schema import (
+    BLOCK_CACHE_ATTENTION,
+    DOMAIN,
+    SPLIT_CACHE_ATTENTION,
+    VERSION,
+    WINDOW_CACHE_ATTENTION,
+)
 
 FOLD_LIMIT = 1024  # bytes; folding is for shapes and scalars only
 
@@ -109,12 +119,18 @@ def _strip(model: ir.Model) -> None:
 
 def _attach_function(model: ir.Model, heads: tuple[int, int]) -> None:
     """Give the attention nodes their plugin attributes, and the model the op's bodies."""
-    for node in [node for node in model.graph if node.domain == DOMAIN]:
+    found = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    for node in [node for node in model.graph if node.op_type == SPLIT_CACHE_ATTENTION.name]:
         scale = node.attributes["scale"].as_float()
         for name, value in attention_node_attributes(scale).items():
             node.attributes[name] = ir.convenience.convert_attribute(name, value)
     # A runtime inlines the body only if its default opset is the model's.
-    for proto in split_cache_attention_functions(model.opset_imports[""], heads):
+    opset = model.opset_imports[""]
+    protos = list(split_cache_attention_functions(opset, heads))
+    for op in (BLOCK_CACHE_ATTENTION, WINDOW_CACHE_ATTENTION):
+        if op.name in found:
+            protos += reach_functions(op, opset, heads)
+    for proto in protos:
         body = ir.serde.deserialize_function(proto)
         model.functions[body.identifier()] = body
     model.opset_imports[DOMAIN] = VERSION

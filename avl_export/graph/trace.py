@@ -81,12 +81,14 @@ class SegmentModule(nn.Module):
         self.embedding_scale = decoder.embedding_scale if first == 0 else 1.0
         self.logit_scale = decoder.logit_scale
         self.axes = decoder.rope.axes
+        self.turns = decoder.turns[first:last]
 
     def forward(
         self,
         hidden: torch.Tensor,
         position_ids: torch.Tensor,
         row_weights: torch.Tensor,
+        reach: list[torch.Tensor],
         caches: list[tuple[torch.Tensor, ...]],
         deepstack: list[torch.Tensor],
     ) -> tuple[Any, ...]:
@@ -95,15 +97,21 @@ class SegmentModule(nn.Module):
         Caches are those of the `traced` layers, and so are the results.
         """
         added = dict(zip(self.deepstack, deepstack, strict=True))
-        state = LayerCaches(row_weights, dict(zip(self.traced, caches, strict=True)))
-        turns = self.rotary_emb(hidden, position_ids)
+        held = dict(zip(self.traced, caches, strict=True))
+        state = LayerCaches(row_weights, held, tuple(reach))
+        turns = {
+            name: self.rotary_emb.get_submodule(name)(hidden, position_ids)
+            for name in dict.fromkeys(self.turns)
+        }
         if self.embedding_scale != 1:
             hidden = hidden * self.embedding_scale
         # Some layers scale queries by position. transformers gives them none over several axes.
         positions = position_ids if self.axes == 1 else None
         taps = []
-        for number, layer in enumerate(self.layers, self.first):
-            hidden = replicate.repeat(_run_layer, layer, hidden, positions, turns, state)
+        for number, (layer, turned) in enumerate(
+            zip(self.layers, self.turns, strict=True), self.first
+        ):
+            hidden = replicate.repeat(_run_layer, layer, hidden, positions, turns[turned], state)
             if number in added:
                 hidden = hidden + added[number]
             taps.append(hidden)
@@ -139,7 +147,10 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
     module = SegmentModule(family, first, last).eval()
     dims = family.decoder.dims
     ends, kinds = last == dims.num_layers, family.decoder.kinds
-    segment = graph_io.Segment(dims, first, last, module.deepstack, ends, kinds[first:last])
+    segment = graph_io.Segment(
+        *(dims, first, last, module.deepstack, ends, kinds[first:last]),
+        blocks=family.traits.reach.blocks is not None,
+    )
     layers = segment.layers
     dtype = next(module.parameters()).dtype
     types = {"T": dtype, "int64": torch.int64, "float32": torch.float32}
@@ -160,9 +171,10 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
         return {axis: open_sizes[size] for axis, size in shape if size in open_sizes}
 
     def arguments(of: Callable[[str], Any]) -> dict[str, Any]:
-        """What `forward` takes, by its own names: those of the graph's inputs, and two lists."""
+        """What `forward` takes, by its own names: those of the graph's inputs, and three lists."""
         return {
             **{name: of(name) for name in (HIDDEN, POSITIONS, WEIGHTS)},
+            "reach": [of(name) for name in segment.reach],
             "caches": [
                 tuple(of(named(kind, i)) for kind in segment.kind(i).reads) for i in module.traced
             ],

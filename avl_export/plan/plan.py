@@ -36,6 +36,7 @@ from avl_export.quantize.store import Store
 from avl_plugins import graph_io
 from avl_plugins.policies import parse
 from avl_plugins.schema import COMPUTED, ROW_TYPES, RowType
+from avl_runtime.package.manifest import CAUSAL
 from avl_runtime.package.package import Embedding, Segment
 
 SPLIT = 2  # layers before FastV's usual cut
@@ -137,7 +138,10 @@ class Plan:
         """What the graph of one of the segments reads and writes, that keeps rows in a way."""
         first, last, dims = segment.first_layer, segment.last_layer, self.family.decoder.dims
         ends = last == dims.num_layers
-        return graph_io.Segment(dims, first, last, segment.deepstack, ends, segment.kinds, kept)
+        blocks = self.family.traits.reach.blocks is not None
+        return graph_io.Segment(
+            dims, first, last, segment.deepstack, ends, segment.kinds, kept, blocks
+        )
 
     @property
     def self_contained(self) -> bool:
@@ -329,7 +333,8 @@ def _segments(options: Options, family: Family, dtype: str) -> tuple[Segment, ..
     bounds = (0, *after, layers)
     width = family.decoder.dims.head_dim
     others = [one.name for one in ROW_TYPES.values() if one != COMPUTED and one.fits(width)]
-    kept = others if dtype == "fp32" else []
+    # The ops that keep rows otherwise know of no blocks and no windows.
+    kept = others if dtype == "fp32" and family.traits.reach == CAUSAL else []
     return tuple(
         Segment(
             f"decoder.{number}.onnx",

@@ -20,6 +20,9 @@ Size = int | str
 HIDDEN = "hidden"  # states before its first layer
 POSITIONS = "position_ids"
 WEIGHTS = "row_weights"  # of new rows in each mass
+# where rows see others than all before them:
+ROW_ENDS = "row_ends"  # new rows that each new row sees
+ROW_POSITIONS = "row_positions"  # of new rows in their conversation, where layers have a window
 # and its first output:
 STATE = "hidden_out"  # states after its last layer
 LOGITS = "logits"  # in place of them, of the last rows, where the segment ends the decoder
@@ -66,6 +69,10 @@ class Place:
     @property
     def mass(self) -> str:
         return f"mass_{self.name}"
+
+    @property
+    def positions(self) -> str:
+        return f"{self.name}_positions"
 
     @property
     def scales(self) -> tuple[str, str]:
@@ -122,6 +129,7 @@ def _values(op: schema.Op) -> dict[str, schema.Value]:
 
 
 _OF_OP = {name: _values(op) for name, op in ROW_OPS.items()}
+_OF_OP[COMPUTED.name] |= _values(schema.WINDOW_CACHE_ATTENTION)
 
 
 def named(kind: str, layer: int) -> str:
@@ -225,6 +233,7 @@ class Segment:
         ends: whether it is the last one, which gives logits.
         kinds: names in `LAYER_KINDS`, one of each layer; None: all are `FULL`.
         kept: how cached rows are kept.
+        blocks: whether new rows may see later ones, of their block.
     """
 
     dims: Dims
@@ -234,6 +243,7 @@ class Segment:
     ends: bool
     kinds: tuple[str, ...] | None = None
     kept: RowType = COMPUTED
+    blocks: bool = False
 
     @property
     def layers(self) -> range:
@@ -248,6 +258,11 @@ class Segment:
         """What kind of layer one of `layers` is."""
         return FULL if self.kinds is None else LAYER_KINDS[self.kinds[layer - self.first]]
 
+    @property
+    def reach(self) -> tuple[str, ...]:
+        """Inputs that say what new rows see, where that is not all before them."""
+        return (ROW_ENDS,) if self.blocks else ()
+
     def inputs(self, layers: Sequence[int] | None = None) -> tuple[Value, ...]:
         """All inputs in their order, or those of some `layers` alone among what layers have."""
         axes = () if self.dims.position_axes == 1 else (self.dims.position_axes,)
@@ -255,6 +270,7 @@ class Segment:
             self._states(HIDDEN),
             Value(POSITIONS, "int64", (*axes, BATCH, NEW)),
             self._of_op(WEIGHTS),
+            *(self._of_op(name) for name in self.reach),
             *self._of_layers(layers, lambda kind: kind.reads),
             *(self._states(named(DEEPSTACK, i)) for i in self.deepstack),
         )

@@ -1,13 +1,15 @@
-"""The ONNX schema of avl's op, so that the checker and shape inference know it."""
+"""The ONNX schemas of avl's attention, so that the checker and shape inference know them."""
 
 from __future__ import annotations
 
 from onnx import defs
 
 from avl_plugins.schema import (
+    BLOCK_CACHE_ATTENTION,
     FLOATS,
     PLUGIN_ATTRIBUTES,
     SPLIT_CACHE_ATTENTION,
+    WINDOW_CACHE_ATTENTION,
     Attribute,
     Op,
     Value,
@@ -39,10 +41,10 @@ def onnx_schema(op: Op) -> defs.OpSchema:
 
 
 def register() -> None:
-    """Register the schema with onnx; calling it again changes nothing."""
-    op = SPLIT_CACHE_ATTENTION
-    if not defs.has(op.name, op.domain):
-        defs.register_schema(onnx_schema(op))
+    """Register the schemas with onnx; calling it again changes nothing."""
+    for op in (SPLIT_CACHE_ATTENTION, BLOCK_CACHE_ATTENTION, WINDOW_CACHE_ATTENTION):
+        if not defs.has(op.name, op.domain):
+            defs.register_schema(onnx_schema(op))
 
 
 def _parameter(value: Value) -> defs.OpSchema.FormalParameter:

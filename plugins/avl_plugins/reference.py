@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from avl_plugins.errors import OpError
 from avl_plugins.schema import (
+    BLOCK_CACHE_ATTENTION,
     MOST_CODE,
     MOST_HALF,
     QUANTIZED_CACHE_ATTENTION,
     SPLIT_CACHE_ATTENTION,
+    WINDOW_CACHE_ATTENTION,
     Op,
     bind_dims,
     rotation,
@@ -57,6 +59,69 @@ def split_cache_attention(
     parked_inputs = (k_parked, v_parked, parked_len)
     inputs = (q, k_new, v_new, *active_inputs, *parked_inputs, row_weights)
     dims = _bind(SPLIT_CACHE_ATTENTION, inputs)
+    rows = np.arange(dims["S"])
+    causal = np.broadcast_to(rows[None, :] <= rows[:, None], (dims["B"], len(rows), len(rows)))
+    everything = np.ones((dims["B"], len(rows), dims["A"]), np.bool_)
+    return _attend(inputs, dims, everything, causal, scale)
+
+
+def block_cache_attention(
+    *inputs: npt.NDArray[Any], scale: float
+) -> tuple[Float, Float32, Float32, Float32]:
+    """The same where new rows may see later ones: `schema.BLOCK_CACHE_ATTENTION`.
+
+    Args:
+        inputs: in the schema's order, row_ends [B, S] last.
+
+    Raises:
+        OpError: as `split_cache_attention`, or a row does not see itself or more than there are.
+    """
+    dims = _bind(BLOCK_CACHE_ATTENTION, inputs)
+    *others, row_ends = inputs
+    everything = np.ones((dims["B"], dims["S"], dims["A"]), np.bool_)
+    return _attend(tuple(others), dims, everything, _before(row_ends, dims), scale)
+
+
+def window_cache_attention(
+    *inputs: npt.NDArray[Any], scale: float, window: int
+) -> tuple[Float, Float32, Float32, Float32]:
+    """The same of rows that see no further back than `window`: `schema.WINDOW_CACHE_ATTENTION`.
+
+    Args:
+        inputs: in the schema's order, row_ends, row_positions and active_positions last.
+
+    Raises:
+        OpError: as `block_cache_attention`.
+    """
+    dims = _bind(WINDOW_CACHE_ATTENTION, inputs)
+    *others, row_ends, row_positions, active_positions = inputs
+    least = row_positions[:, :, None] - window
+    near = row_positions[:, None] > least
+    on_active = active_positions[:, None] > least
+    return _attend(tuple(others), dims, on_active, _before(row_ends, dims) & near, scale)
+
+
+def _before(row_ends: Int64, dims: dict[str, int]) -> npt.NDArray[np.bool_]:
+    """[B, S, S], which new rows each sees."""
+    rows, count = np.arange(dims["S"]), dims["S"]
+    if (row_ends <= rows).any() or row_ends.max() > count:
+        raise OpError(
+            f"row_ends: expected numbers of new rows, {count} at most, that each row itself is "
+            f"among, found {row_ends.tolist()}; pass those"
+        )
+    return rows < row_ends[:, :, None]
+
+
+def _attend(
+    inputs: tuple[Any, ...],
+    dims: dict[str, int],
+    sees_active: npt.NDArray[np.bool_],
+    sees_new: npt.NDArray[np.bool_],
+    scale: float,
+) -> tuple[Float, Float32, Float32, Float32]:
+    """Attention of rows that see some of the active [B, S, A] and of the new rows [B, S, S]."""
+    q, k_new, v_new, k_active, v_active, active_len, k_parked, v_parked, *others = inputs
+    parked_len, row_weights = others
     active, parked, new = dims["A"], dims["P"], dims["S"]
     _check_lengths("active_len", active_len, active)
     _check_lengths("parked_len", parked_len, parked)
@@ -66,12 +131,11 @@ def split_cache_attention(
     out = np.zeros(q.shape)
     mass = np.zeros((dims["B"], kv_heads, dims["R"], active + parked + new))
     for b in range(dims["B"]):
-        rows = np.arange(new)
         visible = np.concatenate(
             [
-                np.broadcast_to(np.arange(active) < active_len[b], (new, active)),
+                sees_active[b] & (np.arange(active) < active_len[b]),
                 np.broadcast_to(np.arange(parked) < parked_len[b], (new, parked)),
-                rows[None, :] <= rows[:, None],
+                sees_new[b],
             ],
             axis=1,
         )

@@ -59,6 +59,7 @@ class FamilyTests:
         films: videos that one prompt comes with.
         asked: the turn under which policies and chats are tried.
         policies: compared with the oracle, step by step.
+        divided: what the package's features are divided by, as its decoder multiplies them again.
     """
 
     cases: ClassVar[tuple[Case, ...]]
@@ -73,6 +74,8 @@ class FamilyTests:
         "fastv:layer=2,keep=0.5",
         "avl:keep=0.5,core=0.25,refresh=2,prefill=0.7,text=0.6,text_min=4",
     )
+
+    divided: ClassVar[float] = 1.0
 
     def pixels(self, inputs: Mapping[str, torch.Tensor], kind: str) -> np.ndarray:
         """All pixel values of transformers' inputs, [..., H, W], as the package orders them."""
@@ -151,7 +154,7 @@ class FamilyTests:
             prompt = engine.processor.encode(PROMPT, images, videos)
             found = finished(FeatureCache(engine.backend).encoding(prompt.media))
             rows = np.concatenate([one.rows for one in found])
-            self._close(rows, shown.embeds[shown.visual].numpy())
+            self._close(rows, shown.embeds[shown.visual].numpy() / self.divided)
             if len(shown.deepstack):
                 deepstack = np.concatenate([one.deepstack for one in found], axis=1)
                 self._close(deepstack, shown.deepstack.numpy())
@@ -360,9 +363,9 @@ def _with_ids(
     changed["input_ids"] = torch.tensor([ids])
     if "attention_mask" in changed:
         changed["attention_mask"] = torch.ones_like(changed["input_ids"])
-    if "mm_token_type_ids" in changed:
+    for name in {"mm_token_type_ids", "token_type_ids"}.intersection(changed):
         types = torch.zeros_like(changed["input_ids"])
         for number, token in enumerate(made.visual, start=1):
             types[changed["input_ids"] == token] = number
-        changed["mm_token_type_ids"] = types
+        changed[name] = types
     return changed

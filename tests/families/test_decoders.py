@@ -19,7 +19,6 @@ from transformers import MODEL_MAPPING, AutoConfig
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.decoders.decoder import Decoder, adapt, check_text
 from avl_export.families.decoders.observe import implementation
-from avl_export.families.decoders.rope import Turns
 from avl_export.graph import attention
 from avl_export.graph.compact import compact
 from avl_export.graph.trace import SegmentModule
@@ -63,6 +62,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "cohere": {"use_qk_norm": True},
     "glm4": {"head_dim": 8},
     "gemma": {"head_dim": 8},
+    "gemma3_text": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 5,
+        "attn_logit_softcapping": 3.0,  # which has no effect
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": TURNING,
+        },
+    },
     "phi3": {},
     "starcoder2": {},
     "helium": {"head_dim": 8},
@@ -156,14 +165,16 @@ def test_logits_are_those_of_transformers(kind: str) -> None:
     assert decoder.dims.num_layers == LAYERS
     assert decoder.logit_scale == 1 / DIVISOR
     model.load_state_dict(theirs.state_dict(), assign=True)
-    for name, value in Turns.constants(decoder.rope).items():
-        setattr(decoder.text_model.rotary_emb, name, value)
+    for name, value in decoder.constants().items():
+        owner, _, own = name.rpartition(".")
+        setattr(model.get_submodule(owner), own, value)
     axes = () if decoder.rope.axes == 1 else (3,)
+    # What the model multiplies tokens with comes back in the graphs.
     embeds = torch.randn(1, ROWS, SIZES["hidden_size"])
     positions = torch.arange(ROWS).expand(*axes, 1, -1).clone()
     if axes:  # three rows of a picture
         positions[1, 0, 2:5], positions[2, 0, 2:5] = 2, torch.tensor([2, 3, 4])
-    found = run(model, decoder, embeds, positions)
+    found = run(model, decoder, embeds / decoder.token_scale, positions)
     with torch.no_grad():
         wanted = theirs(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits
     np.testing.assert_allclose(found, wanted[0, [FIRST - 1, ROWS - 1]].numpy(), atol=1e-4, rtol=0)
@@ -201,7 +212,7 @@ def run(model: Any, decoder: Decoder, embeds: Tensor, positions: Tensor) -> Any:
                 torch.no_grad(),
             ):
                 state, results, _ = segment(
-                    state, positions[..., rows], torch.ones(1, 1, count), caches, []
+                    state, positions[..., rows], torch.ones(1, 1, count), [], caches, []
                 )
             kept |= {n: (k, v) for n, (k, v, *_) in zip(segment.traced, results, strict=True)}
         logits.append(state[0, -1].numpy())
@@ -215,8 +226,7 @@ SMALL = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("gemma2", {}, "a softcap of attention scores, found attn_logit_softcapping of 50.0"),
-        ("gemma2", {"attn_logit_softcapping": None}, "a softcap of logits"),
+        ("gemma2", {}, "attention with softcap of 50.0 in layer 0"),
         ("qwen3_moe", {}, "a mixture of experts, found num_experts"),
         ("mixtral", {}, "a mixture of experts, found num_experts of 8"),
         ("deepseek_v3", SMALL, "a mixture of experts, found num_local_experts"),
@@ -226,11 +236,10 @@ SMALL = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_
             "found 'conv' as that of layer 1",
         ),
         ("qwen3_5_text", {}, "found 'linear_attention' as that of layer 0"),
-        ("gemma3_text", {}, "of one or three axes, found Gemma3RotaryEmbedding"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
         ("granite_swa", {}, "attention with s_aux in layer 0"),
-        ("gemma3n_text", {}, "a softcap of logits"),
-        ("gemma4_text", {"final_logit_softcapping": None}, "inputs of each layer's own"),
+        ("gemma3n_text", {}, "layers that share keys and values"),
+        ("gemma4_text", {}, "inputs of each layer's own"),
         ("mllama_text_model", {}, "layers of cross attention, found cross_attention_layers"),
         ("minicpm3", SMALL, "in layer 0 (MiniCPM3DecoderLayer)"),
         ("phi", {}, "'phi' without norm"),

@@ -142,7 +142,7 @@ SPELT = {
     *(graph_io.STATE, graph_io.WEIGHTS, graph_io.FEATURES, graph_io.DEEPSTACK_FEATURES),
     *(f"{place.name}_" for place in graph_io.CACHED),
 }
-SAY = ("plugins/avl_plugins/graph_io.py", "plugins/avl_plugins/schema.py")
+SAY = ("plugins/avl_plugins/graph_io.py", "plugins/avl_plugins/schema/")
 
 
 def spelt(source: str) -> set[str]:
@@ -170,7 +170,7 @@ def test_names_are_spelt_once() -> None:
         for path in sorted((ROOT / folder).rglob("*.py"))
         if (names := spelt(path.read_text()))
     }
-    assert all(path in SAY for path in found), found
+    assert all(path.startswith(SAY) for path in found), found
 
 
 def test_a_name_that_is_spelt_is_found() -> None:

@@ -148,6 +148,19 @@ class _Layer:
     acc: Tensor
 
 
+def blocks_of(family: str, visual: Tensor) -> Tensor:
+    """For each token [N] of a turn the number of the block whose tokens all see one another, or -1.
+
+    Gemma 3: each run of a picture's tokens; PaliGemma: all of a turn.
+    """
+    if family == "paligemma":
+        return torch.zeros(len(visual), dtype=torch.int64)
+    if family != "gemma3":
+        return torch.full((len(visual),), -1)
+    starts = visual & ~torch.nn.functional.pad(visual, (1, 0))[:-1]
+    return torch.where(visual, starts.cumsum(0) - 1, -1)
+
+
 class Oracle:
     """One conversation under `rules`, batch 1.
 
@@ -168,6 +181,8 @@ class Oracle:
         text = decoder_of(model).config
         self.heads = text.num_attention_heads
         self.kv_heads = text.num_key_value_heads
+        types = getattr(text, "layer_types", None) or [""] * text.num_hidden_layers
+        self.windows = [text.sliding_window if "sliding" in one else None for one in types]
         self.embeds = torch.zeros(0, text.hidden_size, dtype=model.dtype)  # [S, hidden]
         self.is_image = torch.zeros(0, dtype=torch.bool)  # [S]
         self.positions = torch.zeros(1, 0, dtype=torch.int64)  # [axes, S]
@@ -193,10 +208,13 @@ class Oracle:
         before, count = len(self.is_image), len(shown.visual)
         self._append(shown)
         new = slice(before, before + count)
-        causal = torch.ones(count, count, dtype=torch.bool).tril()
-        for layer in self.layers:
+        block = blocks_of(self.model.config.model_type, shown.visual)
+        together = (block[:, None] == block) & (block >= 0)
+        seen = torch.ones(count, count, dtype=torch.bool).tril() | together
+        for number, layer in enumerate(self.layers):
             layer.visible[:, new, :before] = layer.alive[:, None, :before]
-            layer.visible[:, new, new] = causal
+            layer.visible[:, new, new] = seen
+            layer.visible[:, new] &= self._near(number)[new]
         if self.rules.prune is not None:
             self._prune(self.rules.prune, new)
         logits, attention = self._forward()
@@ -219,9 +237,9 @@ class Oracle:
         whole = draws = split is not None and self.step_of_turn % split.refresh == 0
         if split is not None and split.drawn is not None:
             whole, draws = True, self.step_of_turn in split.drawn
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             seen = layer.alive if whole else layer.alive & (layer.core | ~self.is_image)
-            layer.visible[:, -1, :] = seen
+            layer.visible[:, -1, :] = seen & self._near(number)[-1]
         logits, attention = self._forward()
         self._accumulate(attention, slice(-1, None))
         self.rows_undrawn += 1
@@ -230,6 +248,13 @@ class Oracle:
             self.rows_undrawn = 0
         self._evict_text()
         return logits
+
+    def _near(self, layer: int) -> Tensor:
+        """[S, S], which tokens a layer's window leaves in sight."""
+        places, window = torch.arange(len(self.is_image)), self.windows[layer]
+        if window is None:
+            return torch.ones(len(places), len(places), dtype=torch.bool)
+        return places[:, None] - places < window
 
     def live_rows(self) -> NDArray[np.int64]:
         """Tokens not dropped, [layers, KV heads]."""

@@ -87,11 +87,11 @@ def test_a_prompt_that_fails_leaves_the_chat_as_it_was(tiny: LVLM, monkeypatch) 
         chat.send(one.prompt, [one.image], max_new_tokens=6)
     bind, calls = tiny.loaded.backend.bind, []
 
-    def interrupted(segment, *buffers):
+    def interrupted(segment, *buffers, **others):
         calls.append(segment)
         if segment == 1:
             raise KeyboardInterrupt
-        return bind(segment, *buffers)
+        return bind(segment, *buffers, **others)
 
     with monkeypatch.context() as patch:
         patch.setattr(tiny.loaded.backend, "bind", interrupted)

@@ -39,7 +39,8 @@ def randomize(model: Any, special: int) -> None:
             gain = next((g for part, g in gains.items() if part in name), 1.0)
             noise = torch.randn_like(weight)
             if weight.dim() == 1 and name.endswith("weight"):
-                weight.copy_(1 + 0.3 * noise)  # a norm
+                # A norm, around what it begins with, as some multiply by one and their weight.
+                weight.copy_(float(weight.any()) + 0.3 * noise)
             elif weight.dim() == 1:
                 weight.copy_(0.2 * gain * noise)  # a bias, or an embedding of one token
             elif "embed" in name and "patch" not in name:

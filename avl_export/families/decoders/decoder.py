@@ -6,7 +6,7 @@ transformers' layers are traced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,13 @@ import torch
 from torch import nn
 
 from avl_export.checkpoint.supported import FamilyError
-from avl_export.families.decoders.observe import observe_head, observe_layer, observe_loop
-from avl_export.families.decoders.rope import Rope, Turns, check_rope, observe_rope
+from avl_export.families.decoders.observe import (
+    observe_embedding,
+    observe_head,
+    observe_layer,
+    observe_loop,
+)
+from avl_export.families.decoders.rope import Rope, Turns, check_rope, observe_ropes
 from avl_export.families.replicate import firsts
 from avl_plugins.errors import quoted
 from avl_plugins.graph_io import FULL
@@ -28,13 +33,12 @@ WINDOWED = "sliding_attention"
 KINDS = {"full_attention": FULL.name, WINDOWED: FULL.name}
 NAMES = ("model.language_model", "model.text_model")  # where models have their decoder
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
+BOTH_WAYS = "use_bidirectional_attention"
 # What no graph here computes, by the setting that asks for it.
 UNKNOWN = {
-    "attn_logit_softcapping": "a softcap of attention scores",
-    "final_logit_softcapping": "a softcap of logits",
     "num_kv_shared_layers": "layers that share keys and values",
     "hidden_size_per_layer_input": "inputs of each layer's own",
-    "use_bidirectional_attention": "attention to later tokens",
+    BOTH_WAYS: "attention to later tokens",
     "cross_attention_layers": "layers of cross attention",
     "num_experts": "a mixture of experts",
     "num_local_experts": "a mixture of experts",
@@ -48,10 +52,14 @@ class Decoder:
 
     Attributes:
         name: of the decoder in its model.
-        text_model: embed_tokens, layers, norm, and `Turns` as rotary_emb.
+        text_model: embed_tokens, layers, norm, and as rotary_emb a `Turns`, or one by each name
+            of `ropes`.
         head: hidden [..., C] -> logits [..., vocab], up to `logit_scale`.
         attention: one of the layers' attention modules.
+        ropes: by transformers' name of a type of layers, or by "" where all have one.
+        turns: of each layer, the name of its rope.
         embedding_scale: by which all that the first layer reads is multiplied.
+        token_scale: the part of it that is for tokens alone: encoders divide features by it.
         logit_scale: by which logits are multiplied.
     """
 
@@ -59,11 +67,18 @@ class Decoder:
     text_model: nn.Module
     head: nn.Module
     attention: nn.Module
-    rope: Rope
+    ropes: Mapping[str, Rope]
+    turns: tuple[str, ...]
     dims: Dims
     kinds: tuple[str, ...]
     embedding_scale: float
+    token_scale: float
     logit_scale: float
+
+    @property
+    def rope(self) -> Rope:
+        """One of the ropes, which differ in frequencies and their scaling alone."""
+        return next(iter(self.ropes.values()))
 
     @property
     def layers(self) -> Sequence[nn.Module]:
@@ -76,13 +91,17 @@ class Decoder:
     def constants(self) -> dict[str, torch.Tensor]:
         """Values of the buffers of `Turns`, by their names in the model."""
         return {
-            f"{self.name}.rotary_emb.{name}": value
-            for name, value in Turns.constants(self.rope).items()
+            ".".join(filter(None, (self.name, "rotary_emb", of, name))): value
+            for of, rope in self.ropes.items()
+            for name, value in Turns.constants(rope).items()
         }
 
 
-def check_text(text: Any, where: str) -> None:
+def check_text(text: Any, where: str, *, both_ways: bool = False) -> None:
     """Refuse a decoder that no graph here can run, as far as its configuration tells.
+
+    Args:
+        both_ways: whether its family says which later tokens are attended to.
 
     Raises:
         FamilyError: names the setting and what it asks for.
@@ -112,7 +131,7 @@ def check_text(text: Any, where: str) -> None:
         )
     for name, what in UNKNOWN.items():
         value = getattr(text, name, None)
-        if value:
+        if value and not (both_ways and name == BOTH_WAYS):
             raise FamilyError(
                 f"{where}: expected a decoder without {what}, found {name} of {quoted(value, 40)} "
                 f"for {quoted(text.model_type)}; this version of avl cannot export it"
@@ -120,10 +139,13 @@ def check_text(text: Any, where: str) -> None:
     check_rope(text, where)
 
 
-def adapt(model: Any, where: str) -> Decoder:
+def adapt(model: Any, where: str, *, both_ways: bool = False) -> Decoder:
     """The decoder of `model`, a model of transformers on the meta device.
 
     Its RoPE is replaced by `Turns`.
+
+    Args:
+        both_ways: as for `check_text`.
 
     Raises:
         FamilyError: it does something that no graph here does; says what, and in which layer.
@@ -138,7 +160,10 @@ def adapt(model: Any, where: str) -> Decoder:
             f"{quoted(text.model_type)} without {missing[0]}; this version of avl cannot export it"
         )
     layers = list(text_model.layers)
-    calls = [observe_layer(text_model, n, layers[n], where) for n in sorted(set(firsts(layers)))]
+    calls = [
+        observe_layer(text_model, n, layers[n], where, both_ways=both_ways)
+        for n in sorted(set(firsts(layers)))
+    ]
     shapes = [(call.query, call.key) for call in calls]
     if len(set(shapes)) > 1:
         raise FamilyError(
@@ -151,8 +176,11 @@ def adapt(model: Any, where: str) -> Decoder:
     window = getattr(text, "sliding_window", None)
     context = min(text.max_position_embeddings, window or FOREVER)
     rotary = type(text_model.rotary_emb)(text)
-    rope = observe_rope(rotary, attention, head_dim, context, where)
-    embedding_scale = observe_loop(text_model, rope.axes, where)
+    named = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
+    ropes = observe_ropes(rotary, attention, head_dim, context, named, where)
+    axes = next(iter(ropes.values())).axes
+    token_scale = observe_embedding(text_model, where)
+    embedding_scale = observe_loop(text_model, axes, where) * token_scale
     logit_scale = observe_head(model, where)
     dims = Dims(
         hidden_size=text.hidden_size,
@@ -163,19 +191,21 @@ def adapt(model: Any, where: str) -> Decoder:
         head_dim=head_dim,
         vocab_size=text.vocab_size,
         max_positions=context,
-        position_axes=rope.axes,
+        position_axes=axes,
     )
-    named = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
-    text_model.rotary_emb = Turns(rope)
+    made = {of: Turns(rope) for of, rope in ropes.items()}
+    text_model.rotary_emb = made[""] if "" in made else nn.ModuleDict(made)
     return Decoder(
         name,
         text_model,
         model.get_submodule("lm_head"),
         attention,
-        rope,
+        ropes,
+        ("",) * len(layers) if "" in ropes else tuple(named),
         dims,
         tuple(KINDS[kind] for kind in named),
         embedding_scale,
+        token_scale,
         logit_scale,
     )
 

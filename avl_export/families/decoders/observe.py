@@ -6,9 +6,11 @@ the decoder's forward pass runs, and attention by one while a layer's does, with
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -62,8 +64,13 @@ def _attention(
     return torch.empty_like(query).transpose(1, 2), None
 
 
-def observe_layer(text_model: Any, number: int, layer: Any, where: str) -> Attended:
+def observe_layer(
+    text_model: Any, number: int, layer: Any, where: str, *, both_ways: bool = False
+) -> Attended:
     """Run one layer on the meta device; returns its call of attention.
+
+    Args:
+        both_ways: whether it may say that it attends to later tokens too, as masks say which.
 
     Raises:
         FamilyError: it is none that a graph here computes: names the layer and why.
@@ -92,11 +99,11 @@ def observe_layer(text_model: Any, number: int, layer: Any, where: str) -> Atten
     if len(observed.calls) != 1:
         raise _refused(where, number, layer, f"{len(observed.calls)} calls of attention")
     (call,) = observed.calls
-    _check(call, where, number, layer)
+    _check(call, where, number, layer, both_ways)
     return call
 
 
-def _check(call: Attended, where: str, number: int, layer: Any) -> None:
+def _check(call: Attended, where: str, number: int, layer: Any, both_ways: bool) -> None:
     """Refuse attention with more than queries, keys, values and a scale."""
     others = {
         name: value
@@ -107,7 +114,7 @@ def _check(call: Attended, where: str, number: int, layer: Any) -> None:
         name, value = next(iter(others.items()))
         shown = "" if isinstance(value, torch.Tensor) else f" of {quoted(value, 40)}"
         raise _refused(where, number, layer, f"attention with {name}{shown}")
-    if getattr(call.module, "is_causal", True) is False:
+    if not both_ways and getattr(call.module, "is_causal", True) is False:
         raise _refused(where, number, layer, "attention to later tokens too (is_causal False)")
     if call.key != call.value or call.query[-1] != call.key[-1]:
         sizes = f"queries, keys and values of {call.query[-1]}, {call.key[-1]}, {call.value[-1]}"
@@ -146,6 +153,34 @@ def observe_loop(text_model: Any, axes: int, where: str) -> float:
         raise FamilyError(
             f"{where}: expected a decoder that does no more than run layers one by one, found "
             f"{type(text_model).__name__}, which does more; this version of avl cannot export it"
+        )
+    return scale
+
+
+def observe_embedding(text_model: Any, where: str) -> float:
+    """What a decoder's table multiplies the rows of tokens with, rounded as it computes.
+
+    Raises:
+        FamilyError: it does something else with them.
+    """
+    table = text_model.embed_tokens
+    like = copy.copy(table)
+    like._parameters = {"weight": nn.Parameter(torch.ones(1, ROWS, dtype=_dtype(table)))}
+    like._buffers = {
+        name: torch.zeros_like(value, device="cpu") for name, value in table._buffers.items()
+    }
+    like.padding_idx = None
+    with torch.no_grad():
+        if like._buffers:
+            text_model._init_weights(like)
+        like.weight.fill_(1)
+        rows = attempt(partial(like, torch.zeros(1, 1, dtype=torch.int64)))
+    ones = torch.ones(1, 1, ROWS, dtype=torch.float64)
+    scale = None if rows is None else _ratio(rows.double(), ones)
+    if scale is None:
+        raise FamilyError(
+            f"{where}: expected embeddings that are rows of a table, or those times a number, "
+            f"found {type(table).__name__}; this version of avl cannot export it"
         )
     return scale
 

@@ -8,6 +8,7 @@ side ("pairs"); what is beyond them is not turned.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -94,12 +95,58 @@ def check_rope(text: Any, where: str) -> None:
         FamilyError: they do.
     """
     parameters = getattr(text, "rope_parameters", None) or {}
-    kind = parameters.get("rope_type", "default")
-    if kind not in STATIC:
+    of_types = [parameters.get(name) for name in getattr(text, "layer_types", None) or ()]
+    for each in (parameters, *(one for one in of_types if isinstance(one, dict))):
+        kind = each.get("rope_type", "default")
+        if kind not in STATIC:
+            raise FamilyError(
+                f"{where}: expected a rope_type of {', '.join(STATIC)}, found {quoted(kind)}, "
+                "whose frequencies change with the length; this version of avl cannot export it"
+            )
+
+
+def observe_ropes(
+    rotary: Any,
+    attention: nn.Module,
+    head_dim: int,
+    context: int,
+    types: Sequence[str],
+    where: str,
+) -> dict[str, Rope]:
+    """What `rotary` does for each of the types of layers; under "" where it knows no types.
+
+    Args:
+        rotary, attention, head_dim, context: as `observe_rope` takes them.
+        types: transformers' names, of each layer.
+
+    Raises:
+        FamilyError: as `observe_rope`; or types differ in more than frequencies.
+    """
+    if not all(hasattr(rotary, f"{name}_inv_freq") for name in types):
+        return {"": observe_rope(rotary, attention, head_dim, context, where)}
+    ropes = {
+        name: observe_rope(_OfType(rotary, name), attention, head_dim, context, where)
+        for name in dict.fromkeys(types)
+    }
+    kinds = {(rope.axes, rope.tables, rope.turned) for rope in ropes.values()}
+    if len(kinds) > 1:
         raise FamilyError(
-            f"{where}: expected a rope_type of {', '.join(STATIC)}, found {quoted(kind)}, "
-            "whose frequencies change with the length; this version of avl cannot export it"
+            f"{where}: expected RoPE that pairs numbers of a head alike in all layers, found "
+            f"{type(rotary).__name__}; this version of avl cannot export it"
         )
+    return ropes
+
+
+class _OfType:
+    """A module that is told which type of layer it turns for, as one that is not."""
+
+    def __init__(self, rotary: Any, name: str) -> None:
+        self._rotary, self._name = rotary, name
+        self.inv_freq = getattr(rotary, f"{name}_inv_freq")
+        self.attention_scaling = getattr(rotary, f"{name}_attention_scaling")
+
+    def __call__(self, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+        return self._rotary(hidden, positions, self._name)
 
 
 def observe_rope(

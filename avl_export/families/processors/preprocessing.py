@@ -15,7 +15,7 @@ from avl_runtime.vision.steps import ImageProcessing
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
-BICUBIC = 3
+BILINEAR, BICUBIC = 2, 3
 
 
 def image_processor(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:

@@ -94,8 +94,9 @@ _PROMPT = """
     active_index = Range (p_zero, active_size, p_one)
     active_end = Unsqueeze (active_len, axes_1_to_3)
     active_has = Less (active_index, active_end)
+    {active_near}
     active_shape = Concat <axis = 0> (batch, one_dim, rows_new, active_top)
-    active_seen = Expand (active_has, active_shape)
+    active_seen = Expand ({active_sees}, active_shape)
 
     parked_top = ReduceMax <keepdims = 1> (parked_len)
     k_parked_used = Slice (k_parked, begin, parked_top, axis_2)
@@ -108,10 +109,9 @@ _PROMPT = """
     parked_seen = Expand (parked_has, parked_shape)
 
     new_index = Range (p_zero, rows_size, p_one)
-    new_column = Unsqueeze (new_index, axis_1)
-    causal = LessOrEqual (new_index, new_column)
+    {new_sees}
     new_shape = Concat <axis = 0> (batch, one_dim, rows_new, rows_new)
-    new_seen = Expand (causal, new_shape)
+    new_seen = Expand (sees, new_shape)
 
     k = Concat <axis = 2> (k_active_used, k_parked_used, k_new)
     v = Concat <axis = 2> (v_active_used, v_parked_used, v_new)
@@ -159,6 +159,10 @@ _PROMPT = """
     parked_pads = Concat <axis = 0> (begin, parked_rest)
     mass_parked = Pad (parked_mass, parked_pads, nothing, axis_3)
 """
+
+_CAUSAL = """
+    new_column = Unsqueeze (new_index, axis_1)
+    sees = LessOrEqual (new_index, new_column)"""
 
 _STEP = """
     # One matrix of queries a KV head, [B, Hkv, G, D].
@@ -257,9 +261,21 @@ def attention_body() -> str:
     return _ATTENTION
 
 
-def prompt_body(heads: tuple[int, int] | None) -> str:
-    """SplitCachePrompt's nodes; `heads` (H, Hkv) writes the head counts into them."""
-    return _with_heads(_filled(_PROMPT, {"scaled": _SCALED}), heads)
+def prompt_body(
+    heads: tuple[int, int] | None,
+    new_sees: str = _CAUSAL,
+    active_near: str = "",
+    active_sees: str = "active_has",
+) -> str:
+    """SplitCachePrompt's nodes; `heads` (H, Hkv) writes the head counts into them.
+
+    Args:
+        new_sees: nodes that make `sees` [..., S, S], which new rows see which.
+        active_near: nodes in front of `active_sees` [..., S or 1, rows], which active rows they
+            see.
+    """
+    parts = {"new_sees": new_sees, "active_near": active_near, "active_sees": active_sees}
+    return _with_heads(_filled(_PROMPT, {"scaled": _SCALED, **parts}), heads)
 
 
 def step_body(heads: tuple[int, int] | None) -> str:

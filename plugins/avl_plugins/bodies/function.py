@@ -8,7 +8,15 @@ from onnx import parser
 from avl_plugins.bodies.attention_body import attention_body, prompt_body, step_body
 from avl_plugins.bodies.linear_ops import ADD_BIAS, FINISHED_LINEARS, QUANTIZED_LINEARS
 from avl_plugins.bodies.mutual_body import WHOLE, Cut, cut_body
+from avl_plugins.bodies.reach_body import (
+    block_body,
+    block_prompt_body,
+    window_body,
+    window_prompt_body,
+)
 from avl_plugins.schema import (
+    BLOCK_CACHE_ATTENTION,
+    BLOCK_CACHE_PROMPT,
     DOMAIN,
     MASKED_MUTUAL_ATTENTION,
     MUTUAL_ATTENTION,
@@ -17,6 +25,8 @@ from avl_plugins.schema import (
     SPLIT_CACHE_PROMPT,
     SPLIT_CACHE_STEP,
     VERSION,
+    WINDOW_CACHE_ATTENTION,
+    WINDOW_CACHE_PROMPT,
     Op,
 )
 
@@ -71,6 +81,23 @@ def split_cache_attention_functions(
         function_proto(SPLIT_CACHE_STEP, step_body(heads), opset),
         function_proto(SPLIT_CACHE_PROMPT, prompt_body(heads), opset),
     )
+
+
+def reach_functions(
+    op: Op, opset: int = 23, heads: tuple[int, int] | None = None
+) -> tuple[onnx.FunctionProto, onnx.FunctionProto]:
+    """BLOCK_CACHE_ATTENTION or WINDOW_CACHE_ATTENTION, and what it calls of its own.
+
+    A model needs `split_cache_attention_functions` too; arguments are the same.
+
+    Raises:
+        KeyError: `op` is none of the two.
+    """
+    part, body, masked = {
+        BLOCK_CACHE_ATTENTION.name: (BLOCK_CACHE_PROMPT, block_body, block_prompt_body),
+        WINDOW_CACHE_ATTENTION.name: (WINDOW_CACHE_PROMPT, window_body, window_prompt_body),
+    }[op.name]
+    return function_proto(op, body(), opset), function_proto(part, masked(heads), opset)
 
 
 def mutual_attention_function(

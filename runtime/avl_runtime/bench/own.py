@@ -44,6 +44,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         manifest.visual_tokens,
         media,
         manifest.dims.position_axes,
+        manifest.reach,
     )
     options = Options.neutral(job["new_tokens"])
     batch: int = job["batch"]

@@ -21,7 +21,7 @@ from avl_runtime.package.engine_sets import (
     dotted,
     target_name,
 )
-from avl_runtime.package.manifest import Manifest
+from avl_runtime.package.manifest import CAUSAL, Manifest
 from avl_runtime.package.package import Package, load_package
 
 TURING = 75
@@ -74,6 +74,11 @@ def make_plan(options: Options, machine: Machine) -> Plan:
         AvlError: the package is damaged, or cannot be built like this on this machine.
     """
     package = load_package(options.package)
+    if package.manifest.reach != CAUSAL:
+        raise BuildError(
+            f"{options.package}: expected tokens that attend to all before them, found "
+            f"{package.manifest.reach}, which no engine does; run it on ort-cpu"
+        )
     package.check_shards()
     library = installed(options.backend)
     missing = [name for name in ("onnx", "polygraphy") if installed(name) is None]

@@ -18,7 +18,7 @@ from avl_runtime.execute.host.segments import HostBackend
 from avl_runtime.execute.protocol import BACKENDS, KV, PARKS, BackendError, Executor
 from avl_runtime.machine.probe import Machine, probe
 from avl_runtime.package.engine_sets import EngineBackend
-from avl_runtime.package.manifest import Manifest
+from avl_runtime.package.manifest import CAUSAL, Manifest
 from avl_runtime.package.package import Package
 
 AnyBackend = HostBackend | DeviceBackend
@@ -83,6 +83,17 @@ def load_backend(
     if for_cpu is not None and name == "auto":
         print(f"avl: backend ort-cpu, which {for_cpu} is for", file=sys.stderr)
     if for_cpu is not None or name == "ort-cpu":  # needs nothing of the machine
+        return _on_cpu(package, threads, kept, compute)
+    reach = package.manifest.reach
+    if reach != CAUSAL:
+        if name != "auto":
+            raise BackendError(
+                f"expected a package whose tokens attend to all before them, as {name} runs, found "
+                f"{reach}; use ort-cpu"
+            )
+        if park == "host":
+            raise _nothing_to_park()
+        print(f"avl: backend ort-cpu, which alone runs {reach}", file=sys.stderr)
         return _on_cpu(package, threads, kept, compute)
     ways = candidates(package, threads, park, probe() if machine is None else machine)
     if name != "auto":

@@ -60,13 +60,20 @@ class Chunk:
     """New rows of a sequence on their way through a segment.
 
     hidden [n, C], positions [n] in the conversation, position_ids [axes, n] for RoPE, deepstack
-    [k, n, C] for the segment's k deepstack layers.
+    [k, n, C] for the segment's k deepstack layers, ends [n] the first positions behind them that
+    they do not attend to.
     """
 
     hidden: NDArray[Any]
     positions: Ints
     position_ids: Ints
     deepstack: NDArray[Any]
+    ends: Ints
+
+    @property
+    def row_ends(self) -> Ints:
+        """[n], how many of these rows each attends to."""
+        return self.positions.searchsorted(self.ends)
 
     def between(self, begin: int, end: int) -> Chunk:
         """The rows from `begin` to `end` - 1."""
@@ -76,6 +83,7 @@ class Chunk:
             self.positions[part],
             self.position_ids[:, part],
             self.deepstack[:, part],
+            self.ends[part],
         )
 
     def at(self, indices: Ints) -> Chunk:
@@ -85,6 +93,7 @@ class Chunk:
             self.positions[indices],
             self.position_ids[:, indices],
             self.deepstack[:, indices],
+            self.ends[indices],
         )
 
 

@@ -63,7 +63,9 @@ def prefill(
     sequence.grow(rows.token_ids.tolist(), rows.image_mask, rows.next_position)
     sequence.step = 0
     sequence.prefix_tokens = 0 if prefix is None else prefix.length
-    chunk = Chunk(rows.hidden, np.arange(start, sequence.length), position_ids, rows.deepstack)
+    positions = np.arange(start, sequence.length)
+    ends = positions + 1 if rows.ends is None else start + rows.ends
+    chunk = Chunk(rows.hidden, positions, position_ids, rows.deepstack, ends)
     try:
         steps = min(steps, sequence.room_left())
         images = int(rows.image_mask.sum())
@@ -127,7 +129,7 @@ def extend(
             zip(manifest.segments, sequence.caches, strict=True)
         ):
             added = np.zeros((len(segment.deepstack), *hidden.shape), hidden.dtype)
-            chunk = Chunk(rows, positions, ids, added)
+            chunk = Chunk(rows, positions, ids, added, positions + 1)
             run = executor.read(
                 index,
                 cache,
@@ -174,7 +176,7 @@ def _read(
         hidden, deepstack = rows.hidden, rows.deepstack
         if prefix is not None and index == prefix.segments:
             hidden, deepstack = prefix.before(hidden), whole.deepstack[layers:]
-            rows = Chunk(hidden, whole.positions, whole.position_ids, deepstack)
+            rows = Chunk(hidden, whole.positions, whole.position_ids, deepstack, whole.ends)
         for action in sequence.actions:
             if action.before == segment.first_layer:
                 scores = mass[-1] if mass.shape[1] else np.zeros(sequence.length, np.float32)
@@ -219,7 +221,7 @@ def _run_chunks(
     cache.reserve(held + count, steps)
     if prefix is not None and held:
         prefix.put(index, cache)
-    for begin, end in spans(count, executor.chunk):
+    for begin, end in spans(count, executor.chunk, rows.row_ends):
         chunk = rows.between(begin, end)
         ends = end == count
         weights = _row_weights(sequence, chunk.positions, last=ranked and ends)

@@ -31,9 +31,24 @@ from avl_runtime.prompts.prompt import Prompt
 Span = tuple[int, int]
 
 
-def spans(count: int, most: int) -> list[Span]:
-    """Begin and end of each run over `count` rows, of `most` at most."""
-    return [(begin, min(begin + most, count)) for begin in range(0, count, most)]
+def spans(count: int, most: int, ends: NDArray[np.int64] | None = None) -> list[Span]:
+    """Begin and end of each run over `count` rows, of `most` at most.
+
+    Args:
+        ends: [count], the first row behind each that it does not attend to. Rows that attend to one
+            another are read together, however many they are. None: each attends to those before it.
+    """
+    if ends is None:
+        return [(begin, min(begin + most, count)) for begin in range(0, count, most)]
+    cuts = np.flatnonzero(np.maximum.accumulate(ends) <= np.arange(1, count + 1)) + 1
+    found: list[Span] = []
+    begin = 0
+    while begin < count:
+        first, behind = cuts.searchsorted([begin, begin + most], "right").tolist()
+        end = int(cuts[max(first, behind - 1)])
+        found.append((begin, end))
+        begin = end
+    return found
 
 
 class Prefix:
@@ -55,7 +70,7 @@ class Prefix:
         self._whole = not later
         self._deep = any(segment.deepstack for segment in later)
         # The last run is always read: the logits behind it are asked for.
-        runs = spans(len(prompt.input_ids), sequence.executor.chunk)[:-1]
+        runs = spans(len(prompt.input_ids), sequence.executor.chunk, prompt.ends)[:-1]
         self._keys = _keys(prompt, runs, f"{self.segments} {self._evicts}")
         self._taken = cache.find(self._keys)
         self.length = sum(block.length for block in self._taken)

@@ -16,8 +16,9 @@ from avl_runtime.package.quantization import Quantization
 from avl_runtime.vision import ImageLayout, Kind, VideoLayout
 
 MANIFEST = "avl.json"
-FORMAT_VERSION = 7
-READ_VERSIONS = (4, 5, 6, 7)  # fields that a version added have defaults: what older packages lack
+FORMAT_VERSION = 8
+# Fields that a version added have defaults: what older packages lack.
+READ_VERSIONS = (4, 5, 6, 7, 8)
 
 
 class PackageError(AvlError):
@@ -74,6 +75,30 @@ class Dims:
     vocab_size: int
     max_positions: int
     position_axes: Literal[1, 3]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which tokens a token attends to, where that is not all before it.
+
+    Attributes:
+        window: positions that tokens see in layers of the kind `sliding`, their own included.
+        blocks: whose tokens see one another, later ones too: those of a run of `images` tokens, or
+            all of a `prompt`.
+    """
+
+    window: int | None = None
+    blocks: Literal["images", "prompt"] | None = None
+
+    def __str__(self) -> str:
+        parts = [f"a window of {self.window} tokens"] * (self.window is not None)
+        if self.blocks is not None:
+            whose = "a picture" if self.blocks == "images" else "a prompt"
+            parts.append(f"tokens of {whose} that attend to one another")
+        return " and ".join(parts) or "attention to all tokens before"
+
+
+CAUSAL = Reach()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +218,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     engines: tuple[EngineSet, ...]
     generation: GenerationDefaults = NEUTRAL
+    reach: Reach = CAUSAL
     adapter: str | None = None  # the name of the LoRA adapter that is merged into the weights
 
     def to_json(self) -> str:
@@ -229,8 +255,10 @@ class Manifest:
     def graph_of(self, segment: Segment, kept: RowType = COMPUTED) -> graph_io.Segment:
         """What the graph of one of the segments reads and writes, that keeps rows in a way."""
         first, last, ends = segment.first_layer, segment.last_layer, segment == self.segments[-1]
-        kinds = segment.kinds
-        return graph_io.Segment(self.dims, first, last, segment.deepstack, ends, kinds, kept)
+        kinds, blocks = segment.kinds, self.reach.blocks is not None
+        return graph_io.Segment(
+            self.dims, first, last, segment.deepstack, ends, kinds, kept, blocks
+        )
 
     def splits(self) -> tuple[int, ...]:
         """Layers after which hidden states can be dropped."""

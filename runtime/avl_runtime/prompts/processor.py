@@ -283,7 +283,11 @@ class Processor:
     def _prompt(self, ids: list[int], media: Sequence[Media]) -> Prompt:
         manifest = self._manifest
         prompt = Prompt.of(
-            np.array(ids, np.int64), manifest.visual_tokens, media, manifest.dims.position_axes
+            np.array(ids, np.int64),
+            manifest.visual_tokens,
+            media,
+            manifest.dims.position_axes,
+            manifest.reach,
         )
         self._check_known(prompt)
         expected, found = sum(part.tokens for part in media), int(prompt.image_mask.sum())

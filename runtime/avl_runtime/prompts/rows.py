@@ -19,6 +19,7 @@ class PromptRows:
         deepstack: [K, N, C], added to what the decoder's K deepstack layers put out.
         position_ids: [axes, N] int64, counted from where the prompt starts.
         next_position: where the token behind the prompt goes, counted from there.
+        ends: as `Prompt.ends`.
     """
 
     token_ids: NDArray[np.int64]
@@ -27,3 +28,4 @@ class PromptRows:
     deepstack: NDArray[Any]
     position_ids: NDArray[np.int64]
     next_position: int
+    ends: NDArray[np.int64] | None = None

@@ -141,7 +141,13 @@ class Loaded:
             hidden[at] = part.rows
             deepstack[:, at] = part.deepstack
         return PromptRows(
-            prompt.input_ids, mask, hidden, deepstack, prompt.positions, prompt.next_position
+            prompt.input_ids,
+            mask,
+            hidden,
+            deepstack,
+            prompt.positions,
+            prompt.next_position,
+            prompt.ends,
         )
 
     def check(self, policy: Policy) -> None:

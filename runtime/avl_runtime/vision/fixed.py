@@ -24,13 +24,15 @@ class FixedImage:
         FormatError: tokens and grid do not fit each other.
 
     `tokens` exceeds rows x columns of `grid` by one where a class token comes first, and is one
-    less where the first patch is left out.
+    less where the first patch is left out. `before` and `after` are what a prompt has around them.
     """
 
     kind: Literal["fixed"]
     processing: ImageProcessing
     grid: tuple[int, int]
     tokens: int
+    before: str = ""
+    after: str = ""
 
     def __post_init__(self) -> None:
         shown = self.grid[0] * self.grid[1]
@@ -53,7 +55,7 @@ class FixedImage:
         return Media(
             kind="image",
             inputs={PIXELS: values[None]},
-            replacement=token * self.tokens,
+            replacement=f"{self.before}{token * self.tokens}{self.after}",
             tokens=self.tokens,
             digest=image_hash(image),
             cells=Cells(self.grid, cells, part_fitted(image.size, self.processing)),

@@ -15,7 +15,7 @@ from avl_plugins.policies import Action, TextBudget, Tokens
 from avl_plugins.policies.declared import is_text_budget, refresh_fits
 from avl_runtime.execute.check import Drafted
 from avl_runtime.execute.host.check import HostChecked, HostChecks
-from avl_runtime.execute.host.segments import BoundSegment, HostBackend
+from avl_runtime.execute.host.segments import BoundSegment, HostBackend, causal_reach
 from avl_runtime.execute.protocol import Member, Step
 from avl_runtime.kv.append import Appender
 from avl_runtime.kv.cache import Ints, SegmentCache
@@ -52,9 +52,10 @@ class HostBatch:
         self._segments: list[BoundSegment] = []
         self._appenders: list[Appender] = []
         rows: NDArray[Any] = self._hidden
+        reach = causal_reach(self._positions[:, None])
         for index, segment in enumerate(manifest.segments):
             deepstack = [text_only] * len(segment.deepstack)
-            bound = backend.bind(index, rows, self._position_ids, weights, deepstack)
+            bound = backend.bind(index, rows, self._position_ids, weights, deepstack, reach=reach)
             self._segments.append(bound)
             self._appenders.append(Appender(bound.new, self._positions, host()))
             rows = bound.output

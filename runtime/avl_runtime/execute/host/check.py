@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_runtime.execute.check import Drafted
-from avl_runtime.execute.host.segments import BoundSegment, HostBackend
+from avl_runtime.execute.host.segments import BoundSegment, HostBackend, causal_reach
 from avl_runtime.kv.cache import Ints, SegmentCache
 from avl_runtime.kv.sight import Masses
 from avl_runtime.package.manifest import Manifest
@@ -61,12 +61,14 @@ class _Bound:
         self._hidden = np.zeros((count, rows, dims.hidden_size), backend.dtype)
         self._position_ids: Ints = np.zeros((*axes, count, rows), np.int64)
         self._weights = np.zeros((count, 1, rows), np.float32)
+        self._positions: Ints = np.zeros((count, rows), np.int64)
         text_only = np.zeros_like(self._hidden)
         self.segments: list[BoundSegment] = []
         made: NDArray[Any] = self._hidden
         for index, segment in enumerate(manifest.segments):
             deepstack = [text_only] * len(segment.deepstack)
-            bound = backend.bind(index, made, self._position_ids, self._weights, deepstack, rows)
+            given = made, self._position_ids, self._weights, deepstack
+            bound = backend.bind(index, *given, rows, causal_reach(self._positions))
             self.segments.append(bound)
             made = bound.output
         self.logits = made
@@ -75,6 +77,7 @@ class _Bound:
     def run(self, caches: Sequence[SegmentCache], drafted: Drafted) -> None:
         self._hidden[...] = drafted.hidden
         self._position_ids[...] = drafted.position_ids
+        self._positions[...] = drafted.positions
         if drafted.weights is not None:
             self._weights[...] = drafted.weights
         for index, (bound, cache) in enumerate(zip(self.segments, caches, strict=True)):

@@ -12,7 +12,7 @@ from avl_plugins.cpu.host import host
 from avl_plugins.errors import quoted
 from avl_plugins.schema import INT8, RowType
 from avl_runtime.execute.protocol import COMPUTES, BackendError
-from avl_runtime.package.manifest import Manifest
+from avl_runtime.package.manifest import CAUSAL, Manifest
 
 ATTENTION, LINEARS = "avl.attention", "avl.linears"  # entries that the kernels' library reads
 VNNI = "AVX-512, VNNI"  # as kernels call what products of bytes are taken with
@@ -72,7 +72,7 @@ def compute_entries(
 
 
 def told(
-    decoder: dict[str, str], vision: dict[str, str], kept: RowType, head_dim: int
+    decoder: dict[str, str], vision: dict[str, str], kept: RowType, manifest: Manifest
 ) -> str | None:
     """Which kernels run with these entries and rows, for people; None where there are none."""
     kernels = host() if decoder else None
@@ -87,7 +87,9 @@ def told(
         elif part == "pictures" and rounded and VNNI in text:
             text += "; pictures: attention in whole numbers"
         elif part == "prompts" and rounded and kept == INT8 and VNNI in text:
-            text += "" if head_dim % SIDE else "; prompts: attention in whole numbers"
+            text += "" if manifest.dims.head_dim % SIDE else "; prompts: attention in whole numbers"
     if kept.parked_bits is not None:  # the ops of such rows have a body alone
         text += f"; rows in {kept.name}: widened by standard ops in every step"
+    if manifest.reach != CAUSAL:  # where a mask is needed
+        text += f"; prompts with {manifest.reach}: attention by standard ops"
     return text

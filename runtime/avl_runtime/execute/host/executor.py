@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
+from avl_plugins.graph_io import ROW_ENDS, ROW_POSITIONS
 from avl_plugins.logits import Logits
 from avl_plugins.schema import COMPUTED
 from avl_runtime.execute.host.batch import HostBatch
@@ -90,6 +91,7 @@ class HostExecutor:
             ids if len(ids) == 1 else ids[:, None],
             weights,
             [np.ascontiguousarray(added[None], dtype) for added in chunk.deepstack],
+            reach={ROW_ENDS: chunk.row_ends[None], ROW_POSITIONS: chunk.positions[None]},
         )
         seen = cache if cache.batch == 1 else cache.window(seq)
         bound.run(seen, seen.parked_len if parked else None, logits=logits, ends=last)

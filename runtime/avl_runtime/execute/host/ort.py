@@ -48,6 +48,7 @@ from avl_runtime.execute.host.ort_options import (
     shrinking,
     tight_memory,
 )
+from avl_runtime.execute.host.segments import NOTHING
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.kv.by_layer import ByLayer, unfilled
 from avl_runtime.kv.cache import Ints, SegmentCache
@@ -101,7 +102,7 @@ class OrtBackend:
         self.answers_rows = LOGITS_FROM in given
         self._files = manifest.encoders
         self._host = host() if self.dtype == np.float32 else None
-        self.kernels = told(self._compute, self._encoding, kept, manifest.dims.head_dim)
+        self.kernels = told(self._compute, self._encoding, kept, manifest)
 
     def _session(self, package: Package, file: str, *, encoder: bool) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -146,11 +147,13 @@ class OrtBackend:
         row_weights: NDArray[np.float32],
         deepstack: Sequence[NDArray[Any]],
         answers: int = 1,
+        reach: Mapping[str, Ints] = NOTHING,
     ) -> OrtBoundSegment:
         graph = self._graphs[segment]
         layers = zip(graph.deepstack, deepstack, strict=True)
         added = {named(DEEPSTACK, layer): array for layer, array in layers}
         inputs = {HIDDEN: hidden, POSITIONS: position_ids, WEIGHTS: row_weights, **added}
+        inputs |= {name: reach[name] for name in graph.reach}
         if graph.ends and answers > 1:
             inputs[LOGITS_FROM] = np.array([-answers])
         return OrtBoundSegment(self._sessions[segment], graph, self._host, inputs, answers)

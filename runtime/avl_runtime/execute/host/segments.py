@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.graph_io import ROW_ENDS, ROW_POSITIONS
 from avl_plugins.logits import Logits
 from avl_plugins.schema import Plane, RowType
 from avl_runtime.execute.protocol import Backend
 from avl_runtime.kv.by_layer import ByLayer, Floats
 from avl_runtime.kv.cache import Ints, SegmentCache
+
+NOTHING: Mapping[str, Ints] = MappingProxyType({})
+
+
+def causal_reach(positions: Ints) -> dict[str, Ints]:
+    """Of new rows at `positions` [B, S], which stays where it is, what graphs may be given."""
+    ends = np.arange(1, positions.shape[1] + 1)
+    return {ROW_ENDS: np.tile(ends, (len(positions), 1)), ROW_POSITIONS: positions}
 
 
 class BoundSegment(Protocol):
@@ -99,6 +109,7 @@ class HostBackend(Backend, Protocol):
         row_weights: NDArray[np.float32],
         deepstack: Sequence[NDArray[Any]],
         answers: int = 1,
+        reach: Mapping[str, Ints] = NOTHING,
     ) -> BoundSegment:
         """Bind segment number `segment` to its input buffers.
 
@@ -108,5 +119,6 @@ class HostBackend(Backend, Protocol):
             row_weights: [B, R, S] of R masses: 2, or 1 if nobody reads that of text rows.
             deepstack: [B, S, C] for each of the segment's deepstack layers.
             answers: of how many rows, the last ones, the last segment gives logits.
+            reach: [B, S] of each that the graph has of `graph_io.Segment.reach`.
         """
         ...

@@ -1,0 +1,172 @@
+"""Gemma 3: pictures whose tokens see one another, windows shorter than a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+
+from avl_runtime.engines.options import BuildError, Options
+from avl_runtime.engines.plan import make_plan
+from avl_runtime.execute import load_backend
+from avl_runtime.execute.protocol import BackendError
+from avl_runtime.machine.probe import probe
+from families.gemma import SIDE, TEXT, VISION
+from families.shared import PROMPT, TOLERANCE, FamilyTests
+from families.support import Case, Made, picture, refused, without_checks
+
+SPECIAL = (
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<start_of_image>",
+    "<end_of_image>",
+    "<image_soft_token>",
+)
+NAMES = {"boi": "<start_of_image>", "eoi": "<end_of_image>", "image": "<image_soft_token>"}
+TOKENS = 16  # of a picture
+# Of google/gemma-3-4b-it's.
+TEMPLATE = (
+    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}"
+    "{%- if messages[0]['content'] is string -%}"
+    "{%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}"
+    "{%- else -%}{%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}"
+    "{%- endif -%}{%- set loop_messages = messages[1:] -%}{%- else -%}"
+    '{%- set first_user_prefix = "" -%}{%- set loop_messages = messages -%}{%- endif -%}'
+    "{%- for message in loop_messages -%}"
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    '{{ raise_exception("Conversation roles must alternate user/assistant/user/...") }}'
+    "{%- endif -%}{%- if (message['role'] == 'assistant') -%}{%- set role = \"model\" -%}"
+    "{%- else -%}{%- set role = message['role'] -%}{%- endif -%}"
+    "{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else \"\") }}"
+    "{%- if message['content'] is string -%}{{ message['content'] | trim }}"
+    "{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}"
+    "{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}"
+    "{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}"
+    '{%- else -%}{{ raise_exception("Invalid content type") }}{%- endif -%}'
+    "{{ '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}"
+)
+SLIDING, FULL = "sliding_attention", "full_attention"
+ROPES = {
+    FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+}
+
+
+def config(window: int, **text: Any) -> Gemma3Config:
+    types = [SLIDING, SLIDING, FULL, SLIDING, SLIDING]
+    return Gemma3Config(
+        text_config={
+            **TEXT,
+            "num_hidden_layers": len(types),
+            "layer_types": types,
+            "sliding_window": window,
+            "query_pre_attn_scalar": 11,
+            "rope_parameters": ROPES,
+            **text,
+        },
+        vision_config=VISION,
+        mm_tokens_per_image=TOKENS,
+        boi_token_index=SPECIAL.index("<start_of_image>"),
+        eoi_token_index=SPECIAL.index("<end_of_image>"),
+        image_token_index=SPECIAL.index("<image_soft_token>"),
+    )
+
+
+def processor(tokenizer: Any) -> Any:
+    tokenizer._set_model_specific_special_tokens({f"{n}_token": text for n, text in NAMES.items()})
+    return without_checks(Gemma3Processor)(
+        Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE}),
+        tokenizer,
+        chat_template=tokenizer.chat_template,
+        image_seq_length=TOKENS,
+    )
+
+
+def case(name: str, window: int, **text: Any) -> Case:
+    return Case(
+        name=name,
+        model=Gemma3ForConditionalGeneration,
+        config=config(window, **text),
+        special=SPECIAL,
+        bos="<bos>",
+        eos="<end_of_turn>",
+        pad="<pad>",
+        template=TEMPLATE,
+        processor=processor,
+    )
+
+
+CASES = (case("gemma3", 512, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),)
+
+
+class TestGemma3(FamilyTests):
+    cases = CASES
+    divided = TEXT["hidden_size"] ** 0.5
+
+    @pytest.mark.parametrize("chunk", [1, 7, 1000])
+    def test_a_prompt_in_chunks(
+        self, made: Made, chunk: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two pictures, with text around and between them."""
+        monkeypatch.setattr(made.model.loaded.executor, "chunk", chunk)
+        images = [picture((30, 20)), picture((20, 30), 1)]
+        content = [{"type": "image"}, {"type": "text", "text": "or"}, {"type": "image"}]
+        content.append({"type": "text", "text": PROMPT})
+        want = made.encode_messages([{"role": "user", "content": content}], images)
+        shown = [{"type": "image", "image": image} for image in images]
+        asked = [shown[0], content[1], shown[1], content[3]]
+        got = made.model.generate(asked, policy="dense", max_new_tokens=16, return_logits=True)
+        tokens, logits = made.generate(want, 16)
+        assert list(got.token_ids) == tokens
+        np.testing.assert_allclose(got.logits, logits, atol=TOLERANCE, rtol=0)
+
+    def test_a_batch_of_unlike_prompts(self, made: Made) -> None:
+        images = [[picture((30, 20))], [], [picture((9, 9), 1), picture((50, 20), 2)]]
+        prompts = [PROMPT, "Read.", "Which?"]
+        found = made.model.generate_batch(
+            prompts, images, policy="dense", max_new_tokens=16, return_logits=True
+        )
+        for prompt, shown, got in zip(prompts, images, found, strict=True):
+            tokens, logits = made.generate(made.encode(prompt, shown), 16)
+            assert list(got.token_ids) == tokens
+            np.testing.assert_allclose(got.logits, logits, atol=TOLERANCE, rtol=0)
+
+    def test_what_runs_it_is_told(self, made: Made) -> None:
+        assert "a picture that attend to one another" in str(made.model.loaded.executor.kernels)
+        with pytest.raises(
+            BackendError, match="attend to all before them, as ort-cuda runs, found"
+        ):
+            load_backend("ort-cuda", made.model.package, 1)
+        with pytest.raises(BuildError, match="which no engine does; run it on ort-cpu"):
+            make_plan(Options(made.package, "tensorrt-rtx"), probe())
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "expected"),
+    [
+        ("preprocessor_config.json", {"do_pan_and_scan": True}, "found do_pan_and_scan of True"),
+        ("preprocessor_config.json", {"size": {"height": 9, "width": 9}}, "pictures of 24 x 24"),
+        ("config.json", {"mm_tokens_per_image": 15}, "a square whose side divides 8 patches"),
+        ("config.json", {"mm_tokens_per_image": 9}, "a square whose side divides 8 patches"),
+        (
+            "config.json",
+            {"text_config": {"use_bidirectional_attention": True}},
+            "without attention to later tokens",
+        ),
+        ("config.json", {"vision_config": {"model_type": "clip_vision_model"}}, "siglip_vision"),
+    ],
+)
+def test_variants_that_are_refused(
+    make: Any, tmp_path: Path, file: str, changes: dict[str, Any], expected: str
+) -> None:
+    assert expected in refused(make(CASES[0]), tmp_path, {file: changes})
