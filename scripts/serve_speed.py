@@ -128,7 +128,7 @@ def llama_job(sizes: Sizes, source: Path, folder: Path, threads: int, batch: int
     """What llama.cpp's worker is told: text of as many tokens."""
     draw = random.Random(0)
     return {
-        "input_ids": [draw.randrange(100, 1100) for _ in range(sizes.prompt)],
+        "input_ids": [draw.randrange(100, 900) for _ in range(sizes.prompt)],
         "visual_tokens": [],
         "new_tokens": sizes.new,
         "batch": batch,

@@ -176,6 +176,33 @@ def test_cancelling_frees_rows_in_that_step(tiny: LVLM, when: str) -> None:
     assert other.result.token_ids == expected.token_ids
 
 
+def test_those_that_end_together_leave_together(
+    tiny: LVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of those that stay are copied once, and not once for each that ends."""
+    made: list[int] = []
+    batch = HostExecutor.batch
+
+    def noted(self: HostExecutor, parts: Any, members: Any, steps: int) -> Any:
+        made.append(len(members))
+        return batch(self, parts, members, steps)
+
+    monkeypatch.setattr(HostExecutor, "batch", noted)
+    scheduler = Scheduler(tiny)
+    tokens = {0: 4, 1: 4, 2: 4, 3: 9, 5: 9}  # the fourth has two pictures, and would wait
+    requests = {
+        number: scheduler.add(*asked(number), max_new_tokens=count, min_new_tokens=count)
+        for number, count in tokens.items()
+    }
+    while scheduler.requests:
+        scheduler.step()
+    assert made == [5, 2]
+    for number, request in requests.items():
+        count = tokens[number]
+        expected = tiny.generate(*asked(number), max_new_tokens=count, min_new_tokens=count)
+        assert request.result.token_ids == expected.token_ids
+
+
 @pytest.mark.parametrize("policy", ["dense", "avl:text=0.5,text_min=4", "avl:exact,n=4"])
 def test_rows_are_gone_with_their_request(tiny: LVLM, policy: str) -> None:
     """At once, and not when Python looks for what refers to itself."""

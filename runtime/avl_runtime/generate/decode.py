@@ -57,23 +57,27 @@ class Decoder:
         self._form([*self._members, *sequences], steps)
 
     def leave(self, sequence: Sequence, *, keep: bool) -> None:
-        """Take a sequence out, at once.
+        """Take a sequence out, at once; see `leave_together`."""
+        self.leave_together([(sequence, keep)])
+
+    def leave_together(self, leaving: abc.Sequence[tuple[Sequence, bool]]) -> None:
+        """Take sequences out, at once; those that stay are put side by side anew a single time.
 
         Args:
-            keep: whether its rows go on in caches of its own; else they are freed.
+            leaving: each with whether its rows go on in caches of its own; else they are freed.
         """
-        index = self._index(sequence)
-        rest = [each for each in self._members if each is not sequence]
-        caches, seq = sequence.caches, sequence.seq
-        for cache in caches:
-            cache.claim()
-        alone = not rest
-        if keep and not alone:
-            sequence.caches, sequence.seq = [cache.taken(seq) for cache in caches], 0
-        elif not keep:
-            sequence.caches = []
-        del self._members[index]
-        self._batch = None
+        gone = {self._index(sequence) for sequence, _ in leaving}
+        rest = [each for index, each in enumerate(self._members) if index not in gone]
+        shared = len(self._members) > 1
+        for sequence, keep in leaving:
+            caches, seq = sequence.caches, sequence.seq
+            for cache in caches:
+                cache.claim()
+            if keep and shared:
+                sequence.caches, sequence.seq = [cache.taken(seq) for cache in caches], 0
+            elif not keep:
+                sequence.caches = []
+        self._members, self._batch = rest, None
         if rest:
             self._form(rest, self._steps_left)
 

@@ -315,10 +315,13 @@ class Runner:
 
     def _let_go(self) -> None:
         """Take those that are done out of the batch."""
-        for request in [one for one in self._running if one.done]:
-            self._running.remove(request)
+        done = [one for one in self._running if one.done]
+        if not done:
+            return
+        self._running = [one for one in self._running if not one.done]
+        for request in done:
             if request.error is None:
                 request.finish()
             else:
                 request.drop_drafts()
-            self._decoder.leave(request.sequence, keep=request.kept)
+        self._decoder.leave_together([(one.sequence, one.kept) for one in done])
