@@ -52,7 +52,7 @@ def test_16_bit_weights_take_the_room_of_the_float32_they_are_packed_as(
     graphs = len(package.manifest.graphs)
     for memory, packs in ((2 * widened, True), (2 * widened - 1, False)):
         seen.clear()
-        monkeypatch.setattr(ort_options, "physical_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(ort_options, "usable_memory", lambda memory=memory: memory)
         ort.OrtBackend(package, threads=1)
         assert seen == [(True, packs), *[(False, packs)] * (graphs - 1)]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avl_runtime.machine import resources
 from avl_runtime.machine.memory import peak_rss_bytes, rss_bytes
-from avl_runtime.machine.resources import cores, physical_memory
+from avl_runtime.machine.resources import cores, physical_memory, usable_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="compares with Linux's /proc")
 BLOCK = 64 << 20  # bytes
@@ -37,6 +38,42 @@ def test_memory_is_the_machines() -> None:
     told = re.search(r"^MemTotal:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     assert told is not None
     assert physical_memory() == 1024 * int(told[1])
+
+
+@pytest.mark.parametrize(
+    ("mine", "files", "expected"),
+    [
+        ("0::/\n", {"memory.max": "1073741824\n"}, 1 << 30),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "5000\n"}, 5000),
+        ("0::/seen/outside\n", {"memory.max": "6000"}, 6000),
+        ("0::/../out\n", {"memory.max": "7000"}, 7000),
+        ("0::/a\n", {"a/memory.max": "max"}, None),
+        ("0::/a\n", {"a/memory.max": f"{1 << 62}"}, None),
+        ("3:cpu:/c\n4:memory:/m\n0::/\n", {"memory/m/memory.limit_in_bytes": "8000"}, 8000),
+        ("4:cpu,memory:/m:n\n", {"memory/m:n/memory.limit_in_bytes": "9000"}, 9000),
+        ("4:memory:/m\n", {"memory/m/memory.limit_in_bytes": "9223372036854771712"}, None),
+        (None, {"memory.max": "1"}, None),
+    ],
+)
+def test_a_container_has_a_part_of_the_memory(
+    mine: str | None,
+    files: dict[str, str],
+    expected: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In both versions of control groups, its own limit or one around it; None: all there is."""
+    groups, told = tmp_path / "groups", tmp_path / "mine"
+    groups.mkdir()
+    if mine is not None:
+        told.write_text(mine)
+    for name, text in files.items():
+        file = groups / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr(resources, "MINE", told)
+    monkeypatch.setattr(resources, "GROUPS", groups)
+    assert usable_memory() == (physical_memory() if expected is None else expected)
 
 
 def test_resident_memory_follows_what_is_held() -> None:

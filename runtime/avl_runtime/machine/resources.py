@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 MOST_THREADS: Final = 1024  # of a session; more are a slip of the finger, which stops a machine
+# Linux's control groups, by which containers are kept to a part of a machine: which ones a process
+# is in, and where each of the two versions tells of limits.
+MINE = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
@@ -20,3 +26,39 @@ def physical_memory() -> int | None:
     if not hasattr(os, "sysconf"):  # not a POSIX system
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_memory() -> int | None:
+    """Bytes that this process may use: the machine's memory, or a container's part of it.
+
+    None where the system does not tell.
+    """
+    found = [physical_memory(), *_group_limits()]
+    return min((limit for limit in found if limit is not None), default=None)
+
+
+def _group_limits() -> Iterator[int]:
+    """Limits of the control groups that this process is in, and of those around them."""
+    try:
+        lines = MINE.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if not kinds:
+            root, file = GROUPS, "memory.max"
+        elif "memory" in kinds.split(","):
+            root, file = GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        while True:
+            try:
+                text = (group / file).read_text().strip()
+            except OSError:  # a container may see its own group as the root, under another path
+                text = ""
+            if text.isdecimal():  # not "max"
+                yield int(text)
+            if group == root or root not in group.parents:
+                break
+            group = group.parent

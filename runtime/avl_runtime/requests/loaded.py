@@ -18,7 +18,7 @@ from avl_runtime.generate.prefill import Reading, prefill
 from avl_runtime.generate.prefix import Prefix
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv.prefixes import PrefixCache
-from avl_runtime.machine.resources import physical_memory
+from avl_runtime.machine.resources import usable_memory
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
@@ -184,7 +184,7 @@ def _limit(prefix_cache: int | str | None) -> int:
     if prefix_cache is None:
         return 0
     if prefix_cache == AUTO:
-        memory = physical_memory()
+        memory = usable_memory()
         return MOST_PREFIXES if memory is None else min(MOST_PREFIXES, memory // 8)
     return whole("prefix_cache", prefix_cache, 1, 'bytes; "auto" chooses, None keeps none')
 

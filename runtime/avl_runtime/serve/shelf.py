@@ -12,7 +12,7 @@ from typing import Any
 
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.async_model import AsyncLVLM
-from avl_runtime.machine.resources import physical_memory
+from avl_runtime.machine.resources import usable_memory
 from avl_runtime.package.package import Package, load_package
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.limits import Limits
@@ -113,7 +113,7 @@ class Shelf:
             return None
         weights = sum(one.weights for one in self._places.values())
         loaded = weights if self._memory is None else min(weights, self._memory)
-        return usual_limit(loaded, physical_memory())
+        return usual_limit(loaded, usable_memory())
 
     @property
     def alive(self) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import onnxruntime as ort
 
-from avl_runtime.machine.resources import physical_memory
+from avl_runtime.machine.resources import usable_memory
 from avl_runtime.package.quantization import Quantization
 
 # glibc's numbers of two limits, in bytes: from which on it maps an allocation by itself, and how
@@ -47,13 +47,13 @@ def session_config(quantization: Quantization | None, encoder: bool, packs: bool
 
 
 def has_room(nbytes: int) -> bool:
-    """Whether `nbytes` of weights may lie in memory of the process: at most half of the machine's.
+    """Whether `nbytes` of weights may lie in memory of the process: at most half of it.
 
     Pages mapped from a file can be dropped when memory runs short; a process's own cannot.
     Weights of 16 bits count as the float32 that they are packed as where no kernel of ours reads
     them: see `Package.float32_bytes`.
     """
-    memory = physical_memory()
+    memory = usable_memory()
     return memory is not None and 2 * nbytes <= memory
 
 
