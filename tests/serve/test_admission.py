@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,13 +266,22 @@ async def asked(app: App, body: dict[str, Any], key: str = "") -> tuple[int, dic
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
-def test_a_server_holds_rows_for_its_answers(tiny_package: Path, tiny: LVLM) -> None:
+def test_a_server_holds_rows_for_its_answers(
+    tiny_package: Path, tiny: LVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One long answer fits, a second waits until it is over, and what never fits is refused."""
-    request = tiny.request("Go on.", max_new_tokens=200)
+    go, step = threading.Event(), Scheduler.step
+
+    def held_up(self: Scheduler) -> list[Request]:
+        assert go.wait(300)
+        return step(self)
+
+    monkeypatch.setattr(Scheduler, "step", held_up)
+    request = tiny.request("Go on.", max_new_tokens=20)
     row_bytes = tiny.loaded.executor.row_bytes
     limit = most_bytes([Need.of([request], tiny.package.manifest.dims, row_bytes)])
     limits = Limits(kv_bytes=limit)
-    shorter = LONG | {"max_tokens": 200, "min_new_tokens": 200}
+    shorter = LONG | {"max_tokens": 20, "min_new_tokens": 20}
 
     async def tried() -> None:
         shelf = Shelf({MODEL: tiny_package}, limits, backend="ort-cpu")
@@ -281,19 +291,22 @@ def test_a_server_holds_rows_for_its_answers(tiny_package: Path, tiny: LVLM) -> 
         while not rows.reserved:
             await asyncio.sleep(0.001)
         second = asyncio.create_task(asked(app, shorter))
-        while not rows.waiting and not first.done():
+        while not rows.waiting:
             await asyncio.sleep(0.001)
-        assert rows.waiting == 1 and rows.reserved == rows.limit == limit
+        assert rows.reserved == rows.limit == limit
         given_up = asyncio.create_task(asked(app, shorter))
-        while rows.waiting < 2 and not first.done():
+        while rows.waiting < 2:
             await asyncio.sleep(0.001)
         given_up.cancel()
+        while rows.waiting > 1:
+            await asyncio.sleep(0.001)
+        go.set()
         assert (await first)[0] == 200
         status, told = await second
-        assert status == 200 and told["usage"]["completion_tokens"] == 200
+        assert status == 200 and told["usage"]["completion_tokens"] == 20
         await asyncio.wait([given_up])
         assert (rows.reserved, rows.waiting, app.answering.admission.running) == (0, 0, 0)
-        for larger in (shorter | {"max_tokens": 201}, shorter | {"n": 2}):
+        for larger in (shorter | {"max_tokens": 21}, shorter | {"n": 2}):
             status, told = await asked(app, larger)
             assert status == 400 and "more --kv-bytes" in told["error"]["message"], told
         assert app.answering.admission.running == 0
