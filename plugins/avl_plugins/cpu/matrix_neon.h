@@ -46,8 +46,8 @@ HELPER void add_rows(const avl_packed *w, const int8_t *x, int rows, const uint8
     for (int64_t k = 0; k < w->span; k += INPUTS) {
         int8x16_t two[PAIRS];
         _Pragma("GCC unroll 2") for (int p = 0; p < pairs; p++)
-            two[p] = vcombine_s8(vld1_s8(x + 2 * p * w->inputs + k),
-                                 vld1_s8(x + (2 * p + next) * w->inputs + k));
+            two[p] = vcombine_s8(vld1_s8(x + 2 * p * w->span + k),
+                                 vld1_s8(x + (2 * p + next) * w->span + k));
         _Pragma("GCC unroll 8") for (int m = 0; m < MATRICES; m++) {
             int8x16_t weights = vld1q_s8((const int8_t *)codes + k * TILE + m * MATRIX);
             _Pragma("GCC unroll 2") for (int p = 0; p < pairs; p++)

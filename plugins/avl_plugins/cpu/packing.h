@@ -121,17 +121,18 @@ HELPER int32_t round_span(const float *x, float factor, int8_t *codes, int64_t s
     return sum;
 }
 
-HELPER void round_spans(const float *x, int64_t spans, int64_t span, int8_t *codes, float *scales,
-                        int32_t *sums)
+HELPER void round_spans(const float *x, int64_t spans, int64_t span, const avl_rounded *to, int64_t row)
 {
-    for (int64_t s = 0; s < spans; s++, x += span, codes += span) {
+    for (int64_t s = 0; s < spans; s++, x += span) {
+        const int64_t at = s * to->rows + row;
+        int8_t *codes = to->codes + at * span;
         const int32_t top = largest_of(x, span);
         float greatest;
         memcpy(&greatest, &top, sizeof greatest);
-        scales[s] = greatest / 127.0f;
-        sums[s] = 0;
+        to->scales[at] = greatest / 127.0f;
+        to->sums[at] = 0;
         if (greatest > SMALLEST && greatest <= FLT_MAX)
-            sums[s] = round_span(x, 127.0f / greatest, codes, span);
+            to->sums[at] = round_span(x, 127.0f / greatest, codes, span);
         else
             memset(codes, 0, (size_t)span);
     }
@@ -139,13 +140,12 @@ HELPER void round_spans(const float *x, int64_t spans, int64_t span, int8_t *cod
 
 static void round_row(const avl_packed *w, const float *x, const avl_rounded *to, int64_t row)
 {
-    const int64_t spans = spans_of(w), at = row * spans;
-    int8_t *codes = to->codes + row * w->inputs;
+    const int64_t spans = spans_of(w);
     x += row * w->inputs;
     switch (w->span) {
-    case 32: round_spans(x, spans, 32, codes, to->scales + at, to->sums + at); break;
-    case 64: round_spans(x, spans, 64, codes, to->scales + at, to->sums + at); break;
-    default: round_spans(x, spans, LONGEST, codes, to->scales + at, to->sums + at);
+    case 32: round_spans(x, spans, 32, to, row); break;
+    case 64: round_spans(x, spans, 64, to, row); break;
+    default: round_spans(x, spans, LONGEST, to, row);
     }
 }
 

@@ -10,7 +10,7 @@ const avl_quantized_kernels *const AVL_LEVEL = NULL;
 
 enum {
     FEW = 4,    // rows up to which a weight is read for two rows at a time
-    MANY = 256, // rows whose sums are kept at a time
+    MANY = 128, // rows whose sums are kept at a time: they fill the first cache
 };
 
 // A tile's codes of four inputs, its sums, and the same in float32.
@@ -108,13 +108,13 @@ HELPER floats4 add_span(floats4 to, whole4 sum, floats4 scales, float x_scale)
 HELPER void multiply_few(const avl_packed *w, const avl_rounded *x, int64_t tile, int64_t row,
                          int two, float *y, int64_t bits)
 {
-    int64_t spans = spans_of(w), first = row * spans, second = first + (two ? spans : 0);
-    const int8_t *p = x->codes + row * w->inputs, *q = p + (two ? w->inputs : 0);
     floats4 y0 = {0}, y1 = {0};
-    for (int64_t s = 0; s < spans; s++) {
+    for (int64_t s = 0; s < spans_of(w); s++) {
+        const int64_t first = s * x->rows + row, second = first + (two ? 1 : 0);
+        const int8_t *p = x->codes + first * w->span, *q = x->codes + second * w->span;
         const uint8_t *piece = piece_of(w, tile, s);
-        whole4 sum0 = start_of(w, x->sums[first + s], bits);
-        whole4 sum1 = start_of(w, x->sums[second + s], bits);
+        whole4 sum0 = start_of(w, x->sums[first], bits);
+        whole4 sum1 = start_of(w, x->sums[second], bits);
         for (int64_t k = 0; k < w->span; k += 4, p += 4, q += 4) {
             codes4 codes = load_codes(piece + k * TILE * bits / 8, bits);
             sum0 = add_products(sum0, codes, p, bits);
@@ -122,11 +122,11 @@ HELPER void multiply_few(const avl_packed *w, const avl_rounded *x, int64_t tile
                 sum1 = add_products(sum1, codes, q, bits);
         }
         floats4 scales = load_floats(scales_of(w, piece));
-        sum0 = end_of(w, sum0, piece, x->sums[first + s]);
-        sum1 = end_of(w, sum1, piece, x->sums[second + s]);
-        y0 = add_span(y0, sum0, scales, x->scales[first + s]);
+        sum0 = end_of(w, sum0, piece, x->sums[first]);
+        sum1 = end_of(w, sum1, piece, x->sums[second]);
+        y0 = add_span(y0, sum0, scales, x->scales[first]);
         if (two)
-            y1 = add_span(y1, sum1, scales, x->scales[second + s]);
+            y1 = add_span(y1, sum1, scales, x->scales[second]);
     }
     y += row * w->outputs + tile * TILE;
     store_outputs(y, y0, outputs_of(w, tile));
@@ -155,7 +155,7 @@ HELPER void add_rows(const avl_packed *w, const int8_t *x, int rows, const uint8
     for (int64_t k = 0; k < w->span; k += 4) {
         codes4 four = load_codes(codes + k * TILE, 8);
         _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)
-            sums[r] = add_products(sums[r], four, x + r * w->inputs + k, bits);
+            sums[r] = add_products(sums[r], four, x + r * w->span + k, bits);
     }
 }
 
@@ -165,16 +165,16 @@ HELPER void add_rows(const avl_packed *w, const int8_t *x, int rows, const uint8
 HELPER void add_piece(const avl_packed *w, const avl_rounded *x, int64_t row, int rows, int64_t s,
                       const uint8_t *piece, const uint8_t *codes, float *to, int64_t bits)
 {
-    const int64_t spans = spans_of(w), at = row * spans + s;
+    const int64_t at = s * x->rows + row;
     whole4 sums[TOGETHER];
     _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)
-        sums[r] = start_of(w, x->sums[at + r * spans], bits);
-    add_rows(w, x->codes + row * w->inputs + s * w->span, rows, codes, sums, bits);
+        sums[r] = start_of(w, x->sums[at + r], bits);
+    add_rows(w, x->codes + at * w->span, rows, codes, sums, bits);
     _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {
-        whole4 sum = end_of(w, sums[r], piece, x->sums[at + r * spans]);
+        whole4 sum = end_of(w, sums[r], piece, x->sums[at + r]);
         float *own = to + r * TILE;
         store_floats(own, add_span(load_floats(own), sum, load_floats(scales_of(w, piece)),
-                                   x->scales[at + r * spans]));
+                                   x->scales[at + r]));
     }
 }
 

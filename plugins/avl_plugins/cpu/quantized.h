@@ -24,12 +24,13 @@ typedef struct avl_packed {
     uint8_t *pieces; // [tiles, spans, piece]; as many as kernels say
 } avl_packed;
 
-// Rows of x, rounded.
+// Rows of x, rounded. A span of all rows lies together: rows of many inputs, far apart, would displace
+// each other from the first two caches.
 typedef struct avl_rounded {
     int64_t rows;
-    int8_t *codes; // [rows, inputs]
-    float *scales; // [rows, spans]
-    int32_t *sums; // [rows, spans], of a span's codes
+    int8_t *codes; // [spans, rows, span]
+    float *scales; // [spans, rows]
+    int32_t *sums; // [spans, rows], of a span's codes
 } avl_rounded;
 
 // What quantized.c is compiled to for one level of the processor's instructions. A weight is for the
