@@ -201,7 +201,7 @@ static void attend(const avl_prompt *prompt, int64_t task, float *memory)
 }
 
 // Packing keys counts: for many query rows at a time, whose sums stay in the second cache.
-enum { BLOCK = 512 };
+enum { BLOCK = 1152 };
 
 static const avl_prompt_tiles kernels = {attend, room_of, BLOCK, ROWS, 1, MOST_SIZE};
 const avl_prompt_tiles *const avl_prompt_words = &kernels;
