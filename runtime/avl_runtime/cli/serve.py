@@ -37,6 +37,7 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
     from avl_runtime.serve.http.guard import VARIABLE, Guard, is_loopback, keys, local_names
     from avl_runtime.serve.run import listening, serve
     from avl_runtime.serve.shelf import Shelf, names
+    from avl_runtime.serve.telemetry import Spans, wanted
 
     hosts = checked_hosts(parsed.allow_url_host)
     known = keys(parsed.api_key)
@@ -51,13 +52,14 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
             "--open: expected no API key beside it, found "
             f"{VARIABLE if parsed.api_key is None else '--api-key'}; leave one of them out"
         )
+    spans = Spans() if parsed.telemetry or wanted() else None
     limits = limits_of(parsed, queue=parsed.queue)
     packages = names(parsed.packages)
     listener = listening(parsed.host, parsed.port)
     with listener:
         shelf = Shelf(packages, limits, parsed.memory, **loading_of(parsed))
         guard = Guard(known, local_names(parsed.host) if local and not parsed.open else None)
-        app = App(shelf, limits, guard, None if parsed.quiet else sys.stderr, hosts)
+        app = App(shelf, limits, guard, None if parsed.quiet else sys.stderr, hosts, spans)
         serve(app, shelf.names, listener, limits, parsed.grace)
     return 0
 
@@ -98,6 +100,12 @@ def make_parser() -> CommandParser:
         help="requests that wait for a place",
     )
     add("--grace", metavar="S", default=30.0, type=seconds, help="for answers when it is stopped")
+    add(
+        "--telemetry",
+        action="store_true",
+        help="send a trace of each request by OTLP over HTTP, to where OTEL_EXPORTER_OTLP_ENDPOINT "
+        "says (default: only if that is set)",
+    )
     add("--quiet", action="store_true", help="no line on stderr for each request")
     return parser
 

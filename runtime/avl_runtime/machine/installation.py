@@ -31,7 +31,12 @@ __all__ = [
 ]
 
 # Modules that are not called as their packages are.
-_MODULES = {"scikit-learn": "sklearn", "cuda-python": "cuda.bindings"}
+_MODULES = {
+    "scikit-learn": "sklearn",
+    "cuda-python": "cuda.bindings",
+    "opentelemetry-sdk": "opentelemetry.sdk",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+}
 
 
 class MissingError(AvlError):

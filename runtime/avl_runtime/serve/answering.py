@@ -29,6 +29,7 @@ from avl_runtime.serve.shelf import Shelf
 
 PREPARING = 2  # bodies and pictures that are taken apart at one time, for the sake of memory
 SENDING = 10.0  # seconds after the deadline in which a client may still read its answer
+FINISHES = {"eos": "stop", "stop": "stop"}  # of all else there was no room, or no time
 FETCHING = 8  # pictures that are fetched at one time
 Found = TypeVar("Found")
 Read = Callable[[Mapping[str, Any], Limits], ChatRequest]
@@ -134,7 +135,8 @@ class Answering:
             async with _in_time(deadline):
                 asked, served, requests = await self._prepared(exchange, stack, body, form.read)
                 need = served.need(requests)
-                await stack.enter_async_context(self.rows.room(served.name, need))
+                with exchange.waiting():
+                    await stack.enter_async_context(self.rows.room(served.name, need))
             run = Run(served, requests)
             stack.callback(self._over, exchange, run, asked)
             if self._stopped:
@@ -158,8 +160,9 @@ class Answering:
         asked = await self._worked(lambda: read(parsed(body.data, limits), limits))
         self._shelf.check(asked.model)
         places = self.admission.places(asked.choices, exchange.client)
-        await stack.enter_async_context(places)
-        served = await stack.enter_async_context(self._shelf.using(asked.model))
+        with exchange.waiting():
+            await stack.enter_async_context(places)
+            served = await stack.enter_async_context(self._shelf.using(asked.model))
         fetched = await self._fetched(asked)
         decoding = Pictures(limits, self.decoders, fetched)
         requests = await self._worked(lambda: served.prepare(asked, decoding))
@@ -190,7 +193,9 @@ class Answering:
                 continue
             if not begun:
                 begun = True
-                self._metrics.first(run.name, time.perf_counter() - exchange.begun)
+                first = time.perf_counter() - exchange.begun
+                self._metrics.first(run.name, first)
+                exchange.notes["first_ms"] = round(first * 1e3, 1)
             await _sent(teller.step(event), deadline)
         await _sent(teller.end(), deadline)
 
@@ -237,6 +242,9 @@ class Answering:
             "visual_tokens": int(requests[0].prompt.image_mask.sum()),
             "completion_tokens": completion,
             "kv_bytes": sum(one.kv_bytes for one in map(stats_of, requests) if one is not None),
+            "prefill_ms": round(sum(one.prefill_s for one in requests) * 1e3, 1),
+            "decode_ms": round(max(one.decode_s for one in requests) * 1e3, 1),
+            "finish": [FINISHES.get(one.reply.finish_reason or "", "length") for one in requests],
             "user": asked.user,
             "cut": run.cut,
         }

@@ -20,12 +20,15 @@ from avl_runtime.serve.http.guard import Guard
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.metrics import Metrics
 from avl_runtime.serve.shelf import Shelf
+from avl_runtime.serve.telemetry import Spans
 from avl_runtime.serve.told.chat import CHAT
 from avl_runtime.serve.told.responses import RESPONSE
 
 Handler = Callable[[Exchange], Awaitable[None]]
 GONE = 499  # what logs and counts have for a client that went away; nobody is sent it
 OPEN = ("/health", "/ready")  # asked by machines that have no key, and saying nothing of use
+METRICS = "/metrics"
+UNTRACED = (*OPEN, METRICS)  # asked by machines again and again
 MODELS = "/v1/models"
 
 
@@ -44,13 +47,15 @@ class App:
         guard: Guard,
         log: TextIO | None,
         hosts: Collection[str] = (),
+        spans: Spans | None = None,
     ) -> None:
         """
         Args:
             hosts: that pictures may be fetched from.
             log: where a line for each request goes.
+            spans: where traces go; closed with this.
         """
-        self._shelf, self._guard, self._log = shelf, guard, log
+        self._shelf, self._guard, self._log, self._spans = shelf, guard, log, spans
         self._metrics = Metrics()
         self.answering = Answering(shelf, limits, self._metrics, hosts)
         self.stopping = False
@@ -61,7 +66,7 @@ class App:
             MODELS: {"GET": self._models},
             "/health": {"GET": self._health},
             "/ready": {"GET": self._ready},
-            "/metrics": {"GET": self._counts},
+            METRICS: {"GET": self._counts},
         }
         self._files = page_files()
         admission = self.answering.admission
@@ -81,6 +86,8 @@ class App:
         """Let go of threads and models."""
         self.answering.close()
         await self._shelf.close()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request; no exception but a cancellation leaves this."""
@@ -186,6 +193,8 @@ class App:
         seconds, route = time.perf_counter() - exchange.begun, self._route(exchange)
         status = exchange.status or GONE
         self._metrics.answered(route, status, seconds)
+        if self._spans is not None and exchange.path not in UNTRACED and route != "page":
+            self._spans.add(exchange, route, status, seconds)
         if self._log is not None and exchange.path not in OPEN:
             line = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -23,6 +23,7 @@ from avl_runtime.serve.http.exchange import Send
 from avl_runtime.serve.http.guard import VARIABLE, Guard, keys
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.shelf import Shelf, names
+from avl_runtime.serve.telemetry import Spans, wanted
 
 Application = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 USUAL: Final = Limits()
@@ -197,7 +198,8 @@ class Replica:
                 f"open: expected no API key beside it, found {VARIABLE}; leave one of them out"
             )
         shelf = Shelf(settings.packages, settings.limits, **settings.loading)
-        self._app = App(shelf, settings.limits, Guard(known, None), sys.stderr)
+        spans = Spans() if wanted() else None
+        self._app = App(shelf, settings.limits, Guard(known, None), sys.stderr, spans=spans)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, or begin and end with the server."""

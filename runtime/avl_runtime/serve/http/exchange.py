@@ -6,8 +6,8 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from avl_runtime.serve.errors import ApiError
@@ -41,6 +41,16 @@ class Exchange:
         self.status: int | None = None
         self.notes: dict[str, Any] = {}
         self.begun = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note for how long something is waited for, beside what was waited for before."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = (time.perf_counter() - begun) * 1e3
+            self.notes["queue_ms"] = round(self.notes.get("queue_ms", 0.0) + spent, 1)
 
     async def answer(
         self, body: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None
