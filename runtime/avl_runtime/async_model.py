@@ -102,7 +102,7 @@ class AsyncLVLM:
             self._closed = True
             self._calls.put(None)
             await asyncio.to_thread(self._thread.join)
-            self.model.close()
+            await asyncio.to_thread(self.model.close)  # which may wait for a disk
 
     async def __aenter__(self) -> AsyncLVLM:
         """

@@ -92,6 +92,8 @@ class LVLM:
         kv: str = "auto",
         compute: str = "auto",
         prefix_cache: int | str | None = None,
+        cache_dir: str | Path | None = None,
+        cache_limit: int | None = None,
     ) -> LVLM:
         """Load a package made by avl-export.
 
@@ -118,6 +120,9 @@ class LVLM:
             prefix_cache: bytes of rows that are kept for prompts that begin as one before did, on
                 ort-cpu; with "auto" as many as suit the machine where the backend can, None keeps
                 none.
+            cache_dir: a folder in which these rows are kept beside that, for other processes and
+                times; None writes nothing.
+            cache_limit: bytes of the files in it; 10 GiB by default.
 
         Raises:
             AvlError: the package, the backend or the policy cannot be used, with the reason.
@@ -130,7 +135,8 @@ class LVLM:
         if verify:
             print(f"avl: {compared.text()}", file=sys.stderr)
         chosen = as_policy(package.manifest.default_policy if policy is None else policy)
-        return cls(Loaded(package, backend, threads, park, kv, compute, prefix_cache), chosen)
+        kept = prefix_cache, cache_dir, cache_limit
+        return cls(Loaded(package, backend, threads, park, kv, compute, *kept), chosen)
 
     def stream(
         self,

@@ -34,7 +34,7 @@ def test_load_takes_a_backend_and_a_policy() -> None:
     parameters = inspect.signature(avl_runtime.LVLM.load).parameters
     assert list(parameters) == [
         *("folder", "backend", "policy", "threads", "verify", "park", "kv", "compute"),
-        "prefix_cache",
+        *("prefix_cache", "cache_dir", "cache_limit"),
     ]
     assert parameters["backend"].default == "auto"
 

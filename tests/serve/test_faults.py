@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import socket
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.server import CHAT, KEY, LONG, MODEL, TWO, Running, head, question, started
+from support.server import (
+    CHAT,
+    KEY,
+    LONG,
+    MODEL,
+    TWO,
+    Running,
+    head,
+    picture,
+    question,
+    said,
+    started,
+)
 
 QUICK = {"model": MODEL, "messages": question(TWO), "max_tokens": 2}
 STREAMED = LONG | {"stream": True}
@@ -165,3 +180,37 @@ def test_a_signal_under_load(tiny_package: Path) -> None:
         assert cut["usage"]["completion_tokens"] < LONG["max_tokens"]
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process")
+def test_a_full_disk_of_the_cache_and_another_server(tiny_package: Path, tmp_path: Path) -> None:
+    """Answers are the same with rows on disk, without room for them, and with those of another."""
+    options = f"--backend ort-cpu --quiet --cache-dir {tmp_path} --cache-limit 100000000".split()
+    pictures = [picture(TWO.image)] * 2  # so that a run of the prompt is whole
+    asked = QUICK | {"messages": [{"role": "user", "content": [*pictures, said("Read it.")]}]}
+
+    def told(server: Running) -> tuple[str, int]:
+        status, _, data = server.ask(asked)
+        assert status == 200, data
+        found = json.loads(data)
+        known = found["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return found["choices"][0]["message"]["content"], known
+
+    def limited(server: Running, size: int) -> None:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    with started(tiny_package, *options) as server:
+        limited(server, 4096)
+        text, known = told(server)
+        assert known == 0 and told(server) == (text, 256)
+        while not any("cannot be written: File too large" in line for line in server.lines):
+            time.sleep(0.01)  # which the thread that writes has yet to find
+        assert not list(tmp_path.glob("*/*.safetensors"))
+        limited(server, resource.RLIM_INFINITY)
+        assert told(server) == (text, 256)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+    assert sum("cannot be" in line for line in server.lines) == 1, server.lines
+    assert len(list(tmp_path.glob("*/*"))) == 1
+    with started(tiny_package, *options) as server:
+        assert told(server) == (text, 256)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from avl_runtime.cli.lists import (
     count,
     none_or_more,
+    path_name,
     policy,
     prefix_bytes,
     some_name,
@@ -21,7 +22,16 @@ from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV
 from avl_runtime.serve.limits import Limits
 
 USUAL: Final = Limits()
-LOADING = ("backend", "policy", "threads", "kv", "compute", "prefix_cache")
+LOADING = (
+    "backend",
+    "policy",
+    "threads",
+    "kv",
+    "compute",
+    "prefix_cache",
+    "cache_dir",
+    "cache_limit",
+)
 Add = Callable[..., argparse.Action]
 
 
@@ -62,6 +72,20 @@ def add_answering(add: Add, timeout: float | None) -> None:
         type=prefix_bytes,
         help="of rows that each model keeps for prompts that begin as an earlier one did, on "
         "ort-cpu (default: auto, an eighth of the memory, 1 GiB at most)",
+    )
+    add(
+        "--cache-dir",
+        metavar="DIR",
+        type=path_name,
+        help="keep these rows in files too, which outlive the process and which several may share; "
+        "DIR tells whoever reads it of prompts (default: nothing is written)",
+    )
+    add(
+        "--cache-limit",
+        metavar="BYTES",
+        type=count,
+        help="of the files in --cache-dir; those that were not used for the longest go first "
+        "(default: 10 GiB)",
     )
     add("--running", metavar="N", default=USUAL.running, type=count, help="answers at one time")
     add(

@@ -15,6 +15,7 @@ where many rows are multiplied in bf16 that is enough to change tokens.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Generator
 from collections.abc import Sequence as Several
 from typing import Any
 
@@ -55,7 +56,6 @@ class Prefix:
     """The beginning of a prompt that begins a conversation.
 
     Attributes:
-        length: tokens at its begin that are not read, since their rows are known.
         segments: how many segments, the first ones, have rows that are shared.
     """
 
@@ -65,22 +65,51 @@ class Prefix:
         drops = {action.before for action in sequence.actions}
         firsts = [segment.first_layer in drops for segment in manifest.segments]
         self.segments = firsts.index(True) if True in firsts else len(firsts)
-        self._cache, self._evicts = cache, sequence.evicts
+        self._cache, self._evicts, self._executor = cache, sequence.evicts, sequence.executor
         later = manifest.segments[self.segments :]
         self._whole = not later
         self._deep = any(segment.deepstack for segment in later)
         # The last run is always read: the logits behind it are asked for.
-        runs = spans(len(prompt.input_ids), sequence.executor.chunk, prompt.ends)[:-1]
-        self._keys = _keys(prompt, runs, f"{self.segments} {self._evicts}")
+        self._runs = spans(len(prompt.input_ids), sequence.executor.chunk, prompt.ends)[:-1]
+        self._keys = _keys(prompt, self._runs, f"{self.segments} {self._evicts}")
         self._taken = cache.find(self._keys)
-        self.length = sum(block.length for block in self._taken)
-        shared = sequence.caches[: self.segments]
-        each = sequence.executor.row_bytes[0] * sum(one.layers for one in shared)
+        self._shared = sequence.caches[: self.segments]
+        self._width = manifest.dims.hidden_size
+        each = sequence.executor.row_bytes[0] * sum(one.layers for one in self._shared)
         # What does not fit is not even collected.
-        self._most = sum(end * each <= cache.limit for _, end in runs)
-        self._rows: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in shared]
-        self._mass: list[list[NDArray[np.float32]]] = [[] for _ in shared]
+        self._most = sum(end * each <= cache.limit for _, end in self._runs)
+        self._rows: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in self._shared]
+        self._mass: list[list[NDArray[np.float32]]] = [[] for _ in self._shared]
         self._hidden: list[NDArray[Any]] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens at its begin that are not read, since their rows are known."""
+        return sum(block.length for block in self._taken)
+
+    def fetch(self) -> Generator[None, None, None]:
+        """Take what follows from disk, before anything is read; stops behind each run of it."""
+        for number in range(len(self._taken), len(self._runs)):
+            block = self._cache.stored(self._keys[number], self._pattern(*self._runs[number]))
+            if block is None:
+                return
+            self._taken.append(block)
+            yield
+
+    def _pattern(self, begin: int, end: int) -> Block:
+        """A block as a run leaves it, of arrays that take no memory."""
+        count, heads = end - begin, [one.positions.shape[2] for one in self._shared]
+        both = list(zip(self._shared, heads, strict=True))
+        rows = tuple(
+            tuple(
+                _empty(plane.dtype, one.layers, 1, head, count, plane.width)
+                for plane in one.planes[0]
+            )
+            for one, head in both
+        )
+        mass = tuple(_empty(np.dtype(np.float32), one.layers, head, end) for one, head in both)
+        hidden = None if self._whole else _empty(self._executor.dtype, count, self._width)
+        return Block(rows, mass if self._evicts else (), hidden)
 
     @property
     def unread(self) -> int:
@@ -119,6 +148,10 @@ class Prefix:
             for number, rows in enumerate(zip(*self._rows, strict=True))
         ]
         self._cache.add(self._keys, [*self._taken, *fresh])
+
+
+def _empty(dtype: np.dtype[Any], *shape: int) -> NDArray[Any]:
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _keys(prompt: Prompt, runs: Several[Span], root: str) -> list[bytes]:

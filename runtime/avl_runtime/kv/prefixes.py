@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -46,6 +47,16 @@ class Block:
         return sum(array.nbytes for array in (*planes, *self.mass, *hidden))
 
 
+class Disk(Protocol):
+    """Keeps blocks outside of memory; see `disk.folder.PrefixFolder`."""
+
+    def read(self, key: bytes, pattern: Block) -> Block | None: ...
+
+    def leave(self, keys: Sequence[bytes], blocks: Sequence[Block]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class PrefixCache:
     """Blocks by key, the least recently used out first; threads may share it.
 
@@ -53,10 +64,11 @@ class PrefixCache:
 
     Attributes:
         limit: bytes of all blocks together.
+        disk: where blocks are kept beside that, for other processes and times.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, disk: Disk | None = None) -> None:
+        self.limit, self.disk = limit, disk
         # In the order of last use, a block always before the one that it goes on: what is dropped
         # first is then never needed by another.
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
@@ -97,6 +109,16 @@ class PrefixCache:
             while self._held > self.limit:
                 _, gone = self._blocks.popitem(last=False)
                 self._held -= gone.nbytes
+        if self.disk is not None:
+            self.disk.leave(keys, blocks)
+
+    def stored(self, key: bytes, pattern: Block) -> Block | None:
+        """The block of a key that lies on disk.
+
+        Args:
+            pattern: a block of its form, whose arrays hold anything.
+        """
+        return None if self.disk is None else self.disk.read(key, pattern)
 
     def clear(self) -> None:
         """Drop all blocks."""

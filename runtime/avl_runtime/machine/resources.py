@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,17 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """What this machine's processor is and can do, as its system tells; for comparing."""
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU", "Features")
+    try:
+        first = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n", 1)[0]
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    told = [line for line in first.splitlines() if line.startswith(wanted)]
+    return "\n".join([platform.machine(), *told])
 
 
 def physical_memory() -> int | None:

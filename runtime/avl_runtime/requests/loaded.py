@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.prompts.option_values import whole
 from avl_runtime.prompts.processor import Processor, Prompt
 from avl_runtime.prompts.rows import PromptRows
+from avl_runtime.requests.on_disk import disk_of
 
 AUTO = "auto"
 MOST_PREFIXES = 1 << 30  # bytes of rows that "auto" keeps; an eighth of a smaller memory
@@ -60,12 +62,15 @@ class Loaded:
         kv: str = "auto",
         compute: str = "auto",
         prefix_cache: int | str | None = None,
+        cache_dir: str | Path | None = None,
+        cache_limit: int | None = None,
     ) -> None:
         """
         Raises:
             AvlError: the backend cannot run the package, or cannot keep what it was asked to.
         """
         limit = _limit(prefix_cache)
+        on_disk = disk_of(cache_dir, cache_limit, limit)
         self.package = package
         self.processor = Processor.from_package(package)
         self.embedding = Embedding(package)
@@ -77,8 +82,14 @@ class Loaded:
                 f"prefix_cache: expected the backend ort-cpu, whose rows lie in the host's memory, "
                 f"found {self.executor.name}; leave it out"
             )
+        if on_disk is not None and not self.executor.shares:
+            raise BackendError(
+                f"cache_dir: expected the backend ort-cpu, whose rows lie in the host's memory, "
+                f"found {self.executor.name}; leave it out"
+            )
         shares = limit and self.executor.shares
-        self.prefixes = PrefixCache(limit) if shares else None
+        disk = None if on_disk is None else on_disk.opened(package, self.executor, threads, compute)
+        self.prefixes = PrefixCache(limit, disk) if shares else None
         manifest = package.manifest
         self.grammars = Grammars(
             self.processor.tokenizer, manifest.dims.vocab_size, manifest.tokens.eos
@@ -89,6 +100,8 @@ class Loaded:
         """Let go of the backend and what lies on it; a second time nothing happens."""
         if not self._closed:
             self._closed = True
+            if self.prefixes is not None and self.prefixes.disk is not None:
+                self.prefixes.disk.close()
             del self.backend, self.executor, self.features, self.embedding, self.prefixes
 
     def check_open(self) -> None:
@@ -118,6 +131,7 @@ class Loaded:
         manifest, prefix = self.package.manifest, None
         if self.prefixes is not None and not sequence.length:
             prefix = Prefix(self.prefixes, sequence, manifest, prompt)
+            yield from prefix.fetch()
         rows = yield from self.embed(prompt, 0 if prefix is None else prefix.unread)
         return (yield from prefill(sequence, manifest, rows, logits, steps, prefix))
 

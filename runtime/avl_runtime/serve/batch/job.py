@@ -20,7 +20,7 @@ from avl_runtime.serve.limits import Limits
 
 AHEAD: Final = 2  # requests that are read while all places are taken
 # What answers do not depend on: how much is done at one time, and how fast.
-APART: Final = ("threads", "prefix_cache")
+APART: Final = ("threads", "prefix_cache", "cache_dir", "cache_limit")
 LOAD: Final = ("bodies", "running", "queue", "body_seconds", "connections")
 OPTIONS: Final = {  # of limits, as the command line calls them
     "body": "max-body",
