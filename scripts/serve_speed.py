@@ -133,7 +133,7 @@ def llama_job(sizes: Sizes, source: Path, folder: Path, threads: int, batch: int
         "new_tokens": sizes.new,
         "batch": batch,
         "threads": threads,
-        "folder": str(folder / "converted"),
+        "folder": str(folder / f"{source.name}-converted"),
         "checkpoint": str(source),
         "weights": "q4_0",
         "flash": False,  # with it a step on a CPU takes more than twice as long

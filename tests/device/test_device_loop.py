@@ -378,6 +378,23 @@ def test_streams_take_turns(make: Make, tiny: LVLM) -> None:
         same(ours.result, theirs.result)
 
 
+def test_a_short_prompt_is_read_while_a_long_one_is(make: Make, tiny: LVLM) -> None:
+    model, _ = make(Limits(decode_rows=8, prompt_rows=64, cache_rows=512, batch=2))
+    scheduler, one = Scheduler(model), sample("caption", "held-out", 3)
+    options: dict[str, Any] = {"max_new_tokens": 6, "return_logits": True, "policy": "avl"}
+    long = scheduler.add(one.prompt, [one.image], **options)
+    for _ in range(2):  # its picture, and a chunk
+        scheduler.step()
+    short = scheduler.add("How many?", **options)
+    while not short.reply.token_ids:
+        scheduler.step()
+    assert not long.reply.token_ids
+    while scheduler.requests:
+        scheduler.step()
+    same(long.result, ask(tiny, "avl", 6))
+    same(short.result, tiny.generate("How many?", **options))
+
+
 def test_requests_beyond_what_engines_take_wait(make: Make, tiny: LVLM) -> None:
     model, _ = make(Limits(decode_rows=8, prompt_rows=64, cache_rows=512, batch=1))
     scheduler, one = Scheduler(model), sample("caption", "held-out", 3)

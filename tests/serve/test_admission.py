@@ -309,7 +309,19 @@ def test_a_server_holds_rows_for_its_answers(
         for larger in (shorter | {"max_tokens": 21}, shorter | {"n": 2}):
             status, told = await asked(app, larger)
             assert status == 400 and "more --kv-bytes" in told["error"]["message"], told
-        assert app.answering.admission.running == 0
+        go.clear()  # who waits for room when the server stops is sent away
+        first = asyncio.create_task(asked(app, shorter))
+        while not rows.reserved:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(asked(app, shorter))
+        while not rows.waiting:
+            await asyncio.sleep(0.001)
+        app.answering.cut()
+        go.set()
+        status, told = await first
+        assert status == 200 and told["choices"][0]["avl"]["cut"] == "shutdown", told
+        assert (await second)[0] == 503
+        assert (rows.reserved, rows.waiting, app.answering.admission.running) == (0, 0, 0)
         await app.close()
 
     asyncio.run(tried())
