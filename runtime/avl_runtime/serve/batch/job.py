@@ -29,6 +29,7 @@ OPTIONS: Final = {  # of limits, as the command line calls them
     "prompt": "max-prompt",
     "new_tokens": "max-new-tokens",
     "seconds": "timeout",
+    "kv_bytes": "kv-bytes",
 }
 
 
