@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Send a server requests that are nearly right for minutes: none may end in a fault of the server.
 
-    .venv/bin/python scripts/fuzz_serve.py build/avl-tiny.avl --minutes 10
+    .venv/bin/python scripts/fuzz_serve.py build/avl-tiny.avl --json benchmarks/fuzz-serve.json
 
 Starts avl-serve on this machine and changes requests that are right: fields replaced, moved, left
 out and added, bytes cut and overwritten, other paths, methods and headers. Every answer must be
@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from avl_runtime.bench.surroundings import machine
 from avl_runtime.serve.asked.fields import KNOWN
 from started import served
 
@@ -250,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("package", type=Path, help="of avl-tiny")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write what was done there")
     parsed = parser.parse_args(arguments)
     until = time.monotonic() + 60 * parsed.minutes
     counts: Counter[int] = Counter()
@@ -262,7 +264,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AssertionError, HTTPException, OSError, UnicodeDecodeError, ValueError) as error:
         print(f"found: {error!r}", file=sys.stderr)
         return 1
-    print(json.dumps({"requests": counts.total(), "by_status": dict(sorted(counts.items()))}))
+    report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "minutes": parsed.minutes,
+        "seeds": [parsed.seed, number - 1],
+        "requests": counts.total(),
+        "by_status": dict(sorted(counts.items())),
+    }
+    print(json.dumps(report))
+    if parsed.json is not None:
+        parsed.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
