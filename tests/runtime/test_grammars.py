@@ -147,6 +147,7 @@ several = {"anyOf": [{"type": "object", "properties": {f"p{j}": COUNT}, "require
         ({"x-guidance": {"item_separator": "x"}}, "x-guidance"),
         ({"allOf": [{"multipleOf": 997}, {"multipleOf": 0.991}]}, "common multiple"),
         ({"multipleOf": 1e300}, "digits"),
+        ({"type": "number", "multipleOf": True}, "multipleOf"),
         ({"const": [(1 << 53) + 1]}, "found 9007199254740993"),
         ({"allOf": [several] * 8}, "schema too large"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
