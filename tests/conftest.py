@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import functools
 import gc
+import importlib
 import platform
 import signal
 import sys
@@ -52,17 +52,10 @@ def pytest_collection_finish() -> None:
     if "torch" in sys.modules:
         # Where another version of torch has it elsewhere, tests take longer.
         with suppress(AttributeError, ImportError):
-            from torch.onnx._internal.exporter._registration import ONNXRegistry
+            from torch.onnx._internal._lazy_import import onnxscript_apis
 
-            whole = functools.cache(ONNXRegistry.from_torchlib)
-
-            def own(*version: int, **named: int) -> object:
-                """A registry that exports add their operators to."""
-                found = copy.copy(whole(*version, **named))
-                found.functions = {name: [*some] for name, some in found.functions.items()}
-                return found
-
-            ONNXRegistry.from_torchlib = staticmethod(own)
+            apis = importlib.import_module(onnxscript_apis._name)
+            apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
     gc.collect()
     gc.freeze()
     gc.enable()

@@ -69,7 +69,7 @@ class _Decoder:
         mask, nothing = prompt.image_mask, np.zeros(0, np.float32)
         rows = Rows(nothing, prompt.positions, nothing, mask, prompt.ends)
         self._feeds = rows.feeds(0, len(mask))
-        self._empty = Places(package.manifest.dims, dtype_of(package))
+        self._empty = Places(package.manifest, dtype_of(package))
         self._opened: tuple[str, Graph] | None = None
         self._rank = 3
         self._last: tuple[int, Array] | None = None

@@ -97,7 +97,8 @@ def tensors(
         found[named(TAP, layer)] = after[0]
 
     # Not every decoder of transformers makes a cache by itself.
-    rows = DynamicCache(config=cast(Any, model).config.get_text_config())
+    # One made by the configuration would forget rows that windows leave behind.
+    rows = DynamicCache()
     out = forward(family, model, prompt, hear, load, use_cache=True, past_key_values=rows)
     for layer, cache in enumerate(rows.layers):
         found[named(MADE.keys, layer)] = cache.keys[0].float().numpy()

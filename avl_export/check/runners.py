@@ -19,6 +19,7 @@ from avl_plugins.graph_io import (
     MASSES,
     PARKED,
     POSITIONS,
+    SLIDING,
     WEIGHTS,
     is_cached_rows,
     named,
@@ -29,6 +30,7 @@ from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.tensors import Tensor, Use
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.kv.growth import resized
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.vision import Kind
@@ -104,6 +106,12 @@ class HostRunner(Runner):
         )
         planes = COMPUTED.planes(dims.head_dim, self.dtype)
         cache = SegmentCache(len(layers), 1, dims.num_kv_heads, planes)
+        for index, layer in enumerate(layers):
+            if graph.kind(layer) is SLIDING:
+                places = feeds[named(ACTIVE.positions, layer)]
+                room = max(places.shape[1], cache.positions.shape[3])
+                cache.positions = resized(cache.positions, 3, cache.positions.shape[3], room)
+                cache.positions[index, :, :, : places.shape[1]] = places
         for kind, where in (("active", ACTIVE), ("parked", PARKED)):
             rows = [[feeds[named(name, i)] for i in layers] for name in where.planes(COMPUTED)]
             setattr(cache, kind, tuple(rows))

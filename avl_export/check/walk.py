@@ -30,7 +30,7 @@ from avl_plugins.graph_io import (
     named,
 )
 from avl_runtime.generate.prefix import spans
-from avl_runtime.package.manifest import Dims, Manifest
+from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
 from avl_runtime.prompts.processor import Processor, Prompt
@@ -148,7 +148,7 @@ def walk(
     limits = (most_rows, runner.most_rows, -(-prompt // 2))
     chunk = min(limit for limit in limits if limit is not None)
     begins = [begin for begin, _ in spans(prompt, chunk, rows.ends_of(prompt))]
-    places = Places(manifest.dims, runner.dtype)
+    places = Places(manifest, runner.dtype)
     images = np.flatnonzero(rows.image_mask[:prompt])
     for number, (begin, end) in enumerate(pairwise([*begins, *range(prompt, total + 1)])):
         step = number + 1 - len(begins)
@@ -167,7 +167,8 @@ def walk(
                 added = rows.deepstack[manifest.deepstack_layers.index(layer)]
                 given[named(DEEPSTACK, layer)] = np.ascontiguousarray(added[None, begin:end], dtype)
             for layer in layers:
-                given |= places.feeds(layer, parked=mode == "parked" or step % 2 == 0)
+                reads = mode == "parked" or step % 2 == 0
+                given |= places.feeds(layer, parked=reads, position=begin)
             found = runner.run(index, given)
             yield Run(label, index, given, found)
             new += [(found[named(MADE.keys, n)], found[named(MADE.values, n)]) for n in layers]
@@ -182,9 +183,14 @@ def pick(feeds: Mapping[str, Array], graph: graph_io.Segment) -> dict[str, Array
 
 
 class Places:
-    """Cached rows of all layers: keys and values [1, Hkv, n, D], active and parked."""
+    """Cached rows of all layers: keys and values [1, Hkv, n, D], active and parked.
 
-    def __init__(self, dims: Dims, dtype: np.dtype[Any]) -> None:
+    Layers with a window hold all of theirs, and are fed those that it leaves.
+    """
+
+    def __init__(self, manifest: Manifest, dtype: np.dtype[Any]) -> None:
+        dims = manifest.dims
+        self._windows = [one for part in manifest.segments for one in manifest.windows(part)]
         self._empty = np.zeros((1, dims.num_kv_heads, 1, dims.head_dim), dtype)
         self._nothing = (self._empty[:, :, :0], self._empty[:, :, :0])
         self._active = [self._nothing] * dims.num_layers
@@ -200,15 +206,27 @@ class Places:
     def part(self, parked: Ints, dropped: Ints | None = None) -> None:
         """Park and drop some of the active rows."""
         gone = [] if dropped is None else dropped.tolist()
-        self._parked = [(k[:, :, parked], v[:, :, parked]) for k, v in self._active]
         taken = [*parked.tolist(), *gone]
-        self._active = [(np.delete(k, taken, 2), np.delete(v, taken, 2)) for k, v in self._active]
+        for layer, (k, v) in enumerate(self._active):
+            if self._windows[layer] is None:
+                self._parked[layer] = k[:, :, parked], v[:, :, parked]
+                self._active[layer] = np.delete(k, taken, 2), np.delete(v, taken, 2)
 
-    def feeds(self, layer: int, parked: bool) -> dict[str, Array]:
-        """A layer's caches as its graph takes them; an empty one is one row of length 0."""
+    def feeds(self, layer: int, parked: bool, position: int = 0) -> dict[str, Array]:
+        """A layer's caches as its graph takes them; an empty one is one row of length 0.
+
+        Args:
+            position: of the first new row.
+        """
         found: dict[str, Array] = {}
         apart = self._parked[layer] if parked else self._nothing
-        for place, (k, v) in ((ACTIVE, self._active[layer]), (PARKED, apart)):
+        active, window = self._active[layer], self._windows[layer]
+        if window is not None:
+            first = max(0, position + 1 - window)
+            active = active[0][:, :, first:], active[1][:, :, first:]
+            places = np.arange(first, max(position, first + 1))[None]
+            found[named(ACTIVE.positions, layer)] = places
+        for place, (k, v) in ((ACTIVE, active), (PARKED, apart)):
             rows = k.shape[2]
             found[named(place.length, layer)] = np.array([rows])
             for kind, array in ((place.keys, k), (place.values, v)):

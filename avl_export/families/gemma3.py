@@ -28,7 +28,7 @@ from avl_export.families.processors.preprocessing import (
     token_text,
 )
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import PIXELS
+from avl_plugins.graph_io import PIXELS, SLIDING
 from avl_runtime.package.manifest import ImageEncoder, Reach
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision.fixed import FixedImage
@@ -68,8 +68,10 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Gemma3:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
     config, model, decoder = meta_model(
-        checkpoint, Gemma3Config, Gemma3ForConditionalGeneration, dtype, _check_parts
+        *(checkpoint, Gemma3Config, Gemma3ForConditionalGeneration, dtype, _check_parts),
+        slides=True,
     )
+    window = config.text_config.sliding_window if SLIDING.name in decoder.kinds else None
     side = math.isqrt(config.mm_tokens_per_image)
     begin, end = (token_text(checkpoint, config.boi_token_id), config.eoi_token_id)
     traits = Traits(
@@ -88,7 +90,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Gemma3:
                 after=f"{token_text(checkpoint, end)}\n\n",
             ),
         ),
-        reach=Reach(blocks="images"),
+        reach=Reach(window, "images"),
     )
     return Gemma3("gemma3", checkpoint.folder, traits, model, decoder)
 

@@ -91,6 +91,7 @@ def meta_model(
     check: Callable[[Any, str], None],
     *,
     both_ways: bool = False,
+    slides: bool = False,
 ) -> tuple[Any, nn.Module, Decoder]:
     """Configuration, model and decoder of `checkpoint`, the model on the meta device.
 
@@ -98,6 +99,7 @@ def meta_model(
         check: raises FamilyError for encoders that the family cannot export; it is given the
             configuration and the path of config.json.
         both_ways: whether the family says which later tokens are attended to.
+        slides: as for `adapt`.
 
     Raises:
         FamilyError: as `check`, the decoder is none that graphs compute, or the configuration is
@@ -119,7 +121,7 @@ def meta_model(
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()
-        decoder = adapt(model, where, both_ways=both_ways)
+        decoder = adapt(model, where, both_ways=both_ways, slides=slides)
     except FamilyError:
         raise
     except Exception as error:  # transformers refuses a configuration with any kind of error

@@ -116,7 +116,9 @@ class LayerKind:
 
 
 FULL = LayerKind("full", CACHE, RESULTS)  # rows with positions, which policies move
-LAYER_KINDS = {kind.name: kind for kind in (FULL,)}
+# The same without those that the window has left behind; its graph is given their positions.
+SLIDING = LayerKind("sliding", (*CACHE, ACTIVE.positions), RESULTS)
+LAYER_KINDS = {kind.name: kind for kind in (FULL, SLIDING)}
 
 _SCALES = {place.values: place.scales for place in (*CACHED, MADE)}
 
@@ -261,7 +263,8 @@ class Segment:
     @property
     def reach(self) -> tuple[str, ...]:
         """Inputs that say what new rows see, where that is not all before them."""
-        return (ROW_ENDS,) if self.blocks else ()
+        windows = any(self.kind(layer) is SLIDING for layer in self.layers)
+        return (ROW_ENDS,) * (self.blocks or windows) + (ROW_POSITIONS,) * windows
 
     def inputs(self, layers: Sequence[int] | None = None) -> tuple[Value, ...]:
         """All inputs in their order, or those of some `layers` alone among what layers have."""

@@ -11,10 +11,15 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
+from avl_plugins.errors import PolicyError
+from avl_plugins.policies import parse
 from avl_runtime.engines.options import BuildError, Options
 from avl_runtime.engines.plan import make_plan
 from avl_runtime.execute import load_backend
 from avl_runtime.execute.protocol import BackendError
+from avl_runtime.generate.decode import Decoder
+from avl_runtime.generate.prefill import finished, prefill
+from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.machine.probe import probe
 from families.gemma import SIDE, TEXT, VISION
 from families.shared import PROMPT, TOLERANCE, FamilyTests
@@ -63,7 +68,7 @@ ROPES = {
 
 
 def config(window: int, **text: Any) -> Gemma3Config:
-    types = [SLIDING, SLIDING, FULL, SLIDING, SLIDING]
+    types = [SLIDING, FULL, SLIDING, SLIDING, FULL]  # the second is what FastV ranks by
     return Gemma3Config(
         text_config={
             **TEXT,
@@ -106,7 +111,10 @@ def case(name: str, window: int, **text: Any) -> Case:
     )
 
 
-CASES = (case("gemma3", 512, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),)
+CASES = (
+    case("gemma3", 5, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
+    case("gemma3-37", 37),
+)
 
 
 class TestGemma3(FamilyTests):
@@ -140,6 +148,37 @@ class TestGemma3(FamilyTests):
             tokens, logits = made.generate(made.encode(prompt, shown), 16)
             assert list(got.token_ids) == tokens
             np.testing.assert_allclose(got.logits, logits, atol=TOLERANCE, rtol=0)
+
+    def test_memory_stays_at_the_window_and_a_chunk(
+        self, made: Made, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A long prompt and a reply; what the window has left behind cannot be gone back to."""
+        loaded, chunk, steps = made.model.loaded, 16, 30
+        monkeypatch.setattr(loaded.executor, "chunk", chunk)
+        prompt = loaded.processor.encode(PROMPT * 9, [picture((30, 20))])
+        sequence = Sequence(loaded.executor, loaded.package.manifest, parse("dense"))
+        manifest, count = loaded.package.manifest, len(prompt.input_ids)
+        window = manifest.reach.window
+        assert window is not None and count > 2 * (window + chunk)
+        finished(prefill(sequence, manifest, finished(loaded.embed(prompt)), steps=steps))
+        decoder = Decoder(loaded.executor, manifest, loaded.embedding)
+        decoder.join([sequence], steps)
+        for _ in range(steps):
+            decoder.run([300])
+            for cache in sequence.caches:
+                for layer, slides in enumerate(cache.windows):
+                    rows = int(cache.active_len[layer, 0])
+                    assert rows == (sequence.length if slides is None else window)
+                    assert slides is None or cache.rooms[layer] <= window + chunk + 16
+        held, dense = sequence.row_bytes()
+        assert held == dense < loaded.executor.row_bytes[0] * 5 * sequence.length
+        sequence.roll_back(sequence.length - 1)
+        with pytest.raises(RollbackError, match=f"go back to token {count + steps - 1} or later"):
+            sequence.roll_back(sequence.length - 1)
+
+    def test_drafts_that_are_taken_back_are_refused(self, made: Made) -> None:
+        with pytest.raises(PolicyError, match="expected layers that keep all of their rows"):
+            made.model.generate(PROMPT, policy="avl:exact")
 
     def test_what_runs_it_is_told(self, made: Made) -> None:
         assert "a picture that attend to one another" in str(made.model.loaded.executor.kernels)

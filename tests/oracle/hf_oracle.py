@@ -339,6 +339,9 @@ class Oracle:
             layer.core = torch.zeros_like(self.is_image)
             if not len(tokens):
                 continue
+            if self.windows[index] is not None:  # no policy decides about its rows
+                layer.core[tokens] = True
+                continue
             secondary = min(max(1, int(rule.keep * total + 1e-9)), len(tokens))
             core = min(max(1, int(rule.core * total + 1e-9)), secondary)
             scores = self._image_scores(attention[index], tokens)
@@ -353,6 +356,9 @@ class Oracle:
             tokens = torch.nonzero(layer.alive[0] & self.is_image)[:, 0]
             layer.core = torch.zeros_like(self.is_image)
             if not len(tokens):
+                continue
+            if self.windows[index] is not None:  # no policy decides about its rows
+                layer.core[tokens] = True
                 continue
             core = min(max(1, int(rule.core * total + 1e-9)), len(tokens))
             scores = self._image_scores(attention[index], tokens, rows)
@@ -379,7 +385,8 @@ class Oracle:
         evictable = ~self.is_image & (positions > first_image)
         budget = max(round(rule.ratio * int(evictable.sum())), rule.minimum)
         heavy = int(budget * rule.heavy)
-        for layer in self.layers:
+        whole = [layer for n, layer in enumerate(self.layers) if self.windows[n] is None]
+        for layer in whole:
             for head in range(self.kv_heads):
                 tokens = torch.nonzero(layer.alive[head] & evictable)[:, 0]
                 if len(tokens) <= budget:

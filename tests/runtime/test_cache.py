@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from avl_plugins.policies import ACTIVE, DROPPED, PARKED
 from avl_plugins.schema import COMPUTED
 from avl_runtime.kv import moves, sight
+from avl_runtime.kv.append import append_rows
 from avl_runtime.kv.by_layer import ByLayer, unfilled
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.gather import gathered
@@ -163,7 +164,7 @@ def test_any_sequence_of_moves_keeps_exactly_the_right_rows(
             swap(cache, naive, rng)
             attend(cache, naive, rng)
             (k, v), mass = drawn(rng, 1, 1), rng.random((LAYERS, 1, HEADS)).astype(FLOAT)
-            cache.append((k, v), np.array([count]), mass, 8)
+            append_rows(cache, (k, v), np.array([count]), mass, 8)
             naive.add(count, k[:, 0, :, 0], v[:, 0, :, 0], mass[:, 0])
             count += 1
             forget(cache, naive, rng, image_mask)
@@ -265,11 +266,11 @@ def test_the_sequences_of_a_batch_are_moved_one_by_one(seed: int) -> None:
         count = len(members)
         if step % 7 == 0:  # rows that are taken back
             for ahead in range(2):
-                batch.append(drawn(rng, count, 1), lengths[members] + ahead, None, 24)
+                append_rows(batch, drawn(rng, count, 1), lengths[members] + ahead, None, 24)
             for row, one in enumerate(members):
                 roll_back(batch, row, int(lengths[one]))
         (k, v), mass = drawn(rng, count, 1), rng.random((LAYERS, count, HEADS)).astype(FLOAT)
-        batch.append((k, v), lengths[members], mass, 24)
+        append_rows(batch, (k, v), lengths[members], mass, 24)
         for row, one in enumerate(members):
             naive, position = naives[one], int(lengths[one])
             naive.add(position, k[:, row, :, 0], v[:, row, :, 0], mass[:, row])
@@ -326,7 +327,7 @@ def test_dense_bytes_is_what_a_dense_cache_holds(rows: int, steps: int, spare: i
     row = np.zeros((LAYERS, 1, HEADS, 1, DIM), FLOAT)
     for step in range(steps):
         full, version = cache.is_full, cache.version
-        cache.append((row, row), np.array([rows + step]), None, limit - step)
+        append_rows(cache, (row, row), np.array([rows + step]), None, limit - step)
         assert (cache.version > version) == full
     assert cache.nbytes == LAYERS * dense_bytes(rows, steps, limit, HEADS, PLANES)
     assert cache.tops == [rows + steps] * LAYERS
@@ -357,7 +358,7 @@ def test_a_layer_holds_the_bytes_that_its_own_rows_need(
     for step in range(steps):
         held = kv(cache)
         full = [top == rooms for top, rooms in zip(cache.tops, cache.rooms, strict=True)]
-        cache.append((new, new), np.array([most + step]), None, limit - step)
+        append_rows(cache, (new, new), np.array([most + step]), None, limit - step)
         kept = [now is before for now, before in zip(kv(cache), held, strict=True)]
         assert kept == [not each for each in full] * 2 + [True] * 2 * LAYERS
     assert cache.nbytes == sum(
@@ -400,7 +401,7 @@ def test_the_first_to_write_takes_rows_of_its_own() -> None:
         same = copy.deepcopy(naive)
         swap(written, same, rng)
         (k, v), mass = drawn(rng, 1, 1), rng.random((LAYERS, 1, HEADS)).astype(FLOAT)
-        written.append((k, v), np.array([20]), mass, 8)
+        append_rows(written, (k, v), np.array([20]), mass, 8)
         same.add(20, k[:, 0, :, 0], v[:, 0, :, 0], mass[:, 0])
         forget(written, same, rng, mask)
         check(written, same)

@@ -23,14 +23,15 @@ from avl_export.families.decoders.observe import (
 from avl_export.families.decoders.rope import Rope, Turns, check_rope, observe_ropes
 from avl_export.families.replicate import firsts
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import FULL
+from avl_plugins.graph_io import FULL, SLIDING
 from avl_runtime.package.manifest import Dims
 
 FOREVER = 1 << 62
 WINDOWED = "sliding_attention"
 # Kinds of layers, by transformers' names. Within its window, windowed attention is full attention,
-# and `Decoder.dims` lets no package go further.
+# and `Decoder.dims` lets no package go further whose family does not say that windows slide.
 KINDS = {"full_attention": FULL.name, WINDOWED: FULL.name}
+SLIDES = KINDS | {WINDOWED: SLIDING.name}
 NAMES = ("model.language_model", "model.text_model")  # where models have their decoder
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 BOTH_WAYS = "use_bidirectional_attention"
@@ -139,13 +140,14 @@ def check_text(text: Any, where: str, *, both_ways: bool = False) -> None:
     check_rope(text, where)
 
 
-def adapt(model: Any, where: str, *, both_ways: bool = False) -> Decoder:
+def adapt(model: Any, where: str, *, both_ways: bool = False, slides: bool = False) -> Decoder:
     """The decoder of `model`, a model of transformers on the meta device.
 
     Its RoPE is replaced by `Turns`.
 
     Args:
         both_ways: as for `check_text`.
+        slides: whether windows slide on; else a package's context ends with them.
 
     Raises:
         FamilyError: it does something that no graph here does; says what, and in which layer.
@@ -174,7 +176,7 @@ def adapt(model: Any, where: str, *, both_ways: bool = False) -> Decoder:
     (_, heads, _, head_dim), (_, kv_heads, _, _) = shapes[0]
     attention = calls[0].module
     window = getattr(text, "sliding_window", None)
-    context = min(text.max_position_embeddings, window or FOREVER)
+    context = min(text.max_position_embeddings, FOREVER if slides else window or FOREVER)
     rotary = type(text_model.rotary_emb)(text)
     named = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
     ropes = observe_ropes(rotary, attention, head_dim, context, named, where)
@@ -203,7 +205,7 @@ def adapt(model: Any, where: str, *, both_ways: bool = False) -> Decoder:
         ropes,
         ("",) * len(layers) if "" in ropes else tuple(named),
         dims,
-        tuple(KINDS[kind] for kind in named),
+        tuple((SLIDES if slides else KINDS)[kind] for kind in named),
         embedding_scale,
         token_scale,
         logit_scale,

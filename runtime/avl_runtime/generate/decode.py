@@ -105,6 +105,9 @@ class Decoder:
             raise ValueError(f"expected a token for each of {len(members)} members")
         positions = np.array([each.length for each in members], np.int64)
         position_ids = np.array([[each.next_position for each in members]], np.int64)
+        for each in members:
+            for cache in batch.caches:
+                each.leave_behind(cache, each.length)
         for each, token in zip(members, tokens, strict=True):
             each.grow([int(token)])
             each.step += 1

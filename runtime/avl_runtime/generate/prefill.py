@@ -130,6 +130,7 @@ def extend(
         ):
             added = np.zeros((len(segment.deepstack), *hidden.shape), hidden.dtype)
             chunk = Chunk(rows, positions, ids, added, positions + 1)
+            sequence.leave_behind(cache, start)
             run = executor.read(
                 index,
                 cache,
@@ -218,7 +219,7 @@ def _run_chunks(
     outputs = []
     mass = np.zeros((cache.layers, 0), np.float32)
     held = 0 if prefix is None or index >= prefix.segments else prefix.length
-    cache.reserve(held + count, steps)
+    cache.reserve(held + count, steps, executor.chunk)
     if prefix is not None and held:
         prefix.put(index, cache)
     for begin, end in spans(count, executor.chunk, rows.row_ends):
@@ -226,6 +227,7 @@ def _run_chunks(
         ends = end == count
         weights = _row_weights(sequence, chunk.positions, last=ranked and ends)
         wanted = logits if ends else Logits.NONE
+        sequence.leave_behind(cache, int(chunk.positions[0]))
         run = executor.read(index, cache, sequence.seq, chunk, weights, wanted, last=ends)
         outputs.append(run.output)
         fresh = None

@@ -14,6 +14,7 @@ from avl_runtime.execute.protocol import Executor, PromptTooLongError
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.moves import roll_back
 from avl_runtime.kv.sight import bytes_held
+from avl_runtime.kv.window import leave_behind
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.vision import Cells
 
@@ -116,7 +117,12 @@ class Sequence:
             + int(cache.parked_len[:, self.seq].sum()) * parked
             for cache in self.caches
         )
-        return held, self._manifest.dims.num_layers * self.length * active
+        whole = sum(
+            self.length if window is None else min(self.length, window)
+            for cache in self.caches
+            for window in cache.windows
+        )
+        return held, whole * active
 
     def values_held(self) -> int:
         """Numbers in keys and values of all its rows."""
@@ -201,6 +207,11 @@ class Sequence:
             self.text_after_image += text_added
         self.next_position += added if advance is None else advance
         self.token_ids.extend(token_ids)
+
+    def leave_behind(self, cache: SegmentCache, position: int) -> None:
+        """Drop rows of a segment that windows end before, as seen from the next row's position."""
+        if leave_behind(cache, self.seq, position):
+            self.settled = max(self.settled, position)
 
     def snapshot(self) -> Snapshot:
         """What `restore` goes back to, if a prompt fails."""

@@ -56,6 +56,8 @@ class SegmentCache:
         parked_positions: [L, B, P] int64; P is the largest room of a layer.
         image_rows: [L, B] int64; after a partition the first rows of a sequence are its core image
             rows, in the same slots for every KV head.
+        windows: of each layer, how many positions its rows are kept for, None for all; policies
+            decide about those without a window alone.
         forked: whether another cache has the same arrays, which then are not written.
         version: grows whenever an array of a plane is replaced, so that bindings look again.
     """
@@ -72,6 +74,7 @@ class SegmentCache:
         "parked_positions",
         "positions",
         "version",
+        "windows",
     )
 
     def __init__(
@@ -82,6 +85,7 @@ class SegmentCache:
         planes: Sequence[Plane],
         parked: Sequence[Plane] | None = None,
         parked_bits: int | None = None,
+        windows: Sequence[int | None] | None = None,
     ) -> None:
         """An empty cache: one masked row; `parked` are planes of parked rows that have others."""
 
@@ -98,6 +102,7 @@ class SegmentCache:
         self.active_len: Ints = np.zeros((layers, batch), np.int64)
         self.parked_len: Ints = np.zeros((layers, batch), np.int64)
         self.image_rows: Ints = np.zeros((layers, batch), np.int64)
+        self.windows = (None,) * layers if windows is None else tuple(windows)
         self.forked = False
         self.version = 0
 
@@ -192,7 +197,7 @@ class SegmentCache:
         for name in (*LENGTHS, "positions", "mass", "parked_positions"):
             setattr(other, name, getattr(self, name)[:, part])
         other.forked, other.version = self.forked, self.version
-        other.parked_bits = self.parked_bits
+        other.parked_bits, other.windows = self.parked_bits, self.windows
         return other
 
     def taken(self, seq: int) -> SegmentCache:
@@ -228,14 +233,20 @@ class SegmentCache:
             self._renew(dict(enumerate(self.rooms)))
             self.forked = False
 
-    def reserve(self, rows: int, steps: int = 0) -> None:
+    def reserve(self, rows: int, steps: int = 0, chunk: int = 0) -> None:
         """Make room for `rows` more active rows, in arrays that no copy of this cache has.
 
+        Layers with a window get room for that and one chunk.
+
         Args:
+            chunk: rows that come at once.
             steps: how many rows may come behind them, for which there is the room that `trim`
                 leaves: a prompt of which nothing is dropped is not copied before its reply.
         """
-        tops = [top + rows for top in self.tops]
+        tops = [
+            top + rows if window is None else max(top, min(top + rows, window + chunk))
+            for top, window in zip(self.tops, self.windows, strict=True)
+        ]
         self._renew({layer: max(1, top) + room(top, steps) for layer, top in enumerate(tops)})
 
     def extend(self, new: Sequence[Array], seq: int, positions: Ints, mass: Floats | None) -> None:
@@ -259,38 +270,6 @@ class SegmentCache:
             fresh = 0 if mass is None else mass[layer, 0]
             self.mass[layer, seq, :, length : length + count] = fresh
         self.active_len[:, seq] += count
-
-    def append(
-        self, new: Sequence[Array], positions: Ints, mass: Floats | None, steps: int
-    ) -> None:
-        """Add one row to every sequence.
-
-        Args:
-            new: planes [L, B, Hkv, 1, width].
-            positions: [B], of the new tokens.
-            mass: [L, B, Hkv] initial H2O mass, or None for zeros.
-            steps: how many more rows may come, a bound on the room to allocate.
-        """
-        self.make_room(steps)
-        tops, alone = self.tops, len(positions) == 1
-        if alone:  # several times as fast as at slots of many sequences
-            for plane, rows in zip(self.active, new, strict=True):
-                for array, row, top in zip(plane, rows[:, :, :, 0], tops, strict=True):
-                    array[:, :, top] = row
-        else:
-            seqs = np.arange(len(positions))
-            for plane, rows in zip(self.active, new, strict=True):
-                for array, row, slots in zip(plane, rows[:, :, :, 0], self.active_len, strict=True):
-                    array[seqs, :, slots] = row
-        if alone and min(tops) == max(tops):
-            self.positions[..., tops[0]] = positions[0]
-            self.mass[..., tops[0]] = 0 if mass is None else mass
-        else:
-            layers, seqs = np.arange(self.layers)[:, None], np.arange(len(positions))
-            # NumPy puts the axes of indices first where a slice lies between them.
-            self.positions[layers, seqs, :, self.active_len] = positions[None, :, None]
-            self.mass[layers, seqs, :, self.active_len] = 0 if mass is None else mass
-        self.active_len += 1
 
     def make_room(self, steps: int, rows: int = 1) -> None:
         """Have room for more rows of every sequence, in arrays of this cache alone.

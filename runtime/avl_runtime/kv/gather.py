@@ -23,7 +23,7 @@ def gathered(parts: Sequence[Part], steps: int) -> SegmentCache:
         first.trim(steps)
         return first
     kv_heads = first.k_active[0].shape[1]
-    kinds = *first.planes, first.parked_bits
+    kinds = *first.planes, first.parked_bits, first.windows
     batch = SegmentCache(first.layers, len(parts), kv_heads, *kinds)
     rooms = gather_books(batch, parts, steps)
     sources = {id(cache): cache for cache, _ in parts}.values()

@@ -75,8 +75,9 @@ def place(cache: SegmentCache, seq: int, fates: Fates, image_mask: Mask) -> None
     cache.positions, cache.mass, cache.parked_positions = positions, mass, parked_positions
     cache.active_len[:, seq], cache.parked_len[:, seq] = stays, asides
     for layer in range(cache.layers):
-        front = positions[layer, seq, 0, : stays[layer]]
-        cache.image_rows[layer, seq] = np.count_nonzero(image_mask[front])
+        if cache.windows[layer] is None:
+            front = positions[layer, seq, 0, : stays[layer]]
+            cache.image_rows[layer, seq] = np.count_nonzero(image_mask[front])
     cache.version += 1
 
 

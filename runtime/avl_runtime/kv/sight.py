@@ -1,11 +1,12 @@
 """Rows of a sequence as actions see them: their positions, and the attention they received.
 
 Layers that hold as many rows as their neighbours are seen together, the others each by itself.
+Layers with a window are not seen: it is what decides about their rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -51,7 +52,7 @@ def images(cache: SegmentCache, seq: int, image_mask: Mask) -> Iterator[tuple[La
         active = cache.positions[layer, seq, 0, : cache.active_len[layer, seq]]
         parked = cache.parked_positions[layer, seq, : cache.parked_len[layer, seq]]
         found.append(np.sort(np.concatenate([active[image_mask[active]], parked])))
-    for first, last in alike([len(positions) for positions in found]):
+    for first, last in _seen(cache, [len(positions) for positions in found]):
         yield (first, last), np.stack(found[first:last])
 
 
@@ -73,7 +74,7 @@ def core_and_parked(
         of: the sequence in `masses`; None where they are of the same ones as the cache.
     """
     of = seq if of is None else of
-    for first, last in alike(core_and_parked_rows(cache, seq)):
+    for first, last in _seen(cache, core_and_parked_rows(cache, seq)):
         core, apart = int(cache.image_rows[first, seq]), int(cache.parked_len[first, seq])
         positions = np.concatenate(
             [
@@ -136,7 +137,7 @@ def text(
     are left out.
     """
     lengths = zip(cache.image_rows[:, seq].tolist(), cache.active_len[:, seq].tolist(), strict=True)
-    for first, last in alike(list(lengths)):
+    for first, last in _seen(cache, list(lengths)):
         # Core image rows, where `moves.place` has put them first, are not looked at.
         begin, end = int(cache.image_rows[first, seq]), int(cache.active_len[first, seq])
         positions = cache.positions[first:last, seq, :, begin:end]
@@ -153,3 +154,9 @@ def text(
             positions[found].reshape(shape),
             mass.reshape(shape),
         )
+
+
+def _seen(cache: SegmentCache, counts: Sequence[object]) -> Iterator[Layers]:
+    """Runs of layers without a window whose `counts` are equal."""
+    kinds = list(zip(cache.windows, counts, strict=True))
+    return ((first, last) for first, last in alike(kinds) if cache.windows[first] is None)

@@ -260,6 +260,12 @@ class Manifest:
             self.dims, first, last, segment.deepstack, ends, kinds, kept, blocks
         )
 
+    def windows(self, segment: Segment) -> tuple[int | None, ...]:
+        """Of each layer of one of the segments, how many positions a row sees; None for all."""
+        graph = self.graph_of(segment)
+        slides = (graph.kind(layer) is graph_io.SLIDING for layer in graph.layers)
+        return tuple(self.reach.window if one else None for one in slides)
+
     def splits(self) -> tuple[int, ...]:
         """Layers after which hidden states can be dropped."""
         return tuple(segment.first_layer for segment in self.segments[1:])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from avl_plugins.errors import FormatError, quoted, shown
-from avl_plugins.graph_io import LAYER_KINDS
+from avl_plugins.graph_io import LAYER_KINDS, SLIDING
 from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.package.manifest import (
     FORMAT_VERSION,
@@ -234,6 +234,12 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
         raise PackageError(
             f"{path}: expected the embedding in one of the shards, found "
             f"{quoted(embedding.file)}; export again"
+        )
+    slides = any(SLIDING.name in (segment.kinds or ()) for segment in manifest.segments)
+    if slides != bool(manifest.reach.window):
+        raise PackageError(
+            f"{path}: expected a window where layers are of the kind {SLIDING.name}, and there "
+            f"alone, found a window of {quoted(manifest.reach.window)}; export again"
         )
     rules = manifest.generation
     ids = [*manifest.tokens.eos, *rules.suppress_tokens, *rules.begin_suppress_tokens]

@@ -176,6 +176,11 @@ class Loaded:
         policy.check(self.package.manifest.splits())
         if policy.drafting() is None:
             return
+        if self.package.manifest.reach.window is not None:
+            raise PolicyError(
+                f"{policy}: expected layers that keep all of their rows, as drafted tokens may be "
+                f"taken back, found {self.package.manifest.reach}; choose dense or avl"
+            )
         if self.executor.most_answers <= 1:
             raise PolicyError(
                 f"{policy}: expected graphs that give logits of several tokens, found "

@@ -27,6 +27,7 @@ from avl_runtime.execute.device.rows import (
     park,
     staged,
 )
+from avl_runtime.kv.append import append_rows
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.gather import Part, gather_books
 
@@ -145,7 +146,7 @@ class DeviceCache(SegmentCache):
         self.shared = self.forked = False
         self.version = self._settled = self.version + 1
 
-    def reserve(self, rows: int, steps: int = 0) -> None:
+    def reserve(self, rows: int, steps: int = 0, chunk: int = 0) -> None:
         """Have room for `rows` more active rows, written behind those that a copy has.
 
         That for `steps` is given when steps are bound, as in `trim`.
@@ -189,9 +190,9 @@ class DeviceCache(SegmentCache):
         self.relabel()
 
     def note(self, positions: Ints, mass: Floats | None) -> None:
-        """Keep the books of one row a sequence that was added on the device; see `append`."""
+        """Keep the books of one row a sequence that was added on the device; see `append_rows`."""
         new_labels = np.zeros((self.layers, self.batch, self.place.heads, 1, 1), LABEL)
-        self.append((new_labels, new_labels), positions, mass, max(self.active_rooms))
+        append_rows(self, (new_labels, new_labels), positions, mass, max(self.active_rooms))
         self.relabel()
 
     def settle(self) -> None:
@@ -308,7 +309,7 @@ def device_gathered(
     books: list[Part] = list(parts)
     batch = DeviceCache.__new__(DeviceCache)
     batch.forked = batch.shared = batch._parted = False
-    batch.parked_bits = None  # rows on a device are kept alike
+    batch.parked_bits, batch.windows = None, first.windows  # rows on a device are kept alike
     batch.books = None
     rooms = gather_books(batch, books, steps)
     batch.active, batch.parked = (labels.blank(len(parts), place.heads, each) for each in rooms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,8 +100,7 @@ class HostBatch:
             return False
         total = self._members[seq].image_tokens
         return all(
-            refresh_fits(about_images[0], total, core_and_parked_rows(cache, seq))
-            for cache in self.caches
+            refresh_fits(about_images[0], total, _decided(cache, seq)) for cache in self.caches
         )
 
     def did(self, segment: int, seq: int, action: Action) -> bool:
@@ -138,3 +137,9 @@ class HostBatch:
         """Let go of a segment's rows, as its cache is about to replace them."""
         self._segments[segment].release()
         self._checks.release(segment)
+
+
+def _decided(cache: SegmentCache, seq: int) -> Iterator[tuple[int, int]]:
+    """Core and parked rows of layers that policies decide about."""
+    rows = zip(core_and_parked_rows(cache, seq), cache.windows, strict=True)
+    return (each for each, window in rows if window is None)

@@ -30,14 +30,16 @@ ANSWERS = 16  # rows of which the largest logits are found by codes of 8 bits (c
 class HostExecutor:
     """See `protocol.Executor`."""
 
-    shares = True
     most_rows: int | None = None
     most_sequences = sys.maxsize
 
     def __init__(self, backend: HostBackend, manifest: Manifest) -> None:
         self.backend, self.manifest = backend, manifest
         self.chunk = CHUNK
-        self.most_answers = ANSWERS if backend.answers_rows else 1
+        # Rows that a window has left behind are gone: drafted tokens could not be taken back, nor
+        # are they there for a prompt that begins alike.
+        self.shares = manifest.reach.window is None
+        self.most_answers = ANSWERS if backend.answers_rows and self.shares else 1
         # Each thread has buffers and caches of its own, and sessions may be run by several.
         self.turn: AbstractContextManager[Any] = nullcontext()
 
@@ -68,6 +70,7 @@ class HostExecutor:
                 self.backend.planes,
                 self.backend.parked,
                 self.backend.kept.parked_bits,
+                self.manifest.windows(segment),
             )
             for segment in self.manifest.segments
         ]
@@ -127,7 +130,14 @@ class HostExecutor:
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
         dims = self.manifest.dims
         kinds = self.backend.planes, self.backend.parked
-        return dims.num_layers * dense_bytes(rows, steps, limit, dims.num_kv_heads, *kinds)
+        windows = [one for part in self.manifest.segments for one in self.manifest.windows(part)]
+        return sum(
+            dense_bytes(
+                *(rows if window is None else min(rows, window), steps, limit),
+                *(dims.num_kv_heads, *kinds),
+            )
+            for window in windows
+        )
 
     def device_bytes(self) -> None:
         return None

@@ -32,6 +32,7 @@ from avl_plugins.graph_io import (
     NEW,
     PARKED,
     POSITIONS,
+    SLIDING,
     WEIGHTINGS,
     WEIGHTS,
     named,
@@ -207,6 +208,7 @@ class OrtBoundSegment:
         self._last = graph.ends
         self._refresh: Refresh | None = None  # of the cache that is bound
         self._layers = graph.layers
+        self._sliding = [n for n in graph.layers if graph.kind(n) is SLIDING]
         self._inputs = inputs
         self._output_name = graph.result
         self._kept = graph.kept
@@ -297,6 +299,12 @@ class OrtBoundSegment:
             binding.bind_input(named(ACTIVE.length, layer), cache.active_len[index])
             parked_len = self._parked_len[index] if parked else self._no_length
             binding.bind_input(named(PARKED.length, layer), parked_len)
+        for layer in self._sliding:
+            # A step's rows lie within the window, and its graph does not look where.
+            index, step = layer - self._layers[0], self.new[0].shape[3] == 1
+            room = 1 if step else cache.k_active[index].shape[2]
+            positions = np.ascontiguousarray(cache.positions[index, :, 0, :room])
+            binding.bind_input(named(ACTIVE.positions, layer), positions)
         self._bind_mass(binding, ACTIVE.mass, cache.k_active)
         self._bind_mass(binding, PARKED.mass, held[0])
 
