@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import gc
-import importlib
 import platform
 import signal
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,18 +40,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What no test changes is looked at once: modules by the garbage collector, operators by torch.
-
-    Some 700,000 objects were gone through again and again, and for each graph that is exported
-    onnxscript parsed the source of 1,500 functions anew: together a quarter of an export's time.
-    """
-    if "torch" in sys.modules:
-        # Where another version of torch has it elsewhere, tests take longer.
-        with suppress(AttributeError, ImportError):
-            from torch.onnx._internal._lazy_import import onnxscript_apis
-
-            apis = importlib.import_module(onnxscript_apis._name)
-            apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
+    """Some 700,000 objects of imported modules are not gone through for garbage again and again."""
     gc.collect()
     gc.freeze()
     gc.enable()
