@@ -60,16 +60,23 @@ def test_prompts_in_bf16(tiny_package: Path, amx_kernel: Path) -> None:
     assert 0 < error < 0.02
 
 
-def test_whole_numbers_are_told(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_numbers_are_told(
+    tiny_package: Path, kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(cpu.AMX_SWITCH, "off")
-    plain = told(FP32, FP32, INT8, 64)
+    manifest = manifest_of(tiny_package)
+    wide, narrow = (
+        dataclasses.replace(manifest, dims=dataclasses.replace(manifest.dims, head_dim=size))
+        for size in (64, 24)
+    )
+    plain = told(FP32, FP32, INT8, wide)
     assert plain is not None
     more = "; prompts: attention in whole numbers" if plain == VNNI else ""
-    assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, 64) == plain + more
-    assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, 24) == plain
+    assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, wide) == plain + more
+    assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, narrow) == plain
     pictures = more.replace("prompts", "pictures")
-    assert told(FP32, FP32 | {ATTENTION: "bf16"}, INT8, 24) == plain + pictures
-    assert told(FP32 | {ATTENTION: "bf16"}, FP32, FP16, 64) == plain
+    assert told(FP32, FP32 | {ATTENTION: "bf16"}, INT8, narrow) == plain + pictures
+    assert told(FP32 | {ATTENTION: "bf16"}, FP32, FP16, wide) == plain
 
 
 def test_bf16_without_amx_is_refused(
