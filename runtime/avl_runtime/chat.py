@@ -49,7 +49,8 @@ class Chat:
 
     Where the cache does not hold what comes in front of a turn, all is read anew: after `undo` of a
     turn with pictures or whose rows a policy has moved, `set_system`, `set_policy`, a failure or a
-    stop string inside of a reply, and with a template that writes earlier turns otherwise.
+    stop string inside of a reply, with a template that writes earlier turns otherwise, and in every
+    turn where a policy chooses image tokens by what is asked.
     """
 
     def __init__(
@@ -284,7 +285,7 @@ class Chat:
         """What has to be read for a turn, and the sequence that it goes on."""
         processor, system = self._loaded.processor, self._system
         history = [one.turn for one in self._exchanges]
-        if self._kept.sequence is not None:
+        if self._kept.sequence is not None and not self._decides_anew(heard):
             try:
                 encoded = processor.continue_chat(history, heard, (), (), system)
             except RewrittenError:
@@ -301,6 +302,10 @@ class Chat:
         # First the old one's memory is given back. What was said is known without it.
         self._kept.forget()
         return self._loaded.sequence(self._policy), encoded
+
+    def _decides_anew(self, heard: Heard) -> bool:
+        """Whether which image tokens are read depends on what is said now."""
+        return self._policy.reads_question and bool(self.media or heard.media)
 
     def _remember(
         self,

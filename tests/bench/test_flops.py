@@ -73,16 +73,26 @@ def test_grouped_heads_shrink_two_projections() -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", ["dense", "fastv:keep=0.3", "avl:keep=0.7,core=0.2", "avl+fastv"]
+    "policy",
+    [
+        "dense",
+        "fastv:keep=0.3",
+        "avl:keep=0.7,core=0.2",
+        "avl+fastv",
+        "divprune:tokens=30",
+        "pool:keep=0.5+fastv:keep=0.5+avl:keep=0.4",
+    ],
 )
 def test_rows_are_placed_as_a_run_places_them(tiny: LVLM, policy: str) -> None:
     asked = sample("caption", "held-out", 0)
     result = tiny.generate(
         asked.prompt, [asked.image], policy=policy, max_new_tokens=1, return_placements=True
     )
-    placed = result.placements[0]
-    dims = tiny.package.manifest.dims
-    active, parked = placed_rows(dims, parse(policy).actions(), result.stats.visual_tokens)
+    placed, actions = result.placements[0], parse(policy).actions()
+    prompt = tiny.processor.encode(asked.prompt, [asked.image])
+    request = Request.of(prompt.image_mask, 0, prompt.media).under(actions)
+    assert request.visual == result.stats.visual_tokens_read
+    active, parked = placed_rows(tiny.package.manifest.dims, actions, request.visual)
     assert placed.core.sum(1).tolist() == active
     assert placed.parked.sum(1).tolist() == parked
 

@@ -68,7 +68,8 @@ class FakeModel:
             yield " and on"
         yield from PIECES[1:]
         core = np.ones((2, 144 * images), np.bool_)
-        stats = Stats("dense", "ort-cpu", 150, 144, 4, 20.0, 2.5, 1000, 4_000_000, 5_000_000)
+        sizes = (1000, 4_000_000, 5_000_000)
+        stats = Stats("dense", "ort-cpu", 150, 144, 4, 20.0, 2.5, *sizes, visual_tokens_read=144)
         places = (Placement(0, core, ~core),)
         visuals = (Cells((12, 12), np.arange(144)),) * images
         reason = "length" if prompt == "long" else "eos"

@@ -41,6 +41,7 @@ KEYS = [
     "seed",
     "prompt_tokens",
     "visual_tokens",
+    "visual_tokens_read",
     "prefill_ms",
     "decode_ms_per_token",
     "kv_bytes",

@@ -21,6 +21,7 @@ from avl_runtime.generate.decode import Decoder
 from avl_runtime.generate.prefill import finished, prefill
 from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.machine.probe import probe
+from families.chosen import ChosenTests
 from families.gemma import SIDE, TEXT, VISION
 from families.shared import PROMPT, TOLERANCE, FamilyTests
 from families.support import Case, Made, picture, refused, without_checks
@@ -117,7 +118,7 @@ CASES = (
 )
 
 
-class TestGemma3(FamilyTests):
+class TestGemma3(FamilyTests, ChosenTests):
     cases = CASES
     divided = TEXT["hidden_size"] ** 0.5
 

@@ -25,6 +25,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 from avl_runtime.vision.anyres import AnyresImage, best_resolution, cut_up
 from avl_runtime.vision.steps import ImageProcessing
+from families.chosen import ChosenTests
 from families.shared import FamilyTests, KeyLayoutTests
 from families.support import Case, picture, refused
 
@@ -120,7 +121,7 @@ class TileTests(FamilyTests):
         return torch.cat(rows).numpy()
 
 
-class TestLlavaNext(KeyLayoutTests, TileTests):
+class TestLlavaNext(KeyLayoutTests, TileTests, ChosenTests):
     cases = CASES
     # Wide, tall and square; so narrow that no line of tiles is left; one pixel.
     turns = ((), ((97, 61),), ((40, 130), (64, 64)), ((500, 9), (1, 1), (9, 500)))

@@ -38,6 +38,7 @@ from avl_runtime.vision.load.videos import Video, VideoError
 from avl_runtime.vision.number_words import in_words
 from avl_runtime.vision.split import DatedFrames, SplitImage, TileText
 from avl_runtime.vision.steps import ImageProcessing
+from families.chosen import ChosenTests
 from families.shared import FamilyTests
 from families.support import (
     Case,
@@ -205,7 +206,7 @@ class TestIdefics3(FamilyTests):
     turns = ((), ((50, 50),), ((97, 41), (40, 130)), ((90, 64), (6, 5), (300, 1)))
 
 
-class TestSmolVLM(FamilyTests):
+class TestSmolVLM(FamilyTests, ChosenTests):
     cases = (SMOLVLM,)
     turns = ((), ((64, 61),), ((97, 31), (40, 130), (20, 20)))
     films = (((3, (60, 41)),), ((2, (33, 90)), (2, (41, 41))))

@@ -202,9 +202,9 @@ class Oracle:
         self.places: list[Places] = []
         self.evictions = 0
 
-    def turn(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Prefill of a turn: `inputs` as the model itself takes them, batch 1; logits [V]."""
-        shown = read(self.model, inputs)
+    def turn(self, inputs: Mapping[str, Tensor] | Shown) -> Tensor:
+        """Prefill of a turn, logits [V]: what the model itself takes, batch 1, or its decoder."""
+        shown = inputs if isinstance(inputs, Shown) else read(self.model, inputs)
         before, count = len(self.is_image), len(shown.visual)
         self._append(shown)
         new = slice(before, before + count)

@@ -74,6 +74,17 @@ def read(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Shown:
     return Shown(embeds, visual, axes, deepstack, tuple(by_layer))
 
 
+def cut(shown: Shown, keep: Tensor) -> Shown:
+    """A turn with those of its tokens alone that `keep` [N] marks, where they were."""
+    return Shown(
+        shown.embeds[keep],
+        shown.visual[keep],
+        shown.positions[:, keep],
+        shown.deepstack[:, keep[shown.visual]],
+        shown.before,
+    )
+
+
 def decoder_of(model: Any) -> Any:
     """The model's decoder, by either of the names that transformers gives it."""
     inner = model.model

@@ -22,6 +22,7 @@ from avl_plugins.policies import (
     Prune,
     Random,
     Refresh,
+    Selecting,
     View,
 )
 from oracle.hf_oracle import ByAttention, PruneRule, Rules, SplitRule, TextRule
@@ -33,8 +34,8 @@ def rules_of(policy: Policy, drawn: frozenset[int] = frozenset()) -> Rules:
     Args:
         drawn: steps after which a policy that drafts drew its core: those of its last checks.
     """
-    if isinstance(policy, Dense):
-        return Rules()
+    if isinstance(policy, Dense | Selecting):
+        return Rules()  # of what a policy leaves that chooses before the decoder
     if isinstance(policy, Exact):
         return Rules(split=SplitRule(1.0, policy.core, 1, drawn))
     if isinstance(policy, AVL):

@@ -97,7 +97,8 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "use dense, avl, avl:exact, akvq, fastv, random, or several joined by +"),
+        ("", "use dense, avl, avl:exact, akvq, fastv, divprune, mmtok, cdpruner, dart, evs, pool"),
+        ("", "uniform, random, or several joined by +"),
         ("fastvee", "found 'fastvee'"),
         ("avl:kept=0.5", "use keep, core, refresh, text, text_min, heavy, prefill, prefill_layer"),
         ("dense:keep=0.5", "has none"),
@@ -123,7 +124,7 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
         ("avl:prefill_layer=0", "prefill_layer to be"),
         ("fastv:layer=0", "layer to be a whole number of at least 1, found 0"),
         ("random:layer=0", "layer to be"),
-        ("random:of=dense", "of = fastv or avl"),
+        ("random:of=dense", "of = fastv, avl or embedded"),
         ("random:seed=-1", "seed to be"),
         ("random:of=avl,keep=0.2,core=0.3", "core of at most keep"),
         ("avl+avl", "found avl and avl both to say which image tokens are read in every step"),

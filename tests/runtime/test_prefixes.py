@@ -31,6 +31,9 @@ POLICIES = (
     "avl:text=0.5,text_min=4,prefill=0.6",
     "akvq",
     "random:of=avl,refresh=2",
+    "divprune:keep=0.7",
+    "mmtok:keep=0.6+fastv",
+    "pool:keep=0.5",
 )
 PICTURES = [sample("caption", "held-out", 90 + number).image for number in range(3)]
 TEXTS = ("Read the text.", "How many objects are there?", "Is it?")
@@ -137,8 +140,9 @@ def test_answers_are_those_of_prompts_that_are_read(
     while scheduler.requests:
         scheduler.step()
     if again and limit > 1 << 20:
-        known = [request.result.stats.prefix_tokens for request in requests[len(asked) // 2 :]]
-        read = [len(request.prompt.input_ids) for request in requests[len(asked) // 2 :]]
+        stats = [request.result.stats for request in requests[len(asked) // 2 :]]
+        known = [one.prefix_tokens for one in stats]
+        read = [one.prompt_tokens - one.visual_tokens + one.visual_tokens_read for one in stats]
         assert known == [(tokens - 1) // chunk * chunk for tokens in read]
     for request, other in zip(requests, expected, strict=True):
         found = request.result

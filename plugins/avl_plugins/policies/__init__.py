@@ -11,6 +11,14 @@ from avl_plugins.policies.base import Policy
 from avl_plugins.policies.chain import Chain
 from avl_plugins.policies.dense import Dense
 from avl_plugins.policies.drafting import Drafting
+from avl_plugins.policies.embedded.cdpruner import CDPruner
+from avl_plugins.policies.embedded.dart import DART
+from avl_plugins.policies.embedded.divprune import DivPrune
+from avl_plugins.policies.embedded.evs import EVS
+from avl_plugins.policies.embedded.mmtok import MMTok
+from avl_plugins.policies.embedded.pool import Pool
+from avl_plugins.policies.embedded.select import Picker, Select, Selecting
+from avl_plugins.policies.embedded.uniform import Uniform
 from avl_plugins.policies.exact import Exact
 from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.prune import Prune
@@ -19,35 +27,46 @@ from avl_plugins.policies.ranking import ATTENTION, AtRandom, Attention, HeavyHi
 from avl_plugins.policies.spec import USUAL, parse, register
 from avl_plugins.policies.split import Divide, ReadParked, Refresh
 from avl_plugins.policies.text import TextBudget
-from avl_plugins.policies.view import ACTIVE, DROPPED, PARKED, View
+from avl_plugins.policies.view import ACTIVE, DROPPED, PARKED, Picture, View
 
 __all__ = [
     "ACTIVE",
     "AKVQ",
     "ATTENTION",
     "AVL",
+    "DART",
     "DROPPED",
+    "EVS",
     "PARKED",
     "USUAL",
     "Action",
     "AtRandom",
     "Attention",
+    "CDPruner",
     "Chain",
     "Dense",
+    "DivPrune",
     "Divide",
     "Drafting",
     "Exact",
     "FastV",
     "HeavyHitters",
+    "MMTok",
+    "Picker",
+    "Picture",
     "Placed",
     "Policy",
+    "Pool",
     "Prune",
     "Random",
     "Ranking",
     "ReadParked",
     "Refresh",
+    "Select",
+    "Selecting",
     "TextBudget",
     "Tokens",
+    "Uniform",
     "View",
     "When",
     "parse",

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from avl_plugins.policies.checks import check_count
 from avl_plugins.policies.ranking import Ranking
-from avl_plugins.policies.view import Fates, View
+from avl_plugins.policies.view import Fates, Indices, View
 
 # 0.3 * 10 is 3 and 0.29 * 100 is 28.999...: a fraction that means a whole number must give it.
 _ROUNDING = 1e-9
@@ -20,9 +20,10 @@ _ROUNDING = 1e-9
 class When(enum.IntEnum):
     """When an action decides, in the order of time."""
 
-    BETWEEN = 0  # two layers of a prompt, about hidden states: what is dropped no later layer sees
-    PROMPT = 1  # when a layer has read a prompt, about its cached rows
-    STEP = 2  # when a layer has done a decode step, about its cached rows
+    EMBEDDED = 0  # before the first layer, about each picture: what is dropped no layer sees
+    BETWEEN = 1  # two layers of a prompt, about hidden states: what is dropped no later layer sees
+    PROMPT = 2  # when a layer has read a prompt, about its cached rows
+    STEP = 3  # when a layer has done a decode step, about its cached rows
 
 
 class Tokens(enum.Enum):
@@ -80,6 +81,28 @@ class Action(abc.ABC):
     @abc.abstractmethod
     def choose(self, view: View) -> Fates:
         """What becomes of the rows of `view`: int8, shaped like its positions."""
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether it depends on the text that the user said last (`Picture.question`)."""
+        return False
+
+    def groups(self, view: View, chosen: Fates) -> Indices | None:
+        """Which rows of a picture that stay become means, where it decides EMBEDDED.
+
+        Returns:
+            [n], for each token the one that stays into whose row it is averaged, -1: none; None:
+            all rows are as they were.
+        """
+        return None
+
+    def given(self, places: Indices, moving: bool) -> int:
+        """How many tokens of a picture or a video go on, where it decides EMBEDDED.
+
+        Args:
+            places, moving: as in `Picture`.
+        """
+        return len(places[0])
 
     def due(self, step: int) -> bool:
         """Whether it decides after decode step `step`, counted from 1."""

@@ -73,6 +73,12 @@ def check_action(action: Action, splits: Sequence[int], where: str) -> None:
     check_fraction(f"{where}: {name}", "wants", action.wants)
     if When.BETWEEN in action.when:
         _check_between(action, splits, where)
+    if When.EMBEDDED in action.when and (len(action.when) > 1 or action.tokens is not Tokens.IMAGE):
+        raise PolicyError(
+            f"{where}: expected {name} to decide about image tokens and nothing later, as it does "
+            f"so before the first layer, found {quoted(action.when)} and {quoted(action.tokens)}; "
+            "make two actions of it"
+        )
     action.check(splits, where)
 
 

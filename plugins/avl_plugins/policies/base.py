@@ -63,6 +63,11 @@ class Policy(abc.ABC):
             check_drafts(actions, str(self))
 
     @property
+    def reads_question(self) -> bool:
+        """Whether it depends on what the user says last, and so has to decide anew in each turn."""
+        return any(action.reads_question for action in self.actions())
+
+    @property
     def places(self) -> tuple[str, ...]:
         """What pictures call image tokens that are active, parked (where some are) and gone."""
         if any(action.reads_parked for action in self.actions()):

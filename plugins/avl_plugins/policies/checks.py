@@ -31,10 +31,14 @@ def check_count(policy: str, option: str, value: object, minimum: int, meaning: 
 
 def check_heavy(policy: str, value: object) -> None:
     """Refuse anything but a number in [0, 1]."""
+    check_weight(policy, "heavy", value, "0 keeps only the most recent text")
+
+
+def check_weight(policy: str, option: str, value: object, meaning: str) -> None:
+    """Refuse anything but a number in [0, 1]; `meaning` says what one means."""
     if not _is_number(value) or not 0 <= value <= 1:
         raise PolicyError(
-            f"{policy}: expected heavy from 0 to 1, found {quoted(value)}; "
-            "0 keeps only the most recent text"
+            f"{policy}: expected {option} from 0 to 1, found {quoted(value)}; {meaning}"
         )
 
 

@@ -14,6 +14,13 @@ from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.chain import Chain
 from avl_plugins.policies.dense import Dense
+from avl_plugins.policies.embedded.cdpruner import CDPruner
+from avl_plugins.policies.embedded.dart import DART
+from avl_plugins.policies.embedded.divprune import DivPrune
+from avl_plugins.policies.embedded.evs import EVS
+from avl_plugins.policies.embedded.mmtok import MMTok
+from avl_plugins.policies.embedded.pool import Pool
+from avl_plugins.policies.embedded.uniform import Uniform
 from avl_plugins.policies.exact import Exact
 from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.options import SIMPLE, read_value, types_of, without_none
@@ -22,8 +29,9 @@ from avl_plugins.policies.random import Random
 # What commands offer, each with the options that it has unless others are given.
 USUAL = ("dense", "avl", "avl:exact", "akvq", "fastv", "avl+fastv", "random")
 
+_EMBEDDED = (DivPrune, MMTok, CDPruner, DART, EVS, Pool, Uniform)
 _KINDS: dict[str, type[Policy]] = {
-    kind.name: kind for kind in (Dense, AVL, Exact, AKVQ, FastV, Random)
+    kind.name: kind for kind in (Dense, AVL, Exact, AKVQ, FastV, *_EMBEDDED, Random)
 }
 
 

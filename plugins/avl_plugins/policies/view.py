@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -16,6 +16,30 @@ Fates = npt.NDArray[np.int8]
 ACTIVE: Final = 0  # read by every step
 PARKED: Final = 1  # read by steps that ask for parked rows
 DROPPED: Final = 2  # gone, and its memory with it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A picture or a video as it is before the decoder's first layer, of n tokens.
+
+    Attributes:
+        features: [n, C] float32, what the decoder would read at its tokens.
+        question: [m, C] float32, embeddings of the text that the user said last.
+        places: [3, n] int64, of each token the raster that it lies in (a frame, an overview, or
+            the picture), and its row and column there; -1 where it shows no place (a line break).
+        number: how many pictures and videos the conversation has before it.
+        moving: whether it is a video: its rasters are frames, in the order of time.
+    """
+
+    features: Scores
+    question: Scores
+    places: Indices
+    number: int
+    moving: bool
+
+    def at(self, tokens: Indices) -> Picture:
+        """The picture as if it had these tokens only."""
+        return replace(self, features=self.features[tokens], places=self.places[:, tokens])
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +57,12 @@ class View:
             each, averaged over the KV heads or summed, of text rows: what all text rows have given
             each so far (H2O). Zeros if the action's ranking does not ask for it.
         layer: the first of the L layers.
-        step: decode steps so far, 0 after a prompt; None between two layers of a prompt.
-        total: all tokens of the kind that the conversation has had, dropped ones included; of
-            text, those behind the first image token; between two layers, the prompt's own.
+        step: decode steps so far, 0 after a prompt; None between two layers of a prompt, and before
+            them.
+        total: all tokens of the kind that the decoder was given in the conversation, dropped ones
+            included; of text, those behind the first image token; between two layers, the prompt's
+            own; before them, the picture's.
+        picture: before the first layer, what its tokens are; they are [n] then, of one picture.
     """
 
     positions: Indices
@@ -43,6 +70,7 @@ class View:
     layer: int
     step: int | None
     total: int
+    picture: Picture | None = None
 
     def __post_init__(self) -> None:
         for name in ("positions", "attention"):

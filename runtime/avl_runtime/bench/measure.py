@@ -65,7 +65,8 @@ def measure(
             for name, some in found.items():
                 runs[name] += some
     prompt = len(workload.input_ids)
-    request = Request(prompt, workload.visual, workload.new_tokens - 1, workload.before)
+    steps = workload.new_tokens - 1
+    request = Request(prompt, workload.visual, steps, workload.before, workload.media)
     first = runs[candidates[0].name][0]
     rows = [
         summarize(loaded[name], found, manifest.dims, request, workload.batch, first)

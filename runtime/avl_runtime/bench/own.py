@@ -38,13 +38,16 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     loaded = model.loaded
     loaded.package = endless(loaded.package)
     manifest = loaded.package.manifest
-    media = loaded.processor.encode("x", job["images"]).media
+    processor, visual = loaded.processor, manifest.visual_tokens
+    media = processor.encode("x", job["images"]).media
+    text = [token for token in job["input_ids"] if token not in visual]
     prompt = Prompt.of(
         np.array(job["input_ids"], np.int64),
-        manifest.visual_tokens,
+        visual,
         media,
         manifest.dims.position_axes,
         manifest.reach,
+        processor.decode(text),
     )
     options = Options.neutral(job["new_tokens"])
     batch: int = job["batch"]

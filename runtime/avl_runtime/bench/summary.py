@@ -98,8 +98,9 @@ def summarize(
     same_prompt = candidate.same_prompt or not request.visual
     refreshes = refresh_steps(actions, dims, request)
     ordinary = [i for i in range(request.steps) if i not in refreshes]
-    active, parked = placed_rows(dims, actions, request.visual)
-    prefill, steps = request_flops(dims, actions, request, active, parked)
+    read = request.under(actions)
+    active, parked = placed_rows(dims, actions, read.visual)
+    prefill, steps = request_flops(dims, actions, read, active, parked)
     others = [run.others for run in runs if run.others is not None]
 
     def spread(value: Callable[[Run], float]) -> Spread:
@@ -142,7 +143,7 @@ def summarize(
 
 def refresh_steps(actions: Sequence[Action], dims: Dims, request: Request) -> set[int]:
     """Which decode steps, counted from 0, read parked rows."""
-    if not any(placed_rows(dims, actions, request.visual)[1]):
+    if not any(placed_rows(dims, actions, request.under(actions).visual)[1]):
         return set()
     reading = [action for action in actions if action.reads_parked]
     return {i for i in range(request.steps) if any(one.due(i + 1) for one in reading)}

@@ -13,7 +13,7 @@ from PIL import Image
 from avl_runtime.bench.errors import BenchError
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.processor import Processor
-from avl_runtime.vision import ImageLayout
+from avl_runtime.vision import ImageLayout, Media
 
 MOST_PICTURES = 64
 SIDES = (336, 448, 672, 896, 1344)  # pixels of pictures to try
@@ -28,6 +28,7 @@ class Workload:
         images: noise, no two alike.
         input_ids: the prompt, a visual token's id at each of its tokens.
         visual: how many of those there are.
+        media: what they are of.
     """
 
     images: tuple[Image.Image, ...]
@@ -42,6 +43,7 @@ class Workload:
         return self._first if self.visual else len(self.input_ids)
 
     _first: int = 0
+    media: tuple[Media, ...] = ()
 
 
 def make_workload(
@@ -84,7 +86,13 @@ def make_workload(
     ids = base.input_ids.tolist()
     first = int(base.image_mask.argmax()) if visual else 0
     return Workload(
-        tuple(images), (*ids[:place], *filler, *ids[place:]), visual, new_tokens, batch, first
+        tuple(images),
+        (*ids[:place], *filler, *ids[place:]),
+        visual,
+        new_tokens,
+        batch,
+        first,
+        base.media,
     )
 
 

@@ -39,6 +39,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "seed": stats.seed,
         "prompt_tokens": stats.prompt_tokens,
         "visual_tokens": stats.visual_tokens,
+        "visual_tokens_read": stats.visual_tokens_read,
         "prefill_ms": stats.prefill_ms,
         "decode_ms_per_token": stats.decode_ms_per_token,
         "kv_bytes": stats.kv_bytes,
@@ -67,7 +68,7 @@ def stats_lines(stats: Stats) -> str:
         ("policy", f"{stats.policy} on {stats.backend}"),
         (
             "prefill",
-            f"{stats.prompt_tokens} tokens ({stats.visual_tokens} visual) in "
+            f"{stats.prompt_tokens} tokens ({stats.visual_tokens} visual{_read(stats)}) in "
             f"{stats.prefill_ms:.0f} ms{_rate(stats.prompt_tokens, stats.prefill_ms)}",
         ),
         (
@@ -205,6 +206,11 @@ def save_picture(image: Image.Image, path: Path) -> None:
     finally:
         if name:
             Path(name).unlink(missing_ok=True)
+
+
+def _read(stats: Stats) -> str:
+    fewer = stats.visual_tokens_read < stats.visual_tokens
+    return f", {stats.visual_tokens_read} of them read" if fewer else ""
 
 
 def _rate(count: int, milliseconds: float) -> str:

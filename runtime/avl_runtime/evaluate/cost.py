@@ -7,7 +7,7 @@ multiplication with its addition counts as one, as in the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,30 +15,56 @@ from numpy.typing import NDArray
 from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies import Action, Placed, When
 from avl_runtime.package.manifest import Dims
+from avl_runtime.vision import Media
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """How long a request is: prompt tokens, visual ones among them, and decode steps.
 
-    `before` counts the text tokens before the first visual one, which no policy evicts.
+    `before` counts the text tokens before the first visual one, which no policy evicts. `media` are
+    the pictures and videos that the visual tokens are of.
     """
 
     prompt: int
     visual: int
     steps: int
     before: int = 0
+    media: tuple[Media, ...] = field(default=(), compare=False)
 
     @classmethod
-    def of(cls, image_mask: NDArray[np.bool_], steps: int) -> Request:
+    def of(cls, image_mask: NDArray[np.bool_], steps: int, media: Sequence[Media] = ()) -> Request:
         """As long as a prompt [N] whose visual tokens `image_mask` marks."""
         visual = int(image_mask.sum())
         before = int(image_mask.argmax()) if visual else len(image_mask)
-        return cls(len(image_mask), visual, steps, before)
+        return cls(len(image_mask), visual, steps, before, tuple(media))
+
+    def under(self, actions: Sequence[Action]) -> Request:
+        """The request as the decoder is given it, where `actions` choose image tokens before.
+
+        Raises:
+            ValueError: it does not say what its visual tokens are of.
+        """
+        choosing = [action for action in actions if When.EMBEDDED in action.when]
+        if not choosing:
+            return self
+        if sum(one.tokens for one in self.media) != self.visual:
+            raise ValueError(f"expected the media of {self.visual} visual tokens, found others")
+        read = 0
+        for one in self.media:
+            places = one.cells.places
+            for action in choosing:
+                places = places[:, : _given(action, places, one.kind == "video")]
+            read += places.shape[1]
+        return replace(self, prompt=self.prompt - self.visual + read, visual=read)
 
 
 def placed_rows(dims: Dims, actions: Sequence[Action], visual: int) -> tuple[list[int], list[int]]:
-    """Image rows of each layer that `actions` leave active and parked after prefill, [L] each."""
+    """Image rows of each layer that `actions` leave active and parked after prefill, [L] each.
+
+    Args:
+        visual: image tokens that the decoder is given, see `Request.under`.
+    """
     active, parked = [], []
     for layer in range(dims.num_layers):
         rows = Placed(visual)
@@ -59,6 +85,7 @@ def request_flops(
     """Arithmetic of a request: of its prefill, and of each decode step.
 
     Args:
+        request: as the decoder is given it, see `Request.under`.
         active, parked: [L] image rows of each layer after prefill, as `placed_rows` gives.
     """
     layers, text = range(dims.num_layers), request.prompt - request.visual
@@ -75,6 +102,21 @@ def request_flops(
         read = [request.before + held + active[i] + (parked[i] if refresh else 0) for i in layers]
         steps.append(decode_flops(dims, read))
     return prefill_flops(dims, rows), steps
+
+
+def _given(action: Action, places: NDArray[np.int64], moving: bool) -> int:
+    """How many tokens of a picture an action, which somebody else may have written, lets go on.
+
+    Raises:
+        PolicyError: more than there are, or something else.
+    """
+    found, most = action.given(places, moving), places.shape[1]
+    if not isinstance(found, int | np.integer) or not 0 <= found <= most:
+        raise PolicyError(
+            f"{type(action).__name__}: expected a whole number from 0 to {most} from given(), "
+            f"which is how many tokens there are, found {quoted(found)}; mend the action"
+        )
+    return int(found)
 
 
 def _placed(action: Action, rows: Placed, layer: int, visual: int) -> Placed:

@@ -125,11 +125,10 @@ def flops_share(dims: Dims, prompt: Prompt, policy: Policy, result: Result) -> f
     Args:
         result: with placements.
     """
-    request = Request.of(prompt.image_mask, result.stats.new_tokens - 1)
-    placed = result.placements[0]
-    prefill, steps = request_flops(
-        dims, policy.actions(), request, placed.core.sum(1).tolist(), placed.parked.sum(1).tolist()
-    )
+    request = Request.of(prompt.image_mask, result.stats.new_tokens - 1, prompt.media)
+    placed, actions = result.placements[0], policy.actions()
+    rows = placed.core.sum(1).tolist(), placed.parked.sum(1).tolist()
+    prefill, steps = request_flops(dims, actions, request.under(actions), *rows)
     dense_prefill, dense_steps = request_flops(
         dims, (), request, *placed_rows(dims, (), request.visual)
     )

@@ -142,7 +142,7 @@ class Member(Protocol):
 
     @property
     def image_tokens(self) -> int:
-        """How many image tokens there are, dropped ones included."""
+        """How many image tokens the decoder was given, those dropped since included."""
         ...
 
     @property

@@ -24,7 +24,7 @@ def goes_on(
     Args:
         positions: [n] of the prompt's rows.
         mass: [tokens so far], the last row's attention in the layer before.
-        images: image tokens of the whole prompt, whatever has been dropped of them.
+        images: image tokens of the whole prompt that the decoder was given.
     """
     image = sequence.image_mask[positions]
     where = np.flatnonzero(image)
@@ -32,7 +32,7 @@ def goes_on(
     if len(where):
         at = positions[where]
         view = View(at, mass[at], layer, None, images)
-        stay[where] = _asked(action, view) != DROPPED
+        stay[where] = asked(action, view) != DROPPED
     return np.flatnonzero(stay)
 
 
@@ -83,7 +83,7 @@ def after_step(
     chosen = []
     for (first, last), positions, attention in seen:
         view = View(positions, attention, first_layer + first, sequence.step, sequence.image_tokens)
-        chosen.append(((first, last), positions, _asked(action, view)))
+        chosen.append(((first, last), positions, asked(action, view)))
     if all(
         not (fates == DROPPED).any() and ((fates == ACTIVE).sum(1) == core[first:last]).all()
         for (first, last), _, fates in chosen
@@ -118,12 +118,12 @@ def _place_images(
         if mass.shape[1]:
             attention = np.take_along_axis(mass[first:last], positions, 1)
         view = View(positions, attention, first_layer + first, step, sequence.image_tokens)
-        chosen.append(((first, last), positions, _asked(action, view)))
+        chosen.append(((first, last), positions, asked(action, view)))
     place(cache, sequence.seq, _by_position(sequence, cache, chosen), sequence.image_mask)
     sequence.settled = sequence.length
 
 
-def _asked(action: Action, view: View) -> NDArray[np.int8]:
+def asked(action: Action, view: View) -> NDArray[np.int8]:
     """What an action chooses, which somebody else may have written.
 
     Raises:
@@ -181,7 +181,7 @@ def _evict_text(sequence: Sequence, cache: SegmentCache, action: Action, first_l
     for (first, last), slots, positions, mass in seen:
         view = View(positions, mass, first_layer + first, sequence.step, total)
         # Few rows go: by their indices everything else is cheap.
-        gone = np.flatnonzero(_asked(action, view) != ACTIVE)
+        gone = np.flatnonzero(asked(action, view) != ACTIVE)
         heads, rows = slots.shape[1:]
         of_head = np.bincount(gone // max(1, rows), minlength=(last - first) * heads)
         counts = of_head.reshape(-1, heads).tolist()

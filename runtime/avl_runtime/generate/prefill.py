@@ -57,23 +57,23 @@ def prefill(
         AvlError: a device has no room for its rows.
     """
     executor, start = sequence.executor, sequence.length
-    executor.check_prompt(sequence.caches, sequence.seq, len(rows.token_ids))
+    given = rows.given
+    executor.check_prompt(sequence.caches, sequence.seq, len(given))
     before = sequence.snapshot()
     position_ids = rows.position_ids + sequence.next_position
-    sequence.grow(rows.token_ids.tolist(), rows.image_mask, rows.next_position)
+    sequence.grow(rows.token_ids.tolist(), rows.image_mask, rows.next_position, rows.chosen)
     sequence.step = 0
     sequence.prefix_tokens = 0 if prefix is None else prefix.length
-    positions = np.arange(start, sequence.length)
+    positions = start + given
     ends = positions + 1 if rows.ends is None else start + rows.ends
     chunk = Chunk(rows.hidden, positions, position_ids, rows.deepstack, ends)
     try:
         steps = min(steps, sequence.room_left())
-        images = int(rows.image_mask.sum())
-        found = yield from _read(sequence, manifest, chunk, images, logits, steps, prefix)
+        found = yield from _read(sequence, manifest, chunk, logits, steps, prefix)
     except AvlError as error:
         sequence.restore(before)
         caches = sequence.caches, sequence.seq
-        told = executor.explained(error, *caches, len(rows.token_ids))
+        told = executor.explained(error, *caches, len(given))
         if told is error:
             raise
         raise told from error
@@ -163,7 +163,6 @@ def _read(
     sequence: Sequence,
     manifest: Manifest,
     whole: Chunk,
-    images: int,
     logits: Logits,
     steps: int,
     prefix: Prefix | None,
@@ -181,9 +180,8 @@ def _read(
         for action in sequence.actions:
             if action.before == segment.first_layer:
                 scores = mass[-1] if mass.shape[1] else np.zeros(sequence.length, np.float32)
-                kept = goes_on(
-                    sequence, action, rows.positions, scores, segment.first_layer, images
-                )
+                first, images = segment.first_layer, sequence.images_read
+                kept = goes_on(sequence, action, rows.positions, scores, first, images)
                 rows = rows.at(kept)
         added, deepstack = np.split(rows.deepstack, [len(segment.deepstack)])
         layers += len(segment.deepstack)
@@ -213,7 +211,7 @@ def _run_chunks(
     """
     executor, count = sequence.executor, len(rows.positions)
     ranked = any(
-        action.ranking.reads_attention and min(action.when) < When.STEP
+        action.ranking.reads_attention and When.EMBEDDED < min(action.when) < When.STEP
         for action in sequence.actions
     )
     outputs = []

@@ -1,10 +1,11 @@
 """What a prompt takes from those that were read before it, and what it leaves for later ones.
 
-Nothing is taken that an action could have decided otherwise. A row of a segment depends on the
-tokens up to its own alone, as long as no action drops hidden states before the segment, which may
-look at the whole prompt: rows are shared of the segments before the first such action (of all,
-where there is none), before any action has moved them. What actions decide behind a prompt (a
-division into core and secondary tokens, a text budget) each prompt decides for itself.
+Nothing is taken that an action could have decided otherwise. Where image tokens are chosen before
+the decoder that has been done: what it is given decides, to the last bit. A row of a segment
+depends on the tokens up to its own alone, as long as no action drops hidden states before the
+segment, which may look at the whole prompt: rows are shared of the segments before the first such
+action (of all, where there is none), before any action has moved them. What actions decide behind a
+prompt (a division into core and secondary tokens, a text budget) each prompt decides for itself.
 
 Rows are shared by whole runs. Reading begins where a run would have begun, and each run that is
 read has the rows that it would have had: so an answer is the same bit for bit. To share more, up to
@@ -28,6 +29,7 @@ from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.prefixes import Block, PrefixCache, put
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.prompt import Prompt
+from avl_runtime.prompts.rows import PromptRows
 
 Span = tuple[int, int]
 
@@ -60,8 +62,17 @@ class Prefix:
     """
 
     def __init__(
-        self, cache: PrefixCache, sequence: Sequence, manifest: Manifest, prompt: Prompt
+        self,
+        cache: PrefixCache,
+        sequence: Sequence,
+        manifest: Manifest,
+        prompt: Prompt,
+        chosen: PromptRows | None = None,
     ) -> None:
+        """
+        Args:
+            chosen: the prompt's rows, where image tokens were chosen before the decoder.
+        """
         drops = {action.before for action in sequence.actions}
         firsts = [segment.first_layer in drops for segment in manifest.segments]
         self.segments = firsts.index(True) if True in firsts else len(firsts)
@@ -70,8 +81,16 @@ class Prefix:
         self._whole = not later
         self._deep = any(segment.deepstack for segment in later)
         # The last run is always read: the logits behind it are asked for.
-        self._runs = spans(len(prompt.input_ids), sequence.executor.chunk, prompt.ends)[:-1]
-        self._keys = _keys(prompt, self._runs, f"{self.segments} {self._evicts}")
+        self._given, ends = np.arange(len(prompt.input_ids)), prompt.ends
+        if chosen is not None:
+            self._given, ends = chosen.given, chosen.ends
+        row_ends = None if ends is None else self._given.searchsorted(ends)
+        self._runs = spans(len(self._given), sequence.executor.chunk, row_ends)[:-1]
+        root = f"{self.segments} {self._evicts}"
+        if chosen is None:
+            self._keys = _keys(prompt, self._runs, root)
+        else:
+            self._keys = _keys_of_rows(chosen, self._runs, root)
         self._taken = cache.find(self._keys)
         self._shared = sequence.caches[: self.segments]
         self._width = manifest.dims.hidden_size
@@ -119,7 +138,7 @@ class Prefix:
     def put(self, index: int, cache: SegmentCache) -> None:
         """Have a segment's cache hold the rows that are known, if any."""
         if self._taken and index < self.segments:
-            put(self._taken, index, cache)
+            put(self._taken, index, cache, self._given)
 
     def before(self, hidden: NDArray[Any]) -> NDArray[Any]:
         """All rows [N, C] that the last shared segment puts out, of those behind the known ones."""
@@ -166,5 +185,23 @@ def _keys(prompt: Prompt, runs: Several[Span], root: str) -> list[bytes]:
         for media, first in seen:
             if begin <= first < end:
                 digest.update(f"|{media.kind} {media.tokens} {media.digest}".encode())
+        found.append(digest.digest())
+    return found
+
+
+def _keys_of_rows(rows: PromptRows, runs: Several[Span], root: str) -> list[bytes]:
+    """For each run a hash of what the decoder is given, and of what its tokens are."""
+    found = []
+    digest = hashlib.sha256(f"{root} rows".encode())
+    given = rows.given
+    arrays = [given, rows.token_ids[given], rows.image_mask[given], rows.position_ids]
+    if rows.ends is not None:
+        arrays.append(rows.ends)
+    for begin, end in runs:
+        digest.update(f"|{begin} {end}".encode())
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array[..., begin:end]).tobytes())
+        for features in (rows.hidden[begin:end], rows.deepstack[:, begin:end]):
+            digest.update(np.ascontiguousarray(features).tobytes())
         found.append(digest.digest())
     return found

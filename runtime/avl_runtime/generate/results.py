@@ -68,7 +68,8 @@ class Stats:
     multiplied in bf16, and rows that have none; None where none of avl's own ran. `drafts` has an
     entry for each source that was asked for drafts. `kv` is the type of the cache's rows.
     `prefix_tokens` counts tokens at the prompt's begin whose rows an earlier prompt has left; under
-    a policy that drops image tokens between layers those of the layers before.
+    a policy that drops image tokens between layers those of the layers before. `visual_tokens_read`
+    are those of the prompt's visual tokens that the decoder was given.
     """
 
     policy: str
@@ -87,6 +88,7 @@ class Stats:
     kernels: str | None = None
     kv: str | None = None
     prefix_tokens: int = 0
+    visual_tokens_read: int = 0
 
     @property
     def drafted(self) -> int:

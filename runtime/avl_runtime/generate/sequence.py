@@ -34,6 +34,7 @@ class _Counts:
     step: int
     settled: int
     visuals: int
+    image_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class Sequence:
         step: decode steps since the last prompt.
         settled: tokens that can no longer be taken back, as a policy has moved rows since.
         prefix_tokens: tokens of the last prompt whose rows an earlier one has left.
+        image_tokens: those that the decoder was given; dropped since, too.
+        images_read: image tokens of the last prompt that the decoder was given.
     """
 
     def __init__(self, executor: Executor, manifest: Manifest, policy: Policy) -> None:
@@ -83,6 +86,7 @@ class Sequence:
         self.settled = 0
         self.prefix_tokens = 0
         self.image_tokens = 0
+        self.images_read = 0
 
     @property
     def length(self) -> int:
@@ -170,12 +174,14 @@ class Sequence:
         token_ids: abc.Sequence[int],
         image_mask: NDArray[np.bool_] | None = None,
         advance: int | None = None,
+        given: NDArray[np.int64] | None = None,
     ) -> None:
         """Count tokens as part of the conversation; the caller adds their rows.
 
         Args:
             image_mask: [N]; None for text only.
             advance: how far RoPE positions go on; None for one a token.
+            given: which of them the decoder is given; None for all.
 
         Raises:
             PromptTooLongError: the model's context is too short for them.
@@ -192,7 +198,9 @@ class Sequence:
             self._evictable = np.concatenate([self._evictable, later])
         if image_mask is not None:
             self._modality[start : start + added] = image_mask
-            self.image_tokens += int(np.count_nonzero(image_mask))
+            read = image_mask if given is None else image_mask[given]
+            self.images_read = int(np.count_nonzero(read))
+            self.image_tokens += self.images_read
             if self._first_image is None and image_mask.any():
                 self._first_image = start + int(image_mask.argmax())
         if self._first_image is not None:
@@ -254,6 +262,7 @@ class Sequence:
                 max(0, self.step - taken),
                 self.settled,
                 len(self.visuals),
+                self.image_tokens,
             )
         )
 
@@ -276,12 +285,13 @@ class Sequence:
             self.step,
             self.settled,
             len(self.visuals),
+            self.image_tokens,
         )
 
     def _recount(self, counts: _Counts) -> None:
         self._modality[counts.length :] = False
         self._evictable[counts.length :] = counts.first_image is not None
-        self.image_tokens = int(np.count_nonzero(self._modality[: counts.length]))
+        self.image_tokens = counts.image_tokens
         self._first_image, self.next_position = counts.first_image, counts.next_position
         self.text_after_image = counts.text_after_image
         self.step, self.settled = counts.step, counts.settled

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from avl_runtime.kv.cache import Array, Floats, SegmentCache
+from avl_runtime.kv.cache import Array, Floats, Ints, SegmentCache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,12 +129,15 @@ class PrefixCache:
             self._blocks.move_to_end(key)
 
 
-def put(blocks: Sequence[Block], index: int, cache: SegmentCache) -> None:
-    """Have an empty cache of one sequence hold the rows of blocks, in segment `index`."""
+def put(blocks: Sequence[Block], index: int, cache: SegmentCache, positions: Ints) -> None:
+    """Have an empty cache of one sequence hold the rows of blocks, in segment `index`.
+
+    Args:
+        positions: of at least as many rows in their conversation.
+    """
     length = 0
     for block in blocks:
-        positions = np.arange(length, length + block.length)
-        cache.extend(block.rows[index], 0, positions, None)
+        cache.extend(block.rows[index], 0, positions[length : length + block.length], None)
         length += block.length
     if blocks[-1].mass:
         cache.mass[:, 0, :, :length] = blocks[-1].mass[index]

@@ -49,6 +49,17 @@ class Placeholders:
             front += "" if placed else f"{placeholder}\n" * sent
         return front + text
 
+    def question(self, said: Sequence[Message]) -> str:
+        """The text of the user's last message that has some, without placeholders."""
+        for message in reversed(said):
+            if message.role == "user":
+                text = " ".join(part.text for part in message.parts if isinstance(part, Text))
+                for word in self._words.values():
+                    text = text.replace(word, " ")
+                if text.strip():
+                    return text.strip()
+        return ""
+
     def filled(self, text: str, media: Sequence[Media]) -> tuple[str, tuple[Media, ...]]:
         """`text` with all placeholders replaced, and `media` in the order of their places."""
         kinds = {placeholder: kind for kind, placeholder in self._words.items()}

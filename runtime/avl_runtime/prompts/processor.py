@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -150,7 +151,8 @@ class Processor:
         marked = self._marked([*front, *earlier, prompt.message])
         media = self._ears.among(prompt, prompt.count("image"))
         filled, placed = self._shown.filled(template.render_next(marked), media)
-        return self._prompt(self._tail_ids(filled, history[-1].reply_ended), placed)
+        ids = self._tail_ids(filled, history[-1].reply_ended)
+        return self._prompt(ids, placed, self._shown.question([prompt.message]))
 
     def hear(self, message: Message) -> Heard:
         """A message with its pictures and videos loaded and made ready.
@@ -187,7 +189,8 @@ class Processor:
             text = self._template.render(marked, self._plain.mark_all(tools))
         starts = self._bos is not None and text.startswith(self._bos)
         filled, placed = self._shown.filled(text, media)
-        return self._prompt(self._plain.encode(filled, with_bos=not starts), placed)
+        asked = self._shown.question([heard.message for heard in said])
+        return self._prompt(self._plain.encode(filled, with_bos=not starts), placed, asked)
 
     def check_system(self) -> None:
         """Refuse system prompts where they cannot be used.
@@ -201,7 +204,12 @@ class Processor:
     def after(self, tokens: Sequence[int], prompt: Prompt) -> Prompt:
         """`prompt` behind text tokens that have no row yet."""
         ids = np.concatenate([np.array(tokens, np.int64), prompt.input_ids])
-        return self._prompt([int(token) for token in ids], prompt.media)
+        return self._prompt([int(token) for token in ids], prompt.media, prompt.asked)
+
+    def asked_ids(self, prompt: Prompt) -> NDArray[np.int64]:
+        """Tokens of what the user said last, without a template."""
+        ids = self._plain.encode(self._plain.mark(prompt.asked), with_bos=False)
+        return np.array(ids, np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -280,7 +288,7 @@ class Processor:
                 f"{beyond[0]}), which its tokenizer alone knows; leave that text out"
             )
 
-    def _prompt(self, ids: list[int], media: Sequence[Media]) -> Prompt:
+    def _prompt(self, ids: list[int], media: Sequence[Media], asked: str) -> Prompt:
         manifest = self._manifest
         prompt = Prompt.of(
             np.array(ids, np.int64),
@@ -288,6 +296,7 @@ class Processor:
             media,
             manifest.dims.position_axes,
             manifest.reach,
+            asked,
         )
         self._check_known(prompt)
         expected, found = sum(part.tokens for part in media), int(prompt.image_mask.sum())

@@ -24,6 +24,7 @@ class Prompt:
         next_position: where the token behind the prompt goes.
         ends: [N] int64, for each token the number of the first one behind it that it does not
             attend to; None where each attends to those before it alone.
+        asked: the text that the user said last, for policies that choose by it.
     """
 
     input_ids: NDArray[np.int64]
@@ -32,6 +33,7 @@ class Prompt:
     positions: NDArray[np.int64]
     next_position: int
     ends: NDArray[np.int64] | None = None
+    asked: str = ""
 
     @classmethod
     def of(
@@ -41,6 +43,7 @@ class Prompt:
         media: Sequence[Media],
         axes: int,
         reach: Reach = CAUSAL,
+        asked: str = "",
     ) -> Prompt:
         """Work out mask, positions and ends; `visual` are the ids of visual tokens."""
         mask = np.zeros(len(input_ids), np.bool_)
@@ -49,7 +52,7 @@ class Prompt:
         blocks = [block for part in media for block in part.blocks]
         positions, following = prompt_positions(mask, blocks, axes)
         ends = block_ends(mask, reach)
-        return cls(input_ids, mask, tuple(media), positions, following, ends)
+        return cls(input_ids, mask, tuple(media), positions, following, ends, asked)
 
     def places(self) -> list[tuple[Media, NDArray[np.int64]]]:
         """Each picture and video, and the numbers of its tokens, in order."""

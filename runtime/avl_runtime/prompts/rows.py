@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptRows:
-    """N rows of a prompt.
+    """G rows of a prompt of N tokens; G is N unless tokens were chosen.
 
     Attributes:
         token_ids, image_mask: [N]; what the prompt adds to the conversation.
-        hidden: [N, C], token embeddings with encoder features at visual tokens.
-        deepstack: [K, N, C], added to what the decoder's K deepstack layers put out.
-        position_ids: [axes, N] int64, counted from where the prompt starts.
+        hidden: [G, C], token embeddings with encoder features at visual tokens.
+        deepstack: [K, G, C], added to what the decoder's K deepstack layers put out.
+        position_ids: [axes, G] int64, counted from where the prompt starts.
         next_position: where the token behind the prompt goes, counted from there.
-        ends: as `Prompt.ends`.
+        ends: [G] int64, as `Prompt.ends`.
+        chosen: [G] int64, the tokens that the rows are of, ascending; None: all of them.
     """
 
     token_ids: NDArray[np.int64]
@@ -29,3 +30,9 @@ class PromptRows:
     position_ids: NDArray[np.int64]
     next_position: int
     ends: NDArray[np.int64] | None = None
+    chosen: NDArray[np.int64] | None = None
+
+    @property
+    def given(self) -> NDArray[np.int64]:
+        """[G], the tokens that the rows are of."""
+        return np.arange(len(self.token_ids)) if self.chosen is None else self.chosen

@@ -9,11 +9,12 @@ import numpy as np
 
 from avl_plugins.errors import AvlError, PolicyError, quoted
 from avl_plugins.logits import Logits
-from avl_plugins.policies import Policy, parse
+from avl_plugins.policies import Policy, When, parse
 from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.execute import executor_on, load_backend
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.generate.decode import Decoder
+from avl_runtime.generate.given import choose
 from avl_runtime.generate.grammars import Grammars
 from avl_runtime.generate.prefill import Reading, prefill
 from avl_runtime.generate.prefix import Prefix
@@ -128,11 +129,17 @@ class Loaded:
     ) -> Reading:
         """Read a prompt, a picture or a chunk each time; see `generate.prefill`."""
         self.check_open()
-        manifest, prefix = self.package.manifest, None
+        manifest, rows, prefix = self.package.manifest, None, None
+        choosing = [action for action in sequence.actions if When.EMBEDDED in action.when]
+        if choosing and prompt.media:
+            rows = yield from self.embed(prompt)
+            asked = self.embedding.lookup(self.processor.asked_ids(prompt))
+            rows = yield from choose(rows, prompt, choosing, asked, len(sequence.visuals))
         if self.prefixes is not None and not sequence.length:
-            prefix = Prefix(self.prefixes, sequence, manifest, prompt)
+            prefix = Prefix(self.prefixes, sequence, manifest, prompt, rows)
             yield from prefix.fetch()
-        rows = yield from self.embed(prompt, 0 if prefix is None else prefix.unread)
+        if rows is None:
+            rows = yield from self.embed(prompt, 0 if prefix is None else prefix.unread)
         return (yield from prefill(sequence, manifest, rows, logits, steps, prefix))
 
     def embed(self, prompt: Prompt, first: int = 0) -> Generator[None, None, PromptRows]:

@@ -111,6 +111,11 @@ class Request:
         return 0 if self._sequence is None else self._sequence.prefix_tokens
 
     @property
+    def visual_tokens_read(self) -> int:
+        """Visual tokens of the prompt that the decoder was given, once it is read."""
+        return 0 if self._sequence is None else self._sequence.images_read
+
+    @property
     def most_steps(self) -> int:
         """Decode steps that a caller allows, wherever the context ends."""
         return self._most - 1
@@ -304,6 +309,7 @@ class Request:
             kernels=executor.kernels,
             kv=executor.kv,
             prefix_tokens=self.prefix_tokens,
+            visual_tokens_read=self.visual_tokens_read,
         )
         self._result = Result(
             reply.text,

@@ -240,6 +240,7 @@ class Answering:
             "prompt_tokens": prompt,
             "prefix_tokens": prefix,
             "visual_tokens": int(requests[0].prompt.image_mask.sum()),
+            "visual_tokens_read": requests[0].visual_tokens_read,
             "completion_tokens": completion,
             "kv_bytes": sum(one.kv_bytes for one in map(stats_of, requests) if one is not None),
             "prefill_ms": round(sum(one.prefill_s for one in requests) * 1e3, 1),

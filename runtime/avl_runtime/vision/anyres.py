@@ -143,7 +143,8 @@ def shown_cells(grid: tuple[int, ...], side: int, seen: Box) -> Cells:
     fine = end_lines(np.arange(lines * columns).reshape(lines, columns), -1).ravel()
     if not lines * columns:
         return Cells((side, side), np.concatenate([np.arange(side**2), fine]), seen)
-    return Cells((lines, columns), np.concatenate([np.full(side**2, -1), fine]), seen)
+    index = np.concatenate([np.full(side**2, -1), fine])
+    return Cells((lines, columns), index, seen, overview=(0, side, side))
 
 
 def _canvas(

@@ -46,11 +46,34 @@ class Cells:
     index: [tokens] int64, the cell of each token, row by row; -1 for tokens that show none (a line
         break) or all of them (an overview). Several tokens may share a cell (frames of a video).
     seen: the part of a picture that the grid lies on.
+    overview: the first token of one, and its rows and columns; None where there is none.
     """
 
     grid: tuple[int, int]
     index: NDArray[np.int64]
     seen: Box = WHOLE
+    overview: tuple[int, int, int] | None = None
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """[3, tokens]: the raster in which each token lies, and its row and column there.
+
+        Rasters are frames, in order, or the picture, and behind it its overview; -1 at tokens
+        that lie in none.
+        """
+        found = np.full((3, len(self.index)), -1, np.int64)
+        shown = np.flatnonzero(self.index >= 0)
+        cells = self.index[shown]
+        order = cells.argsort(kind="stable")
+        first = np.searchsorted(cells[order], cells[order])
+        found[0, shown[order]] = np.arange(len(order)) - first  # which time its cell is shown
+        found[1:, shown] = np.divmod(cells, self.grid[1])
+        if self.overview is not None:
+            begin, rows, columns = self.overview
+            whole = np.indices((rows, columns)).reshape(2, -1)
+            found[0, begin : begin + rows * columns] = found[0].max(initial=-1) + 1
+            found[1:, begin : begin + rows * columns] = whole
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

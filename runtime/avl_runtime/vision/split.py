@@ -106,7 +106,11 @@ class SplitImage:
             replacement=self.text.of(rows, columns, token * each),
             tokens=index.size,
             digest=image_hash(image),
-            cells=Cells((rows * self.grid[0], columns * self.grid[1]), index),
+            cells=Cells(
+                (rows * self.grid[0], columns * self.grid[1]),
+                index,
+                overview=(cells.size, *self.grid) if index.size > cells.size else None,
+            ),
         )
 
     def view(self, image: Image.Image) -> Image.Image:

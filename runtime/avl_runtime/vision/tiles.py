@@ -66,7 +66,11 @@ class TiledImage:
             replacement=f"{before}{token * tokens}{behind}",
             tokens=tokens,
             digest=image_hash(image),
-            cells=Cells((rows * self.grid[0], columns * self.grid[1]), index),
+            cells=Cells(
+                (rows * self.grid[0], columns * self.grid[1]),
+                index,
+                overview=(cells.size, *self.grid) if tokens > cells.size else None,
+            ),
         )
 
     def view(self, image: Image.Image) -> Image.Image:

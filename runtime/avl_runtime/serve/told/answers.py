@@ -189,6 +189,7 @@ def about(request: Request, cut: Cut | None, live: bool = False) -> Object:
         "kv": request.loaded.executor.kv,
         "seed": request.reply.seed,
         "visual_tokens": int(request.prompt.image_mask.sum()),
+        "visual_tokens_read": request.visual_tokens_read,
         "prefix_tokens": request.prefix_tokens,
         "kv_bytes": stats and stats.kv_bytes,
         "kv_bytes_dense": stats and stats.kv_bytes_dense,

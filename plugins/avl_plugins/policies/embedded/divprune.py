@@ -1,0 +1,35 @@
+"""DivPrune: the tokens that are most unlike each other (arXiv 2503.02175, CVPR 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from avl_plugins.policies.embedded.select import Selecting
+from avl_plugins.policies.embedded.similar import cosines
+from avl_plugins.policies.view import Indices, Picture
+
+
+@dataclass(frozen=True, slots=True)
+class DivPrune(Selecting):
+    """Maximizes the least cosine distance between two tokens, greedily.
+
+    First comes the token whose nearest neighbour is farthest, then again and again the one that is
+    farthest from all chosen ones.
+    """
+
+    name: ClassVar[str] = "divprune"
+
+    def pick(self, picture: Picture, count: int) -> Indices:
+        near = cosines(self.name, picture.features)
+        np.fill_diagonal(near, -np.inf)
+        chosen = np.zeros(count, np.int64)
+        chosen[0] = near.max(1).argmin()
+        closest = near[chosen[0]].copy()  # to any chosen one
+        for place in range(1, count):
+            closest[chosen[place - 1]] = np.inf
+            chosen[place] = closest.argmin()
+            np.maximum(closest, near[chosen[place]], out=closest)
+        return chosen

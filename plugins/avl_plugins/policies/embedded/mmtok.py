@@ -1,0 +1,76 @@
+"""MMTok: the tokens that cover question and picture best (arXiv 2508.18264, ICLR 2026)."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from avl_plugins.policies.checks import check_fraction
+from avl_plugins.policies.embedded.select import Selecting
+from avl_plugins.policies.embedded.similar import cosines, unit
+from avl_plugins.policies.view import Indices, Picture, Scores
+
+TEXT_TEMPERATURE, PICTURE_TEMPERATURE = 0.02, 0.2  # the paper's
+TOGETHER = 32  # tokens whose gains are computed at once
+
+
+@dataclass(frozen=True, slots=True)
+class MMTok(Selecting):
+    """Maximizes how well tokens cover those of the question and, times `alpha`, all of the picture.
+
+    How well a token covers another is a softmax over cosines. Greedy, by exact gains.
+    """
+
+    alpha: float = 0.5
+
+    name: ClassVar[str] = "mmtok"
+    asks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        Selecting.__post_init__(self)
+        check_fraction(self.name, "alpha", self.alpha)
+
+    def pick(self, picture: Picture, count: int) -> Indices:
+        covers = _covers(self.name, picture, self.alpha)
+        best = np.zeros(covers.shape[1], np.float32)
+        # Gains only shrink as tokens are chosen, so an old one bounds the new one from above: only
+        # tokens whose bound is above the best new gain are looked at again.
+        bounds = [(-gain, token) for token, gain in enumerate(covers.sum(1).tolist())]
+        heapq.heapify(bounds)
+        chosen = np.zeros(count, np.int64)
+        for place in range(count):
+            fresh: list[tuple[float, int]] = []
+            while not fresh or (bounds and bounds[0] < min(fresh)):
+                some = [heapq.heappop(bounds)[1] for _ in range(min(TOGETHER, len(bounds)))]
+                gains = np.maximum(covers[some] - best, 0).sum(1)
+                fresh += [(-gain, token) for token, gain in zip(some, gains.tolist(), strict=True)]
+            first = min(fresh)
+            fresh.remove(first)
+            for one in fresh:
+                heapq.heappush(bounds, one)
+            chosen[place] = first[1]
+            np.maximum(best, covers[first[1]], out=best)
+        return chosen
+
+
+def _covers(name: str, picture: Picture, alpha: float) -> Scores:
+    """[n, m + n] float32: how well each token covers each of the question, and of the picture."""
+    among = cosines(name, picture.features)
+    asked = unit(picture.question) @ unit(picture.features).T
+    found = np.empty((len(among), len(asked) + len(among)), np.float32)
+    if len(asked):
+        found[:, : len(asked)] = _shares(asked, TEXT_TEMPERATURE).T / len(asked)
+    found[:, len(asked) :] = (alpha / len(among)) * _shares(among, PICTURE_TEMPERATURE).T
+    return found
+
+
+def _shares(rows: Scores, temperature: float) -> Scores:
+    """Softmax of each row."""
+    found: Scores = rows - rows.max(1, keepdims=True)
+    found /= temperature
+    np.exp(found, out=found)
+    found /= found.sum(1, keepdims=True)
+    return found

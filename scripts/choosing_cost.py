@@ -1,0 +1,140 @@
+#!/usr/bin/env python
+"""What it costs to choose image tokens before the decoder, beside reading all of them.
+
+    .venv/bin/python scripts/choosing_cost.py --json benchmarks/choosing-cost.json
+
+A package of S1, five pictures of 576 tokens in front of a question, whose features are known. In
+each round the prompt is read under dense attention and under every policy, each keeping the same
+share of the tokens. Beside that the choice alone is timed, and that among the 2,880 tokens as if
+they were one picture's, which is more work: each token is compared with all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avl_plugins.errors import AvlError
+from avl_plugins.policies import Picture, View, parse
+from avl_runtime import LVLM
+from avl_runtime.bench.idle import wait_idle
+from avl_runtime.bench.surroundings import machine
+from avl_runtime.generate.prefill import finished
+from bench_all import ROOT, Record, package
+from ratios import ratios
+from speed_worker import noise, words
+
+POLICIES = ("divprune", "mmtok", "cdpruner", "dart", "pool", "uniform", "random:of=embedded")
+SIDE = 336  # pixels of a picture
+
+
+def measure(
+    model: LVLM, policies: Sequence[str], pictures: int, rounds: int, idle_wait: float
+) -> list[dict[str, Any]]:
+    """Rounds, after one that does not count: seconds of prompts and choices, by policy.
+
+    Raises:
+        AvlError: the machine is busy, or a request cannot be run.
+    """
+    images, question = [noise(SIDE, number) for number in range(pictures)], words(16, 0)
+    loaded = model.loaded
+    prompt = loaded.processor.encode(question, images)
+    asked = loaded.embedding.lookup(loaded.processor.asked_ids(prompt))
+    features = finished(loaded.features.encoding(prompt.media))
+    rows = np.concatenate([np.asarray(one.rows, np.float32) for one in features])
+    grid = prompt.media[0].cells.places
+    tall = np.concatenate([grid] * pictures, 1)
+    tall[1] += np.repeat(np.arange(pictures), grid.shape[1]) * (grid[1].max() + 1)
+    found = []
+    for _ in range(1 + rounds):
+        wait_idle(idle_wait)
+        one: dict[str, Any] = {"prompt": {}, "chosen": {}}
+        for policy in ("dense", *policies):
+            begun = time.perf_counter()
+            finished(loaded.prefill(loaded.sequence(parse(policy)), prompt))
+            one["prompt"][policy] = time.perf_counter() - begun
+        for policy in policies:
+            (action,) = parse(policy).actions()
+            whole = Picture(rows, asked, tall, 0, False)
+            begun = time.perf_counter()
+            view = View(np.arange(len(rows)), np.zeros(len(rows), np.float32), 0, None, 1, whole)
+            action.groups(view, action.choose(view))
+            one["chosen"][policy] = time.perf_counter() - begun
+        found.append(one)
+    return found[1:]
+
+
+def figures(rounds: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
+    """Of all rounds: a policy's prompt, and its choice in one picture, over the dense prompt."""
+    return {
+        "prompt_ms": round(1e3 * statistics.median(one["prompt"][policy] for one in rounds), 1),
+        "choice_ms": round(1e3 * statistics.median(one["chosen"][policy] for one in rounds), 1),
+        "prompt": ratios([(one["prompt"]["dense"], one["prompt"][policy]) for one in rounds]),
+        "choice": ratios([(one["prompt"]["dense"], one["chosen"][policy]) for one in rounds]),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    parsed = parser().parse_args(arguments)
+    made = parsed.package
+    if made is None:
+        parsed.folder.mkdir(parents=True, exist_ok=True)
+        made = package(parsed.folder, Record("S1", (), (), kind=parsed.kind), parsed.kind)
+    policies = [f"{name}{',' if ':' in name else ':'}keep={parsed.keep}" for name in POLICIES]
+    try:
+        model = LVLM.load(made, "ort-cpu", threads=parsed.threads)
+        rounds = measure(model, policies, parsed.pictures, parsed.repeats, parsed.idle_wait)
+    except AvlError as error:
+        sys.exit(f"choosing_cost: {error}")
+    dense = statistics.median(one["prompt"]["dense"] for one in rounds)
+    report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "pictures": parsed.pictures,
+        "keep": parsed.keep,
+        "dense_ms": round(1e3 * dense, 1),
+        "policies": {policy: figures(rounds, policy) for policy in policies},
+    }
+    print(f"dense: {report['dense_ms']} ms")
+    for policy, one in report["policies"].items():
+        print(
+            f"{policy}: the prompt takes {one['prompt']['median']:.3f} of dense attention's time, "
+            f"choosing from all as one picture {one['choice']['median']:.4f}"
+        )
+    if parsed.json:
+        parsed.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = found.add_argument
+    add("--package", type=Path, help="in place of S1's: one of a make_random.py's")
+    add("--folder", type=Path, default=ROOT / "build/bench", help="where S1 is kept")
+    add("--kind", default="fp32", help="how S1 computes, or int4 (default: fp32)")
+    add("--pictures", type=int, default=5, help="of 336 pixels each (default: 5)")
+    add("--keep", default="0.1111", help="share of the tokens that stays (default: 0.1111)")
+    add("--threads", type=int, default=os.cpu_count(), help="default: all processors")
+    add("--repeats", type=int, default=5, help="rounds that count (default: 5)")
+    add(
+        "--idle-wait",
+        type=float,
+        default=60,
+        help="seconds to wait for an idle machine, 0 to measure on a busy one (default: 60)",
+    )
+    add("--json", type=Path)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

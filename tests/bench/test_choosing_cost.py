@@ -1,0 +1,22 @@
+"""scripts/choosing_cost.py: what it compares, not how fast that is."""
+
+from __future__ import annotations
+
+from avl_runtime import LVLM
+from choosing_cost import POLICIES, figures, measure
+
+
+def test_every_policy_is_timed_beside_dense_attention(tiny: LVLM) -> None:
+    policies = [f"{name}{',' if ':' in name else ':'}keep=0.5" for name in POLICIES]
+    (one,) = measure(tiny, policies, 2, 1, 0)
+    assert [*one["prompt"]] == ["dense", *policies] and [*one["chosen"]] == policies
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    rounds = [
+        {"prompt": {"dense": dense, "pool": pool}, "chosen": {"pool": 0.1}}
+        for dense, pool in ((1, 0.5), (2, 0.5), (4, 2))
+    ]
+    found = figures(rounds, "pool")
+    assert found["prompt_ms"] == 500 and found["prompt"]["median"] == 0.5
+    assert found["choice"]["median"] == 0.05

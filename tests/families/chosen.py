@@ -1,0 +1,102 @@
+"""Image tokens chosen before the decoder: against transformers' own, in kinds of families."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from avl_plugins.policies import Chain, Policy, Selecting, parse
+from families.support import Made
+from oracle.hf_oracle import Oracle
+from oracle.reading import Shown, cut, read
+from oracle.rules_of import rules_of
+from oracle.selecting import METHODS, Draws
+
+PROMPT = "What is in the picture? Read the text."
+STEPS = 5
+TOLERANCE = 1e-4  # of logits
+CLEAR = 3e-5  # gaps of scores above which float32 noise cannot change a choice
+
+
+class ChosenTests:
+    """What must hold of policies that choose tokens before the decoder, beside `FamilyTests`.
+
+    Where layouts and positions differ: line breaks, M-RoPE, deepstack, tiles among text, tokens
+    that see one another.
+    """
+
+    choosing: ClassVar[tuple[str, ...]] = (
+        "divprune:tokens=9",
+        "mmtok:keep=0.4+avl:keep=0.6,core=0.3,refresh=2",
+    )
+
+    def test_tokens_chosen_before_the_decoder_are_as_if_the_others_were_not_there(
+        self, made: Made
+    ) -> None:
+        for spec in self.choosing:
+            for images in self._draws():
+                policy = parse(spec)
+                whole = read(made.reference, made.encode(PROMPT, images))
+                shown, gap = left_by(made, policy, whole, images)
+                if gap < CLEAR:
+                    continue
+                got = made.model.generate(
+                    PROMPT,
+                    images,
+                    policy=policy,
+                    max_new_tokens=STEPS,
+                    return_logits=True,
+                    return_placements=True,
+                )
+                oracle = Oracle(made.reference, rules_of(policy))
+                with torch.inference_mode():
+                    logits = [oracle.turn(shown)]
+                    logits += [oracle.step(token) for token in got.token_ids[:-1]]
+                if oracle.ranking.gap < CLEAR:
+                    continue
+                expected = torch.stack(logits).numpy()
+                np.testing.assert_allclose(got.logits, expected, atol=TOLERANCE, rtol=0)
+                assert got.stats.visual_tokens == int(whole.visual.sum())
+                assert got.stats.visual_tokens_read == int(shown.visual.sum())
+                for ours, theirs in zip(got.placements, oracle.places, strict=True):
+                    read_of = ours.core | ours.parked
+                    assert (read_of.sum(1) == (theirs.core | theirs.parked).sum(1)).all()
+                break
+            else:
+                pytest.fail(f"{spec}: no draw with clear choices")
+
+    def _draws(self) -> list[list[Image.Image]]:
+        raise NotImplementedError
+
+
+def left_by(
+    made: Made, policy: Policy, whole: Shown, images: list[Image.Image]
+) -> tuple[Shown, float]:
+    """What a policy leaves of a prompt, as `oracle.selecting` says, and how clearly."""
+    parts = policy.policies if isinstance(policy, Chain) else (policy,)
+    (method,) = [part for part in parts if isinstance(part, Selecting)]
+    words = made.model.processor.tokenizer.encode(PROMPT, add_special_tokens=False).ids
+    table = made.reference.get_input_embeddings().weight
+    question = table[torch.tensor(words)].detach().double().numpy()
+    visual = torch.nonzero(whole.visual)[:, 0]
+    keep = ~whole.visual.clone()
+    features = whole.embeds.double().numpy()
+    draws, begin = Draws(), 0
+    for media in made.model.processor.encode(PROMPT, images).media:
+        at = visual[begin : begin + media.tokens].numpy()
+        begin += media.tokens
+        breaks = media.cells.places[0] < 0
+        newline = getattr(made.reference.model, "image_newline", None)
+        if newline is not None and breaks.any():
+            alike = newline.detach().double().expand(int(breaks.sum()), -1).numpy()
+            np.testing.assert_allclose(features[at[breaks]], alike, atol=1e-5)
+        budget = method.tokens or round((method.keep or 0.25) * len(at))
+        count = min(max(1, budget - int(breaks.sum())), int((~breaks).sum()))
+        some = METHODS[method.name](features[at[~breaks]], question, count, draws)
+        keep[at[breaks]] = True
+        keep[at[~breaks][some]] = True
+    return cut(whole, keep), draws.gap
