@@ -41,10 +41,24 @@ SWEEP = (
     "avl+fastv",
 )
 
+# Before the decoder, and beside them what drops as much later: each with its control.
+SHARES = (0.5, 0.3333, 0.1111, 0.0556)  # 1/2, 1/3, 1/9 and 1/18
+EMBEDDED = ("divprune", "mmtok", "cdpruner", "dart", "pool", "uniform")
+ZOO = (
+    "dense",
+    *(f"{name}:keep={keep}" for keep in SHARES for name in EMBEDDED),
+    *(f"random:of=embedded,keep={keep}" for keep in SHARES),
+    *(f"fastv:keep={keep}" for keep in SHARES),
+    *(f"random:keep={keep}" for keep in SHARES),
+    *(f"avl:keep={keep}" for keep in SHARES),
+    *(f"random:of=avl,keep={keep}" for keep in SHARES),
+)
+
 MEASURING = (
     "tasks",
     "data",
     "policies",
+    "zoo",
     "backend",
     "kv",
     "compute",
@@ -61,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option in ("tasks", "samples"):
         if parsed.data is not None and getattr(parsed, option) != parser.get_default(option):
             parser.error(f"--{option} is for avl-tiny's own tasks, --data asks other questions")
+    if parsed.zoo and parsed.policies != parser.get_default("policies"):
+        parser.error("--zoo names the policies, --policies others; leave one out")
     if (parsed.package is None) == (parsed.from_json is None):
         found = "none" if parsed.package is None else "both; leave one out"
         parser.error(
@@ -69,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option in MEASURING:
         if parsed.from_json and getattr(parsed, option) != parser.get_default(option):
             parser.error(f"--{option} is for measuring, --from-json shows what was measured")
+    if parsed.zoo:
+        parsed.policies = list(ZOO)
     return exit_status("avl-eval", lambda: _run(parsed))
 
 
@@ -182,6 +200,12 @@ def make_parser() -> CommandParser:
         type=policies,
         default=list(SWEEP),
         help=f"as dense,fastv:keep=0.5,avl (default: {len(SWEEP)}, every budget of each)",
+    )
+    add(
+        "--zoo",
+        action="store_true",
+        help=f"{len(ZOO)} policies in place of these: every one that drops image tokens, at 1/2, "
+        "1/3, 1/9 and 1/18 of them, and controls",
     )
     add(
         "--backend",
