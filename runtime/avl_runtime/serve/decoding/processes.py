@@ -29,6 +29,7 @@ from avl_runtime.serve.decoding.wire import (
     READY,
     REFUSED,
     TOO_MANY_PIXELS,
+    strips,
 )
 from avl_runtime.vision.load.images import ImageError
 
@@ -203,15 +204,22 @@ class _Process:
             self._write(data)
             kind, first, second = ANSWERED.unpack(self._read(ANSWERED.size))
             if kind == PICTURE and 0 < first * second <= pixels:
-                return Image.frombytes(
-                    "RGB", (first, second), self._read(first * second * CHANNELS)
-                )
+                return self._picture(first, second)
             if kind == REFUSED and first <= MOST_TEXT:
                 text = self._read(first).decode(errors="replace")
                 raise ImageError(shown(text, MOST_TEXT))
             if kind == TOO_MANY_PIXELS:
                 raise TooManyPixelsError
         raise DiedError("its answer was none")
+
+    def _picture(self, width: int, height: int) -> Image.Image:
+        """What it sends: a part is unpacked while it packs the next one."""
+        found = Image.new("RGB", (width, height), None)
+        for top, bottom in strips(width, height):
+            size = width, bottom - top
+            part = Image.frombytes("RGB", size, self._read(CHANNELS * width * size[1]))
+            found.paste(part, (0, top))
+        return found
 
     def end(self) -> None:
         """Kill it, if it runs, and have nothing of it left."""

@@ -6,6 +6,7 @@ picture `ANSWERED` and either its pixels, three bytes each, or a sentence in UTF
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
@@ -16,3 +17,11 @@ PICTURE, REFUSED, TOO_MANY_PIXELS = range(3)
 MOST_TEXT: Final = 2000  # bytes of a sentence
 MOST_FILE: Final = 128 << 20  # bytes of a file, as `load_image` has it
 CHANNELS: Final = 3
+STRIP: Final = 1 << 20  # bytes of pixels, at most, that are packed and sent at a time
+
+
+def strips(width: int, height: int) -> Iterator[tuple[int, int]]:
+    """The first row of each part in which a picture's pixels are sent, and the one behind it."""
+    rows = max(1, STRIP // (CHANNELS * width))
+    for top in range(0, height, rows):
+        yield top, min(top + rows, height)

@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -19,20 +19,18 @@ from avl_runtime.serve.decoding.checked import TooManyPixelsError, decoded
 from avl_runtime.serve.decoding.wire import (
     ANSWERED,
     ASKED,
-    CHANNELS,
     MOST_FILE,
     MOST_TEXT,
     PICTURE,
     READY,
     REFUSED,
     TOO_MANY_PIXELS,
+    strips,
 )
 from avl_runtime.vision.load.images import ImageError
 
 if sys.platform != "win32":
     import resource
-
-STRIP: Final = 1 << 20  # bytes of pixels that are sent at a time
 
 
 def main() -> None:
@@ -96,9 +94,7 @@ def _one(inward: BinaryIO, outward: BinaryIO) -> bool:
         outward.write(ANSWERED.pack(REFUSED, len(text), 0) + text)
     else:
         outward.write(ANSWERED.pack(PICTURE, *image.size))
-        rows = max(1, STRIP // (CHANNELS * image.width))
-        for top in range(0, image.height, rows):  # all at once would be there twice
-            bottom = min(top + rows, image.height)
+        for top, bottom in strips(*image.size):
             outward.write(image.crop((0, top, image.width, bottom)).tobytes())
     outward.flush()
     return True
