@@ -62,9 +62,12 @@ class ChosenTests:
                 np.testing.assert_allclose(got.logits, expected, atol=TOLERANCE, rtol=0)
                 assert got.stats.visual_tokens == int(whole.visual.sum())
                 assert got.stats.visual_tokens_read == int(shown.visual.sum())
+                # What a window leaves of a picture is not what a policy decides.
+                layers = [window is None for window in oracle.windows]
                 for ours, theirs in zip(got.placements, oracle.places, strict=True):
                     read_of = ours.core | ours.parked
-                    assert (read_of.sum(1) == (theirs.core | theirs.parked).sum(1)).all()
+                    same = read_of.sum(1) == (theirs.core | theirs.parked).sum(1)
+                    assert same[layers].all()
                 break
             else:
                 pytest.fail(f"{spec}: no draw with clear choices")

@@ -251,7 +251,7 @@ class Oracle:
 
     def _near(self, layer: int) -> Tensor:
         """[S, S], which tokens a layer's window leaves in sight."""
-        places, window = torch.arange(len(self.is_image)), self.windows[layer]
+        places, window = self.positions[0], self.windows[layer]
         if window is None:
             return torch.ones(len(places), len(places), dtype=torch.bool)
         return places[:, None] - places < window
