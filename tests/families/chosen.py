@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from avl_plugins.policies import Chain, Policy, Selecting, parse
-from families.support import Made
+from families.support import Made, clip
 from oracle.hf_oracle import Oracle
 from oracle.reading import Shown, cut, read
 from oracle.rules_of import rules_of
-from oracle.selecting import METHODS, Draws
+from oracle.selecting import METHODS, Draws, evs
 
 PROMPT = "What is in the picture? Read the text."
 STEPS = 5
@@ -74,6 +74,41 @@ class ChosenTests:
 
     def _draws(self) -> list[list[Image.Image]]:
         raise NotImplementedError
+
+
+class ChosenVideoTests(ChosenTests):
+    """The same of families that read videos."""
+
+    films: ClassVar[tuple[tuple[tuple[int, tuple[int, int]], ...], ...]]
+
+    def test_of_a_video_evs_leaves_its_first_frame_and_what_changes(self, made: Made) -> None:
+        count, size = self.films[0][0]
+        draws = [[clip(count, size, seed)] for seed in range(8)]
+        for videos in draws:
+            whole = read(made.reference, made.encode(PROMPT, [], videos))
+            (media,) = made.model.processor.encode(PROMPT, [], videos).media
+            frames = int(media.cells.places[0].max()) + 1
+            features = whole.embeds[whole.visual].double().numpy()
+            clear = Draws()
+            some = evs(
+                features.reshape(frames, -1, features.shape[1]), round(0.7 * media.tokens), clear
+            )
+            if clear.gap < CLEAR:
+                continue
+            keep = ~whole.visual
+            keep[torch.nonzero(whole.visual)[some, 0]] = True
+            got = made.model.generate(
+                PROMPT, [], videos, policy="evs:keep=0.7", max_new_tokens=STEPS, return_logits=True
+            )
+            oracle = Oracle(made.reference, rules_of(parse("dense")))
+            with torch.inference_mode():
+                logits = [oracle.turn(cut(whole, keep))]
+                logits += [oracle.step(token) for token in got.token_ids[:-1]]
+            expected = torch.stack(logits).numpy()
+            np.testing.assert_allclose(got.logits, expected, atol=TOLERANCE, rtol=0)
+            assert got.stats.visual_tokens_read == len(some) < media.tokens
+            return
+        pytest.fail("no draw with clear choices")
 
 
 def left_by(

@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
 from avl_runtime.vision.load.videos import Video
-from families.chosen import ChosenTests
+from families.chosen import ChosenVideoTests
 from families.qwen import (
     SPECIAL,
     TEMPLATE,
@@ -76,7 +76,7 @@ CASES = (
 )
 
 
-class TestQwen25VL(PatchTests, ChosenTests):
+class TestQwen25VL(PatchTests, ChosenVideoTests):
     cases = CASES
     # As on the hub.
     layouts = (((r"^model\.language_model\.", "model."), (r"^model\.visual\.", "visual.")),)

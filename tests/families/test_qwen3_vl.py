@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from avl_export.cli import main
 from avl_runtime.package.package import load_package
 from avl_runtime.vision.load.videos import Video
-from families.chosen import ChosenTests
+from families.chosen import ChosenVideoTests
 from families.qwen import (
     SPECIAL,
     TEXT,
@@ -146,7 +146,7 @@ CASES = (
 )
 
 
-class TestQwen3VL(PatchTests, ChosenTests):
+class TestQwen3VL(PatchTests, ChosenVideoTests):
     cases = CASES
 
     def test_layers_with_deepstack_are_named(self, made: Made) -> None:
