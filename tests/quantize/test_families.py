@@ -22,10 +22,8 @@ from families.support import picture, write_checkpoint
 from families.test_refusals import CASES
 from quantize.conftest import quantized_linears_of
 
-# Families whose graphs are another's: their quantized linears are those of that one. Granite 4
-# Vision has Q-Formers besides, which take ten seconds to trace.
+# Families whose graphs are another's: their quantized linears are those of that one.
 ALIKE = {
-    "granite4_vision": "llava_next",
     "vipllava": "llava_next",
     "qianfan_ocr": "internvl",
     "llava_next_video": "llava_next",

@@ -42,8 +42,8 @@ def derived_files(text: GgufFile, encoder: GgufFile, family: str) -> Files:
     """
     if family not in _ENCODERS:
         raise CheckpointError(
-            f"{encoder.path}: expected --config, as files of {family} do not tell which tiles "
-            f"pictures are cut into, found none; {ASK}"
+            f"{encoder.path}: expected --config, as files of {family} do not tell whether they are "
+            f"an Idefics3's or a SmolVLM's, nor all of how pictures are cut, found none; {ASK}"
         )
     words = read_vocabulary(text)
     tokens = {

@@ -19,8 +19,8 @@ typedef struct avl_step {
     float *out, *mass_active, *mass_parked, *mass_new;
     float *scratch; // of a decode step: floats, as many as `scratch` below says
     const avl_codes *codes; // of fewer bits, in place of all keys and values above; or NULL
-    // Not 0 if new rows are an encoder's, which see so many of each other, and there are no others; q
-    // and out are [B, S, H, D], k_new and v_new [B, mutual, H, D].
+    // Not 0 if new rows are an encoder's, which see so many new keys, and there are no others; q and
+    // out are [B, S, H, D], k_new and v_new [B, mutual, H, D].
     int64_t mutual;
 } avl_step;
 

@@ -17,15 +17,16 @@ static OrtStatus *begin(OrtKernelContext *context, float scale, size_t inputs, a
     OrtStatus *status = avl_inputs(context, RANKS, inputs, given);
     if (status)
         return status;
-    const int64_t *dims = given[Q].dims;
-    for (size_t i = K; i <= V; i++)
-        if (memcmp(given[i].dims, dims, RANK * sizeof *dims))
-            return avl_failed("expected queries, keys and values of the same shape");
-    if (inputs > SEEN && given[SEEN].dims[0] != dims[1])
+    const int64_t *dims = given[Q].dims, *keys = given[K].dims;
+    if (keys[0] != dims[0] || keys[2] != dims[2] || keys[3] != dims[3] ||
+        memcmp(given[V].dims, keys, RANK * sizeof *keys))
+        return avl_failed("expected queries, keys and values of the same shape, but for how many "
+                          "queries there are");
+    if (inputs > SEEN && given[SEEN].dims[0] != keys[1])
         return avl_failed("expected seen to have one entry for each key");
     *step = (avl_step){.batch = dims[0], .heads = dims[2], .kv_heads = dims[2], .rows = dims[1],
                        .head_dim = dims[3], .scale = scale, .q = given[Q].data,
-                       .k_new = given[K].data, .v_new = given[V].data, .mutual = dims[1]};
+                       .k_new = given[K].data, .v_new = given[V].data, .mutual = keys[1]};
     return avl_output(context, 0, dims, RANK, &step->out);
 }
 
@@ -51,17 +52,20 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     avl_tensor given[SEEN];
     avl_step step;
     OrtStatus *status = begin(context, op->scale, SEEN, given, &step);
+    if (!status && !is_empty(&step) && !step.mutual)
+        return avl_failed("expected a key, found none");
     return status || is_empty(&step) ? status : attend(op, context, &step);
 }
 
-// The rows that are seen, [B, seen, H, D] of [B, S, H, D]; returns where others of them may follow.
-static float *keep_seen(const avl_step *step, const char *seen, const float *rows, float *to)
+// The rows that are seen, [B, seen, H, D] of [B, K, H, D]; returns where others of them may follow.
+static float *keep_seen(const avl_step *step, const char *seen, int64_t count, const float *rows,
+                        float *to)
 {
     const int64_t each = step->heads * step->head_dim;
     for (int64_t b = 0; b < step->batch; b++)
-        for (int64_t s = 0; s < step->rows; s++)
+        for (int64_t s = 0; s < count; s++)
             if (seen[s]) {
-                memcpy(to, rows + (b * step->rows + s) * each, (size_t)each * sizeof *to);
+                memcpy(to, rows + (b * count + s) * each, (size_t)each * sizeof *to);
                 to += each;
             }
     return to;
@@ -76,8 +80,9 @@ static OrtStatus *compute_masked(void *kernel, OrtKernelContext *context)
     if (status || is_empty(&step))
         return status;
     const char *seen = given[SEEN].data;
+    const int64_t count = step.mutual;
     step.mutual = 0;
-    for (int64_t s = 0; s < step.rows; s++)
+    for (int64_t s = 0; s < count; s++)
         step.mutual += seen[s] != 0;
     if (!step.mutual)
         return avl_failed("expected a key that is seen, found none");
@@ -85,8 +90,8 @@ static OrtStatus *compute_masked(void *kernel, OrtKernelContext *context)
     float *keys = malloc((size_t)(2 * kept) * sizeof *keys);
     if (!keys)
         return avl_failed("expected memory for keys and values, found none");
-    float *values = keep_seen(&step, seen, step.k_new, keys);
-    keep_seen(&step, seen, step.v_new, values);
+    float *values = keep_seen(&step, seen, count, step.k_new, keys);
+    keep_seen(&step, seen, count, step.v_new, values);
     step.k_new = keys;
     step.v_new = values;
     status = attend(op, context, &step);

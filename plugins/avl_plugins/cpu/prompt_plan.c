@@ -64,7 +64,7 @@ static void cut(const avl_prompt_tiles *tiles, int64_t keys, avl_prompt *prompt)
         blocks = most(in_all(rows, tiles->block), least(blocks, in_all(TILED_TASKS, parts)));
     prompt->block = whole(in_all(rows, blocks), tiles ? tiles->rows : ROWS);
     prompt->blocks = in_all(rows, prompt->block);
-    if (!tiles && rows <= FEW_ROWS)
+    if (!tiles && rows <= FEW_ROWS && !prompt->step->mutual) // whose rows do not lie as merged ones
         prompt->spans = spans_of(keys, parts, &prompt->span);
     prompt->mass_spans = spans_of(keys, parts, &prompt->mass_span);
     prompt->workers = least(WORKERS, most(avl_prompt_tasks(prompt), parts * prompt->mass_spans));

@@ -279,14 +279,14 @@ ROW_OPS: Mapping[str, Op] = {
 MUTUAL_ATTENTION = Op(
     name="MutualAttention",
     doc=(
-        "Attention of all rows over all rows, as those of a picture's patches: for each head "
-        "out = softmax(scale * q . k^T) . v. Heads of a row lie side by side, as linears make and "
-        "take them. A kernel may round q, k, v and the softmax to bf16, or to words of 11 bits or "
-        "more with a scale for each row, or block of a row."
+        "Attention of all queries over all keys, as those of a picture's patches, in number K: for "
+        "each head out = softmax(scale * q . k^T) . v. Heads of a row lie side by side, as linears "
+        "make and take them. A kernel may round q, k, v and the softmax to bf16, or to words of 11 "
+        "bits or more with a scale for each row, or block of a row."
     ),
     inputs=tuple(
-        Value(name, "T", ("B", "S", "H", "D"), doc)
-        for name, doc in (("q", "queries"), ("k", "keys"), ("v", "values"))
+        Value(name, "T", ("B", rows, "H", "D"), doc)
+        for name, rows, doc in (("q", "S", "queries"), ("k", "K", "keys"), ("v", "K", "values"))
     ),
     outputs=(Value("out", "T", ("B", "S", "H", "D"), "attention output"),),
     attributes=(Attribute("scale", "float", "factor on q . k, usually head_dim ** -0.5"),),
@@ -294,8 +294,8 @@ MUTUAL_ATTENTION = Op(
 MASKED_MUTUAL_ATTENTION = dataclasses.replace(
     MUTUAL_ATTENTION,
     name="MaskedMutualAttention",
-    doc="MutualAttention over those rows alone that are seen, of which there is one at least.",
-    inputs=(*MUTUAL_ATTENTION.inputs, Value("seen", "bool", ("S",), "which keys are seen")),
+    doc="MutualAttention over those keys alone that are seen, of which there is one at least.",
+    inputs=(*MUTUAL_ATTENTION.inputs, Value("seen", "bool", ("K",), "which keys are seen")),
 )
 
 
