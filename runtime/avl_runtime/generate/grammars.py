@@ -133,8 +133,8 @@ def _multiples(schema: object, name: str) -> Iterator[Decimal]:
             )
         if isinstance(value, Mapping):
             multiple = value.get("multipleOf")
-            number = isinstance(multiple, (int, float)) and not isinstance(multiple, bool)
-            if number and math.isfinite(multiple):
+            truth = isinstance(multiple, bool)  # which is a number to Python alone
+            if not truth and isinstance(multiple, (int, float)) and math.isfinite(multiple):
                 yield Decimal(str(multiple))
             waiting += [(one, depth + 1) for one in value.values()]
         elif isinstance(value, (list, tuple)):
