@@ -25,7 +25,17 @@ from avl_export.check.runners import Runner
 from avl_export.check.table import CheckError, Output, Row, Table, flat, ignore, largest
 from avl_export.check.walk import Mode, check_prompt, encoded, rows_of, walk
 from avl_plugins import graph_io
-from avl_plugins.graph_io import CACHED, HIDDEN, LOGITS, MADE, MASSES, STATE, TAP, named
+from avl_plugins.graph_io import (
+    CACHED,
+    HIDDEN,
+    LAYER_KINDS,
+    LOGITS,
+    MADE,
+    MASSES,
+    STATE,
+    TAP,
+    named,
+)
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.vision import Kind
@@ -51,6 +61,8 @@ KEEP = (
     "exports without comparing"
 )
 OTHER = "report it with the package's avl.json, or use another backend"
+
+MADE_STATES = {state.made for kind in LAYER_KINDS.values() for state in kind.states}
 
 Array = NDArray[Any]
 
@@ -224,21 +236,25 @@ def _run_against(
                     runs[run.segment].setdefault(name, []).append(np.asarray(array, np.float32))
         for segment, kept in zip(manifest.segments, runs, strict=True):
             found = {name: _joined(name, arrays) for name, arrays in kept.items()}
-            keys = kept[named(MADE.keys, segment.first_layer)]
+            graph = manifest.graph_of(segment)
+            keys = kept[named(MADE.keys, graph.row_layers[0])]
             ends = np.cumsum([array.shape[2] for array in keys]) - 1
             given = {
                 STATE: expected[named(TAP, segment.last_layer - 1)],
                 LOGITS: expected[LOGITS][ends],
             }
             place = f"{mode} {graph_name(segment.file)}"
-            graph = manifest.graph_of(segment)
             table.add(place, _outputs(graph, found, {**expected, **given}))
 
 
 def _joined(name: str, arrays: Sequence[Array]) -> Array:
-    """The outputs of runs over all rows, one after the other, see `Reference`."""
-    if graph_io.kind_of(name) in (MADE.keys, MADE.values):
+    """The outputs of runs over all rows, one after the other, see `Reference`; the last state."""
+    kind = graph_io.kind_of(name)
+    if kind in (MADE.keys, MADE.values):
         return np.concatenate([array[0] for array in arrays], 1)
+    if kind in MADE_STATES:
+        state: Array = arrays[-1][0]
+        return state
     return np.concatenate([flat(array) for array in arrays])
 
 
@@ -251,9 +267,9 @@ def _outputs(
     """The outputs of a segment, layer by layer, and what it hands on; masses if fed the same."""
     outputs = []
     for layer in graph.layers:
-        names = [named(kind, layer) for kind in (MADE.keys, MADE.values)]
+        names = [named(kind, layer) for kind in graph.kind(layer).makes if kind not in MASSES]
         outputs += [Output(name, found[name], expected[name]) for name in names]
-        if feeds is not None:
+        if feeds is not None and graph.kind(layer).has_rows:
             outputs += _masses(layer, found, expected, feeds)
         name = named(TAP, layer)
         if name in found:

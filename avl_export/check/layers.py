@@ -106,7 +106,7 @@ class _Decoder:
         return segment, self._opened[1]
 
     def _feeds_of(self, segment: Segment, layer: int, given: Array) -> dict[str, Array]:
-        """What `layer` reads: its input, positions, and empty caches."""
+        """What `layer` reads: its input, positions, and what it keeps before the first token."""
         graph = self.package.manifest.graph_of(segment)
         feeds = {HIDDEN: given, **pick(self._feeds, graph)}
         if layer > segment.first_layer:

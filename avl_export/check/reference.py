@@ -31,7 +31,7 @@ from avl_export.families.buffers import initial_buffers
 from avl_export.quantize.packaged import read_packaged
 from avl_export.quantize.reading import read_weight
 from avl_export.quantize.stored import stored_source
-from avl_plugins.graph_io import LOGITS, MADE, TAP, named
+from avl_plugins.graph_io import CONVOLUTION, DELTA, LOGITS, MADE, TAP, named
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.processor import Prompt
 
@@ -52,8 +52,8 @@ class Reference:
 
     Attributes:
         tensors: `embedded` [N, C] are what the first layer is given but for the decoder's scale,
-            `layer_out.L` [N, C] what the next one is given, `k_new.L` and `v_new.L` [Hkv, N, D],
-            `logits` [N, V].
+            `layer_out.L` [N, C] what the next one is given, `k_new.L` and `v_new.L` [Hkv, N, D], or
+            the states behind all tokens, `logits` [N, V].
         quantization: the largest logit difference that quantized weights make, None without any.
     """
 
@@ -96,14 +96,28 @@ def tensors(
             found["embedded"] = given[0]
         found[named(TAP, layer)] = after[0]
 
-    # Not every decoder of transformers makes a cache by itself.
-    # One made by the configuration would forget rows that windows leave behind.
-    rows = DynamicCache()
+    # Not every decoder of transformers makes a cache by itself. One made by the configuration,
+    # which states need, would forget rows that windows leave behind.
+    config = cast(Any, model).config.get_text_config()
+    rows = DynamicCache(config=config if family.decoder.dims.states is not None else None)
     out = forward(family, model, prompt, hear, load, use_cache=True, past_key_values=rows)
     for layer, cache in enumerate(rows.layers):
-        found[named(MADE.keys, layer)] = cache.keys[0].float().numpy()
-        found[named(MADE.values, layer)] = cache.values[0].float().numpy()
+        found |= {named(kind, layer): array for kind, array in _kept(cache).items()}
     found[LOGITS] = out.logits[0].float().numpy()
+    return found
+
+
+def _kept(cache: Any) -> dict[str, Array]:
+    """What a layer of transformers' cache keeps of the one sequence, by kinds of graphs."""
+    if not hasattr(cache, "conv_states"):
+        return {
+            MADE.keys: cache.keys[0].float().numpy(),
+            MADE.values: cache.values[0].float().numpy(),
+        }
+    # It keeps as many inputs as a convolution sees, and one of them is never read again.
+    found = {CONVOLUTION.made: cache.conv_states[0][0, :, 1:].float().numpy().T}
+    if cache.recurrent_states[0] is not None:
+        found[DELTA.made] = cache.recurrent_states[0][0].float().numpy()
     return found
 
 
@@ -287,9 +301,9 @@ def streamed(model: nn.Module, load: Load) -> Iterator[None]:
         stack.enter_context(_on_cpu())
         for prefix, module in model.named_modules(remove_duplicate=False):
             own = [(module, prefix)]
-            # Some modules read a table of positions that they have without calling it.
+            # Some read a table of positions, or a convolution's weight, without calling its module.
             for name, child in module.named_children():
-                if isinstance(child, nn.Embedding) and child is not tokens:
+                if isinstance(child, nn.Embedding | nn.Conv1d) and child is not tokens:
                     own.append((child, f"{prefix}.{name}"))
             held = [
                 (owner, name, parameter, f"{path}.{name}".lstrip("."))

@@ -95,7 +95,7 @@ class HostRunner(Runner):
 
     def _run(self, segment: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
         graph = self.manifest.graph_of(self.manifest.segments[segment])
-        dims, layers = self.manifest.dims, graph.layers
+        dims, layers = self.manifest.dims, graph.row_layers
         bound = self._backend.bind(
             segment,
             feeds[HIDDEN],
@@ -105,7 +105,8 @@ class HostRunner(Runner):
             reach={name: feeds[name] for name in graph.reach},
         )
         planes = COMPUTED.planes(dims.head_dim, self.dtype)
-        cache = SegmentCache(len(layers), 1, dims.num_kv_heads, planes)
+        states = [feeds[held.name] for held, _ in graph.states()]
+        cache = SegmentCache(len(layers), 1, dims.num_kv_heads, planes, states=states)
         for index, layer in enumerate(layers):
             if graph.kind(layer) is SLIDING:
                 places = feeds[named(ACTIVE.positions, layer)]
@@ -124,7 +125,8 @@ class HostRunner(Runner):
         for index, layer in enumerate(layers):
             for kind in graph.kind(layer).makes:
                 found[named(kind, layer)] = made[kind][index].copy()
-        return found
+        names = (value.name for _, value in graph.states())
+        return found | dict(zip(names, bound.states, strict=True))
 
 
 class DeviceRunner(Runner):

@@ -27,9 +27,11 @@ from avl_plugins.graph_io import (
     ROW_POSITIONS,
     STATE,
     WEIGHTS,
+    layer_of,
     named,
 )
 from avl_runtime.generate.prefix import spans
+from avl_runtime.kv.states import no_states
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
@@ -159,7 +161,7 @@ def walk(
         label = f"{mode} step {step}" if step > 0 else f"{mode} prompt {number + 1}"
         feeds, dtype = rows.feeds(begin, end), runner.dtype
         state = np.ascontiguousarray(rows.hidden[None, begin:end], dtype)
-        new: list[tuple[Array, Array]] = []
+        made: dict[str, Array] = {}
         for index, segment in enumerate(manifest.segments):
             layers = manifest.graph_of(segment).layers
             given = {HIDDEN: state, **pick(feeds, manifest.graph_of(segment))}
@@ -171,9 +173,9 @@ def walk(
                 given |= places.feeds(layer, parked=reads, position=begin)
             found = runner.run(index, given)
             yield Run(label, index, given, found)
-            new += [(found[named(MADE.keys, n)], found[named(MADE.values, n)]) for n in layers]
+            made |= found
             state = found.get(STATE, state)
-        places.append(new)
+        places.append(made)
 
 
 def pick(feeds: Mapping[str, Array], graph: graph_io.Segment) -> dict[str, Array]:
@@ -183,41 +185,50 @@ def pick(feeds: Mapping[str, Array], graph: graph_io.Segment) -> dict[str, Array
 
 
 class Places:
-    """Cached rows of all layers: keys and values [1, Hkv, n, D], active and parked.
+    """What layers keep: keys and values [1, Hkv, n, D], active and parked, or states.
 
     Layers with a window hold all of theirs, and are fed those that it leaves.
     """
 
     def __init__(self, manifest: Manifest, dtype: np.dtype[Any]) -> None:
-        dims = manifest.dims
-        self._windows = [one for part in manifest.segments for one in manifest.windows(part)]
+        dims, graphs = manifest.dims, [manifest.graph_of(one) for one in manifest.segments]
+        windows = (one for part in manifest.segments for one in manifest.windows(part))
+        self._windows = dict(zip(manifest.row_layers, windows, strict=True))
         self._empty = np.zeros((1, dims.num_kv_heads, 1, dims.head_dim), dtype)
         self._nothing = (self._empty[:, :, :0], self._empty[:, :, :0])
-        self._active = [self._nothing] * dims.num_layers
-        self._parked = [self._nothing] * dims.num_layers
+        self._active = dict.fromkeys(manifest.row_layers, self._nothing)
+        self._parked = dict(self._active)
+        self._becomes = {made.name: held.name for one in graphs for held, made in one.states()}
+        self._states = {
+            held.name: array
+            for one in graphs
+            for (held, _), array in zip(one.states(), no_states(one, dtype), strict=True)
+        }
 
-    def append(self, new: Sequence[tuple[Array, Array]]) -> None:
-        """Add rows behind the active ones of each layer."""
-        self._active = [
-            (np.concatenate([k, k_new], 2), np.concatenate([v, v_new], 2))
-            for (k, v), (k_new, v_new) in zip(self._active, new, strict=True)
-        ]
+    def append(self, made: Mapping[str, Array]) -> None:
+        """Add new rows behind the active ones of each layer, and have the new states."""
+        for layer, (k, v) in self._active.items():
+            new = made[named(MADE.keys, layer)], made[named(MADE.values, layer)]
+            self._active[layer] = np.concatenate([k, new[0]], 2), np.concatenate([v, new[1]], 2)
+        self._states |= {held: made[name] for name, held in self._becomes.items()}
 
     def part(self, parked: Ints, dropped: Ints | None = None) -> None:
         """Park and drop some of the active rows."""
         gone = [] if dropped is None else dropped.tolist()
         taken = [*parked.tolist(), *gone]
-        for layer, (k, v) in enumerate(self._active):
+        for layer, (k, v) in self._active.items():
             if self._windows[layer] is None:
                 self._parked[layer] = k[:, :, parked], v[:, :, parked]
                 self._active[layer] = np.delete(k, taken, 2), np.delete(v, taken, 2)
 
     def feeds(self, layer: int, parked: bool, position: int = 0) -> dict[str, Array]:
-        """A layer's caches as its graph takes them; an empty one is one row of length 0.
+        """What a layer keeps as its graph takes it; no rows are one row of length 0.
 
         Args:
             position: of the first new row.
         """
+        if layer not in self._active:
+            return {name: array for name, array in self._states.items() if layer_of(name) == layer}
         found: dict[str, Array] = {}
         apart = self._parked[layer] if parked else self._nothing
         active, window = self._active[layer], self._windows[layer]

@@ -44,8 +44,8 @@ class DeepstackEncoder(nn.Module):
         self.rotary = PatchRotary(visual.rotary_pos_emb)
         self.blocks = visual.blocks
         self.merger = visual.merger
-        self.mergers = visual.deepstack_merger_list
-        self.tapped = tuple(visual.deepstack_visual_indexes)
+        self.mergers: Any = getattr(visual, "deepstack_merger_list", None)
+        self.tapped = tuple(getattr(visual, "deepstack_visual_indexes", ()))
         self.parts = visual.spatial_merge_size**2  # a frame has whole cells, no more is known
 
     def forward(

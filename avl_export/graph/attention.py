@@ -64,14 +64,16 @@ class LayerCaches:
     """What one traced pass hands to the attention of each layer, and gets back.
 
     `caches` holds by layer (k_active, v_active, active_len, k_parked, v_parked, parked_len), and of
-    layers with a window active_positions; `reach` is none, row_ends, or that and row_positions;
-    `results` collects (k_new, v_new, mass_active, mass_parked, mass_new).
+    layers with a window active_positions, or a layer's states; `reach` is none, row_ends, or that
+    and row_positions; `results` collects (k_new, v_new, mass_active, mass_parked, mass_new), or a
+    state each; `layer` is the one that runs.
     """
 
     row_weights: torch.Tensor
     caches: Mapping[int, tuple[torch.Tensor, ...]]
     reach: tuple[torch.Tensor, ...] = ()
     results: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
+    layer: int = 0
 
 
 def split_cache_attention(

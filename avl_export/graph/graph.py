@@ -11,6 +11,7 @@ from avl_export.graph.flatten import flatten_rows
 from avl_export.graph.frames import open_frames
 from avl_export.graph.linears import join_linears
 from avl_export.graph.mutual import name_attention
+from avl_export.graph.states import attach_states
 from avl_export.graph.trace import Traced
 from avl_plugins.bodies.function import (
     attention_node_attributes,
@@ -118,7 +119,7 @@ def _strip(model: ir.Model) -> None:
 
 
 def _attach_function(model: ir.Model, heads: tuple[int, int]) -> None:
-    """Give the attention nodes their plugin attributes, and the model the op's bodies."""
+    """Give the attention nodes their plugin attributes, and the model the ops' bodies."""
     found = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for node in [node for node in model.graph if node.op_type == SPLIT_CACHE_ATTENTION.name]:
         scale = node.attributes["scale"].as_float()
@@ -133,4 +134,5 @@ def _attach_function(model: ir.Model, heads: tuple[int, int]) -> None:
     for proto in protos:
         body = ir.serde.deserialize_function(proto)
         model.functions[body.identifier()] = body
+    attach_states(model)
     model.opset_imports[DOMAIN] = VERSION

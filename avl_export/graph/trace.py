@@ -17,7 +17,7 @@ from torch import nn
 from avl_export.families import EncoderGraph, Family, replicate
 from avl_export.families.decoders.observe import implementation
 from avl_export.families.encoders import frame_attention
-from avl_export.graph import attention
+from avl_export.graph import attention, states
 from avl_export.graph import compact as compacting
 from avl_export.graph.attention import LayerCaches
 from avl_export.graph.holes import fill
@@ -124,12 +124,13 @@ class SegmentModule(nn.Module):
 
 
 def _run_layer(
-    layer: nn.Module,
+    layer: Any,
     hidden: torch.Tensor,
     positions: torch.Tensor | None,
     turns: tuple[torch.Tensor, torch.Tensor],
     state: LayerCaches,
 ) -> torch.Tensor:
+    state.layer = next(m.layer_idx for m in layer.modules() if hasattr(m, "layer_idx"))
     out = layer(
         hidden,
         attention_mask=None,
@@ -192,6 +193,7 @@ def trace_segment(family: Family, first: int, last: int) -> Traced:
     with (
         implementation(config, attention.IMPLEMENTATION),
         compacting.compact(family.decoder, module),
+        states.stateful(module.layers),
     ):
         own = {id(layer): f".{i}" for i, layer in zip(layers, module.layers, strict=True)}
         model = _to_onnx(module, example, dynamic, *names(module.traced), own)
@@ -236,6 +238,7 @@ def _to_onnx(
     table = {
         **compacting.translation(),
         **attention.translation(),
+        **states.translation(),
         **frame_attention.translation(),
         **replicate.translation(),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -24,9 +23,10 @@ from avl_export.checkpoint.source import OF_STORED
 from avl_export.checkpoint.unread import Unread, unread_tensors
 from avl_export.checkpoint.weight_map import WeightMap, map_weights
 from avl_export.families import Family, load_family
-from avl_export.graph.trace import SegmentModule, deepstack_layers
+from avl_export.graph.trace import SegmentModule
 from avl_export.graph.weights import embedding
 from avl_export.options import Options, OptionsError
+from avl_export.plan.segments import cut
 from avl_export.plan.survey import survey
 from avl_export.plan.texts import Texts, read_texts
 from avl_export.quantize.planning import plan_quantization, stored_weights
@@ -34,12 +34,9 @@ from avl_export.quantize.report import notes as stored_notes
 from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
 from avl_plugins import graph_io
-from avl_plugins.policies import parse
-from avl_plugins.schema import COMPUTED, ROW_TYPES, RowType
-from avl_runtime.package.manifest import CAUSAL
+from avl_plugins.schema import RowType
 from avl_runtime.package.package import Embedding, Segment
 
-SPLIT = 2  # layers before FastV's usual cut
 SMALL = 1 << 30  # bytes; what fp32 and a check by default are for
 DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -202,7 +199,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
     else:
         locations = {n: p.relative_to(root).as_posix() for n, p in checkpoint.shards.items()}
     weights = map_weights(checkpoint, family.model, locations)
-    segments = _segments(options, family, dtype)
+    segments = cut(options, family, dtype)
     graphs = _graphs(family, segments)
     modules = [module for _, _, module in graphs]
     unread = unread_tensors(checkpoint, weights, family.model, _read(family, modules))
@@ -301,48 +298,3 @@ def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "f
     if dtype == "fp16":
         return dtype, "the checkpoint's own; for a CPU --dtype fp32 is faster, of the same weights"
     return dtype, "the checkpoint's own"
-
-
-def _segments(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
-    """The decoder's graphs; the default policy finds the cut that it needs.
-
-    Those for a CPU, which are the ones that compute in fp32, may keep rows in other ways as well.
-    """
-    layers = family.decoder.dims.num_layers
-    actions = parse(options.policy).actions()
-    needed = {action.before for action in actions if action.before is not None}
-    after = options.split
-    if after is None:
-        usual = {min(SPLIT, layers - 1)} if layers > 1 else set()
-        after = tuple(sorted(usual | needed))
-    for option, wrong in (
-        ("--policy", sorted(n for n in needed if n >= layers)),
-        ("--split", [n for n in after if not 1 <= n < layers]),
-    ):
-        if wrong:
-            allowed = f"layers from 1 to {layers - 1} for a model of {layers} layers"
-            raise OptionsError(
-                f"{option}: expected {allowed if layers > 1 else 'no cut in a model of one layer'},"
-                f" found {','.join(map(str, wrong))}; choose others or leave {option} out"
-            )
-    if not needed.issubset(after):
-        raise OptionsError(
-            f"--split: expected layer {min(needed)} among them, as --policy {options.policy} drops "
-            f"tokens there, found {','.join(map(str, after))}; add it or leave --split out"
-        )
-    bounds = (0, *after, layers)
-    width = family.decoder.dims.head_dim
-    others = [one.name for one in ROW_TYPES.values() if one != COMPUTED and one.fits(width)]
-    # The ops that keep rows otherwise know of no blocks and no windows.
-    kept = others if dtype == "fp32" and family.traits.reach == CAUSAL else []
-    return tuple(
-        Segment(
-            f"decoder.{number}.onnx",
-            first,
-            last,
-            deepstack_layers(family, first, last),
-            family.decoder.kinds[first:last],
-            tuple((name, f"decoder.{number}.{name}.onnx") for name in kept),
-        )
-        for number, (first, last) in enumerate(pairwise(bounds))
-    )

@@ -1,4 +1,4 @@
-"""The ONNX schemas of avl's attention, so that the checker and shape inference know them."""
+"""The ONNX schemas of ops that are traced, so that checker and shape inference know them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from avl_plugins.schema import (
     FLOATS,
     PLUGIN_ATTRIBUTES,
     SPLIT_CACHE_ATTENTION,
+    STATE_OPS,
     WINDOW_CACHE_ATTENTION,
     Attribute,
     Op,
@@ -42,7 +43,8 @@ def onnx_schema(op: Op) -> defs.OpSchema:
 
 def register() -> None:
     """Register the schemas with onnx; calling it again changes nothing."""
-    for op in (SPLIT_CACHE_ATTENTION, BLOCK_CACHE_ATTENTION, WINDOW_CACHE_ATTENTION):
+    attention = SPLIT_CACHE_ATTENTION, BLOCK_CACHE_ATTENTION, WINDOW_CACHE_ATTENTION
+    for op in (*attention, *STATE_OPS):
         if not defs.has(op.name, op.domain):
             defs.register_schema(onnx_schema(op))
 

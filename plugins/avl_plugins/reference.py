@@ -1,4 +1,4 @@
-"""What the op means, in plain numpy: the oracle every other form is tested against.
+"""What the ops mean, in plain numpy: the oracle every other form is tested against.
 
 Nothing here is fast. Arithmetic is in float64, results are cast to the types of the schema.
 """
@@ -13,15 +13,18 @@ import numpy.typing as npt
 from avl_plugins.errors import OpError
 from avl_plugins.schema import (
     BLOCK_CACHE_ATTENTION,
+    GATED_DELTA_RULE,
     MOST_CODE,
     MOST_HALF,
     QUANTIZED_CACHE_ATTENTION,
+    SHORT_CONVOLUTION,
     SPLIT_CACHE_ATTENTION,
     WINDOW_CACHE_ATTENTION,
     Op,
     bind_dims,
     rotation,
 )
+from avl_plugins.schema.states import NORM_EPSILON
 
 Float = npt.NDArray[np.floating[Any]]  # the model's type T
 Float32 = npt.NDArray[np.float32]
@@ -245,3 +248,46 @@ def _check_lengths(name: str, lengths: Int64, capacity: int) -> None:
             f"SplitCacheAttention: expected {name} from 0 to {capacity}, found {lengths.tolist()}; "
             "pass how many rows are in use"
         )
+
+
+def short_convolution(x: Float, conv_state: Float, weight: Float) -> tuple[Float, Float]:
+    """A causal convolution of each channel; shapes and meaning: `schema.SHORT_CONVOLUTION`.
+
+    Raises:
+        OpError: shapes do not fit.
+    """
+    dims = _bind(SHORT_CONVOLUTION, (x, conv_state, weight))
+    rows = np.concatenate([conv_state, x], 1).astype(np.float64)
+    y = np.zeros(x.shape)
+    for s in range(dims["S"]):
+        for j in range(dims["K"]):
+            y[:, s] += rows[:, s + j] * weight[:, j]
+    return y.astype(x.dtype), rows[:, dims["S"] :].astype(x.dtype)
+
+
+def gated_delta_rule(
+    q: Float, k: Float, v: Float, decay: Float32, beta: Float, delta_state: Float32
+) -> tuple[Float, Float32]:
+    """The rule row by row; shapes and meaning: `schema.GATED_DELTA_RULE`.
+
+    Raises:
+        OpError: shapes do not fit.
+    """
+    dims = _bind(GATED_DELTA_RULE, (q, k, v, decay, beta, delta_state))
+    group = dims["Hv"] // dims["Hk"]
+    out, state = np.zeros(v.shape), delta_state.astype(np.float64)
+    for b in range(dims["B"]):
+        for s in range(dims["S"]):
+            for h in range(dims["Hv"]):
+                query = _unit(q[b, s, h // group]) / np.sqrt(dims["Dk"])
+                key = _unit(k[b, s, h // group])
+                kept = np.exp(np.float64(decay[b, s, h])) * state[b, h]
+                change = np.float64(beta[b, s, h]) * (v[b, s, h] - kept.T @ key)
+                state[b, h] = kept + np.outer(key, change)
+                out[b, s, h] = state[b, h].T @ query
+    return out.astype(v.dtype), state.astype(np.float32)
+
+
+def _unit(row: Float) -> Double:
+    wide = row.astype(np.float64)
+    return np.asarray(wide / np.sqrt((wide * wide).sum() + NORM_EPSILON), np.float64)

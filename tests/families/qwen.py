@@ -23,7 +23,7 @@ from avl_runtime.generate.prefill import finished
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.vision import patch_video
 from avl_runtime.vision.load.videos import Video
-from families.shared import PROMPT, STEPS, TOLERANCE, FamilyTests
+from families.shared import PROMPT, STEPS, FamilyTests
 from families.support import Made, call_processor, clip
 from oracle.reading import read
 
@@ -107,7 +107,7 @@ class PatchTests(FamilyTests):
             PROMPT, videos=[video], max_new_tokens=STEPS, return_logits=True
         )
         assert list(answer.token_ids) == tokens
-        np.testing.assert_allclose(answer.logits, logits, atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(answer.logits, logits, atol=self.tolerance, rtol=0)
 
     def test_an_encoder_may_take_frames_in_turns(
         self, made: Made, monkeypatch: pytest.MonkeyPatch

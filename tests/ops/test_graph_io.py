@@ -142,7 +142,7 @@ SPELT = {
     *(graph_io.STATE, graph_io.WEIGHTS, graph_io.FEATURES, graph_io.DEEPSTACK_FEATURES),
     *(f"{place.name}_" for place in graph_io.CACHED),
 }
-SAY = ("plugins/avl_plugins/graph_io.py", "plugins/avl_plugins/schema/")
+SAY = ("plugins/avl_plugins/graph_io/", "plugins/avl_plugins/schema/")
 
 
 def spelt(source: str) -> set[str]:

@@ -6,6 +6,9 @@ keys each row saw when it was first computed. A row's table entry never changes 
 hidden state, key and value come out as they did then. Dropping a token for good means that no
 later row sees it; the token itself stays in the sequence and does no harm.
 
+Layers that keep a state see no masks. Where a model has some, tokens that a prompt drops before a
+layer are cut out of what it and all later layers are given, and are never read by their states.
+
 Any family will do: what its decoder reads (embeddings with features in them, positions, deepstack
 features) is taken from a call of the family's own forward pass, see `reading`.
 
@@ -26,6 +29,8 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from oracle.reading import Shown, decoder_of, read
+
+STATES = ("linear_attention", "conv")  # kinds of layers that keep a state
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +193,9 @@ class Oracle:
         self.positions = torch.zeros(1, 0, dtype=torch.int64)  # [axes, S]
         self.deepstack = torch.zeros(0, 0, text.hidden_size, dtype=model.dtype)  # [K, visual, C]
         self.before: tuple[int, ...] = ()
+        kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        self.attend = [index for index, kind in enumerate(kinds) if kind not in STATES]
+        self.cuts: list[tuple[int, Tensor]] = []  # before which layer, and what goes on [S]
         self.layers = [
             _Layer(
                 visible=torch.zeros(self.kv_heads, 0, 0, dtype=torch.bool),
@@ -280,10 +288,12 @@ class Oracle:
             layer.alive = torch.nn.functional.pad(layer.alive, (0, count), value=True)
             layer.core = torch.nn.functional.pad(layer.core, (0, count))
             layer.acc = torch.nn.functional.pad(layer.acc, (0, count))
+        pad = torch.nn.functional.pad
+        self.cuts = [(before, pad(goes, (0, count), value=True)) for before, goes in self.cuts]
 
-    def _forward(self) -> tuple[Tensor, list[Tensor]]:
-        """Logits [V] of the last row and each layer's attention [H, S, S] under `visible`."""
-        attention: list[Tensor] = []
+    def _forward(self) -> tuple[Tensor, dict[int, Tensor]]:
+        """Logits [V] of the last row, and attention [H, S, S] of each layer under `visible`."""
+        attention: dict[int, Tensor] = {}
         group = self.heads // self.kv_heads
         # A dropped token's own row would be empty: let every row see itself.
         itself = torch.eye(len(self.embeds), dtype=torch.bool)
@@ -296,7 +306,9 @@ class Oracle:
         elif len(self.deepstack):
             more["visual_pos_masks"] = self.is_image[None]
             more["deepstack_visual_embeds"] = list(self.deepstack)
-        with _masked_attention(self.model):
+        goes = self._goes_on()
+        masks = [mask[:, rows][:, :, rows] for mask, rows in zip(masks, goes, strict=True)]
+        with _masked_attention(self.model), _cut(decoder_of(self.model).layers, goes):
             hidden = decoder_of(self.model)(
                 inputs_embeds=self.embeds[None],
                 position_ids=self.positions if axes == 1 else self.positions[:, None],
@@ -306,7 +318,16 @@ class Oracle:
                 **more,
             ).last_hidden_state[0, -1]
         divisor = getattr(decoder_of(self.model).config, "logits_scaling", 1.0)
-        return self.model.lm_head(hidden) / divisor, attention
+        return self.model.lm_head(hidden) / divisor, {
+            index: _spread(one, goes[index]) for index, one in attention.items()
+        }
+
+    def _goes_on(self) -> list[Tensor]:
+        """For each layer the rows [S] that it is given."""
+        found = [torch.ones_like(self.is_image) for _ in self.layers]
+        for before, goes in self.cuts:
+            found = [rows & goes if i >= before else rows for i, rows in enumerate(found)]
+        return found
 
     # The rules.
 
@@ -323,7 +344,8 @@ class Oracle:
             return
         # What layer K-1 does depends on layers before K only, which see everything.
         _, attention = self._forward()
-        scores = self._image_scores(attention[rule.layer - 1], tokens)
+        ranks = max(index for index in self.attend if index < rule.layer)
+        scores = self._image_scores(attention[ranks], tokens)
         count = max(1, round(rule.keep * len(tokens)))
         kept = tokens[self.ranking.prune(scores, len(tokens), count)]
         dropped = self.is_image & in_turn
@@ -331,10 +353,13 @@ class Oracle:
         for layer in self.layers[rule.layer :]:
             layer.visible[:, :, dropped] = False
             layer.alive[:, dropped] = False
+        if len(self.attend) < len(self.layers):
+            self.cuts.append((rule.layer, ~dropped))
 
-    def _partition(self, rule: SplitRule, attention: list[Tensor]) -> None:
+    def _partition(self, rule: SplitRule, attention: Mapping[int, Tensor]) -> None:
         total = int(self.is_image.sum())
-        for index, layer in enumerate(self.layers):
+        for index in self.attend:
+            layer = self.layers[index]
             tokens = torch.nonzero(layer.alive[0] & self.is_image)[:, 0]
             layer.core = torch.zeros_like(self.is_image)
             if not len(tokens):
@@ -350,9 +375,10 @@ class Oracle:
             layer.alive[:, tokens[first + parked]] = True
             layer.core[tokens[first]] = True
 
-    def _refresh(self, rule: SplitRule, attention: list[Tensor], rows: int) -> None:
+    def _refresh(self, rule: SplitRule, attention: Mapping[int, Tensor], rows: int) -> None:
         total = int(self.is_image.sum())
-        for index, layer in enumerate(self.layers):
+        for index in self.attend:
+            layer = self.layers[index]
             tokens = torch.nonzero(layer.alive[0] & self.is_image)[:, 0]
             layer.core = torch.zeros_like(self.is_image)
             if not len(tokens):
@@ -366,13 +392,14 @@ class Oracle:
             layer.core[tokens[chosen]] = True
         self._record(step=self.step_of_turn + 1)
 
-    def _accumulate(self, attention: list[Tensor], rows: slice) -> None:
+    def _accumulate(self, attention: Mapping[int, Tensor], rows: slice) -> None:
         """Add the group-mean attention of the text rows among `rows` to H2O's sums."""
         chosen = torch.zeros_like(self.is_image)
         chosen[rows] = True
         chosen &= ~self.is_image
         group = self.heads // self.kv_heads
-        for layer, one in zip(self.layers, attention, strict=True):
+        for index, one in attention.items():
+            layer = self.layers[index]
             by_kv_head = one.float().unflatten(0, (self.kv_heads, group)).mean(1)
             layer.acc += by_kv_head[:, chosen].sum(1)
 
@@ -385,8 +412,8 @@ class Oracle:
         evictable = ~self.is_image & (positions > first_image)
         budget = max(round(rule.ratio * int(evictable.sum())), rule.minimum)
         heavy = int(budget * rule.heavy)
-        whole = [layer for n, layer in enumerate(self.layers) if self.windows[n] is None]
-        for layer in whole:
+        for index in (n for n in self.attend if self.windows[n] is None):
+            layer = self.layers[index]
             for head in range(self.kv_heads):
                 tokens = torch.nonzero(layer.alive[head] & evictable)[:, 0]
                 if len(tokens) <= budget:
@@ -449,7 +476,7 @@ def _attention(
     scaling: float,
     *,
     oracle_masks: list[Tensor],
-    oracle_attention: list[Tensor],
+    oracle_attention: dict[int, Tensor],
     **_: object,
 ) -> tuple[Tensor, None]:
     """Plain softmax attention, [1, H, S, D] in, under this layer's mask [H, S, S]."""
@@ -460,8 +487,44 @@ def _attention(
     scores = scores.masked_fill(~oracle_masks[module.layer_idx], float("-inf"))
     wide = torch.promote_types(query.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=wide).to(query.dtype)
-    oracle_attention.append(weights[0])
+    oracle_attention[module.layer_idx] = weights[0]
     return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _spread(attention: Tensor, rows: Tensor) -> Tensor:
+    """[H, n, n] of some rows as [H, S, S], zeros elsewhere."""
+    at = torch.nonzero(rows)[:, 0]
+    found = attention.new_zeros(len(attention), len(rows), len(rows))
+    found[:, at[:, None], at] = attention
+    return found
+
+
+@contextlib.contextmanager
+def _cut(layers: Sequence[torch.nn.Module], goes: Sequence[Tensor]) -> Iterator[None]:
+    """Give each layer the rows [S] of `goes` alone, with the positions that they have."""
+    hooks = []
+    for index, layer in enumerate(layers):
+        before = goes[index - 1] if index else torch.ones_like(goes[0])
+
+        def change(
+            _: torch.nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            rows: Tensor = goes[index],
+            given: Tensor = before,
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            turns = tuple(table[:, rows] for table in kwargs["position_embeddings"])
+            hidden = args[0] if args else kwargs["hidden_states"]
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            return (hidden[:, rows[given]],), {**rest, "position_embeddings": turns}
+
+        if not goes[index].all():
+            hooks.append(layer.register_forward_pre_hook(change, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 AttentionInterface.register("avl_test_oracle", _attention)

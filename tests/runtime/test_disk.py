@@ -50,6 +50,7 @@ def same(found: Block | None, expected: Block) -> None:
     assert found is not None
     arrays, others = files._parts(found), files._parts(expected)
     assert list(arrays) == list(others)
+    assert [len(one) for one in found.states] == [len(one) for one in expected.states]
     for name, array in others.items():
         assert arrays[name].dtype == array.dtype and arrays[name].shape == array.shape
         assert arrays[name].tobytes() == array.tobytes()
@@ -69,10 +70,12 @@ def blocks(draw: Any) -> Block:
 
     rows = draw(st.lists(st.lists(shapes, min_size=1, max_size=12), min_size=1, max_size=3))
     masses = draw(st.lists(shapes, max_size=2))
+    kept = [draw(st.lists(shapes, max_size=3)) for _ in rows]
     return Block(
         tuple(tuple(drawn(*shape) for shape in segment) for segment in rows),
         tuple(drawn(*shape[:3]) for shape in masses),
         drawn(2, 3) if draw(st.booleans()) else None,
+        tuple(tuple(drawn(*shape) for shape in states) for states in kept) if any(kept) else (),
     )
 
 

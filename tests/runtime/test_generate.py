@@ -14,7 +14,7 @@ from avl_plugins import cpu, policies
 from avl_plugins.cpu.refresh import Refresh
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
-from avl_runtime.execute.host import ort
+from avl_runtime.execute.host import ort_bound
 from avl_runtime.generate import choices
 from avl_runtime.generate.options import Options
 from avl_runtime.kv import sight
@@ -203,7 +203,7 @@ def test_a_step_that_refreshes_some_layers_is_refused(
             super().__exit__(*error)
             self.moved[0] = -1
 
-    monkeypatch.setattr(ort, "Refresh", Half)
+    monkeypatch.setattr(ort_bound, "Refresh", Half)
     with pytest.raises(RuntimeError, match="all of its layers or none"):
         ask(tiny, "avl")
 

@@ -10,7 +10,7 @@ from avl_plugins.cpu.host import Host
 from avl_plugins.cpu.logits import Wanted
 from avl_plugins.logits import Logits
 from avl_runtime import LVLM
-from avl_runtime.execute.host import ort
+from avl_runtime.execute.host import ort_bound
 from avl_runtime.tasks import TASKS, samples
 
 
@@ -46,7 +46,7 @@ def test_a_request_asks_for_what_it_reads(
         found.append(logits)
         return Wanted(host, logits)
 
-    monkeypatch.setattr(ort, "Wanted", noted)
+    monkeypatch.setattr(ort_bound, "Wanted", noted)
     (one,) = samples("vqa", "held-out", 1)
     # More rows than a chunk of a prompt has.
     tiny.generate(one.prompt, [one.image] * 2, max_new_tokens=4, **options)

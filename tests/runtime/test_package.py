@@ -101,7 +101,7 @@ def test_a_package_that_does_not_tell_kinds_of_layers(copy: Path) -> None:
 @pytest.mark.parametrize("kind", ["shared", "state", "", "Full", "x" * 10**6])
 def test_a_kind_of_layer_that_nothing_here_runs(copy: Path, capsys, kind: str) -> None:
     edit(copy, lambda m: m["segments"][1]["kinds"].__setitem__(2, kind))
-    refused(copy, "(full, sliding), found '", "as that of layer 4; update avl", capsys=capsys)
+    refused(copy, "gated_delta), found '", "as that of layer 4; update avl", capsys=capsys)
 
 
 @pytest.mark.parametrize(("kind", "window"), [("sliding", None), ("sliding", 0), ("full", 3)])
@@ -111,6 +111,16 @@ def test_windows_without_layers_and_layers_without_windows(
     edit(copy, lambda m: m["segments"][1]["kinds"].__setitem__(2, kind))
     edit(copy, lambda m: m["reach"].update(window=window))
     refused(copy, "expected a window where layers", "found a window of", capsys=capsys)
+
+
+def test_a_layer_that_keeps_a_state_of_no_size(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m["segments"][1]["kinds"].__setitem__(2, "gated_delta"))
+    refused(copy, "sizes of the states", "decoder.1.onnx", "None", capsys=capsys)
+
+
+def test_a_graph_without_a_layer_that_keeps_rows(copy: Path, capsys) -> None:
+    edit(copy, lambda m: m["segments"][0].update(kinds=["convolution"] * 2))
+    refused(copy, "a layer that keeps rows in decoder.0.onnx", capsys=capsys)
 
 
 def test_an_unknown_key(copy: Path, capsys) -> None:

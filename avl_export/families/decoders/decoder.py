@@ -21,16 +21,22 @@ from avl_export.families.decoders.observe import (
     observe_loop,
 )
 from avl_export.families.decoders.rope import Rope, Turns, check_rope, observe_ropes
+from avl_export.families.decoders.states import observe_state, shared_sizes
 from avl_export.families.replicate import firsts
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import FULL, SLIDING
+from avl_plugins.graph_io import FULL, GATED_DELTA, LAYER_KINDS, SHORT_CONVOLUTION, SLIDING
 from avl_runtime.package.manifest import Dims
 
 FOREVER = 1 << 62
 WINDOWED = "sliding_attention"
 # Kinds of layers, by transformers' names. Within its window, windowed attention is full attention,
 # and `Decoder.dims` lets no package go further whose family does not say that windows slide.
-KINDS = {"full_attention": FULL.name, WINDOWED: FULL.name}
+KINDS = {
+    "full_attention": FULL.name,
+    WINDOWED: FULL.name,
+    "linear_attention": GATED_DELTA.name,
+    "conv": SHORT_CONVOLUTION.name,
+}
 SLIDES = KINDS | {WINDOWED: SLIDING.name}
 NAMES = ("model.language_model", "model.text_model")  # where models have their decoder
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
@@ -162,10 +168,24 @@ def adapt(model: Any, where: str, *, both_ways: bool = False, slides: bool = Fal
             f"{quoted(text.model_type)} without {missing[0]}; this version of avl cannot export it"
         )
     layers = list(text_model.layers)
-    calls = [
-        observe_layer(text_model, n, layers[n], where, both_ways=both_ways)
-        for n in sorted(set(firsts(layers)))
-    ]
+    named = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
+    kinds = tuple((SLIDES if slides else KINDS)[kind] for kind in named)
+    calls, sizes = [], []
+    first: dict[tuple[int, str], int] = {}  # of those that are alike and called the same
+    for n, sort in enumerate(zip(firsts(layers), kinds, strict=True)):
+        first.setdefault(sort, n)
+    for n in first.values():
+        kind = LAYER_KINDS[kinds[n]]
+        if kind.has_rows:
+            calls.append(observe_layer(text_model, n, layers[n], where, both_ways=both_ways))
+        else:
+            sizes.append(observe_state(text_model, n, layers[n], kind, where))
+    if not calls:
+        raise FamilyError(
+            f"{where}: expected a layer of attention among others, found layer_types of "
+            f"{', '.join(sorted(set(named)))}; this version of avl cannot export it"
+        )
+    others = tuple(n for n, kind in enumerate(kinds) if not LAYER_KINDS[kind].has_rows)
     shapes = [(call.query, call.key) for call in calls]
     if len(set(shapes)) > 1:
         raise FamilyError(
@@ -178,7 +198,6 @@ def adapt(model: Any, where: str, *, both_ways: bool = False, slides: bool = Fal
     window = getattr(text, "sliding_window", None)
     context = min(text.max_position_embeddings, FOREVER if slides else window or FOREVER)
     rotary = type(text_model.rotary_emb)(text)
-    named = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
     ropes = observe_ropes(rotary, attention, head_dim, context, named, where)
     axes = next(iter(ropes.values())).axes
     token_scale = observe_embedding(text_model, where)
@@ -194,6 +213,7 @@ def adapt(model: Any, where: str, *, both_ways: bool = False, slides: bool = Fal
         vocab_size=text.vocab_size,
         max_positions=context,
         position_axes=axes,
+        states=shared_sizes(sizes, others, where),
     )
     made = {of: Turns(rope) for of, rope in ropes.items()}
     text_model.rotary_emb = made[""] if "" in made else nn.ModuleDict(made)
@@ -205,7 +225,7 @@ def adapt(model: Any, where: str, *, both_ways: bool = False, slides: bool = Fal
         ropes,
         ("",) * len(layers) if "" in ropes else tuple(named),
         dims,
-        tuple((SLIDES if slides else KINDS)[kind] for kind in named),
+        kinds,
         embedding_scale,
         token_scale,
         logit_scale,

@@ -75,6 +75,20 @@ def observe_layer(
     Raises:
         FamilyError: it is none that a graph here computes: names the layer and why.
     """
+    calls = run_layer(text_model, number, layer, where)
+    if len(calls) != 1:
+        raise refused(where, number, layer, f"{len(calls)} calls of attention")
+    (call,) = calls
+    _check(call, where, number, layer, both_ways)
+    return call
+
+
+def run_layer(text_model: Any, number: int, layer: Any, where: str) -> list[Attended]:
+    """Run one layer on the meta device; returns its calls of attention.
+
+    Raises:
+        FamilyError: it fails, or puts out more than states.
+    """
     config = text_model.config
     observed = Observed()
     hidden = torch.empty(1, ROWS, config.hidden_size, device="meta", dtype=_dtype(layer))
@@ -93,14 +107,10 @@ def observe_layer(
             )
     except Exception as error:
         line = " ".join(str(error).split())[:120].rstrip(".")
-        raise _refused(where, number, layer, f"one that fails: {line}") from None
+        raise refused(where, number, layer, f"one that fails: {line}") from None
     if not isinstance(out, torch.Tensor) or out.shape != hidden.shape:
-        raise _refused(where, number, layer, "one that puts out more than states")
-    if len(observed.calls) != 1:
-        raise _refused(where, number, layer, f"{len(observed.calls)} calls of attention")
-    (call,) = observed.calls
-    _check(call, where, number, layer, both_ways)
-    return call
+        raise refused(where, number, layer, "one that puts out more than states")
+    return observed.calls
 
 
 def _check(call: Attended, where: str, number: int, layer: Any, both_ways: bool) -> None:
@@ -113,12 +123,12 @@ def _check(call: Attended, where: str, number: int, layer: Any, both_ways: bool)
     if others:
         name, value = next(iter(others.items()))
         shown = "" if isinstance(value, torch.Tensor) else f" of {quoted(value, 40)}"
-        raise _refused(where, number, layer, f"attention with {name}{shown}")
+        raise refused(where, number, layer, f"attention with {name}{shown}")
     if not both_ways and getattr(call.module, "is_causal", True) is False:
-        raise _refused(where, number, layer, "attention to later tokens too (is_causal False)")
+        raise refused(where, number, layer, "attention to later tokens too (is_causal False)")
     if call.key != call.value or call.query[-1] != call.key[-1]:
         sizes = f"queries, keys and values of {call.query[-1]}, {call.key[-1]}, {call.value[-1]}"
-        raise _refused(where, number, layer, sizes)
+        raise refused(where, number, layer, sizes)
 
 
 def observe_loop(text_model: Any, axes: int, where: str) -> float:
@@ -300,7 +310,8 @@ def _head_dim(config: Any) -> int:
     return found
 
 
-def _refused(where: str, number: int, layer: Any, found: str) -> FamilyError:
+def refused(where: str, number: int, layer: Any, found: str) -> FamilyError:
+    """What is raised of a layer that no graph here computes."""
     return FamilyError(
         f"{where}: expected layers of attention to all tokens before, found {found} in layer "
         f"{number} ({type(layer).__name__}); this version of avl cannot export it"

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-// Arrays of a step, as in schema.py, without gaps between rows; `rows` is S, 1 in a decode step:
+// Arrays of a step, as in schema/ops.py, without gaps between rows; `rows` is S, 1 in a decode step:
 // q, out [B, H, S, D]; k_new, v_new [B, Hkv, S, D]; *_active [B, Hkv, A, D];
 // *_parked [B, Hkv, P, D]; *_len [B]; row_weights [B, R, S]; mass_active [B, Hkv, R, A];
 // mass_parked [B, Hkv, R, P]; mass_new [B, Hkv, R, S].

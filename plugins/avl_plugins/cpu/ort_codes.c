@@ -113,7 +113,7 @@ static OrtStatus *begin(OrtKernelContext *context, const avl_attention_op *op, i
                   .bits = bits}};
     avl_codes *codes = &one->codes;
     if (!fits(&one->step, given, scaled))
-        return avl_failed("expected lengths within capacities and shapes that agree (schema.py)");
+        return avl_failed("expected lengths within capacities and shapes that agree (schema/ops.py)");
     if ((status = make_outputs(context, one, scaled)))
         return status;
     codes->k_new = one->k_made, codes->v_new = one->v_made;

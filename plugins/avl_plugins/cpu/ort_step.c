@@ -56,7 +56,7 @@ static OrtStatus *begin(OrtKernelContext *context, float scale, avl_step *step)
         .v_parked = given[V_PARKED].data, .row_weights = given[WEIGHTS].data,
         .active_len = given[ACTIVE_LEN].data, .parked_len = given[PARKED_LEN].data};
     if (!fits(step, given))
-        return avl_failed("expected lengths within capacities and shapes that agree (schema.py)");
+        return avl_failed("expected lengths within capacities and shapes that agree (schema/ops.py)");
     const int64_t b = step->batch, h = step->kv_heads, r = step->weightings, s = step->rows;
     if ((status = avl_output(context, OUT, (int64_t[]){b, step->heads, s, step->head_dim}, 4,
                              &step->out)) ||

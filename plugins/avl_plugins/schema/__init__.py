@@ -1,4 +1,4 @@
-"""The ops of avl, said once: `ops`, and `reach` of attention to others than all rows before."""
+"""The ops of avl, said once: `ops`, `states`, and `reach` of attention to more or fewer rows."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from avl_plugins.schema.reach import (
     WINDOW_CACHE_ATTENTION,
     WINDOW_CACHE_PROMPT,
 )
+from avl_plugins.schema.states import GATED_DELTA_RULE, SHORT_CONVOLUTION, STATE_OPS
 
 __all__ = [
     "BLOCK_CACHE_ATTENTION",
@@ -46,6 +47,7 @@ __all__ = [
     "DOMAIN",
     "FLOATS",
     "FP16",
+    "GATED_DELTA_RULE",
     "HALF_CACHE_ATTENTION",
     "INT8",
     "INT8_INT2",
@@ -58,9 +60,11 @@ __all__ = [
     "QUANTIZED_CACHE_ATTENTION",
     "ROW_OPS",
     "ROW_TYPES",
+    "SHORT_CONVOLUTION",
     "SPLIT_CACHE_ATTENTION",
     "SPLIT_CACHE_PROMPT",
     "SPLIT_CACHE_STEP",
+    "STATE_OPS",
     "VERSION",
     "WINDOW_CACHE_ATTENTION",
     "WINDOW_CACHE_PROMPT",

@@ -80,6 +80,11 @@ def make_plan(options: Options, machine: Machine) -> Plan:
             f"{package.manifest.reach}, which no engine does; run it on ort-cpu"
         )
     package.check_shards()
+    if package.manifest.dims.states is not None:
+        raise BuildError(
+            f"{package.folder}: expected layers that all keep rows, which engines are built for, "
+            "found some that keep a state; run the package on ort-cpu"
+        )
     library = installed(options.backend)
     missing = [name for name in ("onnx", "polygraphy") if installed(name) is None]
     if library is None:

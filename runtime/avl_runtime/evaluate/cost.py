@@ -1,7 +1,8 @@
 """Arithmetic of a request by formula: 4 n d² + 2 n² d + 3 n d m a layer (FastV, arXiv 2403.06764).
 
 n rows, d hidden size, m the feed-forward width; grouped KV heads shrink the two KV projections. A
-multiplication with its addition counts as one, as in the paper.
+multiplication with its addition counts as one, as in the paper. A layer that keeps a state in place
+of rows has its own projections, and a delta rule three products of a head's state for each row.
 """
 
 from __future__ import annotations
@@ -60,13 +61,15 @@ class Request:
 
 
 def placed_rows(dims: Dims, actions: Sequence[Action], visual: int) -> tuple[list[int], list[int]]:
-    """Image rows of each layer that `actions` leave active and parked after prefill, [L] each.
+    """Image rows that `actions` leave active and parked after prefill, [L] each.
+
+    Of the L layers that keep rows.
 
     Args:
         visual: image tokens that the decoder is given, see `Request.under`.
     """
     active, parked = [], []
-    for layer in range(dims.num_layers):
+    for layer in dims.row_layers:
         rows = Placed(visual)
         for action in actions:
             rows = _placed(action, rows, layer, visual)
@@ -88,10 +91,14 @@ def request_flops(
         request: as the decoder is given it, see `Request.under`.
         active, parked: [L] image rows of each layer after prefill, as `placed_rows` gives.
     """
-    layers, text = range(dims.num_layers), request.prompt - request.visual
+    layers, text = range(len(active)), request.prompt - request.visual
     between = [action for action in actions if When.BETWEEN in action.when]
-    entering, _ = placed_rows(dims, between, request.visual)
-    rows = [text + images for images in entering]
+    rows = []
+    for layer in range(dims.num_layers):
+        entering = Placed(request.visual)
+        for action in between:
+            entering = _placed(action, entering, layer, request.visual)
+        rows.append(text + entering.active)
     steps = []
     for step in range(1, request.steps + 1):
         behind = text - request.before + step - 1
@@ -151,13 +158,20 @@ def _text_rows(action: Action, behind: int) -> int:
 
 
 def prefill_flops(dims: Dims, rows: Sequence[int]) -> float:
-    """Of reading a prompt; `rows` [L] is how many rows each layer computes."""
-    return float(sum(_layer(dims, n, n * n) for n in rows))
+    """Of reading a prompt; `rows` is how many rows each decoder layer computes."""
+    others = () if dims.states is None else dims.states.layers
+    return float(
+        sum(
+            _state_layer(dims, n) if layer in others else _layer(dims, n, n * n)
+            for layer, n in enumerate(rows)
+        )
+    )
 
 
 def decode_flops(dims: Dims, read: Sequence[float]) -> float:
-    """Of one decode step; `read` [L] is how many cached rows each layer reads, on average."""
-    return float(sum(_layer(dims, 1, n + 1) for n in read))
+    """Of one decode step; `read` [L] is how many cached rows each layer with rows reads."""
+    others = 0 if dims.states is None else len(dims.states.layers)
+    return float(sum(_layer(dims, 1, n + 1) for n in read)) + others * _state_layer(dims, 1)
 
 
 def _layer(dims: Dims, rows: int, pairs: float) -> float:
@@ -166,3 +180,16 @@ def _layer(dims: Dims, rows: int, pairs: float) -> float:
     projections = rows * dims.hidden_size * (2 * heads + 2 * grouped)
     feed_forward = 3 * rows * dims.hidden_size * dims.intermediate_size
     return projections + 2 * pairs * heads + feed_forward
+
+
+def _state_layer(dims: Dims, rows: int) -> float:
+    """A layer that keeps a state: of a convolution alone, or of a gated delta rule behind one."""
+    states = dims.states
+    if states is None:
+        return 0
+    values = states.heads * states.value_size
+    # Queries, keys and values, gates, two numbers a head, and back; or two gates and what is mixed.
+    made = states.channels + values + 2 * states.heads if values else 3 * states.channels
+    back = values or states.channels
+    each = dims.hidden_size * (made + back + 3 * dims.intermediate_size)
+    return rows * (each + states.channels * states.kernel + 3 * values * states.key_size)

@@ -84,16 +84,16 @@ def load_backend(
         print(f"avl: backend ort-cpu, which {for_cpu} is for", file=sys.stderr)
     if for_cpu is not None or name == "ort-cpu":  # needs nothing of the machine
         return _on_cpu(package, threads, kept, compute)
-    reach = package.manifest.reach
-    if reach != CAUSAL:
+    alone = _for_cpu_alone(package.manifest)
+    if alone is not None:
         if name != "auto":
             raise BackendError(
                 f"expected a package whose tokens attend to all before them, as {name} runs, found "
-                f"{reach}; use ort-cpu"
+                f"{alone}; use ort-cpu"
             )
         if park == "host":
             raise _nothing_to_park()
-        print(f"avl: backend ort-cpu, which alone runs {reach}", file=sys.stderr)
+        print(f"avl: backend ort-cpu, which alone runs {alone}", file=sys.stderr)
         return _on_cpu(package, threads, kept, compute)
     ways = candidates(package, threads, park, probe() if machine is None else machine)
     if name != "auto":
@@ -110,6 +110,13 @@ def executor_on(backend: AnyBackend, manifest: Manifest) -> Executor:
     if isinstance(backend, DeviceBackend):
         return DeviceExecutor(backend)
     return HostExecutor(backend, manifest)
+
+
+def _for_cpu_alone(manifest: Manifest) -> str | None:
+    """What of a package no other backend runs; None if there is nothing."""
+    if manifest.reach != CAUSAL:
+        return str(manifest.reach)
+    return None if manifest.dims.states is None else "layers that keep a state"
 
 
 def _kept(kv: str, name: str, package: Package) -> RowType:

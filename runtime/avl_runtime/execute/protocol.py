@@ -115,6 +115,11 @@ class Pass(Protocol):
         """
         ...
 
+    @property
+    def states(self) -> list[NDArray[Any]]:
+        """What layers with a state made of theirs, [1, ...] each; only where `Executor.shares`."""
+        ...
+
     def masses(self) -> Masses:
         """Attention that keys received, of one sequence, weighted by the run's row weights."""
         ...
@@ -240,7 +245,7 @@ class Executor(Protocol):
         most_rows: rows that a cache takes at most, None for any number.
         most_sequences: that a batch takes at most.
         most_answers: rows of a sequence that a batch may `check` at once; 1 where graphs give the
-            last one's logits alone.
+            last one's logits alone, or layers keep a state.
         turn: held while something runs or rows move, where threads must take turns; reentrant.
         dtype: of rows as the host hands them over.
         kernels: which kernels of avl's own run on a CPU, for people; None: none.
@@ -327,6 +332,11 @@ class Executor(Protocol):
     @property
     def row_bytes(self) -> tuple[int, int]:
         """Bytes of an active row of a layer, in all KV heads, and of a parked one."""
+        ...
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a sequence's states, in all layers that keep one."""
         ...
 
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:

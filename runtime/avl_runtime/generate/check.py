@@ -39,11 +39,11 @@ class Check:
         sequence.grow(self._tokens[:count])
         sequence.step += count
         due = sequence.due() if sequence.drafting is not None else ()
-        for index, segment in enumerate(self._manifest.segments):
+        for index in range(len(self._manifest.segments)):
             cache = sequence.caches[index]
             for action in due:
                 masses = self._run.masses(index) if action.ranking.reads_attention else None
-                after_step(sequence, cache, action, masses, segment.first_layer, self._index)
+                after_step(sequence, cache, action, masses, self._index)
             self._run.store(index, self._index, count)
 
 

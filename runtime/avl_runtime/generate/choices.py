@@ -23,7 +23,7 @@ def goes_on(
 
     Args:
         positions: [n] of the prompt's rows.
-        mass: [tokens so far], the last row's attention in the layer before.
+        mass: [tokens so far], the last row's attention in the last layer before that has rows.
         images: image tokens of the whole prompt that the decoder was given.
     """
     image = sequence.image_mask[positions]
@@ -36,18 +36,16 @@ def goes_on(
     return np.flatnonzero(stay)
 
 
-def after_prompt(
-    sequence: Sequence, cache: SegmentCache, action: Action, mass: Floats, first_layer: int
-) -> None:
+def after_prompt(sequence: Sequence, cache: SegmentCache, action: Action, mass: Floats) -> None:
     """Let an action decide about all of a segment's rows.
 
     Args:
         mass: [L, tokens so far], the last row's attention; [L, 0] if nobody asked for it.
     """
     if action.tokens is Tokens.TEXT:
-        _evict_text(sequence, cache, action, first_layer)
+        _evict_text(sequence, cache, action)
     elif sequence.image_tokens:
-        _place_images(sequence, cache, action, mass, first_layer, 0)
+        _place_images(sequence, cache, action, mass, 0)
 
 
 def after_step(
@@ -55,7 +53,6 @@ def after_step(
     cache: SegmentCache,
     action: Action,
     masses: sight.Masses | None,
-    first_layer: int,
     of: int | None = None,
 ) -> None:
     """Let an action that is about images decide about a segment's rows, after a decode step.
@@ -76,13 +73,14 @@ def after_step(
                 mass = sight.by_position(
                     cache, seq, masses, new, sequence.length, seq if of is None else of
                 )
-            _place_images(sequence, cache, action, mass, first_layer, sequence.step)
+            _place_images(sequence, cache, action, mass, sequence.step)
         return
     core = cache.image_rows[:, seq]
     seen = list(sight.core_and_parked(cache, seq, masses, of))
     chosen = []
     for (first, last), positions, attention in seen:
-        view = View(positions, attention, first_layer + first, sequence.step, sequence.image_tokens)
+        layer = cache.numbers[first]
+        view = View(positions, attention, layer, sequence.step, sequence.image_tokens)
         chosen.append(((first, last), positions, asked(action, view)))
     if all(
         not (fates == DROPPED).any() and ((fates == ACTIVE).sum(1) == core[first:last]).all()
@@ -96,12 +94,10 @@ def after_step(
     sequence.settled = sequence.length
 
 
-def text_after_step(
-    sequence: Sequence, cache: SegmentCache, actions: Iterable[Action], first_layer: int
-) -> None:
+def text_after_step(sequence: Sequence, cache: SegmentCache, actions: Iterable[Action]) -> None:
     """Let actions that are about text decide, after a step whose row the cache holds."""
     for action in actions:
-        _evict_text(sequence, cache, action, first_layer)
+        _evict_text(sequence, cache, action)
 
 
 def _place_images(
@@ -109,7 +105,6 @@ def _place_images(
     cache: SegmentCache,
     action: Action,
     mass: Floats,
-    first_layer: int,
     step: int,
 ) -> None:
     chosen = []
@@ -117,7 +112,8 @@ def _place_images(
         attention = np.zeros(positions.shape, np.float32)
         if mass.shape[1]:
             attention = np.take_along_axis(mass[first:last], positions, 1)
-        view = View(positions, attention, first_layer + first, step, sequence.image_tokens)
+        layer = cache.numbers[first]
+        view = View(positions, attention, layer, step, sequence.image_tokens)
         chosen.append(((first, last), positions, asked(action, view)))
     place(cache, sequence.seq, _by_position(sequence, cache, chosen), sequence.image_mask)
     sequence.settled = sequence.length
@@ -173,13 +169,13 @@ def _by_position(
     return found
 
 
-def _evict_text(sequence: Sequence, cache: SegmentCache, action: Action, first_layer: int) -> None:
+def _evict_text(sequence: Sequence, cache: SegmentCache, action: Action) -> None:
     """Bring a sequence down to its text budget, each KV head of each layer for itself."""
     seq, total = sequence.seq, sequence.text_after_image
     limit = _limit(action, total)
     seen = sight.text(cache, seq, sequence.evictable_mask, limit)
     for (first, last), slots, positions, mass in seen:
-        view = View(positions, mass, first_layer + first, sequence.step, total)
+        view = View(positions, mass, cache.numbers[first], sequence.step, total)
         # Few rows go: by their indices everything else is cheap.
         gone = np.flatnonzero(asked(action, view) != ACTIVE)
         heads, rows = slots.shape[1:]

@@ -128,8 +128,8 @@ class Decoder:
         found = batch.run(step)
         # A run leaves neither code nor data of ours in the processor's caches. Rows move after the
         # last one, so that a step fetches what moves them once and not once a segment.
-        for index, segment in enumerate(self._manifest.segments):
-            self._follow(batch, index, segment.first_layer, due)
+        for index in range(len(self._manifest.segments)):
+            self._follow(batch, index, due)
         for each in members:
             if each.evicts:  # what text rows have gathered cannot be taken back
                 each.settled = each.length
@@ -168,7 +168,7 @@ class Decoder:
         return [found[sequence.seq] for sequence, _ in asked]
 
     def placement(self, sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which image tokens of a member are active, and which parked, in every layer.
+        """Which image tokens of a member are active, and which parked, in layers that keep rows.
 
         Returns:
             Two arrays [layers, image tokens], image tokens in prompt order.
@@ -177,9 +177,7 @@ class Decoder:
             cache.recall()
         return placement(sequence)
 
-    def _follow(
-        self, batch: Batch, index: int, first_layer: int, due: abc.Sequence[tuple[Action, ...]]
-    ) -> None:
+    def _follow(self, batch: Batch, index: int, due: abc.Sequence[tuple[Action, ...]]) -> None:
         """What is left to do of a step in a segment: refresh cores, add the row, evict text."""
         cache = batch.caches[index]
         moved = False
@@ -195,7 +193,7 @@ class Decoder:
                     mine.append(action)
                 else:
                     masses = batch.masses(index) if action.ranking.reads_attention else None
-                    after_step(each, cache, action, masses, first_layer)
+                    after_step(each, cache, action, masses)
                     moved = True
             if mine:
                 texts.append((each, mine))
@@ -205,7 +203,7 @@ class Decoder:
         if texts:
             for each, mine in texts:
                 left = [action for action in mine if not batch.evict(index, each.seq, action)]
-                text_after_step(each, cache, left, first_layer)
+                text_after_step(each, cache, left)
             cache.settle()
 
     def _form(self, members: list[Sequence], steps: int) -> None:

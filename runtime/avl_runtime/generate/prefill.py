@@ -122,6 +122,7 @@ def extend(
     ids = np.broadcast_to(np.arange(count) + sequence.next_position, (dims.position_axes, count))
     weights = np.zeros((1, 2, count), np.float32)
     rows: NDArray[Any] = hidden
+    states = sequence.states()
     sequence.grow(token_ids)
     sequence.step += count
     try:
@@ -144,7 +145,7 @@ def extend(
             rows = run.output
             run.store(None)
     except BaseException:  # Ctrl-C too: segments must not hold different numbers of rows
-        sequence.roll_back(start)
+        sequence.roll_back(start, states)
         raise
     return np.asarray(rows[0], np.float32)
 
@@ -190,7 +191,7 @@ def _read(
         rows = replace(rows, hidden=hidden, deepstack=deepstack)
         for action in sequence.actions:
             if When.PROMPT in action.when:
-                after_prompt(sequence, cache, action, mass, segment.first_layer)
+                after_prompt(sequence, cache, action, mass)
                 cache.settle()
     return np.asarray(rows.hidden[0], np.float32)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator
 from collections.abc import Sequence as Several
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,10 +96,16 @@ class Prefix:
         self._shared = sequence.caches[: self.segments]
         self._width = manifest.dims.hidden_size
         each = sequence.executor.row_bytes[0] * sum(one.layers for one in self._shared)
-        # What does not fit is not even collected.
-        self._most = sum(end * each <= cache.limit for _, end in self._runs)
+        # What does not fit is not even collected. States are kept behind each run.
+        states = sum(one.states.nbytes for one in self._shared)
+        self._most = sum(
+            end * each + number * states <= cache.limit
+            for number, (_, end) in enumerate(self._runs, start=1)
+        )
         self._rows: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in self._shared]
         self._mass: list[list[NDArray[np.float32]]] = [[] for _ in self._shared]
+        self._keeps = any(len(one.states) for one in self._shared)
+        self._states: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in self._shared]
         self._hidden: list[NDArray[Any]] = []
 
     @property
@@ -128,7 +135,12 @@ class Prefix:
         )
         mass = tuple(_empty(np.dtype(np.float32), one.layers, head, end) for one, head in both)
         hidden = None if self._whole else _empty(self._executor.dtype, count, self._width)
-        return Block(rows, mass if self._evicts else (), hidden)
+        states = tuple(
+            tuple(_empty(array.dtype, *array.shape) for array in one.states.arrays)
+            for one in self._shared
+        )
+        block = Block(rows, mass if self._evicts else (), hidden)
+        return replace(block, states=states) if self._keeps else block
 
     @property
     def unread(self) -> int:
@@ -150,6 +162,7 @@ class Prefix:
         if index >= self.segments or len(self._taken) + len(self._rows[index]) >= self._most:
             return
         self._rows[index].append(run.rows)
+        self._states[index].append(tuple(run.states))
         if self._evicts:
             length = int(cache.active_len[0, 0])
             self._mass[index].append(cache.mass[:, 0, :, :length].copy())
@@ -163,6 +176,7 @@ class Prefix:
                 tuple(rows),
                 tuple(mass[number] for mass in self._mass) if self._evicts else (),
                 None if self._whole else self._hidden[number],
+                tuple(states[number] for states in self._states) if self._keeps else (),
             )
             for number, rows in enumerate(zip(*self._rows, strict=True))
         ]

@@ -60,8 +60,9 @@ class Drafts:
 class Stats:
     """Measured on the request itself; times are wall time in milliseconds.
 
-    `kv_bytes` are the bytes of the live KV arrays when the last token was made, and
-    `kv_bytes_dense` what dense attention would hold at the same point. In a batch both are the
+    `kv_bytes` are the bytes of the live KV arrays, and of the states of layers that keep one, when
+    the last token was made, and `kv_bytes_dense` what dense attention would hold at the same point.
+    In a batch both are the
     sequence's equal share. `device_bytes`, of all conversations that are alive, is None where
     caches are in the host's memory. `seed` is that of the draws, or the one asked for; None where
     nothing is drawn. `kernels` names the CPU kernels that ran, by their instructions, what they
@@ -105,7 +106,8 @@ class Stats:
 class Placement:
     """Where image tokens are from decode step `step` on (0: since prefill), in prompt order.
 
-    core, parked: [layers, image tokens] bool. A token that is neither is dropped (minor).
+    core, parked: [layers, image tokens] bool, of the layers that keep rows. A token that is neither
+    is dropped (minor).
     """
 
     step: int

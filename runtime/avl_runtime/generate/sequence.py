@@ -14,6 +14,7 @@ from avl_runtime.execute.protocol import Executor, PromptTooLongError
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.moves import roll_back
 from avl_runtime.kv.sight import bytes_held
+from avl_runtime.kv.states import LayerStates
 from avl_runtime.kv.window import leave_behind
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.vision import Cells
@@ -230,15 +231,31 @@ class Sequence:
         self.caches = before.caches
         self._recount(before.counts)
 
-    def roll_back(self, length: int) -> None:
+    def states(self) -> list[LayerStates]:
+        """What layers with a state keep now, of each segment, for `roll_back`."""
+        if not any(len(cache.states) for cache in self.caches):
+            return []
+        return [cache.states.copy().window(self.seq) for cache in self.caches]
+
+    def roll_back(self, length: int, states: abc.Sequence[LayerStates] = ()) -> None:
         """Take back the tokens from position `length` on, generated ones with a row each.
 
+        Args:
+            states: what `states` gave at that length, where layers keep some.
+
         Raises:
-            RollbackError: a policy has moved rows since.
+            RollbackError: a policy has moved rows since, or layers keep states, and they are not
+                given.
             ValueError: there are fewer tokens.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"expected at most {self.length} tokens to go back to, found {length}")
+        keeps = any(len(cache.states) for cache in self.caches)
+        if keeps and not states and length < self.length:
+            raise RollbackError(
+                "expected layers that keep rows, which can be taken back, found some that keep a "
+                "state; go on from a fork that was made before, or read the conversation anew"
+            )
         if length < self.settled:
             raise RollbackError(
                 f"expected to go back to token {self.settled} or later, behind which the policy "
@@ -252,6 +269,8 @@ class Sequence:
         with self.executor.turn:
             for cache in self.caches:
                 roll_back(cache, self.seq, length)
+            for cache, before in zip(self.caches, states, strict=bool(states)):
+                cache.states.replace(self.seq, before.arrays)
         text = int(np.count_nonzero(self._evictable[length : self.length]))
         self._recount(
             _Counts(

@@ -5,7 +5,7 @@ moved freely. Active rows are read by every step; parked rows (A-VL's secondary 
 steps that ask for them; a dropped row (minor, evicted text) is gone and its memory with it. Rows
 come and grow here and by `append`, and are moved by `moves`; nobody else writes them, but the
 compiled library where it is asked to: by `append`, and by a step that offers it a refresh
-(`avl_plugins.cpu.refresh`).
+(`avl_plugins.cpu.refresh`). Layers that keep a state in place of rows have it in `states`.
 
 A row is one or more *planes* (`schema.RowType`), each an array a layer, with room of the layer's
 own: K and V, and where those are codes the scales of each; parked ones may differ (`parking`).
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from avl_plugins.schema import Plane
 from avl_runtime.kv.by_layer import TEXT, ByLayer, alike
 from avl_runtime.kv.growth import resized, room
+from avl_runtime.kv.states import LayerStates
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -37,7 +38,9 @@ LENGTHS = ("active_len", "parked_len", "image_rows")
 
 
 class SegmentCache:
-    """Rows of a decoder segment's L layers for B sequences; B = 1 while a prompt is read.
+    """Rows of a decoder segment for B sequences; B = 1 while a prompt is read.
+
+    L counts the layers that keep rows; the others are in `states` alone.
 
     Layers may hold different numbers of a sequence's rows, and have room for as many; the KV heads
     of a layer hold as many as one another, at slots of their own. Book-keeping is one array for all
@@ -51,11 +54,13 @@ class SegmentCache:
             largest room of a layer.
         mass: [L, B, Hkv, A] float32, attention received from text rows so far (H2O).
         parked: planes of parked rows.
+        numbers: of each of the L layers, the decoder layer that it is, ascending.
         parked_bits: of the codes of parked rows (`parking`); None where rows are all alike.
         parked_len: [L, B] int64.
         parked_positions: [L, B, P] int64; P is the largest room of a layer.
         image_rows: [L, B] int64; after a partition the first rows of a sequence are its core image
             rows, in the same slots for every KV head.
+        states: what the other layers keep.
         windows: of each layer, how many positions its rows are kept for, None for all; policies
             decide about those without a window alone.
         forked: whether another cache has the same arrays, which then are not written.
@@ -68,11 +73,13 @@ class SegmentCache:
         "forked",
         "image_rows",
         "mass",
+        "numbers",
         "parked",
         "parked_bits",
         "parked_len",
         "parked_positions",
         "positions",
+        "states",
         "version",
         "windows",
     )
@@ -86,8 +93,15 @@ class SegmentCache:
         parked: Sequence[Plane] | None = None,
         parked_bits: int | None = None,
         windows: Sequence[int | None] | None = None,
+        numbers: Sequence[int] | None = None,
+        states: Sequence[Array] = (),
     ) -> None:
-        """An empty cache: one masked row; `parked` are planes of parked rows that have others."""
+        """An empty cache: one masked row; `parked` are planes of parked rows that have others.
+
+        Args:
+            numbers: of decoder layers; from 0 on unless given.
+            states: of layers without rows, before the first token.
+        """
 
         def masked_row(plane: Plane) -> list[Array]:
             shape = (batch, kv_heads, 1, plane.width)
@@ -96,6 +110,8 @@ class SegmentCache:
         self.active: Planes = tuple(map(masked_row, planes))
         self.parked: Planes = tuple(map(masked_row, planes if parked is None else parked))
         self.parked_bits = parked_bits
+        self.numbers = tuple(range(layers) if numbers is None else numbers)
+        self.states = LayerStates(states)
         self.positions: Ints = np.zeros((layers, batch, kv_heads, 1), np.int64)
         self.mass: Floats = np.zeros((layers, batch, kv_heads, 1), np.float32)
         self.parked_positions: Ints = np.zeros((layers, batch, 1), np.int64)
@@ -108,7 +124,7 @@ class SegmentCache:
 
     @property
     def layers(self) -> int:
-        """How many layers the segment has."""
+        """How many layers of the segment keep rows."""
         return len(self.positions)
 
     @property
@@ -170,8 +186,9 @@ class SegmentCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the live planes, room included."""
-        return sum(array.nbytes for plane in (*self.active, *self.parked) for array in plane)
+        """Bytes of the live planes, room included, and of states."""
+        planes = (*self.active, *self.parked)
+        return sum(array.nbytes for plane in planes for array in plane) + self.states.nbytes
 
     def copy(self) -> SegmentCache:
         """A second cache of the same rows, with book-keeping of its own.
@@ -198,6 +215,7 @@ class SegmentCache:
             setattr(other, name, getattr(self, name)[:, part])
         other.forked, other.version = self.forked, self.version
         other.parked_bits, other.windows = self.parked_bits, self.windows
+        other.numbers, other.states = self.numbers, self.states.window(seq)
         return other
 
     def taken(self, seq: int) -> SegmentCache:
@@ -206,6 +224,7 @@ class SegmentCache:
         self.window(seq)._copy_to(other)
         other.forked = True
         other.own()
+        other.states = self.states.taken(seq)
         return other
 
     def recall(self) -> None:
@@ -222,7 +241,7 @@ class SegmentCache:
             value = getattr(self, name)
             if name in ("active", "parked"):  # the lists of arrays are copied, not the arrays
                 value = tuple(list(plane) for plane in value)
-            elif isinstance(value, np.ndarray):
+            elif isinstance(value, np.ndarray | LayerStates):
                 value = value.copy()
             setattr(other, name, value)
 

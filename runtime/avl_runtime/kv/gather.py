@@ -8,6 +8,7 @@ import numpy as np
 
 from avl_runtime.kv.cache import LENGTHS, Array, SegmentCache
 from avl_runtime.kv.growth import room
+from avl_runtime.kv.states import gathered_states
 
 Part = tuple[SegmentCache, int]  # a sequence of a cache
 
@@ -23,8 +24,9 @@ def gathered(parts: Sequence[Part], steps: int) -> SegmentCache:
         first.trim(steps)
         return first
     kv_heads = first.k_active[0].shape[1]
-    kinds = *first.planes, first.parked_bits, first.windows
+    kinds = *first.planes, first.parked_bits, first.windows, first.numbers
     batch = SegmentCache(first.layers, len(parts), kv_heads, *kinds)
+    batch.states = gathered_states([(cache.states, seq) for cache, seq in parts])
     rooms = gather_books(batch, parts, steps)
     sources = {id(cache): cache for cache, _ in parts}.values()
     for layer in range(first.layers):

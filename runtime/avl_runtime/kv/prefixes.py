@@ -26,11 +26,14 @@ class Block:
         mass: of each such segment [L, Hkv, m], what text has given the m rows up to the run's last;
             empty where nobody counts it.
         hidden: [n, C], what the last such segment has put out; None where nobody reads it.
+        states: of each such segment, what layers keep behind the run, as a state cannot be cut out
+            of a later one; empty where no layer keeps any.
     """
 
     rows: tuple[tuple[Array, ...], ...]
     mass: tuple[Floats, ...]
     hidden: Array | None
+    states: tuple[tuple[Array, ...], ...] = ()
 
     @property
     def length(self) -> int:
@@ -41,7 +44,7 @@ class Block:
     def nbytes(self) -> int:
         """Bytes of its arrays."""
         hidden = () if self.hidden is None else (self.hidden,)
-        planes = [plane for segment in self.rows for plane in segment]
+        planes = [plane for segment in (*self.rows, *self.states) for plane in segment]
         return sum(array.nbytes for array in (*planes, *self.mass, *hidden))
 
 
@@ -141,3 +144,5 @@ def put(blocks: Sequence[Block], index: int, cache: SegmentCache, positions: Int
         length += block.length
     if blocks[-1].mass:
         cache.mass[:, 0, :, :length] = blocks[-1].mass[index]
+    if blocks[-1].states:
+        cache.states.replace(0, blocks[-1].states[index])

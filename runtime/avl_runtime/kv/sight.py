@@ -1,7 +1,8 @@
 """Rows of a sequence as actions see them: their positions, and the attention they received.
 
 Layers that hold as many rows as their neighbours are seen together, the others each by itself.
-Layers with a window are not seen: it is what decides about their rows.
+Layers that keep no rows are not seen, and their neighbours are none of one another; nor are layers
+with a window, which is what decides about their rows.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ def text(
 
 
 def _seen(cache: SegmentCache, counts: Sequence[object]) -> Iterator[Layers]:
-    """Runs of layers without a window whose `counts` are equal."""
-    kinds = list(zip(cache.windows, counts, strict=True))
-    return ((first, last) for first, last in alike(kinds) if cache.windows[first] is None)
+    """Runs of decoder layers without a window that follow each other, with equal `counts`."""
+    numbers = enumerate(cache.numbers)
+    sorts = zip((number - index for index, number in numbers), cache.windows, counts, strict=True)
+    return ((first, last) for first, last in alike(list(sorts)) if cache.windows[first] is None)

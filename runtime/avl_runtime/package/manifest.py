@@ -60,10 +60,23 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class States:
+    """Sizes of what layers with a state keep; see `graph_io.States`. `layers` are these layers."""
+
+    layers: tuple[int, ...]
+    channels: int
+    kernel: int
+    heads: int = 0
+    key_size: int = 0
+    value_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Dims:
     """Sizes of the decoder.
 
-    `position_axes` is 1 for RoPE over `position_ids` [B, S], 3 for M-RoPE over [3, B, S].
+    `position_axes` is 1 for RoPE over `position_ids` [B, S], 3 for M-RoPE over [3, B, S]. `states`
+    is None where all layers keep rows.
     """
 
     hidden_size: int
@@ -75,6 +88,13 @@ class Dims:
     vocab_size: int
     max_positions: int
     position_axes: Literal[1, 3]
+    states: States | None = None
+
+    @property
+    def row_layers(self) -> list[int]:
+        """Decoder layers that keep rows, ascending; the others keep a state."""
+        others = () if self.states is None else self.states.layers
+        return [layer for layer in range(self.num_layers) if layer not in others]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,10 +281,17 @@ class Manifest:
         )
 
     def windows(self, segment: Segment) -> tuple[int | None, ...]:
-        """Of each layer of one of the segments, how many positions a row sees; None for all."""
+        """How many positions a row sees in each layer of a segment with rows; None for all."""
         graph = self.graph_of(segment)
-        slides = (graph.kind(layer) is graph_io.SLIDING for layer in graph.layers)
+        slides = (graph.kind(layer) is graph_io.SLIDING for layer in graph.row_layers)
         return tuple(self.reach.window if one else None for one in slides)
+
+    @property
+    def row_layers(self) -> tuple[int, ...]:
+        """Decoder layers that keep rows, ascending; the others keep a state."""
+        return tuple(
+            layer for segment in self.segments for layer in self.graph_of(segment).row_layers
+        )
 
     def splits(self) -> tuple[int, ...]:
         """Layers after which hidden states can be dropped."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from avl_plugins.errors import FormatError, quoted, shown
-from avl_plugins.graph_io import LAYER_KINDS, SLIDING
+from avl_plugins.graph_io import DELTA, LAYER_KINDS, SLIDING
 from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.package.manifest import (
     FORMAT_VERSION,
@@ -223,8 +223,14 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
             f"beginnings {found[:-1]} and ends {bounds[1:]}; export again"
         )
     for segment in manifest.segments:
-        _check_kinds(segment, path)
+        _check_kinds(segment, manifest, path)
         _check_kept(segment, path)
+    named = dims.states is not None and all(one.kinds is not None for one in manifest.segments)
+    if named and list(manifest.row_layers) != dims.row_layers:
+        raise PackageError(
+            f"{path}: expected states of the layers whose kind says so, found those of "
+            f"{quoted(dims.states, 80)}; export again"
+        )
     if embedding.shape[1] != dims.hidden_size:
         raise PackageError(
             f"{path}: expected an embedding of {dims.hidden_size} columns, the hidden size, found "
@@ -269,7 +275,7 @@ def _check_kept(segment: Segment, path: Path) -> None:
             )
 
 
-def _check_kinds(segment: Segment, path: Path) -> None:
+def _check_kinds(segment: Segment, manifest: Manifest, path: Path) -> None:
     if segment.kinds is None:
         return
     layers = segment.last_layer - segment.first_layer
@@ -285,3 +291,14 @@ def _check_kinds(segment: Segment, path: Path) -> None:
                 f"({', '.join(LAYER_KINDS)}), found {quoted(kind)} as that of layer {layer}; "
                 "update avl, or export again with this version"
             )
+    kinds, sizes = [LAYER_KINDS[kind] for kind in segment.kinds], manifest.dims.states
+    if not any(kind.has_rows for kind in kinds):
+        raise PackageError(
+            f"{path}: expected a layer that keeps rows in {segment.file}, found none; export again"
+        )
+    wants = [value for kind in kinds for value in kind.states]
+    if wants and (sizes is None or sizes.kernel < 2 or (DELTA in wants and not sizes.heads)):
+        raise PackageError(
+            f"{path}: expected sizes of the states that layers of {segment.file} keep, found "
+            f"{quoted(sizes, 80)}; export again"
+        )

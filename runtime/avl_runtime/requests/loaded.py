@@ -188,6 +188,11 @@ class Loaded:
                 f"{policy}: expected layers that keep all of their rows, as drafted tokens may be "
                 f"taken back, found {self.package.manifest.reach}; choose dense or avl"
             )
+        if self.package.manifest.dims.states is not None:
+            raise PolicyError(
+                f"{policy}: expected layers that keep rows, as drafted tokens may be taken back, "
+                "found some that keep a state; choose dense or avl"
+            )
         if self.executor.most_answers <= 1:
             raise PolicyError(
                 f"{policy}: expected graphs that give logits of several tokens, found "

@@ -250,6 +250,11 @@ class Request:
                 f"be taken back, found {self.policy}; leave one of the two out"
             )
         executor = self.loaded.executor
+        if self.loaded.package.manifest.dims.states is not None:
+            raise OptionError(
+                "prompt_lookup: expected layers that keep rows, which drafts that are refused can "
+                "be taken out of, found some that keep a state; leave it out"
+            )
         if executor.most_answers <= 1:
             raise OptionError(
                 "prompt_lookup: expected graphs that give logits of several tokens, found "

@@ -79,7 +79,7 @@ class Served:
                 code="context_length_exceeded",
             )
         if asked.placements:
-            layers, images = model.package.manifest.dims.num_layers, int(prompt.image_mask.sum())
+            layers, images = len(model.package.manifest.row_layers), int(prompt.image_mask.sum())
             steps = min(asked.options.max_new_tokens or most, self.context - len(prompt.input_ids))
             self._check_placements(asked, policy, layers * images, steps)
         grammar = asked.format.grammar

@@ -30,6 +30,7 @@ from avl_runtime.execute.device.rows import (
 from avl_runtime.kv.append import append_rows
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.gather import Part, gather_books
+from avl_runtime.kv.states import LayerStates
 
 _GIVEN_UP = Rows(Buffer(0, 0), Buffer(0, 0), Buffer(0, 0), Buffer(0, 0), 0, 0)  # by those that left
 
@@ -57,9 +58,10 @@ class DeviceCache(SegmentCache):
 
     __slots__ = ("_parted", "_settled", "books", "on_host", "place", "rows", "shared")
 
-    def __init__(self, place: Place, layers: int) -> None:
-        """An empty cache of a single sequence."""
-        super().__init__(layers, 1, place.heads, COMPUTED.planes(1, LABEL))
+    def __init__(self, place: Place, layers: int, first: int = 0) -> None:
+        """An empty cache of a single sequence, of decoder layers from `first` on."""
+        numbers = range(first, first + layers)
+        super().__init__(layers, 1, place.heads, COMPUTED.planes(1, LABEL), numbers=numbers)
         self.place = place
         self.rows: list[Rows] = []
         self.on_host: list[Parked | None] = []
@@ -310,6 +312,7 @@ def device_gathered(
     batch = DeviceCache.__new__(DeviceCache)
     batch.forked = batch.shared = batch._parted = False
     batch.parked_bits, batch.windows = None, first.windows  # rows on a device are kept alike
+    batch.numbers, batch.states = first.numbers, LayerStates()
     batch.books = None
     rooms = gather_books(batch, books, steps)
     batch.active, batch.parked = (labels.blank(len(parts), place.heads, each) for each in rooms)

@@ -59,7 +59,7 @@ class DeviceExecutor:
     def new_caches(self) -> list[SegmentCache]:
         backend = self.backend
         return [
-            DeviceCache(backend.place, part.last_layer - part.first_layer)
+            DeviceCache(backend.place, part.last_layer - part.first_layer, part.first_layer)
             for part in backend.manifest.segments
         ]
 
@@ -124,6 +124,10 @@ class DeviceExecutor:
     def row_bytes(self) -> tuple[int, int]:
         each = 2 * self.backend.place.nbytes(1, 1)
         return each, each
+
+    @property
+    def state_bytes(self) -> int:
+        return 0
 
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
         return device_dense_bytes(self.backend, rows, steps, limit)
@@ -224,6 +228,10 @@ class DevicePass:
     @property
     def rows(self) -> tuple[NDArray[Any], ...]:
         raise RuntimeError("expected rows in the host's memory, found a device's")
+
+    @property
+    def states(self) -> list[NDArray[Any]]:
+        return []
 
     def masses(self) -> Masses:
         if self._masses is None:

@@ -115,6 +115,8 @@ class HostBatch:
         # Not kept: it would keep the batch, and all its rows, until cycles are looked for.
         release = partial(self._release, segment)
         self._appenders[segment].append(cache, masses, self._gathers, steps, release)
+        bound = self._segments[segment]
+        bound.states = cache.states.exchange(bound.states)
 
     def evict(self, segment: int, seq: int, action: Action) -> bool:
         if not isinstance(action, TextBudget) or not is_text_budget(action):

@@ -21,6 +21,7 @@ from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.gather import gathered
 from avl_runtime.kv.growth import dense_bytes
 from avl_runtime.kv.sight import Masses
+from avl_runtime.kv.states import no_states
 from avl_runtime.package.manifest import Manifest
 
 CHUNK = 256  # rows; longer chunks are slower on a CPU and hold more scores at once
@@ -37,9 +38,11 @@ class HostExecutor:
         self.backend, self.manifest = backend, manifest
         self.chunk = CHUNK
         # Rows that a window has left behind are gone: drafted tokens could not be taken back, nor
-        # are they there for a prompt that begins alike.
+        # are they there for a prompt that begins alike. And a state behind some of the drafted
+        # tokens is not known when all of them have been run.
         self.shares = manifest.reach.window is None
-        self.most_answers = ANSWERS if backend.answers_rows and self.shares else 1
+        checks = backend.answers_rows and self.shares and manifest.dims.states is None
+        self.most_answers = ANSWERS if checks else 1
         # Each thread has buffers and caches of its own, and sessions may be run by several.
         self.turn: AbstractContextManager[Any] = nullcontext()
 
@@ -61,19 +64,15 @@ class HostExecutor:
         return self.backend.dtype
 
     def new_caches(self) -> list[SegmentCache]:
-        dims = self.manifest.dims
-        return [
-            SegmentCache(
-                segment.last_layer - segment.first_layer,
-                1,
-                dims.num_kv_heads,
-                self.backend.planes,
-                self.backend.parked,
-                self.backend.kept.parked_bits,
-                self.manifest.windows(segment),
-            )
-            for segment in self.manifest.segments
-        ]
+        backend, heads = self.backend, self.manifest.dims.num_kv_heads
+        kinds = backend.planes, backend.parked, backend.kept.parked_bits
+        caches = []
+        for segment in self.manifest.segments:
+            graph = self.manifest.graph_of(segment)
+            layers = self.manifest.windows(segment), graph.row_layers
+            states = no_states(graph, backend.dtype)
+            caches.append(SegmentCache(len(layers[1]), 1, heads, *kinds, *layers, states))
+        return caches
 
     def read(
         self,
@@ -127,17 +126,20 @@ class HostExecutor:
         heads = self.manifest.dims.num_kv_heads
         return active * heads, parked * heads
 
+    @property
+    def state_bytes(self) -> int:
+        dtype = self.backend.dtype
+        graphs = map(self.manifest.graph_of, self.manifest.segments)
+        return sum(array.nbytes for graph in graphs for array in no_states(graph, dtype))
+
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
-        dims = self.manifest.dims
-        kinds = self.backend.planes, self.backend.parked
+        heads, kinds = self.manifest.dims.num_kv_heads, (self.backend.planes, self.backend.parked)
         windows = [one for part in self.manifest.segments for one in self.manifest.windows(part)]
-        return sum(
-            dense_bytes(
-                *(rows if window is None else min(rows, window), steps, limit),
-                *(dims.num_kv_heads, *kinds),
-            )
+        held = sum(
+            dense_bytes(rows if window is None else min(rows, window), steps, limit, heads, *kinds)
             for window in windows
         )
+        return held + self.state_bytes
 
     def device_bytes(self) -> None:
         return None
@@ -158,8 +160,13 @@ class HostPass:
     def rows(self) -> tuple[NDArray[Any], ...]:
         return self._bound.new
 
+    @property
+    def states(self) -> list[NDArray[Any]]:
+        return self._bound.states
+
     def masses(self) -> Masses:
         return self._bound
 
     def store(self, mass: Floats | None) -> None:
         self._cache.extend(self._bound.new, self._seq, self._positions, mass)
+        self._cache.states.replace(self._seq, self._bound.states)

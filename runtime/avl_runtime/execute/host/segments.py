@@ -28,16 +28,19 @@ def causal_reach(positions: Ints) -> dict[str, Ints]:
 class BoundSegment(Protocol):
     """One decoder segment bound to fixed input buffers, run again and again in place.
 
-    L is the segment's number of layers. Buffers are overwritten by the next run.
+    L is how many of the segment's layers keep rows. Buffers are overwritten by the next run.
 
     Attributes:
         output: [B, S, C] hidden states, or [B, answers, V] logits of the last rows.
         new: planes [L, B, Hkv, S, width] of the new rows.
+        states: what layers with a state have made of theirs, in the order of `LayerStates`; who
+            keeps these arrays puts others in their place.
         mass_active, mass_parked, mass_new: weighted by `row_weights`; see `kv.sight.Masses`.
     """
 
     output: NDArray[Any]
     new: tuple[NDArray[Any], ...]
+    states: list[NDArray[Any]]
     mass_active: ByLayer
     mass_parked: ByLayer
     mass_new: Floats

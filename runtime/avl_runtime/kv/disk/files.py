@@ -100,6 +100,11 @@ def _parts(block: Block) -> dict[str, Array]:
         for segment, planes in enumerate(block.rows)
         for plane, array in enumerate(planes)
     }
+    found |= {
+        f"states.{segment}.{number}": array
+        for segment, states in enumerate(block.states)
+        for number, array in enumerate(states)
+    }
     found |= {f"mass.{segment}": array for segment, array in enumerate(block.mass)}
     if block.hidden is not None:
         found["hidden"] = block.hidden
@@ -109,18 +114,29 @@ def _parts(block: Block) -> dict[str, Array]:
 def _block(arrays: Mapping[str, Array]) -> Block:
     """What `_parts` has taken apart."""
     rows: dict[int, dict[int, Array]] = {}
+    states: dict[int, dict[int, Array]] = {}
     mass: dict[int, Array] = {}
     for name, array in arrays.items():
         kind, *numbers = name.split(".")
-        if kind == "rows":
-            rows.setdefault(int(numbers[0]), {})[int(numbers[1])] = array
+        if kind in ("rows", "states"):
+            of = rows if kind == "rows" else states
+            of.setdefault(int(numbers[0]), {})[int(numbers[1])] = array
         elif kind == "mass":
             mass[int(numbers[0])] = array
     return Block(
-        tuple(tuple(rows[one][plane] for plane in sorted(rows[one])) for one in sorted(rows)),
+        _ordered(rows, len(rows)),
         tuple(mass[one] for one in sorted(mass)),
         arrays.get("hidden"),
+        _ordered(states, len(rows)) if states else (),
     )
+
+
+def _ordered(
+    arrays: Mapping[int, Mapping[int, Array]], segments: int
+) -> tuple[tuple[Array, ...], ...]:
+    """Of each segment its arrays, by their numbers."""
+    of = (arrays.get(segment, {}) for segment in range(segments))
+    return tuple(tuple(held[number] for number in sorted(held)) for held in of)
 
 
 def _header(key: bytes, whose: str, block: Block, digest: bytes) -> bytes:

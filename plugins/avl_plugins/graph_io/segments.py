@@ -1,124 +1,43 @@
-"""What a package's graphs read and write: the names, shapes and types of their inputs and outputs.
-
-Said once, for the exporter that traces the graphs and for everything that runs, builds or checks
-them. What belongs to a layer is called `kind.layer`, as `k_active.3`; kinds, their types and shapes
-are those of the op that keeps rows so (`schema.ROW_OPS`). A size that may change has a name.
-"""
+"""A decoder segment's inputs and outputs: names, shapes and types, by the kinds of its layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from avl_plugins import schema
-from avl_plugins.schema import COMPUTED, ROW_OPS, DType, RowType
+from avl_plugins.graph_io.kinds import (
+    ACTIVE,
+    CACHED,
+    FULL,
+    LAYER_KINDS,
+    MADE,
+    PARKED,
+    SLIDING,
+    LayerKind,
+    named,
+    shared,
+)
+from avl_plugins.graph_io.names import (
+    ANSWERED,
+    BATCH,
+    DEEPSTACK,
+    HIDDEN,
+    LOGITS,
+    LOGITS_FROM,
+    NEW,
+    POSITIONS,
+    ROW_ENDS,
+    ROW_POSITIONS,
+    STATE,
+    TAP,
+    WEIGHTINGS,
+    WEIGHTS,
+)
+from avl_plugins.schema import COMPUTED, ROW_OPS, STATE_OPS, DType, RowType
 
 Size = int | str
-
-# Of a decoder segment. Of its inputs, once:
-HIDDEN = "hidden"  # states before its first layer
-POSITIONS = "position_ids"
-WEIGHTS = "row_weights"  # of new rows in each mass
-# where rows see others than all before them:
-ROW_ENDS = "row_ends"  # new rows that each new row sees
-ROW_POSITIONS = "row_positions"  # of new rows in their conversation, where layers have a window
-# and its first output:
-STATE = "hidden_out"  # states after its last layer
-LOGITS = "logits"  # in place of them, of the last rows, where the segment ends the decoder
-# and an input of that segment which need not be given:
-LOGITS_FROM = "logits_from"  # the first row that has logits, counted from the end; -1 is the last
-# Of a layer:
-DEEPSTACK = "deepstack"  # an input of some layers, added to what they put out
-TAP = "layer_out"  # what a layer puts out, for checks alone: no output of a package's graphs
-
-# Of an encoder. Its inputs are what the layout of the manifest prepares, some of these:
-PIXELS = "pixel_values"  # [images | tiles | frames, ...]
-PATCH_POSITIONS = "position_ids"  # [patches, 2], or [windows, patches, 2]: row and column
-TABLE_ROWS = "places"  # [patches, 4]: position embeddings that a patch's is mixed from
-TABLE_SHARES = "shares"  # [patches, 4]: how much of each
-WINDOW_MASK = "mask"  # [patches], or [windows, patches]: which of the places hold a patch
-ORDER = "order"  # [cells]: where each cell lies among all places for one
-# and its outputs:
-FEATURES = "image_features"  # [..., C], a row for each visual token
-DEEPSTACK_FEATURES = "deepstack_features"  # [K, tokens, C]
-
-# Sizes of a decoder graph that may change.
-BATCH = "batch"
-NEW = "seq"  # new rows
-ANSWERED = "logit_rows"  # new rows that have logits: 1 where nobody says otherwise
-WEIGHTINGS = "weightings"  # masses of a key; ONNX Runtime is given none where nobody reads them
-MOST_WEIGHTINGS = 2  # the attention of the last query row, and that of all text rows
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Kinds of what a graph reads of the cached rows in one place, or makes of new rows."""
-
-    name: str
-    length: str = ""  # new rows are all in use
-
-    @property
-    def keys(self) -> str:
-        return f"k_{self.name}"
-
-    @property
-    def values(self) -> str:
-        return f"v_{self.name}"
-
-    @property
-    def mass(self) -> str:
-        return f"mass_{self.name}"
-
-    @property
-    def positions(self) -> str:
-        return f"{self.name}_positions"
-
-    @property
-    def scales(self) -> tuple[str, str]:
-        """Of keys and of values that are codes."""
-        return f"{self.keys}_scale", f"{self.values}_scale"
-
-    def planes(self, kept: RowType) -> tuple[str, ...]:
-        """Kinds of what a row has, in the order of `RowType.planes`."""
-        return (self.keys, self.values, *(self.scales if kept.scaled else ()))
-
-    def rows(self, layer: int) -> str:
-        """The name of how many rows of the place a layer is given."""
-        return f"{self.name}_{layer}"
-
-
-ACTIVE = Place("active", "active_len")
-PARKED = Place("parked", "parked_len")
-MADE = Place("new")
-CACHED = (ACTIVE, PARKED)
-
-CACHE = tuple(kind for place in CACHED for kind in (place.keys, place.values, place.length))
-CACHED_ROWS = tuple(kind for place in CACHED for kind in (place.keys, place.values))
-MASSES = tuple(place.mass for place in (*CACHED, MADE))
-RESULTS = (MADE.keys, MADE.values, *MASSES)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerKind:
-    """What decoder layers of a kind keep from one run of their graph to the next.
-
-    Attributes:
-        name: as manifests say it.
-        reads: kinds of tensors that a layer is given of what it keeps, in the graph's order, where
-            rows are kept as computed; the scales of codes are behind their values.
-        makes: kinds of those that it gives back.
-    """
-
-    name: str
-    reads: tuple[str, ...]
-    makes: tuple[str, ...]
-
-
-FULL = LayerKind("full", CACHE, RESULTS)  # rows with positions, which policies move
-# The same without those that the window has left behind; its graph is given their positions.
-SLIDING = LayerKind("sliding", (*CACHE, ACTIVE.positions), RESULTS)
-LAYER_KINDS = {kind.name: kind for kind in (FULL, SLIDING)}
 
 _SCALES = {place.values: place.scales for place in (*CACHED, MADE)}
 
@@ -132,48 +51,30 @@ def _values(op: schema.Op) -> dict[str, schema.Value]:
 
 _OF_OP = {name: _values(op) for name, op in ROW_OPS.items()}
 _OF_OP[COMPUTED.name] |= _values(schema.WINDOW_CACHE_ATTENTION)
+_OF_STATES = {name: value for op in STATE_OPS for name, value in _values(op).items()}
 
 
-def named(kind: str, layer: int) -> str:
-    """The name of a layer's tensor of a kind."""
-    return f"{kind}.{layer}"
+class States(Protocol):
+    """Sizes of what layers with a state keep, alike in all of a decoder.
 
-
-def kind_of(name: str) -> str:
-    """The kind of a tensor, its name without the layer."""
-    return name.partition(".")[0]
-
-
-def layer_of(name: str) -> int:
-    """The layer that a tensor belongs to.
-
-    Raises:
-        ValueError: it belongs to none.
+    A convolution sees `kernel` inputs of each of its `channels`. A delta rule has `heads` states
+    [key_size, value_size]; all three are 0 where there is none.
     """
-    return int(name.partition(".")[2])
 
+    @property
+    def channels(self) -> int: ...
 
-def is_cached_rows(name: str) -> bool:
-    """Whether a tensor holds the keys or values of cached rows, [B, Hkv, rows, D]."""
-    return kind_of(name) in CACHED_ROWS
+    @property
+    def kernel(self) -> int: ...
 
+    @property
+    def heads(self) -> int: ...
 
-def shared(size: str) -> str:
-    """The name of a size without the layer: active rows of any layer are `active`."""
-    for place in CACHED:
-        if size.startswith(f"{place.name}_"):
-            return place.name
-    return size
+    @property
+    def key_size(self) -> int: ...
 
-
-def blocks(rows: str) -> str:
-    """The name of how many blocks there are of rows, where cached rows come in blocks."""
-    return f"{rows}_blocks"
-
-
-def positions(axes: Any) -> Any:
-    """Positions of new rows [axes, S] as a graph reads those of one sequence, [(axes,) 1, S]."""
-    return axes[:, None] if len(axes) > 1 else axes
+    @property
+    def value_size(self) -> int: ...
 
 
 class Dims(Protocol):
@@ -199,6 +100,9 @@ class Dims(Protocol):
 
     @property
     def position_axes(self) -> int: ...
+
+    @property
+    def states(self) -> States | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +154,19 @@ class Segment:
     @property
     def layers(self) -> range:
         return range(self.first, self.last)
+
+    @property
+    def row_layers(self) -> tuple[int, ...]:
+        """Those of `layers` that keep rows."""
+        return tuple(layer for layer in self.layers if self.kind(layer).has_rows)
+
+    def states(self) -> tuple[tuple[Value, Value], ...]:
+        """What layers keep beside rows: the input that reads it, and the output it becomes."""
+        return tuple(
+            (self._of_op(state.held, layer), self._of_op(state.made, layer))
+            for layer in self.layers
+            for state in self.kind(layer).states
+        )
 
     @property
     def result(self) -> str:
@@ -333,6 +250,20 @@ class Segment:
         }
         if layer is not None:
             sizes |= {"A": ACTIVE.rows(layer), "P": PARKED.rows(layer)}
-        value = _OF_OP[self.kept.name][kind]
+        value = _OF_OP[self.kept.name].get(kind) or _OF_STATES[kind]
+        if kind in _OF_STATES:
+            sizes |= _state_sizes(self.dims.states)
         name = kind if layer is None else named(kind, layer)
         return Value(name, value.dtype, tuple(sizes[size] for size in value.shape))
+
+
+def _state_sizes(states: States | None) -> dict[str, Size]:
+    """Sizes of the ops of layers with a state.
+
+    Raises:
+        ValueError: the decoder says none.
+    """
+    if states is None:
+        raise ValueError("expected sizes of states for layers that keep one, found none")
+    sizes: dict[str, Size] = {"C": states.channels, "J": states.kernel - 1, "Hv": states.heads}
+    return sizes | {"Dk": states.key_size, "Dv": states.value_size}
