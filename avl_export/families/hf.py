@@ -90,7 +90,6 @@ def meta_model(
     dtype: torch.dtype,
     check: Callable[[Any, str], None],
     *,
-    both_ways: bool = False,
     slides: bool = False,
 ) -> tuple[Any, nn.Module, Decoder]:
     """Configuration, model and decoder of `checkpoint`, the model on the meta device.
@@ -98,7 +97,6 @@ def meta_model(
     Args:
         check: raises FamilyError for encoders that the family cannot export; it is given the
             configuration and the path of config.json.
-        both_ways: whether the family says which later tokens are attended to.
         slides: as for `adapt`.
 
     Raises:
@@ -117,11 +115,11 @@ def meta_model(
         _check_layers(config, where)
         text = config.get_text_config()
         kind = f" (its decoder is {quoted(text.model_type, 40)})"
-        check_text(text, where, both_ways=both_ways)
+        check_text(text, where)
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()
-        decoder = adapt(model, where, both_ways=both_ways, slides=slides)
+        decoder = adapt(model, where, slides=slides)
     except FamilyError:
         raise
     except Exception as error:  # transformers refuses a configuration with any kind of error

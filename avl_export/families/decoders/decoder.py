@@ -40,12 +40,11 @@ KINDS = {
 SLIDES = KINDS | {WINDOWED: SLIDING.name}
 NAMES = ("model.language_model", "model.text_model")  # where models have their decoder
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
-BOTH_WAYS = "use_bidirectional_attention"
 # What no graph here computes, by the setting that asks for it.
 UNKNOWN = {
     "num_kv_shared_layers": "layers that share keys and values",
     "hidden_size_per_layer_input": "inputs of each layer's own",
-    BOTH_WAYS: "attention to later tokens",
+    "use_bidirectional_attention": "attention to later tokens",
     "cross_attention_layers": "layers of cross attention",
     "num_experts": "a mixture of experts",
     "num_local_experts": "a mixture of experts",
@@ -104,11 +103,8 @@ class Decoder:
         }
 
 
-def check_text(text: Any, where: str, *, both_ways: bool = False) -> None:
+def check_text(text: Any, where: str) -> None:
     """Refuse a decoder that no graph here can run, as far as its configuration tells.
-
-    Args:
-        both_ways: whether its family says which later tokens are attended to.
 
     Raises:
         FamilyError: names the setting and what it asks for.
@@ -138,7 +134,7 @@ def check_text(text: Any, where: str, *, both_ways: bool = False) -> None:
         )
     for name, what in UNKNOWN.items():
         value = getattr(text, name, None)
-        if value and not (both_ways and name == BOTH_WAYS):
+        if value:
             raise FamilyError(
                 f"{where}: expected a decoder without {what}, found {name} of {quoted(value, 40)} "
                 f"for {quoted(text.model_type)}; this version of avl cannot export it"
@@ -146,13 +142,12 @@ def check_text(text: Any, where: str, *, both_ways: bool = False) -> None:
     check_rope(text, where)
 
 
-def adapt(model: Any, where: str, *, both_ways: bool = False, slides: bool = False) -> Decoder:
+def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
     """The decoder of `model`, a model of transformers on the meta device.
 
     Its RoPE is replaced by `Turns`.
 
     Args:
-        both_ways: as for `check_text`.
         slides: whether windows slide on; else a package's context ends with them.
 
     Raises:
@@ -177,7 +172,7 @@ def adapt(model: Any, where: str, *, both_ways: bool = False, slides: bool = Fal
     for n in first.values():
         kind = LAYER_KINDS[kinds[n]]
         if kind.has_rows:
-            calls.append(observe_layer(text_model, n, layers[n], where, both_ways=both_ways))
+            calls.append(observe_layer(text_model, n, layers[n], where))
         else:
             sizes.append(observe_state(text_model, n, layers[n], kind, where))
     if not calls:

@@ -64,13 +64,8 @@ def _attention(
     return torch.empty_like(query).transpose(1, 2), None
 
 
-def observe_layer(
-    text_model: Any, number: int, layer: Any, where: str, *, both_ways: bool = False
-) -> Attended:
+def observe_layer(text_model: Any, number: int, layer: Any, where: str) -> Attended:
     """Run one layer on the meta device; returns its call of attention.
-
-    Args:
-        both_ways: whether it may say that it attends to later tokens too, as masks say which.
 
     Raises:
         FamilyError: it is none that a graph here computes: names the layer and why.
@@ -79,7 +74,7 @@ def observe_layer(
     if len(calls) != 1:
         raise refused(where, number, layer, f"{len(calls)} calls of attention")
     (call,) = calls
-    _check(call, where, number, layer, both_ways)
+    _check(call, where, number, layer)
     return call
 
 
@@ -113,7 +108,7 @@ def run_layer(text_model: Any, number: int, layer: Any, where: str) -> list[Atte
     return observed.calls
 
 
-def _check(call: Attended, where: str, number: int, layer: Any, both_ways: bool) -> None:
+def _check(call: Attended, where: str, number: int, layer: Any) -> None:
     """Refuse attention with more than queries, keys, values and a scale."""
     others = {
         name: value
@@ -124,7 +119,7 @@ def _check(call: Attended, where: str, number: int, layer: Any, both_ways: bool)
         name, value = next(iter(others.items()))
         shown = "" if isinstance(value, torch.Tensor) else f" of {quoted(value, 40)}"
         raise refused(where, number, layer, f"attention with {name}{shown}")
-    if not both_ways and getattr(call.module, "is_causal", True) is False:
+    if getattr(call.module, "is_causal", True) is False:
         raise refused(where, number, layer, "attention to later tokens too (is_causal False)")
     if call.key != call.value or call.query[-1] != call.key[-1]:
         sizes = f"queries, keys and values of {call.query[-1]}, {call.key[-1]}, {call.value[-1]}"

@@ -103,18 +103,16 @@ class Reach:
 
     Attributes:
         window: positions that tokens see in layers of the kind `sliding`, their own included.
-        blocks: whose tokens see one another, later ones too: those of a run of `images` tokens, or
-            all of a `prompt`.
+        blocks: whose tokens see one another, later ones too: those of a run of `images` tokens.
     """
 
     window: int | None = None
-    blocks: Literal["images", "prompt"] | None = None
+    blocks: Literal["images"] | None = None
 
     def __str__(self) -> str:
         parts = [f"a window of {self.window} tokens"] * (self.window is not None)
         if self.blocks is not None:
-            whose = "a picture" if self.blocks == "images" else "a prompt"
-            parts.append(f"tokens of {whose} that attend to one another")
+            parts.append("tokens of a picture that attend to one another")
         return " and ".join(parts) or "attention to all tokens before"
 
 

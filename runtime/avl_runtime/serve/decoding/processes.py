@@ -33,7 +33,7 @@ from avl_runtime.serve.decoding.wire import (
 )
 from avl_runtime.vision.load.images import ImageError
 
-START_SECONDS: Final = 60.0
+START_SECONDS: Final = 180.0
 # Of memory beside what the process begins with: for libraries, and for each pixel. The largest
 # share is that of an animation with transparency: its decoder keeps frames of its own.
 SPARE: Final = 128 << 20
