@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ def test_rows_are_given_in_the_order_of_coming() -> None:
     asyncio.run(tried())
 
 
-POLICIES = ("dense", "avl", "fastv", "avl:keep=0.5,core=0.3,refresh=2", "avl+fastv")
+POLICIES = ("dense", "avl", "uniform+avl", "avl:keep=0.5,core=0.3,refresh=2", "avl+fastv")
 
 
 def held(requests: list[Request]) -> int:
@@ -214,7 +214,7 @@ def test_rows_never_take_more_than_was_held_for_them(tiny: LVLM, policies: tuple
         prompt = loaded.processor.encode(text, [one.image] * (1 + number % 2))
         options = Options(max_new_tokens=3 + 11 * number, min_new_tokens=3 + 11 * number)
         requests.append(scheduler.submit(Request(loaded, prompt, parse(name), options)))
-        needs.append(Need.of(requests[-1:], dims, loaded.executor.row_bytes))
+        needs.append(Need.of(requests[-1:], dims, loaded.executor))
     most = 0
     while scheduler.requests:
         scheduler.step()
@@ -232,14 +232,20 @@ def test_what_is_dropped_before_a_layer_needs_no_row_there(tiny: LVLM) -> None:
     def of(policy: str) -> Need:
         request = Request(tiny.loaded, prompt, parse(policy), Options(max_new_tokens=5))
         dims = tiny.package.manifest.dims
-        return Need.of([request] * 2, dims, tiny.loaded.executor.row_bytes)
+        return Need.of([request] * 2, dims, tiny.loaded.executor)
 
     whole, visual = len(prompt.input_ids) + 4, int(prompt.image_mask.sum())
     assert of("dense").active == (whole,) * 6 and of("dense").parked == (0,) * 6
+    assert of("uniform:tokens=8").active == (whole - visual + 8,) * 6
     assert of("fastv:keep=0.5").active == (whole,) * 2 + (whole - visual // 2,) * 4
     divided = of("avl:keep=0.5,core=0.25")
     assert divided.active == (whole,) * 6
     assert divided.parked == (visual // 2 - visual // 4,) * 6 and divided.choices == 2
+
+
+def test_states_are_held_beside_rows() -> None:
+    one = need(3, choices=2)
+    assert most_bytes([replace(one, state_bytes=7)]) == most_bytes([one]) + 2 * 7
 
 
 def test_half_of_what_weights_leave_is_for_rows() -> None:
@@ -278,8 +284,8 @@ def test_a_server_holds_rows_for_its_answers(
 
     monkeypatch.setattr(Scheduler, "step", held_up)
     request = tiny.request("Go on.", max_new_tokens=20)
-    row_bytes = tiny.loaded.executor.row_bytes
-    limit = most_bytes([Need.of([request], tiny.package.manifest.dims, row_bytes)])
+    executor = tiny.loaded.executor
+    limit = most_bytes([Need.of([request], tiny.package.manifest.dims, executor)])
     limits = Limits(kv_bytes=limit)
     shorter = LONG | {"max_tokens": 20, "min_new_tokens": 20}
 

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from avl_runtime.evaluate.cost import placed_rows
+from avl_runtime.evaluate import cost
+from avl_runtime.execute.protocol import Executor
 from avl_runtime.kv.growth import room
 from avl_runtime.package.manifest import Dims
 from avl_runtime.requests.request import Request
@@ -27,6 +28,7 @@ class Need:
         steps: that may come behind a prompt.
         active, parked: rows of each layer [L].
         row_bytes: of an active row of a layer, and of a parked one.
+        state_bytes: that each choice has beside rows.
     """
 
     choices: int
@@ -34,27 +36,30 @@ class Need:
     active: tuple[int, ...]
     parked: tuple[int, ...]
     row_bytes: tuple[int, int]
+    state_bytes: int = 0
 
     @classmethod
-    def of(cls, requests: Sequence[Request], dims: Dims, row_bytes: tuple[int, int]) -> Need:
+    def of(cls, requests: Sequence[Request], dims: Dims, executor: Executor) -> Need:
         """What requests need that differ in their seeds alone.
 
         Tokens that are dropped before a layer reads them, whatever it sees, take no row of it. All
         others have one until the whole prompt has been read, and so has, beside it, what is parked.
+        Layers with a state have it twice: a step writes another one than it reads.
         """
         request = requests[0]
         prompt, actions = request.prompt, request.policy.actions()
-        tokens, visual = len(prompt.input_ids), int(prompt.image_mask.sum())
-        steps = min(request.most_steps, dims.max_positions - tokens)
+        steps = min(request.most_steps, dims.max_positions - len(prompt.input_ids))
+        given = cost.Request.of(prompt.image_mask, steps, prompt.media).under(actions)
         between = [action for action in actions if action.before is not None]
-        entering, _ = placed_rows(dims, between, visual)
-        _, parked = placed_rows(dims, actions, visual)
-        active = [tokens - visual + images + steps for images in entering]
-        return cls(len(requests), steps, tuple(active), tuple(parked), row_bytes)
+        entering, _ = cost.placed_rows(dims, between, given.visual)
+        _, parked = cost.placed_rows(dims, actions, given.visual)
+        active = [given.prompt - given.visual + images + steps for images in entering]
+        shape = tuple(active), tuple(parked)
+        return cls(len(requests), steps, *shape, executor.row_bytes, 2 * executor.state_bytes)
 
 
 def most_bytes(needs: Sequence[Need]) -> int:
-    """Of the rows of requests to one model that run together, at most.
+    """Of the rows and states of requests to one model that run together, at most.
 
     Rows of a batch lie side by side, with room for as many as the longest has; while it is made
     anew, one layer is there twice.
@@ -72,7 +77,8 @@ def most_bytes(needs: Sequence[Need]) -> int:
         rows = max(1, *held)
         more = room(rows, steps) if choices > 1 else 0
         layers.append((rows + more) * active_bytes + max(1, *apart) * parked_bytes)
-    return choices * (sum(layers) + max(layers))
+    rows_bytes = sum(layers) + max(layers, default=0)
+    return choices * (rows_bytes + needs[0].state_bytes)
 
 
 class Rows:

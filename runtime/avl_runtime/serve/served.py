@@ -49,7 +49,7 @@ class Served:
     def need(self, requests: Sequence[Request]) -> Need:
         """How many rows the choices of a request may have at most."""
         dims = self.model.model.package.manifest.dims
-        return Need.of(requests, dims, self.model.model.loaded.executor.row_bytes)
+        return Need.of(requests, dims, self.model.model.loaded.executor)
 
     def prepare(self, asked: ChatRequest, pictures: Pictures) -> list[Request]:
         """A request of the scheduler for each choice; pictures are decoded here.
