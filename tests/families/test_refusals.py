@@ -229,7 +229,10 @@ def test_a_kind_of_layer_that_no_graph_computes(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, said: str
 ) -> None:
     folder = shutil.copytree(whole, tmp_path / "model")
-    count = json.loads((folder / "config.json").read_text())["text_config"]["num_hidden_layers"]
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] == "qwen3_5" and kind == "linear_attention":
+        pytest.skip("it has such layers")
+    count = config["text_config"]["num_hidden_layers"]
     in_text(layer_types=["full_attention"] * (count - 1) + [kind])(folder)
     assert main(["--model", str(folder), "--out", str(tmp_path / "out"), "--dry-run"]) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -31,6 +31,7 @@ ANSWERS = 16  # rows of which the largest logits are found by codes of 8 bits (c
 class HostExecutor:
     """See `protocol.Executor`."""
 
+    shares = True
     most_rows: int | None = None
     most_sequences = sys.maxsize
 
@@ -40,7 +41,8 @@ class HostExecutor:
         # Rows that a window has left behind are gone: drafted tokens could not be taken back, nor
         # are they there for a prompt that begins alike. And a state behind some of the drafted
         # tokens is not known when all of them have been run.
-        self.shares = manifest.reach.window is None
+        if manifest.reach.window is not None:
+            self.shares = False
         checks = backend.answers_rows and self.shares and manifest.dims.states is None
         self.most_answers = ANSWERS if checks else 1
         # Each thread has buffers and caches of its own, and sessions may be run by several.
