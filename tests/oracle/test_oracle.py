@@ -258,7 +258,7 @@ def test_masked_attention_on_numbers_worked_out_by_hand() -> None:
     key = torch.tensor([[[[0.0], [math.log(3.0)]]]])
     value = torch.tensor([[[[4.0], [8.0]]]])
     mask = torch.tensor([[[True, False], [True, True]], [[True, False], [False, True]]])
-    seen: list[torch.Tensor] = []
+    seen: dict[int, torch.Tensor] = {}
     module = torch.nn.Module()
     module.layer_idx = 0
     out, _ = _attention(
