@@ -235,7 +235,12 @@ def test_without_compiled_kernels_the_same_is_said(
     for policy, found in zip(policies, compiled, strict=True):
         plain = ask(bodies, policy)
         assert found.token_ids == plain.token_ids
-        np.testing.assert_allclose(found.logits, plain.logits, atol=0.02, rtol=0)
+        apart = np.abs(found.logits - plain.logits)
+        if kind == "int8-int2":
+            # Sums in another order may make one code of 2 bits another: a third of a row's range.
+            assert (apart > 0.02).mean() < 1e-3 and apart.max() < 0.1
+        else:
+            assert apart.max() < 0.02
 
 
 @pytest.mark.parametrize("kind", KINDS)
