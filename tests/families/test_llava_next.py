@@ -209,7 +209,10 @@ def test_cells_lie_where_the_tokens_look() -> None:
         ({"image_grid_pinpoints": [[32, 32]]}, "expected the image_grid_pinpoints of config.json"),
         ({"vision_feature_layer": 9}, "vision_feature_layer within -4 to 3"),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "clip_vision_model tower"),
-        ({"text_config": {"model_type": "gemma2"}}, "without a softcap of attention scores"),
+        (
+            {"text_config": {"model_type": "gemma2"}},
+            "found attention with softcap of 50.0 in layer 0",
+        ),
     ],
 )
 def test_variants_that_are_refused(
