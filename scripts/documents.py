@@ -39,6 +39,11 @@ def record(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def families(name: str) -> str:
+    """Tables of a record of family_speed.py."""
+    return "\n\n".join(family_speed.table(alias, one) for alias, one in record(name).items())
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "quality-short": lambda: short_tables.quality(record("evaluation")),
     "speed-short": lambda: short_tables.speed(record("bench-peers-int4")),
@@ -49,9 +54,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "exchange": lambda: attention_part.sentence(record("attention-part"), record("churn")),
     "linears": lambda: linear_part.sentence(record("linear-part")),
     "few-bits": lambda: few_bits.table(record("few-bits")),
-    "family-speed": lambda: "\n\n".join(
-        family_speed.table(alias, one) for alias, one in record("family-speed").items()
-    ),
+    "family-speed": lambda: families("family-speed"),
+    "family-speed-no-amx": lambda: families("family-speed-no-amx"),
     "exact-speed": lambda: exact_speed.sentence(record("exact-speed-int8")),
     "prefix-speed": lambda: prefix_speed.sentences(record("prefix-speed")),
     "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
