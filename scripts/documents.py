@@ -58,6 +58,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "family-speed-no-amx": lambda: families("family-speed-no-amx"),
     "exact-speed": lambda: exact_speed.sentence(record("exact-speed-int8")),
     "prefix-speed": lambda: prefix_speed.sentences(record("prefix-speed")),
+    "prefix-speed-no-amx": lambda: prefix_speed.sentences(record("prefix-speed-no-amx")),
     "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
     "overhead": lambda: overhead.sentence(record("overhead")),
     "quantization": lambda: quantization.table(record("quantization")),
