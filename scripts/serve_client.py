@@ -1,4 +1,4 @@
-"""A server of a package, and a client that asks it; no two prompts are alike."""
+"""A client that asks a server; no two prompts are alike."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import base64
 import io
 import json
 import random
-import re
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any, Final
 
 from greedy_requests import GREEDY
 from speed_worker import noise
 
 MODEL: Final = "served"
-START: Final = "import sys; from avl_runtime.cli.start import serve; sys.exit(serve())"
 FIRST, WORDS = 20, 200  # of the words w0, w1, ... of make_random.py's tokenizers
 
 
@@ -108,25 +103,3 @@ class Client:
             "POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         return connection
-
-
-@contextmanager
-def started(folder: Path, requests: int, threads: int) -> Iterator[int]:
-    """The port of a server of a package, which has no prompt's rows for others."""
-    command = [sys.executable, "-c", START, f"{MODEL}={folder}", "--port", "0", "--quiet"]
-    command += ["--threads", str(threads), "--running", str(requests), "--prefix-cache", "off"]
-    process = subprocess.Popen(
-        [*command, "--backend", "ort-cpu"], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        said = []
-        for line in process.stderr or ():
-            said.append(line)
-            if found := re.search(r":(\d+)/v1 serves ", line):
-                threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()
-                yield int(found[1])
-                return
-        sys.exit(f"expected a server, found: {''.join(said)[-600:]}")
-    finally:
-        process.terminate()
-        process.wait(60)

@@ -41,9 +41,11 @@ from avl_runtime.bench.surroundings import machine
 from avl_runtime.bench.workers import Worker
 from bench_all import ROOT, Record, checkpoint, package
 from ratios import ratios
-from serve_client import Client, started
+from serve_client import MODEL, Client
+from started import served
 
 CHUNK: Final = 256  # tokens that are read at one time
+OPTIONS: Final = ("--backend", "ort-cpu", "--prefix-cache", "off", "--quiet")  # of avl-serve
 LLAMA: Final = "avl_runtime.bench.peers.llama_peer"
 
 
@@ -206,7 +208,8 @@ def measure(parsed: argparse.Namespace, sizes: Sizes, record: Record) -> dict[st
     made = package(folder, record, record.kind)
     rounds: list[dict[str, dict[str, float]]] = []
     with ExitStack() as stack:
-        client = Client(stack.enter_context(started(made, sizes.requests, threads)))
+        options = ["--threads", str(threads), "--running", str(sizes.requests), *OPTIONS]
+        client = Client(stack.enter_context(served([f"{MODEL}={made}"], options)).port)
         workers, versions = [], {}
         for batch in (sizes.requests, 1) if parsed.peer_python else ():
             command = foreign_command(parsed.peer_python, LLAMA)
