@@ -57,6 +57,7 @@ def test_a_function_is_called_whole_and_streamed(served: Running) -> None:
     with served.client() as client:
         whole = client.chat.completions.create(**asked)
         stream = client.chat.completions.create(**asked, stream=True)
+        assert served.logged(whole._request_id)["finish"] == ["tool_calls"] * 2
         calls: list[dict[int, list[str]]] = [{}, {}]
         reasons = {}
         for chunk in stream:

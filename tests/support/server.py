@@ -110,6 +110,16 @@ class Running:
         assert found is not None, text
         return float(found[1])
 
+    def logged(self, request_id: str | None) -> dict[str, Any]:
+        """The line of the log that tells of a request."""
+        assert request_id is not None
+        for _ in range(600):
+            for line in self.lines:
+                if request_id in line:
+                    return dict(json.loads(line))
+            time.sleep(0.05)
+        raise AssertionError(request_id)
+
     def until(self, **metrics: float) -> None:
         """Wait until metrics have these values."""
         for _ in range(600):

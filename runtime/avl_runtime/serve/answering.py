@@ -29,7 +29,6 @@ from avl_runtime.serve.shelf import Shelf
 
 PREPARING = 2  # bodies and pictures that are taken apart at one time, for the sake of memory
 SENDING = 10.0  # seconds after the deadline in which a client may still read its answer
-FINISHES = {"eos": "stop", "stop": "stop"}  # of all else there was no room, or no time
 FETCHING = 8  # pictures that are fetched at one time
 Found = TypeVar("Found")
 Read = Callable[[Mapping[str, Any], Limits], ChatRequest]
@@ -137,7 +136,7 @@ class Answering:
                 need = served.need(requests)
                 with exchange.waiting():
                     await stack.enter_async_context(self.rows.room(served.name, need))
-            run = Run(served, requests)
+            run = Run(served, requests, asked)
             stack.callback(self._over, exchange, run, asked)
             if self._stopped:
                 raise stopping()
@@ -245,7 +244,7 @@ class Answering:
             "kv_bytes": sum(one.kv_bytes for one in map(stats_of, requests) if one is not None),
             "prefill_ms": round(sum(one.prefill_s for one in requests) * 1e3, 1),
             "decode_ms": round(max(one.decode_s for one in requests) * 1e3, 1),
-            "finish": [FINISHES.get(one.reply.finish_reason or "", "length") for one in requests],
+            "finish": [run.reason(choice) for choice in range(len(requests))],
             "user": asked.user,
             "cut": run.cut,
         }

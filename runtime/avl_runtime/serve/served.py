@@ -11,6 +11,7 @@ from typing import Literal
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy, Refresh
 from avl_runtime.async_model import AsyncLVLM
+from avl_runtime.generate.call_reader import CallReader
 from avl_runtime.generate.options import Options
 from avl_runtime.generate.results import Placement, Stats, TokenLogprobs
 from avl_runtime.prompts.calls import CallForm
@@ -23,6 +24,7 @@ from avl_runtime.serve.pictures import Pictures
 from avl_runtime.serve.rows import Need
 
 Cut = Literal["time", "shutdown"]
+FINISHES = {"eos": "stop", "stop": "stop"}  # of all else there was no room, or no time
 
 
 class Served:
@@ -196,21 +198,28 @@ class Run:
     Attributes:
         name: of the model.
         requests: one for each choice.
+        call_form: how they write calls of functions, where they may call some.
         cut: why they were ended before their end, if they were.
     """
 
-    def __init__(self, served: Served, requests: Sequence[Request]) -> None:
+    def __init__(self, served: Served, requests: Sequence[Request], asked: ChatRequest) -> None:
         self.requests, self._served = tuple(requests), served
         self.name = served.name
+        self.call_form = None if asked.tools is None else served.call_form
         self.cut: Cut | None = None
         self.left = len(requests)
         self._begun = 0
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
-    @property
-    def call_form(self) -> CallForm | None:
-        """How the model writes calls of functions, if it does."""
-        return self._served.call_form
+    def reason(self, choice: int) -> str:
+        """Why a choice ended, as clients are told it."""
+        reply = self.requests[choice].reply
+        if self.call_form is not None and reply.finish_reason == "eos":
+            reader = CallReader(self.call_form)
+            reader.push(reply.text, last=True)
+            if reader.calls:
+                return "tool_calls"
+        return FINISHES.get(reply.finish_reason or "", "length")
 
     def begin(self) -> None:
         """Have the scheduler run them.

@@ -28,7 +28,6 @@ from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.metrics import Metrics
 from avl_runtime.serve.served import Event, Run
 from avl_runtime.serve.shelf import Shelf
-from avl_runtime.serve.told.answers import Answer
 
 LOOKED: Final = 0.1  # seconds between two looks whether a client gave up
 PARAMETERS: Final = ("package", "running", "max_new_tokens", "policy", "backend", "kv")
@@ -165,20 +164,18 @@ class _Teller:
     """Sends a text whole, or in pieces; of several pieces the last one says why it ended."""
 
     def __init__(self, utils: Any, sender: Any, asked: ChatRequest, run: Run) -> None:
-        self._utils, self._sender, self._asked = utils, sender, asked
-        (self._request,) = run.requests
-        self._answer = Answer(asked.model, run)
+        self._utils, self._sender, self._asked, self._run = utils, sender, asked, run
 
     async def step(self, event: Event) -> None:
         if self._asked.stream and (event.text or event.done):
-            reason = self._answer.reason(self._request) if event.done else ""
+            reason = self._run.reason(0) if event.done else ""
             await asyncio.to_thread(self._sender.send, self._response(event.text, reason))
 
     async def end(self) -> None:
         found = []
         if not self._asked.stream:
-            text = self._request.reply.text
-            found.append(self._response(text, self._answer.reason(self._request)))
+            (request,) = self._run.requests
+            found.append(self._response(request.reply.text, self._run.reason(0)))
         final = self._utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         await asyncio.to_thread(self._sender.send, *found, flags=final)
 

@@ -23,7 +23,6 @@ from avl_runtime.prompts.text import REPLACEMENT
 from avl_runtime.requests.request import Request
 from avl_runtime.serve.served import Cut, Run, State, stats_of
 
-REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 SMALLEST_LOGPROB = -9999.0  # JSON has no infinity, and this is what OpenAI writes for it
 Object = dict[str, Any]
 
@@ -31,12 +30,8 @@ Object = dict[str, Any]
 class Answer:
     """The objects of one answer, which share an id, a time and a model's name."""
 
-    def __init__(self, model: str, run: Run, form: CallForm | None = None) -> None:
-        """
-        Args:
-            form: how calls of functions are written, where there may be some.
-        """
-        self._run, self._form = run, form
+    def __init__(self, model: str, run: Run) -> None:
+        self._run = run
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._shared = {
             "created": int(time.time()),
@@ -52,13 +47,12 @@ class Answer:
         """
         choices = []
         for index, request in enumerate(self._run.requests):
-            message = _message(request.reply.text, self._form)
             choices.append(
                 {
                     "index": index,
-                    "message": message,
+                    "message": _message(request.reply.text, self._run.call_form),
                     "logprobs": _logprobs(self._told(request)) if logprobs else None,
-                    "finish_reason": self.reason(request, "tool_calls" in message),
+                    "finish_reason": self._run.reason(index),
                     "avl": about(request, self._run.cut),
                 }
             )
@@ -90,16 +84,15 @@ class Answer:
         """What the image tokens of a choice's placements show."""
         return {"visuals": visuals(self._run.requests[index])}
 
-    def last(self, index: int, live: bool, calls: bool = False) -> Object:
+    def last(self, index: int, live: bool) -> Object:
         """A choice's last chunk.
 
         Args:
             live: whether placements were in the chunks before.
-            calls: whether it calls functions.
         """
-        request = self._run.requests[index]
-        ended = _choice(index, {}, None, self.reason(request, calls))
-        return self._chunk([ended | {"avl": about(request, self._run.cut, live)}])
+        ended = _choice(index, {}, None, self._run.reason(index))
+        told = about(self._run.requests[index], self._run.cut, live)
+        return self._chunk([ended | {"avl": told}])
 
     def used(self) -> Object:
         """The chunk behind all choices that says what was used."""
@@ -115,16 +108,6 @@ class Answer:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": self._run.requests[0].prefix_tokens},
         }
-
-    def reason(self, request: Request, calls: bool = False) -> str:
-        """Why a choice ended; one that was cut before its end had no more room in time.
-
-        Args:
-            calls: whether it calls functions.
-        """
-        if calls and request.reply.finish_reason == "eos":
-            return "tool_calls"
-        return REASONS[request.reply.finish_reason or "length"]
 
     def _told(self, request: Request) -> Sequence[TokenLogprobs]:
         found = request.reply.logprobs or []

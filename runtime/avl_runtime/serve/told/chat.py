@@ -18,8 +18,8 @@ class ChatTeller:
 
     def __init__(self, exchange: Exchange, asked: ChatRequest, run: Run) -> None:
         self._exchange, self._asked, self._run = exchange, asked, run
-        form = None if asked.tools is None else run.call_form
-        self._answer = Answer(asked.model, run, form)
+        form = run.call_form
+        self._answer = Answer(asked.model, run)
         self._readers = [] if form is None else [CallReader(form) for _ in run.requests]
         self._told = [0] * asked.choices  # logprobs of each choice
         self._logprobs = asked.options.logprobs is not None
@@ -50,8 +50,7 @@ class ChatTeller:
             noted = [] if self._logprobs else None
             state = None
         if event.done:
-            calls = bool(self._readers and self._readers[index].calls)
-            await exchange.event(self._answer.last(index, self._asked.live, calls))
+            await exchange.event(self._answer.last(index, self._asked.live))
 
     def _pieces(self, event: Event) -> list[Piece]:
         """What came of an answer: text, or parts of calls."""

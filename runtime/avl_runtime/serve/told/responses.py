@@ -114,8 +114,7 @@ class ResponseTeller:
         self._id = f"resp_{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._number = 0
-        form = None if asked.tools is None else run.call_form
-        self._reader = None if form is None else CallReader(form)
+        self._reader = None if run.call_form is None else CallReader(run.call_form)
         self._items: list[Item] = []
 
     async def step(self, event: Event) -> None:
@@ -194,8 +193,7 @@ class ResponseTeller:
         await self._exchange.event(numbered, kind)
 
     def _status(self) -> str:
-        whole = self._run.requests[0].reply.finish_reason in ("eos", "stop")
-        return "completed" if whole else "incomplete"
+        return "incomplete" if self._run.reason(0) == "length" else "completed"
 
     def _output(self, status: str) -> list[Object]:
         whole = [item.shown("completed") for item in self._items[:-1]]
