@@ -233,7 +233,7 @@ SMALL = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_
         (
             "lfm2",
             {"layer_types": ["full_attention", "conv", "conv"]},
-            "'lfm2' without norm",
+            "found 'conv' as that of layer 1",
         ),
         ("qwen3_5_text", {"layer_types": ["linear_attention"] * LAYERS}, "a layer of attention"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),

@@ -24,7 +24,7 @@ from avl_export.families.decoders.rope import Rope, Turns, check_rope, observe_r
 from avl_export.families.decoders.states import observe_state, shared_sizes
 from avl_export.families.replicate import firsts
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import FULL, GATED_DELTA, LAYER_KINDS, SHORT_CONVOLUTION, SLIDING
+from avl_plugins.graph_io import FULL, GATED_DELTA, LAYER_KINDS, SLIDING
 from avl_runtime.package.manifest import Dims
 
 FOREVER = 1 << 62
@@ -35,7 +35,6 @@ KINDS = {
     "full_attention": FULL.name,
     WINDOWED: FULL.name,
     "linear_attention": GATED_DELTA.name,
-    "conv": SHORT_CONVOLUTION.name,
 }
 SLIDES = KINDS | {WINDOWED: SLIDING.name}
 NAMES = ("model.language_model", "model.text_model")  # where models have their decoder
@@ -174,7 +173,7 @@ def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
         if kind.has_rows:
             calls.append(observe_layer(text_model, n, layers[n], where))
         else:
-            sizes.append(observe_state(text_model, n, layers[n], kind, where))
+            sizes.append(observe_state(text_model, n, layers[n], where))
     if not calls:
         raise FamilyError(
             f"{where}: expected a layer of attention among others, found layer_types of "
