@@ -60,7 +60,8 @@ def sampling(**fields: Any) -> bytes:
 @pytest.fixture(scope="module")
 def model(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = write_repository(tmp_path_factory.mktemp("models"), NAME, tiny_package)
-    given = configured(folder) | {"backend": {"string_value": "ort-cpu"}}
+    chosen = {"backend": "ort-cpu", "kv_bytes": "20000000000", "cache_dir": "rows"}
+    given = configured(folder) | {name: {"string_value": one} for name, one in chosen.items()}
     sys.modules["triton_python_backend_utils"] = triton_utils
     spec = importlib.util.spec_from_file_location("model", folder / "1" / "model.py")
     module = importlib.util.module_from_spec(spec)
@@ -77,6 +78,8 @@ def model(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "model_name": NAME,
         }
     )
+    assert found._answering.rows.limit == 20_000_000_000
+    assert (folder / "rows").is_dir()
     yield found
     del sys.modules["triton_python_backend_utils"]
     found.finalize()
@@ -192,6 +195,7 @@ def test_the_configuration_is_one_of_the_protocol(tmp_path: Path) -> None:
     [
         ("nothing", "1", "expected package, running"),
         ("package", "", "found none"),
+        ("kv_bytes", "half", "as kv_bytes"),
         ("running", "0", "at least 1 as running"),
         ("max_new_tokens", "9" * 5000, "as max_new_tokens"),
     ],

@@ -65,9 +65,11 @@ def test_a_replica_lives_as_long_as_it_is_told(
         Replica(settings_of(args | {"open": "true"}))
     monkeypatch.delenv("AVL_API_KEY")
     more = {"keys": str(tmp_path / "keys"), "max_replicas": 3, "queue": 0, "policy": "avl"}
-    settings = settings_of(args | more)
+    rows = {"kv_bytes": "20000000000", "cache_dir": str(tmp_path / "rows"), "cache_limit": 1000}
+    settings = settings_of(args | more | rows)
     assert (settings.limits.queue, settings.loading["policy"]) == (0, "avl")
     assert (settings.limits.running, settings.limits.choices) == (2, 2)
+    assert settings.limits.kv_bytes == 20_000_000_000
     assert (settings.loading["threads"], settings.replicas) == (1, (1, 3))
     sent: list[Any] = []
 
@@ -92,6 +94,7 @@ def test_a_replica_lives_as_long_as_it_is_told(
     asyncio.run(asked())
     assert sent[0]["type"] == "lifespan.startup.complete"
     assert sent[-1]["type"] == "lifespan.shutdown.complete"
+    assert (tmp_path / "rows").is_dir()
     begun = [one["status"] for one in sent if one["type"] == "http.response.start"]
     assert begun == [200, 401]
     (listed, _) = (one["body"] for one in sent if one["type"] == "http.response.body")
@@ -113,6 +116,8 @@ def test_a_replica_lives_as_long_as_it_is_told(
         ({"package": "a", "open": 1}, "open: expected true or false"),
         ({"package": "a", "open": None}, "open: expected true or false"),
         ({"package": "a", "running": 0}, "running: expected a whole number of at least 1"),
+        ({"package": "a", "kv_bytes": 0}, "kv_bytes: expected a whole number of at least 1"),
+        ({"package": "a", "cache_dir": ""}, "cache_dir: expected a text"),
         ({"package": "a", "queue": -1}, "queue: expected a whole number of at least 0"),
         ({"package": "a", "backend": "cuda"}, "backend: expected one of auto, "),
         ({"package": "a", "kv": "int9"}, "kv: expected one of auto, "),

@@ -35,7 +35,8 @@ NUMBERS: Final = {  # what each is, and is at least, where nothing is said
     "min_replicas": (1, 1),
     "max_replicas": (1, 1),
 }
-TEXTS: Final = ("keys", "policy", "backend", "kv")
+BYTES: Final = ("kv_bytes", "cache_limit")
+TEXTS: Final = ("keys", "policy", "backend", "kv", "cache_dir")
 CHOICES: Final[Mapping[str, Collection[str]]] = {"backend": BACKENDS, "kv": KV}
 FLAGS: Final = {"true": True, "false": False}  # as a command line has them
 GRACE: Final = 30.0  # seconds for answers that run when a replica is stopped
@@ -71,7 +72,8 @@ def application(args: dict[str, Any]) -> Any:
     Args:
         args: `package`, a folder, NAME=FOLDER, or a list of them; `keys`, a file, or `open`, true;
             and, each with a default, `policy`, `backend`, `kv`, `threads`, `running`, `queue`,
-            `max_new_tokens`, `min_replicas` and `max_replicas`. Texts stand for numbers, too.
+            `max_new_tokens`, `kv_bytes`, `cache_dir`, `cache_limit`, `min_replicas` and
+            `max_replicas`. Texts stand for numbers, too.
 
     Raises:
         ArgumentError: one is missing, unknown, or cannot be used.
@@ -109,7 +111,7 @@ def settings_of(args: Mapping[str, Any]) -> Settings:
         ArgumentError: one cannot be used.
         AvlError: the policy cannot be read.
     """
-    known = ("package", "open", *NUMBERS, *TEXTS)
+    known = ("package", "open", *NUMBERS, *BYTES, *TEXTS)
     for name in args:
         if name not in known:
             raise ArgumentError(f"expected {', '.join(known)}, found {quoted(name)}; leave it out")
@@ -122,6 +124,7 @@ def settings_of(args: Mapping[str, Any]) -> Settings:
         name: _number(name, args.get(name, usual), least)
         for name, (usual, least) in NUMBERS.items()
     }
+    sizes = {name: _number(name, args[name], 1) for name in BYTES if name in args}
     if numbers["min_replicas"] > numbers["max_replicas"]:
         raise ArgumentError(
             f"max_replicas: expected at least min_replicas, found {numbers['max_replicas']}"
@@ -145,12 +148,15 @@ def settings_of(args: Mapping[str, Any]) -> Settings:
             "kv": args.get("kv", "auto"),
             "threads": numbers["threads"],
             "prefix_cache": "auto",
+            "cache_dir": args.get("cache_dir"),
+            "cache_limit": sizes.get("cache_limit"),
         },
         Limits(
             running=numbers["running"],
             queue=numbers["queue"],
             new_tokens=numbers["max_new_tokens"],
             choices=min(numbers["running"], USUAL.choices),
+            kv_bytes=sizes.get("kv_bytes"),
         ),
         Path(args["keys"]) if "keys" in args else None,
         everybody,
@@ -171,7 +177,7 @@ def _check_text(name: str, value: object) -> None:
 def _number(name: str, value: object, least: int) -> int:
     fits = isinstance(value, (int, str)) and not isinstance(value, bool)
     text = str(value) if fits else ""
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
+    if not (text.isascii() and text.isdecimal() and len(text) < 16 and int(text) >= least):
         raise ArgumentError(
             f"{name}: expected a whole number of at least {least}, found {quoted(value)}; choose "
             "another"

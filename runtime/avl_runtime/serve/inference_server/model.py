@@ -30,7 +30,14 @@ from avl_runtime.serve.served import Event, Run
 from avl_runtime.serve.shelf import Shelf
 
 LOOKED: Final = 0.1  # seconds between two looks whether a client gave up
-PARAMETERS: Final = ("package", "running", "max_new_tokens", "policy", "backend", "kv")
+USUAL: Final = Limits()
+NUMBERS: Final = {  # None where the server chooses
+    "running": USUAL.running,
+    "max_new_tokens": USUAL.new_tokens,
+    "kv_bytes": USUAL.kv_bytes,
+    "cache_limit": None,
+}
+PARAMETERS: Final = ("package", *NUMBERS, "policy", "backend", "kv", "cache_dir")
 # Fields that inputs stand for, and those whose answer no output has room for.
 OWN: Final = ("messages", "model", "stream", "stream_options", "n")
 UNTOLD: Final = (
@@ -60,15 +67,21 @@ class TritonPythonModel:
         """
         self._utils: Any = import_module("triton_python_backend_utils")
         given = parameters(json.loads(args["model_config"]))
-        limits = Limits(running=given["running"], new_tokens=given["max_new_tokens"])
-        self._name = args["model_name"]
+        limits = Limits(
+            running=given["running"],
+            new_tokens=given["max_new_tokens"],
+            kv_bytes=given["kv_bytes"],
+        )
+        self._name, folder = args["model_name"], Path(args["model_repository"])
         self._shelf = Shelf(
-            {self._name: Path(args["model_repository"]) / given["package"]},
+            {self._name: folder / given["package"]},
             limits,
             policy=given["policy"],
             backend=given["backend"],
             kv=given["kv"],
             prefix_cache="auto",
+            cache_dir=given["cache_dir"] and folder / given["cache_dir"],
+            cache_limit=given["cache_limit"],
         )
         self._answering = Answering(self._shelf, limits, Metrics())
         self._loop = asyncio.new_event_loop()
@@ -202,10 +215,12 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if not given.get("package"):
         raise ParameterError("parameters: expected package, a folder with avl.json, found none")
     found: dict[str, Any] = {name: given.get(name) or None for name in PARAMETERS}
-    usual = Limits()
-    for name, one in (("running", usual.running), ("max_new_tokens", usual.new_tokens)):
-        text = found[name] or str(one)
-        if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 10):
+    for name, usual in NUMBERS.items():
+        text = found[name]
+        if text is None:
+            found[name] = usual
+            continue
+        if not (text.isascii() and text.isdecimal() and len(text) < 16 and int(text) > 0):
             raise ParameterError(
                 f"parameters: expected a whole number of at least 1 as {name}, found {quoted(text)}"
             )

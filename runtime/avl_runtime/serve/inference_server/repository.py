@@ -48,6 +48,9 @@ parameters {{ key: "max_new_tokens" value: {{ string_value: "4096" }} }}
 parameters {{ key: "policy" value: {{ string_value: "" }} }}
 parameters {{ key: "backend" value: {{ string_value: "auto" }} }}
 parameters {{ key: "kv" value: {{ string_value: "auto" }} }}
+parameters {{ key: "kv_bytes" value: {{ string_value: "" }} }}
+parameters {{ key: "cache_dir" value: {{ string_value: "" }} }}
+parameters {{ key: "cache_limit" value: {{ string_value: "" }} }}
 """
 
 
