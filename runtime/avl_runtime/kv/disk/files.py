@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -87,7 +87,7 @@ def read(path: Path, key: bytes, whose: str, pattern: Block) -> Block:
         part = data[begin : begin + array.nbytes]
         arrays[name] = part.view(array.dtype).reshape(array.shape)
         begin += array.nbytes
-    return _block(arrays)
+    return _block(arrays, pattern)
 
 
 def _parts(block: Block) -> dict[str, Array]:
@@ -111,32 +111,18 @@ def _parts(block: Block) -> dict[str, Array]:
     return dict(sorted(found.items(), key=lambda one: -one[1].itemsize))
 
 
-def _block(arrays: Mapping[str, Array]) -> Block:
-    """What `_parts` has taken apart."""
-    rows: dict[int, dict[int, Array]] = {}
-    states: dict[int, dict[int, Array]] = {}
-    mass: dict[int, Array] = {}
-    for name, array in arrays.items():
-        kind, *numbers = name.split(".")
-        if kind in ("rows", "states"):
-            of = rows if kind == "rows" else states
-            of.setdefault(int(numbers[0]), {})[int(numbers[1])] = array
-        elif kind == "mass":
-            mass[int(numbers[0])] = array
-    return Block(
-        _ordered(rows, len(rows)),
-        tuple(mass[one] for one in sorted(mass)),
-        arrays.get("hidden"),
-        _ordered(states, len(rows)) if states else (),
-    )
+def _block(arrays: Mapping[str, Array], pattern: Block) -> Block:
+    """What `_parts` has taken apart, of a block of the pattern's form."""
 
+    def of(kind: str, segments: Sequence[Sequence[Array]]) -> tuple[tuple[Array, ...], ...]:
+        return tuple(
+            tuple(arrays[f"{kind}.{segment}.{number}"] for number in range(len(held)))
+            for segment, held in enumerate(segments)
+        )
 
-def _ordered(
-    arrays: Mapping[int, Mapping[int, Array]], segments: int
-) -> tuple[tuple[Array, ...], ...]:
-    """Of each segment its arrays, by their numbers."""
-    of = (arrays.get(segment, {}) for segment in range(segments))
-    return tuple(tuple(held[number] for number in sorted(held)) for held in of)
+    mass = tuple(arrays[f"mass.{segment}"] for segment in range(len(pattern.mass)))
+    rows, states = of("rows", pattern.rows), of("states", pattern.states)
+    return Block(rows, mass, arrays.get("hidden"), states)
 
 
 def _header(key: bytes, whose: str, block: Block, digest: bytes) -> bytes:

@@ -23,7 +23,6 @@ from avl_runtime.serve.decoding.wire import (
     ANSWERED,
     ASKED,
     CHANNELS,
-    MOST_FILE,
     MOST_TEXT,
     PICTURE,
     READY,
@@ -31,7 +30,7 @@ from avl_runtime.serve.decoding.wire import (
     TOO_MANY_PIXELS,
     strips,
 )
-from avl_runtime.vision.load.images import ImageError
+from avl_runtime.vision.load.images import MAX_BYTES, ImageError
 
 START_SECONDS: Final = 180.0
 # Of memory beside what the process begins with: for libraries, and for each pixel. The largest
@@ -197,8 +196,8 @@ class _Process:
 
     def decode(self, data: bytes, pixels: int, seconds: float) -> Image.Image:
         """See `Decoders.decode`; whatever it raises but errors of pictures, the process is over."""
-        if len(data) > MOST_FILE:
-            raise ImageError(f"expected at most {MOST_FILE} bytes, found {len(data)}")
+        if len(data) > MAX_BYTES:
+            raise ImageError(f"expected at most {MAX_BYTES} bytes, found {len(data)}")
         with _Watch(self._process, seconds):
             self._write(ASKED.pack(len(data), pixels, int(seconds) + 1))
             self._write(data)

@@ -12,10 +12,9 @@ from typing import Final
 
 READY: Final = b"avl-decoder\n"
 ASKED: Final = Struct("<QQQ")  # bytes of the file, pixels that are allowed, seconds
-ANSWERED: Final = Struct("<BII")  # one of the four below; width and height, or bytes and 0
+ANSWERED: Final = Struct("<BII")  # one of the three below; width and height, or bytes and 0
 PICTURE, REFUSED, TOO_MANY_PIXELS = range(3)
 MOST_TEXT: Final = 2000  # bytes of a sentence
-MOST_FILE: Final = 128 << 20  # bytes of a file, as `load_image` has it
 CHANNELS: Final = 3
 STRIP: Final = 1 << 20  # bytes of pixels, at most, that are packed and sent at a time
 

@@ -19,7 +19,6 @@ from avl_runtime.serve.decoding.checked import TooManyPixelsError, decoded
 from avl_runtime.serve.decoding.wire import (
     ANSWERED,
     ASKED,
-    MOST_FILE,
     MOST_TEXT,
     PICTURE,
     READY,
@@ -27,7 +26,7 @@ from avl_runtime.serve.decoding.wire import (
     TOO_MANY_PIXELS,
     strips,
 )
-from avl_runtime.vision.load.images import ImageError
+from avl_runtime.vision.load.images import MAX_BYTES, ImageError
 
 if sys.platform != "win32":
     import resource
@@ -81,7 +80,7 @@ def _one(inward: BinaryIO, outward: BinaryIO) -> bool:
     if len(head) < ASKED.size:
         return False
     length, pixels, seconds = ASKED.unpack(head)
-    data = inward.read(length) if length <= MOST_FILE else b""
+    data = inward.read(length) if length <= MAX_BYTES else b""
     if len(data) < length:
         return False
     allow(seconds)
