@@ -134,6 +134,7 @@ def test_a_collector_is_told_of_each_request(
         "http.route": CHAT,
         "http.response.status_code": 200,
         "avl.visual_tokens": 0,
+        "avl.visual_tokens_read": 0,
     }
     assert {key: found.get(key) for key in expected} == expected
     assert found["avl.policy"].startswith("avl") and found["avl.request_id"].startswith("req-")

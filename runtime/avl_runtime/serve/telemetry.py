@@ -37,6 +37,7 @@ NOTED: Final[Mapping[str, str]] = {
     "error": "error.type",
     "policy": "avl.policy",
     "visual_tokens": "avl.visual_tokens",
+    "visual_tokens_read": "avl.visual_tokens_read",
     "kv_bytes": "avl.kv_bytes",
     "queue_ms": "avl.queue_ms",
     "first_ms": "avl.first_token_ms",
