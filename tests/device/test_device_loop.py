@@ -34,6 +34,9 @@ POLICIES = (
     "avl+fastv",
     "random",
     "random:of=avl",
+    "mmtok:tokens=40+avl",
+    "divprune:tokens=40",
+    "random:of=embedded,keep=0.3+fastv",
 )
 Make = Callable[..., tuple[LVLM, Any]]
 

@@ -25,6 +25,7 @@ from avl_plugins.policies import (
 from oracle.selecting import METHODS, Draws, coverage, evs, kernel
 
 CLEAR = 1e-5
+NEARLY = 3e-9  # of tokens that are nearly alike
 
 
 def picture(
@@ -70,6 +71,25 @@ def test_methods_are_brute_force_in_float64(name: str, asked: int) -> None:
                 clear += 1
                 assert chosen(f"{name}:tokens={count}", shown) == sorted(want)
     assert clear > 20
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tokens_that_are_nearly_alike_are_told_apart(name: str) -> None:
+    """Those of a plain background: what another backend makes of features changes no choice."""
+    noise, clear = np.random.default_rng(0), 0
+    for seed in range(8):
+        shown = picture((6, 7), seed=seed)
+        alike = shown.features * np.float32(0.005) + np.float32(1)
+        ours = Picture(alike, shown.question, shown.places, 0, False)
+        off = noise.standard_normal(alike.shape).astype(np.float32) * np.float32(2**-23)
+        theirs = Picture(alike + off, shown.question, shown.places, 0, False)
+        draws = Draws()
+        want = METHODS[name](*plain(ours), 17, draws)
+        if draws.gap > NEARLY:
+            clear += 1
+            spec = f"{name}:tokens=17"
+            assert chosen(spec, ours) == chosen(spec, theirs) == sorted(want)
+    assert clear > 4
 
 
 def test_evs_is_brute_force_in_float64() -> None:

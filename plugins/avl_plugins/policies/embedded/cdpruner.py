@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from avl_plugins.policies.checks import check_weight
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import cosines, unit
+from avl_plugins.policies.embedded.similar import Doubles, cosines, unit
 from avl_plugins.policies.view import Indices, Picture
 
 SMALLEST = 1e-6  # what a further token adds to a determinant at least, to be chosen for that
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +66,8 @@ def _relevance(picture: Picture) -> Doubles:
     """[n] above 0 and up to about 1; 1 everywhere where nothing is asked, or all are as near."""
     if not len(picture.question):
         return np.ones(len(picture.features))
-    asked = picture.question.astype(np.float64).mean(0, keepdims=True)
-    near = (unit(picture.features.astype(np.float64)) @ unit(asked).T)[:, 0]
+    asked = picture.question.mean(0, dtype=np.float64, keepdims=True)
+    near = (unit(picture.features) @ unit(asked).T)[:, 0]
     spread = near.max() - near.min()
     if not spread:
         return np.ones(len(near))

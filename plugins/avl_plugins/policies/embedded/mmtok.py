@@ -10,8 +10,8 @@ import numpy as np
 
 from avl_plugins.policies.checks import check_fraction
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import cosines, unit
-from avl_plugins.policies.view import Indices, Picture, Scores
+from avl_plugins.policies.embedded.similar import Doubles, cosines, unit
+from avl_plugins.policies.view import Indices, Picture
 
 TEXT_TEMPERATURE, PICTURE_TEMPERATURE = 0.02, 0.2  # the paper's
 TOGETHER = 32  # tokens whose gains are computed at once
@@ -35,7 +35,7 @@ class MMTok(Selecting):
 
     def pick(self, picture: Picture, count: int) -> Indices:
         covers = _covers(self.name, picture, self.alpha)
-        best = np.zeros(covers.shape[1], np.float32)
+        best = np.zeros(covers.shape[1])
         # Gains only shrink as tokens are chosen, so an old one bounds the new one from above: only
         # tokens whose bound is above the best new gain are looked at again.
         bounds = [(-gain, token) for token, gain in enumerate(covers.sum(1).tolist())]
@@ -56,21 +56,22 @@ class MMTok(Selecting):
         return chosen
 
 
-def _covers(name: str, picture: Picture, alpha: float) -> Scores:
-    """[n, m + n] float32: how well each token covers each of the question, and of the picture."""
+def _covers(name: str, picture: Picture, alpha: float) -> Doubles:
+    """[n, m + n]: how well each token covers each of the question, and of the picture."""
     among = cosines(name, picture.features)
     asked = unit(picture.question) @ unit(picture.features).T
-    found = np.empty((len(among), len(asked) + len(among)), np.float32)
+    found = np.empty((len(among), len(asked) + len(among)))
     if len(asked):
         found[:, : len(asked)] = _shares(asked, TEXT_TEMPERATURE).T / len(asked)
-    found[:, len(asked) :] = (alpha / len(among)) * _shares(among, PICTURE_TEMPERATURE).T
+    weight = alpha / len(among)
+    np.multiply(_shares(among, PICTURE_TEMPERATURE).T, weight, out=found[:, len(asked) :])
     return found
 
 
-def _shares(rows: Scores, temperature: float) -> Scores:
-    """Softmax of each row."""
-    found: Scores = rows - rows.max(1, keepdims=True)
-    found /= temperature
-    np.exp(found, out=found)
-    found /= found.sum(1, keepdims=True)
-    return found
+def _shares(rows: Doubles, temperature: float) -> Doubles:
+    """Softmax of each row, in place."""
+    rows -= rows.max(1, keepdims=True)
+    rows /= temperature
+    np.exp(rows, out=rows)
+    rows /= rows.sum(1, keepdims=True)
+    return rows

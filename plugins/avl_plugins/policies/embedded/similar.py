@@ -1,26 +1,34 @@
-"""How alike the tokens of a picture are: cosines of their features."""
+"""How alike the tokens of a picture are: cosines of their features.
+
+In float64: tokens of a plain background are so alike that the last digits of float32 would decide
+among them, and those differ from backend to backend.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies.view import Scores
 
-MOST_TOKENS: Final = 1 << 14  # of one picture or video: their cosines take a gigabyte
+Doubles = npt.NDArray[np.float64]
+
+MOST_TOKENS: Final = 1 << 14  # of one picture or video: their cosines take two gigabytes
 
 
-def unit(rows: Scores) -> Scores:
-    """Rows [n, C] brought to length 1; those of zeros stay."""
-    lengths = np.sqrt(np.einsum("nc,nc->n", rows, rows))[:, None]
-    found: Scores = rows / np.where(lengths > 0, lengths, 1)
-    return found
+def unit(rows: Scores) -> Doubles:
+    """Rows [n, C] brought to length 1, float64; those of zeros stay."""
+    wide = rows.astype(np.float64)
+    lengths = np.sqrt(np.einsum("nc,nc->n", wide, wide))[:, None]
+    wide /= np.where(lengths > 0, lengths, 1)
+    return wide
 
 
-def cosines(name: str, rows: Scores) -> Scores:
-    """[n, n] of rows [n, C] with each other.
+def cosines(name: str, rows: Scores) -> Doubles:
+    """[n, n] float64 of rows [n, C] with each other.
 
     Raises:
         PolicyError: there are more than MOST_TOKENS; `name` is the policy's.
@@ -31,5 +39,5 @@ def cosines(name: str, rows: Scores) -> Scores:
             f"which is compared with each, found {len(rows)}; show less of it, or use uniform"
         )
     whole = unit(rows)
-    found: Scores = whole @ whole.T
+    found: Doubles = whole @ whole.T
     return found
