@@ -219,6 +219,8 @@ class Sequence:
 
     def leave_behind(self, cache: SegmentCache, position: int) -> None:
         """Drop rows of a segment that windows end before, as seen from the next row's position."""
+        if self._manifest.reach.window is None:  # asked before every step
+            return
         if leave_behind(cache, self.seq, position):
             self.settled = max(self.settled, position)
 
