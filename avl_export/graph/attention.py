@@ -75,6 +75,11 @@ class LayerCaches:
     results: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
     layer: int = 0
 
+    @property
+    def held(self) -> tuple[torch.Tensor, ...]:
+        """What the layer that runs is given of what it keeps."""
+        return self.caches[self.layer]
+
 
 def split_cache_attention(
     module: Any,
@@ -91,9 +96,9 @@ def split_cache_attention(
 
     With no entry in AttentionMaskInterface transformers builds no mask for it.
     """
-    *cache, parked_len = layer_caches.caches[module.layer_idx][:ROWS]
-    positions = layer_caches.caches[module.layer_idx][ROWS:]
-    given = (query, key, value, *cache, parked_len, layer_caches.row_weights)
+    held = layer_caches.held
+    positions = held[ROWS:]
+    given = (query, key, value, *held[:ROWS], layer_caches.row_weights)
     if positions:
         if sliding_window is None:
             raise RuntimeError("a layer with a window that its attention is not told of")
@@ -115,13 +120,13 @@ def translation() -> dict[Any, Any]:
     onnx_schema.register()
     ops = torch.ops.avl
     return {
-        ops.split_cache_attention.default: _node(SPLIT_CACHE_ATTENTION),
-        ops.block_cache_attention.default: _node(BLOCK_CACHE_ATTENTION),
-        ops.window_cache_attention.default: _node(WINDOW_CACHE_ATTENTION),
+        ops.split_cache_attention.default: node_of(SPLIT_CACHE_ATTENTION),
+        ops.block_cache_attention.default: node_of(BLOCK_CACHE_ATTENTION),
+        ops.window_cache_attention.default: node_of(WINDOW_CACHE_ATTENTION),
     }
 
 
-def _node(op: Op) -> Callable[..., Any]:
+def node_of(op: Op) -> Callable[..., Any]:
     """A function that makes nodes of `op`, with the signature that torch's exporter looks for."""
     ops = Opset(op.domain, op.version)
     inputs = [value.name for value in op.inputs]

@@ -8,14 +8,13 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript.values import Opset
 from torch import nn
 from transformers.activations import ACT2FN
 
 from avl_export.families.decoders.states import CONVOLVE, RULE, replaced
-from avl_export.graph.attention import LayerCaches
+from avl_export.graph.attention import LayerCaches, node_of
 from avl_plugins.bodies.state_body import state_function
-from avl_plugins.schema import DOMAIN, GATED_DELTA_RULE, SHORT_CONVOLUTION, STATE_OPS, VERSION
+from avl_plugins.schema import DOMAIN, GATED_DELTA_RULE, SHORT_CONVOLUTION, STATE_OPS
 
 torch.library.define(
     "avl::short_convolution", "(Tensor x, Tensor conv_state, Tensor weight) -> (Tensor, Tensor)"
@@ -63,8 +62,8 @@ def _convolve(
     **_: object,
 ) -> torch.Tensor:
     """[B, C, S] and [C, K] -> [B, C, S], as transformers' causal_conv1d_fn."""
-    held = layer_caches.caches[layer_caches.layer][0]
-    y, made = torch.ops.avl.short_convolution(hidden_states.transpose(1, 2), held, weight)
+    rows, held = hidden_states.transpose(1, 2), layer_caches.held[0]
+    y, made = torch.ops.avl.short_convolution(rows, held, weight)
     layer_caches.results.append((made,))
     y = y if bias is None else y + bias
     found: torch.Tensor = y if activation is None else ACT2FN[activation](y)
@@ -85,7 +84,7 @@ def _rule(
     """As transformers' torch_chunk_gated_delta_rule, [B, S, heads, size] each."""
     if not use_qk_l2norm_in_kernel:
         raise TypeError("a delta rule whose queries and keys have another norm")
-    held = layer_caches.caches[layer_caches.layer][1]
+    held = layer_caches.held[1]
     out, made = torch.ops.avl.gated_delta_rule(query, key, value, g, beta, held)
     layer_caches.results.append((made,))
     return out, None
@@ -93,17 +92,9 @@ def _rule(
 
 def translation() -> dict[Any, Any]:
     """Entries for the custom translation table; `attention.translation` registers the schemas."""
-    ops = Opset(DOMAIN, VERSION)
-
-    def convolution(x: Any, conv_state: Any, weight: Any) -> Any:
-        return getattr(ops, SHORT_CONVOLUTION.name)(x, conv_state, weight)
-
-    def rule(q: Any, k: Any, v: Any, decay: Any, beta: Any, delta_state: Any) -> Any:
-        return getattr(ops, GATED_DELTA_RULE.name)(q, k, v, decay, beta, delta_state)
-
     return {
-        torch.ops.avl.short_convolution.default: convolution,
-        torch.ops.avl.gated_delta_rule.default: rule,
+        torch.ops.avl.short_convolution.default: node_of(SHORT_CONVOLUTION),
+        torch.ops.avl.gated_delta_rule.default: node_of(GATED_DELTA_RULE),
     }
 
 
