@@ -19,9 +19,10 @@ Node overhead dominates a small decode step, so those branches are written for f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 _HEADS = ("Shape <start = 1, end = 2> (q)", "Shape <start = 1, end = 2> (k_new)")
+
+_INPUTS = """q, k_new, v_new, k_active, v_active, active_len,
+                    k_parked, v_parked, parked_len, row_weights"""
 
 _ATTENTION = """
     rows_now = Shape <start = 2, end = 3> (row_weights)
@@ -31,20 +32,16 @@ _ATTENTION = """
         then_branch = step () => (step_out, step_active, step_parked, step_new)
         {
             step_out, step_active, step_parked, step_new =
-                avl.SplitCacheStep <scale: float = @scale> (
-                    q, k_new, v_new, k_active, v_active, active_len,
-                    k_parked, v_parked, parked_len, row_weights
-                )
+                avl.SplitCacheStep <scale: float = @scale> ({inputs})
         },
         else_branch = prompt () => (prompt_out, prompt_active, prompt_parked, prompt_new)
-        {
-            prompt_out, prompt_active, prompt_parked, prompt_new =
-                avl.SplitCachePrompt <scale: float = @scale> (
-                    q, k_new, v_new, k_active, v_active, active_len,
-                    k_parked, v_parked, parked_len, row_weights
-                )
-        }
+        { {prompt} }
     >
+"""
+
+_PROMPT_CALL = """
+            prompt_out, prompt_active, prompt_parked, prompt_new =
+                avl.SplitCachePrompt <scale: float = @scale> ({inputs})
 """
 
 _STEPS = """
@@ -256,9 +253,14 @@ _ORDINARY = {
 }
 
 
-def attention_body() -> str:
-    """SplitCacheAttention's nodes: the choice between the two functions below."""
-    return _ATTENTION
+def attention_body(prompt: str = _PROMPT_CALL) -> str:
+    """SplitCacheAttention's nodes: the choice between the two functions below.
+
+    Args:
+        prompt: nodes for several rows, which make prompt_out, prompt_active, prompt_parked and
+            prompt_new; {inputs} in them are those of the op.
+    """
+    return filled(_ATTENTION, prompt=prompt, inputs=_INPUTS)
 
 
 def prompt_body(
@@ -275,13 +277,13 @@ def prompt_body(
             see.
     """
     parts = {"new_sees": new_sees, "active_near": active_near, "active_sees": active_sees}
-    return _with_heads(_filled(_PROMPT, {"scaled": _SCALED, **parts}), heads)
+    return _with_heads(filled(_PROMPT, scaled=_SCALED, **parts), heads)
 
 
 def step_body(heads: tuple[int, int] | None) -> str:
     """SplitCacheStep's nodes; `heads` as for `prompt_body`."""
-    branches = {"ordinary": _filled(_STEP, _ORDINARY), "refresh": _filled(_STEP, _REFRESH)}
-    return _with_heads(_filled(_STEPS, {"scaled": _SCALED, **branches}), heads)
+    branches = {"ordinary": filled(_STEP, **_ORDINARY), "refresh": filled(_STEP, **_REFRESH)}
+    return _with_heads(filled(_STEPS, scaled=_SCALED, **branches), heads)
 
 
 def constant_ints(value: int) -> str:
@@ -289,14 +291,14 @@ def constant_ints(value: int) -> str:
     return f"Constant <value_ints = [{value}]> ()"
 
 
-def _filled(template: str, parts: Mapping[str, str]) -> str:
+def filled(template: str, **parts: object) -> str:
     """`template` with each {name} of `parts` replaced; braces of the parser's language stay."""
-    for name, text in parts.items():
-        template = template.replace(f"{{{name}}}", text)
+    for name, part in parts.items():
+        template = template.replace(f"{{{name}}}", str(part))
     return template
 
 
 def _with_heads(body: str, heads: tuple[int, int] | None) -> str:
     """`body` with the head counts, or with what finds them in the shapes of q and k_new."""
     query, key = _HEADS if heads is None else (constant_ints(heads[0]), constant_ints(heads[1]))
-    return _filled(body, {"heads": query, "kv_heads": key})
+    return filled(body, heads=query, kv_heads=key)

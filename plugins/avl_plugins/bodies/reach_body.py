@@ -6,24 +6,10 @@ over.
 
 from __future__ import annotations
 
-from avl_plugins.bodies.attention_body import prompt_body
+from avl_plugins.bodies.attention_body import attention_body, filled, prompt_body
 
-_INPUTS = """q, k_new, v_new, k_active, v_active, active_len,
-                    k_parked, v_parked, parked_len, row_weights"""
-
-_CHOICE = """
-    rows_now = Shape <start = 2, end = 3> (row_weights)
-    one_row = Constant <value_ints = [1]> ()
-    is_step = Equal (rows_now, one_row)
-    out, mass_active, mass_parked, mass_new = If (is_step) <
-        then_branch = step () => (step_out, step_active, step_parked, step_new)
-        {
-            step_out, step_active, step_parked, step_new =
-                avl.SplitCacheStep <scale: float = @scale> ({inputs})
-        },
-        else_branch = several ()
-            => (several_out, several_active, several_parked, several_new)
-        {
+# Several rows: a function that kernels take over where each sees all before it, and no later one.
+_SEVERAL = """
             c_zero = Constant <value_int = 0> ()
             c_one = Constant <value_int = 1> ()
             count = Squeeze (rows_now)
@@ -33,7 +19,7 @@ _CHOICE = """
             furthest = ReduceMax <keepdims = 0> (ahead)
             is_causal = Equal (furthest, c_zero)
             {is_plain}
-            several_out, several_active, several_parked, several_new = If (plain) <
+            prompt_out, prompt_active, prompt_parked, prompt_new = If (plain) <
                 then_branch = plain_prompt ()
                     => (plain_out, plain_active, plain_parked, plain_new)
                 {
@@ -47,8 +33,6 @@ _CHOICE = """
                         avl.{masked} ({inputs}, {more})
                 }
             >
-        }
-    >
 """
 
 _PLAIN_BLOCK = "plain = Identity (is_causal)"
@@ -105,18 +89,14 @@ def window_body() -> str:
 
 def block_prompt_body(heads: tuple[int, int] | None) -> str:
     """BlockCachePrompt's nodes; `heads` as for `prompt_body`."""
-    return prompt_body(heads, _ENDS.replace("{sees}", "sees"))
+    return prompt_body(heads, filled(_ENDS, sees="sees"))
 
 
 def window_prompt_body(heads: tuple[int, int] | None) -> str:
     """WindowCachePrompt's nodes; `heads` as for `prompt_body`."""
-    new_sees = _ENDS.replace("{sees}", "ahead") + _NEW_WINDOW
+    new_sees = filled(_ENDS, sees="ahead") + _NEW_WINDOW
     return prompt_body(heads, new_sees, _ACTIVE_WINDOW, "active_both")
 
 
 def _choice(masked: str, is_plain: str, more: str) -> str:
-    parts = {"inputs": _INPUTS, "is_plain": is_plain, "masked": masked, "more": more}
-    body = _CHOICE
-    for name, text in parts.items():
-        body = body.replace(f"{{{name}}}", text)
-    return body
+    return attention_body(filled(_SEVERAL, is_plain=is_plain, masked=masked, more=more))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import onnx
 
+from avl_plugins.bodies.attention_body import filled
 from avl_plugins.bodies.function import function_proto
 from avl_plugins.schema import GATED_DELTA_RULE, SHORT_CONVOLUTION, Op
 from avl_plugins.schema.states import NORM_EPSILON
@@ -245,14 +246,14 @@ def state_function(op: Op, kernel: int, opset: int = 23) -> onnx.FunctionProto:
     if op != GATED_DELTA_RULE:
         raise KeyError(op.name)
     doublings = [_DOUBLING.format(size=size, twice=2 * size) for size in _sizes()]
-    prompt = _filled(
+    prompt = filled(
         _PROMPT,
         parts="".join(_PART.format(x=x, rows=rows) for x, rows in _PARTS.items()),
         doublings="".join(doublings),
         chunk=CHUNK,
         last=CHUNK - 1,
     )
-    body = _filled(
+    body = filled(
         _RULE,
         epsilon=f"{NORM_EPSILON:.1e}",
         unit_q=_UNIT.format(x="q"),
@@ -266,10 +267,3 @@ def state_function(op: Op, kernel: int, opset: int = 23) -> onnx.FunctionProto:
 def _sizes() -> list[int]:
     """Of the blocks that are doubled until one is a chunk."""
     return [1 << power for power in range(CHUNK.bit_length() - 1)]
-
-
-def _filled(template: str, **parts: object) -> str:
-    """`template` with each {name} replaced; braces of the parser's language stay."""
-    for name, part in parts.items():
-        template = template.replace(f"{{{name}}}", str(part))
-    return template
