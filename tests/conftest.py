@@ -29,6 +29,9 @@ from avl_plugins.cpu.host import host
 from avl_runtime import LVLM
 from avl_runtime.requests import Scheduler
 from support.compiled import require
+from support.torchlib import one_table
+
+__all__ = ["one_table"]
 
 Packages = Callable[[Path], Path]
 
@@ -68,7 +71,7 @@ def tiny_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def package_of(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+def package_of(tmp_path_factory: pytest.TempPathFactory, one_table: None) -> Packages:
     """Maps a checkpoint folder to its exported package."""
     made: dict[Path, Path] = {}
 

@@ -9,9 +9,9 @@ import torch
 
 from export.checkpoints import make_config, write_random
 from export.conftest import refused
-from support.torchlib import one_table
+from support.torchlib import always_one_table
 
-__all__ = ["one_table", "refused"]
+__all__ = ["always_one_table", "refused"]
 
 
 @pytest.fixture(autouse=True, scope="session")

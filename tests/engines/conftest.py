@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from avl_export.cli import main as export
-from support.torchlib import one_table
+from support.torchlib import always_one_table
 
-__all__ = ["one_table"]
+__all__ = ["always_one_table"]
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from export.checkpoints import make_config, write_random
-from support.torchlib import one_table
+from support.torchlib import always_one_table
 
-__all__ = ["one_table"]
+__all__ = ["always_one_table"]
 
 PROGRESS = tuple(f"avl-export: {doing}" for doing in ("tracing", "copying", "fetching", "hashing"))
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from families.support import Case, Made
-from support.torchlib import one_table
+from support.torchlib import always_one_table
 
-__all__ = ["one_table"]
+__all__ = ["always_one_table"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

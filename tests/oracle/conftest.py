@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from support.random_llava import write_checkpoint
+from support.torchlib import always_one_table
+
+__all__ = ["always_one_table"]
 
 Checkpoints = Callable[[int], Path]
 

@@ -18,9 +18,9 @@ from avl_export.options import Options
 from avl_export.plan.plan import Plan, make_plan
 from avl_plugins.bodies.linear_ops import LINEARS
 from export.checkpoints import make_config, write_random
-from support.torchlib import one_table
+from support.torchlib import always_one_table
 
-__all__ = ["one_table"]
+__all__ = ["always_one_table"]
 
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 100}
 

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from torch.onnx._internal.exporter import _registration
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(scope="session")
 def one_table() -> Iterator[None]:
-    """Every graph that is exported gets a copy of one table, for folders whose conftest has this.
+    """Every graph that is exported gets a copy of one table.
 
     torch lists its 500 translations anew for each graph, which takes half a second.
     """
+    from torch.onnx._internal.exporter import _registration  # three seconds: only where one exports
+
     registry: Any = _registration.ONNXRegistry
     tables = functools.cache(registry.from_torchlib)
 
@@ -28,3 +29,8 @@ def one_table() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "from_torchlib", staticmethod(copied))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def always_one_table(one_table: None) -> None:
+    """For folders whose conftest has this: their tests export by themselves."""
