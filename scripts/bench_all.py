@@ -26,7 +26,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from avl_export.checkpoint.aliases import HUB_IDS
 from bench_targets import AVL, CHAIN, LONG, TIGHT, table, targets
+from make_random import write_known
 from peer_targets import FILES
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +44,7 @@ class Record:
     """One call of avl-bench.
 
     Attributes:
-        preset: of make_random; `stored`: how its weights are.
+        preset: of make_random, or an alias; `stored`: how its weights are.
         kind: int4, or what it computes in; `beside` the same of the package measured with it.
         asked: further arguments.
         starts: how often every candidate's process is started.
@@ -121,6 +123,14 @@ RECORDS = {
         ("--visual-tokens", "0", "--text-tokens", "64", "--new-tokens", "32"),
         beside="int4",
     ),
+    "qwen3.5": Record(
+        "qwen3.5-0.8b",
+        ("dense",),
+        ("--visual-tokens", "0", "--text-tokens", "3008", "--new-tokens", "64"),
+        (TORCH,),
+        stored="fp16",
+        repeats=1,
+    ),
     "long-text": Record(
         "S3",
         ("dense", LONG),
@@ -145,9 +155,11 @@ KNOWN = (*ALL, *TRIALS)
 
 
 def checkpoint(folder: Path, preset: str, stored: str) -> Path:
-    """Random weights of a preset, stored in fp32 or fp16; made if they are not there."""
+    """Random weights of a preset or alias, stored in fp32 or fp16; made if they are not there."""
     made = folder / f"{preset}-{stored}"
-    if not made.exists():
+    if not made.exists() and preset in HUB_IDS:
+        write_known(made, preset, dtype=stored)
+    elif not made.exists():
         run(ROOT / "scripts/make_random.py", made, "--preset", preset, "--dtype", stored)
     return made
 

@@ -44,6 +44,7 @@ FAMILIES = {
     "qwen2_vl": "qwen2-vl-2b",
     "qwen2_5_vl": "qwen2.5-vl-3b",
     "qwen3_vl": "qwen3-vl-2b",
+    "qwen3_5": "qwen3.5-0.8b",
     "gemma3": "gemma-3-4b",
 }
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -132,6 +133,9 @@ def files_of(shape: Shape) -> dict[str, Any]:
         "tie_word_embeddings": False,
     }
     text.pop("rope_scaling" if shape.family == "internvl" else "", None)
+    if "full_attention_interval" in text:  # two layers of attention at least
+        most = max(1, shape.layers // 2)
+        text["full_attention_interval"] = min(text["full_attention_interval"], most)
     if "head_dim" in text:
         text["head_dim"] = shape.hidden // shape.heads
     for rope in (text.get("rope_scaling"), text.get("rope_parameters")):
@@ -158,13 +162,20 @@ def write(folder: Path, shape: Shape, seed: int = 0) -> int:
     return _write(folder, files_of(shape), seed)
 
 
-def write_known(folder: Path, alias: str, seed: int = 0) -> int:
+def write_known(folder: Path, alias: str, seed: int = 0, dtype: str | None = None) -> int:
     """Write a checkpoint in the full size of one that avl knows; returns its weights' bytes.
+
+    Args:
+        dtype: of `DTYPES`, in place of its own.
 
     Raises:
         FileExistsError: there is something at `folder` already.
     """
-    return _write(folder, json.loads(json.dumps(known_files(alias))), seed)
+    files = json.loads(json.dumps(known_files(alias)))
+    if dtype is not None:
+        config = files["config.json"]
+        config["dtype"] = config["text_config"]["dtype"] = DTYPES[dtype]
+    return _write(folder, files, seed)
 
 
 def _write(folder: Path, files: dict[str, Any], seed: int) -> int:

@@ -14,11 +14,19 @@ from transformers.activations import ACT2FN
 from avl_export.families.decoders.states import CONVOLVE, RULE, replaced
 from avl_export.graph.attention import LayerCaches, node_of
 from avl_plugins.bodies.state_body import state_function
-from avl_plugins.schema import DOMAIN, GATED_DELTA_RULE, SHORT_CONVOLUTION, STATE_OPS
-
-torch.library.define(
-    "avl::short_convolution", "(Tensor x, Tensor conv_state, Tensor weight) -> (Tensor, Tensor)"
+from avl_plugins.schema import (
+    DOMAIN,
+    GATED_DELTA_RULE,
+    SHORT_CONVOLUTION,
+    SHORT_CONVOLUTION_SILU,
+    STATE_OPS,
 )
+
+_CONVOLUTIONS = {None: "short_convolution", "silu": "short_convolution_silu"}
+for _name in _CONVOLUTIONS.values():
+    torch.library.define(
+        f"avl::{_name}", "(Tensor x, Tensor conv_state, Tensor weight) -> (Tensor, Tensor)"
+    )
 torch.library.define(
     "avl::gated_delta_rule",
     "(Tensor q, Tensor k, Tensor v, Tensor decay, Tensor beta, Tensor delta_state) "
@@ -63,10 +71,11 @@ def _convolve(
 ) -> torch.Tensor:
     """[B, C, S] and [C, K] -> [B, C, S], as transformers' causal_conv1d_fn."""
     rows, held = hidden_states.transpose(1, 2), layer_caches.held[0]
-    y, made = torch.ops.avl.short_convolution(rows, held, weight)
+    inside = activation if bias is None and activation in _CONVOLUTIONS else None
+    y, made = getattr(torch.ops.avl, _CONVOLUTIONS[inside])(rows, held, weight)
     layer_caches.results.append((made,))
     y = y if bias is None else y + bias
-    found: torch.Tensor = y if activation is None else ACT2FN[activation](y)
+    found: torch.Tensor = y if activation == inside else ACT2FN[activation](y)
     return found.transpose(1, 2)
 
 
@@ -94,6 +103,7 @@ def translation() -> dict[Any, Any]:
     """Entries for the custom translation table; `attention.translation` registers the schemas."""
     return {
         torch.ops.avl.short_convolution.default: node_of(SHORT_CONVOLUTION),
+        torch.ops.avl.short_convolution_silu.default: node_of(SHORT_CONVOLUTION_SILU),
         torch.ops.avl.gated_delta_rule.default: node_of(GATED_DELTA_RULE),
     }
 
@@ -115,5 +125,6 @@ def attach_states(model: ir.Model) -> None:
         model.functions[function.identifier()] = function
 
 
-torch.library.register_fake("avl::short_convolution", _convolution_shapes)
+for _name in _CONVOLUTIONS.values():
+    torch.library.register_fake(f"avl::{_name}", _convolution_shapes)
 torch.library.register_fake("avl::gated_delta_rule", _rule_shapes)

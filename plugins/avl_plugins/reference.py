@@ -265,6 +265,16 @@ def short_convolution(x: Float, conv_state: Float, weight: Float) -> tuple[Float
     return y.astype(x.dtype), rows[:, dims["S"] :].astype(x.dtype)
 
 
+def short_convolution_silu(x: Float, conv_state: Float, weight: Float) -> tuple[Float, Float]:
+    """The same with its activation; `schema.SHORT_CONVOLUTION_SILU`.
+
+    Raises:
+        OpError: shapes do not fit.
+    """
+    sums, state = short_convolution(x.astype(np.float64), conv_state, weight)
+    return (sums / (1 + np.exp(-sums))).astype(x.dtype), state.astype(x.dtype)
+
+
 def gated_delta_rule(
     q: Float, k: Float, v: Float, decay: Float32, beta: Float, delta_state: Float32
 ) -> tuple[Float, Float32]:

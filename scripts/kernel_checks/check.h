@@ -24,5 +24,6 @@ void check_attention(void);
 void check_codes(void);
 void check_linears(void);
 void check_quantized(void);
+void check_states(void);
 
 #endif

@@ -90,6 +90,7 @@ int main(void)
     check_codes();
     check_linears();
     check_quantized();
+    check_states();
     printf("%s: %lld results, %lld differ\n", avl_instructions(), (long long)compared,
            (long long)differ);
     return differ || !compared;

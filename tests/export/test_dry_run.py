@@ -56,6 +56,7 @@ PUBLISHED = {
     "qwen2.5-vl-7b": 8290,
     "qwen3-vl-2b": 2130,
     "qwen3-vl-8b": 8770,
+    "qwen3.5-0.8b": 853,  # and 20 in a layer that drafts, which nothing reads
     "gemma-3-4b": 4300,
     "smolvlm-256m": 256,
     "smolvlm-500m": 508,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from avl_export.plan.plan import make_plan
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
+from avl_runtime.cli.bench import main as avl_bench
 from avl_runtime.engines.options import Options as BuildOptions
 from avl_runtime.engines.plan import make_plan as build_plan
 from avl_runtime.evaluate.measure import flops_share
@@ -200,6 +202,15 @@ class TestQwen35(PatchTests):
             assert len(got.placements[0].core) == 2
             shares.append(flops_share(dims, prompt, parse(spec), got))
         assert shares[0] == 1 > shares[1] > shares[2] > 0.5
+
+    def test_speed_is_measured(self, made: Made, tmp_path: Path) -> None:
+        out, asked = tmp_path / "speed.json", "--visual-tokens 0 --new-tokens 2 --repeats 1"
+        rest = "--warm-up 0 --threads 1 --idle-wait 0 --policies dense"
+        command = [str(made.package), *f"{asked} {rest}".split(), "--json", str(out)]
+        assert avl_bench(command) == 0
+        report = json.loads(out.read_text())
+        assert report["dims"]["states"]["layers"] == [0, 2, 3]
+        assert report["candidates"][0]["kv_bytes"] > 0
 
     def test_rows_in_eight_bits(self, made: Made) -> None:
         model = LVLM.load(made.package, backend="ort-cpu", threads=1, kv="int8")

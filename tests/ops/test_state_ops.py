@@ -1,51 +1,65 @@
-"""Ops of layers with a state: function bodies against the rules row by row, in float64."""
+"""Ops of layers with a state: bodies and kernels against the rules row by row, in float64."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
 
-from avl_plugins import reference
+from avl_plugins import cpu, reference
 from avl_plugins.bodies.state_body import CHUNK, state_function
-from avl_plugins.schema import DOMAIN, GATED_DELTA_RULE, SHORT_CONVOLUTION, VERSION, Op
+from avl_plugins.cpu.build import DELTA_LEVELS
+from avl_plugins.schema import (
+    CONVOLUTIONS,
+    GATED_DELTA_RULE,
+    SHORT_CONVOLUTION,
+    SHORT_CONVOLUTION_SILU,
+    Op,
+)
+from ops.op_models import op_model, run, session
+from support.compiled import require
 
 Floats = NDArray[np.float32]
+Form = Callable[[Op, int, Mapping[str, Floats]], list[Floats]]
 OPSET = 23
+LEVELS = {"base": (), "avx2": DELTA_LEVELS["avl_delta_avx2"]}
+LEVELS |= {"avx512": DELTA_LEVELS["avl_delta_avx512"]}
 NAIVE: Mapping[str, Callable[..., tuple[NDArray[np.floating], ...]]] = {
     SHORT_CONVOLUTION.name: reference.short_convolution,
+    SHORT_CONVOLUTION_SILU.name: reference.short_convolution_silu,
     GATED_DELTA_RULE.name: reference.gated_delta_rule,
 }
 
 
 @functools.cache
-def session(op: Op, kernel: int = 4) -> ort.InferenceSession:
-    """The body of an op in a graph of its own, without kernels."""
-    kind = onnx.TensorProto.FLOAT
-    inputs, outputs = (
-        [helper.make_tensor_value_info(v.name, kind, [None] * len(v.shape)) for v in values]
-        for values in (op.inputs, op.outputs)
-    )
-    names = [value.name for value in op.inputs], [value.name for value in op.outputs]
-    model = helper.make_model(
-        helper.make_graph(
-            [helper.make_node(op.name, *names, domain=DOMAIN)], op.name, inputs, outputs
-        ),
-        ir_version=11,
-        functions=[state_function(op, kernel, OPSET)],
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
-    )
-    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def opened(op: Op, kernel: int, kernels: Path | None, level: str) -> ort.InferenceSession:
+    """An op in a graph of its own; `level` is what the environment says, which a session reads."""
+    model = op_model(op, [state_function(op, kernel, OPSET)], {}, {}, opset=OPSET)
+    return session(model, kernels, intra_op_num_threads=2)
 
 
-def check(op: Op, kernel: int, feeds: Mapping[str, Floats], atol: float) -> None:
-    found = session(op, kernel).run(None, dict(feeds))
+@pytest.fixture(params=["body", *LEVELS])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
+    """An op's results by its body, or by kernels for instructions that this processor has."""
+    library = None
+    if request.param != "body":
+        library = request.getfixturevalue("kernels")
+        require(LEVELS[request.param])
+        monkeypatch.setenv(cpu.LEVEL_SWITCH, request.param)
+
+    def computed(op: Op, kernel: int, feeds: Mapping[str, Floats]) -> list[Floats]:
+        return run(opened(op, kernel, library, request.param), dict(feeds))
+
+    return computed
+
+
+def check(form: Form, op: Op, kernel: int, feeds: Mapping[str, Floats], atol: float) -> None:
+    found = form(op, kernel, feeds)
     for one, other in zip(found, NAIVE[op.name](**feeds), strict=True):
         np.testing.assert_allclose(one, other, atol=atol, rtol=0)
 
@@ -70,39 +84,52 @@ def rule(
     }
 
 
+@pytest.mark.parametrize("sizes", [(10, 14), (64, 80)])
 @pytest.mark.parametrize("rows", [1, 2, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
 @pytest.mark.parametrize("alike", [0, 5])
-def test_the_delta_rule(rows: int, alike: float) -> None:
+def test_the_delta_rule(form: Form, rows: int, alike: float, sizes: tuple[int, int]) -> None:
     """Also of keys at a cosine of 0.96, as those of neighbouring patches are."""
-    check(GATED_DELTA_RULE, 4, rule(2, rows, 3, 6, (10, 14), alike), 2e-6)
+    check(form, GATED_DELTA_RULE, 4, rule(2, rows, 3, 6, sizes, alike), 2e-6)
 
 
-def test_a_state_may_be_forgotten_at_once() -> None:
+def test_a_state_may_be_forgotten_at_once(form: Form) -> None:
     """Exponents of later rows' decays would be infinite, were they not left out before."""
     feeds = rule(1, CHUNK, 1, 3, (8, 5))
     feeds["decay"] *= 400
     assert feeds["decay"].sum(1).min() < -1e3
-    check(GATED_DELTA_RULE, 4, feeds, 2e-6)
+    check(form, GATED_DELTA_RULE, 4, feeds, 2e-6)
 
 
-def test_cuts_change_nothing() -> None:
+def test_cuts_change_nothing(form: Form) -> None:
     """A prompt in pieces, the second one a single row, leaves the state that it leaves whole."""
-    feeds, body = rule(1, 2 * CHUNK + 7, 2, 4, (6, 10)), session(GATED_DELTA_RULE)
-    whole = body.run(None, feeds)
+    feeds = rule(1, 2 * CHUNK + 7, 2, 4, (6, 10))
+    whole = form(GATED_DELTA_RULE, 4, feeds)
     outputs, state = [], feeds["delta_state"]
     for begin, end in ((0, 7), (7, 8), (8, CHUNK + 9), (CHUNK + 9, 2 * CHUNK + 7)):
-        part = {name: array[:, begin:end] for name, array in feeds.items() if name in "qkv"}
-        part |= {name: feeds[name][:, begin:end] for name in ("decay", "beta")}
-        out, state = body.run(None, {**part, "delta_state": state})
+        part = {name: feeds[name][:, begin:end] for name in ("q", "k", "v", "decay", "beta")}
+        out, state = form(GATED_DELTA_RULE, 4, {**part, "delta_state": state})
         outputs.append(out)
     np.testing.assert_allclose(np.concatenate(outputs, 1), whole[0], atol=2e-6, rtol=0)
     np.testing.assert_allclose(state, whole[1], atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("op", CONVOLUTIONS, ids=lambda op: op.name)
 @pytest.mark.parametrize("kernel", [2, 3, 4])
-@pytest.mark.parametrize("rows", [1, 2, 9])
-def test_the_convolution(kernel: int, rows: int) -> None:
+@pytest.mark.parametrize(("rows", "channels"), [(1, 300), (2, 5), (9, 67)])
+def test_the_convolution(form: Form, op: Op, kernel: int, rows: int, channels: int) -> None:
     rng = np.random.default_rng(kernel)
-    shapes = {"x": (2, rows, 5), "conv_state": (2, kernel - 1, 5), "weight": (5, kernel)}
+    shapes = {"x": (2, rows, channels), "conv_state": (2, kernel - 1, channels)}
+    shapes["weight"] = (channels, kernel)
     feeds = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    check(SHORT_CONVOLUTION, kernel, feeds, 1e-6)
+    check(form, op, kernel, feeds, 2e-6)
+
+
+def test_shapes_that_do_not_fit_are_refused(kernels: Path) -> None:
+    feeds = rule(1, 3, 2, 4, (6, 10))
+    feeds["beta"] = feeds["beta"][:, :2]
+    with pytest.raises(Exception, match="expected shapes that agree"):
+        run(opened(GATED_DELTA_RULE, 4, kernels, ""), feeds)
+    ones = np.ones((1, 3, 8), np.float32)
+    feeds = {"x": ones, "conv_state": ones, "weight": ones[0].T.copy()}
+    with pytest.raises(Exception, match="a state of one row fewer than its inputs"):
+        run(opened(CONVOLUTIONS[0], 3, kernels, ""), feeds)

@@ -17,7 +17,7 @@ import onnx
 
 from avl_plugins.bodies.attention_body import filled
 from avl_plugins.bodies.function import function_proto
-from avl_plugins.schema import GATED_DELTA_RULE, SHORT_CONVOLUTION, Op
+from avl_plugins.schema import CONVOLUTIONS, GATED_DELTA_RULE, SHORT_CONVOLUTION_SILU, Op
 from avl_plugins.schema.states import NORM_EPSILON
 
 CHUNK = 32  # rows
@@ -30,7 +30,12 @@ _CONVOLUTION = """
     conv_new = Slice (rows, count, all_rows, axis_1)
     taps_c = Transpose <perm = [1, 0]> (weight)
     {taps}
-    y = Sum ({names})
+    {sums} = Sum ({names})
+"""
+
+_SILU = """
+    share = Sigmoid (sums)
+    y = Mul (sums, share)
 """
 
 _TAP = """
@@ -239,10 +244,12 @@ def state_function(op: Op, kernel: int, opset: int = 23) -> onnx.FunctionProto:
     Raises:
         KeyError: `op` is none of them.
     """
-    if op == SHORT_CONVOLUTION:
+    if op in CONVOLUTIONS:
         names = ", ".join(f"part_{j}" for j in range(kernel))
         taps = "".join(_TAP.format(j=j) for j in range(kernel))
-        return function_proto(op, _CONVOLUTION.format(taps=taps, names=names), opset)
+        sums, silu = ("sums", _SILU) if op == SHORT_CONVOLUTION_SILU else ("y", "")
+        body = _CONVOLUTION.format(taps=taps, names=names, sums=sums) + silu
+        return function_proto(op, body, opset)
     if op != GATED_DELTA_RULE:
         raise KeyError(op.name)
     doublings = [_DOUBLING.format(size=size, twice=2 * size) for size in _sizes()]

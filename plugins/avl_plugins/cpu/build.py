@@ -18,7 +18,7 @@ from typing import NamedTuple
 FOLDER = Path(__file__).parent
 # Compiled once for every level of instructions:
 KERNELS, FEW, PROMPT, CODES = "attention.c", "few.c", "prompt.c", "codes.c"
-EPILOGUE = "epilogue.c"
+EPILOGUE, DELTA, CONVOLVE = "epilogue.c", "delta.c", "convolve.c"
 # For the levels above the compiler's own:
 LINEAR, SCREEN, QUANTIZED = "linear.c", "screen.c", "quantized.c"
 # Empty for compilers and processors that do not know it:
@@ -27,9 +27,10 @@ AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 WORDS = ("prompt_codes.c", "prompt_words.c")
 SOURCES = (
     *(KERNELS, FEW, "few_run.c", "append.c", "evict.c", "mass.c", "refresh.c", "step.c", "unmap.c"),
-    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, "processor.c", "levels.c"),
+    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, DELTA, CONVOLVE),
+    *("processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
-    *("ort_quantized.c", "ort_ops.c"),
+    *("ort_quantized.c", "ort_state.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")
@@ -60,6 +61,8 @@ _NUMBERS = {"avx2": _AVX2, "avx512": _AVX512}
 LEVELS = {f"avl_step_{level}": (*options, "-mf16c") for level, options in _NUMBERS.items()}
 CODES_LEVELS = {f"avl_codes_{level}": options for level, options in _NUMBERS.items()}
 EPILOGUE_LEVELS = {f"avl_finish_{level}": options for level, options in _NUMBERS.items()}
+DELTA_LEVELS = {f"avl_delta_{level}": options for level, options in _NUMBERS.items()}
+CONVOLVE_LEVELS = {f"avl_convolve_{level}": options for level, options in _NUMBERS.items()}
 PROMPT_LEVELS = {f"avl_prompt_{level}": options for level, options in _NUMBERS.items()}
 LINEAR_LEVELS = {
     "avl_linear_avx2": (*_AVX2, "-mf16c"),
@@ -87,6 +90,8 @@ X86_LEVELS = {
     PROMPT: PROMPT_LEVELS,
     CODES: CODES_LEVELS,
     EPILOGUE: EPILOGUE_LEVELS,
+    DELTA: DELTA_LEVELS,
+    CONVOLVE: CONVOLVE_LEVELS,
     LINEAR: LINEAR_LEVELS,
     SCREEN: SCREEN_LEVELS,
     QUANTIZED: QUANTIZED_LEVELS,

@@ -10,28 +10,19 @@
 #define AVL_LEVEL avl_finish_base
 #endif
 
-HELPER float magnitude(float x) { return x < 0.0f ? -x : x; }
-
-// x / (1 + e ** -z), which is x times the logistic function of z.
-HELPER float gated(float x, float z)
-{
-    const float e = avl_exp(-magnitude(z));
-    return (z < 0.0f ? x * e : x) / (1.0f + e);
-}
-
-HELPER float quick_gelu(float x) { return gated(x, 1.702f * x); }
+HELPER float quick_gelu(float x) { return avl_gated(x, 1.702f * x); }
 
 // 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x ** 3))), as tanh is 2 logistic(2 z) - 1.
 HELPER float tanh_gelu(float x)
 {
-    return gated(x, 1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
+    return avl_gated(x, 1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
 }
 
 // x times the normal distribution's function, whose tail is erfc(|x| / sqrt(2)) / 2: a polynomial in
 // t times e ** -x ** 2 / 2, relative error 1.2e-7 (Press et al., Numerical Recipes, erfcc).
 HELPER float gelu(float x)
 {
-    const float z = magnitude(x) * 0.70710678118654752f;
+    const float z = avl_magnitude(x) * 0.70710678118654752f;
     const float t = 1.0f / (1.0f + 0.5f * z);
     float p = 0.17087277f;
     p = p * t - 0.82215223f;

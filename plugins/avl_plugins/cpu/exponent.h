@@ -47,4 +47,13 @@ static inline __attribute__((always_inline)) float avl_exp(float x)
     return x < -87.0f ? 0.0f : p * power.value;
 }
 
+static inline __attribute__((always_inline)) float avl_magnitude(float x) { return x < 0.0f ? -x : x; }
+
+// x / (1 + e ** -z), which is x times the logistic function of z.
+static inline __attribute__((always_inline)) float avl_gated(float x, float z)
+{
+    const float e = avl_exp(-avl_magnitude(z));
+    return (z < 0.0f ? x * e : x) / (1.0f + e);
+}
+
 #endif

@@ -51,6 +51,18 @@ avl_finish *avl_best_finish(void)
     return avl_has_avx512() ? avl_finish_avx512 : avl_has_avx2() ? avl_finish_avx2 : avl_finish_base;
 }
 
+avl_convolve *avl_best_convolve(void)
+{
+    return avl_has_avx512() ? avl_convolve_avx512
+           : avl_has_avx2() ? avl_convolve_avx2
+                            : avl_convolve_base;
+}
+
+const avl_delta_kernels *avl_best_delta(void)
+{
+    return avl_has_avx512() ? &avl_delta_avx512 : avl_has_avx2() ? &avl_delta_avx2 : &avl_delta_base;
+}
+
 const avl_screening *avl_best_linears(void)
 {
     return avl_has_avx512() ? &avl_screen_avx512 : avl_has_f16c() ? &avl_screen_avx2 : NULL;
@@ -72,6 +84,8 @@ const avl_few_kernels *avl_best_few(void) { return &avl_few_base; }
 const avl_prompt_kernels *avl_best_prompt(void) { return &avl_prompt_base; }
 const avl_code_kernels *avl_best_codes(void) { return &avl_codes_base; }
 avl_finish *avl_best_finish(void) { return avl_finish_base; }
+avl_convolve *avl_best_convolve(void) { return avl_convolve_base; }
+const avl_delta_kernels *avl_best_delta(void) { return &avl_delta_base; }
 
 #if defined(__aarch64__)
 

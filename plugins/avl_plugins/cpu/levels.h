@@ -2,8 +2,10 @@
 #ifndef AVL_LEVELS_H
 #define AVL_LEVELS_H
 
-#include "few.h"
+#include "convolve.h"
+#include "delta.h"
 #include "epilogue.h"
+#include "few.h"
 #include "prompt_amx.h"
 #include "prompt_codes.h"
 #include "prompt_words.h"
@@ -24,6 +26,10 @@ const avl_screening *avl_best_linears(void);
 
 // The same for quantized weights.
 const avl_quantized_kernels *avl_best_quantized(void);
+
+// Of layers with a state.
+avl_convolve *avl_best_convolve(void);
+const avl_delta_kernels *avl_best_delta(void);
 
 // What follows a linear.
 avl_finish *avl_best_finish(void);

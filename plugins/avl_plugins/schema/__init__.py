@@ -38,12 +38,19 @@ from avl_plugins.schema.reach import (
     WINDOW_CACHE_ATTENTION,
     WINDOW_CACHE_PROMPT,
 )
-from avl_plugins.schema.states import GATED_DELTA_RULE, SHORT_CONVOLUTION, STATE_OPS
+from avl_plugins.schema.states import (
+    CONVOLUTIONS,
+    GATED_DELTA_RULE,
+    SHORT_CONVOLUTION,
+    SHORT_CONVOLUTION_SILU,
+    STATE_OPS,
+)
 
 __all__ = [
     "BLOCK_CACHE_ATTENTION",
     "BLOCK_CACHE_PROMPT",
     "COMPUTED",
+    "CONVOLUTIONS",
     "DOMAIN",
     "FLOATS",
     "FP16",
@@ -61,6 +68,7 @@ __all__ = [
     "ROW_OPS",
     "ROW_TYPES",
     "SHORT_CONVOLUTION",
+    "SHORT_CONVOLUTION_SILU",
     "SPLIT_CACHE_ATTENTION",
     "SPLIT_CACHE_PROMPT",
     "SPLIT_CACHE_STEP",

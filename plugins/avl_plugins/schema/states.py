@@ -8,6 +8,8 @@ Shapes are named dimensions, as in `ops`:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from avl_plugins.schema.ops import Op, Value
 
 NORM_EPSILON = 1e-6  # added to the sum of squares of a query or key
@@ -29,6 +31,13 @@ SHORT_CONVOLUTION = Op(
         Value("conv_new", "T", ("B", "J", "C"), "the state behind the new rows"),
     ),
 )
+
+SHORT_CONVOLUTION_SILU = replace(
+    SHORT_CONVOLUTION,
+    name=f"{SHORT_CONVOLUTION.name}Silu",
+    doc=f"As {SHORT_CONVOLUTION.name}, and y is those sums z as z / (1 + exp(-z)).",
+)
+CONVOLUTIONS = (SHORT_CONVOLUTION, SHORT_CONVOLUTION_SILU)
 
 GATED_DELTA_RULE = Op(
     name="GatedDeltaRule",
@@ -52,4 +61,4 @@ GATED_DELTA_RULE = Op(
     ),
 )
 
-STATE_OPS = (SHORT_CONVOLUTION, GATED_DELTA_RULE)
+STATE_OPS = (*CONVOLUTIONS, GATED_DELTA_RULE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -134,7 +135,7 @@ def _environment(
         "model": manifest.model,
         "family": manifest.family,
         "weight_bytes": sum(shard.size for shard in manifest.weights.shards),
-        "dims": {name: getattr(manifest.dims, name) for name in manifest.dims.__slots__},
+        "dims": dataclasses.asdict(manifest.dims),
         "workload": {
             "visual_tokens": workload.visual,
             "text_tokens": len(workload.input_ids) - workload.visual,

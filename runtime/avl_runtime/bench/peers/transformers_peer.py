@@ -65,12 +65,20 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
             "encode_s": start - begun if job["images"] else None,
             "prefill_s": times[0] - start,
             "steps_s": [later - sooner for sooner, later in pairwise(times)],
-            "kv_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in cache),
+            "kv_bytes": sum(array.nbytes for layer in cache for array in _kept(layer)),
             "tokens": out.sequences[:, len(job["input_ids"]) :].tolist(),
         }
 
     versions = {name: version(name) for name in ("transformers", "torch")}
     return run, {"weights": "fp32", "versions": versions}
+
+
+def _kept(layer: Any) -> list[Any]:
+    """What a layer of a cache holds: rows, or states."""
+    if hasattr(layer, "keys"):
+        return [layer.keys, layer.values]
+    states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
+    return [state for state in states if state is not None]
 
 
 def _inputs(job: Job, model: Any) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def _inputs(job: Job, model: Any) -> dict[str, Any]:
         processor = AutoImageProcessor.from_pretrained(job["checkpoint"], local_files_only=True)
         inputs |= dict(processor(images=pictures * batch, return_tensors="pt"))
         inputs.pop("num_patches", None)
-    if model.config.model_type in ("qwen2_5_vl", "qwen3_vl"):
+    if model.config.model_type in ("qwen2_5_vl", "qwen3_vl", "qwen3_5"):
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
     return inputs
 

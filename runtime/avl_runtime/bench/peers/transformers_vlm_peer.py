@@ -16,7 +16,8 @@ from avl_runtime.bench.peers.transformers_peer import Ticks
 from avl_runtime.bench.wire import Job, Run, serve
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-TYPED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # models that are told which tokens are a picture's
+# Models that are told which tokens are a picture's.
+TYPED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 TOLD = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
 
 
