@@ -9,11 +9,21 @@ import pytest
 from PIL import Image, ImageDraw
 
 from avl_plugins.policies import parse
+from avl_runtime import LVLM
 from avl_runtime.generate.results import Placement
 from avl_runtime.show import heatmap
 from avl_runtime.show.grid import grids
-from avl_runtime.show.heatmap import CORE, SECONDARY, HeatmapError, Shares, draw, ramp, shares
-from avl_runtime.show.spans import A_VL, spans
+from avl_runtime.show.heatmap import (
+    CORE,
+    SECONDARY,
+    WITHHELD,
+    HeatmapError,
+    Shares,
+    draw,
+    ramp,
+    shares,
+)
+from avl_runtime.show.spans import A_VL, spans, withheld
 from avl_runtime.vision import Cells
 
 GRID = Cells((2, 2), np.arange(4))
@@ -217,3 +227,32 @@ def test_the_policy_says_what_places_are_called() -> None:
         for names in (kept, A_VL)
     )
     assert not (one == SECONDARY).all(1).any() and (two == SECONDARY).all(1).any()
+
+
+def test_what_the_decoder_was_not_given_has_a_colour_of_its_own() -> None:
+    """In both pictures; a cell that shows a token which was given has not."""
+    placements, cells = [placement(0, [0], [2])], Cells((2, 2), np.array([0, 1, 2, 3]))
+    given = np.array([True, False, True, True])
+    assert withheld(given, [cells], 0).tolist() == [[False, True], [False, False]]
+    assert not withheld(None, [cells], 0).any()
+    twice = Cells((1, 2), np.array([0, 0, 1, 1, -1]))
+    frames = np.array([False, True, False, False, False])
+    assert withheld(frames, [twice], 0).tolist() == [[False, True]]
+    image = Image.new("RGB", (8, 8), (200, 200, 200))
+    plain, shown = (draw([image], placements, [cells], 3, given=one) for one in (None, given))
+    colours = [one.convert("RGB").getcolors(1 << 16) or [] for one in (plain, shown)]
+    assert [WITHHELD in {colour for _, colour in one} for one in colours] == [False, True]
+    text = grids(placements, [cells], 3, colour=False, given=given)
+    assert "##--" in text and "-- dropped before the decoder" in text
+    assert "--" not in grids(placements, [cells], 3, colour=False)
+
+
+def test_results_tell_what_the_decoder_was_given(tiny: LVLM) -> None:
+    image = Image.new("RGB", (168, 168), (90, 120, 40))
+    chat = tiny.chat(policy="uniform:tokens=16")
+    given = chat.send("What is it?", [image], max_new_tokens=2).given
+    assert given is not None and given.shape == (144,) and given.sum() == 16
+    again = chat.send("And that?", [image], max_new_tokens=2).given
+    assert again is not None and again.shape == (288,) and again.sum() == 32
+    whole = tiny.generate("?", [image], policy="avl", max_new_tokens=1).given
+    assert whole is not None and whole.all()

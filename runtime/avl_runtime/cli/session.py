@@ -133,12 +133,14 @@ class Session:
             )
         if visuals and extras.show:
             colour = extras.stream.isatty() and not os.environ.get("NO_COLOR")
-            told = grids(result.placements, visuals, steps, colour=colour, places=places)
+            shown, given = result.placements, result.given
+            told = grids(shown, visuals, steps, colour=colour, places=places, given=given)
             print(told, file=extras.stream)
         if visuals and extras.heatmap is not None:
             title = f"{result.stats.policy} · {prompt}"
             views = self._views()
-            sheet = draw(views, result.placements, visuals, steps, title, result.text, places)
+            shown, given = result.placements, result.given
+            sheet = draw(views, shown, visuals, steps, title, result.text, places, given)
             save_picture(sheet, extras.heatmap)
         if extras.stats:
             print(stats_lines(result.stats), file=extras.stream)

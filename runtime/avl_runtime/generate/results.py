@@ -121,7 +121,8 @@ class Result:
 
     `logits` is [new tokens, vocab] float32, before any sampling rule, if asked for. `visuals` tells
     what the image tokens of `placements` show, one entry for each picture and video of the
-    conversation. `logprobs` has an entry for each of `token_ids`, if asked for.
+    conversation, and `given` [image tokens] which of them the decoder was given. `logprobs` has an
+    entry for each of `token_ids`, if asked for.
     """
 
     text: str
@@ -132,3 +133,4 @@ class Result:
     placements: tuple[Placement, ...]
     visuals: tuple[Cells, ...]
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    given: NDArray[np.bool_] | None = None

@@ -78,6 +78,7 @@ class Sequence:
         self.seq = 0
         self._modality = np.zeros(256, np.bool_)
         self._evictable = np.zeros(256, np.bool_)
+        self._given = np.zeros(256, np.bool_)
         self._first_image: int | None = None
         self.text_after_image = 0
         self.next_position = 0
@@ -98,6 +99,11 @@ class Sequence:
     def image_mask(self) -> NDArray[np.bool_]:
         """[tokens so far], which positions hold image tokens."""
         return self._modality[: self.length]
+
+    @property
+    def images_given(self) -> NDArray[np.bool_]:
+        """[image tokens so far], which of them the decoder was given."""
+        return self._given[: self.length][self.image_mask]
 
     @property
     def evictable_mask(self) -> NDArray[np.bool_]:
@@ -195,11 +201,14 @@ class Sequence:
             )
         while start + added > len(self._modality):
             self._modality = np.concatenate([self._modality, np.zeros_like(self._modality)])
+            self._given = np.concatenate([self._given, np.zeros_like(self._given)])
             later = np.full(len(self._evictable), self._first_image is not None)
             self._evictable = np.concatenate([self._evictable, later])
         if image_mask is not None:
             self._modality[start : start + added] = image_mask
-            read = image_mask if given is None else image_mask[given]
+            at = np.arange(added) if given is None else given
+            read = image_mask[at]
+            self._given[start + at] = read
             self.images_read = int(np.count_nonzero(read))
             self.image_tokens += self.images_read
             if self._first_image is None and image_mask.any():
@@ -293,7 +302,7 @@ class Sequence:
         other.__dict__.update(self.__dict__)
         with self.executor.turn:
             other.caches = [cache.fork() for cache in self.caches]
-        for name in ("_modality", "_evictable", "visuals", "token_ids"):
+        for name in ("_modality", "_evictable", "_given", "visuals", "token_ids"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -311,6 +320,7 @@ class Sequence:
 
     def _recount(self, counts: _Counts) -> None:
         self._modality[counts.length :] = False
+        self._given[counts.length :] = False
         self._evictable[counts.length :] = counts.first_image is not None
         self.image_tokens = counts.image_tokens
         self._first_image, self.next_position = counts.first_image, counts.next_position

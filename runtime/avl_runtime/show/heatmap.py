@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avl_plugins.errors import AvlError
 from avl_runtime.generate.results import Placement
-from avl_runtime.show.spans import A_VL, Span, spans
+from avl_runtime.show.spans import A_VL, Span, spans, withheld
 from avl_runtime.vision import Cells
 
 Colour = tuple[int, int, int]
@@ -23,6 +23,7 @@ INK = (32, 36, 42)
 FAINT = (92, 100, 110)
 PAPER = (255, 255, 255)
 DARK = (20, 23, 28)
+WITHHELD = (104, 84, 128)  # what the decoder was never given
 
 PANEL = 384  # pixels, about; a panel is a whole number of pixels a patch
 GAP = 16
@@ -62,12 +63,13 @@ def draw(
     title: str = "",
     answer: str = "",
     places: Sequence[str] = A_VL,
+    given: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
     """One row an image: the image, then what was kept of it while the answer was made.
 
     A patch is orange if most of what was kept of it was core, blue if secondary, and the brighter,
     the more layers kept it; the picture shows through in the patch's own colour. The scales below
-    hold every colour that there can be.
+    hold every colour that there can be. A patch of which the decoder was given no token is violet.
 
     Args:
         images: what the model sees of the pictures and videos of the whole conversation
@@ -78,6 +80,7 @@ def draw(
         answer: what the model said, under the title, cut after three lines.
         places: what the policy calls active, parked and dropped tokens (`Policy.places`); where it
             parks none there is one colour.
+        given: of a `Result`; None: the decoder was given all tokens.
 
     Raises:
         HeatmapError: no image, no placement, or not as many images as the conversation has.
@@ -91,16 +94,17 @@ def draw(
             "conversation"
         )
     layers = len(placements[0].core)
-    rows = []
+    rows, dropped = [], [withheld(given, visuals, number) for number in range(len(images))]
     for number, image in enumerate(images):
         (part,) = spans(placements, visuals, number, steps, most=1)
         kept = replace(shares(placements, visuals, number, steps), places=tuple(places))
-        rows.append(_row(image, part, kept, layers))
+        rows.append(_row(image, part, kept, layers, dropped[number]))
     width = max(max(row.width for row in rows) + 2 * GAP, 2 * (PANEL + GAP) + GAP)
     head = [(one, INK) for one in _wrapped(title, width - 2 * GAP, 1)]
     head += [(one, FAINT) for one in _wrapped(answer, width - 2 * GAP, ANSWER)]
     top = GAP + LINE * len(head) + (GAP // 2 if head else 0)
-    height = top + sum(row.height + GAP for row in rows) + 3 * LINE + GAP // 2
+    early = any(one.any() for one in dropped)
+    height = top + sum(row.height + GAP for row in rows) + (3 + early) * LINE + GAP // 2
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, (line, colour) in enumerate(head):
@@ -109,6 +113,10 @@ def draw(
         sheet.paste(row, (GAP, top))
         top += row.height + GAP
     _legend(pen, (GAP, top), layers, places[:-1])
+    if early:
+        below = top + 3 * LINE
+        pen.rectangle((GAP, below + 2, GAP + LINE, below + 19), fill=WITHHELD)
+        pen.text((2 * GAP + LINE, below), "dropped before the decoder", FAINT, _font(SMALL))
     return sheet
 
 
@@ -141,12 +149,14 @@ def ramp(colour: Colour, layers: int) -> NDArray[np.uint8]:
     return steps
 
 
-def _row(image: Image.Image, part: Span, kept: Shares, layers: int) -> Image.Image:
+def _row(
+    image: Image.Image, part: Span, kept: Shares, layers: int, dropped: NDArray[np.bool_]
+) -> Image.Image:
     patch_rows, patch_columns = part.core.shape
     cell = max(4, round(PANEL / max(patch_rows, patch_columns)))
     size = (patch_columns * cell, patch_rows * cell)
     large = image.resize(size, Image.Resampling.BICUBIC)
-    panels = (("what the model sees", large), (str(kept), _map(large, part, cell, layers)))
+    panels = (("what the model sees", large), (str(kept), _map(large, part, cell, layers, dropped)))
     font = _font(SMALL)
     pitch = max(size[0], PANEL) + GAP
     wide = pitch + max(size[0], round(font.getlength(panels[1][0])) + 1)
@@ -158,12 +168,15 @@ def _row(image: Image.Image, part: Span, kept: Shares, layers: int) -> Image.Ima
     return row
 
 
-def _map(image: Image.Image, part: Span, cell: int, layers: int) -> Image.Image:
+def _map(
+    image: Image.Image, part: Span, cell: int, layers: int, dropped: NDArray[np.bool_]
+) -> Image.Image:
     """Patches in the colours of the scales, with the picture printed into those that are kept."""
     kept = np.rint((part.core + part.secondary).clip(0, 1) * layers).astype(np.int64)
     mostly_core = part.core >= part.secondary
     scales = np.stack([ramp(SECONDARY, layers), ramp(CORE, layers)])
     colours = scales[mostly_core.astype(np.int64), kept].astype(np.float64)
+    colours[dropped] = WITHHELD
     light = np.asarray(image.convert("L"), np.float64)
     light /= max(1.0, float(np.percentile(light, 95)))  # a page's paper is white, though it be grey
     shade = SHADE + (1 - SHADE) * light.clip(0, 1)

@@ -77,6 +77,25 @@ def spans(
     return result
 
 
+def withheld(
+    given: NDArray[np.bool_] | None, visuals: Sequence[Cells], number: int
+) -> NDArray[np.bool_]:
+    """[rows, columns], the cells of one picture that no token shows which the decoder was given.
+
+    Args:
+        given: [image tokens], those of the conversation that it was given; None: all.
+        visuals, number: as `spans` takes them.
+    """
+    cells = visuals[number]
+    if given is None:
+        return np.zeros(cells.grid, np.bool_)
+    first = sum(len(one.index) for one in visuals[:number])
+    shares = given[first : first + len(cells.index)].astype(np.float64)
+    shown = np.bincount(cells.index[cells.index >= 0], minlength=cells.grid[0] * cells.grid[1])
+    found: NDArray[np.bool_] = (_by_cell(shares, cells) == 0) & (shown.reshape(cells.grid) > 0)
+    return found
+
+
 def _by_cell(shares: NDArray[np.float64], cells: Cells) -> NDArray[np.float64]:
     """[tokens] to [rows, columns], the mean of the tokens that show a cell."""
     shows = cells.index >= 0
