@@ -67,6 +67,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         lora=parsed.lora,
         mmproj=parsed.mmproj,
         config=parsed.config,
+        vision_attention=parsed.vision_attention,
     )
 
 
@@ -219,6 +220,12 @@ def make_parser() -> CommandParser:
         "--quantize-method",
         choices=METHODS,
         help="how scales are chosen (default: clip for int4, rtn for int8)",
+    )
+    add(
+        "--vision-attention",
+        action="store_true",
+        help="have the encoder tell the attention that its tokens receive, for policies such as "
+        "visionzip",
     )
     add("--lora", type=path_name, metavar="DIR", help="merge the LoRA adapter in this folder")
     add("--copy", action="store_true", help="copy the weights: a package that can be moved")

@@ -22,7 +22,7 @@ from avl_export.graph.rows import keep_rows
 from avl_export.graph.trace import Traced, trace_encoder, trace_segment
 from avl_export.graph.weights import bind
 from avl_export.plan.place import ExportError, Found, check_place, staged
-from avl_export.plan.plan import Plan
+from avl_export.plan.plan import Plan, encoders_of
 from avl_export.progress import Progress
 from avl_export.quantize.report import manifest_entry
 from avl_export.quantize.writer import write_store
@@ -149,7 +149,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
                 ir.save(model, folder / file)
 
     progress.step("tracing vision tower", 0)
-    encoders = family.encoders()
+    encoders = encoders_of(family, plan.options)
     for encoder in encoders:
         save(trace_encoder(family, encoder), encoder.file)
     progress.step("tracing vision tower", 2)
@@ -186,6 +186,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         generation=texts.generation,
         reach=traits.reach,
         adapter=None if plan.adapter is None else plan.adapter.folder.resolve().name,
+        vision_attention=plan.options.vision_attention,
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -35,6 +35,8 @@ class Options:
     `quantize_also` names. `block_size` inputs share a scale; None is 64 for int4 and one scale an
     output for int8. `quantize_method` None is the one that measured best.
 
+    `vision_attention` asks encoders for the attention that their tokens receive.
+
     `lora` is the folder of an adapter that is merged into the weights. `mmproj` is the file of the
     encoder and projector where `model` is a GGUF file, and `config` a folder or hub id whose
     configuration, tokenizer and processor then count.
@@ -59,13 +61,20 @@ class Options:
     force: bool = False
     mmproj: Path | None = None
     config: str | None = None
+    vision_attention: bool = False
 
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise OptionsError(
                 "--model: expected an alias, a folder or a hub id, found an empty name; name one"
             )
-        object.__setattr__(self, "policy", str(parse(self.policy)))
+        policy = parse(self.policy)
+        object.__setattr__(self, "policy", str(policy))
+        if policy.reads_vision and not self.vision_attention:
+            raise OptionsError(
+                f"--policy {policy}: expected --vision-attention with it, as it chooses by the "
+                "encoder's attention, found none; add it"
+            )
         if self.split is not None and list(self.split) != sorted(set(self.split)):
             raise OptionsError(
                 f"--split: expected layers in ascending order, each once, "

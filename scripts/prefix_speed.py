@@ -66,7 +66,8 @@ def measure(
 
     def ask(name: str) -> dict[str, Any]:
         model = models[name]
-        model.loaded.features = FeatureCache(model.loaded.backend)
+        encoded = model.loaded.package.manifest.encoded
+        model.loaded.features = FeatureCache(model.loaded.backend, encoded)
         if model.loaded.prefixes is not None:
             model.loaded.prefixes.clear()
         seconds, results = [], []

@@ -186,12 +186,12 @@ def compare_backends(
 
     def encode(kind: Kind, inputs: Mapping[str, Array]) -> list[Array]:
         outputs = reference.encode(kind, inputs)
-        names = ("features", "deepstack")[: len(outputs)]
+        names = [name.removeprefix("image_") for name in manifest.encoded]
         pairs = zip(names, tested.encode(kind, inputs), outputs, strict=True)
         table.add(graph_name(manifest.encoders[kind]), [Output(*pair) for pair in pairs])
         return outputs
 
-    rows = rows_of(package, prompt, encoded(prompt, encode))
+    rows = rows_of(package, prompt, encoded(manifest, prompt, encode))
     modes: tuple[Mode, ...] = ("dense", "avl")
     for mode in modes:
         for step, number, feeds, expected in walk(
@@ -221,7 +221,7 @@ def _run_against(
 ) -> None:
     """Fill `table`; what a segment puts out is put together from all of its runs in a mode."""
     manifest, prompt, expected = package.manifest, check_prompt(package), reference.tensors
-    parts = encoded(prompt, tested.encode)
+    parts = encoded(manifest, prompt, tested.encode)
     features = np.concatenate([part.rows for part in parts])
     wanted = expected["embedded"][prompt.image_mask]
     table.add("encoders", [Output("features", features, wanted)])

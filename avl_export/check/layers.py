@@ -154,7 +154,7 @@ class _Encoders:
         self.table.add_state(
             "token embedding", embed(self.package, self.prompt)[~mask], given[~mask]
         )
-        features = encoded(self.prompt, self._encode)
+        features = encoded(self.package.manifest, self.prompt, self._encode)
         towers: dict[tuple[str, tuple[int, ...]], list[str]] = {}
         for file in self.taps:
             prefix, numbers = self.layers[file]

@@ -97,10 +97,10 @@ class Rows:
         return None if self.ends is None else self.ends[:count]
 
 
-def encoded(prompt: Prompt, encode: Encode) -> list[Features]:
+def encoded(manifest: Manifest, prompt: Prompt, encode: Encode) -> list[Features]:
     """Features of a prompt's pictures and videos."""
     return [
-        media.features([encode(media.kind, inputs) for inputs in media.runs()])
+        media.features([encode(media.kind, run) for run in media.runs()], manifest.encoded)
         for media in prompt.media
     ]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from avl_plugins.graph_io import FEATURES
+from avl_plugins.graph_io import FEATURES, VISION_ATTENTION
 from avl_runtime.package.manifest import CAUSAL, ImageEncoder, Reach, Tokens, VideoEncoder
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class EncoderGraph:
         example: the inputs by name, on the meta device.
         dynamic: axes of the inputs that may change, as torch.export takes them.
         outputs: image_features and, for deepstack, deepstack_features [K, tokens, C].
+        attending: what puts out vision_attention [..., 3] behind them, with the same axes; None
+            where nobody has written that yet.
     """
 
     file: str
@@ -53,6 +55,18 @@ class EncoderGraph:
     example: Mapping[str, torch.Tensor]
     dynamic: Mapping[str, Mapping[int, Any]]
     outputs: tuple[str, ...] = (FEATURES,)
+    attending: nn.Module | None = None
+
+    def telling(self) -> EncoderGraph:
+        """The same with vision_attention as its last output.
+
+        Raises:
+            RuntimeError: it has none.
+        """
+        if self.attending is None:
+            raise RuntimeError(f"{self.file}: expected an encoder that tells attention")
+        outputs = (*self.outputs, VISION_ATTENTION)
+        return replace(self, module=self.attending, outputs=outputs, attending=None)
 
 
 class Family(Protocol):

@@ -21,6 +21,7 @@ from avl_export.families.encoders.clip import (
     clip_graph,
     feature_layers,
 )
+from avl_export.families.encoders.clip_attention import attended
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import (
     check_side,
@@ -51,7 +52,9 @@ class Llava(HfFamily):
             self.feature_layers,
             self.keep_first,
         )
-        return [clip_graph(self.traits.image.file, features, self.config.vision_config, self.dtype)]
+        vision = self.config.vision_config
+        file, attending = self.traits.image.file, attended(features, vision)
+        return [clip_graph(file, features, vision, self.dtype, attending=attending)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}

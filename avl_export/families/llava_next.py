@@ -18,6 +18,7 @@ from avl_export.families.encoders.clip import (
     clip_graph,
     feature_layers,
 )
+from avl_export.families.encoders.clip_attention import tiles_attended
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import special_tokens, token_text
 from avl_export.families.processors.tiles import (
@@ -47,8 +48,10 @@ class LlavaNext(HfFamily):
             keep_first=self.config.vision_feature_select_strategy == "full",
         )
         line_break = self.model.get_parameter("model.image_newline")
-        module = TilesAndBreak(tower, line_break)
-        return [clip_graph(self.traits.image.file, module, self.config.vision_config, self.dtype)]
+        module, vision = TilesAndBreak(tower, line_break), self.config.vision_config
+        attending = tiles_attended(tower, vision, line_break)
+        file = self.traits.image.file
+        return [clip_graph(file, module, vision, self.dtype, attending=attending)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         return reference_tiles(prompt)

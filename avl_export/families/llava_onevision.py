@@ -20,6 +20,7 @@ from avl_export.families.encoders.clip import (
     clip_graph,
     feature_layers,
 )
+from avl_export.families.encoders.clip_attention import tiles_attended
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import (
     special_tokens,
@@ -58,8 +59,9 @@ class LlavaOnevision(HfFamily):
             keep_first=self.config.vision_feature_select_strategy == "full",
         )
         line_break = self.model.get_parameter("model.image_newline")
-        module = TilesAndBreak(tower, line_break)
-        return [clip_graph(GRAPH, module, self.config.vision_config, self.dtype)]
+        module, vision = TilesAndBreak(tower, line_break), self.config.vision_config
+        attending = tiles_attended(tower, vision, line_break)
+        return [clip_graph(GRAPH, module, vision, self.dtype, attending=attending)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = reference_tiles(prompt)

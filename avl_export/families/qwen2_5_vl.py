@@ -14,6 +14,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.base import EncoderGraph
+from avl_export.families.encoders.frame_received import received, told, watched
 from avl_export.families.encoders.patch_encoder import (
     PatchRotary,
     attend_frames,
@@ -42,16 +43,19 @@ MOST_PARTS = 16  # of a frame's queries; with them the largest picture takes 1 G
 class WindowEncoder(nn.Module):
     """The encoder on frames whose patches lie window by window, some places empty.
 
-    `size` is the number of places in a window.
+    `size` is the number of places in a window. With `tells` attention is put out too.
     """
 
-    def __init__(self, visual: Any, size: int) -> None:
+    def __init__(self, visual: Any, size: int, tells: bool = False) -> None:
         super().__init__()
         self.patch_embed = visual.patch_embed
         self.rotary = PatchRotary(visual.rotary_pos_emb)
         self.blocks = visual.blocks
         self.merger = visual.merger
+        self.merge = visual.spatial_merge_unit
         self.full = frozenset(visual.fullatt_block_indexes)
+        told_of = tells and self.full
+        self.watched = watched(len(self.blocks), sorted(self.full)) if told_of else ()
         self.parts = max(n for n in range(1, MOST_PARTS + 1) if size % n == 0)
 
     def forward(
@@ -60,12 +64,20 @@ class WindowEncoder(nn.Module):
         position_ids: torch.Tensor,
         mask: torch.Tensor,
         order: torch.Tensor,
-    ) -> torch.Tensor:
-        """[T, W, S, D], [W, S, 2], [W, S] and [cells], see `Patches.inputs` -> [T, cells, C]."""
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """[T, W, S, D], [W, S, 2], [W, S] and [cells], see `Patches.inputs`.
+
+        Returns:
+            features [T, cells, C] and, where they are told, attention [T, cells, 3].
+        """
         hidden = embed_patches(self.patch_embed.proj, pixel_values.flatten(1, 2))
         turns = self.rotary(position_ids.flatten(0, 1), hidden)
         everywhere = mask.flatten()
+        found: dict[int, torch.Tensor] = {}
         for number, block in enumerate(self.blocks):
+            if number in self.watched:
+                normed = rms_norm(block.norm1, hidden)
+                found[number] = received(block.attn, normed, turns, everywhere, self.parts)
             if number in self.full:
                 whole = (attend_frames, turns, everywhere, self.parts)
                 hidden = repeat(_run_block, block, hidden, *whole)
@@ -73,7 +85,11 @@ class WindowEncoder(nn.Module):
                 hidden = repeat(_run_block, block, hidden, attend_windows, turns, mask)
         normed = rms_norm(self.merger.ln_q, hidden)
         cells = normed.reshape(hidden.shape[0], -1, self.merger.hidden_size)
-        return cast(torch.Tensor, self.merger.mlp(cells.index_select(1, order)))
+        features = cast(torch.Tensor, self.merger.mlp(cells.index_select(1, order)))
+        if not self.watched:
+            return features
+        late, middle = (found[number] for number in self.watched)
+        return features, told(late, middle, self.merge).index_select(1, order)
 
 
 def _run_block(
@@ -107,7 +123,9 @@ class Qwen25VL(QwenFamily):
             WINDOW_MASK: {0: window},
             ORDER: {0: cell},
         }
-        return [EncoderGraph(VISION, WindowEncoder(self.visual, size), example, dynamic)]
+        plain, telling = (WindowEncoder(self.visual, size, tells) for tells in (False, True))
+        attending = telling if telling.watched else None
+        return [EncoderGraph(VISION, plain, example, dynamic, attending=attending)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         # Zero-argument super() knows no class here: slots make the decorator build a new one.

@@ -13,6 +13,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.base import EncoderGraph
+from avl_export.families.encoders.frame_received import received, told, watched
 from avl_export.families.encoders.patch_encoder import (
     PatchRotary,
     embed_patches,
@@ -35,9 +36,12 @@ from avl_runtime.vision.patches import Patches
 
 
 class DeepstackEncoder(nn.Module):
-    """The encoder, with what some of its layers put out merged into features of their own."""
+    """The encoder, with what some of its layers put out merged into features of their own.
 
-    def __init__(self, visual: Any) -> None:
+    With `tells` attention is put out too.
+    """
+
+    def __init__(self, visual: Any, tells: bool = False) -> None:
         super().__init__()
         self.patch_embed = visual.patch_embed
         self.pos_embed = visual.pos_embed
@@ -47,6 +51,7 @@ class DeepstackEncoder(nn.Module):
         self.mergers: Any = getattr(visual, "deepstack_merger_list", None)
         self.tapped = tuple(getattr(visual, "deepstack_visual_indexes", ()))
         self.parts = visual.spatial_merge_size**2  # a frame has whole cells, no more is known
+        self.watched = watched(len(self.blocks)) if tells else ()
 
     def forward(
         self,
@@ -58,22 +63,29 @@ class DeepstackEncoder(nn.Module):
         """[T, P, D], [P, 2], [P, 4] and [P, 4], see `Patches.inputs`.
 
         Returns:
-            features [T, cells, C] and, where layers are tapped, [K, T * cells, C].
+            features [T, cells, C], where layers are tapped [K, T * cells, C], and where it is told
+            attention [T, cells, 3].
         """
         hidden = embed_patches(self.patch_embed.proj, pixel_values)
         hidden = hidden + mix_positions(self.pos_embed.weight, places, shares)
         turns = self.rotary(position_ids, hidden)
         tapped: list[torch.Tensor] = []
+        found: dict[int, torch.Tensor] = {}
         for number, block in enumerate(self.blocks):
+            if number in self.watched:
+                normed = block.norm1(hidden)
+                found[number] = received(block.attn, normed, turns, None, self.parts)
             hidden = repeat(run_block, block, hidden, turns, self.parts)
             if number in self.tapped:
                 tapped.append(self.mergers[len(tapped)](hidden))
         features = self.merger(hidden).reshape(
             hidden.shape[0], -1, self.merger.linear_fc2.out_features
         )
-        if not tapped:
-            return (features,)
-        return features, torch.stack(tapped)
+        stacked = (torch.stack(tapped),) if tapped else ()
+        if not self.watched:
+            return features, *stacked
+        late, middle = (found[number] for number in self.watched)
+        return features, *stacked, told(late, middle, self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +98,8 @@ class Qwen3VL(QwenFamily):
     def encoders(self) -> Sequence[EncoderGraph]:
         module, channels = DeepstackEncoder(self.visual), self.config.vision_config.in_channels
         outputs = (FEATURES, DEEPSTACK_FEATURES) if self.traits.deepstack else (FEATURES,)
-        return [frames_graph(VISION, module, self.patches, channels, self.dtype, outputs)]
+        telling = DeepstackEncoder(self.visual, tells=True)
+        return [frames_graph(VISION, module, self.patches, channels, self.dtype, outputs, telling)]
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3VL:

@@ -19,6 +19,7 @@ from avl_export.families.encoders.clip import (
     clip_graph,
     feature_layers,
 )
+from avl_export.families.encoders.clip_attention import attended
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import (
     check_side,
@@ -66,7 +67,9 @@ class VideoLlava(HfFamily):
         part = self.model.get_submodule
         projector = part("model.multi_modal_projector")
         features = ClipFeatures(part(tower), projector, self.feature_layers, keep_class)
-        return clip_graph(file, features, self.config.vision_config, self.dtype)
+        vision = self.config.vision_config
+        attending = attended(features, vision)
+        return clip_graph(file, features, vision, self.dtype, attending=attending)
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> VideoLlava:

@@ -22,7 +22,7 @@ from avl_export.checkpoint.processor_files import processor_notes
 from avl_export.checkpoint.source import OF_STORED
 from avl_export.checkpoint.unread import Unread, unread_tensors
 from avl_export.checkpoint.weight_map import WeightMap, map_weights
-from avl_export.families import Family, load_family
+from avl_export.families import EncoderGraph, Family, load_family
 from avl_export.graph.trace import SegmentModule
 from avl_export.graph.weights import embedding
 from avl_export.options import Options, OptionsError
@@ -110,6 +110,7 @@ class Plan:
             "image": self.family.traits.image.layout.kind,
             "video": video.layout.kind if (video := self.family.traits.video) else None,
             "default_policy": self.options.policy,
+            "vision_attention": self.options.vision_attention,
             "components": [
                 {"name": c.name, "file": c.file, "tensors": c.tensors, "bytes": c.nbytes}
                 for c in self.components
@@ -200,7 +201,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
         locations = {n: p.relative_to(root).as_posix() for n, p in checkpoint.shards.items()}
     weights = map_weights(checkpoint, family.model, locations)
     segments = cut(options, family, dtype)
-    graphs = _graphs(family, segments)
+    graphs = _graphs(family, segments, options)
     modules = [module for _, _, module in graphs]
     unread = unread_tensors(checkpoint, weights, family.model, _read(family, modules))
     store = plan_quantization(options, checkpoint, family, weights, modules, dtype, adapter)
@@ -248,11 +249,31 @@ def _read(family: Family, modules: list[nn.Module]) -> set[str]:
     return {names[id(p)] for module in (*modules, table) for p in module.parameters()}
 
 
-def _graphs(family: Family, segments: tuple[Segment, ...]) -> list[tuple[str, str, nn.Module]]:
+def encoders_of(family: Family, options: Options) -> list[EncoderGraph]:
+    """The encoders of a package, with the outputs that `options` ask for.
+
+    Raises:
+        OptionsError: the family has none that tell attention.
+    """
+    found = list(family.encoders())
+    if not options.vision_attention:
+        return found
+    if any(encoder.attending is None for encoder in found):
+        raise OptionsError(
+            "--vision-attention: expected a model whose encoder avl can have tell it (LLaVA, "
+            "LLaVA-NeXT, LLaVA-OneVision, Video-LLaVA, Qwen2.5-VL, Qwen3-VL), found "
+            f"{family.name}; leave it out"
+        )
+    return [encoder.telling() for encoder in found]
+
+
+def _graphs(
+    family: Family, segments: tuple[Segment, ...], options: Options
+) -> list[tuple[str, str, nn.Module]]:
     """Name, file and module of each graph."""
     graphs: list[tuple[str, str, nn.Module]] = [
         (encoder.file.removesuffix(".onnx"), encoder.file, encoder.module)
-        for encoder in family.encoders()
+        for encoder in encoders_of(family, options)
     ]
     for number, segment in enumerate(segments):
         decoder = SegmentModule(family, segment.first_layer, segment.last_layer)

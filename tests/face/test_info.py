@@ -28,6 +28,7 @@ KEYS = [
     "chat_template",
     "image",
     "video",
+    "vision_attention",
     "weights",
     "weights_folder",
     "weights_found",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from avl_plugins.policies import Chain, Policy, Selecting, parse
 from families.support import Made, clip
 from oracle.hf_oracle import Oracle
-from oracle.reading import Shown, cut, read
+from oracle.reading import Shown, closed_up, cut, read
 from oracle.rules_of import rules_of
 from oracle.selecting import METHODS, Draws, evs
 
@@ -32,6 +33,7 @@ class ChosenTests:
     choosing: ClassVar[tuple[str, ...]] = (
         "divprune:tokens=9",
         "mmtok:keep=0.4+avl:keep=0.6,core=0.3,refresh=2",
+        "divprune:tokens=7,positions=renumber",
     )
 
     def test_tokens_chosen_before_the_decoder_are_as_if_the_others_were_not_there(
@@ -137,4 +139,8 @@ def left_by(
         some = METHODS[method.name](features[at[~breaks]], question, count, draws)
         keep[at[breaks]] = True
         keep[at[~breaks][some]] = True
-    return cut(whole, keep), draws.gap
+    left = cut(whole, keep)
+    if method.positions == "renumber":
+        counts = [one.tokens for one in made.model.processor.encode(PROMPT, images).media]
+        left = replace(left, positions=closed_up(whole, keep, counts)[:, keep])
+    return left, draws.gap

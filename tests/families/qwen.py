@@ -119,7 +119,10 @@ class PatchTests(FamilyTests):
         parts = engine.processor.encode(PROMPT, videos=[film])
         assert len([*whole.media[0].runs()]) == 1 < len([*parts.media[0].runs()])
         expected, found = (
-            finished(FeatureCache(engine.backend).encoding(one.media))[0] for one in (whole, parts)
+            finished(
+                FeatureCache(engine.backend, engine.package.manifest.encoded).encoding(one.media)
+            )[0]
+            for one in (whole, parts)
         )
         self._close(found.rows, expected.rows)
         np.testing.assert_allclose(found.deepstack, expected.deepstack, atol=1e-4, rtol=0)

@@ -156,7 +156,9 @@ class FamilyTests:
                 continue
             shown = read(made.reference, made.encode(PROMPT, images, videos))
             prompt = engine.processor.encode(PROMPT, images, videos)
-            found = finished(FeatureCache(engine.backend).encoding(prompt.media))
+            found = finished(
+                FeatureCache(engine.backend, engine.package.manifest.encoded).encoding(prompt.media)
+            )
             rows = np.concatenate([one.rows for one in found])
             self._close(rows, shown.embeds[shown.visual].numpy() / self.divided)
             if len(shown.deepstack):

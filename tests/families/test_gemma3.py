@@ -120,6 +120,7 @@ CASES = (
 
 class TestGemma3(FamilyTests, ChosenTests):
     cases = CASES
+    choosing = ChosenTests.choosing[:2]  # windows count tokens where they stood
     divided = TEXT["hidden_size"] ** 0.5
 
     @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -180,6 +181,8 @@ class TestGemma3(FamilyTests, ChosenTests):
     def test_drafts_that_are_taken_back_are_refused(self, made: Made) -> None:
         with pytest.raises(PolicyError, match="expected layers that keep all of their rows"):
             made.model.generate(PROMPT, policy="avl:exact")
+        with pytest.raises(PolicyError, match=r"without a window for positions=renumber"):
+            made.model.generate(PROMPT, policy="uniform:positions=renumber")
 
     def test_what_runs_it_is_told(self, made: Made) -> None:
         assert "a picture that attend to one another" in str(made.model.loaded.executor.kernels)

@@ -129,7 +129,9 @@ class TestGranite4Vision(TileTests):
             if images:
                 shown = read(made.reference, made.encode(PROMPT, images))
                 media = engine.processor.encode(PROMPT, images).media
-                found = finished(FeatureCache(engine.backend).encoding(media))
+                found = finished(
+                    FeatureCache(engine.backend, engine.package.manifest.encoded).encoding(media)
+                )
                 stacked = dict(zip(shown.before, shown.deepstack.numpy(), strict=True))
                 rows = np.concatenate([one.rows for one in found])
                 self._close(scale * rows, stacked.pop(0))

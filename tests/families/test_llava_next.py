@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 from avl_runtime.vision.anyres import AnyresImage, best_resolution, cut_up
 from avl_runtime.vision.steps import ImageProcessing
+from families import telling
 from families.chosen import ChosenTests
 from families.shared import FamilyTests, KeyLayoutTests
-from families.support import Case, picture, refused
+from families.support import Case, Made, picture, refused
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 TILE, PATCH = 32, 8
@@ -233,3 +234,7 @@ def test_image_processors_that_are_refused(
     make: Any, tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
     assert expected in refused(make(CASES[0]), tmp_path, {"preprocessor_config.json": changes})
+
+
+def test_its_encoder_tells_attention_where_asked(make: Callable[[Case], Made]) -> None:
+    telling.check_tiles(make(CASES[0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from avl_runtime.cli.run import main as avl_run
 from avl_runtime.vision.blended import BlendedImage, shrink
 from avl_runtime.vision.steps import ImageProcessing
+from families import telling
 from families.shared import FamilyTests, KeyLayoutTests
 from families.support import Case, Images, Made, picture, refused, without_checks
 from families.torch_videos import TorchVideos
@@ -242,3 +243,7 @@ def test_variants_that_are_refused(
     make: Any, tmp_path: Path, file: str, changes: dict[str, Any], expected: str
 ) -> None:
     assert expected in refused(make(CASES[0]), tmp_path, {file: changes})
+
+
+def test_its_encoder_tells_attention_where_asked(make: Callable[[Case], Made]) -> None:
+    telling.check_tiles(make(CASES[0]))

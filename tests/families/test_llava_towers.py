@@ -146,7 +146,8 @@ def features_and_tokens(made: Made, *images: Any) -> None:
     inputs = made.encode(PROMPT, images)
     prompt = made.model.processor.encode(PROMPT, images)
     assert prompt.input_ids.tolist() == inputs["input_ids"][0].tolist()
-    found = finished(FeatureCache(made.model.loaded.backend).encoding(prompt.media))
+    made_by = FeatureCache(made.model.loaded.backend, made.model.package.manifest.encoded)
+    found = finished(made_by.encoding(prompt.media))
     rows = np.concatenate([one.rows for one in found])
     keys = {"input_ids", "attention_mask"}
     shown = {name: value for name, value in inputs.items() if name not in keys}

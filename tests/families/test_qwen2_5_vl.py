@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.families import load_family
 from avl_runtime.vision.load.videos import Video
+from families import telling
 from families.chosen import ChosenVideoTests
 from families.qwen import (
     SPECIAL,
@@ -140,3 +142,7 @@ def test_old_names_of_limits(make: Any, tmp_path: Path) -> None:
     traits = load_family(open_checkpoint(str(folder)), torch.float32).traits
     for layout in (traits.image.layout, traits.video.layout):
         assert (layout.min_pixels, layout.max_pixels) == (100, 10_000)
+
+
+def test_its_encoder_tells_attention_where_asked(make: Callable[[Case], Made]) -> None:
+    telling.check_cells(make(CASES[0]))

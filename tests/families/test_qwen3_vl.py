@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from avl_export.cli import main
 from avl_runtime.package.package import load_package
 from avl_runtime.vision.load.videos import Video
+from families import telling
 from families.chosen import ChosenVideoTests
 from families.qwen import (
     SPECIAL,
@@ -205,3 +207,7 @@ def test_two_layers_are_cut_between_their_features(tmp_path: Path) -> None:
     assert main(arguments) == 0
     segments = load_package(tmp_path / "out").manifest.segments
     assert [segment.deepstack for segment in segments] == [(0,), (1,)]
+
+
+def test_its_encoder_tells_attention_where_asked(make: Callable[[Case], Made]) -> None:
+    telling.check_cells(make(CASES[0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from avl_plugins.policies import parse
 from avl_runtime.cli.run import main as avl_run
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.processor import Processor
+from families import telling
 from families.shared import CLEAR, DRAWS, PROMPT, TOLERANCE, FamilyTests
 from families.support import Case, Made, call_processor, clip, picture, refused, without_checks
 from families.torch_videos import TorchVideos
@@ -237,3 +238,7 @@ class TestRefusals:
         self, make: Any, tmp_path: Path, changes: Mapping[str, Mapping[str, Any]], said: str
     ) -> None:
         assert said in refused(make(CASES[0]), tmp_path, changes)
+
+
+def test_its_encoder_tells_attention_where_asked(make: Callable[[Case], Made]) -> None:
+    telling.check_frames(make(CASES[0]))

@@ -6,7 +6,7 @@ This file must not import avl_runtime or avl_plugins.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,35 @@ def cut(shown: Shown, keep: Tensor) -> Shown:
         shown.deepstack[:, keep[shown.visual]],
         shown.before,
     )
+
+
+def closed_up(shown: Shown, keep: Tensor, counts: Sequence[int]) -> Tensor:
+    """Positions [axes, N] as if only the tokens that `keep` [N] marks had ever been there.
+
+    Where text counts up by one, and a picture's positions by one on each axis.
+
+    Args:
+        counts: tokens of each picture.
+    """
+    found, start = shown.positions.clone(), 0
+    owner = [number for number, count in enumerate(counts) for _ in range(count)]
+    visual = iter(owner)
+    of = [next(visual) if one else -1 for one in shown.visual.tolist()]
+    token = 0
+    while token < len(of):
+        end = token + 1
+        while of[token] >= 0 and end < len(of) and of[end] == of[token]:
+            end += 1
+        left = [i for i in range(token, end) if keep[i]]
+        largest = -1
+        for axis in found:
+            values = sorted({int(axis[i]) for i in left})
+            for i in left:
+                axis[i] = start + values.index(int(axis[i]))
+            largest = max(largest, len(values) - 1)
+        start += largest + 1
+        token = end
+    return found
 
 
 def decoder_of(model: Any) -> Any:

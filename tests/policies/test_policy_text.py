@@ -98,7 +98,7 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
     ("text", "words"),
     [
         ("", "use dense, avl, avl:exact, akvq, fastv, divprune, mmtok, cdpruner, dart, evs, pool"),
-        ("", "uniform, random, or several joined by +"),
+        ("", "holov, random, or several joined by +"),
         ("fastvee", "found 'fastvee'"),
         ("avl:kept=0.5", "use keep, core, refresh, text, text_min, heavy, prefill, prefill_layer"),
         ("dense:keep=0.5", "has none"),

@@ -168,7 +168,8 @@ def test_what_is_known_is_not_read(
         return read(self, segment, cache, seq, chunk, *more, **a)
 
     monkeypatch.setattr(HostExecutor, "read", counted)
-    monkeypatch.setattr(model.loaded, "features", FeatureCache(model.loaded.backend))
+    empty = FeatureCache(model.loaded.backend, model.loaded.package.manifest.encoded)
+    monkeypatch.setattr(model.loaded, "features", empty)
     stats = model.generate(TEXTS[1], PICTURES[:2], policy=policy, max_new_tokens=1).stats
     images, text = 2 * PICTURE, stats.prompt_tokens - 2 * PICTURE
     unread = stats.prompt_tokens - stats.prefix_tokens

@@ -46,11 +46,19 @@ class ClipFeatures(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[images, 3, H, W] -> [images, tokens, hidden]."""
+        return self.features(self.states(pixel_values))
+
+    def states(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """States [images, 1 + patches, C] before each layer, and behind the last one that runs."""
         hidden = self.pre_norm(self.embeddings(pixel_values))
         states = [hidden]
         for layer in self.layers:
             hidden = repeat(_encode, layer, hidden)
             states.append(hidden)
+        return states
+
+    def features(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[images, tokens, hidden] of `states`."""
         picked = [states[index][:, self.first :] for index in self.read]
         features = picked[0] if len(picked) == 1 else torch.cat(picked, dim=-1)
         return cast(torch.Tensor, self.projector(features))
@@ -66,14 +74,19 @@ def clip_graph(
     vision: Any,
     dtype: torch.dtype,
     outputs: tuple[str, ...] = (FEATURES,),
+    attending: nn.Module | None = None,
 ) -> EncoderGraph:
-    """`module`, which takes pixel_values [images, 3, H, W] alone, as a graph to be traced."""
+    """`module`, which takes pixel_values [images, 3, H, W] alone, as a graph to be traced.
+
+    `attending` is as in `EncoderGraph`.
+    """
     return EncoderGraph(
         file,
         module,
         {PIXELS: clip_pixels(vision, dtype)},
         {PIXELS: {0: torch.export.Dim("images")}},
         outputs,
+        attending,
     )
 
 

@@ -58,7 +58,7 @@ def attend_frames(
         mask: [P], added to the scores of keys.
         parts: P is a multiple of it; the more, the less memory.
     """
-    query, key, value = _projected(attention, hidden, turns)
+    query, key, value = projected(attention, hidden, turns)
     heads, scale = attention.num_heads, attention.scaling
     return cast(
         torch.Tensor,
@@ -105,6 +105,7 @@ def frames_graph(
     channels: int,
     dtype: torch.dtype,
     outputs: tuple[str, ...] = (FEATURES,),
+    attending: nn.Module | None = None,
 ) -> EncoderGraph:
     """`module`, which reads whole frames, as a graph to be traced; see `Patches.inputs`.
 
@@ -124,7 +125,7 @@ def frames_graph(
         example[TABLE_SHARES] = torch.empty((count, taps), dtype=dtype, device="meta")
     dynamic: dict[str, dict[int, Any]] = {name: {0: patch} for name in example}
     dynamic[PIXELS] = {1: patch} if frames == 1 else {0: torch.export.Dim("frames"), 1: patch}
-    return EncoderGraph(file, module, example, dynamic, outputs)
+    return EncoderGraph(file, module, example, dynamic, outputs, attending)
 
 
 def attend_windows(
@@ -137,14 +138,14 @@ def attend_windows(
     windows, size = mask.shape
     shape = (hidden.shape[0], windows, size, attention.num_heads, attention.head_dim)
     query, key, value = (
-        x.reshape(shape).transpose(2, 3) for x in _projected(attention, hidden, turns)
+        x.reshape(shape).transpose(2, 3) for x in projected(attention, hidden, turns)
     )
     scores = (query * attention.scaling) @ key.transpose(-1, -2) + mask[:, None, None]
     seen = (scores.softmax(-1) @ value).transpose(2, 3)
     return cast(torch.Tensor, attention.proj(seen.reshape(hidden.shape)))
 
 
-def _projected(
+def projected(
     attention: Any, hidden: torch.Tensor, turns: Turns
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query, key and value [T, P, C] of an attention module of transformers."""

@@ -28,6 +28,7 @@ ORDER = "order"  # [cells]: where each cell lies among all places for one
 # and its outputs:
 FEATURES = "image_features"  # [..., C], a row for each visual token
 DEEPSTACK_FEATURES = "deepstack_features"  # [K, tokens, C]
+VISION_ATTENTION = "vision_attention"  # [..., 3] float32, see `policies.Picture.attention`
 
 # Sizes of a decoder graph that may change.
 BATCH = "batch"

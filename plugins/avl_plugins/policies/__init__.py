@@ -15,10 +15,15 @@ from avl_plugins.policies.embedded.cdpruner import CDPruner
 from avl_plugins.policies.embedded.dart import DART
 from avl_plugins.policies.embedded.divprune import DivPrune
 from avl_plugins.policies.embedded.evs import EVS
+from avl_plugins.policies.embedded.hiprune import HiPrune
+from avl_plugins.policies.embedded.holov import HoloV
 from avl_plugins.policies.embedded.mmtok import MMTok
 from avl_plugins.policies.embedded.pool import Pool
+from avl_plugins.policies.embedded.scope import SCOPE
 from avl_plugins.policies.embedded.select import Picker, Select, Selecting
 from avl_plugins.policies.embedded.uniform import Uniform
+from avl_plugins.policies.embedded.visionzip import VisionZip
+from avl_plugins.policies.embedded.vispruner import VisPruner
 from avl_plugins.policies.exact import Exact
 from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.prune import Prune
@@ -27,17 +32,21 @@ from avl_plugins.policies.ranking import ATTENTION, AtRandom, Attention, HeavyHi
 from avl_plugins.policies.spec import USUAL, parse, register
 from avl_plugins.policies.split import Divide, ReadParked, Refresh
 from avl_plugins.policies.text import TextBudget
-from avl_plugins.policies.view import ACTIVE, DROPPED, PARKED, Picture, View
+from avl_plugins.policies.view import ACTIVE, BY_CLASS, DROPPED, LATE, MIDDLE, PARKED, Picture, View
 
 __all__ = [
     "ACTIVE",
     "AKVQ",
     "ATTENTION",
     "AVL",
+    "BY_CLASS",
     "DART",
     "DROPPED",
     "EVS",
+    "LATE",
+    "MIDDLE",
     "PARKED",
+    "SCOPE",
     "USUAL",
     "Action",
     "AtRandom",
@@ -51,6 +60,8 @@ __all__ = [
     "Exact",
     "FastV",
     "HeavyHitters",
+    "HiPrune",
+    "HoloV",
     "MMTok",
     "Picker",
     "Picture",
@@ -68,6 +79,8 @@ __all__ = [
     "Tokens",
     "Uniform",
     "View",
+    "VisPruner",
+    "VisionZip",
     "When",
     "parse",
     "register",

@@ -87,6 +87,16 @@ class Action(abc.ABC):
         """Whether it depends on the text that the user said last (`Picture.question`)."""
         return False
 
+    @property
+    def reads_vision(self) -> bool:
+        """Whether it depends on attention in the vision encoder (`Picture.attention`)."""
+        return False
+
+    @property
+    def closes_up(self) -> bool:
+        """Whether RoPE positions close up where it drops tokens EMBEDDED; else they stay."""
+        return False
+
     def groups(self, view: View, chosen: Fates) -> Indices | None:
         """Which rows of a picture that stay become means, where it decides EMBEDDED.
 

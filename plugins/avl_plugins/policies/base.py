@@ -68,6 +68,11 @@ class Policy(abc.ABC):
         return any(action.reads_question for action in self.actions())
 
     @property
+    def reads_vision(self) -> bool:
+        """Whether it chooses by attention in the vision encoder, which not all packages tell."""
+        return any(action.reads_vision for action in self.actions())
+
+    @property
     def places(self) -> tuple[str, ...]:
         """What pictures call image tokens that are active, parked (where some are) and gone."""
         if any(action.reads_parked for action in self.actions()):

@@ -18,9 +18,14 @@ from avl_plugins.policies.embedded.cdpruner import CDPruner
 from avl_plugins.policies.embedded.dart import DART
 from avl_plugins.policies.embedded.divprune import DivPrune
 from avl_plugins.policies.embedded.evs import EVS
+from avl_plugins.policies.embedded.hiprune import HiPrune
+from avl_plugins.policies.embedded.holov import HoloV
 from avl_plugins.policies.embedded.mmtok import MMTok
 from avl_plugins.policies.embedded.pool import Pool
+from avl_plugins.policies.embedded.scope import SCOPE
 from avl_plugins.policies.embedded.uniform import Uniform
+from avl_plugins.policies.embedded.visionzip import VisionZip
+from avl_plugins.policies.embedded.vispruner import VisPruner
 from avl_plugins.policies.exact import Exact
 from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.options import SIMPLE, read_value, types_of, without_none
@@ -30,8 +35,9 @@ from avl_plugins.policies.random import Random
 USUAL = ("dense", "avl", "avl:exact", "akvq", "fastv", "avl+fastv", "random")
 
 _EMBEDDED = (DivPrune, MMTok, CDPruner, DART, EVS, Pool, Uniform)
+_LOOKING = (VisionZip, VisPruner, HiPrune, SCOPE, HoloV)  # they read `Picture.attention`
 _KINDS: dict[str, type[Policy]] = {
-    kind.name: kind for kind in (Dense, AVL, Exact, AKVQ, FastV, *_EMBEDDED, Random)
+    kind.name: kind for kind in (Dense, AVL, Exact, AKVQ, FastV, *_EMBEDDED, *_LOOKING, Random)
 }
 
 

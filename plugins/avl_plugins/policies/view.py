@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,11 @@ ACTIVE: Final = 0  # read by every step
 PARKED: Final = 1  # read by steps that ask for parked rows
 DROPPED: Final = 2  # gone, and its memory with it
 
+# Columns of `Picture.attention`.
+BY_CLASS: Final = 0
+LATE: Final = 1
+MIDDLE: Final = 2
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
@@ -29,6 +34,10 @@ class Picture:
             the picture), and its row and column there; -1 where it shows no place (a line break).
         number: how many pictures and videos the conversation has before it.
         moving: whether it is a video: its rasters are frames, in the order of time.
+        attention: [n, 3] float32, what each token receives in the vision encoder, mean of heads:
+            BY_CLASS from the class token in the last layer that features come from (from all
+            tokens, where there is no class token), LATE from all tokens in that layer, and MIDDLE
+            from all tokens in the layer at 3/8 of the depth; [n, 0] where no package tells it.
     """
 
     features: Scores
@@ -36,10 +45,13 @@ class Picture:
     places: Indices
     number: int
     moving: bool
+    attention: Scores = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def at(self, tokens: Indices) -> Picture:
         """The picture as if it had these tokens only."""
-        return replace(self, features=self.features[tokens], places=self.places[:, tokens])
+        features, places = self.features[tokens], self.places[:, tokens]
+        attention = self.attention[tokens] if len(self.attention) else self.attention
+        return replace(self, features=features, places=places, attention=attention)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
     batch: int = job["batch"]
 
     def run() -> dict[str, Any]:
-        loaded.features = FeatureCache(loaded.backend)
+        loaded.features = FeatureCache(loaded.backend, loaded.package.manifest.encoded)
         begun = time.perf_counter()
         finished(loaded.features.encoding(prompt.media))
         encoded = last = time.perf_counter()

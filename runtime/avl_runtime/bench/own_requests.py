@@ -59,7 +59,7 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
         }
 
     def run() -> dict[str, Any]:
-        loaded.features = FeatureCache(loaded.backend)
+        loaded.features = FeatureCache(loaded.backend, loaded.package.manifest.encoded)
         return {"requests": [ask(picture, prompt) for picture, prompt in next(rounds)]}
 
     return run, {"weights": weights_of(loaded.package), "versions": versions()}

@@ -44,6 +44,7 @@ SWEEP = (
 # Before the decoder, and beside them what drops as much later: each with its control.
 SHARES = (0.5, 0.3333, 0.1111, 0.0556)  # 1/2, 1/3, 1/9 and 1/18
 EMBEDDED = ("divprune", "mmtok", "cdpruner", "dart", "pool", "uniform")
+LOOKING = ("visionzip", "vispruner", "hiprune", "scope", "holov")  # where packages tell attention
 ZOO = (
     "dense",
     *(f"{name}:keep={keep}" for keep in SHARES for name in EMBEDDED),
@@ -118,14 +119,17 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, write what --json asks for, and return the report."""
-    chosen = [str(parse(policy)) for policy in arguments.policies]
     if arguments.json is not None:
         check_file(arguments.json)
     if arguments.data is not None:  # before any package is loaded
         read_cases(arguments.data)
     if arguments.data is None and "ocr" in arguments.tasks:
         need("eval", "scikit-learn", what_for="--tasks ocr")
-    model = load_package(arguments.package).manifest.model
+    manifest = load_package(arguments.package).manifest
+    asked = list(arguments.policies)
+    if arguments.zoo and manifest.vision_attention:
+        asked += [f"{name}:keep={keep}" for keep in SHARES for name in LOOKING]
+    chosen = [str(parse(policy)) for policy in asked]
     jobs = [(arguments, [policy]) for policy in chosen]
     begun = time.perf_counter()
     if arguments.jobs == 1:
@@ -136,7 +140,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
         found = list(chain.from_iterable(parts))
     rows = [measured.row() for measured in found]
     report = {
-        "model": model,
+        "model": manifest.model,
         "samples_per_task": arguments.samples if arguments.data is None else None,
         "data": None if arguments.data is None else arguments.data.name,
         "kv": arguments.kv,
@@ -205,7 +209,8 @@ def make_parser() -> CommandParser:
         "--zoo",
         action="store_true",
         help=f"{len(ZOO)} policies in place of these: every one that drops image tokens, at 1/2, "
-        "1/3, 1/9 and 1/18 of them, and controls",
+        "1/3, 1/9 and 1/18 of them, and controls; those too that read the encoder's attention, "
+        "where the package tells it",
     )
     add(
         "--backend",

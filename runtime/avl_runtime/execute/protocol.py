@@ -50,7 +50,8 @@ class Backend(Protocol):
     def encode(self, kind: Kind, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run an encoder on one picture's or video's `Media.inputs`.
 
-        Returns its features [..., C] and, for a decoder with deepstack layers, [K, tokens, C].
+        Returns what `Manifest.encoded` names: features [..., C], for a decoder with deepstack
+        layers [K, tokens, C], and in packages that tell it attention [..., 3].
         """
         ...
 

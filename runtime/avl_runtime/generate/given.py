@@ -28,7 +28,7 @@ def choose(
 ) -> Generator[None, None, PromptRows]:
     """The rows of a prompt that actions leave before the first layer; stops behind each picture.
 
-    Positions stay those of the whole prompt.
+    Positions stay those of the whole prompt, unless an action closes them up.
 
     Args:
         rows: all of the prompt.
@@ -45,11 +45,14 @@ def choose(
         stays[at] = False
         tokens = np.arange(len(at))
         for action in actions:
-            seen = _picture(media, hidden[at[tokens]], tokens, question, number)
+            given = hidden[at[tokens]], rows.attention[at[tokens]]
+            seen = _picture(media, given, tokens, question, number)
             tokens = tokens[_left(action, seen, (hidden, deepstack), at[tokens])]
         stays[at[tokens]] = True
         yield
     chosen = np.flatnonzero(stays)
+    if any(action.closes_up for action in actions):
+        rows = _closed_up(rows, [at for _, at in prompt.places()], stays)
     return replace(
         rows,
         hidden=hidden[chosen],
@@ -57,15 +60,62 @@ def choose(
         position_ids=rows.position_ids[:, chosen],
         ends=None if rows.ends is None else rows.ends[chosen],
         chosen=chosen,
+        attention=rows.attention[:0],
     )
 
 
+def _closed_up(
+    rows: PromptRows, pictures: Sequence[Indices], stays: NDArray[np.bool_]
+) -> PromptRows:
+    """The rows [N] with RoPE positions as if what does not stay had never taken any.
+
+    In each run of adjacent tokens of a picture, on each axis of positions: a position at which no
+    token stays is taken out, and those behind it move up. Text behind a run follows its largest
+    position as it did, so that where all stay nothing changes.
+
+    Args:
+        pictures: the numbers of each one's tokens.
+    """
+    before, moved = rows.position_ids, 0
+    positions, behind = before.copy(), np.append(before.min(0), rows.next_position)
+    shift = np.zeros(before.shape[1] + 1, np.int64)  # how far text moves up
+    for at in pictures:
+        for run in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1):
+            closed = np.stack([_axis(one, stays[run]) for one in before[:, run]])
+            positions[:, run] = closed - moved
+            # Times of a long video may pass the text behind it, which goes by the other axes.
+            axes = before[:, run].max(1) < behind[run[-1] + 1]
+            left = closed[axes][:, stays[run]]
+            end = int(left.max()) if left.size else int(before[:, run].min()) - 1
+            moved += int(before[axes][:, run].max()) - end
+            shift[run[-1] + 1 :] = moved
+    text = ~rows.image_mask
+    positions[:, text] -= shift[:-1][text]
+    return replace(rows, position_ids=positions, next_position=int(positions[:, stays].max()) + 1)
+
+
+def _axis(positions: Indices, stays: NDArray[np.bool_]) -> Indices:
+    """Positions [n] on one axis without those at which no token stays."""
+    taken, which = np.unique(positions, return_inverse=True)
+    held = np.zeros(len(taken), np.bool_)
+    held[which[stays]] = True
+    steps = np.diff(taken, append=taken[-1] + 1)  # from each to the next
+    gone = np.cumsum(np.where(held, 0, steps)) - np.where(held, 0, steps)
+    closed: Indices = positions - gone[which]
+    return closed
+
+
 def _picture(
-    media: Media, features: Values, tokens: Indices, question: NDArray[np.float32], number: int
+    media: Media,
+    given: tuple[Values, NDArray[np.float32]],
+    tokens: Indices,
+    question: NDArray[np.float32],
+    number: int,
 ) -> Picture:
+    features, attention = given
     places = media.cells.places[:, tokens]
     wide = features.astype(np.float32, copy=False)
-    return Picture(wide, question, places, number, media.kind == "video")
+    return Picture(wide, question, places, number, media.kind == "video", attention)
 
 
 def _left(

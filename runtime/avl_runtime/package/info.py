@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from avl_plugins.errors import PolicyError
-from avl_plugins.policies import USUAL, parse
+from avl_plugins.policies import USUAL, Policy, parse
 from avl_plugins.schema import ROW_TYPES
 from avl_runtime.machine.sizes import size_text
 from avl_runtime.package.generation_defaults import NEUTRAL
@@ -36,6 +36,7 @@ def describe(package: Package) -> dict[str, Any]:
         "chat_template": manifest.chat_template is not None,
         "image": manifest.image.layout.kind,
         "video": None if manifest.video is None else manifest.video.layout.kind,
+        "vision_attention": manifest.vision_attention,
         "weights": "copied" if weights.folder is None else "linked",
         "weights_folder": str(package.weights_folder),
         "weights_found": all((package.weights_folder / one.path).is_file() for one in shards),
@@ -58,10 +59,24 @@ def describe(package: Package) -> dict[str, Any]:
     }
 
 
+def check_vision(policy: Policy, manifest: Manifest) -> None:
+    """Refuse a policy that chooses by what the package's encoder does not tell.
+
+    Raises:
+        PolicyError: it does.
+    """
+    if policy.reads_vision and not manifest.vision_attention:
+        raise PolicyError(
+            f"{policy}: expected a package whose encoder tells what attention its tokens receive, "
+            "found one that does not; export with --vision-attention, or use divprune"
+        )
+
+
 def info_text(found: dict[str, Any]) -> str:
     """The same for people."""
     images = f"images ({found['image']})"
     images += "" if found["video"] is None else f" and videos ({found['video']})"
+    images += ", the encoder's attention too" if found["vision_attention"] else ""
     split = ", ".join(map(str, found["split"])) or "no layer"
     weights = f"{size_text(found['weight_bytes'])}, "
     if found["weights"] == "copied":
@@ -103,6 +118,7 @@ def _takes(manifest: Manifest, policy: str) -> bool:
     found = parse(policy)
     try:
         found.check(manifest.splits())
+        check_vision(found, manifest)
     except PolicyError:
         return False
     return found.drafting() is None or manifest.format_version >= ANSWERING

@@ -161,7 +161,8 @@ class ImageEncoder:
 
     `placeholder` is what the chat template writes for a picture, `token` the id of each of the
     tokens that take its place. A graph of a decoder with deepstack layers has a second output,
-    deepstack_features [layers, tokens, hidden]. `several` is the layout of pictures that come
+    deepstack_features [layers, tokens, hidden], and one of a package with `vision_attention` a last
+    one, vision_attention [..., 3]. `several` is the layout of pictures that come
     together in one turn, where it is another.
     """
 
@@ -238,6 +239,7 @@ class Manifest:
     generation: GenerationDefaults = NEUTRAL
     reach: Reach = CAUSAL
     adapter: str | None = None  # the name of the LoRA adapter that is merged into the weights
+    vision_attention: bool = False  # whether encoders tell what attention tokens receive in them
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -258,6 +260,13 @@ class Manifest:
         if self.video is not None:
             files["video"] = self.video.file
         return files
+
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """What encoders put out, in order."""
+        deepstack = (graph_io.DEEPSTACK_FEATURES,) if self.deepstack_layers else ()
+        attention = (graph_io.VISION_ATTENTION,) if self.vision_attention else ()
+        return (graph_io.FEATURES, *deepstack, *attention)
 
     @property
     def deepstack_layers(self) -> tuple[int, ...]:

@@ -12,10 +12,10 @@ LIMIT = 256 << 20  # bytes of features kept
 
 
 class FeatureCache:
-    """The least recently used features leave when LIMIT is passed."""
+    """The least recently used features leave when LIMIT is passed; `made` as `Media.features`."""
 
-    def __init__(self, backend: Backend, limit: int = LIMIT) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, made: Sequence[str], limit: int = LIMIT) -> None:
+        self._backend, self._made = backend, made
         self._limit = limit
         self._features: OrderedDict[tuple[str, str], Features] = OrderedDict()
         self.encoded = 0  # pictures and videos that went through a graph
@@ -38,7 +38,7 @@ class FeatureCache:
         for run in media.runs():
             outputs.append(self._backend.encode(media.kind, run))
             yield
-        features = media.features(outputs)
+        features = media.features(outputs, self._made)
         self._features[key] = features
         self.encoded += 1
         while len(self._features) > 1 and self._held() > self._limit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ class PromptRows:
         next_position: where the token behind the prompt goes, counted from there.
         ends: [G] int64, as `Prompt.ends`.
         chosen: [G] int64, the tokens that the rows are of, ascending; None: all of them.
+        attention: [N, A], as `Features.attention`, where tokens are yet to be chosen.
     """
 
     token_ids: NDArray[np.int64]
@@ -31,6 +32,7 @@ class PromptRows:
     next_position: int
     ends: NDArray[np.int64] | None = None
     chosen: NDArray[np.int64] | None = None
+    attention: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     @property
     def given(self) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ from avl_runtime.generate.prefix import Prefix
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv.prefixes import PrefixCache
 from avl_runtime.machine.resources import usable_memory
+from avl_runtime.package.info import check_vision
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
@@ -77,7 +78,7 @@ class Loaded:
         self.embedding = Embedding(package)
         self.backend = load_backend(backend, package, threads, park, kv=kv, compute=compute)
         self.executor = executor_on(self.backend, package.manifest)
-        self.features = FeatureCache(self.backend)
+        self.features = FeatureCache(self.backend, package.manifest.encoded)
         if not self.executor.shares and prefix_cache not in (None, AUTO):
             raise BackendError(
                 f"prefix_cache: expected the backend ort-cpu, whose rows lie in the host's memory, "
@@ -158,9 +159,12 @@ class Loaded:
         hidden = np.zeros((len(mask), text.shape[1]), text.dtype)
         hidden[texts] = text
         deepstack = np.zeros((len(layers), *hidden.shape), hidden.dtype)
+        wide = features[0].attention.shape[1] if features else 0
+        attention = np.zeros((len(mask), wide), np.float32)
         for (_, at), part in zip(read, features, strict=True):
             hidden[at] = part.rows
             deepstack[:, at] = part.deepstack
+            attention[at] = part.attention
         return PromptRows(
             prompt.input_ids,
             mask,
@@ -169,18 +173,26 @@ class Loaded:
             prompt.positions,
             prompt.next_position,
             prompt.ends,
+            attention=attention,
         )
 
     def check(self, policy: Policy) -> None:
         """Refuse a policy this package cannot serve.
 
         Raises:
-            PolicyError: it drops tokens after a layer at which the decoder is not split, or drafts
-                some that could not be checked.
+            PolicyError: it drops tokens after a layer at which the decoder is not split, chooses by
+                what the encoder does not tell, or drafts some that could not be checked.
             ClosedError: the model was closed.
         """
         self.check_open()
         policy.check(self.package.manifest.splits())
+        check_vision(policy, self.package.manifest)
+        window = self.package.manifest.reach.window
+        if window is not None and any(action.closes_up for action in policy.actions()):
+            raise PolicyError(
+                f"{policy}: expected layers without a window for positions=renumber, as windows "
+                f"count tokens where they stood, found {self.package.manifest.reach}; leave it out"
+            )
         if policy.drafting() is None:
             return
         if self.package.manifest.reach.window is not None:

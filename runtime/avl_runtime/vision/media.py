@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avl_plugins.graph_io import PIXELS
+from avl_plugins.graph_io import DEEPSTACK_FEATURES, FEATURES, PIXELS, VISION_ATTENTION
 
 Kind = Literal["image", "video"]
 
@@ -81,14 +81,17 @@ class Features:
     """What an encoder gives for one picture or video.
 
     rows: [tokens, C]; deepstack: [K, tokens, C], for K decoder layers (0 in most families).
+    attention: [tokens, A] float32, what tokens receive in the encoder; A is 0 unless the package
+        was exported to tell (`policies.Picture.attention`).
     """
 
     rows: NDArray[Any]
     deepstack: NDArray[Any]
+    attention: NDArray[Any]
 
     @property
     def nbytes(self) -> int:
-        return self.rows.nbytes + self.deepstack.nbytes
+        return self.rows.nbytes + self.deepstack.nbytes + self.attention.nbytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,20 +152,30 @@ class Media:
         for begin in range(0, len(values), count):
             yield {**self.inputs, PIXELS: values[begin : begin + count]}
 
-    def features(self, runs: Sequence[Sequence[NDArray[Any]]]) -> Features:
+    def features(
+        self, runs: Sequence[Sequence[NDArray[Any]]], made: Sequence[str] = (FEATURES,)
+    ) -> Features:
         """The tokens' features from the graph's outputs in each of `runs`.
 
-        Outputs are features [..., C] and, for decoders that take them, deepstack ones
-        [K, tokens, C].
+        Args:
+            made: what the outputs are (`Manifest.encoded`): features [..., C], for decoders that
+                take them deepstack ones [K, tokens, C], and attention [..., A].
         """
-        outputs = [run[0].reshape(-1, run[0].shape[-1]) for run in runs]
-        rows = np.concatenate(outputs) if self.blend is None else self.blend.of(outputs)
-        if len(runs[0]) == 1:
-            return Features(rows, np.zeros((0, *rows.shape), rows.dtype))
-        if self.blend is None:
-            return Features(rows, np.concatenate([run[1] for run in runs], 1))
-        stacks = zip(*(run[1] for run in runs), strict=True)
-        return Features(rows, np.stack([self.blend.of(stack) for stack in stacks]))
+        named = [dict(zip(made, run, strict=True)) for run in runs]
+        rows = self._joined([run[FEATURES] for run in named])
+        deepstack = np.zeros((0, *rows.shape), rows.dtype)
+        if DEEPSTACK_FEATURES in made:
+            stacks = zip(*(run[DEEPSTACK_FEATURES] for run in named), strict=True)
+            deepstack = np.stack([self._joined(stack) for stack in stacks])
+        attention = np.zeros((len(rows), 0), np.float32)
+        if VISION_ATTENTION in made:
+            attention = self._joined([run[VISION_ATTENTION] for run in named])
+        return Features(rows, deepstack, attention)
+
+    def _joined(self, runs: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """[tokens, C] of what each run gives, [..., C]."""
+        flat = [run.reshape(-1, run.shape[-1]) for run in runs]
+        return np.concatenate(flat) if self.blend is None else self.blend.of(flat)
 
 
 def image_hash(image: Image.Image) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from avl_plugins.policies.checks import check_fraction
+from avl_plugins.policies.embedded.covering import covering
 from avl_plugins.policies.embedded.select import Selecting
 from avl_plugins.policies.embedded.similar import Doubles, cosines, unit
 from avl_plugins.policies.view import Indices, Picture
 
 TEXT_TEMPERATURE, PICTURE_TEMPERATURE = 0.02, 0.2  # the paper's
-TOGETHER = 32  # tokens whose gains are computed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +33,7 @@ class MMTok(Selecting):
         check_fraction(self.name, "alpha", self.alpha)
 
     def pick(self, picture: Picture, count: int) -> Indices:
-        covers = _covers(self.name, picture, self.alpha)
-        best = np.zeros(covers.shape[1])
-        # Gains only shrink as tokens are chosen, so an old one bounds the new one from above: only
-        # tokens whose bound is above the best new gain are looked at again.
-        bounds = [(-gain, token) for token, gain in enumerate(covers.sum(1).tolist())]
-        heapq.heapify(bounds)
-        chosen = np.zeros(count, np.int64)
-        for place in range(count):
-            fresh: list[tuple[float, int]] = []
-            while not fresh or (bounds and bounds[0] < min(fresh)):
-                some = [heapq.heappop(bounds)[1] for _ in range(min(TOGETHER, len(bounds)))]
-                gains = np.maximum(covers[some] - best, 0).sum(1)
-                fresh += [(-gain, token) for token, gain in zip(some, gains.tolist(), strict=True)]
-            first = min(fresh)
-            fresh.remove(first)
-            for one in fresh:
-                heapq.heappush(bounds, one)
-            chosen[place] = first[1]
-            np.maximum(best, covers[first[1]], out=best)
-        return chosen
+        return covering(_covers(self.name, picture, self.alpha), count)
 
 
 def _covers(name: str, picture: Picture, alpha: float) -> Doubles:

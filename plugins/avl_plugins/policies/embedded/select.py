@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -25,11 +25,13 @@ class Picker(abc.ABC):
     Attributes:
         asks: whether the choice depends on what is asked. A conversation is then read anew in every
             turn.
+        looks: whether it reads `Picture.attention`, and so takes packages that tell it.
     """
 
     __slots__ = ()
 
     asks: ClassVar[bool] = False
+    looks: ClassVar[bool] = False
 
     @abc.abstractmethod
     def pick(self, picture: Picture, count: int) -> Indices:
@@ -52,12 +54,14 @@ class Select(Action):
     """Of every picture and video the decoder is given `most` tokens, or else the fraction `keep`.
 
     Line breaks of a tiled layout always stay, and count. Beside them at least one token stays.
-    Whatever decides later takes what is left as all image tokens that there are.
+    Whatever decides later takes what is left as all image tokens that there are. With `renumber`
+    RoPE positions are closed up where tokens are gone.
     """
 
     picker: Picker
     keep: float = USUAL_SHARE
     most: int | None = None
+    renumber: bool = False
 
     when: ClassVar[frozenset[When]] = frozenset({When.EMBEDDED})
 
@@ -86,6 +90,14 @@ class Select(Action):
     @property
     def reads_question(self) -> bool:
         return self.picker.asks
+
+    @property
+    def reads_vision(self) -> bool:
+        return self.picker.looks
+
+    @property
+    def closes_up(self) -> bool:
+        return self.renumber
 
     def given(self, places: Indices, moving: bool) -> int:
         shown = places[:, places[0] >= 0]
@@ -151,11 +163,13 @@ def _picture(view: View) -> Picture:
 class Selecting(Policy, Picker):
     """A policy that chooses image tokens before the decoder, and nothing else.
 
-    Of every picture and video stay `tokens`, or the fraction `keep`: 0.25 without either.
+    Of every picture and video stay `tokens`, or the fraction `keep`: 0.25 without either. They keep
+    their RoPE positions, or close up: `positions="renumber"`.
     """
 
     keep: float | None = None
     tokens: int | None = None
+    positions: Literal["keep", "renumber"] = "keep"
 
     def __post_init__(self) -> None:
         """
@@ -172,5 +186,12 @@ class Selecting(Policy, Picker):
                     f"tokens={self.tokens}; leave one out"
                 )
 
+        if self.positions not in ("keep", "renumber"):
+            raise PolicyError(
+                f"{self.name}: expected positions = keep or renumber, found "
+                f"{quoted(self.positions)}; choose one"
+            )
+
     def actions(self) -> tuple[Action, ...]:
-        return (Select(self, USUAL_SHARE if self.keep is None else self.keep, self.tokens),)
+        share = USUAL_SHARE if self.keep is None else self.keep
+        return (Select(self, share, self.tokens, self.positions == "renumber"),)
