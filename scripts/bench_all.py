@@ -164,12 +164,16 @@ def checkpoint(folder: Path, preset: str, stored: str) -> Path:
     return made
 
 
-def package(folder: Path, record: Record, kind: str) -> Path:
-    """A package of a record's checkpoint, made if it is not there."""
+def package(folder: Path, record: Record, kind: str, *more: str) -> Path:
+    """A package of a record's checkpoint, made if it is not there.
+
+    Args:
+        more: options of avl-export, without values.
+    """
     source = checkpoint(folder, record.preset, record.stored)
-    made = folder / f"{source.name}-{kind}.avl"
+    made = folder / f"{source.name}-{''.join([kind, *more])}.avl"
     if not made.exists():
-        options = ["--model", str(source), "--out", str(made), "--no-check"]
+        options = ["--model", str(source), "--out", str(made), "--no-check", *more]
         if kind == "int4":  # of a small model the head is a good part of a step's bytes
             options += ["--quantize", kind, "--quantize-also", "lm_head"]
         else:

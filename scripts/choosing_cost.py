@@ -34,6 +34,13 @@ from ratios import ratios
 from speed_worker import noise, words
 
 POLICIES = ("divprune", "mmtok", "cdpruner", "dart", "pool", "uniform", "random:of=embedded")
+LOOKING = (
+    "visionzip",
+    "vispruner",
+    "hiprune",
+    "scope",
+    "holov",
+)  # where the package tells attention
 SIDE = 336  # pixels of a picture
 
 
@@ -51,6 +58,7 @@ def measure(
     asked = loaded.embedding.lookup(loaded.processor.asked_ids(prompt))
     features = finished(loaded.features.encoding(prompt.media))
     rows = np.concatenate([np.asarray(one.rows, np.float32) for one in features])
+    attention = np.concatenate([one.attention for one in features])
     grid = prompt.media[0].cells.places
     tall = np.concatenate([grid] * pictures, 1)
     tall[1] += np.repeat(np.arange(pictures), grid.shape[1]) * (grid[1].max() + 1)
@@ -64,7 +72,7 @@ def measure(
             one["prompt"][policy] = time.perf_counter() - begun
         for policy in policies:
             (action,) = parse(policy).actions()
-            whole = Picture(rows, asked, tall, 0, False)
+            whole = Picture(rows, asked, tall, 0, False, attention)
             begun = time.perf_counter()
             view = View(np.arange(len(rows)), np.zeros(len(rows), np.float32), 0, None, 1, whole)
             action.groups(view, action.choose(view))
@@ -89,10 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = parsed.package
     if made is None:
         parsed.folder.mkdir(parents=True, exist_ok=True)
-        made = package(parsed.folder, Record("S1", (), (), kind=parsed.kind), parsed.kind)
-    policies = [f"{name}{',' if ':' in name else ':'}keep={parsed.keep}" for name in POLICIES]
+        record = Record("S1", (), (), kind=parsed.kind)
+        made = package(parsed.folder, record, parsed.kind, "--vision-attention")
     try:
         model = LVLM.load(made, "ort-cpu", threads=parsed.threads)
+        names = POLICIES + (LOOKING if model.package.manifest.vision_attention else ())
+        policies = [f"{name}{',' if ':' in name else ':'}keep={parsed.keep}" for name in names]
         rounds = measure(model, policies, parsed.pictures, parsed.repeats, parsed.idle_wait)
     except AvlError as error:
         sys.exit(f"choosing_cost: {error}")
