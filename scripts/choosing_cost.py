@@ -91,6 +91,22 @@ def figures(rounds: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
     }
 
 
+def sentence(record: Mapping[str, Any]) -> str:
+    """The costliest choice, and the least and greatest share of a dense prompt's time."""
+    policies, pictures = record["policies"], record["pictures"]
+    tokens = 576 * pictures
+    name = max(policies, key=lambda one: policies[one]["choice"]["median"])
+    prompts = [one["prompt"]["median"] for one in policies.values()]
+    share = max(one["choice"]["median"] for one in policies.values())
+    return (
+        f"On S1, of {tokens:,} image tokens in {record['pictures']} pictures, a prompt of which "
+        f"{float(record['keep']):.0%} of the tokens stay takes {min(prompts):.2f} to "
+        f"{max(prompts):.2f} of the time of dense attention's {record['dense_ms'] / 1e3:.1f} s, "
+        f"the choice included; choosing among all of them as one picture's takes {share:.1%} of it "
+        f"at most (`{name.partition(':')[0]}`, [JSON](benchmarks/choosing-cost.json))."
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     parsed = parser().parse_args(arguments)

@@ -9,6 +9,7 @@ import pytest
 
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import Picture, parse
+from avl_plugins.policies.embedded import vispruner
 from oracle.looking import LOOKING, Look, visionzip
 from oracle.selecting import Draws
 from policies.test_embedded import action_of, chosen, picture, view_of
@@ -45,6 +46,18 @@ def test_methods_are_brute_force_in_float64(name: str) -> None:
                 clear += 1
                 assert chosen(spec_of(name, count), shown) == sorted(want), (seed, count)
     assert clear > 12
+
+
+@pytest.mark.parametrize("known", [1, 5, 48])
+def test_vispruner_looks_likest_tokens_up(known: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many neighbours are known, choices are those of comparing all with all."""
+    monkeypatch.setattr(vispruner, "FEW", 8)
+    monkeypatch.setattr(vispruner, "NEAREST", known)
+    monkeypatch.setattr(vispruner, "ROWS", 10)
+    for seed in range(4):
+        shown = looked((9, 8), seed, 1.5)
+        want = LOOKING["vispruner"](look_of(shown, (9, 8)), 14, Draws())
+        assert chosen("vispruner:tokens=14", shown) == sorted(want)
 
 
 @pytest.mark.parametrize("name", LOOKING)

@@ -9,10 +9,13 @@ import numpy as np
 
 from avl_plugins.policies.checks import check_weight
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import cosines
+from avl_plugins.policies.embedded.similar import Doubles, cosines
 from avl_plugins.policies.view import BY_CLASS, Indices, Picture
 
 AT_ONCE = 8  # tokens that a round drops at most
+NEAREST = 48  # neighbours of a token that are looked up before all are compared
+FEW = 1 << 14  # cosines that are compared as fast as looked up
+ROWS = 256  # tokens whose neighbours are put in order at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,40 @@ class VisPruner(Selecting):
         if first == count:
             return chosen
         near = cosines(self.name, picture.features)
+        nearest = _nearest(near)
         while len(left) > count - first:
             even, odd = left[::2], left[1::2]
             drop = min(AT_ONCE, len(left) - (count - first), len(even))
-            alike = near[np.ix_(even, odd)].max(1)
-            likest = np.lexsort((even, -alike))
+            likest = np.lexsort((even, -_alike(near, nearest, even, odd)))
             left = np.concatenate([even[likest[drop:]], odd])
         return np.concatenate([chosen, left])
+
+
+def _nearest(near: Doubles) -> Indices:
+    """[n, k]: the tokens that are most like each, the likest first."""
+    tokens = len(near)
+    count = min(NEAREST, tokens)
+    found = np.empty((tokens, count), np.int64)
+    for begin in range(0, tokens, ROWS):
+        rows = near[begin : begin + ROWS]
+        some = rows.argpartition(tokens - count, axis=1)[:, tokens - count :]
+        order = np.take_along_axis(rows, some, 1).argsort(axis=1)[:, ::-1]
+        found[begin : begin + ROWS] = np.take_along_axis(some, order, 1)
+    return found
+
+
+def _alike(near: Doubles, nearest: Indices, even: Indices, odd: Indices) -> Doubles:
+    """Of each of `even` the greatest cosine to one of `odd`: the first of these that is near it."""
+    among = np.zeros(len(near), np.bool_)
+    among[odd] = True
+    found, left = np.empty(len(even)), np.arange(len(even))
+    for column in nearest.T:
+        if len(left) * len(odd) <= FEW:
+            break
+        tokens = even[left]
+        hit = among[column[tokens]]
+        found[left[hit]] = near[tokens[hit], column[tokens[hit]]]
+        left = left[~hit]
+    if len(left):
+        found[left] = near[np.ix_(even[left], odd)].max(1)
+    return found
