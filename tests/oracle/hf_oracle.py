@@ -45,14 +45,14 @@ class PruneRule:
 class SplitRule:
     """A-VL: fractions of all image tokens that are secondary (`keep`) and core (`core`).
 
-    Where `drawn` is given, every step reads all rows, and the core is drawn after these steps only,
-    by the attention of all rows since the last time.
+    Where `checked` is given, every step reads all rows, and the core is told after these steps, but
+    stays what the prompt drew: drafts are right.
     """
 
     keep: float
     core: float
     refresh: int
-    drawn: frozenset[int] | None = None
+    checked: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,6 @@ class Oracle:
             for _ in range(text.num_hidden_layers)
         ]
         self.step_of_turn = 0
-        self.rows_undrawn = 0  # of steps since the core was drawn last
         self.places: list[Places] = []
         self.evictions = 0
 
@@ -227,7 +226,7 @@ class Oracle:
             self._prune(self.rules.prune, new)
         logits, attention = self._forward()
         self._accumulate(attention, new)
-        self.step_of_turn = self.rows_undrawn = 0
+        self.step_of_turn = 0
         if self.rules.split is not None:
             self._partition(self.rules.split, attention)
         else:
@@ -243,17 +242,17 @@ class Oracle:
         self._append(read(self.model, {"input_ids": torch.tensor([[token]])}))
         split = self.rules.split
         whole = draws = split is not None and self.step_of_turn % split.refresh == 0
-        if split is not None and split.drawn is not None:
-            whole, draws = True, self.step_of_turn in split.drawn
+        if split is not None and split.checked is not None:
+            whole, draws = True, False
         for number, layer in enumerate(self.layers):
             seen = layer.alive if whole else layer.alive & (layer.core | ~self.is_image)
             layer.visible[:, -1, :] = seen & self._near(number)[-1]
         logits, attention = self._forward()
         self._accumulate(attention, slice(-1, None))
-        self.rows_undrawn += 1
         if split is not None and draws:
-            self._refresh(split, attention, 1 if split.drawn is None else self.rows_undrawn)
-            self.rows_undrawn = 0
+            self._refresh(split, attention)
+        if split is not None and self.step_of_turn in (split.checked or ()):
+            self._record(step=self.step_of_turn + 1)
         self._evict_text()
         return logits
 
@@ -331,9 +330,9 @@ class Oracle:
 
     # The rules.
 
-    def _image_scores(self, attention: Tensor, tokens: Tensor, rows: int = 1) -> Tensor:
-        """Head-mean attention [n] of the newest rows on `tokens` [n], from [H, S, S]."""
-        return attention[:, -rows:, :].float().mean(0).sum(0)[tokens]
+    def _image_scores(self, attention: Tensor, tokens: Tensor) -> Tensor:
+        """Head-mean attention [n] of the newest row on `tokens` [n], from [H, S, S]."""
+        return attention[:, -1, :].float().mean(0)[tokens]
 
     def _prune(self, rule: PruneRule, new: slice) -> None:
         """Hide this turn's image tokens with the least attention in layer `rule.layer` - 1."""
@@ -375,7 +374,7 @@ class Oracle:
             layer.alive[:, tokens[first + parked]] = True
             layer.core[tokens[first]] = True
 
-    def _refresh(self, rule: SplitRule, attention: Mapping[int, Tensor], rows: int) -> None:
+    def _refresh(self, rule: SplitRule, attention: Mapping[int, Tensor]) -> None:
         total = int(self.is_image.sum())
         for index in self.attend:
             layer = self.layers[index]
@@ -387,7 +386,7 @@ class Oracle:
                 layer.core[tokens] = True
                 continue
             core = min(max(1, int(rule.core * total + 1e-9)), len(tokens))
-            scores = self._image_scores(attention[index], tokens, rows)
+            scores = self._image_scores(attention[index], tokens)
             chosen = self.ranking.refresh(scores, total, core, index, self.step_of_turn)
             layer.core[tokens[chosen]] = True
         self._record(step=self.step_of_turn + 1)

@@ -28,16 +28,16 @@ from avl_plugins.policies import (
 from oracle.hf_oracle import ByAttention, PruneRule, Rules, SplitRule, TextRule
 
 
-def rules_of(policy: Policy, drawn: frozenset[int] = frozenset()) -> Rules:
+def rules_of(policy: Policy, checked: frozenset[int] = frozenset()) -> Rules:
     """The rules of a policy.
 
     Args:
-        drawn: steps after which a policy that drafts drew its core: those of its last checks.
+        checked: steps after which a policy that drafts has checked, all of whose drafts are right.
     """
     if isinstance(policy, Dense | Selecting):
         return Rules()  # of what a policy leaves that chooses before the decoder
     if isinstance(policy, Exact):
-        return Rules(split=SplitRule(1.0, policy.core, 1, drawn))
+        return Rules(split=SplitRule(1.0, policy.core, 1, checked))
     if isinstance(policy, AVL):
         return Rules(
             prune=PruneRule(policy.prefill_layer, policy.prefill) if policy.prefill < 1 else None,

@@ -98,7 +98,7 @@ def compare(
             return_placements=True,
         )
         if got.stats.drafted != got.stats.accepted:
-            continue  # drafts that were wrong counted in what drew the core: the oracle has none
+            continue  # the oracle has no drafts that are wrong: test_drawn_cores.py has
         want = expected(checkpoint, prompt, images, spec, got)
         gaps.append(want.gap)
         if want.gap > CLEAR:

@@ -33,6 +33,7 @@ class Host:
         append: copies new rows into a cache (append.h).
         add_masses: adds up attention that cached rows received (mass.h).
         evict_text: drops text that a budget has no room for (evict.h).
+        exchange: swaps active rows with parked ones (exchange.h).
         instructions: says which of the instructions that kernels are compiled for run here.
         runs_amx: says whether AMX is among them.
     """
@@ -42,6 +43,7 @@ class Host:
     append: Callable[[int, int, int, int], int]
     add_masses: Callable[[int, int, int], int]
     evict_text: Callable[[int, int, int, int, int, int, int, Budget], int]
+    exchange: Callable[[int, int, int, int, int], int]
     instructions: Callable[[], str]
     runs_amx: Callable[[], bool]
 
@@ -79,10 +81,14 @@ def _functions(library: Path) -> Host:
     evict_text = loaded.avl_evict_text
     evict_text.restype = ctypes.c_int
     evict_text.argtypes = (*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 4, ctypes.POINTER(Budget))
+    exchange = loaded.avl_exchange
+    exchange.restype = ctypes.c_int
+    addresses, sizes = ctypes.c_void_p, ctypes.c_int64
+    exchange.argtypes = (addresses, sizes, addresses, addresses, sizes)
     amx = loaded.avl_runs_amx
     amx.restype, amx.argtypes = ctypes.c_int, ()
     return Host(
-        *(offer, want, append, add_masses, evict_text),
+        *(offer, want, append, add_masses, evict_text, exchange),
         instructions=lambda: told().decode(),
         runs_amx=lambda: bool(amx()),
     )

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.host import Host, host
 from avl_plugins.policies import ACTIVE, PARKED
 from avl_runtime.kv.cache import Array, Ints, SegmentCache
 from avl_runtime.kv.growth import resized
+from avl_runtime.kv.masses import address
 from avl_runtime.kv.parking import narrow, widen
 
 Mask = NDArray[np.bool_]
@@ -140,6 +142,7 @@ def exchange(cache: SegmentCache, seq: int, leaving: Mask, entering: Mask, first
     moved = cache.positions[layers, seq, 0, out]
     cache.positions[layers, seq, :, out] = cache.parked_positions[layers, seq, into, None]
     cache.parked_positions[layers, seq, into] = moved
+    kernels = host()
 
     def swap(layer: int, part: slice[Any, Any, Any]) -> None:
         here = [plane[layer][seq] for plane in cache.active]
@@ -147,8 +150,9 @@ def exchange(cache: SegmentCache, seq: int, leaving: Mask, entering: Mask, first
         if cache.parked_bits:
             _exchange_bits(here, there, out[part], into[part], cache.parked_bits)
             return
-        for active, parked in zip(here, there, strict=True):
-            _swap_rows(active, parked, out[part], into[part])
+        if kernels is None or not _swapped(kernels, here, there, out[part], into[part]):
+            for active, parked in zip(here, there, strict=True):
+                _swap_rows(active, parked, out[part], into[part])
 
     parts = _by_layer(layers, cache.layers)
     _, heads, _, width = cache.k_active[0].shape
@@ -209,6 +213,22 @@ def roll_back(cache: SegmentCache, seq: int, length: int) -> None:
             slots = newer.nonzero()[1].reshape(1, len(newer), -1)
             evict(cache, seq, slots, layer)
     cache.settle()
+
+
+def _swapped(
+    kernels: Host, active: list[Array], parked: list[Array], out: Ints, into: Ints
+) -> bool:
+    """`_swap_rows` of all planes by the compiled library; whether it did."""
+    parts = np.empty((len(active), 6), np.int64)  # avl_places of each
+    for part, here, there in zip(parts, active, parked, strict=True):
+        if not (here.flags.c_contiguous and there.flags.c_contiguous):
+            return False
+        heads, room, width = here.shape
+        sizes = heads, room, there.shape[1], width * here.itemsize
+        part[:] = address(here), address(there), *sizes
+    leaving, entering = np.ascontiguousarray(out), np.ascontiguousarray(into)
+    rows = address(leaving), address(entering), len(leaving)
+    return bool(kernels.exchange(address(parts), len(parts), *rows))
 
 
 def _swap_rows(active: Array, parked: Array, out: Ints, into: Ints) -> None:
