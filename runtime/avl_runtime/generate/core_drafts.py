@@ -8,9 +8,9 @@ from avl_plugins.policies import Drafting
 AT_LEAST = 8 << 20
 # What a pass costs beyond a step that reads all rows, for each number of their keys and values, and
 # for each draft as well: arithmetic, in the same unit. Measured with 12,000 rows of 16 heads of 64,
-# INT4 and rows of 8 bits: a pass 0.4, half of it ranking; a draft 0.13 with AMX, 0.19 with VNNI,
-# and 0.3 for attention alone where rows are float32.
-PASS, EACH = 0.4, 0.15
+# INT4 and rows of 8 bits: a pass 0.05, and 0.3 where it draws a core; a draft 0.13 with AMX, 0.3
+# with VNNI alone, and as much for attention alone where rows are float32.
+PASS, EACH = 0.2, 0.2
 # What is assumed of drafts before any was checked, and the tokens that the assumption counts as.
 CHANCE, WEIGHT = 0.85, 4.0
 FORGETS = 0.9  # what earlier passes count, each time another is over
