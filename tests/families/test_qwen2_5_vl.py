@@ -27,6 +27,7 @@ from families.qwen import (
     merged,
     video_processor,
 )
+from families.retained import RetainedTests
 from families.support import Case, Made, clip, refused, without_checks
 
 PATCH, MIN, MAX = 4, 8 * 8 * 4, 8 * 8 * 60
@@ -78,7 +79,7 @@ CASES = (
 )
 
 
-class TestQwen25VL(PatchTests, ChosenVideoTests):
+class TestQwen25VL(PatchTests, ChosenVideoTests, RetainedTests):
     cases = CASES
     # As on the hub.
     layouts = (((r"^model\.language_model\.", "model."), (r"^model\.visual\.", "visual.")),)

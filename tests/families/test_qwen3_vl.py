@@ -25,6 +25,7 @@ from families.qwen import (
     merged,
     video_processor,
 )
+from families.retained import RetainedTests
 from families.support import Case, Made, clip, refused, without_checks, write_checkpoint
 
 PATCH = 4
@@ -148,7 +149,7 @@ CASES = (
 )
 
 
-class TestQwen3VL(PatchTests, ChosenVideoTests):
+class TestQwen3VL(PatchTests, ChosenVideoTests, RetainedTests):
     cases = CASES
 
     def test_layers_with_deepstack_are_named(self, made: Made) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from avl_export.cli import main as avl_export_main
+from avl_runtime import LVLM
 from support.random_llava import write_checkpoint
 from support.torchlib import always_one_table
 
@@ -27,3 +30,17 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
         return written[seed]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LVLM]:
+    """Exports a checkpoint in float32, once a session, and loads the package."""
+
+    @cache
+    def exported(checkpoint: Path, split: str = "2") -> LVLM:
+        out = tmp_path_factory.mktemp("packages") / "package.avl"
+        arguments = ["--model", str(checkpoint), "--out", str(out), "--dtype", "fp32"]
+        assert avl_export_main([*arguments, "--split", split, "--no-check"]) == 0
+        return LVLM.load(out, backend="ort-cpu", threads=1)
+
+    return exported

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 import avl_export
-from avl_export.cli import main as avl_export_main
 from avl_plugins.policies import Dense, Divide, Prune, Refresh, TextBudget, parse
 from avl_runtime import LVLM
 from avl_runtime.generate.results import Placement, Result
@@ -50,22 +49,6 @@ POLICIES = (
 )
 
 Packages = Callable[[Path], LVLM]
-
-
-@pytest.fixture(scope="session")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    """Exports a checkpoint in float32, once a session, and loads the package."""
-
-    @cache
-    def exported(checkpoint: Path, split: str = "2") -> LVLM:
-        out = tmp_path_factory.mktemp("packages") / "package.avl"
-        arguments = ["--model", str(checkpoint), "--out", str(out), "--dtype", "fp32"]
-        assert avl_export_main([*arguments, "--split", split, "--no-check"]) == 0
-        return LVLM.load(out, backend="ort-cpu", threads=1)
-
-    return exported
-
-
 reference = cache(load_reference)
 
 

@@ -8,6 +8,11 @@ from avl_plugins.policies.action import Action, Placed, Tokens, When
 from avl_plugins.policies.akvq import AKVQ
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
+from avl_plugins.policies.cached.pyramidkv import PyramidKV
+from avl_plugins.policies.cached.retain import Keeper, Retain, Retaining
+from avl_plugins.policies.cached.snapkv import SnapKV
+from avl_plugins.policies.cached.vlcache import VLCache
+from avl_plugins.policies.cached.zipvl import ZipVL
 from avl_plugins.policies.chain import Chain
 from avl_plugins.policies.dense import Dense
 from avl_plugins.policies.drafting import Drafting
@@ -62,6 +67,7 @@ __all__ = [
     "HeavyHitters",
     "HiPrune",
     "HoloV",
+    "Keeper",
     "MMTok",
     "Picker",
     "Picture",
@@ -69,19 +75,25 @@ __all__ = [
     "Policy",
     "Pool",
     "Prune",
+    "PyramidKV",
     "Random",
     "Ranking",
     "ReadParked",
     "Refresh",
+    "Retain",
+    "Retaining",
     "Select",
     "Selecting",
+    "SnapKV",
     "TextBudget",
     "Tokens",
     "Uniform",
+    "VLCache",
     "View",
     "VisPruner",
     "VisionZip",
     "When",
+    "ZipVL",
     "parse",
     "register",
 ]

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from avl_plugins.policies.checks import check_count
 from avl_plugins.policies.ranking import Ranking
-from avl_plugins.policies.view import Fates, Indices, View
+from avl_plugins.policies.view import Fates, Indices, Mask, View
 
 # 0.3 * 10 is 3 and 0.29 * 100 is 28.999...: a fraction that means a whole number must give it.
 _ROUNDING = 1e-9
@@ -31,6 +31,7 @@ class Tokens(enum.Enum):
 
     IMAGE = "image"  # of the whole conversation
     TEXT = "text"  # behind the first image token, for each KV head
+    ANY = "any"  # of the whole conversation, text too, for each KV head
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,25 @@ class Action(abc.ABC):
         """Whether RoPE positions close up where it drops tokens EMBEDDED; else they stay."""
         return False
 
+    def choose_layers(self, views: Sequence[View]) -> list[Fates]:
+        """What becomes of ANY rows, when all layers have read a prompt: one view for each of them.
+
+        The KV heads of a layer keep as many rows as one another; none is parked.
+        """
+        return [self.choose(view) for view in views]
+
+    def probes(self, positions: Indices, image: Mask) -> Indices:
+        """Of which rows of a prompt the attention is wanted, where it chooses among ANY.
+
+        Args:
+            positions: [n] of the prompt's rows, ascending.
+            image: [n], which of them are image tokens.
+
+        Returns:
+            Some of the positions, ascending.
+        """
+        return positions[:0]
+
     def groups(self, view: View, chosen: Fates) -> Indices | None:
         """Which rows of a picture that stay become means, where it decides EMBEDDED.
 
@@ -156,6 +176,16 @@ class Action(abc.ABC):
     def text_rows(self, total: int) -> int:
         """How many of `total` text tokens behind the first image token have a row."""
         return total
+
+    def rows_left(self, rows: Sequence[int], total: int) -> list[int]:
+        """How many rows a prompt leaves of each layer's `rows`, where it chooses among ANY.
+
+        At most: some can be known by attention alone.
+
+        Args:
+            total: tokens that the decoder was given.
+        """
+        return list(rows)
 
 
 def share_of(fraction: float, total: int) -> int:

@@ -73,6 +73,11 @@ def check_action(action: Action, splits: Sequence[int], where: str) -> None:
     check_fraction(f"{where}: {name}", "wants", action.wants)
     if When.BETWEEN in action.when:
         _check_between(action, splits, where)
+    if action.tokens is Tokens.ANY and action.when != {When.PROMPT}:
+        raise PolicyError(
+            f"{where}: expected {name} to decide after a prompt alone, as it does so about rows of "
+            f"all kinds, found {quoted(action.when)}; make two actions of it"
+        )
     if When.EMBEDDED in action.when and (len(action.when) > 1 or action.tokens is not Tokens.IMAGE):
         raise PolicyError(
             f"{where}: expected {name} to decide about image tokens and nothing later, as it does "
@@ -118,6 +123,7 @@ def check_together(actions: Sequence[Action], where: str) -> None:
                 f"{action.decides}; leave one out"
             )
         decided.add(decision)
+    check_alone(actions, where)
     choosing = [action for action in actions if action.tokens is Tokens.IMAGE]
     left = 1.0
     for index, action in enumerate(choosing):
@@ -137,6 +143,25 @@ def check_together(actions: Sequence[Action], where: str) -> None:
             raise PolicyError(
                 f"{where}: expected an action that parks rows for {name} to read, as Divide does "
                 f"after a prompt, found none; add one, or leave {name} out"
+            )
+
+
+def check_alone(actions: Sequence[Action], where: str) -> None:
+    """Refuse what decides about cached rows beside an action that decides about all of them.
+
+    Heads of a layer may hold different rows behind such a one.
+
+    Raises:
+        PolicyError: there is something.
+    """
+    behind = [action for action in actions if max(action.when) > When.BETWEEN]
+    for action in behind:
+        if action.tokens is Tokens.ANY and len(behind) > 1:
+            other = next(one for one in behind if one is not action)
+            raise PolicyError(
+                f"{where}: expected {type(action).__name__}, which says {action.decides}, to be "
+                f"all that decides about cached rows, found {type(other).__name__} too; leave one "
+                "of the two out"
             )
 
 

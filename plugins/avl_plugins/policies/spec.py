@@ -12,6 +12,10 @@ from avl_plugins.policies.agreement import check_class
 from avl_plugins.policies.akvq import AKVQ
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
+from avl_plugins.policies.cached.pyramidkv import PyramidKV
+from avl_plugins.policies.cached.snapkv import SnapKV
+from avl_plugins.policies.cached.vlcache import VLCache
+from avl_plugins.policies.cached.zipvl import ZipVL
 from avl_plugins.policies.chain import Chain
 from avl_plugins.policies.dense import Dense
 from avl_plugins.policies.embedded.cdpruner import CDPruner
@@ -36,8 +40,10 @@ USUAL = ("dense", "avl", "avl:exact", "akvq", "fastv", "avl+fastv", "random")
 
 _EMBEDDED = (DivPrune, MMTok, CDPruner, DART, EVS, Pool, Uniform)
 _LOOKING = (VisionZip, VisPruner, HiPrune, SCOPE, HoloV)  # they read `Picture.attention`
+_CACHED = (SnapKV, PyramidKV, VLCache, ZipVL)
 _KINDS: dict[str, type[Policy]] = {
-    kind.name: kind for kind in (Dense, AVL, Exact, AKVQ, FastV, *_EMBEDDED, *_LOOKING, Random)
+    kind.name: kind
+    for kind in (Dense, AVL, Exact, AKVQ, FastV, *_EMBEDDED, *_LOOKING, *_CACHED, Random)
 }
 
 

@@ -59,7 +59,7 @@ class View:
     """Rows of one conversation in L layers that follow each other.
 
     Image rows are the same in every KV head of a layer: their arrays are [L, n]. Text rows differ:
-    [L, Hkv, n]. Rows come in any order.
+    [L, Hkv, n]. Rows come in any order, but ANY rows, of one layer, [1, Hkv, n], by position.
 
     The arrays are read-only: the rows themselves lie behind them.
 
@@ -67,7 +67,8 @@ class View:
         positions: int64, each row's token in its conversation.
         attention: float32, shaped like `positions`. Of image rows: what the last query row gives
             each, averaged over the KV heads or summed, of text rows: what all text rows have given
-            each so far (H2O). Zeros if the action's ranking does not ask for it.
+            each so far (H2O), of ANY rows what the probes together have given each. Zeros if the
+            action's ranking does not ask for it.
         layer: the first of the L layers.
         step: decode steps so far, 0 after a prompt; None between two layers of a prompt, and before
             them.
@@ -75,6 +76,7 @@ class View:
             included; of text, those behind the first image token; between two layers, the prompt's
             own; before them, the picture's.
         picture: before the first layer, what its tokens are; they are [n] then, of one picture.
+        probes: of ANY rows, positions of the layer's rows that have given attention, ascending.
     """
 
     positions: Indices
@@ -83,6 +85,7 @@ class View:
     step: int | None
     total: int
     picture: Picture | None = None
+    probes: Indices = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
         for name in ("positions", "attention"):

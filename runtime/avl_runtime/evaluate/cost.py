@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies import Action, Placed, When
+from avl_plugins.policies import Action, Placed, Tokens, When
 from avl_runtime.package.manifest import Dims
 from avl_runtime.vision import Media
 
@@ -84,12 +84,15 @@ def request_flops(
     request: Request,
     active: Sequence[float],
     parked: Sequence[float],
+    left: Sequence[float] | None = None,
 ) -> tuple[float, list[float]]:
     """Arithmetic of a request: of its prefill, and of each decode step.
 
     Args:
         request: as the decoder is given it, see `Request.under`.
         active, parked: [L] image rows of each layer after prefill, as `placed_rows` gives.
+        left: [L] active rows of all kinds then, where an action decides about them; None: as many
+            as it says.
     """
     layers, text = range(len(active)), request.prompt - request.visual
     between = [action for action in actions if When.BETWEEN in action.when]
@@ -99,6 +102,9 @@ def request_flops(
         for action in between:
             entering = _placed(action, entering, layer, request.visual)
         rows.append(text + entering.active)
+    retaining = next((one for one in actions if one.tokens is Tokens.ANY), None)
+    if retaining is not None and left is None:
+        left = _left(retaining, [text + int(rows) for rows in active], request.prompt)
     steps = []
     for step in range(1, request.steps + 1):
         behind = text - request.before + step - 1
@@ -106,6 +112,9 @@ def request_flops(
         if request.visual:  # text alone is never evicted
             held = min([behind, *(_text_rows(action, behind) for action in actions)])
         refresh = any(action.reads_parked and action.due(step) for action in actions)
+        if retaining is not None and left is not None:
+            steps.append(decode_flops(dims, [rows + step - 1 for rows in left]))
+            continue
         read = [request.before + held + active[i] + (parked[i] if refresh else 0) for i in layers]
         steps.append(decode_flops(dims, read))
     return prefill_flops(dims, rows), steps
@@ -155,6 +164,24 @@ def _text_rows(action: Action, behind: int) -> int:
             "action"
         )
     return int(found)
+
+
+def _left(action: Action, rows: Sequence[int], total: int) -> list[int]:
+    """How many of each layer's rows an action says that a prompt leaves.
+
+    Raises:
+        PolicyError: more than there are, or something else.
+    """
+    found = action.rows_left(rows, total)
+    if len(found) != len(rows) or any(
+        not isinstance(one, int | np.integer) or not 0 <= one <= most
+        for one, most in zip(found, rows, strict=True)
+    ):
+        raise PolicyError(
+            f"{type(action).__name__}: expected a whole number for each of {len(rows)} layers from "
+            f"rows_left(), at most as many as it has, found {quoted(found)}; mend the action"
+        )
+    return [int(one) for one in found]
 
 
 def prefill_flops(dims: Dims, rows: Sequence[int]) -> float:

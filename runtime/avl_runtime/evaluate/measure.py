@@ -128,7 +128,8 @@ def flops_share(dims: Dims, prompt: Prompt, policy: Policy, result: Result) -> f
     request = Request.of(prompt.image_mask, result.stats.new_tokens - 1, prompt.media)
     placed, actions = result.placements[0], policy.actions()
     rows = placed.core.sum(1).tolist(), placed.parked.sum(1).tolist()
-    prefill, steps = request_flops(dims, actions, request.under(actions), *rows)
+    read = request.under(actions)
+    prefill, steps = request_flops(dims, actions, read, *rows, placed.rows or None)
     dense_prefill, dense_steps = request_flops(
         dims, (), request, *placed_rows(dims, (), request.visual)
     )

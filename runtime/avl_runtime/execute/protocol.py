@@ -292,7 +292,8 @@ class Executor(Protocol):
         """Run a segment over a chunk of one sequence of a cache.
 
         Args:
-            weights: [1, 2, n]: what makes a mass of the last row's attention, and of text rows'.
+            weights: [1, 2, n]: what makes a mass of the last row's attention, and of text rows' or
+                probes'.
             logits: which of them somebody reads.
             last: whether it is the last chunk, after which only steps may come.
             parked: whether parked rows are read, as prompts do, or left out.

@@ -44,7 +44,7 @@ def after_prompt(sequence: Sequence, cache: SegmentCache, action: Action, mass: 
     """
     if action.tokens is Tokens.TEXT:
         _evict_text(sequence, cache, action)
-    elif sequence.image_tokens:
+    elif action.tokens is Tokens.IMAGE and sequence.image_tokens:
         _place_images(sequence, cache, action, mass, 0)
 
 
@@ -125,7 +125,15 @@ def asked(action: Action, view: View) -> NDArray[np.int8]:
     Raises:
         PolicyError: that are no fates of the rows.
     """
-    fates: NDArray[np.int8] = action.choose(view)
+    return checked(action, action.choose(view), view)
+
+
+def checked(action: Action, fates: NDArray[np.int8], view: View) -> NDArray[np.int8]:
+    """What an action has chosen.
+
+    Raises:
+        PolicyError: that are no fates of the rows of `view`.
+    """
     found = getattr(fates, "shape", None), getattr(fates, "dtype", type(fates))
     if found != (view.positions.shape, np.int8):
         raise PolicyError(

@@ -20,6 +20,8 @@ from avl_runtime.prompts.embedding import Embedding
 # would depend on how many are drafted.
 MOST_TOGETHER = 63
 
+Lying = tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[int, ...]]
+
 
 class Decoder:
     """Sequences that decode together; they join and leave between steps.
@@ -167,11 +169,12 @@ class Decoder:
                 found[sequence.seq] = Check(rows, sequence, tokens, self._manifest, run, index)
         return [found[sequence.seq] for sequence, _ in asked]
 
-    def placement(self, sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def placement(self, sequence: Sequence) -> Lying:
         """Which image tokens of a member are active, and which parked, in layers that keep rows.
 
         Returns:
-            Two arrays [layers, image tokens], image tokens in prompt order.
+            Two arrays [layers, image tokens], image tokens in prompt order, and how many active
+            rows, text too, a KV head of each layer holds. Active is what one head at least holds.
         """
         for cache in sequence.caches:
             cache.recall()
@@ -225,7 +228,7 @@ class Decoder:
         raise ValueError("expected a member, found a sequence that does not run")
 
 
-def placement(sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def placement(sequence: Sequence) -> Lying:
     """As `Decoder.placement`, of a sequence whose book-keeping is up to date."""
     mask, seq = sequence.image_mask, sequence.seq
     layers = sum(cache.layers for cache in sequence.caches)
@@ -235,7 +238,8 @@ def placement(sequence: Sequence) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]
     for cache in sequence.caches:
         for layer in range(cache.layers):
             length, held = cache.active_len[layer, seq], cache.parked_len[layer, seq]
-            active[first + layer, cache.positions[layer, seq, 0, :length]] = True
+            active[first + layer, cache.positions[layer, seq, :, :length]] = True
             parked[first + layer, cache.parked_positions[layer, seq, :held]] = True
         first += cache.layers
-    return active[:, mask], parked[:, mask]
+    rows = [count for cache in sequence.caches for count in cache.active_len[:, seq].tolist()]
+    return active[:, mask], parked[:, mask], tuple(rows)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
 from avl_plugins.logits import Logits
-from avl_plugins.policies import When
+from avl_plugins.policies import Tokens, When
 from avl_runtime.execute.protocol import Chunk
 from avl_runtime.generate.choices import after_prompt, goes_on
 from avl_runtime.generate.prefix import Prefix, spans
+from avl_runtime.generate.probed import Probed, probing
 from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.kv.by_layer import LAST, TEXT
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
@@ -170,6 +171,7 @@ def _read(
 ) -> Reading:
     """Run all segments over all rows of a prompt, `whole`, but those that are known."""
     count, mass = len(whole.positions), np.zeros((1, 0), np.float32)
+    probed = probing(sequence, whole.positions)
     rows = whole if prefix is None else whole.between(prefix.length, count)
     layers = 0  # whose deepstack features have been added
     for index, segment in enumerate(manifest.segments):
@@ -187,12 +189,18 @@ def _read(
         added, deepstack = np.split(rows.deepstack, [len(segment.deepstack)])
         layers += len(segment.deepstack)
         chunk = replace(rows, deepstack=added)
-        hidden, mass = yield from _run_chunks(sequence, index, cache, chunk, logits, steps, prefix)
+        if probed is not None:
+            probed.begin(cache, rows.positions)
+        hidden, mass = yield from _run_chunks(
+            sequence, index, cache, chunk, logits, steps, prefix, probed
+        )
         rows = replace(rows, hidden=hidden, deepstack=deepstack)
         for action in sequence.actions:
             if When.PROMPT in action.when:
                 after_prompt(sequence, cache, action, mass)
                 cache.settle()
+    if probed is not None:
+        probed.decide()
     return np.asarray(rows.hidden[0], np.float32)
 
 
@@ -204,6 +212,7 @@ def _run_chunks(
     logits: Logits,
     steps: int,
     prefix: Prefix | None,
+    probed: Probed | None,
 ) -> Generator[None, None, tuple[NDArray[Any], Floats]]:
     """Run one segment over all rows, adding them to its cache; `logits` are read of the last.
 
@@ -214,6 +223,7 @@ def _run_chunks(
     ranked = any(
         action.ranking.reads_attention and When.EMBEDDED < min(action.when) < When.STEP
         for action in sequence.actions
+        if action.tokens is not Tokens.ANY
     )
     outputs = []
     mass = np.zeros((cache.layers, 0), np.float32)
@@ -224,14 +234,17 @@ def _run_chunks(
     for begin, end in spans(count, executor.chunk, rows.row_ends):
         chunk = rows.between(begin, end)
         ends = end == count
-        weights = _row_weights(sequence, chunk.positions, last=ranked and ends)
+        weights = _row_weights(sequence, chunk.positions, probed, last=ranked and ends)
+        probes = probed if weights[0, TEXT].any() else None
         wanted = logits if ends else Logits.NONE
         sequence.leave_behind(cache, int(chunk.positions[0]))
         run = executor.read(index, cache, sequence.seq, chunk, weights, wanted, last=ends)
         outputs.append(run.output)
         fresh = None
-        if sequence.evicts or (ranked and ends):
+        if sequence.evicts or probes is not None or (ranked and ends):
             masses = run.masses()
+            if probes is not None:
+                probes.note(cache, masses, chunk.positions)
             if ranked and ends:
                 mass = by_position(cache, sequence.seq, masses, chunk.positions, sequence.length)
             if sequence.evicts:
@@ -245,8 +258,10 @@ def _run_chunks(
     return (outputs[-1] if last else np.concatenate(outputs)), mass
 
 
-def _row_weights(sequence: Sequence, positions: Ints, *, last: bool) -> NDArray[np.float32]:
-    """[1, 2, n]: what makes a mass of the last row's attention, and of all text rows'.
+def _row_weights(
+    sequence: Sequence, positions: Ints, probed: Probed | None, *, last: bool
+) -> NDArray[np.float32]:
+    """[1, 2, n]: what makes a mass of the last row's attention, and of all text rows' or probes'.
 
     Where one of them is not wanted its weights are 0, which makes it cheap.
     """
@@ -254,4 +269,6 @@ def _row_weights(sequence: Sequence, positions: Ints, *, last: bool) -> NDArray[
     weights[0, LAST, -1] = last
     if sequence.evicts:
         weights[0, TEXT] = ~sequence.image_mask[positions]
+    elif probed is not None:
+        weights[0, TEXT] = probed.weights(positions)
     return weights

@@ -5,7 +5,8 @@ the decoder that has been done: what it is given decides, to the last bit. A row
 depends on the tokens up to its own alone, as long as no action drops hidden states before the
 segment, which may look at the whole prompt: rows are shared of the segments before the first such
 action (of all, where there is none), before any action has moved them. What actions decide behind a
-prompt (a division into core and secondary tokens, a text budget) each prompt decides for itself.
+prompt (a division into core and secondary tokens, a text budget) each prompt decides for itself;
+runs whose rows' attention it asks for are read.
 
 Rows are shared by whole runs. Reading begins where a run would have begun, and each run that is
 read has the rows that it would have had: so an answer is the same bit for bit. To share more, up to
@@ -24,7 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.policies import Tokens
 from avl_runtime.execute.protocol import Pass
+from avl_runtime.generate.probed import probes_of
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv.cache import SegmentCache
 from avl_runtime.kv.prefixes import Block, PrefixCache, put
@@ -92,7 +95,8 @@ class Prefix:
             self._keys = _keys(prompt, self._runs, root)
         else:
             self._keys = _keys_of_rows(chosen, self._runs, root)
-        self._taken = cache.find(self._keys)
+        self._able = self._before_probes(prompt, sequence)
+        self._taken = cache.find(self._keys[: self._able])
         self._shared = sequence.caches[: self.segments]
         self._width = manifest.dims.hidden_size
         each = sequence.executor.row_bytes[0] * sum(one.layers for one in self._shared)
@@ -108,6 +112,17 @@ class Prefix:
         self._states: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in self._shared]
         self._hidden: list[NDArray[Any]] = []
 
+    def _before_probes(self, prompt: Prompt, sequence: Sequence) -> int:
+        """How many runs, the first ones, need not be read: a probe's attention has to be seen."""
+        image = prompt.image_mask[self._given]
+        for action in sequence.actions:
+            if action.tokens is Tokens.ANY:
+                probes = probes_of(action, self._given, image)
+                if len(probes):
+                    first = self._given.searchsorted(probes[0])
+                    return sum(end <= first for _, end in self._runs)
+        return len(self._runs)
+
     @property
     def length(self) -> int:
         """Tokens at its begin that are not read, since their rows are known."""
@@ -115,7 +130,7 @@ class Prefix:
 
     def fetch(self) -> Generator[None, None, None]:
         """Take what follows from disk, before anything is read; stops behind each run of it."""
-        for number in range(len(self._taken), len(self._runs)):
+        for number in range(len(self._taken), self._able):
             block = self._cache.stored(self._keys[number], self._pattern(*self._runs[number]))
             if block is None:
                 return

@@ -107,12 +107,14 @@ class Placement:
     """Where image tokens are from decode step `step` on (0: since prefill), in prompt order.
 
     core, parked: [layers, image tokens] bool, of the layers that keep rows. A token that is neither
-    is dropped (minor).
+    is dropped (minor). Where KV heads hold different ones, core is what one head at least holds.
+    rows: of each of these layers, active rows of a KV head, text too.
     """
 
     step: int
     core: NDArray[np.bool_]
     parked: NDArray[np.bool_]
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

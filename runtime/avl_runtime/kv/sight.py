@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_runtime.kv.by_layer import LAST, ByLayer, Floats, Layers, alike
+from avl_runtime.kv.by_layer import LAST, TEXT, ByLayer, Floats, Layers, alike
 from avl_runtime.kv.cache import Ints, Planes, SegmentCache
 
 Mask = NDArray[np.bool_]
@@ -22,7 +22,8 @@ Mask = NDArray[np.bool_]
 class Masses(Protocol):
     """Attention that keys received in a run, float32.
 
-    R's row 0 is the last query row's attention, row 1, if there, the sum over text query rows.
+    R's row 0 is the last query row's attention, row 1, if there, the sum over text query rows or,
+    where an action decides about rows of all kinds, over its probes.
     """
 
     @property
@@ -155,6 +156,35 @@ def text(
             positions[found].reshape(shape),
             mass.reshape(shape),
         )
+
+
+def any_rows(cache: SegmentCache, seq: int) -> Iterator[tuple[int, Ints, Ints]]:
+    """Slots and positions [Hkv, n] of all active rows of each layer, by position.
+
+    Before them the layer, counted from the segment's first that keeps rows. Layers with a window
+    are left out.
+    """
+    for layer, length in enumerate(cache.active_len[:, seq].tolist()):
+        if cache.windows[layer] is None:
+            positions = cache.positions[layer, seq, :, :length]
+            slots = positions.argsort(1)
+            yield layer, slots, np.take_along_axis(positions, slots, 1)
+
+
+def add_by_position(
+    found: Floats, cache: SegmentCache, seq: int, masses: Masses, new: Ints
+) -> None:
+    """Add a run's second mass to what each token has received, [L, Hkv, tokens so far].
+
+    Args:
+        new: [S], positions of the run's new rows, which the cache does not hold yet.
+    """
+    heads = np.arange(found.shape[1])[:, None]
+    for layer, here in enumerate(found):
+        length = int(cache.active_len[layer, seq])
+        at = cache.positions[layer, seq, :, :length]
+        here[heads, at] += masses.mass_active[layer][0, :, TEXT, :length]
+        here[:, new] += masses.mass_new[layer, 0, :, TEXT]
 
 
 def _seen(cache: SegmentCache, counts: Sequence[object]) -> Iterator[Layers]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Policy, Tokens
 from avl_runtime.generate.core_drafts import CoreDrafts
-from avl_runtime.generate.decode import MOST_TOGETHER
+from avl_runtime.generate.decode import MOST_TOGETHER, Lying
 from avl_runtime.generate.drafts import NO_TEXT, PromptLookup
 from avl_runtime.generate.grammars import Grammar, json_grammar
 from avl_runtime.generate.options import MAX_NEW_TOKENS, Options
@@ -263,7 +263,7 @@ class Request:
             )
         return PromptLookup(min(most, executor.most_answers - 1))
 
-    def note(self, placement: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> None:
+    def note(self, placement: Lying) -> None:
         """Keep where image tokens are, for the result."""
         # A refresh at step g chooses the core that steps from g + 1 on read.
         step = self.sequence.step + 1 if self.sequence.step else 0

@@ -1,0 +1,180 @@
+"""Rows that a prompt leaves for each KV head, against the oracle: logits within 1e-4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from avl_runtime import LVLM
+from avl_runtime.generate.results import Result
+from avl_runtime.prompts.processor import Processor
+from oracle.hf_oracle import PruneRule, Rules
+from oracle.retaining import Retained, method_of
+from support.random_llava import draw_images, draw_shape
+from support.reference import encode, load_reference
+
+STEPS, TOLERANCE, CLEAR, DRAWS = 6, 1e-4, 3e-5, 6  # as in test_policies_against_oracle
+PROMPT = "What is in the picture? Read the text above the square."
+RUN = 13  # rows
+SEEDS = (0, 4, 7)  # one query head a KV head, two, four
+POLICIES = (
+    "snapkv",
+    "snapkv:tokens=30,window=8,pool=3",
+    "snapkv:keep=0.6,window=1,pool=1",
+    "pyramidkv:keep=0.3,beta=4",
+    "pyramidkv:keep=0.6,window=3,pool=1",
+    "vlcache",
+    "vlcache:keep=0.5,window=4,recent=0.3",
+    "zipvl:tau=0.9,recent=9,drawn=7",
+    "zipvl:tau=0.6,recent=4,drawn=0",
+)
+
+Made = Callable[[int], tuple[LVLM, Path]]
+reference = cache(load_reference)
+
+
+@pytest.fixture(scope="module")
+def made(random_checkpoint, load) -> Made:
+    @cache
+    def loaded(seed: int) -> tuple[LVLM, Path]:
+        checkpoint = random_checkpoint(seed)
+        return in_runs(load(checkpoint).package.folder), checkpoint
+
+    return loaded
+
+
+def in_runs(package: Path, **options: int) -> LVLM:
+    """A package whose prompts are read by so few rows at once that probes lie in several runs."""
+    model = LVLM.load(package, backend="ort-cpu", threads=1, **options)
+    model.loaded.executor.chunk = RUN
+    return model
+
+
+def expected(
+    checkpoint: Path, prompt: str, images: list[Image.Image], spec: str, got: Result
+) -> tuple[np.ndarray, Retained]:
+    """Logits of the same tokens, and the oracle behind them."""
+    rules = Rules(PruneRule(2, 0.5)) if spec.startswith("fastv+") else Rules()
+    oracle = Retained(reference(checkpoint), rules, *method_of(spec.removeprefix("fastv+")))
+    with torch.inference_mode():
+        shown = encode(checkpoint, prompt, images)
+        if not images:
+            shown = {"input_ids": shown["input_ids"]}
+        logits = [oracle.turn(shown)]
+        logits += [oracle.step(token) for token in got.token_ids[:-1]]
+    return torch.stack(logits).numpy(), oracle
+
+
+def ask(model: LVLM, prompt: str, images: list[Image.Image], spec: str) -> Result:
+    return model.generate(
+        prompt, images, policy=spec, max_new_tokens=STEPS, return_logits=True,
+        return_placements=True,
+    )  # fmt: skip
+
+
+def compare(model: LVLM, checkpoint: Path, spec: str, count: int, size: int) -> Retained:
+    for draw in range(DRAWS):
+        images = draw_images(draw, count, size)
+        got = ask(model, PROMPT, images, spec)
+        want, oracle = expected(checkpoint, PROMPT, images, spec, got)
+        if oracle.gap > CLEAR:
+            assert got.logits is not None
+            np.testing.assert_allclose(got.logits, want, atol=TOLERANCE, rtol=0)
+            alive = torch.stack([layer.alive.any(0) for layer in oracle.layers])
+            kept = alive[:, oracle.is_image].numpy()
+            np.testing.assert_array_equal(got.placements[0].core, kept)
+            return oracle
+    pytest.fail(f"{spec}: no draw with clear choices")
+
+
+@pytest.mark.parametrize("spec", [*POLICIES, "fastv+snapkv:keep=0.4,window=6"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_heads_keep_what_the_oracle_says(made: Made, seed: int, spec: str) -> None:
+    model, checkpoint = made(seed)
+    count = 1 + SEEDS.index(seed) % 2
+    oracle = compare(model, checkpoint, spec, count, draw_shape(seed).image_size)
+    rows = oracle.live_rows() - (STEPS - 1)
+    assert (rows.min(1) == rows.max(1)).all()
+    assert rows.max() < len(oracle.is_image)
+
+
+def test_without_a_picture(made: Made) -> None:
+    model, checkpoint = made(0)
+    compare(model, checkpoint, "snapkv:keep=0.5,window=4,pool=3", 0, 8)
+
+
+def test_a_budget_that_takes_all_rows_is_dense(made: Made) -> None:
+    model, _ = made(0)
+    images = draw_images(0, 1, draw_shape(0).image_size)
+    dense = ask(model, PROMPT, images, "dense")
+    for spec in ("snapkv:keep=1", "snapkv:tokens=4000"):
+        got = ask(model, PROMPT, images, spec)
+        np.testing.assert_array_equal(got.logits, dense.logits)
+
+
+@pytest.mark.parametrize("spec", POLICIES)
+def test_a_batch_is_each_alone(made: Made, spec: str) -> None:
+    model, checkpoint = made(4)
+    size = draw_shape(4).image_size
+    prompts = ["Describe the image.", PROMPT, "Read."]
+    images = [draw_images(1, 1, size), draw_images(2, 2, size), []]
+    results = model.generate_batch(
+        prompts, images, policy=spec, max_new_tokens=STEPS, return_logits=True
+    )
+    clear = 0
+    for prompt, shown, got in zip(prompts, images, results, strict=True):
+        want, oracle = expected(checkpoint, prompt, shown, spec, got)
+        if oracle.gap > CLEAR:
+            np.testing.assert_allclose(got.logits, want, atol=TOLERANCE, rtol=0)
+            clear += 1
+    assert clear
+
+
+def test_a_prompt_that_begins_as_another_did(made: Made) -> None:
+    """What the earlier one left is taken up to the first probe, whose attention has to be seen."""
+    alone, _ = made(0)
+    images = draw_images(3, 1, draw_shape(0).image_size)
+    model = in_runs(alone.package.folder, prefix_cache=1 << 24)
+    first = ask(model, PROMPT, images, "dense")
+    for spec in POLICIES:
+        again = ask(model, PROMPT, images, spec)
+        assert 0 < again.stats.prefix_tokens < first.stats.prompt_tokens
+        np.testing.assert_array_equal(again.logits, ask(alone, PROMPT, images, spec).logits)
+
+
+def test_a_second_turn_chooses_among_what_the_first_left(made: Made, monkeypatch) -> None:
+    model, checkpoint = made(4)
+    spec, size = "snapkv:keep=0.5,window=6,pool=3", draw_shape(4).image_size
+    appended = []
+    continue_chat = Processor.continue_chat
+
+    def spy(self, *turn):
+        appended.append(continue_chat(self, *turn))
+        return appended[-1]
+
+    monkeypatch.setattr(Processor, "continue_chat", spy)
+    for draw in range(DRAWS):
+        images = [[image] for image in draw_images(draw, 2, size)]
+        chat = model.chat(policy=spec)
+        first = chat.send(PROMPT, images=images[0], max_new_tokens=4)
+        second = chat.send("And here?", images=images[1], max_new_tokens=4, return_logits=True)
+        oracle = Retained(reference(checkpoint), Rules(), *method_of(spec))
+        with torch.inference_mode():
+            oracle.turn(encode(checkpoint, PROMPT, images[0]))
+            for token in first.token_ids[:-1]:
+                oracle.step(token)
+            ids = torch.tensor([[first.token_ids[-1], *appended[-1].input_ids.tolist()]])
+            pixels = encode(checkpoint, PROMPT, images[1])["pixel_values"]
+            logits = [oracle.turn({"input_ids": ids, "pixel_values": pixels})]
+            logits += [oracle.step(token) for token in second.token_ids[:-1]]
+        if oracle.gap > CLEAR:
+            want = torch.stack(logits).numpy()
+            np.testing.assert_allclose(second.logits, want, atol=TOLERANCE, rtol=0)
+            return
+    pytest.fail("no draw with clear choices")
