@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from oracle.hf_oracle import Oracle, Rules
+from oracle.hf_oracle import Oracle, PruneRule, Rules
 from oracle.reading import Shown
 
 Rows = NDArray[np.float64]
@@ -237,6 +237,20 @@ class Retained(Oracle):
     def _accumulate(self, attention: Mapping[int, Tensor], rows: slice) -> None:
         self.attention = dict(attention)
         super()._accumulate(attention, rows)
+
+
+class Staged(Oracle):
+    """PyramidDrop: the share `keep` of what is left, rounded down, before each of some layers."""
+
+    def __init__(self, model: PreTrainedModel, layers: list[int], keep: float) -> None:
+        super().__init__(model, Rules(PruneRule(layers[0], keep)))
+        self.stages, self.keep = layers, keep
+
+    def _prune(self, rule: PruneRule, new: slice) -> None:
+        total = int(self.is_image[new].sum())
+        for number, layer in enumerate(self.stages):
+            count = max(1, math.floor(self.keep ** (number + 1) * total + 1e-9))
+            super()._prune(PruneRule(layer, count / max(1, total)), new)
 
 
 def method_of(spec: str) -> tuple[str, Options]:

@@ -15,7 +15,7 @@ from avl_runtime import LVLM
 from avl_runtime.generate.results import Result
 from avl_runtime.prompts.processor import Processor
 from oracle.hf_oracle import PruneRule, Rules
-from oracle.retaining import Retained, method_of
+from oracle.retaining import Retained, Staged, method_of
 from support.random_llava import draw_images, draw_shape
 from support.reference import encode, load_reference
 
@@ -102,6 +102,28 @@ def test_heads_keep_what_the_oracle_says(made: Made, seed: int, spec: str) -> No
     rows = oracle.live_rows() - (STEPS - 1)
     assert (rows.min(1) == rows.max(1)).all()
     assert rows.max() < len(oracle.is_image)
+
+
+@pytest.mark.parametrize(("keep", "stages"), [(0.5, 2), (0.7, 1)])
+def test_pyramiddrop_drops_in_stages(random_checkpoint, load, keep: float, stages: int) -> None:
+    checkpoint, size = random_checkpoint(1), draw_shape(1).image_size
+    model = load(checkpoint, "1,2")
+    spec = f"pyramiddrop:layer=1,every=1,stages={stages},keep={keep}"
+    for draw in range(DRAWS):
+        images = draw_images(draw, 2, size)
+        got = ask(model, PROMPT, images, spec)
+        oracle = Staged(reference(checkpoint), [1, 2][:stages], keep)
+        with torch.inference_mode():
+            logits = [oracle.turn(encode(checkpoint, PROMPT, images))]
+            logits += [oracle.step(token) for token in got.token_ids[:-1]]
+        if oracle.ranking.gap > CLEAR:
+            want = torch.stack(logits).numpy()
+            np.testing.assert_allclose(got.logits, want, atol=TOLERANCE, rtol=0)
+            np.testing.assert_array_equal(got.placements[0].core, oracle.places[0].core)
+            left = got.placements[0].core.sum(1)
+            assert left[0] > left[1] >= left[-1] > 0
+            return
+    pytest.fail(f"{spec}: no draw with clear choices")
 
 
 def test_without_a_picture(made: Made) -> None:

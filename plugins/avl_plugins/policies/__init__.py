@@ -32,6 +32,7 @@ from avl_plugins.policies.embedded.vispruner import VisPruner
 from avl_plugins.policies.exact import Exact
 from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.prune import Prune
+from avl_plugins.policies.pyramiddrop import PyramidDrop
 from avl_plugins.policies.random import Random
 from avl_plugins.policies.ranking import ATTENTION, AtRandom, Attention, HeavyHitters, Ranking
 from avl_plugins.policies.spec import USUAL, parse, register
@@ -75,6 +76,7 @@ __all__ = [
     "Policy",
     "Pool",
     "Prune",
+    "PyramidDrop",
     "PyramidKV",
     "Random",
     "Ranking",

@@ -33,6 +33,7 @@ from avl_plugins.policies.embedded.vispruner import VisPruner
 from avl_plugins.policies.exact import Exact
 from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.options import SIMPLE, read_value, types_of, without_none
+from avl_plugins.policies.pyramiddrop import PyramidDrop
 from avl_plugins.policies.random import Random
 
 # What commands offer, each with the options that it has unless others are given.
@@ -43,7 +44,18 @@ _LOOKING = (VisionZip, VisPruner, HiPrune, SCOPE, HoloV)  # they read `Picture.a
 _CACHED = (SnapKV, PyramidKV, VLCache, ZipVL)
 _KINDS: dict[str, type[Policy]] = {
     kind.name: kind
-    for kind in (Dense, AVL, Exact, AKVQ, FastV, *_EMBEDDED, *_LOOKING, *_CACHED, Random)
+    for kind in (
+        Dense,
+        AVL,
+        Exact,
+        AKVQ,
+        FastV,
+        PyramidDrop,
+        *_EMBEDDED,
+        *_LOOKING,
+        *_CACHED,
+        Random,
+    )
 }
 
 
