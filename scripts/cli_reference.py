@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from avl_export import cli as export
 from avl_export.check import cli as check
 from avl_runtime.cli import arguments as run
-from avl_runtime.cli import batch, bench, build, doctor, info, serve
+from avl_runtime.cli import batch, bench, build, doctor, info, serve, tune
 from avl_runtime.cli import eval as evaluate
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.talk.commands import COMMANDS as SAID
 
 # In the order in which a user meets them.
-MAKERS = (export, check, info, run, serve, batch, evaluate, bench, build, doctor)
+MAKERS = (export, check, info, run, serve, batch, evaluate, tune, bench, build, doctor)
 
 HEAD = """\
 # Commands
@@ -74,6 +74,7 @@ differs from run to run, and `--stats` and `--json` tell the seed.
     "avl-serve": "[serve.md](serve.md) says what it answers and how it is kept safe.\n",
     "avl-batch": "[batch.md](batch.md) says what lines hold, and how it goes on after a kill.\n",
     "avl-eval": "[policies.md](policies.md#measuring-on-your-own-data) shows a `--data` file.\n",
+    "avl-tune": "[policies.md](policies.md#the-cheapest-that-is-good-enough) says how it looks.\n",
     "avl-bench": "[benchmarks.md](benchmarks.md) holds what was measured with it.\n",
     "avl-build": "[gpu.md](gpu.md#engines) says more about engines.\n",
 }

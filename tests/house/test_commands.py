@@ -68,6 +68,7 @@ EMPTY = [
     *(("avl-bench", ["p", option, ""]) for option in ("--beside", "--checkpoint", "--peer-python")),
     *(("avl-bench", ["p", option, " "]) for option in ("--json", "--csv")),
     *(("avl-eval", ["p", option, ""]) for option in ("--data", "--json", "--from-json")),
+    *(("avl-tune", words) for words in (["", "--data", "d"], ["p", "--data", ""])),
     *(("avl-check", words) for words in ([""], ["p", "--model", ""], ["p", "--lora", ""])),
     *(("avl-export", [option, ""]) for option in ("--model", "--revision", "--out", "--lora")),
 ]
@@ -124,6 +125,7 @@ MODULES = {
     "avl-build": ("avl_runtime.cli.build", "numpy"),
     "avl-bench": ("avl_runtime.cli.bench", "avl_plugins.policies"),
     "avl-eval": ("avl_runtime.cli.eval", "onnxruntime"),
+    "avl-tune": ("avl_runtime.cli.tune",),
     "avl-doctor": ("avl_runtime.cli.doctor", "argparse"),
     "avl-info": ("avl_runtime.cli.info", "numpy"),
     "avl-serve": ("avl_runtime.cli.serve", "uvicorn"),

@@ -119,6 +119,14 @@ def number(text: str) -> float:
     return found
 
 
+def share(text: str) -> float:
+    """A number above 0 and at most 1."""
+    found = number(text)
+    if not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, found {text!r}")
+    return found
+
+
 def seconds(text: str) -> float:
     """A time of at least 0."""
     found = number(text)

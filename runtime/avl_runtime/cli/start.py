@@ -81,6 +81,11 @@ def evaluate() -> int:
     return start("avl-eval", "avl_runtime.cli.eval")
 
 
+def tune() -> int:
+    """avl-tune."""
+    return start("avl-tune", "avl_runtime.cli.tune")
+
+
 def bench() -> int:
     """avl-bench."""
     return start("avl-bench", "avl_runtime.cli.bench")

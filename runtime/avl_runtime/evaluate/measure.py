@@ -43,6 +43,13 @@ class Measured:
     first_token: list[float] = field(default_factory=list)
     divergence: list[float] = field(default_factory=list)
 
+    def add(self, other: Measured) -> None:
+        """Take further cases of the same policy in."""
+        for task, found in other.scores.items():
+            self.scores.setdefault(task, []).extend(found)
+        for name in ("kv", "image_kv", "flops", "first_token", "divergence"):
+            getattr(self, name).extend(getattr(other, name))
+
     def row(self) -> dict[str, object]:
         """Means, and the standard errors of scores (None of one sample), as a JSON object."""
         means = {
@@ -54,8 +61,13 @@ class Measured:
         return {"policy": self.policy, "scores": scores, "standard_errors": errors, **means}
 
 
-def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list[Measured]:
+def measure(
+    model: LVLM, policies: Iterable[str], cases: Iterable[Case], *, drift: bool = True
+) -> list[Measured]:
     """Run every case under every policy, greedily, with the package's penalties and bans.
+
+    Args:
+        drift: whether first tokens and divergence are measured, by a second run of each.
 
     Raises:
         AvlError: a policy or a picture cannot be used.
@@ -75,7 +87,7 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
         )
         for measured in found:
             policy = parse(measured.policy)
-            result, logits = reply, reply.logits
+            result, logits = reply, reply.logits if drift else None
             if policy.actions():
                 result = model.generate(
                     case.prompt,
@@ -85,7 +97,8 @@ def measure(model: LVLM, policies: Iterable[str], cases: Iterable[Case]) -> list
                     temperature=0,
                     return_placements=True,
                 )
-                logits = forced_logits(loaded, prompt, policy, reply.token_ids)
+                if drift:
+                    logits = forced_logits(loaded, prompt, policy, reply.token_ids)
             _note(measured, model.package.manifest.dims, case, prompt, policy, result)
             if reply.logits is not None and logits is not None:
                 same = reply.logits[0].argmax() == logits[0].argmax()
