@@ -97,8 +97,8 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "use dense, avl, avl:exact, akvq, fastv, divprune, mmtok, cdpruner, dart, evs, pool"),
-        ("", "holov, random, or several joined by +"),
+        ("", "use dense, avl, avl:exact, akvq, fastv, pyramiddrop, divprune, mmtok, cdpruner"),
+        ("", "holov, snapkv, pyramidkv, vlcache, zipvl, random, or several joined by +"),
         ("fastvee", "found 'fastvee'"),
         ("avl:kept=0.5", "use keep, core, refresh, text, text_min, heavy, prefill, prefill_layer"),
         ("dense:keep=0.5", "has none"),

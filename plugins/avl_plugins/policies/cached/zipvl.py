@@ -71,4 +71,5 @@ class ZipVL(Policy, Keeper):
 
 def _given(view: View) -> Scores:
     """What the probes have given each row of a layer, mean over KV heads, [n] float64."""
-    return view.attention[0].astype(np.float64).mean(0)
+    found: Scores = view.attention[0].mean(0, dtype=np.float64)
+    return found
