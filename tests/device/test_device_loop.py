@@ -37,6 +37,8 @@ POLICIES = (
     "mmtok:tokens=40+avl",
     "divprune:tokens=40",
     "random:of=embedded,keep=0.3+fastv",
+    "snapkv:keep=0.4,window=4",
+    "fastv+vlcache:keep=0.3",
 )
 Make = Callable[..., tuple[LVLM, Any]]
 
