@@ -124,7 +124,7 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
         ("avl:prefill_layer=0", "prefill_layer to be"),
         ("fastv:layer=0", "layer to be a whole number of at least 1, found 0"),
         ("random:layer=0", "layer to be"),
-        ("random:of=dense", "of = fastv, avl or embedded"),
+        ("random:of=dense", "of = fastv, avl, embedded or cached"),
         ("random:seed=-1", "seed to be"),
         ("random:of=avl,keep=0.2,core=0.3", "core of at most keep"),
         ("avl+avl", "found avl and avl both to say which image tokens are read in every step"),

@@ -185,3 +185,28 @@ def test_bytes_and_placements_tell_what_stays(tiny: LVLM) -> None:
     ).placements[0].rows  # fmt: skip
     assert sum(adaptive) == 40 * len(adaptive)
     assert len(set(adaptive)) > 1
+
+
+def test_the_control_keeps_the_window_and_what_the_seed_draws(tiny: LVLM) -> None:
+    def core(spec: str) -> np.ndarray:
+        return (
+            tiny.generate(
+                ONE.prompt, [ONE.image], policy=spec, max_new_tokens=1, return_placements=True
+            )
+            .placements[0]
+            .core
+        )
+
+    one, again = core("random:of=cached,keep=0.3"), core("random:of=cached,keep=0.3")
+    np.testing.assert_array_equal(one, again)
+    other = core("random:of=cached,keep=0.3,seed=1")
+    assert (one != other).any()
+    assert (one[0] != one[1]).any()
+    # All heads of a layer keep the same, so that images and text fill the budget exactly.
+    placed = tiny.generate(
+        ONE.prompt, [ONE.image], policy="random:of=cached,keep=0.3", max_new_tokens=1,
+        return_placements=True,
+    )  # fmt: skip
+    total = placed.stats.prompt_tokens
+    assert set(placed.placements[0].rows) == {int(0.3 * total)}
+    assert (one.sum(1) < 0.3 * total).all()
