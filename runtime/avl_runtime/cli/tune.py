@@ -97,7 +97,7 @@ def make_parser() -> CommandParser:
         metavar="FILE",
         type=path_name,
         required=True,
-        help="JSONL of images, prompt, answers and metric, as avl-eval takes it",
+        help="JSONL of images, prompt, answers and metric, as avl-eval takes it (no default)",
     )
     add(
         "--min-quality",
