@@ -217,7 +217,7 @@ def test_random_is_by_seed_and_by_picture() -> None:
         ("pool+random:of=embedded", "expected each decision once"),
         ("random:tokens=4", "expected tokens with of=embedded"),
         ("random:of=embedded,tokens=4,keep=0.2", "without keep"),
-        ("random:of=divprune", "fastv, avl or embedded"),
+        ("random:of=divprune", "fastv, avl, embedded or cached"),
     ],
 )
 def test_what_makes_no_sense_is_refused(spec: str, words: str) -> None:
