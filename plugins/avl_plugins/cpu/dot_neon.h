@@ -4,7 +4,7 @@
 
 #include <arm_neon.h>
 
-enum { LANES = 4, TOGETHER = 4 }; // rows that fill the registers
+enum { LANES = 4, HELD = 2, TOGETHER = 4 }; // rows that fill the registers (dot_x86.h)
 enum { FLIPPED = 0 };             // both factors have a sign
 
 typedef int32_t whole __attribute__((vector_size(4 * LANES), aligned(4), may_alias));

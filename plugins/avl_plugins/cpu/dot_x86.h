@@ -4,10 +4,11 @@
 
 #include <immintrin.h>
 
+// Rows that fill the registers with their sums: of a span and of all of them, or of a span alone.
 #if defined(__AVX512VNNI__)
-enum { LANES = 16, TOGETHER = 4 }; // rows that fill the registers
+enum { LANES = 16, HELD = 3, TOGETHER = 4 };
 #else
-enum { LANES = 8, TOGETHER = 2 };
+enum { LANES = 8, HELD = 2, TOGETHER = 2 };
 #endif
 
 typedef int32_t whole __attribute__((vector_size(4 * LANES), aligned(4), may_alias));

@@ -8,8 +8,10 @@ const avl_quantized_kernels *const AVL_LEVEL = NULL;
 
 #include "packing.h"
 
+#define EACH_HELD(r) _Pragma("GCC unroll 3") for (int r = 0; r < rows; r++)
+
 enum {
-    FEW = 4,    // rows up to which a weight is read for two rows at a time
+    FEW = 4,    // rows up to which sums stay in registers, where those hold no more than two
     MANY = 128, // rows whose sums are kept at a time: they fill the first cache
 };
 
@@ -104,34 +106,42 @@ HELPER floats4 add_span(floats4 to, whole4 sum, floats4 scales, float x_scale)
     return to;
 }
 
-// One row, or two, with sums in registers: a tile streams through once.
-HELPER void multiply_few(const avl_packed *w, const avl_rounded *x, int64_t tile, int64_t row,
-                         int two, float *y, int64_t bits)
+static int64_t tiles(const avl_packed *w) { return (w->outputs + TILE - 1) / TILE; }
+
+// Some rows' part of what all rows ask for of a piece that is read next.
+HELPER void fetch_part(const avl_packed *w, const uint8_t *piece, int64_t row, int64_t rows,
+                       int64_t all)
 {
-    floats4 y0 = {0}, y1 = {0};
+    const int64_t bytes = piece_bytes(w), end = bytes * (row + rows) / all;
+    for (int64_t i = bytes * row / all; i < end; i += 64) // a line of the caches
+        __builtin_prefetch(piece + i, 0, 2);
+}
+
+// Up to HELD rows, with sums in registers: a tile streams through once.
+HELPER void multiply_few(const avl_packed *w, const avl_rounded *x, int64_t tile, int64_t row,
+                         int rows, float *y, int64_t bits)
+{
+    floats4 totals[HELD] = {0};
     for (int64_t s = 0; s < spans_of(w); s++) {
-        const int64_t first = s * x->rows + row, second = first + (two ? 1 : 0);
-        const int8_t *p = x->codes + first * w->span, *q = x->codes + second * w->span;
+        const int64_t at = s * x->rows + row;
+        const int8_t *from = x->codes + at * w->span;
         const uint8_t *piece = piece_of(w, tile, s);
-        whole4 sum0 = start_of(w, x->sums[first], bits);
-        whole4 sum1 = start_of(w, x->sums[second], bits);
-        for (int64_t k = 0; k < w->span; k += 4, p += 4, q += 4) {
-            codes4 codes = load_codes(piece + k * TILE * bits / 8, bits);
-            sum0 = add_products(sum0, codes, p, bits);
-            if (two)
-                sum1 = add_products(sum1, codes, q, bits);
+        if (rows < x->rows && tile + 1 < tiles(w)) // the first rows wait for memory, the rest do not
+            fetch_part(w, piece_of(w, tile + 1, s), row, rows, x->rows);
+        whole4 sums[HELD];
+        EACH_HELD(r) sums[r] = start_of(w, x->sums[at + r], bits);
+        for (int64_t k = 0; k < w->span; k += 4) {
+            const codes4 codes = load_codes(piece + k * TILE * bits / 8, bits);
+            EACH_HELD(r) sums[r] = add_products(sums[r], codes, from + r * w->span + k, bits);
         }
-        floats4 scales = load_floats(scales_of(w, piece));
-        sum0 = end_of(w, sum0, piece, x->sums[first]);
-        sum1 = end_of(w, sum1, piece, x->sums[second]);
-        y0 = add_span(y0, sum0, scales, x->scales[first]);
-        if (two)
-            y1 = add_span(y1, sum1, scales, x->scales[second]);
+        const floats4 scales = load_floats(scales_of(w, piece));
+        EACH_HELD(r) {
+            const whole4 sum = end_of(w, sums[r], piece, x->sums[at + r]);
+            totals[r] = add_span(totals[r], sum, scales, x->scales[at + r]);
+        }
     }
     y += row * w->outputs + tile * TILE;
-    store_outputs(y, y0, outputs_of(w, tile));
-    if (two)
-        store_outputs(y + w->outputs, y1, outputs_of(w, tile));
+    EACH_HELD(r) store_outputs(y + r * w->outputs, totals[r], outputs_of(w, tile));
 }
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
@@ -201,12 +211,14 @@ HELPER void multiply_many(const avl_packed *w, const avl_rounded *x, int64_t til
 HELPER void multiply(const avl_packed *w, const avl_rounded *x, int64_t tile, float *y, int64_t bits)
 {
     int64_t row = 0;
-    for (; x->rows > FEW && row < x->rows; row += MANY)
+    for (; HELD < 3 && x->rows > FEW && row < x->rows; row += MANY)
         multiply_many(w, x, tile, row, x->rows - row < MANY ? x->rows : row + MANY, y, bits);
+    for (; HELD == 3 && (x->rows - row > 4 || x->rows - row == 3); row += 3) // and 4 are 2 and 2
+        multiply_few(w, x, tile, row, 3, y, bits);
     for (; row + 2 <= x->rows; row += 2)
-        multiply_few(w, x, tile, row, 1, y, bits);
+        multiply_few(w, x, tile, row, 2, y, bits);
     if (row < x->rows)
-        multiply_few(w, x, tile, row, 0, y, bits);
+        multiply_few(w, x, tile, row, 1, y, bits);
 }
 
 static void multiply_tile(const avl_packed *w, const avl_rounded *x, int64_t tile, float *y)
@@ -216,8 +228,6 @@ static void multiply_tile(const avl_packed *w, const avl_rounded *x, int64_t til
     else
         multiply(w, x, tile, y, 8);
 }
-
-static int64_t tiles(const avl_packed *w) { return (w->outputs + TILE - 1) / TILE; }
 
 static int64_t packed_bytes(const avl_packed *w) { return tiles(w) * spans_of(w) * piece_bytes(w); }
 
