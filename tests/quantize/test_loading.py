@@ -79,7 +79,8 @@ def test_codes_are_prepacked_and_run_on_8_bit_activations() -> None:
 
 MEMORY = """
 import sys
-from avl_runtime.execute.host.ort_options import give_back, tight_memory
+from avl_runtime.execute.host.ort_options import tight_memory
+from avl_runtime.machine.memory import give_back
 import numpy as np
 
 def rss():

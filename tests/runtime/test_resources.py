@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import re
 import subprocess
 import sys
@@ -22,6 +24,30 @@ import os
 from avl_runtime.machine.resources import cores
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 print(cores())
+"""
+
+KEPT_WHEN_FREED = """
+from threading import Thread
+import numpy as np
+from avl_runtime.machine import memory
+memory.keep_freed()
+before = memory.rss_bytes()
+def held():
+    return (memory.rss_bytes() - before) >> 20
+def fill():
+    blocks = [np.ones(1 << 20, np.uint8) for _ in range(64)]
+found = []
+for number in range(3):
+    other = Thread(target=fill)
+    other.start()
+    other.join()
+    found.append(held())
+memory.give_back_surplus()
+found.append(held())
+memory.usable_memory = lambda: 8 << 20
+memory.give_back_surplus()
+found.append(held())
+print(found)
 """
 
 
@@ -88,3 +114,13 @@ def test_resident_memory_follows_what_is_held() -> None:
     after = rss_bytes()
     assert after is not None
     assert during - after >= 0.9 * BLOCK
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc's allocator")
+def test_freed_memory_is_kept_for_all_threads_until_it_is_too_much() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT_WHEN_FREED], capture_output=True, text=True, check=True
+    )
+    *kept, given_back = json.loads(done.stdout)
+    assert all(60 <= one <= 70 for one in kept)
+    assert given_back <= 6

@@ -18,6 +18,7 @@ from avl_runtime.cli.serving import (
 )
 from avl_runtime.cli.status import exit_status
 from avl_runtime.machine.installation import need
+from avl_runtime.machine.memory import keep_freed
 
 LARGEST_PORT = 65535
 
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
     need("serve", what_for="avl-serve")
+    keep_freed()  # before there are threads, each with a heap
     from avl_runtime.serve.app import App
     from avl_runtime.serve.http.fetch import checked_hosts
     from avl_runtime.serve.http.guard import VARIABLE, Guard, is_loopback, keys, local_names

@@ -1,13 +1,30 @@
-"""How much memory this process holds, and has held."""
+"""How much memory this process holds, and has held, and what becomes of what it frees."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import sys
+import threading
 from pathlib import Path
+from typing import Final
+
+from avl_runtime.machine.resources import usable_memory
 
 STATUS = Path("/proc/self/status")
+# glibc's numbers of limits (malloc.h): bytes at a heap's end that are kept, bytes from which on a
+# block is mapped by itself, and heaps.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+MAPPED: Final = 32 << 20  # the most that glibc takes for the second
+TRIMMED_NEVER: Final = (1 << 31) - 1
+_KEPT = 8  # of so much of the machine's memory one part may be freed and kept
+_keeping = threading.Event()
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = (*((f"other_{number}", ctypes.c_size_t) for number in range(8)),)
+    _fields_ += (("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t))
 
 
 def rss_bytes() -> int | None:
@@ -25,6 +42,52 @@ def peak_rss_bytes() -> int:
         return found
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def libc() -> ctypes.CDLL | None:
+    """The C library, where it may be glibc; its own functions may be missing."""
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def keep_freed() -> None:
+    """Keep what is freed for what comes next; whoever says so calls `give_back` when it is idle.
+
+    The system clears each page that it gives out, which takes longer than to copy rows into it. All
+    threads share one heap from now on, so that each takes what others have freed. Nothing changes
+    under another allocator than glibc's.
+    """
+    tune = getattr(libc(), "mallopt", None)
+    if tune is not None and getattr(libc(), "mallinfo2", None) is not None:
+        tune(_M_ARENA_MAX, 1)
+        tune(M_TRIM_THRESHOLD, TRIMMED_NEVER)
+        tune(M_MMAP_THRESHOLD, MAPPED)
+        _keeping.set()
+
+
+def keeps_freed() -> bool:
+    """Whether freed memory is kept."""
+    return _keeping.is_set()
+
+
+def give_back() -> None:
+    """Give freed memory back to the system: glibc keeps what lies between blocks still in use."""
+    trim = getattr(libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def give_back_surplus() -> None:
+    """The same, but where it is kept: then only if it is more than an eighth of all memory."""
+    memory = usable_memory()
+    if not keeps_freed() or memory is None or _freed() > memory // _KEPT:
+        give_back()
+
+
+def _freed() -> int:
+    """Bytes that are free on glibc's heaps."""
+    tell = ctypes.CDLL(None).mallinfo2
+    tell.restype = _Mallinfo2
+    return int(tell().fordblks)
 
 
 def _status(field: str) -> int | None:

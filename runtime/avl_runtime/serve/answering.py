@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from avl_runtime.machine.memory import give_back
 from avl_runtime.requests.request import Request
 from avl_runtime.serve.admission import Admission, stopping
 from avl_runtime.serve.asked.content import pictures
@@ -28,6 +29,7 @@ from avl_runtime.serve.served import Event, Run, Served, stats_of
 from avl_runtime.serve.shelf import Shelf
 
 PREPARING = 2  # bodies and pictures that are taken apart at one time, for the sake of memory
+RESTING = 2.0  # seconds without a question after which freed memory goes back to the system
 SENDING = 10.0  # seconds after the deadline in which a client may still read its answer
 FETCHING = 8  # pictures that are fetched at one time
 Found = TypeVar("Found")
@@ -82,6 +84,7 @@ class Answering:
         self._workers = ThreadPoolExecutor(PREPARING, "avl-prepare")
         self.decoders = Decoders(PREPARING, limits.pixels, limits.body)
         self._runs: set[Run] = set()
+        self._rest: asyncio.TimerHandle | None = None
         self._stopped = False
 
     async def __call__(self, exchange: Exchange, form: Form) -> None:
@@ -104,6 +107,8 @@ class Answering:
 
     def close(self) -> None:
         """Let the threads go, and end the processes."""
+        if self._rest is not None:
+            self._rest.cancel()
         for threads in (self._workers, self._fetchers):
             threads.shutdown(wait=False, cancel_futures=True)
         self.decoders.close()
@@ -224,10 +229,23 @@ class Answering:
     async def _worked(self, work: Callable[[], Found]) -> Found:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
+    def _rest_later(self) -> None:
+        """Give freed memory back if no question comes for a while."""
+        if self._rest is not None:
+            self._rest.cancel()
+
+        def rest() -> None:
+            if not self._runs:
+                self._workers.submit(give_back)
+
+        self._rest = asyncio.get_running_loop().call_later(RESTING, rest)
+
     def _over(self, exchange: Exchange, run: Run, asked: ChatRequest) -> None:
         """Note what became of a request; whatever still runs of it is ended."""
         run.stop()
         self._runs.discard(run)
+        if not self._runs:
+            self._rest_later()
         requests = run.requests
         prompt = len(requests[0].prompt.input_ids)
         completion = sum(len(request.reply.token_ids) for request in requests)

@@ -33,9 +33,10 @@ from avl_plugins.graph_io import (
     named,
 )
 from avl_plugins.logits import Logits
-from avl_runtime.execute.host.ort_options import LARGE, WORTH_SHRINKING, give_back, shrinking
+from avl_runtime.execute.host.ort_options import LARGE, WORTH_SHRINKING, shrinking
 from avl_runtime.kv.by_layer import ByLayer, unfilled
 from avl_runtime.kv.cache import Ints, SegmentCache
+from avl_runtime.machine.memory import give_back_surplus
 
 
 class OrtBoundSegment:
@@ -123,7 +124,7 @@ class OrtBoundSegment:
             with wanted:
                 self._session.run_with_iobinding(binding.io, options)
             if ends and cache.nbytes >= LARGE:
-                give_back()
+                give_back_surplus()
             return False
         if self._refresh is None:  # made once, as that takes as long as a small layer
             rows = cache.k_active, cache.k_parked

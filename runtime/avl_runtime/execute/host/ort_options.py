@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnxruntime as ort
 
+from avl_runtime.machine.memory import (
+    M_MMAP_THRESHOLD,
+    M_TRIM_THRESHOLD,
+    MAPPED,
+    TRIMMED_NEVER,
+    keeps_freed,
+    libc,
+)
 from avl_runtime.machine.resources import usable_memory
 from avl_runtime.package.quantization import Quantization
 
-# glibc's numbers of two limits, in bytes: from which on it maps an allocation by itself, and how
-# much freed memory it keeps. Afterwards they are what they grow to by themselves in a process that
-# has used large blocks.
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-_WHILE_LOADING, _AFTERWARDS = 1 << 20, 32 << 20
+_WHILE_LOADING = 1 << 20  # bytes from which on glibc maps a block by itself, or trims its heap
 # Bytes of a cache, from which on it is worth a tenth of a millisecond to have a session give back
-# what a chunk needed, which the next prompt then takes anew; and half a millisecond to `give_back`.
+# what a chunk needed, which the next prompt then takes anew; and half a millisecond to have the
+# system get it.
 WORTH_SHRINKING, LARGE = 1 << 20, 16 << 20
 
 
@@ -68,14 +71,6 @@ def shrinking() -> ort.RunOptions:
     return options
 
 
-def give_back() -> None:
-    """Give freed memory back to the system: glibc keeps what lies between blocks still in use."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    trim = getattr(libc, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 @contextmanager
 def tight_memory() -> Iterator[None]:
     """Give freed memory back at once while graphs are loaded in the block.
@@ -83,14 +78,14 @@ def tight_memory() -> Iterator[None]:
     Fusing and prepacking free as many bytes as they keep. glibc would hold on to them for good,
     which makes a quantized package take twice its memory; afterwards it has its usual limit.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    tune = getattr(libc, "mallopt", None)
+    tune = getattr(libc(), "mallopt", None)
     if tune is None:  # another allocator than glibc's
         yield
         return
-    tune(_M_MMAP_THRESHOLD, _WHILE_LOADING)
+    for limit in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        tune(limit, _WHILE_LOADING)
     try:
         yield
-    finally:
-        tune(_M_MMAP_THRESHOLD, _AFTERWARDS)
-        tune(_M_TRIM_THRESHOLD, 2 * _AFTERWARDS)
+    finally:  # what limits grow to by themselves in a process that has used large blocks
+        tune(M_MMAP_THRESHOLD, MAPPED)
+        tune(M_TRIM_THRESHOLD, TRIMMED_NEVER if keeps_freed() else 2 * MAPPED)
