@@ -107,8 +107,7 @@ class Answering:
 
     def close(self) -> None:
         """Let the threads go, and end the processes."""
-        if self._rest is not None:
-            self._rest.cancel()
+        self._stopped = True
         for threads in (self._workers, self._fetchers):
             threads.shutdown(wait=False, cancel_futures=True)
         self.decoders.close()
@@ -227,15 +226,16 @@ class Answering:
         return found
 
     async def _worked(self, work: Callable[[], Found]) -> Found:
+        self._rest_later()
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
     def _rest_later(self) -> None:
-        """Give freed memory back if no question comes for a while."""
+        """Give freed memory back when nothing has run and nobody has asked for a while."""
         if self._rest is not None:
             self._rest.cancel()
 
         def rest() -> None:
-            if not self._runs:
+            if not (self._runs or self._stopped):
                 self._workers.submit(give_back)
 
         self._rest = asyncio.get_running_loop().call_later(RESTING, rest)
@@ -244,8 +244,7 @@ class Answering:
         """Note what became of a request; whatever still runs of it is ended."""
         run.stop()
         self._runs.discard(run)
-        if not self._runs:
-            self._rest_later()
+        self._rest_later()
         requests = run.requests
         prompt = len(requests[0].prompt.input_ids)
         completion = sum(len(request.reply.token_ids) for request in requests)
