@@ -46,6 +46,7 @@ FAMILIES = {
     "qwen3_vl": "qwen3-vl-2b",
     "qwen3_5": "qwen3.5-0.8b",
     "gemma3": "gemma-3-4b",
+    "lfm2_vl": "lfm2.5-vl-450m",
 }
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHOSEN = ("llava", "llava_next")  # families whose pictures have as many tokens as is asked for
@@ -136,6 +137,8 @@ def files_of(shape: Shape) -> dict[str, Any]:
     if "full_attention_interval" in text:  # two layers of attention at least
         most = max(1, shape.layers // 2)
         text["full_attention_interval"] = min(text["full_attention_interval"], most)
+    if "layer_types" in text:
+        text["layer_types"] = _kinds(text["layer_types"], shape.layers)
     if "head_dim" in text:
         text["head_dim"] = shape.hidden // shape.heads
     for rope in (text.get("rope_scaling"), text.get("rope_parameters")):
@@ -219,6 +222,14 @@ def _features(shape: Shape, known: Mapping[str, Any]) -> dict[str, Any]:
         ]
         found["spatial_target_layers"] = [min(n, last) for n in known["spatial_target_layers"]]
     return found
+
+
+def _kinds(known: list[str], layers: int) -> list[str]:
+    """Types of layers, attention in every other one if there are fewer than known."""
+    if layers == len(known):
+        return known
+    others = next((kind for kind in known if kind != "full_attention"), "full_attention")
+    return ["full_attention" if n % 2 else others for n in range(layers)]
 
 
 def _sections(known: list[int], half: int) -> list[int]:

@@ -121,8 +121,8 @@ class _Decoder:
 class _Encoders:
     """The encoders that a prompt needs, and what transformers' layers of the same names do.
 
-    transformers may keep patches in another order, or without padding: rows of states are matched
-    by what the first layer is given.
+    transformers may keep patches in another order, or with padding where the package has none, or
+    without: rows of states are matched by what the first layer is given.
     """
 
     def __init__(self, package: Package, prompt: Prompt, table: Table) -> None:
@@ -192,6 +192,9 @@ class _Encoders:
         if not numbers:
             return
         seen = [np.concatenate(self.seen[prefix, n]) for n in range(len(numbers))]
+        if len(seen[0]) > len(states[0]):
+            held = matching_rows(seen[0], states[0])  # without transformers' padding
+            seen = seen if held is None else [one[held] for one in seen]
         order = matching_rows(states[0], seen[0])
         label = graph_name(file)
         if order is None:

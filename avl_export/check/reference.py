@@ -115,10 +115,10 @@ def _kept(cache: Any) -> dict[str, Array]:
             MADE.values: cache.values[0].float().numpy(),
         }
     # It keeps as many inputs as a convolution sees, and one of them is never read again.
-    return {
-        CONVOLUTION.made: cache.conv_states[0][0, :, 1:].float().numpy().T,
-        DELTA.made: cache.recurrent_states[0][0].float().numpy(),
-    }
+    found = {CONVOLUTION.made: cache.conv_states[0][0, :, 1:].float().numpy().T}
+    if cache.recurrent_states[0] is not None:
+        found[DELTA.made] = cache.recurrent_states[0][0].float().numpy()
+    return found
 
 
 def forward(

@@ -76,7 +76,7 @@ class SegmentModule(nn.Module):
         self.traced = tuple(first + index for index in sorted(set(firsts)))
         self.deepstack = deepstack_layers(family, first, last)
         is_last = last == decoder.dims.num_layers
-        self.norm = text.norm if is_last else None
+        self.norm = decoder.norm if is_last else None
         self.lm_head = decoder.head if is_last else None
         self.embedding_scale = decoder.embedding_scale if first == 0 else 1.0
         self.logit_scale = decoder.logit_scale

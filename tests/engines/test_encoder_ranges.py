@@ -24,6 +24,7 @@ from avl_runtime.vision.lines import LinedImage
 from avl_runtime.vision.load.videos import Video
 from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
+from avl_runtime.vision.patched_tiles import PatchedTiles, PictureText
 from avl_runtime.vision.patches import Patches, PatchImage
 from avl_runtime.vision.split import DatedFrames, SplitImage, TileText
 from avl_runtime.vision.steps import ImageProcessing
@@ -43,6 +44,10 @@ IMAGES: tuple[ImageLayout, ...] = (
     SquareImage("square", STEPS, (0, 0, 0), SIDE),
     TiledImage("tiles", STEPS, (TILE, TILE), (1, 6), (2, 2), ("", "")),
     SplitImage("split", STEPS, TILE, 24, True, (2, 2), TileText("", "")),
+    PatchedTiles(
+        *("patched_tiles", STEPS, 2, 2, 5, TILE, (2, 4), (1, 6), 2.0, True),
+        PictureText("", "", ""),
+    ),
     PatchImage("patches", STEPS, WINDOWED, **PIXELS),
     LinedImage("lines", STEPS, LINED, (40, 50), 4, "\n", ""),
     LinedImage("lines", STEPS, LINED, (42, 50), 2, "", ""),

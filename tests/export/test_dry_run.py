@@ -58,6 +58,7 @@ PUBLISHED = {
     "qwen3-vl-8b": 8770,
     "qwen3.5-0.8b": 853,  # and 20 in a layer that drafts, which nothing reads
     "gemma-3-4b": 4300,
+    "lfm2.5-vl-450m": 449,
     "smolvlm-256m": 256,
     "smolvlm-500m": 508,
     "smolvlm2-256m": 256,

@@ -101,7 +101,8 @@ class FamilyTests:
             for kind in ("image", "video"):
                 parts = [media for media in got.media if media.kind == kind]
                 if parts:
-                    self._same_pixels([part.inputs for part in parts], self.pixels(want, kind))
+                    runs = [run for part in parts for run in part.runs()]
+                    self._same_pixels(runs, self.pixels(want, kind))
             shown = read(made.reference, want)
             axes = len(got.positions)
             np.testing.assert_array_equal(got.positions, shown.positions.expand(axes, -1))

@@ -230,11 +230,6 @@ SMALL = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_
         ("qwen3_moe", {}, "a mixture of experts, found num_experts"),
         ("mixtral", {}, "a mixture of experts, found num_experts of 8"),
         ("deepseek_v3", SMALL, "a mixture of experts, found num_local_experts"),
-        (
-            "lfm2",
-            {"layer_types": ["full_attention", "conv", "conv"]},
-            "found 'conv' as that of layer 1",
-        ),
         ("qwen3_5_text", {"layer_types": ["linear_attention"] * LAYERS}, "a layer of attention"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
         ("granite_swa", {}, "attention with s_aux in layer 0"),

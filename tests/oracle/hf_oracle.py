@@ -30,7 +30,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from oracle.reading import Shown, decoder_of, read
 
-STATE = "linear_attention"  # the kind of layers that keep a state
+STATES = ("linear_attention", "conv")  # kinds of layers that keep a state
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class Oracle:
         self.deepstack = torch.zeros(0, 0, text.hidden_size, dtype=model.dtype)  # [K, visual, C]
         self.before: tuple[int, ...] = ()
         kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-        self.attend = [index for index, kind in enumerate(kinds) if kind != STATE]
+        self.attend = [index for index, kind in enumerate(kinds) if kind not in STATES]
         self.cuts: list[tuple[int, Tensor]] = []  # before which layer, and what goes on [S]
         self.layers = [
             _Layer(

@@ -119,7 +119,7 @@ def test_a_layer_that_keeps_a_state_of_no_size(copy: Path, capsys) -> None:
 
 
 def test_a_graph_without_a_layer_that_keeps_rows(copy: Path, capsys) -> None:
-    edit(copy, lambda m: m["segments"][0].update(kinds=["gated_delta"] * 2))
+    edit(copy, lambda m: m["segments"][0].update(kinds=["convolution"] * 2))
     refused(copy, "a layer that keeps rows in decoder.0.onnx", capsys=capsys)
 
 

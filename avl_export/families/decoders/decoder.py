@@ -24,7 +24,7 @@ from avl_export.families.decoders.rope import Rope, Turns, check_rope, observe_r
 from avl_export.families.decoders.states import observe_state, shared_sizes
 from avl_export.families.replicate import firsts
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import FULL, GATED_DELTA, LAYER_KINDS, SLIDING
+from avl_plugins.graph_io import FULL, GATED_DELTA, LAYER_KINDS, SHORT_CONVOLUTION, SLIDING
 from avl_runtime.package.manifest import Dims
 
 FOREVER = 1 << 62
@@ -35,10 +35,12 @@ KINDS = {
     "full_attention": FULL.name,
     WINDOWED: FULL.name,
     "linear_attention": GATED_DELTA.name,
+    "conv": SHORT_CONVOLUTION.name,
 }
 SLIDES = KINDS | {WINDOWED: SLIDING.name}
 NAMES = ("model.language_model", "model.text_model")  # where models have their decoder
-PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
+PARTS = ("embed_tokens", "layers", "rotary_emb")
+NORMS = ("norm", "embedding_norm")  # names of the last one
 # What no graph here computes, by the setting that asks for it.
 UNKNOWN = {
     "num_kv_shared_layers": "layers that share keys and values",
@@ -57,8 +59,9 @@ class Decoder:
 
     Attributes:
         name: of the decoder in its model.
-        text_model: embed_tokens, layers, norm, and as rotary_emb a `Turns`, or one by each name
-            of `ropes`.
+        text_model: embed_tokens, layers, and as rotary_emb a `Turns`, or one by each name of
+            `ropes`.
+        norm: its last one.
         head: hidden [..., C] -> logits [..., vocab], up to `logit_scale`.
         attention: one of the layers' attention modules.
         ropes: by transformers' name of a type of layers, or by "" where all have one.
@@ -70,6 +73,7 @@ class Decoder:
 
     name: str
     text_model: nn.Module
+    norm: nn.Module
     head: nn.Module
     attention: nn.Module
     ropes: Mapping[str, Rope]
@@ -156,10 +160,12 @@ def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
     text_model: Any = model.get_submodule(name)
     text = text_model.config
     missing = [part for part in PARTS if not hasattr(text_model, part)]
-    if missing:
+    norm = next((name for name in NORMS if hasattr(text_model, name)), None)
+    if missing or norm is None:
         raise FamilyError(
-            f"{where}: expected a decoder with {', '.join(PARTS)}, found "
-            f"{quoted(text.model_type)} without {missing[0]}; this version of avl cannot export it"
+            f"{where}: expected a decoder with {', '.join((*PARTS, NORMS[0]))}, found "
+            f"{quoted(text.model_type)} without {(*missing, NORMS[0])[0]}; this version of avl "
+            "cannot export it"
         )
     layers = list(text_model.layers)
     named = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
@@ -173,7 +179,7 @@ def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
         if kind.has_rows:
             calls.append(observe_layer(text_model, n, layers[n], where))
         else:
-            sizes.append(observe_state(text_model, n, layers[n], where))
+            sizes.append(observe_state(text_model, n, layers[n], kind, where))
     if not calls:
         raise FamilyError(
             f"{where}: expected a layer of attention among others, found layer_types of "
@@ -195,7 +201,7 @@ def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
     ropes = observe_ropes(rotary, attention, head_dim, context, named, where)
     axes = next(iter(ropes.values())).axes
     token_scale = observe_embedding(text_model, where)
-    embedding_scale = observe_loop(text_model, axes, where) * token_scale
+    embedding_scale = observe_loop(text_model, norm, axes, where) * token_scale
     logit_scale = observe_head(model, where)
     dims = Dims(
         hidden_size=text.hidden_size,
@@ -214,6 +220,7 @@ def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
     return Decoder(
         name,
         text_model,
+        text_model.get_submodule(norm),
         model.get_submodule("lm_head"),
         attention,
         ropes,

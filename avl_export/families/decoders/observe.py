@@ -126,8 +126,11 @@ def _check(call: Attended, where: str, number: int, layer: Any) -> None:
         raise refused(where, number, layer, sizes)
 
 
-def observe_loop(text_model: Any, axes: int, where: str) -> float:
+def observe_loop(text_model: Any, norm: str, axes: int, where: str) -> float:
     """What a decoder multiplies embeddings with before its first layer.
+
+    Args:
+        norm: the name of its last norm.
 
     Raises:
         FamilyError: it does something else beside running its layers one by one.
@@ -139,7 +142,7 @@ def observe_loop(text_model: Any, axes: int, where: str) -> float:
         for shape in ((1, ROWS, width), (layers, width))
     )
     stubs = nn.ModuleList(_Layer(*pair) for pair in zip(text_model.layers, added, strict=True))
-    parts = {"layers": stubs, "norm": nn.Identity(), "rotary_emb": _Rotary()}
+    parts = {"layers": stubs, norm: nn.Identity(), "rotary_emb": _Rotary()}
     shape = (1, ROWS) if axes == 1 else (axes, 1, ROWS)
     with _replaced(text_model, parts), implementation(text_model.config, IMPLEMENTATION):
         # Modules that are there beside the layers have no weights.

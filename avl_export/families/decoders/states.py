@@ -18,6 +18,7 @@ import torch
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.decoders.observe import attempt, refused, run_layer
 from avl_plugins import reference
+from avl_plugins.graph_io import GATED_DELTA, LayerKind
 from avl_runtime.package.manifest import States
 
 CONVOLVE, RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"
@@ -58,7 +59,7 @@ def replaced(layer: Any, replacements: Replacements) -> Iterator[None]:
             setattr(module, name, function)
 
 
-def observe_state(text_model: Any, number: int, layer: Any, where: str) -> States:
+def observe_state(text_model: Any, number: int, layer: Any, kind: LayerKind, where: str) -> States:
     """Run one layer on the meta device; returns the sizes of the states that it keeps.
 
     Raises:
@@ -67,12 +68,15 @@ def observe_state(text_model: Any, number: int, layer: Any, where: str) -> State
     calls = _Calls()
     with replaced(layer, {CONVOLVE: calls.convolve, RULE: calls.rule}):
         attended = run_layer(text_model, number, layer, where)
-    if attended or len(calls.weights) != 1 or len(calls.rules) != 1:
+    rules = int(kind == GATED_DELTA)
+    if attended or len(calls.weights) != 1 or len(calls.rules) != rules:
         found = f"{len(calls.weights)} convolutions, {len(calls.rules)} delta rules"
         raise refused(where, number, layer, found + " and attention" * bool(attended))
-    if not _is_known(sys.modules[type(layer).__module__]):
+    if not _is_known(sys.modules[type(layer).__module__], rules=bool(rules)):
         raise refused(where, number, layer, "another convolution or delta rule")
     channels, kernel = calls.weights[0]
+    if not rules:
+        return States((), channels, kernel)
     (_, _, _, key_size), (_, _, heads, value_size) = calls.rules[0]
     return States((), channels, kernel, heads, key_size, value_size)
 
@@ -92,7 +96,7 @@ def shared_sizes(sizes: list[States], layers: tuple[int, ...], where: str) -> St
     return replace(sizes[0], layers=layers) if sizes else None
 
 
-def _is_known(module: Any) -> bool:
+def _is_known(module: Any, *, rules: bool) -> bool:
     """Whether transformers' functions compute what our ops do, tried on random numbers."""
     generator = torch.Generator().manual_seed(0)
 
@@ -104,6 +108,8 @@ def _is_known(module: Any) -> bool:
     found = attempt(lambda: getattr(module, CONVOLVE)(x.transpose(1, 2), weight))
     if not _close(found, torch.from_numpy(wanted).transpose(1, 2)):
         return False
+    if not rules:
+        return True
     q, k, v = drawn(1, 5, 2, 6), drawn(1, 5, 2, 6), drawn(1, 5, 4, 3)
     decay, beta, state = -drawn(1, 5, 4).abs(), drawn(1, 5, 4).sigmoid(), torch.zeros(1, 4, 6, 3)
     given = [one.numpy() for one in (q, k, v, decay, beta, state)]

@@ -106,8 +106,9 @@ def _of_states(name: str, *states: State) -> LayerKind:
 FULL = LayerKind("full", CACHE, RESULTS)  # rows with positions, which policies move
 # The same without those that the window has left behind; its graph is given their positions.
 SLIDING = LayerKind("sliding", (*CACHE, ACTIVE.positions), RESULTS)
+SHORT_CONVOLUTION = _of_states("convolution", CONVOLUTION)
 GATED_DELTA = _of_states("gated_delta", CONVOLUTION, DELTA)
-LAYER_KINDS = {kind.name: kind for kind in (FULL, SLIDING, GATED_DELTA)}
+LAYER_KINDS = {kind.name: kind for kind in (FULL, SLIDING, SHORT_CONVOLUTION, GATED_DELTA)}
 
 
 def named(kind: str, layer: int) -> str:

@@ -58,7 +58,7 @@ class States(Protocol):
     """Sizes of what layers with a state keep, alike in all of a decoder.
 
     A convolution sees `kernel` inputs of each of its `channels`. A delta rule has `heads` states
-    [key_size, value_size].
+    [key_size, value_size]; all three are 0 where there is none.
     """
 
     @property

@@ -210,12 +210,13 @@ def _layer(dims: Dims, rows: int, pairs: float) -> float:
 
 
 def _state_layer(dims: Dims, rows: int) -> float:
-    """A layer that keeps a state, of a gated delta rule behind a convolution."""
+    """A layer that keeps a state: of a convolution alone, or of a gated delta rule behind one."""
     states = dims.states
     if states is None:
         return 0
     values = states.heads * states.value_size
-    # Queries, keys and values, gates, two numbers a head, and back.
-    made = states.channels + values + 2 * states.heads
-    each = dims.hidden_size * (made + values + 3 * dims.intermediate_size)
+    # Queries, keys and values, gates, two numbers a head, and back; or two gates and what is mixed.
+    made = states.channels + values + 2 * states.heads if values else 3 * states.channels
+    back = values or states.channels
+    each = dims.hidden_size * (made + back + 3 * dims.intermediate_size)
     return rows * (each + states.channels * states.kernel + 3 * values * states.key_size)

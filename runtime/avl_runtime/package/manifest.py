@@ -66,9 +66,9 @@ class States:
     layers: tuple[int, ...]
     channels: int
     kernel: int
-    heads: int
-    key_size: int
-    value_size: int
+    heads: int = 0
+    key_size: int = 0
+    value_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

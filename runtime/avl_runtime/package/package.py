@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from avl_plugins.errors import FormatError, quoted, shown
-from avl_plugins.graph_io import LAYER_KINDS, SLIDING
+from avl_plugins.graph_io import DELTA, LAYER_KINDS, SLIDING
 from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.package.manifest import (
     FORMAT_VERSION,
@@ -296,8 +296,8 @@ def _check_kinds(segment: Segment, manifest: Manifest, path: Path) -> None:
         raise PackageError(
             f"{path}: expected a layer that keeps rows in {segment.file}, found none; export again"
         )
-    keeps = any(kind.states for kind in kinds)
-    if keeps and (sizes is None or sizes.kernel < 2 or not sizes.heads):
+    wants = [value for kind in kinds for value in kind.states]
+    if wants and (sizes is None or sizes.kernel < 2 or (DELTA in wants and not sizes.heads)):
         raise PackageError(
             f"{path}: expected sizes of the states that layers of {segment.file} keep, found "
             f"{quoted(sizes, 80)}; export again"

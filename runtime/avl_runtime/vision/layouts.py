@@ -8,6 +8,7 @@ from avl_runtime.vision.fixed import FixedImage
 from avl_runtime.vision.frames import FixedVideo
 from avl_runtime.vision.lines import LinedImage
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
+from avl_runtime.vision.patched_tiles import PatchedTiles
 from avl_runtime.vision.patches import PatchImage
 from avl_runtime.vision.split import DatedFrames, SplitImage
 from avl_runtime.vision.tiles import FrameLines, TiledImage
@@ -21,5 +22,6 @@ ImageLayout = (
     | TiledImage
     | LinedImage
     | SplitImage
+    | PatchedTiles
 )
 VideoLayout = FixedVideo | BlendedVideo | PatchVideo | TimedVideo | FrameLines | DatedFrames

@@ -131,6 +131,7 @@ class Media:
         cells: what each of the tokens shows.
         blocks: in prompt order, for decoders with positions on three axes; else empty.
         images_per_run: entries of pixel_values' first axis that one run of the graph takes at most.
+        more: inputs of further runs, of tiles of another size, whose features come behind.
         blend: how the graph's features make the tokens, unless each is one, in order.
     """
 
@@ -144,13 +145,15 @@ class Media:
     size: tuple[int, int] = (0, 0)
     images_per_run: int = IMAGES_PER_RUN
     blend: Blend | None = None
+    more: tuple[dict[str, NDArray[Any]], ...] = ()
 
     def runs(self) -> Iterator[dict[str, NDArray[Any]]]:
         """The graph's inputs for each of its runs."""
-        values = self.inputs[PIXELS]
-        count = min(self.images_per_run, max(1, VALUES_PER_RUN // max(1, values[:1].size)))
-        for begin in range(0, len(values), count):
-            yield {**self.inputs, PIXELS: values[begin : begin + count]}
+        for inputs in (self.inputs, *self.more):
+            values = inputs[PIXELS]
+            count = min(self.images_per_run, max(1, VALUES_PER_RUN // max(1, values[:1].size)))
+            for begin in range(0, len(values), count):
+                yield {**inputs, PIXELS: values[begin : begin + count]}
 
     def features(
         self, runs: Sequence[Sequence[NDArray[Any]]], made: Sequence[str] = (FEATURES,)

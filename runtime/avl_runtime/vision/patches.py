@@ -222,12 +222,15 @@ def grown_size(
     return rows * cell, columns * cell
 
 
-def smart_size(height: int, width: int, cell: int, least: int, most: int) -> tuple[int, int]:
+def smart_size(
+    height: int, width: int, cell: int, least: int, most: int, fewest: int = 0
+) -> tuple[int, int]:
     """(height, width) as multiples of `cell` nearest to a picture's, `least` to `most` pixels.
 
-    Hugging Face's `smart_resize` for Qwen2-VL.
+    Hugging Face's `smart_resize` for Qwen2-VL; of LFM2-VL with `fewest` cells along a side, of
+    pictures thinner than half of one, before limits count.
     """
-    rows, columns = round(height / cell), round(width / cell)
+    rows, columns = (max(fewest, round(side / cell)) for side in (height, width))
     if rows * columns * cell**2 > most:
         shrink = math.sqrt(height * width / most)
         rows = max(1, math.floor(height / shrink / cell))

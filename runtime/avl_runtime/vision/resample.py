@@ -1,6 +1,6 @@
-"""Frames of a video resized to the last bit as torchvision does, which Hugging Face uses for them.
+"""Frames and pictures resized to the last bit as torchvision does, where Hugging Face uses it.
 
-Pillow, which resizes pictures, rounds at other places: the two differ by some steps of 255.
+Pillow, which resizes most pictures, rounds at other places: the two differ by some steps of 255.
 """
 
 from __future__ import annotations
@@ -59,6 +59,30 @@ def _taps(
     before: int, after: int, kernel: Kernel, reach: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
     """Pixels read for each new one [after, taps], their weights, and the bits behind the point."""
+    places, weights = _weights(before, after, kernel, reach)
+    bits = 0
+    while bits < 22 and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << BITS:
+        bits += 1
+    scaled = weights * (1 << bits)
+    rounded = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32)
+    return np.minimum(places, before - 1), rounded, bits
+
+
+def shares_along(before: int, after: int) -> NDArray[np.float64]:
+    """[after, before]: how much of each old number a new one is, linearly and antialiased.
+
+    As `torch.nn.functional.interpolate(antialias=True)` of floats along one axis.
+    """
+    places, weights = _weights(before, after, *KERNELS[BILINEAR])
+    shares = np.zeros((after, before + places.shape[1]))
+    np.put_along_axis(shares, places, weights, 1)
+    return shares[:, :before]
+
+
+def _weights(
+    before: int, after: int, kernel: Kernel, reach: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Old places read for each new one, some beyond the last, and their weights; [after, taps]."""
     scale = before / after
     stretch = max(scale, 1.0)
     centre = scale * (np.arange(after) + 0.5)
@@ -67,13 +91,7 @@ def _taps(
     places = first[:, None] + np.arange((end - first).max())
     distance = np.abs((places - centre[:, None] + 0.5) * (1.0 / stretch))
     weights = np.where(places < end[:, None], kernel(distance), 0.0)
-    weights /= weights.sum(1, keepdims=True)
-    bits = 0
-    while bits < 22 and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << BITS:
-        bits += 1
-    scaled = weights * (1 << bits)
-    rounded = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32)
-    return np.minimum(places, before - 1), rounded, bits
+    return places, weights / weights.sum(1, keepdims=True)
 
 
 def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
