@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
 import pytest
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from avl_export.cli import main as avl_export
 from avl_export.options import Options
 from avl_export.plan.plan import make_plan
+from avl_plugins.bodies.state_body import state_function
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
+from avl_plugins.schema import GATED_DELTA_RULE
 from avl_runtime import LVLM
 from avl_runtime.cli.bench import main as avl_bench
 from avl_runtime.engines.options import Options as BuildOptions
@@ -29,7 +34,10 @@ from families.qwen import SPECIAL, TEXT, TOKENS, PatchTests, video_processor
 from families.shared import PROMPT
 from families.support import Case, Made, picture, without_checks
 from families.test_qwen3_vl import HALF, PATCH, SIZE, TEMPLATE, VIDEO_SIZE
+from ops.op_models import op_model, session
+from ops.op_models import run as run_op
 
+STEPS = 200
 STATE, ROWS = "linear_attention", "full_attention"
 
 
@@ -111,13 +119,30 @@ class TestQwen35(PatchTests):
     def test_states_go_from_chunk_to_chunk(
         self, made: Made, chunk: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """And through 40 decode steps."""
-        image = picture((97, 61), 0)
-        tokens, logits = made.generate(made.encode(PROMPT, [image]), 40)
+        """And through decode steps, 200 of them once."""
+        image, steps = picture((97, 61), 0), STEPS if chunk == 256 else 20
+        tokens, logits = made.generate(made.encode(PROMPT, [image]), steps)
         monkeypatch.setattr(made.model.loaded.executor, "chunk", chunk)
-        got = made.model.generate(PROMPT, [image], max_new_tokens=40, return_logits=True)
+        got = made.model.generate(PROMPT, [image], max_new_tokens=steps, return_logits=True)
         assert list(got.token_ids) == tokens
         np.testing.assert_allclose(got.logits, logits, atol=self.tolerance, rtol=0)
+
+    @pytest.mark.parametrize("compiled", [False, True], ids=["body", "kernel"])
+    def test_two_hundred_steps_of_each_rule(
+        self, made: Made, compiled: bool, request: pytest.FixtureRequest
+    ) -> None:
+        """What transformers' rules are given, given to the op: outputs, and states at the end."""
+        library = request.getfixturevalue("kernels") if compiled else None
+        op = op_model(GATED_DELTA_RULE, [state_function(GATED_DELTA_RULE, 4)], {}, {})
+        op_session = session(op, library)
+        for calls in rule_calls(made):
+            assert len(calls) == 1 + STEPS
+            state = np.zeros_like(calls[0][-1])
+            for *given, out, _ in calls:
+                feeds = dict(zip(("q", "k", "v", "decay", "beta"), given, strict=True))
+                found, state = run_op(op_session, feeds | {"delta_state": state})
+                np.testing.assert_allclose(found, out, atol=1e-5, rtol=0)
+            np.testing.assert_allclose(state, calls[-1][-1], atol=1e-5, rtol=0)
 
     def test_sequences_of_unlike_lengths_decode_together(self, made: Made) -> None:
         """Each as alone, also when one leaves and another joins."""
@@ -246,6 +271,28 @@ class TestQwen35(PatchTests):
             build_plan(BuildOptions(made.package, "tensorrt-rtx", dry_run=True), probe())
         with pytest.raises(AvlError, match="none in layers 0 to 0; cut after others"):
             make_plan(Options(str(made.folder), tmp_path / "x.avl", split=(1,)))
+
+
+def rule_calls(made: Made) -> list[list[tuple[np.ndarray, ...]]]:
+    """By layer with a state, and call, all that transformers' rule is given and gives back."""
+    layers = made.model.package.manifest.dims.states.layers
+    found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in layers]
+    place = itertools.cycle(range(len(layers)))
+
+    def noted(rule: Any) -> Any:
+        def call(q: Any, k: Any, v: Any, *, g: Any, beta: Any, **named: Any) -> Any:
+            out, state = rule(q, k, v, g=g, beta=beta, **named)
+            arrays = (q, k, v, g, beta, out, state)
+            found[next(place)].append(tuple(one.detach().numpy().copy() for one in arrays))
+            return out, state
+
+        return call
+
+    names = (f"torch_{kind}_gated_delta_rule" for kind in ("chunk", "recurrent"))
+    rules = {name: noted(getattr(modeling_qwen3_5, name)) for name in names}
+    with patch.multiple(modeling_qwen3_5, **rules):
+        made.generate(made.encode(PROMPT, [picture((97, 61), 0)]), STEPS + 1)
+    return found
 
 
 def begun(made: Made, text: str, images: list[Any]) -> Sequence:
