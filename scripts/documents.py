@@ -1,4 +1,5 @@
-"""Write what documents take from elsewhere: docs/cli.md from the parsers, figures from records.
+"""Write what documents take from elsewhere: docs/cli.md from the parsers, figures and docs/zoo.svg
+from records.
 
 Figures stand between `<!-- begin NAME -->` and `<!-- end NAME -->`, NAME being one of BLOCKS.
 """
@@ -27,10 +28,12 @@ import overhead
 import prefix_speed
 import quantization
 import short_tables
+import zoo_table
 from avl_runtime.evaluate import report as evaluation
 
 ROOT = Path(__file__).parents[1]
 CLI = ROOT / "docs" / "cli.md"
+ZOO = ROOT / "docs" / "zoo.svg"
 BLOCK = re.compile(r"(<!-- begin ([a-z0-9-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
@@ -65,6 +68,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "export-size": lambda: export_size.sentence(record("export-size")),
     "check-layers": lambda: export_size.checked_sentence(record("check-layers")),
     "quantize-size": lambda: export_size.quantized_sentence(record("quantize-size")),
+    "zoo": lambda: zoo_table.table(record("zoo")),
+    "zoo-best": lambda: zoo_table.sentence(record("zoo")),
     "build-7b": lambda: build_7b.sentence(record("build-7b")),
 }
 
@@ -99,7 +104,7 @@ def wanted() -> dict[Path, str]:
     written = {
         page: filled(page.read_text(encoding="utf-8"), page.parent != ROOT) for page in pages()
     }
-    return written | {CLI: cli_reference.reference()}
+    return written | {CLI: cli_reference.reference(), ZOO: zoo_table.picture(record("zoo"))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
