@@ -1,4 +1,4 @@
-"""GLM-OCR: pictures of any size, an encoder without learned positions, M-RoPE."""
+"""GLM-OCR: GLM-4V with an encoder without learned positions."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from transformers import GlmOcrConfig, GlmOcrForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
-from avl_export.families.encoders.glm import GlmEncoder
+from avl_export.families.glm4v import Glm4v
 from avl_export.families.hf import meta_model
-from avl_export.families.processors.patch_processing import grown_image
-from avl_export.families.qwen import FramesFamily, check_cut, qwen_traits, vision_patches
+from avl_export.families.processors.patch_processing import grown_image, stamped_video
+from avl_export.families.qwen import check_cut, qwen_traits, vision_patches
 
 
 @dataclass(frozen=True, slots=True)
-class GlmOcr(FramesFamily):
+class GlmOcr(Glm4v):
     """A GLM-OCR checkpoint; see `families.base.Family`."""
 
     model_class: ClassVar[Any] = GlmOcrForConditionalGeneration
-    encoder_class: ClassVar[type[nn.Module]] = GlmEncoder
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> GlmOcr:
@@ -34,7 +32,9 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> GlmOcr:
         checkpoint, GlmOcrConfig, GlmOcrForConditionalGeneration, dtype, _check_parts
     )
     patches = vision_patches(config.vision_config)
-    traits = qwen_traits(checkpoint, config, grown_image(checkpoint, patches), None)
+    image = grown_image(checkpoint, patches)
+    video = stamped_video(checkpoint, patches, config)
+    traits = qwen_traits(checkpoint, config, image, video, one_token=True)
     return GlmOcr("glm_ocr", checkpoint.folder, traits, model, decoder, patches)
 
 

@@ -5,47 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from adapters.made import adapted, train
-from adapters.test_merge import assert_merged, planned
-from families import (
-    test_internvl,
-    test_llava_next,
-    test_llava_onevision,
-    test_qwen2_5_vl,
-    test_qwen3_vl,
-    test_video_llava,
-)
-from families.support import Case, write_checkpoint
+from adapters.made import adapted, base_model, train
+from adapters.test_merge import assert_merged
+from avl_export.options import Options
+from avl_export.plan.plan import make_plan
+from families.every import CASES
+from families.support import write_checkpoint
 
-TOWERS = ("vision_tower", "image_tower", "visual")
-FAMILIES = [
-    module.CASES[0]
-    for module in (
-        test_llava_next,
-        test_llava_onevision,
-        test_video_llava,
-        test_internvl,
-        test_qwen2_5_vl,
-        test_qwen3_vl,
-    )
-]
+DECODERS = ("language_model.layers", "text_model.layers")
 
 
-@pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)
-def test_every_linear_and_the_patches(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", CASES)
+def test_every_linear_and_the_patches(family: str, tmp_path: Path) -> None:
+    """Of decoder, tower and projector; the tower cuts patches by a convolution or a linear."""
     base = tmp_path / "base"
-    write_checkpoint(case, base)
-    patches = r".*(patch_embedding|patch_embeddings\.projection|patch_embed\.proj)"
-    linears = (
-        r".*(q_proj|k_proj|qkv|out_proj|fc1|fc2|up_proj|down_proj|linear_\d|linear_fc\d|mlp\.[02])"
-    )
-    folder = train(base, tmp_path / "adapter", target_modules=f"{patches}|{linears}", r=2)
-    plan = planned(base, tmp_path, lora=folder)
+    write_checkpoint(CASES[family], base)
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    modules = [name for name, one in base_model(base).named_modules() if isinstance(one, kinds)]
+    trained = [name for name in modules if name != "lm_head"]
+    folder = train(base, tmp_path / "adapter", target_modules=trained, r=2)
+    plan = make_plan(Options(str(base), tmp_path / "out", lora=folder))
     assert_merged(plan, adapted(base, folder))
     assert plan.adapter is not None
     changed = plan.adapter.changes.keys() & plan.store.plain.keys()
-    assert any("language_model" in name for name in changed)
-    tower = [name for name in changed if any(part in name for part in TOWERS)]
-    assert any("patch" in name for name in tower)
-    assert len(tower) > 4
+    assert changed == {f"{name}.weight" for name in trained} & plan.store.plain.keys()
+    decoder = [name for name in changed if any(part in name for part in DECODERS)]
+    assert len(decoder) >= 5 * CASES[family].config.get_text_config().num_hidden_layers
+    assert any("patch" in name for name in changed)
+    assert len(changed) - len(decoder) > 4

@@ -18,8 +18,8 @@ from avl_runtime.engines.plan import make_plan
 from avl_runtime.machine.probe import probe
 from engine_matrix import MEASURED
 from engines.test_build import replace_file
+from families.every import CASES
 from families.support import Case, write_checkpoint
-from families.test_refusals import CASES
 
 pytest.importorskip("tensorrt_rtx")
 MIB = 1 << 20

@@ -11,6 +11,8 @@ import export_size
 from avl_export.checkpoint.aliases import HUB_IDS
 
 RECORD = Path(__file__).parents[2] / "benchmarks" / "export-size.json"
+# Of families' sizes those that people run most.
+MOST_USED = ("internvl3.5-8b", "smolvlm2-2.2b", "ministral-3-8b", "qwen2-vl-7b", "glm-4.6v-flash")
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,11 @@ def test_the_record_is_of_whole_models(report: dict) -> None:
     assert record.keys() == report.keys()
     assert record["layers"] is None
     assert record["arguments"] == []
-    assert {"llava-7b", "llava-13b"} <= record["models"].keys()
+    assert {*MOST_USED, "llava-7b", "llava-13b"} <= record["models"].keys()
     for alias, found in record["models"].items():
         assert alias in HUB_IDS
         assert found.keys() == report["models"]["llava-7b"].keys()
         assert len(found["runs"]) >= 3
         assert found["package_bytes"]["max"] <= 5e6
         assert found["peak_rss_bytes"]["max"] <= 0.8e9
-    seconds = {alias: found["wall_s"]["median"] for alias, found in record["models"].items()}
-    assert seconds["llava-7b"] <= 45
-    assert seconds["llava-13b"] <= 60
+        assert found["wall_s"]["median"] <= 20

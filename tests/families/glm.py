@@ -7,7 +7,8 @@ from typing import Any
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
 
-from families.support import without_checks
+from families.qwen import PatchTests, video_processor
+from families.support import call_processor, without_checks
 
 SPECIAL = (
     "<|endoftext|>",
@@ -79,6 +80,7 @@ COMMON: dict[str, Any] = {
     "pad": "<|endoftext|>",
     "template": TEMPLATE,
 }
+VIDEO = {"size": {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 100}, "patch_size": PATCH}
 TURNS = ((), ((97, 61),), ((40, 130), (64, 64), (5, 50)))
 
 
@@ -90,3 +92,28 @@ def processor(tokenizer: Any, video: Any = None, kind: Any = Glm46VProcessor) ->
         video,
         chat_template=tokenizer.chat_template,
     )
+
+
+def filmed(kind: str, of: Any = Glm46VProcessor) -> Any:
+    """Makes transformers' processor, with that of videos of glm4v or glm46v."""
+    return lambda tokenizer: processor(tokenizer, video_processor(kind, **VIDEO), of)
+
+
+def video_files(name: str) -> dict[str, Any]:
+    """The settings of videos as a checkpoint has them; `name` is of transformers' processor."""
+    settings = {**VIDEO, "num_frames": 16, "video_processor_type": name}
+    return {"video_preprocessor_config.json": settings}
+
+
+def encode(of: Any, text: str, images: Any, videos: list[Any], **options: Any) -> Any:
+    """Of frames whose rate nobody knows, transformers takes all, or refuses to choose."""
+    unknown = {"do_sample_frames": False} if videos else {}
+    return call_processor(of, text, images, videos, **unknown, **options)
+
+
+class GlmTests(PatchTests):
+    """`PatchTests` where frames become tokens of pictures."""
+
+    def _shown(self) -> Any:
+        """transformers refuses a picture and a video in one prompt, as both are the same tokens."""
+        return [(images, videos) for images, videos in super()._shown() if not (images and videos)]

@@ -24,6 +24,7 @@ from avl_runtime.generate.prefill import finished
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.prompts.processor import Processor
 from export.checkpoints import join_file, split_file
+from families.int4 import Int4Tests
 from families.support import Case, Made, clip, picture
 from ops.declared import check_graphs
 from oracle.hf_oracle import Oracle, run
@@ -50,7 +51,7 @@ NEW_LAYOUT: Renames = (
 HUB_LAYOUT: Renames = ((r"^(vision_tower|image_tower|video_tower)\.", r"\1.vision_model."),)
 
 
-class FamilyTests:
+class FamilyTests(Int4Tests):
     """What must hold for every family and each of its cases.
 
     Attributes:

@@ -23,8 +23,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from avl_export.cli import main as avl_export
+from avl_export.graph.trace import Traced
 from avl_runtime import LVLM
 from support.random_parts import byte_level_tokenizer, randomize
+from support.traced import traced_once
 
 CORPUS = (
     "USER: ASSISTANT: user assistant system [INST] [/INST] What is in the picture? Describe the "
@@ -83,13 +85,15 @@ class Made:
     def __init__(self, case: Case, folder: Path) -> None:
         self.case = case
         self.folder = folder / case.name
+        self.graphs: dict[Any, Traced] = {}
         write_checkpoint(case, self.folder)
 
     @functools.cached_property
     def package(self) -> Path:
         """Exported in float32, and checked against transformers by avl-export itself."""
         out = self.folder.parent / f"{self.case.name}.avl"
-        assert avl_export(["--model", str(self.folder), "--out", str(out), "--check"]) == 0
+        with traced_once(self.graphs):
+            assert avl_export(["--model", str(self.folder), "--out", str(out), "--check"]) == 0
         return out
 
     @functools.cached_property

@@ -26,23 +26,22 @@ from avl_export.options import Options
 from avl_export.plan.plan import make_plan
 from avl_runtime.vision.frame_choice import paced, stepped
 from avl_runtime.vision.load.videos import Video, VideoError
-from families.glm import COMMON, PATCH, TEXT, TOKENS, TURNS, VISION, processor
+from families.glm import (
+    COMMON,
+    TEXT,
+    TOKENS,
+    TURNS,
+    VIDEO,
+    VISION,
+    GlmTests,
+    encode,
+    filmed,
+    processor,
+    video_files,
+)
 from families.qwen import PatchTests, merged, video_processor
 from families.shared import PROMPT
-from families.support import Case, call_processor, clip, picture, refused
-
-VIDEO = {"size": {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 100}, "patch_size": PATCH}
-
-
-def filmed(tokenizer: Any) -> Any:
-    return processor(tokenizer, video_processor("glm4v", **VIDEO), Glm4vProcessor)
-
-
-def encode(of: Any, text: str, images: Any, videos: list[Any], **options: Any) -> Any:
-    """Of frames whose rate nobody knows, transformers takes all, or refuses to choose."""
-    unknown = {"do_sample_frames": False} if videos else {}
-    return call_processor(of, text, images, videos, **unknown, **options)
-
+from families.support import Case, clip, picture, refused
 
 CASES = (
     Case(
@@ -50,27 +49,17 @@ CASES = (
         model=Glm4vForConditionalGeneration,
         # The MLP of the encoder's layers is as wide as what the encoder puts out.
         config=Glm4vConfig(text_config=TEXT, vision_config=VISION, **TOKENS),
-        processor=filmed,
-        files={
-            "video_preprocessor_config.json": {
-                **VIDEO,
-                "num_frames": 16,
-                "video_processor_type": "Glm4vVideoProcessor",
-            }
-        },
+        processor=filmed("glm4v", Glm4vProcessor),
+        files=video_files("Glm4vVideoProcessor"),
         encode=encode,
         **COMMON,
     ),
 )
 
 
-class TestGlm4v(PatchTests):
+class TestGlm4v(GlmTests):
     cases = CASES
     turns = TURNS
-
-    def _shown(self) -> Any:
-        """transformers refuses a picture and a video in one prompt, as both are the same tokens."""
-        return [(images, videos) for images, videos in super()._shown() if not (images and videos)]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -10,9 +10,17 @@ from transformers.models.glm46v.image_processing_pil_glm46v import smart_resize
 from avl_runtime.vision.load.images import ImageError
 from avl_runtime.vision.patches import Patches, PatchImage
 from avl_runtime.vision.steps import ImageProcessing
-from families.glm import COMMON, TEXT, TOKENS, TURNS, VISION, processor
-from families.qwen import PatchTests
-from families.shared import FamilyTests
+from families.glm import (
+    COMMON,
+    TEXT,
+    TOKENS,
+    TURNS,
+    VISION,
+    GlmTests,
+    encode,
+    filmed,
+    video_files,
+)
 from families.support import Case
 
 CASES = (
@@ -20,16 +28,17 @@ CASES = (
         name="glm_ocr",
         model=GlmOcrForConditionalGeneration,
         config=GlmOcrConfig(text_config={**TEXT, "head_dim": 16}, vision_config=VISION, **TOKENS),
-        processor=processor,
+        processor=filmed("glm46v"),
+        files=video_files("Glm46VVideoProcessor"),
+        encode=encode,
         **COMMON,
     ),
 )
 
 
-class TestGlmOcr(FamilyTests):
+class TestGlmOcr(GlmTests):
     cases = CASES
     turns = TURNS
-    _same_pixels = staticmethod(PatchTests._same_pixels)
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000))

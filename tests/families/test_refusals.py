@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,35 +10,23 @@ from typing import Any
 
 import pytest
 from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-import families
+from avl_export.checkpoint.aliases import HUB_IDS, known_files
 from avl_export.checkpoint.supported import UNSUPPORTED, FamilyError, check_supported
 from avl_export.cli import main
 from avl_export.families import SUPPORTED
 from export.checkpoints import join_file, make_config, split_file, write_random
-from families.support import Case, write_checkpoint
+from families.every import CASES, TESTS
+from families.support import write_checkpoint
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14503\n"
 SHARD, INDEX = "model.safetensors", "model.safetensors.index.json"
+FAMILIES = tuple(CASES)
+NO_ALIAS = ("qwen3_5",)  # of which no published config was at hand
 
 
-def first_cases() -> dict[str, Case]:
-    """A case of each family that has a test file here."""
-    found = {}
-    for module in pkgutil.iter_modules(families.__path__):
-        if module.name.removeprefix("test_") in SUPPORTED:
-            loaded = vars(importlib.import_module(f"families.{module.name}"))
-            for name, value in loaded.items():
-                cases = getattr(value, "cases", ()) if name.startswith("Test") else ()
-                if cases:
-                    found[module.name.removeprefix("test_")] = cases[0]
-    return found
-
-
-CASES = first_cases()
-
-
-@pytest.fixture(scope="module", params=["llava", *CASES])
+@pytest.fixture(scope="module", params=FAMILIES)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with nothing wrong."""
     folder = tmp_path_factory.mktemp("refusals") / "model"
@@ -183,7 +169,7 @@ OWN = (  # and all are shown what a family looks at by itself
 )
 PAIRS = [
     (family, name)
-    for family in ("llava", *CASES)
+    for family in FAMILIES
     for name in (tuple(DAMAGES) if family in SHOWN_ALL else OWN)
 ]
 
@@ -267,3 +253,27 @@ def test_a_family_that_needs_what_no_graph_computes(model_type: str) -> None:
     line = str(refused.value)
     assert line.startswith("folder: expected an architecture whose decoder attends to all tokens ")
     assert f"{model_type!r}, which has {UNSUPPORTED[model_type]}; this version of avl" in line
+
+
+@pytest.mark.parametrize(
+    "model_type", sorted({*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - {*SUPPORTED, *UNSUPPORTED})
+)
+def test_every_other_family_of_transformers_is_refused_by_name(model_type: str) -> None:
+    with pytest.raises(FamilyError) as refused:
+        check_supported(Path("folder"), {"model_type": model_type})
+    line = str(refused.value)
+    assert line.startswith("folder: expected an architecture of llava, ")
+    assert line.endswith(f"found {model_type!r}; this version of avl cannot export it")
+
+
+@pytest.mark.parametrize("model_type", [name for name in SUPPORTED if name != "glm46v"])
+def test_every_family_is_held_to_what_all_are(model_type: str) -> None:
+    """glm46v is glm4v by another name, which `test_glm4v.py` compares."""
+    tests = TESTS[model_type]
+    counts = {len(turn) for turn in tests.turns}
+    assert {0, 1} < counts, "expected a prompt without a picture, with one, and with several"
+    sides = {side for turn in tests.turns for size in turn for side in size}
+    assert any(side % 2 for side in sides)
+    assert {policy.partition(":")[0] for policy in tests.policies} >= {"fastv", "avl"}
+    aliases = [known_files(alias)["config.json"]["model_type"] for alias in HUB_IDS]
+    assert model_type in (*aliases, *NO_ALIAS)
