@@ -17,11 +17,12 @@ from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (
 )
 from transformers.models.paddleocr_vl.processing_paddleocr_vl import PaddleOCRVLProcessor
 
+from avl_runtime.prompts.messages import PromptError
 from avl_runtime.vision.load.images import ImageError
 from avl_runtime.vision.patches import Patches, PatchImage
 from avl_runtime.vision.steps import ImageProcessing
 from families.shared import FamilyTests
-from families.support import Case, refused, without_checks
+from families.support import Case, Made, clip, refused, without_checks
 
 SPECIAL = (
     "<unk>",
@@ -116,6 +117,13 @@ class TestPaddleOcrVl(FamilyTests):
         rows = [one["pixel_values"][0, np.lexsort(one["position_ids"].T[::-1])] for one in inputs]
         got = np.concatenate(rows).reshape(want.shape)
         np.testing.assert_allclose(got, want, atol=1e-6, rtol=0)
+
+    def test_videos_are_refused(self, made: Made) -> None:
+        """transformers has none for this family; its vocabulary has a token for them."""
+        assert not hasattr(made.reference, "get_video_features")
+        said = "found 1 videos, which a model of the paddleocr_vl family does not take"
+        with pytest.raises(PromptError, match=said):
+            made.model.processor.encode("What?", videos=[clip(2, (30, 30))])
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000))

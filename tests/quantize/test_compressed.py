@@ -182,6 +182,7 @@ def weights(**fields: Any) -> dict[str, Any]:
     ("config", "part"),
     [
         (weights(num_bits=3), "found 3, which versions of compressed-tensors"),
+        (weights(num_bits=5), "found 5, which versions of compressed-tensors"),
         (weights(num_bits=6) | {"version": None}, "(this one tells no version)"),
         (weights(num_bits=2), "compressed-tensors to 2 bits (pack-quantized)"),
         (weights(type="float"), "compressed-tensors to 4 bits (pack-quantized)"),

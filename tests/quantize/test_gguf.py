@@ -178,9 +178,12 @@ def test_qwens(case: Case, kind: Type, tmp_path: Path, exports: Exports, traced:
     assert not exported.plan.unread.names
 
 
-@pytest.mark.parametrize("case", [IDEFICS3, SMOLVLM], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "kind"), [(IDEFICS3, Type.Q8_0), (SMOLVLM, Type.Q4_0)], ids=lambda one: one.name
+)
 def test_smolvlms(
     case: Case,
+    kind: Type,
     tmp_path: Path,
     exports: Exports,
     traced: None,
@@ -191,7 +194,7 @@ def test_smolvlms(
     source = tmp_path / "source"
     write_checkpoint(case, source)
     model = case.model.from_pretrained(source)
-    written = write_files(model, tmp_path, all_of(Type.Q4_0))
+    written = write_files(model, tmp_path, all_of(kind))
     files = ["--mmproj", str(written.mmproj)]
     capsys.readouterr()  # what transformers said
     assert "expected --config, as files of idefics3 do not tell" in refused(written.model, *files)
