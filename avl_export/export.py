@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from avl_export.check.compare import Report, check_package
 from avl_export.check.layers import check_layers
-from avl_export.check.reference import Load, checkpoint_loader, codes_loader, read_reference
+from avl_export.check.reference import checkpoint_loader, codes_loader, read_reference
+from avl_export.check.streaming import Load
 from avl_export.check.table import Row, ignore
 from avl_export.checkpoint.checkpoint import TOKENIZER, weights_root
 from avl_export.checkpoint.shards import copy_shards, link_shards
@@ -185,6 +186,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         engines=(),
         generation=texts.generation,
         reach=traits.reach,
+        layer_table=plan.layer_table,
         adapter=None if plan.adapter is None else plan.adapter.folder.resolve().name,
         vision_attention=plan.options.vision_attention,
     )

@@ -236,6 +236,8 @@ def _run_against(
                     runs[run.segment].setdefault(name, []).append(np.asarray(array, np.float32))
         for segment, kept in zip(manifest.segments, runs, strict=True):
             found = {name: _joined(name, arrays) for name, arrays in kept.items()}
+            if STATE in found:  # what later layers read lies behind it
+                found[STATE] = found[STATE][:, : manifest.dims.hidden_size]
             graph = manifest.graph_of(segment)
             keys = kept[named(MADE.keys, graph.row_layers[0])]
             ends = np.cumsum([array.shape[2] for array in keys]) - 1
@@ -268,7 +270,9 @@ def _outputs(
     outputs = []
     for layer in graph.layers:
         names = [named(kind, layer) for kind in graph.kind(layer).makes if kind not in MASSES]
-        outputs += [Output(name, found[name], expected[name]) for name in names]
+        outputs += [
+            Output(name, found[name], _filled(expected[name], found[name])) for name in names
+        ]
         if feeds is not None and graph.kind(layer).has_rows:
             outputs += _masses(layer, found, expected, feeds)
         name = named(TAP, layer)
@@ -276,6 +280,14 @@ def _outputs(
             outputs.append(Output(name, found[name], expected[name]))
     last = graph.result
     return [*outputs, Output(last, found[last], expected[last])]
+
+
+def _filled(expected: Array, found: Array) -> Array:
+    """Rows [..., D] with zeros behind them, where heads of a layer are smaller than others'."""
+    missing = found.shape[-1] - expected.shape[-1]
+    return (
+        np.pad(expected, [(0, 0)] * (expected.ndim - 1) + [(0, missing)]) if missing else expected
+    )
 
 
 def _masses(

@@ -111,7 +111,7 @@ class Graph:
     def _is_scale(self, name: str) -> bool:
         node = self.made_by.get(name)
         return name in self.weights or (
-            node is not None and node.op_type in {"Sqrt", "Reciprocal", "Rsqrt"}
+            node is not None and node.op_type in {"Sqrt", "Reciprocal", "Rsqrt", "Pow"}
         )
 
     def _root(self, name: str) -> str:

@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from avl_export.check.compare import KEEP, TOLERANCE, check_dtype, graph_name
 from avl_export.check.graphs import Graph, dtype_of, read_graph
-from avl_export.check.reference import Load, empty_model, forward, watch
+from avl_export.check.reference import empty_model, forward, watch
+from avl_export.check.streaming import Load
 from avl_export.check.table import Row, Table, flat, ignore, largest
 from avl_export.check.walk import Places, Rows, check_prompt, embed, encoded, pick
 from avl_export.families import Family
-from avl_plugins.graph_io import DEEPSTACK, HIDDEN, LOGITS, STATE, TAP, named
+from avl_plugins.graph_io import DEEPSTACK, HIDDEN, LOGITS, MADE, STATE, TAP, named, width
 from avl_runtime.package.manifest import Segment
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.processor import Prompt
@@ -55,7 +57,11 @@ def check_layers(
     encoders = _Encoders(package, prompt, table)
     encoders.watch(model)
     decoder = _Decoder(package, prompt, table, encoders)
-    out = forward(family, model, prompt, decoder.compare, load, use_cache=False, logits_to_keep=1)
+    # Told a number, Gemma 4 runs the layers that read another's rows on the last token alone.
+    last = 1 if package.manifest.dims.shared is None else torch.tensor([-1])
+    out = forward(
+        family, model, prompt, decoder.compare, load, use_cache=False, logits_to_keep=last
+    )
     decoder.compare_head(out.logits.float().numpy())
     table.refuse("every layer", "transformers'", KEEP)
     return table.rows
@@ -73,20 +79,31 @@ class _Decoder:
         self._opened: tuple[str, Graph] | None = None
         self._rank = 3
         self._last: tuple[int, Array] | None = None
+        self._embedded = nothing
+        self._sources = package.manifest.dims.sources
+        self._made: dict[str, Array] = {}  # new rows that later layers read too
+        self._stored = embed(package, prompt)[None, :, package.manifest.dims.hidden_size :]
 
-    def compare(self, layer: int, given: Array, out: Array, after: Array) -> None:
+    def compare(
+        self, layer: int, given: Array, out: Array, after: Array, beside: Array | None
+    ) -> None:
         """Run `layer` on what transformers' layer was `given`, see `reference.Hear`."""
         if layer == 0:
             self.encoders.compare(given[0])
+            self._embedded = given
         segment, graph = self._graph(layer)
-        feeds = self._feeds_of(segment, layer, given)
+        feeds = self._feeds_of(segment, layer, given, beside)
         if layer in segment.deepstack:
             feeds[named(DEEPSTACK, layer)] = after - out
             self.encoders.compare_deepstack(layer, (after - out)[0])
         name = named(TAP, layer)
         if name not in graph.made_by:
             name = STATE
-        (found,) = graph.run(feeds, [name])
+        rows = [named(kind, layer) for kind in (MADE.keys, MADE.values)]
+        wanted = rows if layer in self._sources.values() else []
+        found, *made = graph.run(feeds, [name, *wanted])
+        self._made |= dict(zip(wanted, made, strict=True))
+        found = found[..., : given.shape[-1]]
         self._rank, self._last = found.ndim, (layer, after)
         self.table.add_state(f"decoder layer {layer}", found, after, given)
 
@@ -105,17 +122,35 @@ class _Decoder:
             self._opened = (segment.file, read_graph(self.package, segment.file))
         return segment, self._opened[1]
 
-    def _feeds_of(self, segment: Segment, layer: int, given: Array) -> dict[str, Array]:
+    def _feeds_of(
+        self, segment: Segment, layer: int, given: Array, beside: Array | None = None
+    ) -> dict[str, Array]:
         """What `layer` reads: its input, positions, and what it keeps before the first token."""
         graph = self.package.manifest.graph_of(segment)
-        feeds = {HIDDEN: given, **pick(self._feeds, graph)}
+        rows = given if beside is None else self._wide(segment, layer, given, beside)
+        feeds = {HIDDEN: rows, **pick(self._feeds, graph)}
         if layer > segment.first_layer:
             # Inside a segment a state may lie as rows [B * S, C], see flatten.py.
             matrix = given.reshape(-1, given.shape[-1])
             feeds[named(TAP, layer - 1)] = matrix if self._rank == 2 else given
         if layer < segment.last_layer:
-            feeds |= self._empty.feeds(layer, parked=False)
+            source = self._sources.get(layer, layer)
+            feeds |= self._empty.feeds(source, parked=False)
+            if source != layer:
+                new = [named(kind, source) for kind in (MADE.keys, MADE.values)]
+                feeds |= {name: self._made[name] for name in new}
         return feeds
+
+    def _wide(self, segment: Segment, layer: int, given: Array, beside: Array) -> Array:
+        """Rows as a segment reads them, as far as `layer` looks at them."""
+        dims = self.package.manifest.dims
+        if segment.first_layer == 0:  # it makes what layers are given of what is stored of tokens
+            return np.concatenate([self._embedded, self._stored], -1)
+        rows = np.zeros((*given.shape[:2], width(dims, segment.first_layer)), given.dtype)
+        rows[..., : dims.hidden_size] = given
+        at = dims.hidden_size + dims.layer_inputs * (layer - segment.first_layer)
+        rows[..., at : at + dims.layer_inputs] = beside
+        return rows
 
 
 class _Encoders:
@@ -150,9 +185,9 @@ class _Encoders:
 
     def compare(self, given: Array) -> None:
         """Run the encoders; `given` [N, C] is what transformers' first decoder layer reads."""
-        mask = self.prompt.image_mask
+        mask, columns = self.prompt.image_mask, given.shape[-1]
         self.table.add_state(
-            "token embedding", embed(self.package, self.prompt)[~mask], given[~mask]
+            "token embedding", embed(self.package, self.prompt)[~mask, :columns], given[~mask]
         )
         features = encoded(self.package.manifest, self.prompt, self._encode)
         towers: dict[tuple[str, tuple[int, ...]], list[str]] = {}

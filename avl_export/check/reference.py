@@ -7,8 +7,8 @@ runs, so that a model of any size takes little more memory than its largest matr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
+from avl_export.check.streaming import Load, streamed
 from avl_export.check.table import CheckError
 from avl_export.check.walk import check_prompt
 from avl_export.checkpoint.adapters.adapter import Adapter
@@ -27,7 +28,7 @@ from avl_export.checkpoint.source import Source
 from avl_export.checkpoint.tied import untie_as
 from avl_export.checkpoint.weight_map import map_weights
 from avl_export.families import Family
-from avl_export.families.buffers import initial_buffers
+from avl_export.families.buffers import initial_buffers, keep_stored
 from avl_export.quantize.packaged import read_packaged
 from avl_export.quantize.reading import read_weight
 from avl_export.quantize.stored import stored_source
@@ -40,10 +41,10 @@ from avl_runtime.prompts.processor import Prompt
 WEIGHT_TOLERANCE = 0.5
 
 Array = NDArray[Any]
-Load = Callable[[str, tuple[int, ...]], torch.Tensor]
 # Hears of a decoder layer: its number, what it was given, what it put out, and what the next one
-# was given, which of the last is what it put out; [1, N, C].
-Hear = Callable[[int, Array, Array, Array], None]
+# was given, which of the last is what it put out, [1, N, C]; and what it was given beside the state
+# [1, N, size], if anything.
+Hear = Callable[[int, Array, Array, Array, Array | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def tensors(
     """What `model` computes, see `Reference`."""
     found: dict[str, Array] = {}
 
-    def hear(layer: int, given: Array, _out: Array, after: Array) -> None:
+    def hear(layer: int, given: Array, _out: Array, after: Array, _beside: Array | None) -> None:
         if layer == 0:
             found["embedded"] = given[0]
         found[named(TAP, layer)] = after[0]
@@ -138,15 +139,18 @@ def forward(
     """
     layers = family.layers_of(model)
     last: tuple[Array, Array] = np.empty(0), np.empty(0)  # of the layer before: see Hear
+    beside: Array | None = None
 
     def enter(number: int) -> Callable[..., None]:
         def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            nonlocal last
+            nonlocal last, beside
             given = _state(args or kwargs["hidden_states"])
             if number == 0:
                 given = given / given.dtype.type(family.decoder.embedding_scale)
             else:
-                hear(number - 1, *last, given)
+                hear(number - 1, *last, given, beside)
+            if family.decoder.dims.layer_inputs:
+                beside = _state(args[1])
             last = given, given
 
         return hook
@@ -164,7 +168,7 @@ def forward(
         if load is not None:
             stack.enter_context(streamed(model, load))
         found = model(**family.reference_inputs(prompt), **options)
-    hear(len(layers) - 1, *last, last[1])
+    hear(len(layers) - 1, *last, last[1], beside)
     return found
 
 
@@ -240,6 +244,7 @@ def empty_model(family: Family) -> nn.Module:
         model: Any = type(traced)._from_config(
             config, dtype=torch.float32, attn_implementation="eager"
         )
+    keep_stored(model)
     for module, name, _, value in initial_buffers(model):
         module._buffers[name] = value
     return cast(nn.Module, model.eval())
@@ -291,60 +296,3 @@ def codes_loader(package: Package, family: Family, plain: Load) -> Load:
         return torch.from_numpy(read_weight(package.folder, place))
 
     return load
-
-
-@contextmanager
-def streamed(model: nn.Module, load: Load) -> Iterator[None]:
-    """While the block runs, modules of `model` fetch their parameters and drop them again."""
-    tokens = cast(Any, model).get_input_embeddings()
-    with ExitStack() as stack:
-        stack.enter_context(_on_cpu())
-        for prefix, module in model.named_modules(remove_duplicate=False):
-            own = [(module, prefix)]
-            # Some read a table of positions, or a convolution's weight, without calling its module.
-            for name, child in module.named_children():
-                if isinstance(child, nn.Embedding | nn.Conv1d) and child is not tokens:
-                    own.append((child, f"{prefix}.{name}"))
-            held = [
-                (owner, name, parameter, f"{path}.{name}".lstrip("."))
-                for owner, path in own
-                for name, parameter in owner._parameters.items()
-                if parameter is not None
-            ]
-            if held:
-                fetch, drop = _hooks(held, load)
-                stack.callback(module.register_forward_pre_hook(fetch).remove)
-                stack.callback(module.register_forward_hook(drop, always_call=True).remove)
-        yield
-
-
-@contextmanager
-def _on_cpu() -> Iterator[None]:
-    """While the block runs, models say that they are on the CPU, as their parameters are in turn.
-
-    Some move what they are given to where they say they are.
-    """
-    models: Any = PreTrainedModel
-    before = models.device
-    models.device = property(lambda _: torch.device("cpu"))
-    try:
-        yield
-    finally:
-        models.device = before
-
-
-def _hooks(
-    held: Sequence[tuple[nn.Module, str, nn.Parameter, str]], load: Load
-) -> tuple[Callable[..., None], Callable[..., None]]:
-    """What fetches parameters, each with its owner, its name there and its full name."""
-
-    def fetch(*_: Any) -> None:
-        for owner, name, parameter, full in held:
-            value = load(full, tuple(parameter.shape))
-            owner._parameters[name] = nn.Parameter(value, requires_grad=False)
-
-    def drop(*_: Any) -> None:
-        for owner, name, parameter, _full in held:
-            owner._parameters[name] = parameter
-
-    return fetch, drop

@@ -71,7 +71,7 @@ def check_prompt(package: Package) -> Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What the decoder reads: hidden [N, C], positions [axes, N], deepstack [K, N, C], ends [N]."""
+    """What the decoder reads: hidden [N, W], positions [axes, N], deepstack [K, N, C], ends [N]."""
 
     hidden: Array
     positions: Array
@@ -106,16 +106,21 @@ def encoded(manifest: Manifest, prompt: Prompt, encode: Encode) -> list[Features
 
 
 def embed(package: Package, prompt: Prompt) -> Array:
-    """Embeddings [N, C] of a prompt's tokens; rows of visual ones stand for nothing."""
+    """Embeddings of a prompt's tokens, [N, W] as the decoder reads them; 0 at visual ones."""
+    table, mask = Embedding(package), prompt.image_mask
     # Visual tokens may lie outside the vocabulary.
-    return Embedding(package).lookup(np.where(prompt.image_mask, 0, prompt.input_ids))
+    rows: Array = table.lookup(np.where(mask, 0, prompt.input_ids))
+    nothing = np.zeros((np.count_nonzero(mask), package.manifest.dims.hidden_size), rows.dtype)
+    rows[mask] = table.shown(nothing)
+    return rows
 
 
 def rows_of(package: Package, prompt: Prompt, parts: Sequence[Features]) -> Rows:
     """Embeddings of a prompt, with the features of its media in their places."""
     hidden, mask = embed(package, prompt), prompt.image_mask
-    deepstack = np.zeros((len(package.manifest.deepstack_layers), *hidden.shape), np.float32)
-    hidden[mask] = np.concatenate([part.rows for part in parts])
+    columns, layers = package.manifest.dims.hidden_size, package.manifest.deepstack_layers
+    deepstack = np.zeros((len(layers), len(mask), columns), np.float32)
+    hidden[mask, :columns] = np.concatenate([part.rows for part in parts])
     deepstack[:, mask] = np.concatenate([part.deepstack for part in parts], 1)
     return Rows(hidden, prompt.positions, deepstack, mask, prompt.ends)
 

@@ -46,6 +46,8 @@ HUB_IDS: Mapping[str, str] = {
     "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
     "qwen3.5-0.8b": "Qwen/Qwen3.5-0.8B",
     "gemma-3-4b": "google/gemma-3-4b-it",
+    "gemma-4-e2b": "google/gemma-4-E2B-it",
+    "gemma-4-e4b": "google/gemma-4-E4B-it",
     "lfm2.5-vl-450m": "LiquidAI/LFM2.5-VL-450M",
     "smolvlm-256m": "HuggingFaceTB/SmolVLM-256M-Instruct",
     "smolvlm-500m": "HuggingFaceTB/SmolVLM-500M-Instruct",

@@ -32,20 +32,21 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "qwen3_vl",
     "qwen3_5",
     "gemma3",
+    "gemma4",
     "lfm2_vl",
 )
 
 STATES = "layers that keep a state instead of rows"
 EXPERTS = "a mixture of experts"
 BOTH_WAYS = "attention among a picture's tokens in both directions"
-SHARED = "layers that share keys and values, and inputs of each layer's own"
+ALTUP = "several states of a token"
 UNSUPPORTED: Mapping[str, str] = {  # what their decoders have that no graph here computes
     **dict.fromkeys(("lfm3_vl", "nemotron_h_omni"), STATES),
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), STATES),
     **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe", "deepseek_ocr2", "unlimited_ocr"), EXPERTS),
     **dict.fromkeys(("llama4", "kimi_k25", "qwen3_5_moe", "ernie4_5_vl_moe"), EXPERTS),
     **dict.fromkeys(("paligemma", "molmo2", "gemma4_unified"), BOTH_WAYS),
-    **dict.fromkeys(("gemma4", "gemma3n"), SHARED),
+    "gemma3n": ALTUP,
     "mllama": "layers of cross attention",
 }
 

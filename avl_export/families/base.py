@@ -23,7 +23,8 @@ class Traits:
 
     `deepstack` names the decoder layers that add encoder features to what they put out. Features
     that are added in front of a layer are those of the one before; in front of the first layer they
-    are image_features, divided by the decoder's `embedding_scale`.
+    are image_features, divided by the decoder's `embedding_scale`. `beside_visual` is the token
+    whose row visual tokens have in a table of layers' inputs, see `LayerTable`.
     """
 
     tokens: Tokens
@@ -32,6 +33,7 @@ class Traits:
     video: VideoEncoder | None = None
     deepstack: tuple[int, ...] = ()
     reach: Reach = CAUSAL
+    beside_visual: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

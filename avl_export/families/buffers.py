@@ -1,4 +1,4 @@
-"""Buffers of transformers' models, whose values no checkpoint stores."""
+"""Buffers of transformers' models: those that a checkpoint stores, and values of the others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from avl_export.families.decoders.rope import Turns
+
+
+def keep_stored(model: nn.Module) -> None:
+    """Make parameters of the buffers below `model` that checkpoints store: weights like others."""
+    stored = model.state_dict()
+    for name, module in model.named_modules():
+        for key, value in list(module._buffers.items()):
+            if value is not None and f"{name}.{key}".lstrip(".") in stored:
+                del module._buffers[key]
+                module.register_parameter(key, nn.Parameter(value, requires_grad=False))
 
 
 def initial_buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:

@@ -15,7 +15,7 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.weight_files import ADAPTER_CONFIG
 from avl_export.families.base import Traits
-from avl_export.families.buffers import initial_buffers
+from avl_export.families.buffers import initial_buffers, keep_stored
 from avl_export.families.decoders.decoder import Decoder, adapt, check_text
 from avl_plugins.errors import quoted
 
@@ -119,6 +119,7 @@ def meta_model(
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()
+        keep_stored(model)
         decoder = adapt(model, where, slides=slides)
     except FamilyError:
         raise

@@ -21,14 +21,15 @@ from onnxscript.values import Opset
 from torch import nn
 
 DOMAIN = "avl.trace"
-NUMBERS = {"Enter": ("call",), "Leave": ("call",), "Hole": ("call", "like_call")}
+NUMBERS = {"Enter": ("call",), "Own": ("call",), "Leave": ("call",), "Hole": ("call", "like_call")}
 KINDS = tuple(f"tensor({name})" for name in ("float", "float16", "bfloat16"))
 PLAIN = (bool, int, float, str, type(None))
 
 torch.library.define("avl::enter", "(Tensor x, int call) -> Tensor")
+torch.library.define("avl::own", "(Tensor x, int call) -> Tensor")
 torch.library.define("avl::leave", "(Tensor x, int call) -> Tensor")
-torch.library.define("avl::hole", "(Tensor x, int call, int like_call) -> Tensor")
-for _name in ("enter", "leave", "hole"):
+torch.library.define("avl::hole", "(Tensor x, Tensor? own, int call, int like_call) -> Tensor")
+for _name in ("enter", "own", "leave", "hole"):
     torch.library.register_fake(f"avl::{_name}", lambda x, *_: torch.empty_like(x))
 
 
@@ -66,9 +67,13 @@ def tracing() -> Iterator[Calls]:
 
 
 def repeat(
-    run: Callable[..., torch.Tensor], layer: nn.Module, hidden: torch.Tensor, *shared: Any
+    run: Callable[..., torch.Tensor],
+    layer: nn.Module,
+    hidden: torch.Tensor,
+    *shared: Any,
+    own: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`run(layer, hidden, *shared)`, one step of a loop over layers.
+    """`run(layer, hidden, *shared)`, one step of a loop over layers; with `own` behind, if given.
 
     Outside of `tracing` that is all. Inside, a layer that is alike an earlier one, and is run by
     the same function with the very same `shared`, becomes a hole.
@@ -77,11 +82,12 @@ def repeat(
         run: gives a tensor of the shape and dtype of `hidden`; it depends on nothing else that
             changes from layer to layer, and reads `hidden` only here.
         shared: tensors, numbers, None, or tuples of them.
+        own: a tensor that changes from layer to layer.
     """
     calls = _current.get()
     if calls is None:
-        return run(layer, hidden, *shared)
-    number, form = len(calls.layers), _form(hidden)
+        return run(layer, hidden, *shared, *([] if own is None else [own]))
+    number, form = len(calls.layers), (_form(hidden), own is not None and _form(own))
     calls.layers.append(layer)
     for call in calls.templates:
         if (
@@ -90,9 +96,11 @@ def repeat(
             and _same(call.shared, shared)
             and alike(call.layer, layer)
         ):
-            return cast(torch.Tensor, torch.ops.avl.hole(hidden, number, call.number))
+            return cast(torch.Tensor, torch.ops.avl.hole(hidden, own, number, call.number))
     calls.templates.append(_Call(number, run, layer, shared, form))
-    out = run(layer, torch.ops.avl.enter(hidden, number), *shared)
+    entered = torch.ops.avl.enter(hidden, number)
+    owned = [] if own is None else [torch.ops.avl.own(own, number)]
+    out = run(layer, entered, *shared, *owned)
     return cast(torch.Tensor, torch.ops.avl.leave(out, number))
 
 
@@ -171,14 +179,19 @@ def translation() -> dict[Any, Any]:
     def enter(x: Any, call: int) -> Any:
         return ops.Enter(x, call=call)
 
+    def own(x: Any, call: int) -> Any:
+        return ops.Own(x, call=call)
+
     def leave(x: Any, call: int) -> Any:
         return ops.Leave(x, call=call)
 
-    def hole(x: Any, call: int, like_call: int) -> Any:
-        return ops.Hole(x, call=call, like_call=like_call)
+    def hole(x: Any, own: Any, call: int, like_call: int) -> Any:
+        given = (x,) if own is None else (x, own)
+        return ops.Hole(*given, call=call, like_call=like_call)
 
     return {
         torch.ops.avl.enter.default: enter,
+        torch.ops.avl.own.default: own,
         torch.ops.avl.leave.default: leave,
         torch.ops.avl.hole.default: hole,
     }
@@ -186,11 +199,13 @@ def translation() -> dict[Any, Any]:
 
 def _schema(name: str, numbers: Sequence[str]) -> defs.OpSchema:
     schema = defs.OpSchema
+    optional = schema.FormalParameterOption.Optional
+    own = [schema.FormalParameter("own", "T", param_option=optional)]
     return schema(
         name,
         DOMAIN,
         1,
-        inputs=[schema.FormalParameter("x", "T")],
+        inputs=[schema.FormalParameter("x", "T"), *(own if name == "Hole" else [])],
         outputs=[schema.FormalParameter("y", "T")],
         type_constraints=[("T", list(KINDS), "")],
         attributes=[schema.Attribute(n, schema.AttrType.INT, "", required=True) for n in numbers],

@@ -33,8 +33,9 @@ def fill(model: ir.Model, calls: Calls, root: nn.Module, own: Mapping[int, str])
         template = hole.attributes["like_call"].as_int()
         if template not in bodies:
             enter, leave = marks["Enter", template], marks["Leave", template]
-            layer = id(calls.layers[template])
-            bodies[template] = _Body(graph, enter, leave, (prefixes[layer], own.get(layer, "")))
+            layer, owned = id(calls.layers[template]), marks.get(("Own", template))
+            names = prefixes[layer], own.get(layer, "")
+            bodies[template] = _Body(graph, enter, owned, leave, names)
         layer = id(calls.layers[number])
         bodies[template].copy_to(hole, prefixes[layer], own.get(layer, ""))
     for (kind, _), node in marks.items():
@@ -76,20 +77,26 @@ class _Body:
     """
 
     def __init__(
-        self, graph: ir.Graph, enter: ir.Node, leave: ir.Node, names: tuple[str, str]
+        self,
+        graph: ir.Graph,
+        enter: ir.Node,
+        owned: ir.Node | None,
+        leave: ir.Node,
+        names: tuple[str, str],
     ) -> None:
         self.graph = graph
         self.prefix, self.ending = names
-        self.input, self.result = enter.outputs[0], _given(leave)
+        entries = [enter] if owned is None else [enter, owned]
+        self.inputs, self.result = [node.outputs[0] for node in entries], _given(leave)
         own = {value for value in (*graph.inputs, *graph.initializers.values()) if self._own(value)}
-        variant = {self.input, *own}
+        variant = {*self.inputs, *own}
         self.nodes: list[ir.Node] = []
         inside = False
         for node in graph:
             inside = inside or node is enter
             if node is leave:
                 break
-            if node is not enter and not variant.isdisjoint(node.inputs):
+            if node not in entries and not variant.isdisjoint(node.inputs):
                 if not inside:
                     raise RuntimeError(f"{node.name}: belongs to one layer, but lies before it")
                 self.nodes.append(node)
@@ -106,7 +113,9 @@ class _Body:
 
     def copy_to(self, hole: ir.Node, prefix: str, ending: str) -> None:
         """Put a copy in the place of `hole`, with the layer's own parameters, inputs, outputs."""
-        values: dict[ir.Value, ir.Value] = {self.input: _given(hole)}
+        values: dict[ir.Value, ir.Value] = {
+            value: _given(hole, number) for number, value in enumerate(self.inputs)
+        }
         for node in self.nodes:
             for value in node.inputs:
                 if value is not None and value not in values and self._is_own(value):
@@ -151,8 +160,8 @@ class _Body:
         return twin
 
 
-def _given(mark: ir.Node) -> ir.Value:
-    value = mark.inputs[0]
+def _given(mark: ir.Node, number: int = 0) -> ir.Value:
+    value = mark.inputs[number]
     if value is None:
         raise RuntimeError("a mark without an input")
     return value

@@ -79,7 +79,10 @@ class SegmentModule(nn.Module):
         self.norm = decoder.norm if is_last else None
         self.lm_head = decoder.head if is_last else None
         self.embedding_scale = decoder.embedding_scale if first == 0 else 1.0
-        self.logit_scale = decoder.logit_scale
+        self.logit_scale, self.softcap = decoder.logit_scale, decoder.softcap
+        self.beside = decoder.inputs_of(first, last)
+        self.sources, self.head_dim = decoder.dims.sources, decoder.dims.head_dim
+        self.blocks = family.traits.reach.blocks is not None
         self.axes = decoder.rope.axes
         self.turns = decoder.turns[first:last]
 
@@ -92,35 +95,55 @@ class SegmentModule(nn.Module):
         caches: list[tuple[torch.Tensor, ...]],
         deepstack: list[torch.Tensor],
     ) -> tuple[Any, ...]:
-        """[B, S, C] -> hidden [B, S, C] or logits [B, 1, V], results a layer, tapped states.
+        """[B, S, W] -> rows [B, S, W] or logits [B, 1, V], results a layer, tapped states.
 
         Caches are those of the `traced` layers, and so are the results.
         """
         added = dict(zip(self.deepstack, deepstack, strict=True))
         held = dict(zip(self.traced, caches, strict=True))
-        state = LayerCaches(row_weights, held, tuple(reach))
+        state = LayerCaches(
+            row_weights,
+            held,
+            tuple(reach),
+            blocks=self.blocks,
+            sources=self.sources,
+            head_dim=self.head_dim,
+        )
+        beside = None
+        if self.beside is not None:
+            hidden, beside = self.beside.split(hidden)
         turns = {
             name: self.rotary_emb.get_submodule(name)(hidden, position_ids)
             for name in dict.fromkeys(self.turns)
         }
         if self.embedding_scale != 1:
             hidden = hidden * self.embedding_scale
+        if self.beside is not None and beside is not None:
+            beside = self.beside.made(hidden, beside)
         # Some layers scale queries by position. transformers gives them none over several axes.
         positions = position_ids if self.axes == 1 else None
         taps = []
         for number, (layer, turned) in enumerate(
             zip(self.layers, self.turns, strict=True), self.first
         ):
-            hidden = replicate.repeat(_run_layer, layer, hidden, positions, turns[turned], state)
+            own = None if beside is None else beside[:, :, number - self.first]
+            shared = positions, turns[turned], state
+            hidden = replicate.repeat(_run_layer, layer, hidden, *shared, own=own)
             if number in added:
                 hidden = hidden + added[number]
             taps.append(hidden)
         if self.norm is None or self.lm_head is None:
-            return taps.pop(), state.results, taps
+            out = taps.pop()
+            if self.beside is not None and beside is not None:
+                out = self.beside.joined(out, beside)
+            return out, state.results, taps
         last = self.norm(hidden[:, -1:])
         if self.logit_scale != 1:
             last = last * self.logit_scale
-        return self.lm_head(last), state.results, taps
+        logits = self.lm_head(last)
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits, state.results, taps
 
 
 def _run_layer(
@@ -129,7 +152,11 @@ def _run_layer(
     positions: torch.Tensor | None,
     turns: tuple[torch.Tensor, torch.Tensor],
     state: LayerCaches,
+    own: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    more: dict[str, Any] = {} if own is None else {"per_layer_input": own}
+    if state.sources:
+        more["shared_kv_states"] = state.shared
     state.layer = next(m.layer_idx for m in layer.modules() if hasattr(m, "layer_idx"))
     out = layer(
         hidden,
@@ -139,6 +166,7 @@ def _run_layer(
         use_cache=False,
         position_embeddings=turns,
         layer_caches=state,
+        **more,
     )
     return cast(torch.Tensor, out)
 

@@ -22,12 +22,12 @@ DATA_TYPES = {
 }
 
 
-def embedding(weights: WeightMap, model: nn.Module, embed_tokens: nn.Module) -> Embedding:
-    """Where the runtime reads token embeddings."""
-    weight = embed_tokens.get_parameter("weight")
+def embedding(weights: WeightMap, model: nn.Module, table: nn.Module, *, codes: bool) -> Embedding:
+    """Where the runtime reads rows of a table; `codes`: they may be quantized."""
+    weight = table.get_parameter("weight")
     name = next(n for n, p in model.named_parameters() if p is weight)
     rows, columns = weight.shape
-    if weights.rows is not None:
+    if codes and weights.rows is not None:
         return Embedding(
             file=weights.rows.location,
             offset=weights.rows.codes.offset,

@@ -35,6 +35,7 @@ from avl_export.quantize.report import quantization_report
 from avl_export.quantize.store import Store
 from avl_plugins import graph_io
 from avl_plugins.schema import RowType
+from avl_runtime.package.manifest import LayerTable
 from avl_runtime.package.package import Embedding, Segment
 
 SMALL = 1 << 30  # bytes; what fp32 and a check by default are for
@@ -74,6 +75,7 @@ class Plan:
     why_dtype: str
     segments: tuple[Segment, ...]
     embedding: Embedding
+    layer_table: LayerTable | None
     locations: Mapping[str, str]
     components: tuple[Component, ...]
     weight_nbytes: int
@@ -208,8 +210,9 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
     if store is not None:
         weights = stored_weights(store, weights)
         locations = {file.name: file.name for file in store.files}
-    matrix = embedding(weights, family.model, family.decoder.embed_tokens)
-    components, nbytes = _components(family, weights, graphs, matrix)
+    matrix = embedding(weights, family.model, family.decoder.embed_tokens, codes=True)
+    layer_table = _layer_table(family, weights)
+    components, nbytes = _components(family, weights, graphs, matrix, layer_table)
     # Layer by layer a check fits in any memory; the whole model still is one for small ones.
     check = None if options.layers else options.check
     if check is None:
@@ -234,6 +237,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
         why_dtype=why,
         segments=segments,
         embedding=matrix,
+        layer_table=layer_table,
         locations=locations,
         components=components,
         weight_nbytes=nbytes,
@@ -245,8 +249,8 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
 def _read(family: Family, modules: list[nn.Module]) -> set[str]:
     """Names of the parameters that graphs and the lookup of tokens read."""
     names = {id(t): n for n, t in family.model.named_parameters()}
-    table = family.decoder.embed_tokens
-    return {names[id(p)] for module in (*modules, table) for p in module.parameters()}
+    tables = family.decoder.tables
+    return {names[id(p)] for module in (*modules, *tables) for p in module.parameters()}
 
 
 def encoders_of(family: Family, options: Options) -> list[EncoderGraph]:
@@ -286,10 +290,11 @@ def _components(
     weights: WeightMap,
     graphs: list[tuple[str, str, nn.Module]],
     matrix: Embedding,
+    layer_table: LayerTable | None,
 ) -> tuple[tuple[Component, ...], int]:
     """The graphs and the embedding, and the bytes of all weights, each counted once."""
     names = {id(t): n for n, t in family.model.named_parameters()}
-    table = family.decoder.embed_tokens.get_parameter("weight")
+    table, *others = [one.get_parameter("weight") for one in family.decoder.tables]
     components, seen = [], {}
     for name, file, module in graphs:
         own = {names[id(p)]: tuple(p.shape) for p in module.parameters()}
@@ -299,7 +304,24 @@ def _components(
     key, nbytes = weights.table(names[id(table)], tuple(table.shape))
     seen[key] = nbytes
     components.append(Component("embedding", matrix.file, 1, nbytes))
+    if layer_table is not None:
+        (other,) = others
+        name, shape = names[id(other)], tuple(other.shape)
+        seen[weights.key(name)] = nbytes = weights.nbytes(name, shape)
+        components.append(Component("inputs of layers", layer_table.table.file, 1, nbytes))
     return tuple(components), sum(seen.values())
+
+
+def _layer_table(family: Family, weights: WeightMap) -> LayerTable | None:
+    """Where the runtime reads what layers read beside states; None where they read nothing."""
+    _, *tables = family.decoder.tables
+    if not tables:
+        return None
+    visual = family.traits.beside_visual
+    if visual is None:
+        raise RuntimeError("a family whose layers read a table of tokens, and none for visual ones")
+    (table,) = tables
+    return LayerTable(embedding(weights, family.model, table, codes=False), visual)
 
 
 def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "fp16", "bf16"], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from avl_export.families import Family
@@ -29,7 +29,8 @@ def cut(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
     needed = {action.before for action in actions if action.before is not None}
     after = options.split
     if after is None:
-        after = tuple(sorted(_usual(family.decoder.kinds) | needed))
+        usual = _usual(family.decoder.kinds, family.decoder.dims.sources)
+        after = tuple(sorted(usual | needed))
     for option, wrong in (
         ("--policy", sorted(n for n in needed if n >= layers)),
         ("--split", [n for n in after if not 1 <= n < layers]),
@@ -46,7 +47,9 @@ def cut(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
             f"tokens there, found {','.join(map(str, after))}; add it or leave --split out"
         )
     bounds = (0, *after, layers)
-    _check_rows(family.decoder.kinds, bounds, "--split" if options.split else "--policy")
+    option = "--split" if options.split else "--policy"
+    _check_shared(family.decoder.dims.sources, bounds, option)
+    _check_rows(family.decoder.kinds, bounds, option)
     width = family.decoder.dims.head_dim
     others = [one.name for one in ROW_TYPES.values() if one != COMPUTED and one.fits(width)]
     # The ops that keep rows otherwise know of no blocks and no windows.
@@ -64,13 +67,17 @@ def cut(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
     )
 
 
-def _usual(kinds: Sequence[str]) -> set[int]:
-    """The usual cut: the first one from `SPLIT` on with layers that keep rows on both sides."""
+def _usual(kinds: Sequence[str], sources: Mapping[int, int]) -> set[int]:
+    """The usual cut: the first one from `SPLIT` on with layers that keep rows on both sides.
+
+    Rows that later layers read are on the same side as these.
+    """
     rows = _row_layers(kinds)
-    fits = range(max(SPLIT, rows[0] + 1), rows[-1] + 1)
+    last = min(rows[-1], *sources.values()) if sources else rows[-1]
+    fits = range(max(SPLIT, rows[0] + 1), last + 1)
     if fits:
         return {fits[0]}
-    return {rows[-1]} if len(rows) > 1 else set()
+    return {last} if last > rows[0] else set()
 
 
 def _check_rows(kinds: Sequence[str], bounds: Sequence[int], option: str) -> None:
@@ -86,6 +93,22 @@ def _check_rows(kinds: Sequence[str], bounds: Sequence[int], option: str) -> Non
                 f"{option}: expected a layer of attention in each part of the decoder, which has "
                 f"some at {', '.join(map(str, rows))}, found none in layers {first} to "
                 f"{last - 1}; cut after others, or leave {option} out"
+            )
+
+
+def _check_shared(sources: Mapping[int, int], bounds: Sequence[int], option: str) -> None:
+    """Refuse to cut between a layer and those that read its rows.
+
+    Raises:
+        OptionsError: there would be such a cut.
+    """
+    for layer, source in sources.items():
+        found = [cut for cut in bounds if source < cut <= layer]
+        if found:
+            raise OptionsError(
+                f"{option}: expected no cut between layer {source} and layer {layer}, which reads "
+                f"its keys and values, found one after layer {found[0]}; cut after layer "
+                f"{min(sources.values())} or before, or leave {option} out"
             )
 
 

@@ -57,16 +57,17 @@ def plan_quantization(
         )
     names = {id(t): n for n, t in family.model.named_parameters()}
     shapes = {names[id(p)]: tuple(p.shape) for module in modules for p in module.parameters()}
-    table = names[id(family.decoder.embed_tokens.get_parameter("weight"))]
+    table, *tables = [names[id(one.get_parameter("weight"))] for one in family.decoder.tables]
     sources: dict[str, Source | StoredCodes] = {}
     linears = {name for part in linears_of(family).values() for name in part}
-    for name, shape in {**shapes, table: tuple(family.model.get_parameter(table).shape)}.items():
-        floats = name == table or name not in linears
+    rows = {name: tuple(family.model.get_parameter(name).shape) for name in (table, *tables)}
+    for name, shape in {**shapes, **rows}.items():
+        floats = name in rows or name not in linears
         stored = stored_source(checkpoint, weights, name, shape, floats=floats)
         if adapter is not None and isinstance(stored, Source):
             stored = adapter.source(name, stored)
         sources[name] = stored
-    wanted = Wanted(shapes, sources, table)
+    wanted = Wanted(shapes, sources, table, tuple(tables))
     held = any(isinstance(source, StoredCodes) for source in sources.values())
     if spec is not None and packing is not None and packing.layout == "gguf":
         selection, wanted = _smaller(select(family, spec), spec, wanted)

@@ -86,11 +86,13 @@ class Wanted:
         shapes: of the parameters that graphs read, by name, each once.
         sources: the stored tensors by name, codes where the checkpoint is quantized.
         embedding: the token embedding's name.
+        tables: names of others whose rows are looked up one by one.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     sources: Mapping[str, Source | StoredCodes]
     embedding: str
+    tables: tuple[str, ...] = ()
 
 
 def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
@@ -127,6 +129,9 @@ def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
     elif wanted.embedding not in plain.wanted:
         # Rows are looked up one by one, so they may stay in the checkpoint's own dtype.
         plain.add(wanted.embedding, table.record.dtype, table.record.shape)
+    for name in wanted.tables:
+        record = _plain_source(wanted.sources[name]).record
+        plain.add(name, record.dtype, record.shape)
     files = tuple(layout.finish() for layout in (quantized, plain))
     return Store(
         spec=spec,

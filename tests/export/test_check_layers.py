@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import export_size
 from avl_export.check.cli import main as avl_check
 from avl_export.check.layers import check_layers, matching_rows
-from avl_export.check.reference import checkpoint_loader, empty_model, streamed
+from avl_export.check.reference import checkpoint_loader, empty_model
+from avl_export.check.streaming import streamed
 from avl_export.check.table import CheckError, Row
 from avl_export.check.walk import check_prompt
 from avl_export.checkpoint.checkpoint import open_checkpoint

@@ -58,6 +58,8 @@ PUBLISHED = {
     "qwen3-vl-8b": 8770,
     "qwen3.5-0.8b": 853,  # and 20 in a layer that drafts, which nothing reads
     "gemma-3-4b": 4300,
+    "gemma-4-e2b": 5104,
+    "gemma-4-e4b": 7941,
     "lfm2.5-vl-450m": 449,
     "smolvlm-256m": 256,
     "smolvlm-500m": 508,

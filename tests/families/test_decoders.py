@@ -23,6 +23,7 @@ from avl_export.graph import attention
 from avl_export.graph.compact import compact
 from avl_export.graph.trace import SegmentModule
 from avl_plugins import reference
+from avl_runtime.package.manifest import CAUSAL
 
 LAYERS, ROWS, FIRST = 3, 9, 5
 SIZES: dict[str, Any] = {
@@ -183,7 +184,7 @@ def test_logits_are_those_of_transformers(kind: str) -> None:
 def run(model: Any, decoder: Decoder, embeds: Tensor, positions: Tensor) -> Any:
     """Logits [2, V] of the last rows of two chunks, each through two segments."""
     family: Any = SimpleNamespace(
-        decoder=decoder, model=model, traits=SimpleNamespace(deepstack=())
+        decoder=decoder, model=model, traits=SimpleNamespace(deepstack=(), reach=CAUSAL)
     )
     segments = [SegmentModule(family, *ends).eval() for ends in ((0, 1), (1, LAYERS))]
     kept: dict[int, tuple[Tensor, Tensor]] = {}
@@ -233,8 +234,8 @@ SMALL = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_
         ("qwen3_5_text", {"layer_types": ["linear_attention"] * LAYERS}, "a layer of attention"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
         ("granite_swa", {}, "attention with s_aux in layer 0"),
-        ("gemma3n_text", {}, "layers that share keys and values"),
-        ("gemma4_text", {}, "inputs of each layer's own"),
+        ("gemma3n_text", {}, "several states of a token, found altup_num_inputs"),
+        ("gemma4_text", {"enable_moe_block": True}, "experts, found enable_moe_block"),
         ("mllama_text_model", {}, "layers of cross attention, found cross_attention_layers"),
         ("minicpm3", SMALL, "in layer 0 (MiniCPM3DecoderLayer)"),
         ("phi", {}, "'phi' without norm"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -23,8 +22,9 @@ from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.machine.probe import probe
 from families.chosen import ChosenTests
 from families.gemma import SIDE, TEXT, VISION
-from families.shared import PROMPT, TOLERANCE, FamilyTests
+from families.shared import PROMPT, FamilyTests
 from families.support import Case, Made, picture, refused, without_checks
+from families.windows import WindowTests
 
 SPECIAL = (
     "<pad>",
@@ -118,38 +118,10 @@ CASES = (
 )
 
 
-class TestGemma3(FamilyTests, ChosenTests):
+class TestGemma3(FamilyTests, ChosenTests, WindowTests):
     cases = CASES
     choosing = ChosenTests.choosing[:2]  # windows count tokens where they stood
     divided = TEXT["hidden_size"] ** 0.5
-
-    @pytest.mark.parametrize("chunk", [1, 7, 1000])
-    def test_a_prompt_in_chunks(
-        self, made: Made, chunk: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Two pictures, with text around and between them."""
-        monkeypatch.setattr(made.model.loaded.executor, "chunk", chunk)
-        images = [picture((30, 20)), picture((20, 30), 1)]
-        content = [{"type": "image"}, {"type": "text", "text": "or"}, {"type": "image"}]
-        content.append({"type": "text", "text": PROMPT})
-        want = made.encode_messages([{"role": "user", "content": content}], images)
-        shown = [{"type": "image", "image": image} for image in images]
-        asked = [shown[0], content[1], shown[1], content[3]]
-        got = made.model.generate(asked, policy="dense", max_new_tokens=16, return_logits=True)
-        tokens, logits = made.generate(want, 16)
-        assert list(got.token_ids) == tokens
-        np.testing.assert_allclose(got.logits, logits, atol=TOLERANCE, rtol=0)
-
-    def test_a_batch_of_unlike_prompts(self, made: Made) -> None:
-        images = [[picture((30, 20))], [], [picture((9, 9), 1), picture((50, 20), 2)]]
-        prompts = [PROMPT, "Read.", "Which?"]
-        found = made.model.generate_batch(
-            prompts, images, policy="dense", max_new_tokens=16, return_logits=True
-        )
-        for prompt, shown, got in zip(prompts, images, found, strict=True):
-            tokens, logits = made.generate(made.encode(prompt, shown), 16)
-            assert list(got.token_ids) == tokens
-            np.testing.assert_allclose(got.logits, logits, atol=TOLERANCE, rtol=0)
 
     def test_memory_stays_at_the_window_and_a_chunk(
         self, made: Made, monkeypatch: pytest.MonkeyPatch

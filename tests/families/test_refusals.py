@@ -171,6 +171,7 @@ PAIRS = [
     (family, name)
     for family in FAMILIES
     for name in (tuple(DAMAGES) if family in SHOWN_ALL else OWN)
+    if (family, name) != ("gemma4", "a mean that is none")  # it normalizes nothing
 ]
 
 
@@ -218,6 +219,8 @@ def test_a_kind_of_layer_that_no_graph_computes(
     config = json.loads((folder / "config.json").read_text())
     if config["model_type"] == "qwen3_5" and kind == "linear_attention":
         pytest.skip("it has such layers")
+    if config["model_type"] == "gemma4":
+        pytest.skip("its configuration makes full attention of the last layer, whatever is said")
     count = config["text_config"]["num_hidden_layers"]
     in_text(layer_types=["full_attention"] * (count - 1) + [kind])(folder)
     assert main(["--model", str(folder), "--out", str(tmp_path / "out"), "--dry-run"]) == 1

@@ -153,6 +153,19 @@ class _Layer:
     acc: Tensor
 
 
+def sources_of(text: Any) -> dict[int, int]:
+    """Layers that have no keys and values, each with the last one of its type that has some."""
+    shared, types = (
+        getattr(text, "num_kv_shared_layers", None) or 0,
+        getattr(text, "layer_types", []),
+    )
+    first = text.num_hidden_layers - shared
+    return {
+        n: max(m for m in range(first) if types[m] == types[n])
+        for n in range(first, text.num_hidden_layers)
+    }
+
+
 def blocks_of(family: str, visual: Tensor) -> Tensor:
     """For each token [N] of a turn the number of the block whose tokens all see one another, or -1.
 
@@ -193,8 +206,13 @@ class Oracle:
         self.positions = torch.zeros(1, 0, dtype=torch.int64)  # [axes, S]
         self.deepstack = torch.zeros(0, 0, text.hidden_size, dtype=model.dtype)  # [K, visual, C]
         self.before: tuple[int, ...] = ()
+        self.beside: Tensor | None = None  # [S, layers, size]
         kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-        self.attend = [index for index, kind in enumerate(kinds) if kind not in STATES]
+        states = [index for index, kind in enumerate(kinds) if kind in STATES]
+        self.has_states = bool(states)
+        sources = sources_of(text)
+        # Layers that keep rows: states are none, and some layers read those of another.
+        self.attend = [n for n in range(len(kinds)) if n not in states and n not in sources]
         self.cuts: list[tuple[int, Tensor]] = []  # before which layer, and what goes on [S]
         self.layers = [
             _Layer(
@@ -205,6 +223,9 @@ class Oracle:
             )
             for _ in range(text.num_hidden_layers)
         ]
+        for index, source in sources.items():
+            self.layers[index] = self.layers[source]
+        self.own = [n for n in range(len(kinds)) if n not in sources]
         self.step_of_turn = 0
         self.places: list[Places] = []
         self.evictions = 0
@@ -218,7 +239,8 @@ class Oracle:
         block = blocks_of(self.model.config.model_type, shown.visual)
         together = (block[:, None] == block) & (block >= 0)
         seen = torch.ones(count, count, dtype=torch.bool).tril() | together
-        for number, layer in enumerate(self.layers):
+        for number in self.own:
+            layer = self.layers[number]
             layer.visible[:, new, :before] = layer.alive[:, None, :before]
             layer.visible[:, new, new] = seen
             layer.visible[:, new] &= self._near(number)[new]
@@ -230,7 +252,8 @@ class Oracle:
         if self.rules.split is not None:
             self._partition(self.rules.split, attention)
         else:
-            for layer in self.layers:
+            for number in self.own:
+                layer = self.layers[number]
                 layer.core = layer.alive[0] & self.is_image
         self._record(step=0)
         self._evict_text()
@@ -244,7 +267,8 @@ class Oracle:
         whole = draws = split is not None and self.step_of_turn % split.refresh == 0
         if split is not None and split.checked is not None:
             whole, draws = True, False
-        for number, layer in enumerate(self.layers):
+        for number in self.own:
+            layer = self.layers[number]
             seen = layer.alive if whole else layer.alive & (layer.core | ~self.is_image)
             layer.visible[:, -1, :] = seen & self._near(number)[-1]
         logits, attention = self._forward()
@@ -265,7 +289,7 @@ class Oracle:
 
     def live_rows(self) -> NDArray[np.int64]:
         """Tokens not dropped, [layers, KV heads]."""
-        return np.stack([layer.alive.sum(1).numpy() for layer in self.layers])
+        return np.stack([self.layers[n].alive.sum(1).numpy() for n in self.own])
 
     # The model.
 
@@ -282,7 +306,10 @@ class Oracle:
             self.before = shown.before
         self.embeds = torch.cat([self.embeds, shown.embeds])
         self.is_image = torch.cat([self.is_image, shown.visual])
-        for layer in self.layers:
+        if shown.beside is not None:
+            parts = [] if self.beside is None else [self.beside]
+            self.beside = torch.cat([*parts, shown.beside])
+        for layer in (self.layers[number] for number in self.own):
             layer.visible = torch.nn.functional.pad(layer.visible, (0, count, 0, count))
             layer.alive = torch.nn.functional.pad(layer.alive, (0, count), value=True)
             layer.core = torch.nn.functional.pad(layer.core, (0, count))
@@ -302,6 +329,8 @@ class Oracle:
         if self.before:
             more["vision_mask"] = self.is_image[None, :, None]
             more["deepstack_features"] = dict(zip(self.before, self.deepstack, strict=True))
+        elif self.beside is not None:
+            more["per_layer_inputs"] = self.beside[None]
         elif len(self.deepstack):
             more["visual_pos_masks"] = self.is_image[None]
             more["deepstack_visual_embeds"] = list(self.deepstack)
@@ -317,9 +346,13 @@ class Oracle:
                 **more,
             ).last_hidden_state[0, -1]
         divisor = getattr(decoder_of(self.model).config, "logits_scaling", 1.0)
-        return self.model.lm_head(hidden) / divisor, {
-            index: _spread(one, goes[index]) for index, one in attention.items()
-        }
+        logits = self.model.lm_head(hidden) / divisor
+        cap = getattr(decoder_of(self.model).config, "final_logit_softcapping", None)
+        if (
+            cap is not None and self.model.config.model_type != "gemma3"
+        ):  # which does not look at it
+            logits = cap * torch.tanh(logits / cap)
+        return logits, {index: _spread(one, goes[index]) for index, one in attention.items()}
 
     def _goes_on(self) -> list[Tensor]:
         """For each layer the rows [S] that it is given."""
@@ -349,10 +382,10 @@ class Oracle:
         kept = tokens[self.ranking.prune(scores, len(tokens), count)]
         dropped = self.is_image & in_turn
         dropped[kept] = False
-        for layer in self.layers[rule.layer :]:
+        for layer in (self.layers[n] for n in self.own if n >= rule.layer):
             layer.visible[:, :, dropped] = False
             layer.alive[:, dropped] = False
-        if len(self.attend) < len(self.layers):
+        if self.has_states:
             self.cuts.append((rule.layer, ~dropped))
 
     def _partition(self, rule: SplitRule, attention: Mapping[int, Tensor]) -> None:
@@ -397,8 +430,8 @@ class Oracle:
         chosen[rows] = True
         chosen &= ~self.is_image
         group = self.heads // self.kv_heads
-        for index, one in attention.items():
-            layer = self.layers[index]
+        for index in self.attend:
+            one, layer = attention[index], self.layers[index]
             by_kv_head = one.float().unflatten(0, (self.kv_heads, group)).mean(1)
             layer.acc += by_kv_head[:, chosen].sum(1)
 
@@ -425,8 +458,9 @@ class Oracle:
                 self.evictions += int(gone.sum())
 
     def _record(self, step: int) -> None:
-        alive = torch.stack([layer.alive[0][self.is_image] for layer in self.layers])
-        core = torch.stack([layer.core[self.is_image] for layer in self.layers])
+        layers = [self.layers[number] for number in self.own]
+        alive = torch.stack([layer.alive[0][self.is_image] for layer in layers])
+        core = torch.stack([layer.core[self.is_image] for layer in layers])
         self.places.append(Places(step, (alive & core).numpy(), (alive & ~core).numpy()))
 
 

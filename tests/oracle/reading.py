@@ -27,6 +27,7 @@ class Shown:
         positions: int64 [axes, N], counted from the turn's start.
         deepstack: [K, V, C], added to what K layers put out; K is 0 in most families.
         before: the layers that they are added before instead, where the model says so.
+        beside: [N, L, size], what is stored for layers of each token; size is 0 in most families.
     """
 
     embeds: Tensor
@@ -34,6 +35,7 @@ class Shown:
     positions: Tensor
     deepstack: Tensor
     before: tuple[int, ...] = ()
+    beside: Tensor | None = None
 
 
 class _ReadError(Exception):
@@ -71,7 +73,9 @@ def read(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Shown:
     axes = positions.reshape(-1, len(ids))[-3:]
     if len(deepstack):
         deepstack = torch.stack(list(deepstack))
-    return Shown(embeds, visual, axes, deepstack, tuple(by_layer))
+    beside = call.get("per_layer_inputs")
+    beside = None if beside is None else beside[0].detach().clone()
+    return Shown(embeds, visual, axes, deepstack, tuple(by_layer), beside)
 
 
 def cut(shown: Shown, keep: Tensor) -> Shown:
@@ -82,6 +86,7 @@ def cut(shown: Shown, keep: Tensor) -> Shown:
         shown.positions[:, keep],
         shown.deepstack[:, keep[shown.visual]],
         shown.before,
+        None if shown.beside is None else shown.beside[keep],
     )
 
 

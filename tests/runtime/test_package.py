@@ -98,10 +98,10 @@ def test_a_package_that_does_not_tell_kinds_of_layers(copy: Path) -> None:
     assert load_package(copy).manifest.with_engines(()).format_version == FORMAT_VERSION
 
 
-@pytest.mark.parametrize("kind", ["shared", "state", "", "Full", "x" * 10**6])
+@pytest.mark.parametrize("kind", ["latent", "state", "", "Full", "x" * 10**6])
 def test_a_kind_of_layer_that_nothing_here_runs(copy: Path, capsys, kind: str) -> None:
     edit(copy, lambda m: m["segments"][1]["kinds"].__setitem__(2, kind))
-    refused(copy, "gated_delta), found '", "as that of layer 4; update avl", capsys=capsys)
+    refused(copy, "shared), found '", "as that of layer 4; update avl", capsys=capsys)
 
 
 @pytest.mark.parametrize(("kind", "window"), [("sliding", None), ("sliding", 0), ("full", 3)])

@@ -47,6 +47,10 @@ def randomize(model: Any, special: int) -> None:
                 weight.copy_(gain * noise)
             else:
                 weight.copy_(gain * noise / weight[0].numel() ** 0.5)
+        for module in model.modules():
+            if getattr(module, "scaling", None) == 1 and hasattr(module, "q_norm"):
+                # Nothing but the norm's weight keeps scores of normed queries and keys in bounds.
+                module.q_norm.weight.mul_(SCORE_SPREAD * module.head_dim**-0.5)
         model.lm_head.weight[:special] = 0
 
 

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from avl_export.checkpoint.supported import FamilyError
+from avl_export.families.decoders.layer_inputs import TABLE, LayerInputs
 from avl_export.families.decoders.observe import (
+    Attended,
     observe_embedding,
     observe_head,
     observe_layer,
@@ -24,8 +26,15 @@ from avl_export.families.decoders.rope import Rope, Turns, check_rope, observe_r
 from avl_export.families.decoders.states import observe_state, shared_sizes
 from avl_export.families.replicate import firsts
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import FULL, GATED_DELTA, LAYER_KINDS, SHORT_CONVOLUTION, SLIDING
-from avl_runtime.package.manifest import Dims
+from avl_plugins.graph_io import (
+    FULL,
+    GATED_DELTA,
+    LAYER_KINDS,
+    SHARED,
+    SHORT_CONVOLUTION,
+    SLIDING,
+)
+from avl_runtime.package.manifest import Dims, SharedRows
 
 FOREVER = 1 << 62
 WINDOWED = "sliding_attention"
@@ -43,10 +52,10 @@ PARTS = ("embed_tokens", "layers", "rotary_emb")
 NORMS = ("norm", "embedding_norm")  # names of the last one
 # What no graph here computes, by the setting that asks for it.
 UNKNOWN = {
-    "num_kv_shared_layers": "layers that share keys and values",
-    "hidden_size_per_layer_input": "inputs of each layer's own",
     "use_bidirectional_attention": "attention to later tokens",
+    "altup_num_inputs": "several states of a token",
     "cross_attention_layers": "layers of cross attention",
+    "enable_moe_block": "a mixture of experts",
     "num_experts": "a mixture of experts",
     "num_local_experts": "a mixture of experts",
     "n_routed_experts": "a mixture of experts",
@@ -69,6 +78,8 @@ class Decoder:
         embedding_scale: by which all that the first layer reads is multiplied.
         token_scale: the part of it that is for tokens alone: encoders divide features by it.
         logit_scale: by which logits are multiplied.
+        softcap: between which and its negative logits are brought by a tanh, at last; None: not.
+        table_scale: what the table of layers' inputs multiplies its rows with.
     """
 
     name: str
@@ -83,6 +94,8 @@ class Decoder:
     embedding_scale: float
     token_scale: float
     logit_scale: float
+    softcap: float | None
+    table_scale: float
 
     @property
     def rope(self) -> Rope:
@@ -96,6 +109,19 @@ class Decoder:
     @property
     def embed_tokens(self) -> nn.Module:
         return self.text_model.get_submodule("embed_tokens")
+
+    @property
+    def tables(self) -> tuple[nn.Module, ...]:
+        """What is looked up row by row: `embed_tokens`, and the table of layers' inputs if any."""
+        of_layers = [self.text_model.get_submodule(TABLE)] if self.dims.layer_inputs else []
+        return (self.embed_tokens, *of_layers)
+
+    def inputs_of(self, first: int, last: int) -> LayerInputs | None:
+        """What layers `first` to `last` - 1 read beside states; None where they read nothing."""
+        size = self.dims.layer_inputs
+        if not size:
+            return None
+        return LayerInputs(self.text_model, size, self.table_scale, first, last)
 
     def constants(self) -> dict[str, torch.Tensor]:
         """Values of the buffers of `Turns`, by their names in the model."""
@@ -170,14 +196,18 @@ def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
     layers = list(text_model.layers)
     named = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
     kinds = tuple((SLIDES if slides else KINDS)[kind] for kind in named)
-    calls, sizes = [], []
+    size = getattr(text, "hidden_size_per_layer_input", None) or 0
+    calls: dict[int, Attended] = {}
+    sizes = []
+    handed: dict[str, Any] = {}  # keys and values that transformers hands from layer to layer
+    sorts = list(zip(firsts(layers), kinds, strict=True))
     first: dict[tuple[int, str], int] = {}  # of those that are alike and called the same
-    for n, sort in enumerate(zip(firsts(layers), kinds, strict=True)):
+    for n, sort in enumerate(sorts):
         first.setdefault(sort, n)
     for n in first.values():
         kind = LAYER_KINDS[kinds[n]]
         if kind.has_rows:
-            calls.append(observe_layer(text_model, n, layers[n], where))
+            calls[n] = observe_layer(text_model, n, layers[n], where, handed)
         else:
             sizes.append(observe_state(text_model, n, layers[n], kind, where))
     if not calls:
@@ -186,34 +216,49 @@ def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
             f"{', '.join(sorted(set(named)))}; this version of avl cannot export it"
         )
     others = tuple(n for n, kind in enumerate(kinds) if not LAYER_KINDS[kind].has_rows)
-    shapes = [(call.query, call.key) for call in calls]
-    if len(set(shapes)) > 1:
+    counts = [(call.query[1], call.key[1]) for call in calls.values()]
+    if len(set(counts)) > 1:
         raise FamilyError(
-            f"{where}: expected layers of one number and size of heads, found {shapes[0]} and "
-            f"{next(shape for shape in shapes if shape != shapes[0])} as queries and keys [batch, "
-            "heads, rows, size]; this version of avl cannot export it"
+            f"{where}: expected layers of one number of heads, found {counts[0]} and "
+            f"{next(count for count in counts if count != counts[0])} of queries and keys; this "
+            "version of avl cannot export it"
         )
-    (_, heads, _, head_dim), (_, kv_heads, _, _) = shapes[0]
-    attention = calls[0].module
+    heads, kv_heads = counts[0]
+    of_types = {named[n]: call.query[-1] for n, call in calls.items()}
+    attention = next(iter(calls.values())).module
+    sources = _sources(calls, [first[sort] for sort in sorts])
+    kinds = tuple(SHARED.name if n in sources else kind for n, kind in enumerate(kinds))
     window = getattr(text, "sliding_window", None)
     context = min(text.max_position_embeddings, FOREVER if slides else window or FOREVER)
     rotary = type(text_model.rotary_emb)(text)
-    ropes = observe_ropes(rotary, attention, head_dim, context, named, where)
+    ropes = observe_ropes(rotary, attention, of_types, context, named, where)
+    if any(call.query[-1] != of_types[named[n]] for n, call in calls.items()) or (
+        "" in ropes and len(set(of_types.values())) > 1
+    ):
+        raise FamilyError(
+            f"{where}: expected heads of one size in layers of one type and RoPE, found "
+            f"{sorted({call.query[-1] for call in calls.values()})}; this version of avl cannot "
+            "export it"
+        )
     axes = next(iter(ropes.values())).axes
-    token_scale = observe_embedding(text_model, where)
+    token_scale = observe_embedding(text_model, text_model.embed_tokens, where)
+    table_scale = observe_embedding(text_model, getattr(text_model, TABLE), where) if size else 1.0
     embedding_scale = observe_loop(text_model, norm, axes, where) * token_scale
-    logit_scale = observe_head(model, where)
+    cap = getattr(text, "final_logit_softcapping", None)
+    logit_scale, softcap = observe_head(model, cap, where)
     dims = Dims(
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
         num_layers=len(layers),
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        head_dim=max(of_types.values()),
         vocab_size=text.vocab_size,
         max_positions=context,
         position_axes=axes,
         states=shared_sizes(sizes, others, where),
+        shared=_shared(layers, sources, text.intermediate_size),
+        layer_inputs=size,
     )
     made = {of: Turns(rope) for of, rope in ropes.items()}
     text_model.rotary_emb = made[""] if "" in made else nn.ModuleDict(made)
@@ -230,7 +275,33 @@ def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
         embedding_scale,
         token_scale,
         logit_scale,
+        softcap,
+        table_scale,
     )
+
+
+def _sources(calls: Mapping[int, Attended], alike: Sequence[int]) -> dict[int, int]:
+    """Layers whose attention was given the very keys of an earlier layer, with that one.
+
+    Args:
+        calls: of some layers.
+        alike: of each layer, the one among them that it is like.
+    """
+    owners = {id(call.keys): n for n, call in reversed(list(calls.items()))}
+    return {
+        n: owner
+        for n, one in enumerate(alike)
+        if one in calls and (owner := owners[id(calls[one].keys)]) != one
+    }
+
+
+def _shared(layers: Sequence[Any], sources: Mapping[int, int], usual: int) -> SharedRows | None:
+    """What is said of layers without rows of their own; `usual` is the others' intermediate_size.
+
+    None where there are none.
+    """
+    sizes = [getattr(getattr(layers[n], "mlp", None), "intermediate_size", usual) for n in sources]
+    return SharedRows(tuple(sources.items()), max(sizes)) if sizes else None
 
 
 def _has(model: nn.Module, name: str) -> bool:

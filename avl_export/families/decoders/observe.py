@@ -18,6 +18,8 @@ from torch import nn
 from transformers import AttentionInterface
 
 from avl_export.checkpoint.supported import FamilyError
+from avl_export.families.decoders.layer_inputs import NORM, PROJECTION
+from avl_export.families.decoders.stand_ins import Layer, Model, Nothing, Rotary
 from avl_plugins.errors import quoted
 
 Result = TypeVar("Result")
@@ -32,12 +34,13 @@ HARMLESS = ("dropout", "is_causal", "position_ids", "sliding_window", "use_cache
 
 @dataclass(slots=True)
 class Attended:
-    """One call of an attention function, with the keywords that it was given."""
+    """One call of an attention function, with the keys and keywords that it was given."""
 
     module: Any
     query: tuple[int, ...]
     key: tuple[int, ...]
     value: tuple[int, ...]
+    keys: torch.Tensor
     keywords: Mapping[str, Any]
 
 
@@ -60,17 +63,22 @@ def _attention(
     if observed is None:
         raise TypeError("attention is not handed what the layer is given")
     shapes = (tuple(query.shape), tuple(key.shape), tuple(value.shape))
-    observed.calls.append(Attended(module, *shapes, keywords))
+    observed.calls.append(Attended(module, *shapes, key, keywords))
     return torch.empty_like(query).transpose(1, 2), None
 
 
-def observe_layer(text_model: Any, number: int, layer: Any, where: str) -> Attended:
+def observe_layer(
+    text_model: Any, number: int, layer: Any, where: str, handed: dict[str, Any] | None = None
+) -> Attended:
     """Run one layer on the meta device; returns its call of attention.
+
+    Args:
+        handed: keys and values that earlier layers handed on, where some do.
 
     Raises:
         FamilyError: it is none that a graph here computes: names the layer and why.
     """
-    calls = run_layer(text_model, number, layer, where)
+    calls = run_layer(text_model, number, layer, where, handed)
     if len(calls) != 1:
         raise refused(where, number, layer, f"{len(calls)} calls of attention")
     (call,) = calls
@@ -78,7 +86,9 @@ def observe_layer(text_model: Any, number: int, layer: Any, where: str) -> Atten
     return call
 
 
-def run_layer(text_model: Any, number: int, layer: Any, where: str) -> list[Attended]:
+def run_layer(
+    text_model: Any, number: int, layer: Any, where: str, handed: dict[str, Any] | None = None
+) -> list[Attended]:
     """Run one layer on the meta device; returns its calls of attention.
 
     Raises:
@@ -87,8 +97,13 @@ def run_layer(text_model: Any, number: int, layer: Any, where: str) -> list[Atte
     config = text_model.config
     observed = Observed()
     hidden = torch.empty(1, ROWS, config.hidden_size, device="meta", dtype=_dtype(layer))
-    width = _head_dim(config)
+    width = _head_dim(config, layer)
     turns = tuple(torch.empty(1, ROWS, width, device="meta", dtype=hidden.dtype) for _ in "cs")
+    more: dict[str, Any] = {}
+    if size := getattr(config, "hidden_size_per_layer_input", None):
+        more["per_layer_input"] = torch.empty(1, ROWS, size, device="meta", dtype=hidden.dtype)
+    if getattr(config, "num_kv_shared_layers", None):
+        more["shared_kv_states"] = {} if handed is None else handed
     try:
         with implementation(config, IMPLEMENTATION), torch.no_grad():
             out = layer(
@@ -99,6 +114,7 @@ def run_layer(text_model: Any, number: int, layer: Any, where: str) -> list[Atte
                 use_cache=False,
                 position_embeddings=turns,
                 observed=observed,
+                **more,
             )
     except Exception as error:
         line = " ".join(str(error).split())[:120].rstrip(".")
@@ -141,9 +157,14 @@ def observe_loop(text_model: Any, norm: str, axes: int, where: str) -> float:
         torch.randn(shape, generator=generator, dtype=torch.float64)
         for shape in ((1, ROWS, width), (layers, width))
     )
-    stubs = nn.ModuleList(_Layer(*pair) for pair in zip(text_model.layers, added, strict=True))
-    parts = {"layers": stubs, norm: nn.Identity(), "rotary_emb": _Rotary()}
+    stubs = nn.ModuleList(Layer(*pair) for pair in zip(text_model.layers, added, strict=True))
+    parts = {"layers": stubs, norm: nn.Identity(), "rotary_emb": Rotary()}
     shape = (1, ROWS) if axes == 1 else (axes, 1, ROWS)
+    more: dict[str, Any] = {}
+    if size := getattr(text_model.config, "hidden_size_per_layer_input", None):
+        # The tests of families compare what it makes of them.
+        parts |= {PROJECTION: Nothing(layers * size), NORM: nn.Identity()}
+        more["per_layer_inputs"] = torch.zeros(1, ROWS, layers, size)
     with _replaced(text_model, parts), implementation(text_model.config, IMPLEMENTATION):
         # Modules that are there beside the layers have no weights.
         scale = attempt(
@@ -152,6 +173,7 @@ def observe_loop(text_model: Any, norm: str, axes: int, where: str) -> float:
                     inputs_embeds=embeds,
                     position_ids=torch.zeros(shape, dtype=torch.int64),
                     use_cache=False,
+                    **more,
                 ).last_hidden_state
                 - added.sum(0),
                 embeds,
@@ -165,13 +187,12 @@ def observe_loop(text_model: Any, norm: str, axes: int, where: str) -> float:
     return scale
 
 
-def observe_embedding(text_model: Any, where: str) -> float:
-    """What a decoder's table multiplies the rows of tokens with, rounded as it computes.
+def observe_embedding(text_model: Any, table: Any, where: str) -> float:
+    """What a table of a decoder multiplies the rows of tokens with, rounded as it computes.
 
     Raises:
         FamilyError: it does something else with them.
     """
-    table = text_model.embed_tokens
     like = copy.copy(table)
     like._parameters = {"weight": nn.Parameter(torch.ones(1, ROWS, dtype=_dtype(table)))}
     like._buffers = {
@@ -193,23 +214,31 @@ def observe_embedding(text_model: Any, where: str) -> float:
     return scale
 
 
-def observe_head(model: Any, where: str) -> float:
-    """What a model multiplies the output matrix's product with, to give logits.
+def observe_head(model: Any, cap: float | None, where: str) -> tuple[float, float | None]:
+    """What a model multiplies the output matrix's product with, to give logits, and their softcap.
+
+    Args:
+        cap: that the configuration names: c tanh(x / c), if the model does so.
 
     Raises:
         FamilyError: it does something else with it.
     """
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, ROWS, 8, generator=generator, dtype=torch.float64)
-    parts = {"model": _Model(hidden), "lm_head": nn.Identity()}
+    parts = {"model": Model(hidden), "lm_head": nn.Identity()}
     with _replaced(model, parts):
-        scale = attempt(lambda: _ratio(model(inputs_embeds=hidden, use_cache=False).logits, hidden))
+        logits = attempt(lambda: model(inputs_embeds=hidden, use_cache=False).logits)
+    scale = None if logits is None else _ratio(logits, hidden)
+    if scale is None and logits is not None and cap:
+        capped = cap * torch.tanh(hidden / cap)
+        if torch.allclose(logits, capped, atol=CLOSE, rtol=CLOSE):
+            return 1.0, float(cap)
     if scale is None:
         raise FamilyError(
             f"{where}: expected logits that are the product of lm_head, or that times a number, "
             f"found others of {type(model).__name__}; this version of avl cannot export it"
         )
-    return scale
+    return scale, None
 
 
 def attempt(call: Callable[[], Result]) -> Result | None:
@@ -242,53 +271,6 @@ def _replaced(module: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator[Non
         module._modules.update(before)
 
 
-class _Layer(nn.Module):
-    """Adds something of its own to the states; for all else it is the layer."""
-
-    def __init__(self, layer: nn.Module, added: torch.Tensor) -> None:
-        super().__init__()
-        self._others = (layer,)  # no module of this one
-        self.added = added
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._others[0], name)
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return hidden_states + self.added
-
-
-class _Rotary(nn.Module):
-    def forward(self, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(1), torch.zeros(1)
-
-
-class _Model(nn.Module):
-    """Puts out `hidden`, and has nothing else to say."""
-
-    rope_deltas = None
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return _Output(self.hidden)
-
-
-class _Output:
-    def __init__(self, hidden: torch.Tensor) -> None:
-        self.last_hidden_state = hidden
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return (self.last_hidden_state,)[index]
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
 def _ratio(found: torch.Tensor, given: torch.Tensor) -> float | None:
     """The number that `found` is `given` times, to 12 digits; None if it is no such thing."""
     if found.shape != given.shape:
@@ -301,7 +283,10 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
-def _head_dim(config: Any) -> int:
+def _head_dim(config: Any, layer: Any) -> int:
+    own = {size for part in layer.modules() if type(size := getattr(part, "head_dim", 0)) is int}
+    if own > {0} and len(own) == 2:  # of a layer that is not like all others
+        return max(own)
     found: int = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
     )

@@ -8,7 +8,7 @@ side ("pairs"); what is beyond them is not turned.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.decoders.observe import attempt
 from avl_plugins.errors import quoted
 
-STATIC = ("default", "linear", "llama3", "yarn", "dynamic")
+STATIC = ("default", "linear", "llama3", "yarn", "dynamic", "proportional")
 Layout = Literal["halves", "pairs"]
 LAYOUTS: tuple[Layout, ...] = ("halves", "pairs")
 APPLY = "apply_rotary_pos_emb"  # what modules of transformers call the function that turns
@@ -108,7 +108,7 @@ def check_rope(text: Any, where: str) -> None:
 def observe_ropes(
     rotary: Any,
     attention: nn.Module,
-    head_dim: int,
+    head_dims: Mapping[str, int],
     context: int,
     types: Sequence[str],
     where: str,
@@ -116,17 +116,19 @@ def observe_ropes(
     """What `rotary` does for each of the types of layers; under "" where it knows no types.
 
     Args:
-        rotary, attention, head_dim, context: as `observe_rope` takes them.
+        rotary, attention, context: as `observe_rope` takes them.
+        head_dims: of each type with attention.
         types: transformers' names, of each layer.
 
     Raises:
         FamilyError: as `observe_rope`; or types differ in more than frequencies.
     """
     if not all(hasattr(rotary, f"{name}_inv_freq") for name in types):
+        head_dim = max(head_dims.values())
         return {"": observe_rope(rotary, attention, head_dim, context, where)}
     ropes = {
         name: observe_rope(_OfType(rotary, name), attention, head_dim, context, where)
-        for name in dict.fromkeys(types)
+        for name, head_dim in head_dims.items()
     }
     kinds = {(rope.axes, rope.tables, rope.turned) for rope in ropes.values()}
     if len(kinds) > 1:

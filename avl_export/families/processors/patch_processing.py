@@ -28,6 +28,7 @@ GROWN_SIZE = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}
 PATCH_VIDEO_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
 STAMPED_VIDEO_SIZE = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 2 * 30000}
 TIMED_VIDEO_SIZE = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
+FILLED_TOKENS = (70, 140, 280, 560, 1120)  # that a picture may have at most
 MIN_FRAMES, MAX_FRAMES = 4, 768
 MAX_DURATION = 300  # seconds
 FPS = 2.0  # Qwen's own tools sample so, and transformers for Qwen3-VL
@@ -137,6 +138,29 @@ def grown_image(checkpoint: Checkpoint, patches: Patches) -> PatchImage:
     settings.check_patches(patches, 14)
     least, most = settings.pixels(GROWN_SIZE, old_names=False)
     return PatchImage("patches", settings.steps({}), patches, least, most, "grown")
+
+
+def filled_image(checkpoint: Checkpoint, patches: Patches, before: str, after: str) -> PatchImage:
+    """The layout that a Gemma4ImageProcessor's settings describe.
+
+    Args:
+        before, after: what a prompt has around the tokens of a picture.
+
+    Raises:
+        FamilyError: as `patch_image`.
+    """
+    settings = _Settings(*image_processor(checkpoint))
+    wanted = {"patch_size": (patches.size, 16), "pooling_kernel_size": (patches.merge, 3)}
+    for name, (expected, default) in wanted.items():
+        found = settings.get(name, default)
+        if found != expected:
+            raise settings.unfit(f"{name} to be {expected} as in config.json", found)
+    tokens = settings.get("max_soft_tokens", FILLED_TOKENS[2])
+    if tokens not in FILLED_TOKENS:
+        raise settings.unfit(f"max_soft_tokens of {', '.join(map(str, FILLED_TOKENS))}", tokens)
+    steps, most = settings.steps({"do_normalize": False}), tokens * patches.cell**2
+    least = patches.cell**2
+    return PatchImage("patches", steps, patches, least, most, "filled", before, after)
 
 
 def patch_video(

@@ -22,6 +22,7 @@ from avl_plugins.graph_io.kinds import (
     MASSES,
     PARKED,
     RESULTS,
+    SHARED,
     SHORT_CONVOLUTION,
     SLIDING,
     LayerKind,
@@ -61,7 +62,7 @@ from avl_plugins.graph_io.names import (
     WEIGHTS,
     WINDOW_MASK,
 )
-from avl_plugins.graph_io.segments import Dims, Segment, Size, States, Value
+from avl_plugins.graph_io.segments import Dims, Segment, Size, States, Value, width
 
 __all__ = [
     "ACTIVE",
@@ -93,6 +94,7 @@ __all__ = [
     "RESULTS",
     "ROW_ENDS",
     "ROW_POSITIONS",
+    "SHARED",
     "SHORT_CONVOLUTION",
     "SLIDING",
     "STATE",
@@ -118,4 +120,5 @@ __all__ = [
     "named",
     "positions",
     "shared",
+    "width",
 ]

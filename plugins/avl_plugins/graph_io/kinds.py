@@ -108,7 +108,8 @@ FULL = LayerKind("full", CACHE, RESULTS)  # rows with positions, which policies 
 SLIDING = LayerKind("sliding", (*CACHE, ACTIVE.positions), RESULTS)
 SHORT_CONVOLUTION = _of_states("convolution", CONVOLUTION)
 GATED_DELTA = _of_states("gated_delta", CONVOLUTION, DELTA)
-LAYER_KINDS = {kind.name: kind for kind in (FULL, SLIDING, SHORT_CONVOLUTION, GATED_DELTA)}
+SHARED = LayerKind("shared", (), ())  # reads the rows of an earlier layer of its graph
+LAYER_KINDS = {kind.name: kind for kind in (FULL, SLIDING, SHORT_CONVOLUTION, GATED_DELTA, SHARED)}
 
 
 def named(kind: str, layer: int) -> str:

@@ -104,6 +104,18 @@ class Dims(Protocol):
     @property
     def states(self) -> States | None: ...
 
+    @property
+    def layer_inputs(self) -> int: ...
+
+
+def width(dims: Dims, first: int) -> int:
+    """Columns of the rows that a graph whose first layer is `first` reads, or the one before makes.
+
+    Behind the hidden state, layer by layer, lie those that this and each later layer reads beside
+    it, `layer_inputs` each, so that they stay with their row whatever is dropped.
+    """
+    return dims.hidden_size + dims.layer_inputs * (dims.num_layers - first)
+
 
 @dataclass(frozen=True, slots=True)
 class Value:
@@ -187,7 +199,7 @@ class Segment:
         """All inputs in their order, or those of some `layers` alone among what layers have."""
         axes = () if self.dims.position_axes == 1 else (self.dims.position_axes,)
         return (
-            self._states(HIDDEN),
+            self._rows(HIDDEN, self.first),
             Value(POSITIONS, "int64", (*axes, BATCH, NEW)),
             self._of_op(WEIGHTS),
             *(self._of_op(name) for name in self.reach),
@@ -232,7 +244,10 @@ class Segment:
     def _result(self) -> Value:
         if self.ends:
             return Value(LOGITS, "T", (BATCH, ANSWERED, self.dims.vocab_size))
-        return self._states(STATE)
+        return self._rows(STATE, self.last)
+
+    def _rows(self, name: str, first: int) -> Value:
+        return Value(name, "T", (BATCH, NEW, width(self.dims, first)))
 
     def _states(self, name: str) -> Value:
         return Value(name, "T", (BATCH, NEW, self.dims.hidden_size))

@@ -189,7 +189,9 @@ def prefill_flops(dims: Dims, rows: Sequence[int]) -> float:
     others = () if dims.states is None else dims.states.layers
     return float(
         sum(
-            _state_layer(dims, n) if layer in others else _layer(dims, n, n * n)
+            _state_layer(dims, n)
+            if layer in others
+            else _layer(dims, n, n * n, shared=layer in dims.sources)
             for layer, n in enumerate(rows)
         )
     )
@@ -198,15 +200,23 @@ def prefill_flops(dims: Dims, rows: Sequence[int]) -> float:
 def decode_flops(dims: Dims, read: Sequence[float]) -> float:
     """Of one decode step; `read` [L] is how many cached rows each layer with rows reads."""
     others = 0 if dims.states is None else len(dims.states.layers)
-    return float(sum(_layer(dims, 1, n + 1) for n in read)) + others * _state_layer(dims, 1)
+    by_layer = dict(zip(dims.row_layers, read, strict=True))
+    found = sum(_layer(dims, 1, n + 1) for n in read)
+    found += sum(_layer(dims, 1, by_layer[n] + 1, shared=True) for n in dims.sources.values())
+    return float(found) + others * _state_layer(dims, 1)
 
 
-def _layer(dims: Dims, rows: int, pairs: float) -> float:
+def _layer(dims: Dims, rows: int, pairs: float, *, shared: bool = False) -> float:
+    """A layer of attention, of its own rows or another's, and the inputs it has of its own."""
     heads = dims.num_heads * dims.head_dim
-    grouped = dims.num_kv_heads * dims.head_dim
+    grouped = 0 if shared else dims.num_kv_heads * dims.head_dim
     projections = rows * dims.hidden_size * (2 * heads + 2 * grouped)
-    feed_forward = 3 * rows * dims.hidden_size * dims.intermediate_size
-    return projections + 2 * pairs * heads + feed_forward
+    wide = dims.intermediate_size
+    if shared and dims.shared is not None:
+        wide = dims.shared.intermediate_size
+    feed_forward = 3 * rows * dims.hidden_size * wide
+    beside = 3 * rows * dims.hidden_size * dims.layer_inputs  # made, gated and projected back
+    return projections + 2 * pairs * heads + feed_forward + beside
 
 
 def _state_layer(dims: Dims, rows: int) -> float:

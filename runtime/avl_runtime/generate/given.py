@@ -33,7 +33,8 @@ def choose(
     Args:
         rows: all of the prompt.
         actions: those that decide then.
-        question: [m, C], embeddings of the text that the user said last.
+        question: [m, C], embeddings of the text that the user said last. Rows have as many columns,
+            and behind them what layers read of a token by themselves.
         before: pictures and videos that the conversation has before the prompt.
 
     Raises:
@@ -45,7 +46,8 @@ def choose(
         stays[at] = False
         tokens = np.arange(len(at))
         for action in actions:
-            given = hidden[at[tokens]], rows.attention[at[tokens]]
+            features = hidden[at[tokens], : question.shape[1]]
+            given = features, rows.attention[at[tokens]]
             seen = _picture(media, given, tokens, question, number)
             tokens = tokens[_left(action, seen, (hidden, deepstack), at[tokens])]
         stays[at[tokens]] = True

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins import graph_io
 from avl_plugins.policies import Tokens
 from avl_runtime.execute.protocol import Pass
 from avl_runtime.generate.probed import probes_of
@@ -98,7 +99,8 @@ class Prefix:
         self._able = self._before_probes(prompt, sequence)
         self._taken = cache.find(self._keys[: self._able])
         self._shared = sequence.caches[: self.segments]
-        self._width = manifest.dims.hidden_size
+        # Of what the first segment that is not shared reads.
+        self._width = graph_io.width(manifest.dims, later[0].first_layer) if later else 0
         each = sequence.executor.row_bytes[0] * sum(one.layers for one in self._shared)
         # What does not fit is not even collected. States are kept behind each run.
         states = sum(one.states.nbytes for one in self._shared)

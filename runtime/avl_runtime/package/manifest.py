@@ -72,11 +72,25 @@ class States:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedRows:
+    """Layers that have no rows of their own and read another's.
+
+    Attributes:
+        sources: each such layer, with the one whose rows it reads.
+        intermediate_size: of their feed-forward parts.
+    """
+
+    sources: tuple[tuple[int, int], ...]
+    intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dims:
     """Sizes of the decoder.
 
     `position_axes` is 1 for RoPE over `position_ids` [B, S], 3 for M-RoPE over [3, B, S]. `states`
-    is None where all layers keep rows.
+    is None where no layer keeps a state, `shared` where none reads another's rows. `layer_inputs`
+    are numbers that each layer reads of a token beside the hidden state.
     """
 
     hidden_size: int
@@ -89,12 +103,23 @@ class Dims:
     max_positions: int
     position_axes: Literal[1, 3]
     states: States | None = None
+    shared: SharedRows | None = None
+    layer_inputs: int = 0
 
     @property
     def row_layers(self) -> list[int]:
-        """Decoder layers that keep rows, ascending; the others keep a state."""
+        """Decoder layers that keep rows, ascending; others keep a state, or read those of one."""
         others = () if self.states is None else self.states.layers
-        return [layer for layer in range(self.num_layers) if layer not in others]
+        return [
+            layer
+            for layer in range(self.num_layers)
+            if layer not in others and layer not in self.sources
+        ]
+
+    @property
+    def sources(self) -> dict[int, int]:
+        """Layers without rows of their own, each with the one whose rows it reads."""
+        return {} if self.shared is None else dict(self.shared.sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +226,19 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerTable:
+    """What layers read of a token beside its state: rows [layers * layer_inputs] of a table.
+
+    Attributes:
+        table: as the token embedding's.
+        visual: the token whose row those have that encoders give features for.
+    """
+
+    table: Embedding
+    visual: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """Special token ids.
 
@@ -238,6 +276,7 @@ class Manifest:
     engines: tuple[EngineSet, ...]
     generation: GenerationDefaults = NEUTRAL
     reach: Reach = CAUSAL
+    layer_table: LayerTable | None = None
     adapter: str | None = None  # the name of the LoRA adapter that is merged into the weights
     vision_attention: bool = False  # whether encoders tell what attention tokens receive in them
 

@@ -225,12 +225,19 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
     for segment in manifest.segments:
         _check_kinds(segment, manifest, path)
         _check_kept(segment, path)
-    named = dims.states is not None and all(one.kinds is not None for one in manifest.segments)
-    if named and list(manifest.row_layers) != dims.row_layers:
+    named = all(one.kinds is not None for one in manifest.segments)
+    if (named or dims.shared is not None) and list(manifest.row_layers) != dims.row_layers:
         raise PackageError(
-            f"{path}: expected states of the layers whose kind says so, found those of "
-            f"{quoted(dims.states, 80)}; export again"
+            f"{path}: expected states, and rows of another layer, of the layers whose kind says "
+            f"so, found {quoted(dims.states, 80)} and {quoted(dims.shared, 80)}; export again"
         )
+    for layer, source in dims.sources.items():
+        cut = any(source < bound <= layer for bound in bounds)
+        if source not in dims.row_layers or not source < layer or cut:
+            raise PackageError(
+                f"{path}: expected layer {layer} to read the rows of an earlier one of its graph, "
+                f"found layer {quoted(source)}; export again"
+            )
     if embedding.shape[1] != dims.hidden_size:
         raise PackageError(
             f"{path}: expected an embedding of {dims.hidden_size} columns, the hidden size, found "
@@ -241,6 +248,7 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
             f"{path}: expected the embedding in one of the shards, found "
             f"{quoted(embedding.file)}; export again"
         )
+    _check_layer_table(manifest, path)
     slides = any(SLIDING.name in (segment.kinds or ()) for segment in manifest.segments)
     if slides != bool(manifest.reach.window):
         raise PackageError(
@@ -273,6 +281,30 @@ def _check_kept(segment: Segment, path: Path) -> None:
                 f"{path}: expected one graph for rows in {name} beside {segment.file}, found "
                 f"{names.count(name)}; export again"
             )
+
+
+def _check_layer_table(manifest: Manifest, path: Path) -> None:
+    dims, said = manifest.dims, manifest.layer_table
+    if bool(dims.layer_inputs) != (said is not None) or dims.layer_inputs < 0:
+        raise PackageError(
+            f"{path}: expected a table where layers read inputs of their own, and there alone, "
+            f"found layer_inputs of {quoted(dims.layer_inputs)}; export again"
+        )
+    if said is None:
+        return
+    table, columns = said.table, dims.num_layers * dims.layer_inputs
+    codes = table.dtype in ("I4", "I8")
+    shards = {shard.path for shard in manifest.weights.shards}
+    if table.shape[1] != columns or codes or table.file not in shards:
+        raise PackageError(
+            f"{path}: expected a table of layers' inputs of {columns} numbers a token in one of "
+            f"the shards, found {quoted(said, 120)}; export again"
+        )
+    if not 0 <= said.visual < table.shape[0]:
+        raise PackageError(
+            f"{path}: expected a row of {table.shape[0]} for visual tokens, found "
+            f"{quoted(said.visual)}; export again"
+        )
 
 
 def _check_kinds(segment: Segment, manifest: Manifest, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The token embedding matrix, mapped from the weights and read row by row."""
+"""The token embedding matrix and the table of layers' inputs, read row by row from the weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_runtime.package import manifest
 from avl_runtime.package.package import Package, PackageError
 from avl_runtime.package.quantization import unpack_int4
 
@@ -20,7 +21,10 @@ _STORED: dict[str, np.dtype[Any]] = {
 
 
 class Embedding:
-    """Looks tokens up in the [vocab, C] matrix without loading it."""
+    """Looks tokens up in the [vocab, C] matrix, and in a table of W columns, without loading them.
+
+    W is 0 where layers read nothing of tokens by themselves.
+    """
 
     def __init__(self, package: Package) -> None:
         """Map the matrix.
@@ -32,7 +36,13 @@ class Embedding:
         rows, columns = entry.shape
         self._dtype = entry.dtype
         width = columns // 2 if entry.dtype == "I4" else columns
-        self._matrix = _mapped(package, entry.offset, entry.dtype, (rows, width))
+        self._matrix = _mapped(package, entry, entry.offset, entry.dtype, (rows, width))
+        self._table: NDArray[Any] | None = None
+        of_layers = package.manifest.layer_table
+        if of_layers is not None:
+            table = of_layers.table
+            self._table = _mapped(package, table, table.offset, table.dtype, table.shape)
+            self._table_dtype, self._visual = table.dtype, of_layers.visual
         self._scales: NDArray[Any] | None = None
         if entry.dtype not in ("I4", "I8"):
             return
@@ -45,10 +55,26 @@ class Embedding:
             )
         self._scales_dtype = scales.dtype
         shape = (rows, columns // scales.block_size)
-        self._scales = _mapped(package, scales.offset, scales.dtype, shape)
+        self._scales = _mapped(package, entry, scales.offset, scales.dtype, shape)
 
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[Any]:
-        """[N] token ids -> [N, C] float32."""
+        """[N] token ids -> [N, C + W] float32, as the decoder reads them."""
+        return self._beside(self.words(ids), ids)
+
+    def shown(self, features: NDArray[Any]) -> NDArray[Any]:
+        """[N, C] features -> [N, C + W], as the decoder reads them."""
+        if self._table is None:
+            return features
+        return self._beside(features, np.full(len(features), self._visual))
+
+    def _beside(self, rows: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[Any]:
+        if self._table is None:
+            return rows
+        beside = _to_float32(self._table[ids], self._table_dtype)
+        return np.concatenate([rows, beside.astype(rows.dtype, copy=False)], 1)
+
+    def words(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """[N] token ids -> [N, C] float32, of the matrix alone."""
         rows = self._matrix[ids]
         if self._scales is None:
             return _to_float32(rows, self._dtype)
@@ -58,9 +84,11 @@ class Embedding:
         return (blocks * scales[..., None]).reshape(len(ids), -1)
 
 
-def _mapped(package: Package, offset: int, dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
-    """A part of the embedding's file as a plain array: np.memmap's own indexing is slow."""
-    path = package.weights_folder / package.manifest.embedding.file
+def _mapped(
+    package: Package, entry: manifest.Embedding, offset: int, dtype: str, shape: tuple[int, int]
+) -> NDArray[Any]:
+    """A part of the file of `entry` as a plain array: np.memmap's own indexing is slow."""
+    path = package.weights_folder / entry.file
     stored = _STORED[dtype]
     needed = offset + shape[0] * shape[1] * stored.itemsize
     if path.stat().st_size < needed:

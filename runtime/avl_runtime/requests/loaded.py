@@ -134,7 +134,7 @@ class Loaded:
         choosing = [action for action in sequence.actions if When.EMBEDDED in action.when]
         if choosing and prompt.media:
             rows = yield from self.embed(prompt)
-            asked = self.embedding.lookup(self.processor.asked_ids(prompt))
+            asked = self.embedding.words(self.processor.asked_ids(prompt))
             rows = yield from choose(rows, prompt, choosing, asked, len(sequence.visuals))
         if self.prefixes is not None and not sequence.length:
             prefix = Prefix(self.prefixes, sequence, manifest, prompt, rows)
@@ -158,11 +158,12 @@ class Loaded:
         text = self.embedding.lookup(prompt.input_ids[texts])
         hidden = np.zeros((len(mask), text.shape[1]), text.dtype)
         hidden[texts] = text
-        deepstack = np.zeros((len(layers), *hidden.shape), hidden.dtype)
+        columns = self.package.manifest.dims.hidden_size
+        deepstack = np.zeros((len(layers), len(mask), columns), hidden.dtype)
         wide = features[0].attention.shape[1] if features else 0
         attention = np.zeros((len(mask), wide), np.float32)
         for (_, at), part in zip(read, features, strict=True):
-            hidden[at] = part.rows
+            hidden[at] = self.embedding.shown(part.rows)
             deepstack[:, at] = part.deepstack
             attention[at] = part.attention
         return PromptRows(

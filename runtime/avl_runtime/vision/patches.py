@@ -27,7 +27,7 @@ MAX_RATIO: Final = 200
 # patches x patches scores: 1 GiB in fp32 for Qwen2.5-VL, 4 GiB for the others.
 MAX_PATCHES: Final = 1 << 16
 Stretch = Literal["corners", "edges", "cubic"]
-Sizing = Literal["plain", "widened", "grown"]
+Sizing = Literal["plain", "widened", "grown", "filled"]
 MASKED: Final = -30_000.0  # fp16 holds it, and its exponential is zero
 
 
@@ -133,7 +133,10 @@ class PatchImage:
     A picture is resized to multiples of a cell with `min_pixels` to `max_pixels` in all, its shape
     nearly kept; `processing` has the steps around that. One that is thinner than a cell is enlarged
     first, as `sizing` says: "plain" not at all; "widened" one side after the other, as PaddleOCR-VL
-    does; "grown" both at once, as GLM does, whose limits are of `Patches.temporal` frames.
+    does; "grown" both at once, as GLM does, whose limits are of `Patches.temporal` frames. With
+    "filled" every picture is made as large as `max_pixels` allows, rounded down, as Gemma 4 does.
+
+    `before` and `after` are what a prompt has around its tokens.
     """
 
     kind: Literal["patches"]
@@ -142,6 +145,8 @@ class PatchImage:
     min_pixels: int
     max_pixels: int
     sizing: Sizing = "plain"
+    before: str = ""
+    after: str = ""
 
     def prepare(self, image: Image.Image, token: str) -> Media:
         """Make an RGB picture ready; `token` is the text of an image token.
@@ -158,7 +163,7 @@ class PatchImage:
         return Media(
             kind="image",
             inputs=self.patches.inputs(frames),
-            replacement=token * tokens,
+            replacement=f"{self.before}{token * tokens}{self.after}",
             tokens=tokens,
             digest=image_hash(image),
             cells=cells,
@@ -183,6 +188,8 @@ class PatchImage:
 
     def _size(self, height: int, width: int, name: str) -> tuple[int, int]:
         cell, limits = self.patches.cell, (self.min_pixels, self.max_pixels)
+        if self.sizing == "filled":
+            return filled_size(height, width, cell, self.max_pixels)
         if self.sizing == "grown":
             return grown_size(self.patches, self.patches.temporal, (height, width), limits, name)
         if self.sizing == "widened":
@@ -219,6 +226,21 @@ def grown_size(
     elif pixels < least:
         grow = math.sqrt(least / (count * height * width))
         rows, columns = math.ceil(height * grow / cell), math.ceil(width * grow / cell)
+    return rows * cell, columns * cell
+
+
+def filled_size(height: int, width: int, cell: int, most: int) -> tuple[int, int]:
+    """(height, width) as multiples of `cell`, as large as `most` pixels allow in a picture's shape.
+
+    Hugging Face's `get_aspect_ratio_preserving_size` for Gemma 4.
+    """
+    factor = math.sqrt(most / (height * width))
+    rows, columns = (math.floor(factor * side / cell) for side in (height, width))
+    longest = most // cell**2
+    if rows == 0:
+        rows, columns = 1, min(width // height, longest)
+    elif columns == 0:
+        rows, columns = min(height // width, longest), 1
     return rows * cell, columns * cell
 
 

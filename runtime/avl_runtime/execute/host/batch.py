@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins import graph_io
 from avl_plugins.cpu.host import host
 from avl_plugins.cpu.refresh import does
 from avl_plugins.policies import Action, TextBudget, Tokens
@@ -40,7 +41,7 @@ class HostBatch:
         dims, batch = manifest.dims, len(members)
         self.caches = caches
         self._members = list(members)
-        self._hidden = np.zeros((batch, 1, dims.hidden_size), backend.dtype)
+        self._hidden = np.zeros((batch, 1, graph_io.width(dims, 0)), backend.dtype)
         axes = () if dims.position_axes == 1 else (dims.position_axes,)
         self._position_ids: Ints = np.zeros((*axes, batch, 1), np.int64)
         self._positions: Ints = np.zeros(batch, np.int64)

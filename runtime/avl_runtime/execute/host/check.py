@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins import graph_io
 from avl_runtime.execute.check import Drafted
 from avl_runtime.execute.host.segments import BoundSegment, HostBackend, causal_reach
 from avl_runtime.kv.cache import Ints, SegmentCache
@@ -58,11 +59,11 @@ class _Bound:
     def __init__(self, backend: HostBackend, manifest: Manifest, count: int, rows: int) -> None:
         dims = manifest.dims
         axes = () if dims.position_axes == 1 else (dims.position_axes,)
-        self._hidden = np.zeros((count, rows, dims.hidden_size), backend.dtype)
+        self._hidden = np.zeros((count, rows, graph_io.width(dims, 0)), backend.dtype)
         self._position_ids: Ints = np.zeros((*axes, count, rows), np.int64)
         self._weights = np.zeros((count, 1, rows), np.float32)
         self._positions: Ints = np.zeros((count, rows), np.int64)
-        text_only = np.zeros_like(self._hidden)
+        text_only = np.zeros((count, rows, dims.hidden_size), backend.dtype)
         self.segments: list[BoundSegment] = []
         made: NDArray[Any] = self._hidden
         for index, segment in enumerate(manifest.segments):
