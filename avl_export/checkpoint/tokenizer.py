@@ -60,17 +60,19 @@ def packaged_tokenizer(checkpoint: Checkpoint) -> PackagedTokenizer:
             )
             built = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
             names = {str(name): str(text) for name, text in loaded.special_tokens_map.items()}
+            built.no_padding()
+            built.no_truncation()
+            probed = _probed(built, built)
     # Files of others can make it fail in any way.
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         note = f"{TOKENIZER} is taken by itself, as transformers cannot load it: {reason}"
         return PackagedTokenizer(data, own, _named(checkpoint), note)
-    for one in (own, built):
-        one.no_padding()
-        one.no_truncation()
+    own.no_padding()
+    own.no_truncation()
     if built.to_str() == own.to_str():
         return PackagedTokenizer(data, own, names, None)
-    same = _probed(built, built) == _probed(own, built)
+    same = probed == _probed(own, built)
     kind = type(loaded).__name__
     differs = f"the tokenizer is transformers' {kind}, of other tokens than {TOKENIZER} by itself"
     return PackagedTokenizer(built.to_str().encode(), built, names, None if same else differs)

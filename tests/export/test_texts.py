@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from avl_export.checkpoint.checkpoint import Checkpoint, find_checkpoint
@@ -214,6 +215,16 @@ def test_what_transformers_cannot_load_is_said(folder: Path) -> None:
     found = packaged_tokenizer(Checkpoint("x", folder, {}))
     assert "<s>" in found.names["bos_token"] and "image_token" not in found.names
     assert found.note is not None and "transformers cannot load it" in found.note
+
+
+def test_what_transformers_makes_of_a_file_and_cannot_use_is_said(tmp_path: Path) -> None:
+    """Its class for Gemma takes a file's words for its own model, which wants an <unk>."""
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+    own = Tokenizer(WordLevel({"unknown": 0}, unk_token="unknown"))
+    own.save(str(tmp_path / "tokenizer.json"))
+    found = packaged_tokenizer(Checkpoint("x", tmp_path, {}))
+    assert found.data == (tmp_path / "tokenizer.json").read_bytes()
+    assert found.note is not None and "transformers cannot load it: Unk token" in found.note
 
 
 def test_a_damaged_tokenizer_is_refused(folder: Path) -> None:
