@@ -140,6 +140,11 @@ def files_of(shape: Shape) -> dict[str, Any]:
         text["full_attention_interval"] = min(text["full_attention_interval"], most)
     if "layer_types" in text:
         text["layer_types"] = _kinds(text["layer_types"], shape.layers)
+    if "num_kv_shared_layers" in text:  # the first two, one of each type, keep rows of their own
+        most = max(0, shape.layers - 2)
+        text["num_kv_shared_layers"] = min(text["num_kv_shared_layers"], most)
+    if "vocab_size_per_layer_input" in text:
+        text["vocab_size_per_layer_input"] = shape.vocabulary
     if "head_dim" in text:
         text["head_dim"] = shape.hidden // shape.heads
     for rope in (text.get("rope_scaling"), text.get("rope_parameters")):
@@ -200,7 +205,10 @@ def _vision(shape: Shape, known: Mapping[str, Any]) -> dict[str, Any]:
     wide, deep = shape.vision_hidden, shape.vision_layers
     sizes: dict[str, Any] = {"hidden_size": wide, "intermediate_size": 4 * wide}
     if "depth" not in known:
-        return {**sizes, "num_hidden_layers": deep, "num_attention_heads": wide // 64}
+        sizes |= {"num_hidden_layers": deep, "num_attention_heads": wide // 64}
+        if "num_key_value_heads" in known:
+            sizes["num_key_value_heads"] = wide // 64
+        return sizes
     sizes |= {"depth": deep, "num_heads": wide // 64, "out_hidden_size": shape.hidden}
     if "fullatt_block_indexes" in known:
         sizes["fullatt_block_indexes"] = [deep - 1]

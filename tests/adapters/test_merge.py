@@ -85,13 +85,17 @@ def merged_weights(plan: Plan) -> dict[str, np.ndarray]:
     assert plan.store is not None
     found = {}
     for name, plain in plan.store.plain.items():
-        found[name] = plain.source.read_floats(0, plain.record.shape[0])
+        shape = plain.record.shape
+        rows = shape[0] if shape else 1  # a number by itself is a row
+        found[name] = plain.source.read_floats(0, rows).reshape(shape)
     return found
 
 
 def assert_merged(plan: Plan, expected: Any) -> None:
     """Every weight that the package holds is that of PEFT's merged model."""
-    wanted = dict(expected.merge_and_unload().named_parameters(remove_duplicate=False))
+    merged = expected.merge_and_unload()
+    wanted = dict(merged.named_buffers())  # Gemma 4 stores some
+    wanted |= dict(merged.named_parameters(remove_duplicate=False))
     found = merged_weights(plan)
     assert plan.adapter is not None
     assert plan.adapter.changes.keys() <= wanted.keys()
