@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -169,7 +169,7 @@ class Selecting(Policy, Picker):
 
     keep: float | None = None
     tokens: int | None = None
-    positions: Literal["keep", "renumber"] = "keep"
+    positions: str = "keep"
 
     def __post_init__(self) -> None:
         """
