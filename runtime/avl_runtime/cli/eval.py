@@ -18,11 +18,11 @@ from avl_runtime.cli.lists import count, names_of, path_name, picture_name, poli
 from avl_runtime.cli.output import STDOUT, check_apart, check_file, check_picture, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.pool import map_in_processes
+from avl_runtime.cli.running import add_running
 from avl_runtime.cli.status import exit_status
 from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
 from avl_runtime.evaluate.records import read_record
 from avl_runtime.evaluate.report import plot, table
-from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV
 from avl_runtime.machine.installation import need
 from avl_runtime.model import LVLM
 from avl_runtime.package.package import load_package
@@ -212,19 +212,7 @@ def make_parser() -> CommandParser:
         "1/3, 1/9 and 1/18 of them, and controls; those too that read the encoder's attention, "
         "where the package tells it",
     )
-    add(
-        "--backend",
-        choices=BACKENDS,
-        default="auto",
-        help="what runs the graphs (default: auto, the best that works)",
-    )
-    add("--kv", choices=KV, default="auto", help="how cached rows are kept (default: auto)")
-    add(
-        "--compute",
-        choices=COMPUTES,
-        default="auto",
-        help="what prompts and pictures are multiplied in on ort-cpu (default: auto)",
-    )
+    add_running(parser)
     add(
         "--samples",
         metavar="N",

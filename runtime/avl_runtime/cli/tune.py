@@ -12,10 +12,10 @@ from avl_plugins.policies import parse
 from avl_runtime.cli.lists import path_name, policies, share
 from avl_runtime.cli.output import STDOUT, check_apart, check_file, write_text
 from avl_runtime.cli.parser import CommandParser
+from avl_runtime.cli.running import add_running
 from avl_runtime.cli.status import exit_status
 from avl_runtime.evaluate.cases import read_cases
 from avl_runtime.evaluate.tune import COSTS, USUAL, as_json, chosen, table, tune, usual
-from avl_runtime.execute.protocol import BACKENDS, COMPUTES, KV
 from avl_runtime.model import LVLM
 from avl_runtime.package.default_policy import write_default_policy
 
@@ -124,19 +124,7 @@ def make_parser() -> CommandParser:
         help="choose a policy only if the lower end of its interval is good enough, too",
     )
     add("--write", action="store_true", help="make the chosen policy the package's default")
-    add(
-        "--backend",
-        choices=BACKENDS,
-        default="auto",
-        help="what runs the graphs (default: auto, the best that works)",
-    )
-    add("--kv", choices=KV, default="auto", help="how cached rows are kept (default: auto)")
-    add(
-        "--compute",
-        choices=COMPUTES,
-        default="auto",
-        help="what prompts and pictures are multiplied in on ort-cpu (default: auto)",
-    )
+    add_running(parser)
     add("--json", metavar="FILE", type=path_name, help="write all figures there, - is stdout")
     return parser
 
