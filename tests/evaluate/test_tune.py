@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from avl_runtime.evaluate.tune import (
     chosen,
     judge,
     rounds,
+    tune,
     usual,
 )
 from avl_runtime.package.default_policy import write_default_policy
@@ -71,6 +75,24 @@ def test_answers_that_are_all_alike_leave_room_for_what_has_not_been_asked() -> 
 def test_questions_that_dense_attention_cannot_answer() -> None:
     with pytest.raises(TuneError, match="scores 0 on all of them"):
         judge(measured("avl", exact=[1.0]), measured("dense", exact=[0.0]))
+
+
+def test_first_questions_that_dense_attention_cannot_answer_decide_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = 0
+
+    def measure(_: LVLM, policies: Sequence[str], cases: Sequence[str], drift: bool) -> Any:
+        nonlocal asked
+        asked += len(cases)
+        return [measured(name, exact=[float(asked > 8)] * len(cases)) for name in policies]
+
+    monkeypatch.setattr("avl_runtime.evaluate.tune.measure", measure)
+    cases: Any = [SimpleNamespace(task="own")] * 16
+    found = tune(cast(LVLM, None), ["avl", "fastv"], cases, 0.98, "kv")
+    assert [(one.policy, one.cases, one.quality) for one in found] == [
+        (name, 16, 1.0) for name in ("avl", "dense", "fastv")
+    ]
 
 
 def test_the_cheapest_that_hold_are_asked_more_then_the_best() -> None:

@@ -117,9 +117,12 @@ def tune(
         tasks += [case.task for case in new]
         for one in measure(model, ("dense", *alive), new, drift=False):
             seen[one.policy].add(one)
+        last = size == len(cases)
+        if not last and not any(map(any, seen["dense"].scores.values())):
+            continue  # nothing is known yet: all are asked more
         for policy in ("dense", *alive):
             found[policy] = judge(seen[policy], seen["dense"])
-        if size < len(cases):
+        if not last:
             alive = better_half([found[policy] for policy in alive], least, cost)
     return sorted(found.values(), key=lambda trial: (*trial.cost(cost), trial.policy))
 
