@@ -25,6 +25,7 @@ from avl_plugins.policies import (
     TextBudget,
     parse,
     register,
+    spec,
 )
 
 fractions = st.floats(0, 1, exclude_min=True, allow_nan=False)
@@ -255,6 +256,16 @@ def test_an_option_that_may_be_none_is_read_back() -> None:
 def test_what_cannot_be_registered(kind: object, says: str) -> None:
     with pytest.raises(PolicyError, match=says):
         register(kind)
+
+
+@pytest.mark.parametrize("name", list(spec._KINDS))
+def test_own_policies_may_inherit_from_any_of_avls(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spec, "_KINDS", dict(spec._KINDS))
+    kind = type("Heir", (spec._KINDS[name],), {"name": "heir", "__slots__": ()})
+    register(dataclasses.dataclass(frozen=True)(kind))
+    assert str(parse("heir")) == "heir"
 
 
 def test_policies_are_values() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class Random(Policy):
     core: float | None = None
     refresh: int = 3
     seed: int = 0
-    of: Literal["fastv", "avl", "embedded", "cached"] = "fastv"
+    of: str = "fastv"
     tokens: int | None = None
 
     name: ClassVar[str] = "random"
