@@ -42,6 +42,8 @@ def test_pyramidkv_has_the_budgets_of_the_authors_code() -> None:
     assert PyramidKV(tokens=128, window=8).counts([239] * 4, 239) == [128] * 4
     assert PyramidKV(tokens=128, window=8).counts([100] * 4, 100) == [100] * 4
     assert PyramidKV(tokens=5, window=8).counts([100, 100], 100) == [8, 8]
+    # A prompt that is shorter than the window.
+    assert PyramidKV(keep=0.25, window=64).counts([40] * 4, 40) == [40] * 4
 
 
 @given(st.lists(st.tuples(st.floats(1e-3, 1), st.integers(1, 400)), min_size=1, max_size=8))

@@ -28,7 +28,7 @@ class PyramidKV(SnapKV):
         check_count(self.name, "beta", self.beta, 1, "1 gives all layers as many rows")
 
     def counts(self, rows: Sequence[int], total: int) -> list[int]:
-        return self._falling(rows, total, [self.window or 0] * len(rows))
+        return self._falling(rows, total, [min(self.window or 0, one) for one in rows])
 
     def budgets(self, views: Sequence[View]) -> list[int]:
         rows = [view.positions.shape[-1] for view in views]
