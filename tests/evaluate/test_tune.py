@@ -164,6 +164,22 @@ def test_end_to_end(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert result.stats.policy == report["chosen"]
 
 
+def test_a_package_that_cannot_be_written_is_refused_before_any_question(
+    package: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sample("vqa", "held-out", 0).image.save(tmp_path / "0.png")
+    line = {"images": ["0.png"], "prompt": "What?", "answers": ["x"], "metric": "exact"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(line))
+    monkeypatch.setattr("avl_runtime.cli.output.os.access", lambda path, _: path != package)
+    assert main([str(package), "--data", str(tmp_path / "mine.jsonl"), "--write"]) == 1
+    said = capsys.readouterr().err
+    assert "avl.json: expected a file in a writable folder" in said
+    assert "questions" not in said
+
+
 def test_a_default_that_the_package_cannot_serve_or_hold(package: Path, tmp_path: Path) -> None:
     loaded = load_package(package)
     before = (package / "avl.json").read_bytes()

@@ -18,6 +18,7 @@ from avl_runtime.evaluate.cases import read_cases
 from avl_runtime.evaluate.tune import COSTS, USUAL, as_json, chosen, table, tune, usual
 from avl_runtime.model import LVLM
 from avl_runtime.package.default_policy import write_default_policy
+from avl_runtime.package.manifest import MANIFEST
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +39,8 @@ def _run(arguments: argparse.Namespace) -> int:
         compute=arguments.compute,
         policy="dense",
     )
+    if arguments.write:
+        check_file(model.package.folder / MANIFEST)
     named = usual(model) if arguments.policies is None else arguments.policies
     for policy in named:
         model.loaded.check(parse(policy))
