@@ -1,7 +1,7 @@
 """Tables and the picture of benchmarks/zoo.json: what drops image tokens, side by side.
 
 .venv/bin/avl-export --model avl-tiny --vision-attention --out telling.avl
-.venv/bin/avl-eval telling.avl --zoo --samples 40 --json benchmarks/zoo.json
+.venv/bin/avl-eval telling.avl --zoo --samples 20 --json benchmarks/zoo.json
 .venv/bin/python scripts/documents.py
 """
 
