@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """What it costs to choose image tokens before the decoder, beside reading all of them.
 
-    .venv/bin/python scripts/choosing_cost.py --kind int4 --repeats 3 --json benchmarks/choosing-cost.json
+    .venv/bin/python scripts/choosing_cost.py --kind int4 --repeats 3 \
+        --json benchmarks/choosing-cost.json
 
 A package of S1, five pictures of 576 tokens in front of a question, whose features are known. In
 each round the prompt is read under dense attention and under every policy, each keeping the same
