@@ -10,7 +10,7 @@ import numpy as np
 from avl_plugins.policies.embedded.similar import Doubles
 from avl_plugins.policies.view import Indices
 
-TOGETHER: Final = 32  # tokens whose gains are computed at once
+TOGETHER: Final = 8  # tokens whose gains are computed at once; of more, most are in vain
 
 
 def covering(covers: Doubles, count: int, weights: Doubles | None = None) -> Indices:
