@@ -216,8 +216,7 @@ def test_variants_that_are_refused(
 ) -> None:
     made = make(CASES[0])
     text = made.case.config.to_dict()["text_config"] | changes
-    for name in ("per_layer_config",):
-        text.pop(name, None)
+    text.pop("per_layer_config", None)
     assert expected in refused(made, tmp_path, {"config.json": {"text_config": text}})
 
 

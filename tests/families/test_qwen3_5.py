@@ -11,8 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 import pytest
-from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from avl_export.cli import main as avl_export
@@ -30,10 +29,10 @@ from avl_runtime.evaluate.measure import flops_share
 from avl_runtime.generate.prefill import finished
 from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.machine.probe import probe
-from families.qwen import SPECIAL, TEXT, TOKENS, PatchTests, video_processor
+from families.qwen import TEXT, TOKENS, PatchTests
 from families.shared import PROMPT
-from families.support import Case, Made, picture, without_checks
-from families.test_qwen3_vl import HALF, PATCH, SIZE, TEMPLATE, VIDEO_SIZE
+from families.support import Made, picture
+from families.test_qwen3_vl import PATCH, case
 from ops.op_models import op_model, session
 from ops.op_models import run as run_op
 
@@ -75,39 +74,7 @@ def config(**changes: Any) -> Qwen3_5Config:
     )
 
 
-def processor(tokenizer: Any) -> Any:
-    steps = {"patch_size": PATCH, "image_mean": HALF, "image_std": HALF}
-    return without_checks(Qwen3VLProcessor)(
-        Qwen2VLImageProcessorPil(size=SIZE, **steps),
-        tokenizer,
-        video_processor("qwen3_vl", size=VIDEO_SIZE, **steps),
-        chat_template=tokenizer.chat_template,
-    )
-
-
-CASES = (
-    Case(
-        name="qwen3_5",
-        model=Qwen3_5ForConditionalGeneration,
-        config=config(),
-        special=SPECIAL,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
-        template=TEMPLATE,
-        processor=processor,
-        files={
-            "video_preprocessor_config.json": {
-                "size": VIDEO_SIZE,
-                "patch_size": PATCH,
-                "temporal_patch_size": 2,
-                "merge_size": 2,
-                "image_mean": HALF,
-                "image_std": HALF,
-                "video_processor_type": "Qwen3VLVideoProcessor",
-            }
-        },
-    ),
-)
+CASES = (case("qwen3_5", Qwen3_5ForConditionalGeneration, config()),)
 
 
 class TestQwen35(PatchTests):

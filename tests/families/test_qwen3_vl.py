@@ -124,11 +124,12 @@ def processor(tokenizer: Any) -> Any:
     )
 
 
-CASES = (
-    Case(
-        name="qwen3_vl",
-        model=Qwen3VLForConditionalGeneration,
-        config=config(),
+def case(name: str, model: Any, config: Any) -> Case:
+    """Of a family with this processor."""
+    return Case(
+        name=name,
+        model=model,
+        config=config,
         special=SPECIAL,
         eos="<|im_end|>",
         pad="<|endoftext|>",
@@ -145,8 +146,10 @@ CASES = (
                 "video_processor_type": "Qwen3VLVideoProcessor",
             }
         },
-    ),
-)
+    )
+
+
+CASES = (case("qwen3_vl", Qwen3VLForConditionalGeneration, config()),)
 
 
 class TestQwen3VL(PatchTests, ChosenVideoTests, RetainedTests):

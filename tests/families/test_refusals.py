@@ -23,7 +23,6 @@ from families.support import write_checkpoint
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14503\n"
 SHARD, INDEX = "model.safetensors", "model.safetensors.index.json"
 FAMILIES = tuple(CASES)
-NO_ALIAS = ("qwen3_5",)  # of which no published config was at hand
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -279,4 +278,4 @@ def test_every_family_is_held_to_what_all_are(model_type: str) -> None:
     assert any(side % 2 for side in sides)
     assert {policy.partition(":")[0] for policy in tests.policies} >= {"fastv", "avl"}
     aliases = [known_files(alias)["config.json"]["model_type"] for alias in HUB_IDS]
-    assert model_type in (*aliases, *NO_ALIAS)
+    assert model_type in aliases
