@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,18 @@ class TestLfm2Vl(FamilyTests):
         assert got.replacement.count("?") == got.tokens
         tiles = int(theirs["image_rows"][0]) * int(theirs["image_cols"][0])
         assert got.replacement.count("<|img_row_") == (tiles if tiles > 1 else 0)
+
+    def test_a_long_picture_without_the_whole_of_it(self, made: Made) -> None:
+        """Tiles fit where the whole, which nobody asks for, would be too long and narrow."""
+        image = Image.new("RGB", (1000, 4))
+        options: dict[str, Any] = {"return_tensors": "pt", "return_row_col_info": True}
+        theirs = TorchTiles(**SIZES, use_thumbnail=False)([image], **options)
+        layout = made.model.package.manifest.image.layout
+        with pytest.raises(ImageError, match="less long and narrow"):
+            layout.prepare(image, "?")
+        got = replace(layout, overview=False).prepare(image, "?")
+        assert [list(one) for one in layout.shapes(got)] == theirs["spatial_shapes"].tolist()
+        self._same_pixels(list(got.runs()), self.pixels(theirs, "image"))
 
     @pytest.mark.parametrize(
         ("changes", "message"),

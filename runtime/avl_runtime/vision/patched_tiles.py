@@ -119,17 +119,17 @@ class PatchedTiles:
         """
         rows, columns = self.grid(image)
         side = self.tile // self.cell
-        height, width = self._small(image)
+        # The whole is looked at first, as it is what may be refused.
+        height, width = self._small(image) if self.overview or not rows else (0, 0)
         small = height // self.cell, width // self.cell
-        split: NDArray[np.uint8] = np.zeros((0, self.tile, self.tile, 3), np.uint8)
+        shown = math.prod(small)
+        parts_of: list[NDArray[np.uint8]] = []
         if rows:
             canvas = self._resized(image, rows * self.tile, columns * self.tile)
             parts = canvas.reshape(rows, self.tile, columns, self.tile, 3).swapaxes(1, 2)
-            split = parts.reshape(-1, self.tile, self.tile, 3)
-        parts_of = [split] if rows else []
-        if self.overview or not rows:
+            parts_of.append(parts.reshape(-1, self.tile, self.tile, 3))
+        if shown:
             parts_of.append(self._resized(image, height, width)[None])
-        shown = small[0] * small[1] if self.overview or not rows else 0
         cells = tile_cells(rows, columns, (side, side)) if rows else np.arange(shown)
         behind = shown if rows else 0
         index = np.concatenate([cells, np.full(behind, -1, np.int64)])
