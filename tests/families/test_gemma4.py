@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
 
 from avl_export.cli import main as avl_export
 from avl_runtime import LVLM
+from avl_runtime.package.package import PackageError, load_package
 from avl_runtime.vision.patches import filled_size
 from families.shared import FamilyTests
 from families.support import Case, Made, refused, without_checks
@@ -193,6 +196,25 @@ def test_weights_of_four_bits(make: Any, tmp_path: Path, capsys: Any) -> None:
     manifest = LVLM.load(tmp_path / "x.avl", backend="ort-cpu").package.manifest
     assert manifest.splits() == () and manifest.layer_table is not None
     assert manifest.layer_table.table.dtype == "F32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"shape": [319, 32 * LAYERS]}, "of 224 numbers for each of 320 tokens"),
+        ({"shape": [320, 32]}, "of 224 numbers for each of 320 tokens"),
+        ({"file": "other.safetensors"}, "in one of the shards"),
+    ],
+)
+def test_a_table_of_other_sizes_is_refused(
+    make: Any, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    folder = shutil.copytree(make(CASES[0]).package, tmp_path / "x.avl", symlinks=True)
+    manifest = json.loads((folder / "avl.json").read_text())
+    manifest["layer_table"]["table"] |= changes
+    (folder / "avl.json").write_text(json.dumps(manifest))
+    with pytest.raises(PackageError, match=expected):
+        load_package(folder)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([70, 280, 1120]))
