@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import (
+    ACTIVE,
     Action,
     Keeper,
     Policy,
@@ -149,6 +150,16 @@ def test_a_head_that_keeps_more_than_another(tiny: LVLM) -> None:
 def test_probes_that_are_no_rows(tiny: LVLM, asks: Any) -> None:
     with pytest.raises(PolicyError, match=r"Told: expected some of a prompt's \d+ positions"):
         tiny.generate(ONE.prompt, [ONE.image], policy=Own(asks=asks), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["snapkv", "pyramidkv", "vlcache", "zipvl", "random:of=cached"])
+def test_a_layer_that_no_probe_has_reached(name: str) -> None:
+    """FastV has dropped the last token, of a prompt that ends with a picture."""
+    (action,) = parse(name).actions()
+    positions, attention = np.arange(90)[None, None], np.zeros((1, 1, 90), np.float32)
+    (found,) = action.choose_layers([View(positions, attention, 0, 0, 120)])
+    assert found.shape == positions.shape
+    assert (found == ACTIVE).any()
 
 
 def test_what_is_no_keeper() -> None:

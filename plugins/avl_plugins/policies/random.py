@@ -53,7 +53,8 @@ class BlindRows(Keeper):
     def scores(self, view: View, count: int) -> Scores:
         generator = np.random.default_rng([self.seed, view.layer])
         drawn = generator.permutation(view.positions.shape[-1]).astype(np.float64)
-        return np.where(view.positions >= view.probes[0], np.inf, drawn)
+        first = view.probes[0] if len(view.probes) else np.inf  # all were dropped before the layer
+        return np.where(view.positions >= first, np.inf, drawn)
 
 
 @dataclass(frozen=True, slots=True)
