@@ -30,6 +30,7 @@ from ops.declared import check_graphs
 from oracle.hf_oracle import Oracle, run
 from oracle.reading import read
 from oracle.rules_of import ranking_of, rules_of
+from support.appended import appended_prompts
 
 PROMPT = "What is in the picture? Read the text."
 STEPS = 16
@@ -213,14 +214,7 @@ class FamilyTests(Int4Tests):
         self, made: Made, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The oracle is told only which tokens the second turn adds."""
-        appended = []
-        continue_chat = Processor.continue_chat
-
-        def spy(self: Processor, *turn: object) -> object:
-            appended.append(continue_chat(self, *turn))  # type: ignore[arg-type]
-            return appended[-1]
-
-        monkeypatch.setattr(Processor, "continue_chat", spy)
+        appended = appended_prompts(monkeypatch)
         spec = self.policies[-1]
         for images in self._draws():
             chat = made.model.chat(policy=spec)

@@ -20,10 +20,10 @@ import avl_export
 from avl_plugins.policies import Dense, Divide, Prune, Refresh, TextBudget, parse
 from avl_runtime import LVLM
 from avl_runtime.generate.results import Placement, Result
-from avl_runtime.prompts.processor import Processor
 from avl_runtime.tasks import sample
 from oracle.hf_oracle import Oracle, Places, Run, run
 from oracle.rules_of import ranking_of, rules_of
+from support.appended import appended_prompts
 from support.random_llava import draw_images, draw_shape
 from support.reference import encode, load_reference
 
@@ -136,14 +136,7 @@ def test_fastv_after_any_layer_the_package_is_split_at(random_checkpoint, load) 
 def test_a_second_turn_with_another_image(spec, random_checkpoint, load, monkeypatch) -> None:
     """The chat keeps its cache; the oracle is told only which tokens the second turn adds."""
     checkpoint, size = random_checkpoint(3), draw_shape(3).image_size
-    appended = []
-    continue_chat = Processor.continue_chat
-
-    def spy(self, *turn):
-        appended.append(continue_chat(self, *turn))
-        return appended[-1]
-
-    monkeypatch.setattr(Processor, "continue_chat", spy)
+    appended = appended_prompts(monkeypatch)
     policy = parse(spec)
     for draw in range(DRAWS):
         images = [[image] for image in draw_images(draw, 2, size)]

@@ -13,9 +13,9 @@ from PIL import Image
 
 from avl_runtime import LVLM
 from avl_runtime.generate.results import Result
-from avl_runtime.prompts.processor import Processor
 from oracle.hf_oracle import PruneRule, Rules
 from oracle.retaining import Retained, Staged, method_of
+from support.appended import appended_prompts
 from support.random_llava import draw_images, draw_shape
 from support.reference import encode, load_reference
 
@@ -174,14 +174,7 @@ def test_a_prompt_that_begins_as_another_did(made: Made) -> None:
 def test_a_second_turn_chooses_among_what_the_first_left(made: Made, monkeypatch) -> None:
     model, checkpoint = made(4)
     spec, size = "snapkv:keep=0.5,window=6,pool=3", draw_shape(4).image_size
-    appended = []
-    continue_chat = Processor.continue_chat
-
-    def spy(self, *turn):
-        appended.append(continue_chat(self, *turn))
-        return appended[-1]
-
-    monkeypatch.setattr(Processor, "continue_chat", spy)
+    appended = appended_prompts(monkeypatch)
     for draw in range(DRAWS):
         images = [[image] for image in draw_images(draw, 2, size)]
         chat = model.chat(policy=spec)
