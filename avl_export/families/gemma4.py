@@ -61,6 +61,14 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Gemma4:
     vision, text = config.vision_config, config.text_config
     patches = Patches(vision.patch_size, 1, vision.pooling_kernel_size, None, None)
     begin, end = (token_text(checkpoint, one) for one in (config.boi_token_id, config.eoi_token_id))
+    layout = filled_image(checkpoint, patches, begin, end)
+    longest = layout.max_pixels // patches.cell**2 * patches.merge
+    if longest > vision.position_embedding_size:
+        raise FamilyError(
+            f"{checkpoint.folder / 'config.json'}: expected positions for the {longest} patches of "
+            f"the longest picture, found position_embedding_size "
+            f"{vision.position_embedding_size}; fetch it and the image processor's settings again"
+        )
     window = text.sliding_window if SLIDING.name in decoder.kinds else None
     traits = Traits(
         tokens=special_tokens(checkpoint, config),
@@ -69,7 +77,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Gemma4:
             file="vision.onnx",
             placeholder=token_text(checkpoint, config.image_token_id),
             token=config.image_token_id,
-            layout=filled_image(checkpoint, patches, begin, end),
+            layout=layout,
         ),
         reach=Reach(window),
         beside_visual=text.pad_token_id,

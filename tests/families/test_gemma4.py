@@ -242,6 +242,12 @@ def test_variants_that_are_refused(
     assert expected in refused(made, tmp_path, {"config.json": {"text_config": text}})
 
 
+def test_pictures_longer_than_there_are_positions_for(make: Any, tmp_path: Path) -> None:
+    changes = {"preprocessor_config.json": {"max_soft_tokens": 140}}
+    line = refused(make(CASES[0]), tmp_path, changes)
+    assert "expected positions for the 420 patches of the longest picture, found" in line
+
+
 @pytest.mark.parametrize("option", ["--split=3", "--policy=fastv:layer=4,keep=0.5"])
 def test_no_cut_between_rows_and_who_reads_them(
     make: Any, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]

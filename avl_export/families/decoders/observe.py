@@ -284,9 +284,10 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 
 def _head_dim(config: Any, layer: Any) -> int:
-    own = {size for part in layer.modules() if type(size := getattr(part, "head_dim", 0)) is int}
-    if own > {0} and len(own) == 2:  # of a layer that is not like all others
-        return max(own)
+    """Of the layer, where its attention says it: not all layers of a model have the same."""
+    own = {size for part in layer.modules() if type(size := getattr(part, "head_dim", None)) is int}
+    if len(own) == 1:
+        return own.pop()
     found: int = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
     )
