@@ -147,24 +147,13 @@ def test_no_work_is_begun_for_nothing(tiny: LVLM, tmp_path: Path, monkeypatch, c
         [package, "--from-json", "x.json"],
         ["--from-json", "x", "--json", "y"],
         ["--from-json", "x", "--zoo"],
+        ["--from-json", "x", "--no-times"],
         [package, "--zoo", "--policies", "dense"],
     )
     for more in wrong:
         with pytest.raises(SystemExit, match="2"):
             command.main(more)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_zoo_has_a_control_for_every_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(command, "_run", lambda parsed: asked.append(parsed.policies) or 0)
-    assert command.main(["package", "--zoo"]) == command.main(["package"]) == 0
-    zoo, sweep = asked
-    assert sweep == list(command.SWEEP) and "divprune:keep=0.1111" in zoo
-    for share in command.SHARES:
-        found = {policy.split(":")[0] for policy in zoo if f"keep={share}" in policy}
-        assert found == {*command.EMBEDDED, "fastv", "avl", "random"}
-    assert len({parse(policy) for policy in zoo}) == len(zoo)
 
 
 def test_standard_errors_are_those_of_the_samples() -> None:

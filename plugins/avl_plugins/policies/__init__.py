@@ -35,7 +35,7 @@ from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.pyramiddrop import PyramidDrop
 from avl_plugins.policies.random import Random
 from avl_plugins.policies.ranking import ATTENTION, AtRandom, Attention, HeavyHitters, Ranking
-from avl_plugins.policies.spec import USUAL, parse, register
+from avl_plugins.policies.spec import USUAL, parse, register, registered
 from avl_plugins.policies.split import Divide, ReadParked, Refresh
 from avl_plugins.policies.text import TextBudget
 from avl_plugins.policies.view import ACTIVE, BY_CLASS, DROPPED, LATE, MIDDLE, PARKED, Picture, View
@@ -98,4 +98,5 @@ __all__ = [
     "ZipVL",
     "parse",
     "register",
+    "registered",
 ]

@@ -102,6 +102,11 @@ def register(kind: type[Policy]) -> type[Policy]:
     return kind
 
 
+def registered() -> dict[str, type[Policy]]:
+    """The classes of all policies that `parse` knows, by their names."""
+    return dict(_KINDS)
+
+
 def parse(text: str) -> Policy:
     """The policy that `text` names; `parse(str(policy)) == policy`.
 

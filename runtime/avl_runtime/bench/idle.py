@@ -36,6 +36,14 @@ def read_load() -> Load | None:
     return Load(sum(times) - times[IDLE] - times[IOWAIT], sum(times))
 
 
+def busy_share() -> float | None:
+    """Share of all processors that is busy now; None on systems without /proc/stat."""
+    before = read_load()
+    time.sleep(SAMPLE_S)
+    after = read_load()
+    return None if before is None or after is None else before.share_until(after)
+
+
 def wait_idle(
     limit_s: float,
     read: Callable[[], Load | None] = read_load,

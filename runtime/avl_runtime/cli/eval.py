@@ -7,22 +7,28 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
+
 from avl_plugins.errors import shown
 from avl_plugins.policies import parse
+from avl_runtime.bench.idle import QUIET, busy_share
+from avl_runtime.bench.surroundings import machine
 from avl_runtime.cli.lists import count, names_of, path_name, picture_name, policies
 from avl_runtime.cli.output import STDOUT, check_apart, check_file, check_picture, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.pool import map_in_processes
 from avl_runtime.cli.running import add_running
 from avl_runtime.cli.status import exit_status
-from avl_runtime.evaluate import Measured, measure, read_cases, task_cases
+from avl_runtime.evaluate import Case, Measured, measure, read_cases, task_cases
+from avl_runtime.evaluate.measure import TIMED_STEPS
 from avl_runtime.evaluate.records import read_record
 from avl_runtime.evaluate.report import plot, table
+from avl_runtime.evaluate.zoo import Entry, zoo
 from avl_runtime.machine.installation import need
 from avl_runtime.model import LVLM
 from avl_runtime.package.package import load_package
@@ -41,20 +47,6 @@ SWEEP = (
     "avl+fastv",
 )
 
-# Before the decoder, and beside them what drops as much later: each with its control.
-SHARES = (0.5, 0.3333, 0.1111, 0.0556)  # 1/2, 1/3, 1/9 and 1/18
-EMBEDDED = ("divprune", "mmtok", "cdpruner", "dart", "pool", "uniform")
-LOOKING = ("visionzip", "vispruner", "hiprune", "scope", "holov")  # where packages tell attention
-ZOO = (
-    "dense",
-    *(f"{name}:keep={keep}" for keep in SHARES for name in EMBEDDED),
-    *(f"random:of=embedded,keep={keep}" for keep in SHARES),
-    *(f"fastv:keep={keep}" for keep in SHARES),
-    *(f"random:keep={keep}" for keep in SHARES),
-    *(f"avl:keep={keep}" for keep in SHARES),
-    *(f"random:of=avl,keep={keep}" for keep in SHARES),
-)
-
 MEASURING = (
     "tasks",
     "data",
@@ -65,6 +57,7 @@ MEASURING = (
     "compute",
     "samples",
     "jobs",
+    "no_times",
     "json",
 )  # options
 
@@ -85,9 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     for option in MEASURING:
         if parsed.from_json and getattr(parsed, option) != parser.get_default(option):
-            parser.error(f"--{option} is for measuring, --from-json shows what was measured")
-    if parsed.zoo:
-        parsed.policies = list(ZOO)
+            named = option.replace("_", "-")
+            parser.error(f"--{named} is for measuring, --from-json shows what was measured")
     return exit_status("avl-eval", lambda: _run(parsed))
 
 
@@ -126,11 +118,16 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.data is None and "ocr" in arguments.tasks:
         need("eval", "scikit-learn", what_for="--tasks ocr")
     manifest = load_package(arguments.package).manifest
-    asked = list(arguments.policies)
-    if arguments.zoo and manifest.vision_attention:
-        asked += [f"{name}:keep={keep}" for keep in SHARES for name in LOOKING]
-    chosen = [str(parse(policy)) for policy in asked]
+    chosen = [str(parse(policy)) for policy in arguments.policies]
+    entries: dict[str, Entry] = {}
+    if arguments.zoo:
+        found_zoo = zoo(manifest)
+        entries = {entry.policy: entry for entry in found_zoo.entries}
+        chosen = list(entries)
+        for why in found_zoo.left_out:
+            print(f"avl-eval: left out: {why}", file=sys.stderr)
     jobs = [(arguments, [policy]) for policy in chosen]
+    times = _surroundings() if _timed(arguments) else None
     begun = time.perf_counter()
     if arguments.jobs == 1:
         found = _measure(arguments, chosen)
@@ -138,7 +135,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
         # One process a policy: ONNX Runtime's threads help a small model less than a second run.
         parts = map_in_processes(_measure, *zip(*jobs, strict=True), processes=arguments.jobs)
         found = list(chain.from_iterable(parts))
-    rows = [measured.row() for measured in found]
+    rows = [_row(measured, entries.get(measured.policy)) for measured in found]
     report = {
         "model": manifest.model,
         "samples_per_task": arguments.samples if arguments.data is None else None,
@@ -146,6 +143,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "kv": arguments.kv,
         "compute": arguments.compute,
         "machine": f"{platform.machine()}, {platform.system()}",
+        "times": times,
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.perf_counter() - begun, 1),
         "policies": rows,
@@ -153,6 +151,36 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _timed(arguments: argparse.Namespace) -> bool:
+    """Processes that run side by side would time one another."""
+    return bool(arguments.jobs == 1 and not arguments.no_times)
+
+
+def _surroundings() -> dict[str, Any]:
+    """What times depend on; says aloud where the machine has other work."""
+    busy = busy_share()
+    if busy is not None and busy > QUIET:
+        print(
+            f"avl-eval: {busy:.0%} of the processors are busy with other work, which makes times "
+            "longer; stop it, or give --no-times",
+            file=sys.stderr,
+        )
+    return {
+        "machine": machine(),
+        "onnxruntime": ort.__version__,
+        "busy_before": busy,
+        "steps": TIMED_STEPS,
+    }
+
+
+def _row(measured: Measured, entry: Entry | None) -> dict[str, object]:
+    """A row of the report; of the zoo's with its name there, its stage and its share."""
+    row = measured.row()
+    if entry is not None:
+        row |= {"name": entry.name, "stage": entry.stage, "share": entry.share}
+    return row
 
 
 def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]:
@@ -165,14 +193,25 @@ def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]
         kv=arguments.kv,
         compute=arguments.compute,
     )
-    cases = (
+    cases: Iterator[Case] = (
         chain.from_iterable(task_cases(task, arguments.samples) for task in arguments.tasks)
         if arguments.data is None
         else iter(read_cases(arguments.data))
     )
-    found = measure(model, chosen, cases)
-    print(f"avl-eval: {', '.join(chosen)} done", file=sys.stderr)
+    if arguments.jobs == 1:
+        cases = _told(cases, len(chosen))
+    found = measure(model, chosen, cases, times=_timed(arguments))
+    if arguments.jobs > 1:
+        print(f"avl-eval: {', '.join(chosen)} done", file=sys.stderr)
     return found
+
+
+def _told(cases: Iterator[Case], policies: int) -> Iterator[Case]:
+    """The same cases; says after each ten how far it has come."""
+    for number, case in enumerate(cases):
+        if number and number % 10 == 0:
+            print(f"avl-eval: {number} questions, {policies} policies done", file=sys.stderr)
+        yield case
 
 
 def make_parser() -> CommandParser:
@@ -208,9 +247,8 @@ def make_parser() -> CommandParser:
     add(
         "--zoo",
         action="store_true",
-        help=f"{len(ZOO)} policies in place of these: every one that drops image tokens, at 1/2, "
-        "1/3, 1/9 and 1/18 of them, and controls; those too that read the encoder's attention, "
-        "where the package tells it",
+        help="in place of these every policy that drops image tokens and that the package can "
+        "serve, at 1/2, 1/3, 1/9 and 1/18 of them, with controls for each stage",
     )
     add_running(parser)
     add(
@@ -225,7 +263,13 @@ def make_parser() -> CommandParser:
         metavar="N",
         type=count,
         default=1,
-        help="policies measured at once, a thread each (default: 1)",
+        help="policies measured at once, a thread each; with more than one no times are taken "
+        "(default: 1)",
+    )
+    add(
+        "--no-times",
+        action="store_true",
+        help="do not time first tokens and steps, which takes a further run of each question",
     )
     add("--json", metavar="FILE", type=path_name, help="write all figures there, - is stdout")
     add(

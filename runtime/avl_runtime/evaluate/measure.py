@@ -20,6 +20,11 @@ from avl_runtime.prompts.processor import Prompt
 from avl_runtime.requests.loaded import Loaded
 
 MAX_NEW_TOKENS = 64
+TIMED_STEPS = 32
+
+
+MEANS = ("kv", "image_kv", "flops", "first_token", "divergence")
+TIMES = ("first_ms", "step_ms")
 
 
 @dataclass(slots=True)
@@ -33,6 +38,9 @@ class Measured:
         first_token: 1 where the first token is dense attention's.
         divergence: KL(dense || policy) in nats, a step, over dense attention's own reply from its
             second token on.
+        first_ms, step_ms: of requests that do nothing else and take `TIMED_STEPS` steps: from the
+            prompt's patches to the first token, and a decode step, in milliseconds. Empty where
+            times are not measured.
     """
 
     policy: str
@@ -42,32 +50,47 @@ class Measured:
     flops: list[float] = field(default_factory=list)
     first_token: list[float] = field(default_factory=list)
     divergence: list[float] = field(default_factory=list)
+    first_ms: list[float] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
 
     def add(self, other: Measured) -> None:
         """Take further cases of the same policy in."""
         for task, found in other.scores.items():
             self.scores.setdefault(task, []).extend(found)
-        for name in ("kv", "image_kv", "flops", "first_token", "divergence"):
+        for name in (*MEANS, *TIMES):
             getattr(self, name).extend(getattr(other, name))
 
     def row(self) -> dict[str, object]:
-        """Means, and the standard errors of scores (None of one sample), as a JSON object."""
+        """Means, and the standard errors of scores (None of one sample), as a JSON object.
+
+        Of times, where there are some, medians.
+        """
         means = {
             name: round(float(np.mean(getattr(self, name))), 5) if getattr(self, name) else None
-            for name in ("kv", "image_kv", "flops", "first_token", "divergence")
+            for name in MEANS
         }
+        for name in TIMES:
+            if getattr(self, name):
+                means[name] = round(float(np.median(getattr(self, name))), 3)
         scores = {task: round(float(np.mean(found)), 4) for task, found in self.scores.items()}
         errors = {task: _standard_error(found) for task, found in self.scores.items()}
         return {"policy": self.policy, "scores": scores, "standard_errors": errors, **means}
 
 
 def measure(
-    model: LVLM, policies: Iterable[str], cases: Iterable[Case], *, drift: bool = True
+    model: LVLM,
+    policies: Iterable[str],
+    cases: Iterable[Case],
+    *,
+    drift: bool = True,
+    times: bool = False,
 ) -> list[Measured]:
     """Run every case under every policy, greedily, with the package's penalties and bans.
 
     Args:
         drift: whether first tokens and divergence are measured, by a second run of each.
+        times: whether times are, by a further run of each; of a case policies come one behind the
+            other, so that all have their share of whatever else the machine does.
 
     Raises:
         AvlError: a policy or a picture cannot be used.
@@ -100,12 +123,28 @@ def measure(
                 if drift:
                     logits = forced_logits(loaded, prompt, policy, reply.token_ids)
             _note(measured, model.package.manifest.dims, case, prompt, policy, result)
+            if times:
+                _time(measured, model, case)
             if reply.logits is not None and logits is not None:
                 same = reply.logits[0].argmax() == logits[0].argmax()
                 measured.first_token.append(float(same))
                 if len(logits) > 1:
                     measured.divergence.append(_divergence(reply.logits[1:], logits[1:]))
     return found
+
+
+def _time(measured: Measured, model: LVLM, case: Case) -> None:
+    """Time a request of its own, which hands out no placements and no logits."""
+    stats = model.generate(
+        case.prompt,
+        case.images,
+        policy=measured.policy,
+        max_new_tokens=TIMED_STEPS + 1,
+        min_new_tokens=TIMED_STEPS + 1,
+        temperature=0,
+    ).stats
+    measured.first_ms.append(stats.prefill_ms)
+    measured.step_ms.append(stats.decode_ms_per_token)
 
 
 def forced_logits(

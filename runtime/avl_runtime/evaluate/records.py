@@ -12,6 +12,7 @@ from avl_plugins.errors import AvlError, quoted, shown
 LIMIT = 64 << 20  # bytes
 SHARES = ("kv", "flops")  # a number each; the others may be None
 OTHERS = ("image_kv", "first_token", "divergence")
+TIMES = ("first_ms", "step_ms")  # a number each, in records that have them
 
 
 class RecordError(AvlError):
@@ -62,7 +63,8 @@ def _fault(row: Any, tasks: Any) -> str | None:
         return f"the tasks of the first, found {quoted(list(scores))}"
     if not isinstance(errors, dict) or not all(e is None or _number(e) for e in errors.values()):
         return f"standard errors by task, found {quoted(errors)}"
-    wrong = (name for name in (*SHARES, *OTHERS) if not _fits(name, row.get(name)))
+    timed = [name for name in TIMES if name in row]
+    wrong = (name for name in (*SHARES, *OTHERS, *timed) if not _fits(name, row.get(name)))
     return next((f"a number as {name}, found {quoted(row.get(name))}" for name in wrong), None)
 
 

@@ -28,6 +28,7 @@ CURVES = {
 }
 OTHERS = ("#8c564b", "#b8860b", "#5f7d8c", "#a0522d", "#556b2f")
 ALONE = ("core", "refresh", "text")  # options of A-VL that have a curve of their own
+TIMES = {"first_ms": "to first token", "step_ms": "per token"}
 PANELS = (("kv", "KV bytes, share of dense"), ("flops", "FLOPs, share of dense"))
 
 
@@ -39,7 +40,9 @@ def table(rows: Sequence[Row]) -> str:
     """One line a policy, in the shape of the papers' tables; shares of dense in brackets."""
     tasks = list(rows[0]["scores"])
     base = next((row["scores"] for row in rows if row["policy"] == "dense"), None)
-    heads = ["policy", *tasks, "image KV", "total KV", "FLOPs", "first token", "KL to dense"]
+    timed = [name for name in TIMES if all(name in row for row in rows)]
+    heads = ["policy", *tasks, "image KV", "total KV", "FLOPs", "same first token", "KL to dense"]
+    heads += [TIMES[name] for name in timed]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
         cells = [f"`{row['policy']}`"]
@@ -48,6 +51,7 @@ def table(rows: Sequence[Row]) -> str:
             cells.append(f"{score:.3f}" + (f" ({score / dense:.2f})" if dense else ""))
         cells += [_share(row[name]) for name in ("image_kv", "kv", "flops", "first_token")]
         cells.append("-" if row["divergence"] is None else f"{row['divergence']:.4f}")
+        cells += [f"{row[name]:.2f} ms" for name in timed]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
