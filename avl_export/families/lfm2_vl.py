@@ -5,67 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
 
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.encoders.frame_attention import frame_attention
+from avl_export.families.encoders.naflex import NaFlexEncoder, check_naflex, naflex_graph
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.patched_tiles import patched_tiles
 from avl_export.families.processors.preprocessing import special_tokens, token_text
-from avl_export.families.replicate import repeat
 from avl_plugins.errors import quoted
-from avl_plugins.graph_io import PIXELS, TABLE_SHARES
+from avl_plugins.graph_io import PIXELS
 from avl_runtime.package.manifest import ImageEncoder
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.vision import Media
 from avl_runtime.vision.patched_tiles import PatchedTiles
 
-VISION, TOWER = "vision.onnx", "siglip2_vision_model"
-
-
-class NaFlexEncoder(nn.Module):
-    """SigLIP 2 on pictures of one size whose patches lie cell by cell, and the projector."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        tower, projector = inner.vision_tower, inner.multi_modal_projector
-        self.embedding = tower.embeddings.patch_embedding
-        self.table = tower.embeddings.position_embedding
-        self.layers = tower.encoder.layers
-        self.norm = tower.post_layernorm
-        self.projector = projector
-        self.parts = projector.factor**2
-
-    def forward(self, pixel_values: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """[T, P, D] and [P, table**2], see `PatchedTiles` -> features [T, cells, C]."""
-        hidden = self.embedding(pixel_values) + shares @ self.table.weight
-        for layer in self.layers:
-            hidden = repeat(_encode, layer, hidden, self.parts)
-        normed = self.norm(hidden)
-        cells = normed.reshape(normed.shape[0], -1, self.parts * normed.shape[-1])
-        norm, outer = self.projector.layer_norm, self.projector
-        cells = cells if norm is None else norm(cells)
-        return cast(torch.Tensor, outer.linear_2(outer.act(outer.linear_1(cells))))
-
-
-def _encode(layer: Any, hidden: torch.Tensor, parts: int) -> torch.Tensor:
-    attention, normed = layer.self_attn, layer.layer_norm1(hidden)
-    query, key, value = (
-        project(normed) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    heads, scale = attention.num_heads, attention.scale
-    seen = frame_attention(query, key, value, None, heads, parts, scale)
-    hidden = hidden + attention.out_proj(seen)
-    return cast(torch.Tensor, hidden + layer.mlp(layer.layer_norm2(hidden)))
+VISION = "vision.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +38,11 @@ class Lfm2Vl(HfFamily):
     layout: PatchedTiles
 
     def encoders(self) -> Sequence[EncoderGraph]:
-        vision, merged = self.config.vision_config, self.layout.merge**2
-        count = 5 * merged
-        example = {
-            PIXELS: torch.empty(
-                (2, count, vision.num_channels * vision.patch_size**2),
-                dtype=self.dtype,
-                device="meta",
-            ),
-            TABLE_SHARES: torch.empty((count, vision.num_patches), dtype=self.dtype, device="meta"),
-        }
-        patches = merged * torch.export.Dim("cells")
-        dynamic: dict[str, dict[int, Any]] = {
-            PIXELS: {0: torch.export.Dim("tiles"), 1: patches},
-            TABLE_SHARES: {0: patches},
-        }
-        encoder = NaFlexEncoder(self.model.get_submodule("model"))
-        return [EncoderGraph(VISION, encoder, example, dynamic)]
+        encoder, vision = (
+            NaFlexEncoder(self.model.get_submodule("model")),
+            self.config.vision_config,
+        )
+        return [naflex_graph(VISION, encoder, vision, self.layout.merge, self.dtype)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
@@ -146,16 +96,10 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Lfm2Vl:
 
 
 def _check_parts(config: Any, where: str) -> None:
-    vision, factor = config.vision_config, config.downsample_factor
-    if vision.model_type != TOWER:
+    check_naflex(config.vision_config, where)
+    factor = config.downsample_factor
+    if type(factor) is not int or factor < 1:
         raise FamilyError(
-            f"{where}: expected a tower of {TOWER}, found {quoted(vision.model_type)}; this "
-            "version of avl cannot export it"
-        )
-    square = math.isqrt(max(0, vision.num_patches)) ** 2 == vision.num_patches > 0
-    if not square or type(factor) is not int or factor < 1 or vision.num_channels != 3:
-        raise FamilyError(
-            f"{where}: expected pictures of three channels, a square number of num_patches and a "
-            f"downsample_factor of at least 1, found {vision.num_channels}, {vision.num_patches} "
-            f"and {quoted(factor, 20)}; fix config.json"
+            f"{where}: expected a downsample_factor of at least 1, found {quoted(factor, 20)}; "
+            "fix config.json"
         )

@@ -14,9 +14,11 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.processor_files import NESTED
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
+from avl_export.families.encoders.intern_vit import check_tower
 from avl_export.families.hf import meta_model
-from avl_export.families.internvl import InternVL, check_tower, picture_ends, tile_layout
+from avl_export.families.internvl import InternVL
 from avl_export.families.processors.preprocessing import special_tokens
+from avl_export.families.processors.tiled_image import picture_ends, tile_layout
 from avl_runtime.package.manifest import ImageEncoder
 
 PLACEHOLDER = "<image>"  # of transformers' processor, where its settings have none

@@ -23,7 +23,8 @@ from transformers.models.granite4_vision.configuration_granite4_vision import (
 )
 
 from avl_export.checkpoint.checkpoint import open_checkpoint
-from avl_export.families.granite4_vision import StackedFeatures, load
+from avl_export.families.encoders.stacked import StackedFeatures
+from avl_export.families.granite4_vision import load
 from avl_runtime.generate.prefill import finished
 from avl_runtime.prompts.features import FeatureCache
 from families.shared import PROMPT

@@ -128,23 +128,6 @@ def frames_graph(
     return EncoderGraph(file, module, example, dynamic, outputs, attending)
 
 
-def attend_windows(
-    attention: Any,
-    hidden: torch.Tensor,
-    turns: Turns,
-    mask: torch.Tensor,
-) -> torch.Tensor:
-    """Every patch attends to its window: P = W * S, `mask` [W, S] is added to scores of keys."""
-    windows, size = mask.shape
-    shape = (hidden.shape[0], windows, size, attention.num_heads, attention.head_dim)
-    query, key, value = (
-        x.reshape(shape).transpose(2, 3) for x in projected(attention, hidden, turns)
-    )
-    scores = (query * attention.scaling) @ key.transpose(-1, -2) + mask[:, None, None]
-    seen = (scores.softmax(-1) @ value).transpose(2, 3)
-    return cast(torch.Tensor, attention.proj(seen.reshape(hidden.shape)))
-
-
 def projected(
     attention: Any, hidden: torch.Tensor, turns: Turns
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -219,6 +219,21 @@ def named_token(checkpoint: Checkpoint, name: str) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
+def known_token(checkpoint: Checkpoint, name: str) -> str:
+    """As `named_token`, of a token without which transformers' processor does not work.
+
+    Raises:
+        FamilyError: tokenizer_config.json does not name it.
+    """
+    found = named_token(checkpoint, name)
+    if found is None:
+        raise FamilyError(
+            f"{checkpoint.folder / 'tokenizer_config.json'}: expected {name}, as transformers' "
+            "processor does, found none; fetch the checkpoint again"
+        )
+    return found
+
+
 def _resize(value: Any, place: str) -> int | tuple[int, int]:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
