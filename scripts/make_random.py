@@ -46,6 +46,7 @@ FAMILIES = {
     "qwen3_vl": "qwen3-vl-2b",
     "qwen3_5": "qwen3.5-0.8b",
     "gemma3": "gemma-3-4b",
+    "paligemma": "paligemma-3b",
     "gemma4": "gemma-4-e2b",
     "lfm2_vl": "lfm2.5-vl-450m",
 }

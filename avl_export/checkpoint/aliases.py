@@ -46,6 +46,7 @@ HUB_IDS: Mapping[str, str] = {
     "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
     "qwen3.5-0.8b": "Qwen/Qwen3.5-0.8B",
     "gemma-3-4b": "google/gemma-3-4b-it",
+    "paligemma-3b": "google/paligemma-3b-mix-224",
     "gemma-4-e2b": "google/gemma-4-E2B-it",
     "gemma-4-e4b": "google/gemma-4-E4B-it",
     "lfm2.5-vl-450m": "LiquidAI/LFM2.5-VL-450M",
@@ -125,6 +126,12 @@ def _fitted(
         patch, factor = vision.get("patch_size"), config.get("scale_factor")
         if type(patch) is int and type(factor) is int and min(patch, factor) > 0:
             fitted["image_seq_len"] = (new // patch // factor) ** 2
+    if "image_seq_length" in fitted and None not in (old, new):
+        patches = [
+            (side // part["patch_size"]) ** 2 for side, part in ((old, theirs), (new, vision))
+        ]
+        if fitted["image_seq_length"] == patches[0]:  # a token a patch
+            fitted["image_seq_length"] = patches[1]
     if "image_grid_pinpoints" in fitted and "image_grid_pinpoints" in config:
         fitted["image_grid_pinpoints"] = config["image_grid_pinpoints"]
     return fitted

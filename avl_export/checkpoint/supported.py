@@ -33,6 +33,7 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "qwen3_5",
     "gemma3",
     "gemma4",
+    "paligemma",
     "lfm2_vl",
 )
 
@@ -45,7 +46,7 @@ UNSUPPORTED: Mapping[str, str] = {  # what their decoders have that no graph her
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), STATES),
     **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe", "deepseek_ocr2", "unlimited_ocr"), EXPERTS),
     **dict.fromkeys(("llama4", "kimi_k25", "qwen3_5_moe", "ernie4_5_vl_moe"), EXPERTS),
-    **dict.fromkeys(("paligemma", "molmo2", "gemma4_unified"), BOTH_WAYS),
+    **dict.fromkeys(("molmo2", "gemma4_unified"), BOTH_WAYS),
     "gemma3n": ALTUP,
     "mllama": "layers of cross attention",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ class PackagedTokenizer:
     tokenizer: Tokenizer
     names: dict[str, str]
     note: str | None
+
+    def bare(self) -> PackagedTokenizer:
+        """The same without the tokens that it writes around each text, as BOS."""
+        tree = json.loads(self.tokenizer.to_str()) | {"post_processor": None}
+        data = json.dumps(tree, ensure_ascii=False)
+        return replace(self, data=data.encode(), tokenizer=Tokenizer.from_str(data))
 
 
 def packaged_tokenizer(checkpoint: Checkpoint) -> PackagedTokenizer:

@@ -24,7 +24,8 @@ class Traits:
     `deepstack` names the decoder layers that add encoder features to what they put out. Features
     that are added in front of a layer are those of the one before; in front of the first layer they
     are image_features, divided by the decoder's `embedding_scale`. `beside_visual` is the token
-    whose row visual tokens have in a table of layers' inputs, see `LayerTable`.
+    whose row visual tokens have in a table of layers' inputs, see `LayerTable`. `bare` are texts
+    around which the tokenizer shall write nothing, though its file says so.
     """
 
     tokens: Tokens
@@ -34,6 +35,7 @@ class Traits:
     deepstack: tuple[int, ...] = ()
     reach: Reach = CAUSAL
     beside_visual: int | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

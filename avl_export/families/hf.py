@@ -91,6 +91,7 @@ def meta_model(
     check: Callable[[Any, str], None],
     *,
     slides: bool = False,
+    both_ways: bool = False,
 ) -> tuple[Any, nn.Module, Decoder]:
     """Configuration, model and decoder of `checkpoint`, the model on the meta device.
 
@@ -98,6 +99,7 @@ def meta_model(
         check: raises FamilyError for encoders that the family cannot export; it is given the
             configuration and the path of config.json.
         slides: as for `adapt`.
+        both_ways: whether attention to later tokens may be asked for, as `Traits.reach` says.
 
     Raises:
         FamilyError: as `check`, the decoder is none that graphs compute, or the configuration is
@@ -115,12 +117,12 @@ def meta_model(
         _check_layers(config, where)
         text = config.get_text_config()
         kind = f" (its decoder is {quoted(text.model_type, 40)})"
-        check_text(text, where)
+        check_text(text, where, both_ways=both_ways)
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()
         keep_stored(model)
-        decoder = adapt(model, where, slides=slides)
+        decoder = adapt(model, where, slides=slides, both_ways=both_ways)
     except FamilyError:
         raise
     except Exception as error:  # transformers refuses a configuration with any kind of error

@@ -45,10 +45,15 @@ def read_texts(checkpoint: Checkpoint, family: Family) -> Texts:
         FamilyError: the chat template is, or what every prompt holds has tokens beyond the matrix.
     """
     defaults, left_out = generation_defaults(checkpoint)
-    tokens, notes = family.traits.tokens, [template_note(checkpoint), left_out]
+    traits = family.traits
+    tokens, notes = traits.tokens, [left_out]
+    if traits.chat_template is None or templates(checkpoint):  # else the family knows one
+        notes.append(template_note(checkpoint))
     tokenizer, rows = None, family.decoder.dims.vocab_size
     if TOKENIZER not in checkpoint.missing:
         tokenizer = packaged_tokenizer(checkpoint)
+        if traits.bare:
+            tokenizer = tokenizer.bare()
         find = tokenizer.tokenizer.token_to_id
         names = tokenizer.names
         tokens = replace(

@@ -71,6 +71,7 @@ def read(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Shown:
         deepstack = embeds.new_zeros(0, int(visual.sum()), embeds.shape[-1])
     # Four axes are the token's number, which only masks need, and M-RoPE's three.
     axes = positions.reshape(-1, len(ids))[-3:]
+    axes = axes - axes.min()  # PaliGemma counts from 1
     if len(deepstack):
         deepstack = torch.stack(list(deepstack))
     beside = call.get("per_layer_inputs")

@@ -50,9 +50,10 @@ SLIDES = KINDS | {WINDOWED: SLIDING.name}
 NAMES = ("model.language_model", "model.text_model")  # where models have their decoder
 PARTS = ("embed_tokens", "layers", "rotary_emb")
 NORMS = ("norm", "embedding_norm")  # names of the last one
+BOTH_WAYS = "use_bidirectional_attention"
 # What no graph here computes, by the setting that asks for it.
 UNKNOWN = {
-    "use_bidirectional_attention": "attention to later tokens",
+    BOTH_WAYS: "attention to later tokens",
     "altup_num_inputs": "several states of a token",
     "cross_attention_layers": "layers of cross attention",
     "enable_moe_block": "a mixture of experts",
@@ -132,8 +133,11 @@ class Decoder:
         }
 
 
-def check_text(text: Any, where: str) -> None:
+def check_text(text: Any, where: str, *, both_ways: bool = False) -> None:
     """Refuse a decoder that no graph here can run, as far as its configuration tells.
+
+    Args:
+        both_ways: whether attention to later tokens is known to the caller.
 
     Raises:
         FamilyError: names the setting and what it asks for.
@@ -163,7 +167,7 @@ def check_text(text: Any, where: str) -> None:
         )
     for name, what in UNKNOWN.items():
         value = getattr(text, name, None)
-        if value:
+        if value and not (both_ways and name == BOTH_WAYS):
             raise FamilyError(
                 f"{where}: expected a decoder without {what}, found {name} of {quoted(value, 40)} "
                 f"for {quoted(text.model_type)}; this version of avl cannot export it"
@@ -171,13 +175,14 @@ def check_text(text: Any, where: str) -> None:
     check_rope(text, where)
 
 
-def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
+def adapt(model: Any, where: str, *, slides: bool = False, both_ways: bool = False) -> Decoder:
     """The decoder of `model`, a model of transformers on the meta device.
 
     Its RoPE is replaced by `Turns`.
 
     Args:
         slides: whether windows slide on; else a package's context ends with them.
+        both_ways: as for `check_text`.
 
     Raises:
         FamilyError: it does something that no graph here does; says what, and in which layer.
@@ -207,7 +212,7 @@ def adapt(model: Any, where: str, *, slides: bool = False) -> Decoder:
     for n in first.values():
         kind = LAYER_KINDS[kinds[n]]
         if kind.has_rows:
-            calls[n] = observe_layer(text_model, n, layers[n], where, handed)
+            calls[n] = observe_layer(text_model, n, layers[n], where, handed, both_ways)
         else:
             sizes.append(observe_state(text_model, n, layers[n], kind, where))
     if not calls:

@@ -68,12 +68,18 @@ def _attention(
 
 
 def observe_layer(
-    text_model: Any, number: int, layer: Any, where: str, handed: dict[str, Any] | None = None
+    text_model: Any,
+    number: int,
+    layer: Any,
+    where: str,
+    handed: dict[str, Any] | None = None,
+    both_ways: bool = False,
 ) -> Attended:
     """Run one layer on the meta device; returns its call of attention.
 
     Args:
         handed: keys and values that earlier layers handed on, where some do.
+        both_ways: whether it may say that it attends to later tokens.
 
     Raises:
         FamilyError: it is none that a graph here computes: names the layer and why.
@@ -82,7 +88,7 @@ def observe_layer(
     if len(calls) != 1:
         raise refused(where, number, layer, f"{len(calls)} calls of attention")
     (call,) = calls
-    _check(call, where, number, layer)
+    _check(call, where, number, layer, both_ways)
     return call
 
 
@@ -124,7 +130,7 @@ def run_layer(
     return observed.calls
 
 
-def _check(call: Attended, where: str, number: int, layer: Any) -> None:
+def _check(call: Attended, where: str, number: int, layer: Any, both_ways: bool) -> None:
     """Refuse attention with more than queries, keys, values and a scale."""
     others = {
         name: value
@@ -135,7 +141,7 @@ def _check(call: Attended, where: str, number: int, layer: Any) -> None:
         name, value = next(iter(others.items()))
         shown = "" if isinstance(value, torch.Tensor) else f" of {quoted(value, 40)}"
         raise refused(where, number, layer, f"attention with {name}{shown}")
-    if getattr(call.module, "is_causal", True) is False:
+    if getattr(call.module, "is_causal", True) is False and not both_ways:
         raise refused(where, number, layer, "attention to later tokens too (is_causal False)")
     if call.key != call.value or call.query[-1] != call.key[-1]:
         sizes = f"queries, keys and values of {call.query[-1]}, {call.key[-1]}, {call.value[-1]}"

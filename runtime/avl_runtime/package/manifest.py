@@ -128,16 +128,18 @@ class Reach:
 
     Attributes:
         window: positions that tokens see in layers of the kind `sliding`, their own included.
-        blocks: whose tokens see one another, later ones too: those of a run of `images` tokens.
+        blocks: whose tokens see one another, later ones too: those of a run of `images` tokens, or
+            all of a `prompt`.
     """
 
     window: int | None = None
-    blocks: Literal["images"] | None = None
+    blocks: Literal["images", "prompt"] | None = None
 
     def __str__(self) -> str:
         parts = [f"a window of {self.window} tokens"] * (self.window is not None)
         if self.blocks is not None:
-            parts.append("tokens of a picture that attend to one another")
+            of = "picture" if self.blocks == "images" else "prompt"
+            parts.append(f"tokens of a {of} that attend to one another")
         return " and ".join(parts) or "attention to all tokens before"
 
 

@@ -65,6 +65,8 @@ def block_ends(image_mask: NDArray[np.bool_], reach: Reach) -> NDArray[np.int64]
     if reach.blocks is None:
         return None
     count = len(image_mask)
+    if reach.blocks == "prompt":
+        return np.full(count, count)
     # The next token that is no picture's, which ends a picture's run, and what is behind a text's.
     stops = np.where(image_mask, count, np.arange(count))
     ends = np.minimum.accumulate(stops[::-1])[::-1]
