@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-import heapq
 from typing import Final
 
 import numpy as np
 
-from avl_plugins.policies.embedded.similar import Doubles
-from avl_plugins.policies.view import Indices
+from avl_plugins.policies.view import Indices, Scores
 
-TOGETHER: Final = 8  # tokens whose gains are computed at once; of more, most are in vain
+FIRST: Final = 64  # tokens whose gains are computed at once where all are
+TOGETHER: Final = 8  # and where some are; of more, most are in vain
 
 
-def covering(covers: Doubles, count: int, weights: Doubles | None = None) -> Indices:
+def covering(covers: Scores, count: int, weights: Scores | None = None) -> Indices:
     """`count` of n tokens, each next one that which adds most to what is covered.
 
     Args:
         covers: [n, m], how well each token covers each of m things; below 0 it does not.
         weights: [n], at least 0: what a token's gain counts. None: 1.
     """
-    best = np.zeros(covers.shape[1])
-    weights = np.ones(len(covers)) if weights is None else weights
+    tokens = len(covers)
+    best = np.zeros(covers.shape[1], covers.dtype)
+    weights = np.ones(tokens) if weights is None else weights
 
-    def gains(some: list[int]) -> list[float]:
-        found: list[float] = (np.maximum(covers[some] - best, 0).sum(1) * weights[some]).tolist()
+    def gains(some: slice | Indices) -> Scores:
+        found: Scores = np.maximum(covers[some] - best, 0).sum(1) * weights[some]
         return found
 
     # Gains only shrink as tokens are chosen, so an old one bounds the new one from above: only
     # tokens whose bound is above the best new gain are looked at again.
-    bounds: list[tuple[float, int]] = []
-    for begin in range(0, len(covers), TOGETHER):
-        some = list(range(begin, min(begin + TOGETHER, len(covers))))
-        bounds += [(-gain, token) for gain, token in zip(gains(some), some, strict=True)]
-    heapq.heapify(bounds)
+    parts = [slice(begin, begin + FIRST) for begin in range(0, tokens, FIRST)]
+    bounds = np.concatenate([gains(some) for some in parts])
     chosen = np.zeros(count, np.int64)
+    together = min(TOGETHER, tokens)
     for place in range(count):
-        fresh: list[tuple[float, int]] = []
-        while not fresh or (bounds and bounds[0] < min(fresh)):
-            some = [heapq.heappop(bounds)[1] for _ in range(min(TOGETHER, len(bounds)))]
-            fresh += [(-gain, token) for gain, token in zip(gains(some), some, strict=True)]
-        first = min(fresh)
-        fresh.remove(first)
-        for one in fresh:
-            heapq.heappush(bounds, one)
-        chosen[place] = first[1]
-        np.maximum(best, covers[first[1]], out=best)
+        new = np.zeros(tokens, np.bool_)
+        while not new[first := bounds.argmax()]:
+            some = bounds.argpartition(tokens - together)[-together:]
+            some[0] = first  # which is not among them where more are as large
+            some = some[bounds[some] > -np.inf]
+            bounds[some] = gains(some)
+            new[some] = True
+        chosen[place] = first
+        bounds[first] = -np.inf
+        np.maximum(best, covers[first], out=best)
     return chosen

@@ -11,7 +11,7 @@ from avl_plugins.policies.checks import check_fraction
 from avl_plugins.policies.embedded.covering import covering
 from avl_plugins.policies.embedded.select import Selecting
 from avl_plugins.policies.embedded.similar import Doubles, cosines, unit
-from avl_plugins.policies.view import Indices, Picture
+from avl_plugins.policies.view import Indices, Picture, Scores
 
 TEXT_TEMPERATURE, PICTURE_TEMPERATURE = 0.02, 0.2  # the paper's
 
@@ -36,15 +36,18 @@ class MMTok(Selecting):
         return covering(_covers(self.name, picture, self.alpha), count)
 
 
-def _covers(name: str, picture: Picture, alpha: float) -> Doubles:
+def _covers(name: str, picture: Picture, alpha: float) -> Scores:
     """[n, m + n]: how well each token covers each of the question, and of the picture."""
     among = cosines(name, picture.features)
+    among -= 1  # the largest they can be, of all alike: so the exponentials stay symmetric
+    among /= PICTURE_TEMPERATURE
+    np.exp(among, out=among)
+    shares = alpha / (len(among) * among.sum(0))
     asked = unit(picture.question) @ unit(picture.features).T
-    found = np.empty((len(among), len(asked) + len(among)))
+    found = np.empty((len(among), len(asked) + len(among)), among.dtype)
     if len(asked):
         found[:, : len(asked)] = _shares(asked, TEXT_TEMPERATURE).T / len(asked)
-    weight = alpha / len(among)
-    np.multiply(_shares(among, PICTURE_TEMPERATURE).T, weight, out=found[:, len(asked) :])
+    np.multiply(among, shares.astype(among.dtype), out=found[:, len(asked) :])
     return found
 
 

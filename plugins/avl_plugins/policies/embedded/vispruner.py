@@ -9,8 +9,8 @@ import numpy as np
 
 from avl_plugins.policies.checks import check_weight
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import Doubles, cosines
-from avl_plugins.policies.view import BY_CLASS, Indices, Picture
+from avl_plugins.policies.embedded.similar import cosines
+from avl_plugins.policies.view import BY_CLASS, Indices, Picture, Scores
 
 AT_ONCE = 8  # tokens that a round drops at most
 NEAREST = 48  # neighbours of a token that are looked up before all are compared
@@ -52,7 +52,7 @@ class VisPruner(Selecting):
         return np.concatenate([chosen, left])
 
 
-def _nearest(near: Doubles) -> Indices:
+def _nearest(near: Scores) -> Indices:
     """[n, k]: the tokens that are most like each, the likest first."""
     tokens = len(near)
     count = min(NEAREST, tokens)
@@ -65,11 +65,11 @@ def _nearest(near: Doubles) -> Indices:
     return found
 
 
-def _alike(near: Doubles, nearest: Indices, even: Indices, odd: Indices) -> Doubles:
+def _alike(near: Scores, nearest: Indices, even: Indices, odd: Indices) -> Scores:
     """Of each of `even` the greatest cosine to one of `odd`: the first of these that is near it."""
     among = np.zeros(len(near), np.bool_)
     among[odd] = True
-    found, left = np.empty(len(even)), np.arange(len(even))
+    found, left = np.empty(len(even), near.dtype), np.arange(len(even))
     for column in nearest.T:
         if len(left) * len(odd) <= FEW:
             break
