@@ -11,7 +11,7 @@ from PIL import Image
 
 from families.support import Made
 from oracle.hf_oracle import Rules
-from oracle.retaining import Retained, method_of
+from oracle.retaining import RatedStages, Retained, method_of, stages_of
 
 PROMPT = "What is in the picture? Read the text."
 STEPS = 5
@@ -47,6 +47,22 @@ class RetainedTests:
                 break
             else:
                 pytest.fail(f"{spec}: no draw with clear choices")
+
+    def test_sparsevlm_ranks_by_the_text_that_pictures_resemble(self, made: Made) -> None:
+        spec = "sparsevlm:layers=2,keep=0.4"
+        for images in self._draws():
+            oracle = RatedStages(made.reference, stages_of(spec))
+            got = made.model.generate(
+                PROMPT, images, policy=spec, max_new_tokens=STEPS, return_logits=True
+            )
+            with torch.inference_mode():
+                logits = [oracle.turn(made.encode(PROMPT, images))]
+                logits += [oracle.step(token) for token in got.token_ids[:-1]]
+            if oracle.gap > CLEAR:
+                expected = torch.stack(logits).numpy()
+                np.testing.assert_allclose(got.logits, expected, atol=TOLERANCE, rtol=0)
+                return
+        pytest.fail("no draw with clear choices")
 
     def _draws(self) -> list[list[Image.Image]]:
         raise NotImplementedError

@@ -253,8 +253,55 @@ class Staged(Oracle):
             super()._prune(PruneRule(layer, count / max(1, total)), new)
 
 
+class RatedStages(Oracle):
+    """SparseVLM: a share of the tokens goes on from each of some layers, by its raters' attention.
+
+    Raters are chosen by what the first layer reads: dot products, one by one.
+    """
+
+    def __init__(self, model: PreTrainedModel, stages: list[tuple[int, float]]) -> None:
+        super().__init__(model, Rules(PruneRule(*stages[0])))
+        self.stages, self.order, self.raters = stages, Order(), [0]
+
+    @property
+    def gap(self) -> float:
+        return min(self.order.gap, self.ranking.gap)
+
+    def _prune(self, rule: PruneRule, new: slice) -> None:
+        image = [new.start + i for i, one in enumerate(self.is_image[new]) if one]
+        if not image:
+            return
+        text = list(range(image[-1] + 1, len(self.is_image)))
+        self.raters = self._chosen(image, text) if text else image[-1:]
+        for layer, keep in self.stages:
+            super()._prune(PruneRule(layer, keep), new)
+
+    def _chosen(self, image: list[int], text: list[int]) -> list[int]:
+        rows, likeness = self.embeds.double().numpy(), dict.fromkeys(text, 0.0)
+        for token in image:
+            products = {j: math.fsum(rows[token] * rows[j]) for j in text}
+            whole = math.fsum(math.exp(one - max(products.values())) for one in products.values())
+            for j, one in products.items():
+                likeness[j] += math.exp(one - max(products.values())) / whole / len(image)
+        mean = math.fsum(likeness.values()) / len(text)
+        if len(text) > 1:
+            self.order.gap = min(abs(one / mean - 1) for one in likeness.values())
+        return [j for j in text if likeness[j] > mean] if len(text) > 1 else text
+
+    def _image_scores(self, attention: Tensor, tokens: Tensor) -> Tensor:
+        """[n], the mean over heads and raters, one rater after the other."""
+        each = [attention[:, row].double().mean(0)[tokens] for row in self.raters]
+        return torch.stack(each).mean(0)
+
+
 def method_of(spec: str) -> tuple[str, Options]:
     """The method and its options that a policy's text names."""
     name, _, rest = spec.partition(":")
     pairs = [part.split("=") for part in rest.split(",") if part]
     return name, {key: float(value) if "." in value else int(value) for key, value in pairs}
+
+
+def stages_of(spec: str) -> list[tuple[int, float]]:
+    """Layers and shares that a text for `sparsevlm` names."""
+    layers, keep = (part.partition("=")[2].split("/") for part in spec.split(","))
+    return [(int(layer), float(share)) for layer, share in zip(layers, keep, strict=True)]

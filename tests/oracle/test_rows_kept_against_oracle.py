@@ -14,7 +14,7 @@ from PIL import Image
 from avl_runtime import LVLM
 from avl_runtime.generate.results import Result
 from oracle.hf_oracle import PruneRule, Rules
-from oracle.retaining import Retained, Staged, method_of
+from oracle.retaining import RatedStages, Retained, Staged, method_of, stages_of
 from support.appended import appended_prompts
 from support.random_llava import draw_images, draw_shape
 from support.reference import encode, load_reference
@@ -124,6 +124,67 @@ def test_pyramiddrop_drops_in_stages(random_checkpoint, load, keep: float, stage
             assert left[0] > left[1] >= left[-1] > 0
             return
     pytest.fail(f"{spec}: no draw with clear choices")
+
+
+def rated(checkpoint: Path, images: list[Image.Image], spec: str, got: Result) -> RatedStages:
+    """The oracle of `sparsevlm` behind the tokens of a reply, whose logits agree if it is clear."""
+    oracle = RatedStages(reference(checkpoint), stages_of(spec))
+    shown = encode(checkpoint, PROMPT, images)
+    with torch.inference_mode():
+        logits = [oracle.turn(shown if images else {"input_ids": shown["input_ids"]})]
+        logits += [oracle.step(token) for token in got.token_ids[:-1]]
+    if oracle.gap > CLEAR:
+        want = torch.stack(logits).numpy()
+        np.testing.assert_allclose(got.logits, want, atol=TOLERANCE, rtol=0)
+    return oracle
+
+
+@pytest.mark.parametrize("split", ["1,2", "2"])
+@pytest.mark.parametrize("keep", ["0.6/0.3", "0.5/0.5", "0.4", "0.00001"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_sparsevlm_ranks_by_raters(random_checkpoint, load, split, keep, count) -> None:
+    if keep.count("/") != split.count(","):
+        return
+    checkpoint, size = random_checkpoint(1), draw_shape(1).image_size
+    model = in_runs(load(checkpoint, split).package.folder)  # raters lie in several runs
+    spec = f"sparsevlm:layers={split.replace(',', '/')},keep={keep}"
+    for draw in range(DRAWS):
+        images = draw_images(draw, count, size)
+        got = ask(model, PROMPT, images, spec)
+        oracle = rated(checkpoint, images, spec, got)
+        if oracle.gap > CLEAR:
+            if images:
+                np.testing.assert_array_equal(got.placements[0].core, oracle.places[0].core)
+                behind = len(oracle.is_image) - STEPS - int(oracle.is_image.nonzero()[-1])
+                assert 0 < len(oracle.raters) < behind
+            return
+    pytest.fail(f"{spec}: no draw with clear choices")
+
+
+def test_sparsevlm_joined_with_others_and_in_a_batch(made: Made) -> None:
+    """Whatever else asks for attention of the same rows."""
+    model, _ = made(4)
+    shown = [draw_images(1, 1, draw_shape(4).image_size), draw_images(2, 2, 28), []]
+    spec = "sparsevlm:layers=2,keep=0.4"
+    alone = [ask(model, PROMPT, images, spec) for images in shown]
+    for other in ("", "+avl:keep=1,core=1", "+snapkv:keep=1", "+uniform:keep=1"):
+        got = model.generate_batch(
+            [PROMPT] * 3, shown, policy=spec + other, max_new_tokens=STEPS, return_logits=True
+        )
+        for one, by_itself in zip(got, alone, strict=True):
+            np.testing.assert_allclose(one.logits, by_itself.logits, atol=1e-5, rtol=0)
+    fastv = "fastv:layer=2,keep=0.4"
+    # A-VL ranks by the last row beside it.
+    divided = [
+        ask(model, PROMPT, shown[1], f"{one}+avl:keep=0.3,core=0.2") for one in (spec, fastv)
+    ]
+    cores = [one.placements[0].core[:2] for one in divided]
+    np.testing.assert_array_equal(*cores)
+    whole = in_runs(model.package.folder, prefix_cache=1 << 24)
+    for _ in range(2):  # raters are chosen by embeddings of all rows: none are taken
+        again = ask(whole, PROMPT, shown[1], spec)
+        assert again.stats.prefix_tokens == 0
+        np.testing.assert_array_equal(again.logits, alone[1].logits)
 
 
 def test_without_a_picture(made: Made) -> None:

@@ -98,7 +98,7 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "use dense, avl, avl:exact, akvq, fastv, pyramiddrop, divprune, mmtok, cdpruner"),
+        ("", "use dense, avl, avl:exact, akvq, fastv, pyramiddrop, sparsevlm, divprune, mmtok"),
         ("", "holov, snapkv, pyramidkv, vlcache, zipvl, random, or several joined by +"),
         ("fastvee", "found 'fastvee'"),
         ("avl:kept=0.5", "use keep, core, refresh, text, text_min, heavy, prefill, prefill_layer"),

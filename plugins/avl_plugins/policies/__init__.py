@@ -35,6 +35,7 @@ from avl_plugins.policies.prune import Prune
 from avl_plugins.policies.pyramiddrop import PyramidDrop
 from avl_plugins.policies.random import Random
 from avl_plugins.policies.ranking import ATTENTION, AtRandom, Attention, HeavyHitters, Ranking
+from avl_plugins.policies.sparsevlm import SparseVLM
 from avl_plugins.policies.spec import USUAL, parse, register, registered
 from avl_plugins.policies.split import Divide, ReadParked, Refresh
 from avl_plugins.policies.text import TextBudget
@@ -87,6 +88,7 @@ __all__ = [
     "Select",
     "Selecting",
     "SnapKV",
+    "SparseVLM",
     "TextBudget",
     "Tokens",
     "Uniform",

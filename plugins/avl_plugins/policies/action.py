@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from avl_plugins.policies.checks import check_count
 from avl_plugins.policies.ranking import Ranking
-from avl_plugins.policies.view import Fates, Indices, Mask, View
+from avl_plugins.policies.view import Fates, Indices, Mask, Scores, View
 
 # 0.3 * 10 is 3 and 0.29 * 100 is 28.999...: a fraction that means a whole number must give it.
 _ROUNDING = 1e-9
@@ -60,6 +60,7 @@ class Action(abc.ABC):
         tokens: the rows it chooses among.
         reads_parked: whether a decode step in which it is due reads parked rows too.
         moves: whether rows may change places where it is due; else it is not asked.
+        rates: whether it is `raters` whose attention it ranks by, where it decides BETWEEN.
     """
 
     __slots__ = ()
@@ -68,6 +69,7 @@ class Action(abc.ABC):
     tokens: ClassVar[Tokens] = Tokens.IMAGE
     reads_parked: ClassVar[bool] = False
     moves: ClassVar[bool] = True
+    rates: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -116,6 +118,20 @@ class Action(abc.ABC):
             Some of the positions, ascending.
         """
         return positions[:0]
+
+    def raters(self, positions: Indices, image: Mask, embeddings: Scores) -> Indices:
+        """Of which rows of a prompt the mean attention ranks, where it `rates`.
+
+        Args:
+            positions: [n] of the prompt's rows, ascending.
+            image: [n], which of them are image tokens.
+            embeddings: [n, C], what the first layer reads of them.
+
+        Returns:
+            Some of the positions, ascending, at least one. Those of them count that have gone on so
+            far; the last row, where none has.
+        """
+        return positions[-1:]
 
     def groups(self, view: View, chosen: Fates) -> Indices | None:
         """Which rows of a picture that stay become means, where it decides EMBEDDED.

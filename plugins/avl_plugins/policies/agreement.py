@@ -124,6 +124,7 @@ def check_together(actions: Sequence[Action], where: str) -> None:
             )
         decided.add(decision)
     check_alone(actions, where)
+    check_raters(actions, where)
     choosing = [action for action in actions if action.tokens is Tokens.IMAGE]
     left = 1.0
     for index, action in enumerate(choosing):
@@ -144,6 +145,22 @@ def check_together(actions: Sequence[Action], where: str) -> None:
                 f"{where}: expected an action that parks rows for {name} to read, as Divide does "
                 f"after a prompt, found none; add one, or leave {name} out"
             )
+
+
+def check_raters(actions: Sequence[Action], where: str) -> None:
+    """Refuse raters where text is evicted: graphs tell the attention of two sets of rows alone.
+
+    Raises:
+        PolicyError: there are both.
+    """
+    rating = next((one for one in actions if one.rates), None)
+    evicting = next((one for one in actions if one.tokens is Tokens.TEXT), None)
+    if rating is not None and evicting is not None:
+        raise PolicyError(
+            f"{where}: expected a policy that evicts no text beside {type(rating).__name__}, which "
+            f"ranks by some of the prompt's rows, found {type(evicting).__name__}; leave one of "
+            "the two out"
+        )
 
 
 def check_alone(actions: Sequence[Action], where: str) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.action import Action
-from avl_plugins.policies.agreement import check_alone, check_class, moment
+from avl_plugins.policies.agreement import check_alone, check_class, check_raters, moment
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.drafting import Drafting
 from avl_plugins.policies.options import check_options
@@ -58,6 +58,7 @@ class Chain(Policy):
         parts.sort(key=lambda one: (-max(map(moment, one.actions()))[0], str(one)))
         object.__setattr__(self, "policies", tuple(parts))
         check_alone(self.actions(), str(self))
+        check_raters(self.actions(), str(self))
         self._check_shares()
 
     def __str__(self) -> str:

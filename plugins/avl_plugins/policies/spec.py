@@ -35,6 +35,7 @@ from avl_plugins.policies.fastv import FastV
 from avl_plugins.policies.options import SIMPLE, read_value, types_of, without_none
 from avl_plugins.policies.pyramiddrop import PyramidDrop
 from avl_plugins.policies.random import Random
+from avl_plugins.policies.sparsevlm import SparseVLM
 
 # What commands offer, each with the options that it has unless others are given.
 USUAL = ("dense", "avl", "avl:exact", "akvq", "fastv", "avl+fastv", "random")
@@ -51,6 +52,7 @@ _KINDS: dict[str, type[Policy]] = {
         AKVQ,
         FastV,
         PyramidDrop,
+        SparseVLM,
         *_EMBEDDED,
         *_LOOKING,
         *_CACHED,

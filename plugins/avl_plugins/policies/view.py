@@ -66,9 +66,9 @@ class View:
     Attributes:
         positions: int64, each row's token in its conversation.
         attention: float32, shaped like `positions`. Of image rows: what the last query row gives
-            each, averaged over the KV heads or summed, of text rows: what all text rows have given
-            each so far (H2O), of ANY rows what the probes together have given each. Zeros if the
-            action's ranking does not ask for it.
+            each (or the mean of `Action.raters`), over KV heads averaged or summed, of text rows:
+            what all text rows have given each so far (H2O), of ANY rows what the probes together
+            have given each. Zeros if the action's ranking does not ask for it.
         layer: the first of the L layers.
         step: decode steps so far, 0 after a prompt; None between two layers of a prompt, and before
             them.

@@ -43,6 +43,7 @@ USUAL = (
     "divprune:keep=0.5+avl:core=0.3",
     "divprune:keep=0.5+snapkv:keep=0.5",
     "pyramiddrop",
+    "sparsevlm",
 )
 
 

@@ -139,10 +139,17 @@ def _pyramid(share: float, splits: Sequence[int]) -> str | None:
     return f"layer={layer},every={every},stages={stages},keep={keep}"
 
 
+def _rated(share: float, splits: Sequence[int]) -> str | None:
+    """Stages at up to three cuts, the first ones, of which the last leaves the share."""
+    layers = sorted(splits)[:3]
+    keeps = [f"{share ** ((n + 1) / len(layers)):.4f}" for n in range(len(layers))]
+    return f"layers={'/'.join(map(str, layers))},keep={'/'.join(keeps)}" if layers else None
+
+
 def _mass(share: float, _: Sequence[int]) -> str:
     """ZipVL has no budget: the mass of attention that leaves about the share on avl-tiny."""
     return f"tau={MASSES[share]}"
 
 
 MASSES = {0.5: 0.963, 0.3333: 0.911, 0.1111: 0.65, 0.0556: 0.42}
-WRITTEN: Mapping[str, Written] = {"pyramiddrop": _pyramid, "zipvl": _mass}
+WRITTEN: Mapping[str, Written] = {"pyramiddrop": _pyramid, "sparsevlm": _rated, "zipvl": _mass}

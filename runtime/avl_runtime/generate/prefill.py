@@ -21,6 +21,7 @@ from avl_runtime.execute.protocol import Chunk
 from avl_runtime.generate.choices import after_prompt, goes_on
 from avl_runtime.generate.prefix import Prefix, spans
 from avl_runtime.generate.probed import Probed, probing
+from avl_runtime.generate.rated import Rated, rating
 from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.kv.by_layer import LAST, TEXT
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
@@ -174,6 +175,7 @@ def _read(
     probed = probing(sequence, whole.positions)
     rows = whole if prefix is None else whole.between(prefix.length, count)
     layers = 0  # whose deepstack features have been added
+    rated: Rated | None = None
     for index, segment in enumerate(manifest.segments):
         cache = sequence.caches[index]
         hidden, deepstack = rows.hidden, rows.deepstack
@@ -183,6 +185,8 @@ def _read(
         for action in sequence.actions:
             if action.before == segment.first_layer:
                 scores = mass[-1] if mass.shape[1] else np.zeros(sequence.length, np.float32)
+                if action.rates and rated is not None:
+                    scores = rated.scores
                 first, images = segment.first_layer, sequence.images_read
                 kept = goes_on(sequence, action, rows.positions, scores, first, images)
                 rows = rows.at(kept)
@@ -191,8 +195,9 @@ def _read(
         chunk = replace(rows, deepstack=added)
         if probed is not None:
             probed.begin(cache, rows.positions)
+        rated = rating(sequence, manifest, index, whole, rows.positions, cache.layers)
         hidden, mass = yield from _run_chunks(
-            sequence, index, cache, chunk, logits, steps, prefix, probed
+            sequence, index, cache, chunk, logits, steps, prefix, probed, rated
         )
         rows = replace(rows, hidden=hidden, deepstack=deepstack)
         for action in sequence.actions:
@@ -213,6 +218,7 @@ def _run_chunks(
     steps: int,
     prefix: Prefix | None,
     probed: Probed | None,
+    rated: Rated | None,
 ) -> Generator[None, None, tuple[NDArray[Any], Floats]]:
     """Run one segment over all rows, adding them to its cache; `logits` are read of the last.
 
@@ -223,7 +229,7 @@ def _run_chunks(
     ranked = any(
         action.ranking.reads_attention and When.EMBEDDED < min(action.when) < When.STEP
         for action in sequence.actions
-        if action.tokens is not Tokens.ANY
+        if action.tokens is not Tokens.ANY and not action.rates
     )
     outputs = []
     mass = np.zeros((cache.layers, 0), np.float32)
@@ -236,13 +242,18 @@ def _run_chunks(
         ends = end == count
         weights = _row_weights(sequence, chunk.positions, probed, last=ranked and ends)
         probes = probed if weights[0, TEXT].any() else None
+        raters = None
+        if rated is not None and (of_raters := rated.weights(chunk.positions)).any():
+            weights[0, rated.row], raters = of_raters, rated
         wanted = logits if ends else Logits.NONE
         sequence.leave_behind(cache, int(chunk.positions[0]))
         run = executor.read(index, cache, sequence.seq, chunk, weights, wanted, last=ends)
         outputs.append(run.output)
         fresh = None
-        if sequence.evicts or probes is not None or (ranked and ends):
+        if sequence.evicts or probes is not None or raters is not None or (ranked and ends):
             masses = run.masses()
+            if raters is not None:
+                raters.note(cache, masses, chunk.positions)
             if probes is not None:
                 probes.note(cache, masses, chunk.positions)
             if ranked and ends:

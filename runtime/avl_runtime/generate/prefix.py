@@ -115,7 +115,12 @@ class Prefix:
         self._hidden: list[NDArray[Any]] = []
 
     def _before_probes(self, prompt: Prompt, sequence: Sequence) -> int:
-        """How many runs, the first ones, need not be read: a probe's attention has to be seen."""
+        """How many runs, the first ones, need not be read: a probe's attention has to be seen.
+
+        None where raters are, which all embeddings choose.
+        """
+        if any(action.rates for action in sequence.actions):
+            return 0
         image = prompt.image_mask[self._given]
         for action in sequence.actions:
             if action.tokens is Tokens.ANY:

@@ -107,24 +107,31 @@ def _live(planes: Planes, lengths: Ints, seq: int) -> int:
 
 
 def by_position(
-    cache: SegmentCache, seq: int, masses: Masses, new: Ints, total: int, of: int = 0
+    cache: SegmentCache,
+    seq: int,
+    masses: Masses,
+    new: Ints,
+    total: int,
+    of: int = 0,
+    by: int = LAST,
 ) -> Floats:
     """The last query row's head-mean attention, [L, total tokens]; 0 on dropped ones.
 
     Args:
         new: [S], positions of the run's new rows, which the cache does not hold yet.
         of: the sequence in `masses`.
+        by: which of R's rows of `masses`.
     """
     heads = cache.positions.shape[2]
     mass = np.zeros((cache.layers, total), np.float32)
     for layer, here in enumerate(mass):
         length, apart = cache.active_len[layer, seq], cache.parked_len[layer, seq]
         # A head may have dropped a token that another still holds: each adds its share.
-        active = masses.mass_active[layer][of, :, LAST, :length] / heads
+        active = masses.mass_active[layer][of, :, by, :length] / heads
         np.add.at(here, cache.positions[layer, seq, :, :length], active)
-        parked = masses.mass_parked[layer][of, :, LAST, :apart].mean(0)
+        parked = masses.mass_parked[layer][of, :, by, :apart].mean(0)
         here[cache.parked_positions[layer, seq, :apart]] = parked
-        here[new] = masses.mass_new[layer, of, :, LAST].mean(0)
+        here[new] = masses.mass_new[layer, of, :, by].mean(0)
     return mass
 
 
