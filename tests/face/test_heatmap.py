@@ -16,6 +16,7 @@ from avl_runtime.show.grid import grids
 from avl_runtime.show.heatmap import (
     CORE,
     SECONDARY,
+    STOPPED,
     WITHHELD,
     HeatmapError,
     Shares,
@@ -23,7 +24,7 @@ from avl_runtime.show.heatmap import (
     ramp,
     shares,
 )
-from avl_runtime.show.spans import A_VL, spans, withheld
+from avl_runtime.show.spans import A_VL, early, spans
 from avl_runtime.vision import Cells
 
 GRID = Cells((2, 2), np.arange(4))
@@ -229,30 +230,53 @@ def test_the_policy_says_what_places_are_called() -> None:
     assert not (one == SECONDARY).all(1).any() and (two == SECONDARY).all(1).any()
 
 
-def test_what_the_decoder_was_not_given_has_a_colour_of_its_own() -> None:
-    """In both pictures; a cell that shows a token which was given has not."""
+def test_what_a_prompt_dropped_early_is_marked() -> None:
+    """In both pictures; a cell that shows a token which all layers read is not."""
     placements, cells = [placement(0, [0], [2])], Cells((2, 2), np.array([0, 1, 2, 3]))
-    given = np.array([True, False, True, True])
-    assert withheld(given, [cells], 0).tolist() == [[False, True], [False, False]]
-    assert not withheld(None, [cells], 0).any()
-    twice = Cells((1, 2), np.array([0, 0, 1, 1, -1]))
-    frames = np.array([False, True, False, False, False])
-    assert withheld(frames, [twice], 0).tolist() == [[False, True]]
+    dropped = np.array([-1, 0, -1, 3])
+    gone = early(dropped, [cells], 0)
+    assert gone.withheld.tolist() == [[False, True], [False, False]]
+    assert gone.stopped.tolist() == [[False, False], [False, True]]
+    nothing = early(None, [cells], 0)
+    assert not nothing.withheld.any() and not nothing.stopped.any()
+    thrice = Cells((1, 3), np.array([0, 0, 1, 1, 2, 2, -1]))
+    frames = early(np.array([0, -1, 0, 0, 0, 2, 0]), [cells, thrice][1:], 0)
+    assert frames.withheld.tolist() == [[False, True, False]]
+    assert frames.stopped.tolist() == [[False, False, True]]
     image = Image.new("RGB", (8, 8), (200, 200, 200))
-    plain, shown = (draw([image], placements, [cells], 3, given=one) for one in (None, given))
-    colours = [one.convert("RGB").getcolors(1 << 16) or [] for one in (plain, shown)]
-    assert [WITHHELD in {colour for _, colour in one} for one in colours] == [False, True]
-    text = grids(placements, [cells], 3, colour=False, given=given)
-    assert "##--" in text and "-- dropped before the decoder" in text
-    assert "--" not in grids(placements, [cells], 3, colour=False)
+    plain, shown = (draw([image], placements, [cells], 3, dropped=one) for one in (None, dropped))
+    for mark in (WITHHELD, STOPPED):
+        colours = [one.convert("RGB").getcolors(1 << 16) or [] for one in (plain, shown)]
+        assert [mark in {colour for _, colour in one} for one in colours] == [False, True]
+    text = grids(placements, [cells], 3, colour=False, dropped=dropped)
+    assert "##--" in text and "//" in text.splitlines()[3]
+    assert "-- dropped before the decoder   // dropped between layers" in text
+    plain_text = grids(placements, [cells], 3, colour=False)
+    assert "--" not in plain_text and "//" not in plain_text
 
 
-def test_results_tell_what_the_decoder_was_given(tiny: LVLM) -> None:
+def test_results_tell_before_which_layer_a_prompt_dropped_a_token(tiny: LVLM) -> None:
     image = Image.new("RGB", (168, 168), (90, 120, 40))
-    chat = tiny.chat(policy="uniform:tokens=16")
-    given = chat.send("What is it?", [image], max_new_tokens=2).given
-    assert given is not None and given.shape == (144,) and given.sum() == 16
-    again = chat.send("And that?", [image], max_new_tokens=2).given
-    assert again is not None and again.shape == (288,) and again.sum() == 32
-    whole = tiny.generate("?", [image], policy="avl", max_new_tokens=1).given
-    assert whole is not None and whole.all()
+    chat = tiny.chat(policy="uniform:tokens=16+fastv:keep=0.5")
+    counts = {0: 128, 2: 8, -1: 8}
+    for turn in (1, 2):
+        dropped = chat.send("What is it?", [image], max_new_tokens=2).dropped_before
+        assert dropped is not None and dropped.shape == (144 * turn,)
+        assert {k: int((dropped[-144:] == k).sum()) for k in counts} == counts
+    whole = tiny.generate("?", [image], policy="avl", max_new_tokens=1).dropped_before
+    assert whole is not None and (whole == -1).all()
+
+
+@pytest.mark.parametrize("policy", ["fastv", "uniform+fastv:keep=0.5", "snapkv:keep=0.3"])
+def test_tokens_that_layers_read_are_those_of_their_caches(tiny: LVLM, policy: str) -> None:
+    """What a prompt dropped before a layer has no row there; what was not has one, or lost it."""
+    image = Image.effect_noise((168, 168), 60).convert("RGB")
+    result = tiny.generate("?", [image], policy=policy, max_new_tokens=1, return_placements=True)
+    held, dropped = result.placements[0].core, result.dropped_before
+    assert dropped is not None
+    layers = np.arange(len(held))[:, None]
+    went_on = (dropped < 0) | (layers < dropped)
+    if "snapkv" in policy:
+        assert went_on.all() and 0 < held.sum() < held.size
+    else:
+        np.testing.assert_array_equal(held, went_on)

@@ -344,6 +344,38 @@ def test_a_grid_that_lies_on_a_part_of_the_picture(page: Any) -> None:
     assert drawn[0, 1, 0] > drawn[0, 1, 2] and (drawn[0, 1] < 150).all()  # a bar, orange
 
 
+def test_what_a_prompt_dropped_early_is_marked(page: Any) -> None:
+    """Violet before the decoder, a corner between layers, dark in the cache."""
+    drop(page, ("white.png", "image/png", data(Image.new("RGB", (100, 100), "white"))))
+    visual = {"grid": [2, 2], "seen": [0, 0, 1, 1], "cells": [0, 1, 2, 3]}
+    visual |= {"dropped_before": [0, 2, -1, -1]}
+    core, none = (
+        {"shape": [1, 4], "bits": base64.b64encode(bytes([bits])).decode()}
+        for bits in (0b00010000, 0)
+    )
+    placed = {"step": 0, "core": core, "parked": none}
+    instead(
+        page,
+        **answered(
+            {"avl": {"visuals": [visual]}},
+            {"delta": {"content": "x"}, "avl": STATE | {"tokens": 1, "placements": [placed]}},
+            {"finish_reason": "stop"},
+        ),
+    )
+    ask(page, "Hello.", "fastv")
+    page.wait_for_selector(DONE)
+    told = ["dropped before the decoder 25 %", "dropped between layers 25 %"]
+    expect(page.locator(".early")).to_have_text(told)
+    drawn = np.array(page.evaluate(PLACED, [0, 0, 20, 20])).reshape(20, 20, 3).astype(int)
+    violet, dark, orange = drawn[5, 5], drawn[15, 5], drawn[15, 15]
+    assert violet[2] > violet[0] > violet[1] and violet[2] > 100
+    assert (dark < 90).all() and orange[0] > orange[2] + 100
+    assert (drawn[5, 15] < 90).all()  # dropped, as one can see
+    teal = drawn[9, 10]
+    assert teal[1] > 140 and teal[0] < 40
+    assert (drawn[19, 0] < 90).all()  # no corner where all layers read
+
+
 def test_what_is_kept_is_bounded(page: Any) -> None:
     """In number and in bytes: the oldest go, and one that is too large is not kept at all."""
     found = page.evaluate(

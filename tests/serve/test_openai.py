@@ -122,6 +122,9 @@ def shown(visuals: list[dict[str, Any]], expected: Result) -> None:
     for one, cells in zip(visuals, expected.visuals, strict=True):
         assert (tuple(one["grid"]), tuple(one["seen"])) == (cells.grid, cells.seen)
         assert one["cells"] == cells.index.tolist()
+    assert expected.dropped_before is not None
+    dropped = [before for one in visuals for before in one["dropped_before"]]
+    assert dropped == expected.dropped_before.tolist()
 
 
 def test_placements_come_with_their_steps(server: Running, tiny: LVLM) -> None:

@@ -133,14 +133,14 @@ class Session:
             )
         if visuals and extras.show:
             colour = extras.stream.isatty() and not os.environ.get("NO_COLOR")
-            shown, given = result.placements, result.given
-            told = grids(shown, visuals, steps, colour=colour, places=places, given=given)
+            shown, dropped = result.placements, result.dropped_before
+            told = grids(shown, visuals, steps, colour=colour, places=places, dropped=dropped)
             print(told, file=extras.stream)
         if visuals and extras.heatmap is not None:
             title = f"{result.stats.policy} · {prompt}"
             views = self._views()
-            shown, given = result.placements, result.given
-            sheet = draw(views, shown, visuals, steps, title, result.text, places, given)
+            shown, dropped = result.placements, result.dropped_before
+            sheet = draw(views, shown, visuals, steps, title, result.text, places, dropped)
             save_picture(sheet, extras.heatmap)
         if extras.stats:
             print(stats_lines(result.stats), file=extras.stream)

@@ -189,6 +189,7 @@ def _read(
                     scores = rated.scores
                 first, images = segment.first_layer, sequence.images_read
                 kept = goes_on(sequence, action, rows.positions, scores, first, images)
+                sequence.drop_before(first, np.delete(rows.positions, kept))
                 rows = rows.at(kept)
         added, deepstack = np.split(rows.deepstack, [len(segment.deepstack)])
         layers += len(segment.deepstack)

@@ -123,8 +123,9 @@ class Result:
 
     `logits` is [new tokens, vocab] float32, before any sampling rule, if asked for. `visuals` tells
     what the image tokens of `placements` show, one entry for each picture and video of the
-    conversation, and `given` [image tokens] which of them the decoder was given. `logprobs` has an
-    entry for each of `token_ids`, if asked for.
+    conversation, and `dropped_before` [image tokens] before which layer a prompt dropped each: 0
+    before the decoder, -1 before none. `logprobs` has an entry for each of `token_ids`, if asked
+    for.
     """
 
     text: str
@@ -135,4 +136,4 @@ class Result:
     placements: tuple[Placement, ...]
     visuals: tuple[Cells, ...]
     logprobs: tuple[TokenLogprobs, ...] | None = None
-    given: NDArray[np.bool_] | None = None
+    dropped_before: NDArray[np.int16] | None = None

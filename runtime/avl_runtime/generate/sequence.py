@@ -19,6 +19,8 @@ from avl_runtime.kv.window import leave_behind
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.vision import Cells
 
+NEVER = -1  # as the layer before which a token was dropped
+
 
 class RollbackError(AvlError):
     """Rows cannot be taken back: a policy has moved rows since, for good."""
@@ -78,7 +80,7 @@ class Sequence:
         self.seq = 0
         self._modality = np.zeros(256, np.bool_)
         self._evictable = np.zeros(256, np.bool_)
-        self._given = np.zeros(256, np.bool_)
+        self._dropped = np.full(256, NEVER, np.int16)
         self._first_image: int | None = None
         self.text_after_image = 0
         self.next_position = 0
@@ -101,9 +103,12 @@ class Sequence:
         return self._modality[: self.length]
 
     @property
-    def images_given(self) -> NDArray[np.bool_]:
-        """[image tokens so far], which of them the decoder was given."""
-        return self._given[: self.length][self.image_mask]
+    def images_dropped(self) -> NDArray[np.int16]:
+        """[image tokens so far], before which layer a prompt dropped each, `NEVER`: none.
+
+        0 is before the decoder, which was not given it.
+        """
+        return self._dropped[: self.length][self.image_mask]
 
     @property
     def evictable_mask(self) -> NDArray[np.bool_]:
@@ -201,15 +206,15 @@ class Sequence:
             )
         while start + added > len(self._modality):
             self._modality = np.concatenate([self._modality, np.zeros_like(self._modality)])
-            self._given = np.concatenate([self._given, np.zeros_like(self._given)])
+            self._dropped = np.concatenate([self._dropped, np.full_like(self._dropped, NEVER)])
             later = np.full(len(self._evictable), self._first_image is not None)
             self._evictable = np.concatenate([self._evictable, later])
         if image_mask is not None:
             self._modality[start : start + added] = image_mask
             at = np.arange(added) if given is None else given
-            read = image_mask[at]
-            self._given[start + at] = read
-            self.images_read = int(np.count_nonzero(read))
+            self._dropped[start : start + added] = 0
+            self._dropped[start + at] = NEVER
+            self.images_read = int(np.count_nonzero(image_mask[at]))
             self.image_tokens += self.images_read
             if self._first_image is None and image_mask.any():
                 self._first_image = start + int(image_mask.argmax())
@@ -296,13 +301,17 @@ class Sequence:
             )
         )
 
+    def drop_before(self, layer: int, positions: NDArray[np.int64]) -> None:
+        """Note that a prompt's tokens do not go on to a layer."""
+        self._dropped[positions] = layer
+
     def fork(self) -> Sequence:
         """A second sequence of the same tokens; rows are shared until one of them writes."""
         other = Sequence.__new__(Sequence)
         other.__dict__.update(self.__dict__)
         with self.executor.turn:
             other.caches = [cache.fork() for cache in self.caches]
-        for name in ("_modality", "_evictable", "_given", "visuals", "token_ids"):
+        for name in ("_modality", "_evictable", "_dropped", "visuals", "token_ids"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -320,7 +329,7 @@ class Sequence:
 
     def _recount(self, counts: _Counts) -> None:
         self._modality[counts.length :] = False
-        self._given[counts.length :] = False
+        self._dropped[counts.length :] = NEVER
         self._evictable[counts.length :] = counts.first_image is not None
         self.image_tokens = counts.image_tokens
         self._first_image, self.next_position = counts.first_image, counts.next_position

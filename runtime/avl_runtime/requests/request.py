@@ -325,7 +325,7 @@ class Request:
             tuple(reply.placements),
             tuple(self.sequence.visuals),
             None if reply.logprobs is None else tuple(reply.logprobs),
-            self.sequence.images_given,
+            self.sequence.images_dropped,
         )
 
 

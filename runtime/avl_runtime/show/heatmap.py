@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avl_plugins.errors import AvlError
 from avl_runtime.generate.results import Placement
-from avl_runtime.show.spans import A_VL, Span, spans, withheld
+from avl_runtime.show.spans import A_VL, Early, Span, early, spans
 from avl_runtime.vision import Cells
 
 Colour = tuple[int, int, int]
@@ -24,6 +24,7 @@ FAINT = (92, 100, 110)
 PAPER = (255, 255, 255)
 DARK = (20, 23, 28)
 WITHHELD = (104, 84, 128)  # what the decoder was never given
+STOPPED = (0, 168, 150)  # a corner of what was dropped between layers
 
 PANEL = 384  # pixels, about; a panel is a whole number of pixels a patch
 GAP = 16
@@ -31,6 +32,7 @@ LINE = 24
 WORDS, SMALL = 17, 15  # heights of letters, pixels
 ANSWER = 3  # lines of it at most
 FAINTEST = 0.4  # of its colour has what is kept in a single layer of many
+CORNER = 0.4  # of a patch's side
 SHADE = 0.15  # of its colour keeps a patch where the picture is black
 SCALE = 260  # pixels of a legend's scale
 
@@ -63,13 +65,15 @@ def draw(
     title: str = "",
     answer: str = "",
     places: Sequence[str] = A_VL,
-    given: NDArray[np.bool_] | None = None,
+    dropped: NDArray[np.integer] | None = None,
 ) -> Image.Image:
     """One row an image: the image, then what was kept of it while the answer was made.
 
     A patch is orange if most of what was kept of it was core, blue if secondary, and the brighter,
     the more layers kept it; the picture shows through in the patch's own colour. The scales below
-    hold every colour that there can be. A patch of which the decoder was given no token is violet.
+    hold every colour that there can be. A patch of which the decoder was given no token is violet,
+    and one whose tokens were dropped between layers has a corner marked; what is dark and neither
+    was read by all layers and dropped from their caches.
 
     Args:
         images: what the model sees of the pictures and videos of the whole conversation
@@ -80,7 +84,7 @@ def draw(
         answer: what the model said, under the title, cut after three lines.
         places: what the policy calls active, parked and dropped tokens (`Policy.places`); where it
             parks none there is one colour.
-        given: of a `Result`; None: the decoder was given all tokens.
+        dropped: `dropped_before` of a `Result`; None: nothing was, until the prompt was read.
 
     Raises:
         HeatmapError: no image, no placement, or not as many images as the conversation has.
@@ -94,17 +98,24 @@ def draw(
             "conversation"
         )
     layers = len(placements[0].core)
-    rows, dropped = [], [withheld(given, visuals, number) for number in range(len(images))]
+    rows, gone = [], [early(dropped, visuals, number) for number in range(len(images))]
     for number, image in enumerate(images):
         (part,) = spans(placements, visuals, number, steps, most=1)
         kept = replace(shares(placements, visuals, number, steps), places=tuple(places))
-        rows.append(_row(image, part, kept, layers, dropped[number]))
+        rows.append(_row(image, part, kept, layers, gone[number]))
     width = max(max(row.width for row in rows) + 2 * GAP, 2 * (PANEL + GAP) + GAP)
     head = [(one, INK) for one in _wrapped(title, width - 2 * GAP, 1)]
     head += [(one, FAINT) for one in _wrapped(answer, width - 2 * GAP, ANSWER)]
     top = GAP + LINE * len(head) + (GAP // 2 if head else 0)
-    early = any(one.any() for one in dropped)
-    height = top + sum(row.height + GAP for row in rows) + (3 + early) * LINE + GAP // 2
+    keys = [
+        (colour, marked, told)
+        for colour, marked, told, there in (
+            (WITHHELD, False, "dropped before the decoder", any(g.withheld.any() for g in gone)),
+            (DARK, True, "dropped between layers", any(g.stopped.any() for g in gone)),
+        )
+        if there
+    ]
+    height = top + sum(row.height + GAP for row in rows) + (3 + len(keys)) * LINE + GAP // 2
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, (line, colour) in enumerate(head):
@@ -113,10 +124,13 @@ def draw(
         sheet.paste(row, (GAP, top))
         top += row.height + GAP
     _legend(pen, (GAP, top), layers, places[:-1])
-    if early:
-        below = top + 3 * LINE
-        pen.rectangle((GAP, below + 2, GAP + LINE, below + 19), fill=WITHHELD)
-        pen.text((2 * GAP + LINE, below), "dropped before the decoder", FAINT, _font(SMALL))
+    for number, (colour, marked, told) in enumerate(keys):
+        below = top + (3 + number) * LINE
+        box = (GAP, below + 2, GAP + LINE, below + 19)
+        pen.rectangle(box, fill=colour)
+        if marked:
+            _corner(pen, box)
+        pen.text((2 * GAP + LINE, below), told, FAINT, _font(SMALL))
     return sheet
 
 
@@ -149,14 +163,12 @@ def ramp(colour: Colour, layers: int) -> NDArray[np.uint8]:
     return steps
 
 
-def _row(
-    image: Image.Image, part: Span, kept: Shares, layers: int, dropped: NDArray[np.bool_]
-) -> Image.Image:
+def _row(image: Image.Image, part: Span, kept: Shares, layers: int, gone: Early) -> Image.Image:
     patch_rows, patch_columns = part.core.shape
     cell = max(4, round(PANEL / max(patch_rows, patch_columns)))
     size = (patch_columns * cell, patch_rows * cell)
     large = image.resize(size, Image.Resampling.BICUBIC)
-    panels = (("what the model sees", large), (str(kept), _map(large, part, cell, layers, dropped)))
+    panels = (("what the model sees", large), (str(kept), _map(large, part, cell, layers, gone)))
     font = _font(SMALL)
     pitch = max(size[0], PANEL) + GAP
     wide = pitch + max(size[0], round(font.getlength(panels[1][0])) + 1)
@@ -168,15 +180,13 @@ def _row(
     return row
 
 
-def _map(
-    image: Image.Image, part: Span, cell: int, layers: int, dropped: NDArray[np.bool_]
-) -> Image.Image:
+def _map(image: Image.Image, part: Span, cell: int, layers: int, gone: Early) -> Image.Image:
     """Patches in the colours of the scales, with the picture printed into those that are kept."""
     kept = np.rint((part.core + part.secondary).clip(0, 1) * layers).astype(np.int64)
     mostly_core = part.core >= part.secondary
     scales = np.stack([ramp(SECONDARY, layers), ramp(CORE, layers)])
     colours = scales[mostly_core.astype(np.int64), kept].astype(np.float64)
-    colours[dropped] = WITHHELD
+    colours[gone.withheld] = WITHHELD
     light = np.asarray(image.convert("L"), np.float64)
     light /= max(1.0, float(np.percentile(light, 95)))  # a page's paper is white, though it be grey
     shade = SHADE + (1 - SHADE) * light.clip(0, 1)
@@ -186,7 +196,19 @@ def _map(
     plain = np.tile(edge, part.core.shape) | (_large(kept, cell) == 0)
     shade = np.where(plain, 1.0, shade)
     shown = _large(colours, cell) * shade[:, :, None]
-    return Image.fromarray(shown.round().clip(0, 255).astype(np.uint8))
+    found = Image.fromarray(shown.round().clip(0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(found)
+    for row, column in zip(*np.nonzero(gone.stopped), strict=True):
+        left, top = int(column) * cell, int(row) * cell
+        _corner(pen, (left, top, left + cell - 1, top + cell - 1))
+    return found
+
+
+def _corner(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
+    """A triangle at the lower left."""
+    left, _, right, bottom = box
+    side = max(1, round((right - left) * CORNER))
+    pen.polygon([(left, bottom - side), (left + side, bottom), (left, bottom)], STOPPED)
 
 
 def _large(values: NDArray[np.float64] | NDArray[np.int64], cell: int) -> NDArray[np.float64]:

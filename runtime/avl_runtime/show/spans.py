@@ -77,23 +77,36 @@ def spans(
     return result
 
 
-def withheld(
-    given: NDArray[np.bool_] | None, visuals: Sequence[Cells], number: int
-) -> NDArray[np.bool_]:
-    """[rows, columns], the cells of one picture that no token shows which the decoder was given.
+@dataclass(frozen=True, slots=True)
+class Early:
+    """Cells of a picture that a prompt dropped before it was read to its end.
+
+    withheld: [rows, columns], those of which the decoder was given no token. stopped: those of
+    whose tokens some layers were the last to read any.
+    """
+
+    withheld: NDArray[np.bool_]
+    stopped: NDArray[np.bool_]
+
+
+def early(dropped: NDArray[np.integer] | None, visuals: Sequence[Cells], number: int) -> Early:
+    """The cells of one picture that were dropped before the decoder, and between its layers.
 
     Args:
-        given: [image tokens], those of the conversation that it was given; None: all.
+        dropped: [image tokens] of the conversation, `Result.dropped_before`; None: none was.
         visuals, number: as `spans` takes them.
     """
     cells = visuals[number]
-    if given is None:
-        return np.zeros(cells.grid, np.bool_)
+    if dropped is None:
+        none = np.zeros(cells.grid, np.bool_)
+        return Early(none, none)
     first = sum(len(one.index) for one in visuals[:number])
-    shares = given[first : first + len(cells.index)].astype(np.float64)
+    own = dropped[first : first + len(cells.index)]
     shown = np.bincount(cells.index[cells.index >= 0], minlength=cells.grid[0] * cells.grid[1])
-    found: NDArray[np.bool_] = (_by_cell(shares, cells) == 0) & (shown.reshape(cells.grid) > 0)
-    return found
+    there = shown.reshape(cells.grid) > 0
+    withheld = there & (_by_cell((own != 0).astype(np.float64), cells) == 0)
+    stopped = there & (_by_cell((own < 0).astype(np.float64), cells) == 0) & ~withheld
+    return Early(withheld, stopped)
 
 
 def _by_cell(shares: NDArray[np.float64], cells: Cells) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 // A run on the page: its pictures with marks, its text, its figures.
 
-import { byCell, mean, placementAt, shares } from "./attention.js";
+import { byCell, early, mean, placementAt, shares } from "./attention.js";
 import { draw } from "./drawing.js";
 import { speedOf, textOf } from "./run.js";
 
@@ -11,6 +11,9 @@ const ENDS = {
   time: "cut by the server's time limit",
   shutdown: "cut: the server was stopped",
 };
+
+const NAMES = ["core", "secondary", "minor"]; // places of tokens, as they are called
+const EARLY = { withheld: "before the decoder", stopped: "between layers" };
 
 function made(name, className, parent, text = "") {
   const found = document.createElement(name);
@@ -46,10 +49,8 @@ export class AnswerView {
     });
     const told = made("div", "told", this.box);
     const places = made("p", "shares", told);
-    this.shares = ["core", "secondary", "minor"].map((name) => [
-      name,
-      made("span", `share ${name}`, places),
-    ]);
+    this.shares = NAMES.map((name) => [name, made("span", `share ${name}`, places)]);
+    this.early = Object.keys(EARLY).map((name) => [name, made("span", `early ${name}`, places)]);
     const text = made("p", "text", told);
     this.before = text.appendChild(document.createTextNode(""));
     this.mark = made("mark", "", text);
@@ -82,14 +83,14 @@ export class AnswerView {
     const { run, pictures } = this;
     const at = run.placements.length ? placementAt(run.placements, step) : null;
     const told = at && at.tokens ? shares(at, Math.min(layer, at.layers)) : null;
+    const all = told && { ...told, ...early(run.visuals) };
     pictures.forEach((picture, number) => {
       const visual = run.visuals[number];
       const places =
-        marks && told && visual
-          ? {
-              core: byCell(told.core, run.visuals, number),
-              secondary: byCell(told.secondary, run.visuals, number),
-            }
+        marks && all && visual
+          ? Object.fromEntries(
+              Object.entries(all).map(([name, one]) => [name, byCell(one, run.visuals, number)]),
+            )
           : null;
       draw(this.canvases[number], picture, visual, places);
     });
@@ -100,9 +101,17 @@ export class AnswerView {
       part.textContent = told ? `${name} ${percent(Math.max(0, parts[name]))}` : "";
       part.hidden = !told;
     }
+    for (const [name, part] of this.early) {
+      const share = all ? mean(all[name]) : 0;
+      part.textContent = share ? `dropped ${EARLY[name]} ${percent(share)}` : "";
+      part.hidden = !share;
+    }
     const where = layer ? `layer ${layer}` : "all layers";
     const says = told
-      ? `step ${step}, ${where}: ${this.shares.map(([, part]) => part.textContent).join(", ")}`
+      ? `step ${step}, ${where}: ${[...this.shares, ...this.early]
+          .map(([, part]) => part.textContent)
+          .filter(Boolean)
+          .join(", ")}`
       : "no marks yet";
     this.canvases.forEach((canvas, number) => {
       canvas.setAttribute("aria-label", `Picture ${number + 1} under ${run.policy}, ${says}`);

@@ -55,6 +55,22 @@ export function mean(values) {
   return values.length ? values.reduce((sum, one) => sum + one, 0) / values.length : 0;
 }
 
+/** For each token of all pictures 1 where a prompt dropped it so, 0 elsewhere. */
+function droppedWhere(visuals, so) {
+  return Float32Array.from(
+    visuals.flatMap((one) => one.dropped_before ?? one.cells.map(() => -1)),
+    (layer) => (so(layer) ? 1 : 0),
+  );
+}
+
+/** The tokens that the decoder was not given, and those dropped between its layers. */
+export function early(visuals) {
+  return {
+    withheld: droppedWhere(visuals, (layer) => layer === 0),
+    stopped: droppedWhere(visuals, (layer) => layer > 0),
+  };
+}
+
 /** Shares of a picture's cells: the mean of the tokens that show each; NaN where none does. */
 export function byCell(values, visuals, number) {
   let first = 0;

@@ -3,13 +3,16 @@
 const CORE = [255, 138, 0];
 const SECONDARY = [0, 132, 255];
 const MINOR = [20, 23, 28];
+const WITHHELD = [104, 84, 128];
+const STOPPED = "rgb(0 168 150)";
 const LONGEST = 1024; // pixels of a drawing's longer side
 
 /** Draws a picture, and over each of its cells in which place its tokens are.
  *
  * @param picture an ImageBitmap
  * @param visual  what the server tells of it: grid, cells, and the part that is seen
- * @param places  { core, secondary }: shares by cell; null draws the picture alone
+ * @param places  { core, secondary, withheld, stopped }: shares by cell; null draws the picture
+ *                alone. What was dropped between layers has a corner marked.
  */
 export function draw(canvas, picture, visual, places) {
   const [left, top, right, bottom] = visual ? visual.seen : [0, 0, 1, 1];
@@ -39,8 +42,10 @@ export function draw(canvas, picture, visual, places) {
     const [row, column] = [Math.floor(cell / columns), cell % columns];
     const corner = [across[column], down[row]];
     const box = [...corner, across[column + 1] - corner[0], down[row + 1] - corner[1]];
-    fill(pen, box, MINOR, 0.86 * (1 - kept));
+    const withheld = places.withheld[cell];
+    fill(pen, box, withheld === 1 ? WITHHELD : MINOR, 0.86 * (1 - kept));
     if (kept > 0) fill(pen, box, mixed(core / kept), 0.5 * kept);
+    if (withheld < 1 && withheld + places.stopped[cell] === 1) notch(pen, box);
   }
 }
 
@@ -64,6 +69,16 @@ function mixed(core) {
 function fill(pen, box, colour, strength) {
   pen.fillStyle = `rgb(${colour.join(" ")} / ${strength.toFixed(3)})`;
   pen.fillRect(...box);
+}
+
+function notch(pen, [left, top, wide, high]) {
+  const bottom = top + high;
+  pen.fillStyle = STOPPED;
+  pen.beginPath();
+  pen.moveTo(left, bottom - 0.4 * high);
+  pen.lineTo(left + 0.4 * wide, bottom);
+  pen.lineTo(left, bottom);
+  pen.fill();
 }
 
 /** A canvas with a picture, not larger than `longest`. */

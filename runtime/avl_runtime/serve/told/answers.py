@@ -197,11 +197,23 @@ def standing(state: State) -> Object:
 
 
 def visuals(request: Request) -> list[Object]:
-    """What the image tokens of each picture show, in prompt order."""
+    """What the image tokens of each picture show, in prompt order, and where a prompt dropped them.
+
+    That is null where the prompt was not read.
+    """
     found = [media.cells for media in request.prompt.media]
+    counts = [len(one.index) for one in found]
+    dropped = request.sequence.images_dropped
+    read = len(dropped) == sum(counts)
+    parts = np.split(dropped, np.cumsum(counts)[:-1]) if read else [None] * len(found)
     return [
-        {"grid": list(one.grid), "seen": list(one.seen), "cells": one.index.tolist()}
-        for one in found
+        {
+            "grid": list(one.grid),
+            "seen": list(one.seen),
+            "cells": one.index.tolist(),
+            "dropped_before": None if part is None else part.tolist(),
+        }
+        for one, part in zip(found, parts, strict=False)
     ]
 
 
