@@ -15,6 +15,10 @@
 HELPER int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 HELPER int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// The distance of the bytes that a step asks for, in which so many heads read a row. One head
+// computes so little that it waits for what was asked for a row's time ago: hence one more.
+HELPER int64_t step_ahead(int64_t heads) { return AHEAD * (heads + 1); }
+
 // Begin to read so many bytes, if it is a positive number.
 HELPER void fetch(const void *from, int64_t bytes)
 {

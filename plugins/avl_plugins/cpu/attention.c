@@ -91,10 +91,10 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
     }
 }
 
-// Begin to read as many numbers as follow `row` by the distance of AHEAD.
+// Begin to read as many numbers as follow `row` by the distance of `step_ahead`.
 HELPER void read_ahead(const float *row, int64_t count, int64_t group)
 {
-    fetch(row + AHEAD * group / SIZE, count * SIZE);
+    fetch(row + step_ahead(group) / SIZE, count * SIZE);
 }
 
 // scores[g, j] = scale * q[g] . keys[j], rows of scores `stride` apart.
@@ -189,10 +189,10 @@ HELPER void score_chunk(const avl_step *step, int64_t index, int bits, int64_t d
             score_codes(group, step->scale, d, q, rows_from(p->key_codes, at, d, bits),
                         scales_from(p->key_scales, at, bits), rows, scores + from, stride, bits);
             fetch(rows_from(p->value_codes, at, d, bits),
-                  least(AHEAD * group, rows * d * bits / 8));
+                  least(step_ahead(group), rows * d * bits / 8));
         } else {
             score(step, d, q, p->keys + at * d, rows, scores + from, stride);
-            fetch(p->values + at * d, least(AHEAD * group, rows * d * SIZE));
+            fetch(p->values + at * d, least(step_ahead(group), rows * d * SIZE));
         }
     }
     for (int64_t g = 0; g < group; g++)

@@ -90,7 +90,7 @@ HELPER void score_codes(int64_t group, float scale, int64_t d, const float *q, c
         const char *from = rows_from(keys, j, d, bits);
         const float *by = scales_from(scales, j, bits);
         float *to = scores + j;
-        fetch(from + AHEAD * group, LANES * d * bits / 8);
+        fetch(from + step_ahead(group), LANES * d * bits / 8);
         int64_t g = 0;
         for (; g + 4 <= group; g += 4)
             score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 4, bits);
@@ -157,7 +157,7 @@ HELPER void add_codes(int64_t group, int64_t d, const float *weights, int64_t st
         const int64_t count = least(BLOCK, rows - j);
         const char *from = rows_from(values, j, d, bits);
         const float *by = scales_from(scales, j, bits), *share = weights + j;
-        fetch(from + AHEAD * group, count * d * bits / 8);
+        fetch(from + step_ahead(group), count * d * bits / 8);
         int64_t g = 0;
         for (; g + 4 <= group; g += 4)
             add_heads(share + g * stride, stride, by, from, count, d, out + g * d, 4, bits);
