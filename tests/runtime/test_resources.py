@@ -35,7 +35,8 @@ before = memory.rss_bytes()
 def held():
     return (memory.rss_bytes() - before) >> 20
 def fill():
-    blocks = [np.ones(1 << 20, np.uint8) for _ in range(64)]
+    blocks = [np.ones(1 << 20, np.uint8) for _ in range(24)]
+    blocks.append(np.ones(40 << 20, np.uint8))  # more than glibc would ever keep by itself
 found = []
 for number in range(3):
     other = Thread(target=fill)

@@ -14,9 +14,10 @@ from avl_runtime.machine.resources import usable_memory
 
 STATUS = Path("/proc/self/status")
 # glibc's numbers of limits (malloc.h): bytes at a heap's end that are kept, bytes from which on a
-# block is mapped by itself, and heaps.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+# block is mapped by itself, blocks that may be, and heaps.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 MAPPED: Final = 32 << 20  # the most that glibc takes for the second
+MOST_MAPPED: Final = 65536  # glibc's own number for the third
 TRIMMED_NEVER: Final = (1 << 31) - 1
 _KEPT = 8  # of so much of the machine's memory one part may be freed and kept
 _keeping = threading.Event()
@@ -53,14 +54,16 @@ def keep_freed() -> None:
     """Keep what is freed for what comes next; whoever says so calls `give_back` when it is idle.
 
     The system clears each page that it gives out, which takes longer than to copy rows into it. All
-    threads share one heap from now on, so that each takes what others have freed. Nothing changes
-    under another allocator than glibc's.
+    threads share one heap from now on, so that each takes what others have freed; and blocks of any
+    size lie on it, as those that are mapped by themselves, from 32 MiB on, go back when they are
+    freed: a batch's rows of a layer may be as large, and are replaced whenever a request joins or
+    leaves. Nothing changes under another allocator than glibc's.
     """
     tune = getattr(libc(), "mallopt", None)
     if tune is not None and getattr(libc(), "mallinfo2", None) is not None:
         tune(_M_ARENA_MAX, 1)
         tune(M_TRIM_THRESHOLD, TRIMMED_NEVER)
-        tune(M_MMAP_THRESHOLD, MAPPED)
+        tune(M_MMAP_MAX, 0)
         _keeping.set()
 
 

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 import onnxruntime as ort
 
 from avl_runtime.machine.memory import (
+    M_MMAP_MAX,
     M_MMAP_THRESHOLD,
     M_TRIM_THRESHOLD,
     MAPPED,
+    MOST_MAPPED,
     TRIMMED_NEVER,
     keeps_freed,
     libc,
@@ -82,6 +84,7 @@ def tight_memory() -> Iterator[None]:
     if tune is None:  # another allocator than glibc's
         yield
         return
+    tune(M_MMAP_MAX, MOST_MAPPED)
     for limit in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
         tune(limit, _WHILE_LOADING)
     try:
@@ -89,3 +92,4 @@ def tight_memory() -> Iterator[None]:
     finally:  # what limits grow to by themselves in a process that has used large blocks
         tune(M_MMAP_THRESHOLD, MAPPED)
         tune(M_TRIM_THRESHOLD, TRIMMED_NEVER if keeps_freed() else 2 * MAPPED)
+        tune(M_MMAP_MAX, 0 if keeps_freed() else MOST_MAPPED)
