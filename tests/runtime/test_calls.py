@@ -19,11 +19,19 @@ from avl_runtime.generate.call_grammar import Function, call_grammar
 from avl_runtime.generate.call_reader import CallReader
 from avl_runtime.generate.grammars import Grammar, Grammars, json_grammar
 from avl_runtime.generate.sampling import Sampler
-from avl_runtime.prompts.calls import HERMES, MISTRAL, CallForm
+from avl_runtime.prompts.calls import GLM, GLM_DENSE, HERMES, MISTRAL, CallForm
 from avl_runtime.prompts.chat_template import ChatTemplate, TemplateError
 from avl_runtime.prompts.messages import conversation
 from avl_runtime.prompts.processor import Processor
-from support.tools import FIND, HERMES_TEMPLATE, MISTRAL_TEMPLATE, STOP, TOOLS
+from support.tools import (
+    FIND,
+    GLM_DENSE_TEMPLATE,
+    GLM_TEMPLATE,
+    HERMES_TEMPLATE,
+    MISTRAL_TEMPLATE,
+    STOP,
+    TOOLS,
+)
 
 WORDS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]")
 PLACES = {"image": "<image>"}
@@ -42,7 +50,13 @@ SAID: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("template", "form"), [(HERMES_TEMPLATE, HERMES), (MISTRAL_TEMPLATE, MISTRAL)]
+    ("template", "form"),
+    [
+        (HERMES_TEMPLATE, HERMES),
+        (MISTRAL_TEMPLATE, MISTRAL),
+        (GLM_TEMPLATE, GLM),
+        (GLM_DENSE_TEMPLATE, GLM_DENSE),
+    ],
 )
 def test_prompts_are_those_of_transformers(template: str, form: CallForm) -> None:
     ours = ChatTemplate(template, {}, PLACES)

@@ -16,9 +16,9 @@ from avl_runtime.serve.asked.fields import chat_request
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.limits import Limits
 from support.server import MODEL, ONE, Running, picture, said, started
-from support.tools import FIND, HERMES_TEMPLATE, STOP, TOOLS, with_template
+from support.tools import FIND, GLM_TEMPLATE, HERMES_TEMPLATE, STOP, TOOLS, with_template
 
-NAME = "tools"
+NAME, TAGGED = "tools", "tagged"
 NAMED = {"type": "function", "function": {"name": "find"}}
 QUESTION = [{"role": "user", "content": [picture(ONE.image), said("Find some.")]}]
 ASKED: dict[str, Any] = {
@@ -35,7 +35,8 @@ ASKED: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def served(tiny_package: Path) -> Iterator[Running]:
     package = with_template(tiny_package, HERMES_TEMPLATE, f"{NAME}.avl")
-    with started(package, "--backend", "ort-cpu") as running:
+    other = with_template(tiny_package, GLM_TEMPLATE, f"{TAGGED}.avl")
+    with started(package, str(other), "--backend", "ort-cpu") as running:
         yield running
     assert "Traceback" not in "".join(running.lines)
 
@@ -109,6 +110,32 @@ def test_the_one_that_is_named_and_what_follows_it(served: Running) -> None:
             )
         ]
     assert counts[0]["count"] < counts[1]["count"] < counts[2]["count"]
+
+
+def test_arguments_one_by_one_are_told_as_json(served: Running) -> None:
+    asked = ASKED | {"model": TAGGED, "tool_choice": NAMED}
+    anything = {"type": "object", "properties": {"x": {}}}
+    with served.client() as client:
+        whole = client.chat.completions.create(**asked).choices[0]
+        (arguments,) = checked(whole)
+        with client.chat.completions.stream(**asked) as stream:
+            parts = [
+                one.delta.tool_calls
+                for event in stream
+                if event.type == "chunk"
+                for one in event.chunk.choices
+                if one.delta.tool_calls
+            ]
+            assert checked(stream.get_final_completion().choices[0]) == [arguments]
+        assert len(parts) > 3
+        (call,) = whole.message.tool_calls
+        said = {"role": "tool", "tool_call_id": call.id, "content": "none are"}
+        more = [*QUESTION, whole.message.model_dump(exclude_none=True), said]
+        chosen = client.chat.completions.create(**ASKED | {"model": TAGGED, "messages": more})
+        assert chosen.choices[0].finish_reason in ("stop", "length", "tool_calls")
+        loose = [{"type": "function", "function": {"name": "find", "parameters": anything}}]
+        with pytest.raises(openai.BadRequestError, match="function find: argument 'x'"):
+            client.chat.completions.create(**asked | {"tools": loose})
 
 
 def test_text_is_text_where_the_model_may_choose(served: Running) -> None:

@@ -132,7 +132,7 @@ class Running:
 @contextmanager
 def started(package: Path, *options: str) -> Iterator[Running]:
     process = subprocess.Popen(
-        [sys.executable, "-c", START, str(package), "--port", "0", *options],
+        [sys.executable, "-c", START, "--port", "0", str(package), *options],
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,

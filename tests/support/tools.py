@@ -48,6 +48,68 @@ MISTRAL_TEMPLATE = """\
 {%- endif %}
 {%- endfor %}
 """
+# As GLM-4.5V and 4.6V have it, without their thoughts.
+GLM_TEMPLATE = """\
+[gMASK]<sop>
+{%- if tools -%}
+<|system|>
+# Tools
+
+<tools>
+{% for tool in tools %}
+{{ tool | tojson(ensure_ascii=False) }}
+{% endfor %}
+</tools>
+
+<tool_call>{function-name}
+<arg_key>{arg-key-1}</arg_key>
+<arg_value>{arg-value-1}</arg_value>
+...
+</tool_call>{%- endif -%}
+{%- for m in messages %}
+{%- if m.role == 'user' -%}<|user|>
+{% if m.content is string %}{{ m.content }}{% else %}
+{%- for item in m.content %}
+{%- if item.type == 'image' %}<image>{% else %}{{ item.text }}{% endif %}
+{%- endfor %}{% endif %}
+{%- elif m.role == 'assistant' -%}
+<|assistant|>
+{%- if m.content is string and m.content.strip() -%}
+{{ '\\n' + m.content.strip() }}
+{%- elif m.content is not string -%}
+{%- for item in m.content %}{{ '\\n' + item.text.strip() }}{% endfor %}
+{%- endif -%}
+{% if m.tool_calls %}
+{% for tc in m.tool_calls %}
+{%- if tc.function %}
+    {%- set tc = tc.function %}
+{%- endif %}
+{{ '\\n<tool_call>' + tc.name }}
+{% set _args = tc.arguments %}
+{% for k, v in _args.items() %}
+<arg_key>{{ k }}</arg_key>
+<arg_value>{{ v | tojson(ensure_ascii=False) if v is not string else v }}</arg_value>
+{% endfor %}
+</tool_call>{% endfor %}
+{% endif %}
+{%- elif m.role == 'tool' -%}
+{%- if loop.first or (messages[loop.index0 - 1].role != "tool") %}
+    {{- '<|observation|>' }}
+{%- endif %}
+{{- '\\n<tool_response>\\n' }}
+{{- m.content }}
+{{- '\\n</tool_response>' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
+"""
+# As GLM-4.7 and GLM-OCR have it: calls without lines.
+GLM_DENSE_TEMPLATE = (
+    GLM_TEMPLATE.replace("{{ '\\n<tool_call>' + tc.name }}", "{{- '<tool_call>' + tc.name -}}")
+    .replace("</arg_key>\n<arg_value>{{", "</arg_key><arg_value>{{")
+    .replace("else v }}</arg_value>\n{% endfor %}\n<", "else v }}</arg_value>{% endfor %}<")
+    .replace(".items() %}\n<", ".items() %}<")
+)
 COLOUR = {"type": "string", "enum": ["red", "green"]}
 FIND: dict[str, Any] = {
     "name": "find",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from avl_runtime.generate.grammars import Grammar, embedded
+from avl_runtime.generate.tagged_calls import TAGGED, rules
 from avl_runtime.prompts.calls import CallForm
 
 
@@ -39,6 +40,9 @@ def call_grammar(
         must: whether there are calls in any case, and nothing before them.
         several: whether there may be more than one call.
         answer: what an answer is, as `json_grammar` makes it; None for any text.
+
+    Raises:
+        GrammarError: a function has arguments that the form has no way to write.
     """
     trigger = literal(form.trigger)
     rest = f"{literal(form.between)} call" if form.between else "call"
@@ -56,6 +60,11 @@ def call_grammar(
     lines.append(f"call: {trigger} tool")
     lines.append("tool: " + " | ".join(f"tool_{at}" for at in range(len(functions))))
     front = form.begin.removeprefix(form.trigger)
+    if form.line is not None:
+        lines += TAGGED
+        for at, one in enumerate(functions):
+            lines += rules(f"tool_{at}", one.arguments, one.name, form.line, literal)
+        return Grammar("\n".join(lines) + "\n")
     for at, one in enumerate(functions):
         named = literal(f"{front}{one.name}{form.middle}")
         end = f" {literal(form.end)}" if form.end else ""

@@ -71,10 +71,16 @@ def json_grammar(schema: object, name: str = "json_schema", *, strict: bool = Tr
     return Grammar(_as_grammar(schema_text(schema, name), name, strict))
 
 
+def schema_of(grammar: Grammar) -> Mapping[str, Any]:
+    """The schema that `json_grammar` made a grammar of, with llguidance's settings in it."""
+    (only,) = json.loads(grammar.source)["grammars"]
+    found: Mapping[str, Any] = only["json_schema"]
+    return found
+
+
 def embedded(grammar: Grammar) -> str:
     """What `json_grammar` made, as a part of a rule in Lark's syntax."""
-    (only,) = json.loads(grammar.source)["grammars"]
-    return f"%json {json.dumps(only['json_schema'])}"
+    return f"%json {json.dumps(schema_of(grammar))}"
 
 
 def schema_text(schema: object, name: str) -> str:

@@ -198,14 +198,13 @@ class Run:
     Attributes:
         name: of the model.
         requests: one for each choice.
-        call_form: how they write calls of functions, where they may call some.
         cut: why they were ended before their end, if they were.
     """
 
     def __init__(self, served: Served, requests: Sequence[Request], asked: ChatRequest) -> None:
         self.requests, self._served = tuple(requests), served
         self.name = served.name
-        self.call_form = None if asked.tools is None else served.call_form
+        self._tools = asked.tools
         self.cut: Cut | None = None
         self.left = len(requests)
         self._begun = 0
@@ -214,12 +213,17 @@ class Run:
     def reason(self, choice: int) -> str:
         """Why a choice ended, as clients are told it."""
         reply = self.requests[choice].reply
-        if self.call_form is not None and reply.finish_reason == "eos":
-            reader = CallReader(self.call_form)
+        reader = self.reader()
+        if reader is not None and reply.finish_reason == "eos":
             reader.push(reply.text, last=True)
             if reader.calls:
                 return "tool_calls"
         return FINISHES.get(reply.finish_reason or "", "length")
+
+    def reader(self) -> CallReader | None:
+        """What tells calls of functions in a reply; None where none may be called."""
+        form = self._served.call_form
+        return None if self._tools is None or form is None else self._tools.reader(form)
 
     def begin(self) -> None:
         """Have the scheduler run them.

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from avl_runtime.generate.call_grammar import Function, call_grammar
+from avl_runtime.generate.call_reader import CallReader
 from avl_runtime.generate.grammars import LONGEST_SCHEMA, Grammar, Grammars
+from avl_runtime.generate.tagged_calls import properties_of
 from avl_runtime.prompts.calls import CallForm, ToolCall
 from avl_runtime.serve.asked import values
 from avl_runtime.serve.asked.formats import grammar_of
@@ -55,6 +57,18 @@ class Tools:
             several=self.several,
             answer=answer,
         )
+
+    def reader(self, form: CallForm) -> CallReader:
+        """What tells calls in a reply that the grammar has held."""
+        if form.line is None:
+            return CallReader(form)
+        texts = {
+            function.name: [
+                one.name for one in properties_of(function.name, function.arguments) if one.is_text
+            ]
+            for function in self.functions
+        }
+        return CallReader(form, texts)
 
 
 def tools_of(given: Mapping[str, Any], *, nested: bool = True) -> Tools | None:

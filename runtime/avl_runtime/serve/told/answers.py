@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from avl_runtime import __version__
 from avl_runtime.generate.call_reader import CallReader, Piece
 from avl_runtime.generate.results import Logprob, Placement, TokenLogprobs
-from avl_runtime.prompts.calls import CallForm
 from avl_runtime.prompts.text import REPLACEMENT
 from avl_runtime.requests.request import Request
 from avl_runtime.serve.served import Cut, Run, State, stats_of
@@ -50,7 +49,7 @@ class Answer:
             choices.append(
                 {
                     "index": index,
-                    "message": _message(request.reply.text, self._run.call_form),
+                    "message": _message(request.reply.text, self._run.reader()),
                     "logprobs": _logprobs(self._told(request)) if logprobs else None,
                     "finish_reason": self._run.reason(index),
                     "avl": about(request, self._run.cut),
@@ -123,11 +122,11 @@ class Answer:
         }
 
 
-def _message(text: str, form: CallForm | None) -> Object:
+def _message(text: str, reader: CallReader | None) -> Object:
     found: Object = {"role": "assistant", "content": text, "refusal": None}
-    if form is None:
+    if reader is None:
         return found
-    pieces = CallReader(form).push(text, last=True)
+    pieces = reader.push(text, last=True)
     calls: list[Object] = []
     for piece in pieces:
         if piece.name is not None:

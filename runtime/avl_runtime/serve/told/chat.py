@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from avl_runtime.generate.call_reader import CallReader, Piece
+from avl_runtime.generate.call_reader import Piece
 from avl_runtime.generate.results import TokenLogprobs
 from avl_runtime.serve.answering import Form
 from avl_runtime.serve.asked.fields import ChatRequest, chat_request
@@ -18,9 +18,9 @@ class ChatTeller:
 
     def __init__(self, exchange: Exchange, asked: ChatRequest, run: Run) -> None:
         self._exchange, self._asked, self._run = exchange, asked, run
-        form = run.call_form
         self._answer = Answer(asked.model, run)
-        self._readers = [] if form is None else [CallReader(form) for _ in run.requests]
+        readers = [run.reader() for _ in run.requests]
+        self._readers = [reader for reader in readers if reader is not None]
         self._told = [0] * asked.choices  # logprobs of each choice
         self._logprobs = asked.options.logprobs is not None
         self._opened: set[int] = set()

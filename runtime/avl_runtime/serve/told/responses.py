@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from avl_runtime.generate.call_reader import CallReader, Piece
+from avl_runtime.generate.call_reader import Piece
 from avl_runtime.serve.answering import Form
 from avl_runtime.serve.asked import values
 from avl_runtime.serve.asked.content import RESPONSES, Said, check, messages
@@ -114,7 +114,7 @@ class ResponseTeller:
         self._id = f"resp_{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._number = 0
-        self._reader = None if run.call_form is None else CallReader(run.call_form)
+        self._reader = run.reader()
         self._items: list[Item] = []
 
     async def step(self, event: Event) -> None:
