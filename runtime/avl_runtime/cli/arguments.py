@@ -53,6 +53,13 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     for option in ("heatmap", "show"):
         if getattr(arguments, option) and not (sources or arguments.video or arguments.talk):
             parser.error(f"--{option} needs an image or a video, add --image PATH or --video PATH")
+    if arguments.certainty and arguments.talk:
+        parser.error("--certainty needs a prompt, as an argument or on stdin")
+    if arguments.certainty and (arguments.video or not sources):
+        parser.error(
+            "--certainty masks pictures: expected --image PATH and no --video; ask about frames of "
+            "a video as pictures"
+        )
     if arguments.system is not None and not arguments.system.strip():
         parser.error("argument --system: expected a text, found none; leave it out")
     if arguments.logprobs is not None and not arguments.json:
@@ -170,6 +177,11 @@ def make_parser() -> CommandParser:
         "none, and say so",
     )
     add("--stats", action="store_true", help="speed and memory at the end")
+    add(
+        "--certainty",
+        action="store_true",
+        help="how sure the answer is of the pictures, by reading it again behind masked ones",
+    )
     add("--json", action="store_true", help="print one JSON object instead")
     add("--show", action="store_true", help="print which image tokens were kept, as a grid")
     add(

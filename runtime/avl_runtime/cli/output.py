@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from avl_plugins.errors import AvlError, shown
+from avl_runtime.evaluate.certainty import Certainty
 from avl_runtime.generate.results import Result, Stats, TokenLogprobs
 from avl_runtime.machine.sizes import size_text
 
@@ -24,9 +25,10 @@ class OutputError(AvlError):
     """A file cannot be written."""
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: Result, certain: Certainty | None = None) -> dict[str, Any]:
     """The object that `--json` prints."""
     stats = result.stats
+    told = {} if certain is None else {"certainty": _certainty(certain)}
     noted = {} if result.logprobs is None else {"logprobs": list(map(_logprobs, result.logprobs))}
     return {
         "text": result.text,
@@ -52,7 +54,25 @@ def as_json(result: Result) -> dict[str, Any]:
         "peak_rss_bytes": stats.peak_rss_bytes,
         "device_bytes": None if stats.device_bytes is None else asdict(stats.device_bytes),
         **noted,
+        **told,
     }
+
+
+def _certainty(certain: Certainty) -> dict[str, float]:
+    return {
+        "confidence": certain.confidence,
+        "score": certain.score,
+        "divergence": certain.divergence,
+        "entropy": certain.entropy,
+    }
+
+
+def certainty_line(certain: Certainty) -> str:
+    """How sure an answer is of its pictures, for people."""
+    return (
+        f"certainty: {certain.confidence:.2f} (without most of the picture its tokens' "
+        f"probabilities move by {certain.divergence:.3f} nats; entropy {certain.entropy:.3f} nats)"
+    )
 
 
 def _logprobs(token: TokenLogprobs) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def _run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
         arguments.heatmap,
         sys.stderr,
         notes=not arguments.quiet,
+        certainty=arguments.certainty,
     )
     hushed = redirect_stderr(io.StringIO()) if arguments.quiet else nullcontext()
     with hushed:

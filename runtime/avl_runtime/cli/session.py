@@ -15,8 +15,9 @@ from typing import Any, TextIO
 from PIL import Image
 
 from avl_runtime.chat import Chat
-from avl_runtime.cli.output import as_json, save_picture, stats_lines
+from avl_runtime.cli.output import as_json, certainty_line, save_picture, stats_lines
 from avl_runtime.cli.talk.sources import Shown
+from avl_runtime.evaluate.certainty import Certainty, certainty
 from avl_runtime.generate.results import Result
 from avl_runtime.model import LVLM
 from avl_runtime.show.grid import grids
@@ -29,6 +30,7 @@ class Extras:
 
     Attributes:
         notes: whether an answer that was cut is said to be.
+        certainty: whether the answer is read again, behind masked pictures.
     """
 
     stats: bool
@@ -37,6 +39,7 @@ class Extras:
     heatmap: Path | None
     stream: TextIO = field(repr=False)
     notes: bool = True
+    certainty: bool = False
 
 
 class Session:
@@ -55,7 +58,7 @@ class Session:
         self.model = model
         self.chat: Chat = model.chat(system=system)
         self.extras = extras
-        self._options = options
+        self._options, self._system = options, system
         self._interrupted = False
 
     def ask(self, prompt: str, shown: Shown) -> None:
@@ -66,11 +69,13 @@ class Session:
         """
         extras = self.extras
         traced = extras.show or extras.heatmap is not None
+        noted: dict[str, Any] = {"return_logits": True} if extras.certainty else {}
         stream = self.chat.stream(
             prompt,
             list(shown.images),
             list(shown.videos),
             return_placements=traced,
+            **noted,
             **self._options,
         )
         result: Result | None = None
@@ -89,7 +94,11 @@ class Session:
         if result is None:
             print("[stopped]", file=extras.stream)
         else:
-            self._report(result, prompt)
+            found = None
+            if extras.certainty:
+                asked = prompt, shown.images, result, self.chat.policy, self._system
+                found = certainty(self.model, *asked)
+            self._report(result, prompt, found)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -121,11 +130,11 @@ class Session:
             found["video"] += [processor.view_video(video) for video in videos]
         return [found[kind].pop(0) for kind in self.chat.media]
 
-    def _report(self, result: Result, prompt: str) -> None:
+    def _report(self, result: Result, prompt: str, certain: Certainty | None) -> None:
         extras, visuals = self.extras, result.visuals
         steps, places = result.stats.new_tokens - 1, self.chat.policy.places
         if extras.json:
-            print(json.dumps(as_json(result), ensure_ascii=False), flush=True)
+            print(json.dumps(as_json(result, certain), ensure_ascii=False), flush=True)
         elif result.finish_reason == "length" and extras.notes:
             print(
                 f"[cut after {result.stats.new_tokens} tokens; --max-new-tokens allows more]",
@@ -144,3 +153,5 @@ class Session:
             save_picture(sheet, extras.heatmap)
         if extras.stats:
             print(stats_lines(result.stats), file=extras.stream)
+        if certain is not None:
+            print(certainty_line(certain), file=extras.stream)

@@ -202,12 +202,12 @@ def _divergence(dense: NDArray[np.float32], other: NDArray[np.float32]) -> float
 
 def divergences(exact: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
     """KL(exact || other) of each row of logits [T, V], in nats; [T]."""
-    p, q = _log_softmax(exact), _log_softmax(other)
+    p, q = log_softmax(exact), log_softmax(other)
     kl: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(1)
     return kl
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     wide -= wide.max(1, keepdims=True)
     shifted: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(1, keepdims=True))
