@@ -7,11 +7,12 @@
 The record is benchmarks/serve-speed.json (--json).
 
 A package of `half-billion` in INT4 behind avl-serve: prompts of a picture and text, 640 tokens, 128
-new ones each, by HTTP. In every round the requests are sent at once and then one by one, and so are
-prompts of as many tokens to llama.cpp with the decoder's weights in Q4_0: at once in as many
-parallel sequences, as in the slots of its own server, and one by one, as the server of
-llama-cpp-python answers them. llama.cpp reads text alone, has no HTTP to do, and is handed tokens.
-Every picture and text is new, so that nothing of a prompt is known.
+new ones each, by HTTP. Cached rows have 16 bits (--kv), as llama.cpp's have by default. In every
+round the requests are sent at once and then one by one, and so are prompts of as many tokens to
+llama.cpp with the decoder's weights in Q4_0: at once in as many parallel sequences, as in the slots
+of its own server, and one by one, as the server of llama-cpp-python answers them. llama.cpp reads
+text alone, has no HTTP to do, and is handed tokens. Every picture and text is new, so that nothing
+of a prompt is known.
 
 Then a short prompt is sent while a long one is read, at several moments, and alone. `waits_chunks`
 is how much later its first token comes, in times of 256 tokens of the long one.
@@ -39,6 +40,7 @@ from avl_runtime.bench.boot import foreign_command
 from avl_runtime.bench.idle import wait_idle
 from avl_runtime.bench.surroundings import machine
 from avl_runtime.bench.workers import Worker
+from avl_runtime.execute.protocol import KV
 from bench_all import ROOT, Record, checkpoint, package
 from ratios import ratios
 from serve_client import MODEL, Client
@@ -209,6 +211,7 @@ def measure(parsed: argparse.Namespace, sizes: Sizes, record: Record) -> dict[st
     rounds: list[dict[str, dict[str, float]]] = []
     with ExitStack() as stack:
         options = ["--threads", str(threads), "--running", str(sizes.requests), *OPTIONS]
+        options += ["--kv", parsed.kv]
         client = Client(stack.enter_context(served([f"{MODEL}={made}"], options)).port)
         workers, versions = [], {}
         for batch in (sizes.requests, 1) if parsed.peer_python else ():
@@ -234,6 +237,7 @@ def measure(parsed: argparse.Namespace, sizes: Sizes, record: Record) -> dict[st
         "threads": threads,
         "idle_wait_s": parsed.idle_wait,
         "preset": parsed.preset,
+        "kv": parsed.kv,
         "sizes": asdict(sizes),
         "versions": versions,
         **figures(rounds[1:], sizes),
@@ -249,6 +253,7 @@ def parser() -> argparse.ArgumentParser:
     add("--peer-python", help="of peers.sh; without it llama.cpp is left out")
     for name in Sizes.__slots__:
         add(f"--{name}", type=int, help=f"default: {getattr(Sizes(), name)}")
+    add("--kv", default="fp16", choices=KV, help="how avl-serve keeps rows (default: fp16)")
     add("--moments", type=int, default=8, help="at which the short prompt comes (default: 8)")
     add("--threads", type=int, default=os.cpu_count(), help="default: all processors")
     add("--repeats", type=int, default=3, help="rounds that count (default: 3)")
