@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, TextIO
 
+from avl_plugins.errors import quoted
 from avl_runtime.serve.answering import Answering
 from avl_runtime.serve.errors import ApiError, told
 from avl_runtime.serve.files import HEADERS, page_files
@@ -135,7 +136,8 @@ class App:
         if methods is None:
             raise ApiError(
                 404,
-                f"expected one of {', '.join(self._routes)}, found another path; ask one of them",
+                f"expected one of {', '.join(self._routes)}, found {quoted(exchange.path)}; ask "
+                "one of them",
                 None,
                 "not_found",
             )
@@ -144,7 +146,7 @@ class App:
             allowed = ", ".join(methods)
             raise ApiError(
                 405,
-                f"expected the method {allowed}, found another; ask with it",
+                f"expected the method {allowed}, found {quoted(exchange.method)}; ask with it",
                 code="method_not_allowed",
                 headers={"Allow": allowed},
             )
@@ -221,7 +223,8 @@ def _check_json(headers: Mapping[str, str]) -> None:
     if kind != "application/json":
         raise ApiError(
             415,
-            "expected the content type application/json, found another; set it",
+            f"expected the content type application/json, found {quoted(kind)}; set the header "
+            "Content-Type",
             None,
             "not_json",
         )

@@ -86,8 +86,9 @@ class Pictures:
             return data_address(picture.url, self._limits.body)
         if picture.url not in self._fetched:
             raise refused(
-                f"{picture.name}: expected a data: address, found another kind; nothing is "
-                "fetched where --allow-url-host names no host, send the picture itself",
+                f"{picture.name}: expected the picture itself, as data:image/png;base64,..., "
+                "found a path or an address; send it so, as files are never read here, and nothing "
+                "is fetched where --allow-url-host names no host",
                 picture.name,
             )
         return self._fetched[picture.url]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from avl_plugins.errors import quoted
+from avl_plugins.errors import AvlError, quoted
 from avl_plugins.policies import Policy
 from avl_runtime.generate.drafts import MOST_DRAFTS
 from avl_runtime.generate.options import Options
@@ -262,11 +262,15 @@ def policy_of(given: Mapping[str, Any]) -> Policy | None:
     """The policy that is named, if one is.
 
     Raises:
-        AvlError: there is none like it.
+        ApiError: there is none like it.
     """
     if "policy" not in given:
         return None
-    return as_policy(values.text(given["policy"], "policy", LONGEST_NAME))
+    named = values.text(given["policy"], "policy", LONGEST_NAME)
+    try:
+        return as_policy(named)
+    except AvlError as error:
+        raise refused(f"policy: {error}", "policy") from None
 
 
 def _usage(given: Mapping[str, Any], stream: bool) -> bool:
@@ -324,6 +328,6 @@ def kept_as(asked: str | None, kept: str) -> ApiError | None:
         return None
     return refused(
         f"kv: expected {kept}, as rows are kept here, found {quoted(asked)}; leave it out, or "
-        "begin with another --kv",
+        "start the server with another --kv",
         "kv",
     )
