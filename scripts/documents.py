@@ -25,6 +25,7 @@ import few_bits
 import kept_rows
 import linear_part
 import overhead
+import own_scores
 import prefix_speed
 import quantization
 import short_tables
@@ -64,6 +65,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "prefix-speed-no-amx": lambda: prefix_speed.sentences(record("prefix-speed-no-amx")),
     "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
     "overhead": lambda: overhead.sentence(record("overhead")),
+    "own-scores": lambda: own_scores.sentence(record("own-scores")),
     "quantization": lambda: quantization.table(record("quantization")),
     "export-size": lambda: export_size.sentence(record("export-size")),
     "check-layers": lambda: export_size.checked_sentence(record("check-layers")),

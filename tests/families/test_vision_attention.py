@@ -22,7 +22,7 @@ from avl_runtime.package.info import describe
 from families import test_internvl as other_cases
 from families.support import Case, Made, picture
 from families.telling import received
-from families.test_llava_towers import GRID, case
+from families.test_llava_towers import GRID, VIPLLAVA, case
 from oracle.hf_oracle import Oracle
 from oracle.looking import LOOKING, visionzip
 from oracle.reading import Shown, cut, read
@@ -36,6 +36,7 @@ CLEAR = 3e-7
 CASES = (
     case("clip", "default", -2),
     case("siglip", "full", -1),
+    VIPLLAVA,
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import own_scores
 from avl_runtime import LVLM
 from avl_runtime.generate.results import Result
 from oracle.hf_oracle import PruneRule, Rules
@@ -124,6 +125,25 @@ def test_pyramiddrop_drops_in_stages(random_checkpoint, load, keep: float, stage
             assert left[0] > left[1] >= left[-1] > 0
             return
     pytest.fail(f"{spec}: no draw with clear choices")
+
+
+def test_own_scores_are_those_of_the_layer_itself(random_checkpoint, load) -> None:
+    """What scripts/own_scores.py compares with, of all tokens that the layer would be given."""
+    checkpoint, size = random_checkpoint(1), draw_shape(1).image_size
+    model = load(checkpoint, "1,2")
+    images = draw_images(0, 2, size)
+    (stage,), both = own_scores.own_stages(model, {"prompt": PROMPT, "images": images}, [1], 0.4)
+    oracle = Retained(reference(checkpoint), Rules(), "snapkv", {"keep": 1.0})
+    with torch.inference_mode():
+        oracle.turn(encode(checkpoint, PROMPT, images))
+    tokens = oracle.is_image.nonzero()[:, 0].tolist()
+    kept = []
+    for layer in (0, 1):
+        given = oracle.attention[layer][:, -1].double().mean(0)
+        order = sorted(tokens, key=lambda token: -float(given[token]))
+        kept.append(set(order[: int(0.4 * len(tokens))]))
+    assert set(stage.ranking.positions) == kept[1] != kept[0]
+    assert both == [len(kept[0] & kept[1]) / len(kept[1])]
 
 
 def rated(checkpoint: Path, images: list[Image.Image], spec: str, got: Result) -> RatedStages:

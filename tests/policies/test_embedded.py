@@ -192,6 +192,22 @@ def test_pool_is_adaptive_mean_pooling() -> None:
     assert [token % 2 for token in kept] == [0] * 24
 
 
+@pytest.mark.parametrize("side", [12, 8, 6])
+def test_pool_of_a_video_is_pllavas(side: int) -> None:
+    """16 frames of 24 x 24: its own 16 x 12 x 12, and other sizes, as torch pools in 3-D."""
+    shown = picture((16, 24, 24), width=3, moving=True)
+    action = action_of(f"pool:tokens={16 * side * side}")
+    fates = action.choose(view_of(shown))
+    kept, groups = np.flatnonzero(fates == ACTIVE), action.groups(view_of(shown), fates)
+    assert groups is not None
+    sums = np.zeros((len(groups), 3))
+    np.add.at(sums, groups, shown.features)
+    means = sums[kept] / np.bincount(groups, minlength=len(groups))[kept, None]
+    grid = torch.from_numpy(shown.features).double().reshape(16, 24, 24, 3).permute(3, 0, 1, 2)
+    want = torch.nn.functional.adaptive_avg_pool3d(grid, (16, side, side))
+    np.testing.assert_allclose(means, want.permute(1, 2, 3, 0).reshape(-1, 3), atol=1e-6)
+
+
 def test_line_breaks_stay_and_count() -> None:
     shown = picture((4, 5))
     places = shown.places.copy()
