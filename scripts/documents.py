@@ -29,6 +29,8 @@ import own_scores
 import prefix_speed
 import quantization
 import short_tables
+import zoo_jobs
+import zoo_picture
 import zoo_table
 from avl_runtime.evaluate import report as evaluation
 
@@ -72,6 +74,10 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "quantize-size": lambda: export_size.quantized_sentence(record("quantize-size")),
     "zoo": lambda: zoo_table.table(record("zoo")),
     "zoo-best": lambda: zoo_table.sentence(record("zoo")),
+    "zoo-whole": lambda: zoo_table.whole(record("zoo")),
+    "zoo-of": lambda: zoo_table.surroundings(record("zoo")),
+    "zoo-long": lambda: zoo_jobs.long_table(record("zoo-jobs")),
+    "zoo-turns": lambda: zoo_jobs.turns_table(record("zoo-jobs")),
     "build-7b": lambda: build_7b.sentence(record("build-7b")),
 }
 
@@ -106,7 +112,7 @@ def wanted() -> dict[Path, str]:
     written = {
         page: filled(page.read_text(encoding="utf-8"), page.parent != ROOT) for page in pages()
     }
-    return written | {CLI: cli_reference.reference(), ZOO: zoo_table.picture(record("zoo"))}
+    return written | {CLI: cli_reference.reference(), ZOO: zoo_picture.picture(record("zoo"))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
