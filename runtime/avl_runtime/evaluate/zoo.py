@@ -89,7 +89,8 @@ def _entries(name: str, written: Written, manifest: Manifest) -> list[Entry]:
         if options is None:
             raise PolicyError(
                 f"{name}: expected a decoder that is cut where it drops, found one cut after "
-                f"{', '.join(map(str, manifest.splits())) or 'no layer'}; export with --split"
+                f"{', '.join(map(str, manifest.splits())) or 'no layer'}; export with two or three "
+                "layers in --split, equally far apart"
             )
         policy = parse(f"{name}:{options}")
         policy.check(manifest.splits())
