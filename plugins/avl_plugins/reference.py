@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from avl_plugins.errors import OpError
 from avl_plugins.schema import (
+    BIASED_CACHE_ATTENTION,
     BLOCK_CACHE_ATTENTION,
     GATED_DELTA_RULE,
     MOST_CODE,
@@ -19,6 +20,7 @@ from avl_plugins.schema import (
     QUANTIZED_CACHE_ATTENTION,
     SHORT_CONVOLUTION,
     SPLIT_CACHE_ATTENTION,
+    STANDING_BIAS,
     WINDOW_CACHE_ATTENTION,
     Op,
     bind_dims,
@@ -104,6 +106,43 @@ def window_cache_attention(
     return _attend(tuple(others), dims, on_active, _before(row_ends, dims) & near, scale)
 
 
+def biased_cache_attention(
+    *inputs: npt.NDArray[Any], scale: float
+) -> tuple[Float, Float32, Float32, Float32]:
+    """The same with a bias added to scores: `schema.BIASED_CACHE_ATTENTION`.
+
+    Args:
+        inputs: in the schema's order, bias_active, bias_parked and bias_new last.
+
+    Raises:
+        OpError: as `split_cache_attention`.
+    """
+    dims = _bind(BIASED_CACHE_ATTENTION, inputs)
+    rows, (*biases,) = np.arange(dims["S"]), inputs[10:]
+    causal = np.broadcast_to(rows[None, :] <= rows[:, None], (dims["B"], len(rows), len(rows)))
+    everything = np.ones((dims["B"], len(rows), dims["A"]), np.bool_)
+    lead = dims["B"], dims["Hkv"], dims["S"]
+    bias = np.concatenate([np.broadcast_to(one, (*lead, one.shape[3])) for one in biases], 3)
+    return _attend(inputs[:10], dims, everything, causal, scale, bias)
+
+
+def standing_bias(nearness: Float32, row_standing: Int64, key_standing: Int64) -> Double:
+    """RESTORE's bias [B, F, S, K]: `schema.STANDING_BIAS`.
+
+    Raises:
+        OpError: shapes do not fit.
+    """
+    dims = _bind(STANDING_BIAS, (nearness, row_standing, key_standing))
+    found = np.zeros((dims["B"], dims["F"], dims["S"], dims["K"]))
+    for at in np.ndindex(found.shape):
+        *row, row_count = row_standing[at[0], at[2]].tolist()
+        *key, count = key_standing[at[0], at[1], at[3]].tolist()
+        if row_count > 0 and count > 0:
+            axes = zip(nearness.tolist(), row, key, strict=True)
+            found[at] = np.log(count * (2 - sum(table[abs(m - n)] for table, m, n in axes)))
+    return found
+
+
 def _before(row_ends: Int64, dims: dict[str, int]) -> npt.NDArray[np.bool_]:
     """[B, S, S], which new rows each sees."""
     rows, count = np.arange(dims["S"]), dims["S"]
@@ -121,8 +160,13 @@ def _attend(
     sees_active: npt.NDArray[np.bool_],
     sees_new: npt.NDArray[np.bool_],
     scale: float,
+    bias: npt.NDArray[Any] | None = None,
 ) -> tuple[Float, Float32, Float32, Float32]:
-    """Attention of rows that see some of the active [B, S, A] and of the new rows [B, S, S]."""
+    """Attention of rows that see some of the active [B, S, A] and of the new rows [B, S, S].
+
+    Args:
+        bias: [B, Hkv, S, A + P + S], added to scores.
+    """
     q, k_new, v_new, k_active, v_active, active_len, k_parked, v_parked, *others = inputs
     parked_len, row_weights = others
     active, parked, new = dims["A"], dims["P"], dims["S"]
@@ -149,6 +193,8 @@ def _attend(
             seen = visible.any(axis=0)  # garbage in the other rows must not reach a product
             scores = np.full(visible.shape, -np.inf)
             scores[:, seen] = q[b, h].astype(np.float64) @ keys[seen].astype(np.float64).T * scale
+            if bias is not None:
+                scores += bias[b, kv]
             scores[~visible] = -np.inf
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             probabilities = weights / weights.sum(axis=1, keepdims=True)

@@ -19,6 +19,8 @@ Node overhead dominates a small decode step, so those branches are written for f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 _HEADS = ("Shape <start = 1, end = 2> (q)", "Shape <start = 1, end = 2> (k_new)")
 
 _INPUTS = """q, k_new, v_new, k_active, v_active, active_len,
@@ -32,7 +34,7 @@ _ATTENTION = """
         then_branch = step () => (step_out, step_active, step_parked, step_new)
         {
             step_out, step_active, step_parked, step_new =
-                avl.SplitCacheStep <scale: float = @scale> ({inputs})
+                avl.{step} <scale: float = @scale> ({inputs})
         },
         else_branch = prompt () => (prompt_out, prompt_active, prompt_parked, prompt_new)
         { {prompt} }
@@ -41,7 +43,7 @@ _ATTENTION = """
 
 _PROMPT_CALL = """
             prompt_out, prompt_active, prompt_parked, prompt_new =
-                avl.SplitCachePrompt <scale: float = @scale> ({inputs})
+                avl.{prompt} <scale: float = @scale> ({inputs})
 """
 
 _STEPS = """
@@ -113,7 +115,8 @@ _PROMPT = """
     k = Concat <axis = 2> (k_active_used, k_parked_used, k_new)
     v = Concat <axis = 2> (v_active_used, v_parked_used, v_new)
     seen = Concat <axis = 3> (active_seen, parked_seen, new_seen)
-    out = Attention <scale = 1.0> (q_scaled, k, v, seen)
+    {mask}
+    out = Attention <scale = 1.0> (q_scaled, k, v, {mask_is})
 
     # Masses, from the n rows with a weight and, as n must not be 0, the last: queries
     # [B, Hkv, G * n, D].
@@ -135,7 +138,7 @@ _PROMPT = """
     q_rows = Reshape (q_at_rows, rows_shape)
     k_t = Transpose <perm = [0, 1, 3, 2]> (k)
     rows_dot = MatMul (q_rows, k_t)
-    rows_all = Cast <to = 1> (rows_dot)
+    {rows_all}
     of_group = Tile (rows, group)
     rows_seen = Gather <axis = 2> (seen, of_group)
     rows_scores = Where (rows_seen, rows_all, masked)
@@ -179,7 +182,7 @@ _STEP = """
     masked = Constant <value_float = -3.4028234663852886e38> ()
     k_active_t = Transpose <perm = [0, 1, 3, 2]> (k_active)
     active_dot = MatMul (q_group, k_active_t)
-    active_all = Cast <to = 1> (active_dot)
+    {active_all}
     active = Shape <start = 2, end = 3> (k_active)
     active_size = Squeeze (active)
     active_index = Range (s_zero, active_size, s_one)
@@ -188,7 +191,7 @@ _STEP = """
     active_scores = Where (active_seen, active_all, masked)
     k_new_t = Transpose <perm = [0, 1, 3, 2]> (k_new)
     new_dot = MatMul (q_group, k_new_t)
-    new_scores = Cast <to = 1> (new_dot)
+    {new_all}
     {parked_scores}
     scores = Concat <axis = 3> ({scores})
     probability = Softmax <axis = -1> (scores)
@@ -220,7 +223,7 @@ _REFRESH = {
     "parked_scores": """
     k_parked_t = Transpose <perm = [0, 1, 3, 2]> (k_parked)
     parked_dot = MatMul (q_group, k_parked_t)
-    parked_all = Cast <to = 1> (parked_dot)
+    {parked_all}
     parked = Shape <start = 2, end = 3> (k_parked)
     parked_size = Squeeze (parked)
     parked_index = Range (s_zero, parked_size, s_one)
@@ -253,14 +256,36 @@ _ORDINARY = {
 }
 
 
-def attention_body(prompt: str = _PROMPT_CALL) -> str:
+# What scores are, in float32.
+_STEP_SCORES = {
+    "active_all": "active_all = Cast <to = 1> (active_dot)",
+    "parked_all": "parked_all = Cast <to = 1> (parked_dot)",
+    "new_all": "new_scores = Cast <to = 1> (new_dot)",
+}
+_PROMPT_SCORES = {
+    "mask": "",
+    "mask_is": "seen",
+    "rows_all": "rows_all = Cast <to = 1> (rows_dot)",
+}
+
+
+def attention_body(
+    prompt: str = "",
+    more: str = "",
+    step: str = "SplitCacheStep",
+    several: str = "SplitCachePrompt",
+) -> str:
     """SplitCacheAttention's nodes: the choice between the two functions below.
 
     Args:
         prompt: nodes for several rows, which make prompt_out, prompt_active, prompt_parked and
-            prompt_new; {inputs} in them are those of the op.
+            prompt_new; {inputs} in them are those of the op. By default a call of `several`.
+        more: inputs of the op behind those of SplitCacheAttention, that both functions take.
+        step: the function of one row.
     """
-    return filled(_ATTENTION, prompt=prompt, inputs=_INPUTS)
+    inputs = f"{_INPUTS}, {more}" if more else _INPUTS
+    prompt = prompt or filled(_PROMPT_CALL, prompt=several)
+    return filled(_ATTENTION, step=step, prompt=prompt, inputs=inputs)
 
 
 def prompt_body(
@@ -268,6 +293,7 @@ def prompt_body(
     new_sees: str = _CAUSAL,
     active_near: str = "",
     active_sees: str = "active_has",
+    scores: Mapping[str, str] = _PROMPT_SCORES,
 ) -> str:
     """SplitCachePrompt's nodes; `heads` (H, Hkv) writes the head counts into them.
 
@@ -275,15 +301,16 @@ def prompt_body(
         new_sees: nodes that make `sees` [..., S, S], which new rows see which.
         active_near: nodes in front of `active_sees` [..., S or 1, rows], which active rows they
             see.
+        scores: nodes of scores and their mask, by their place.
     """
     parts = {"new_sees": new_sees, "active_near": active_near, "active_sees": active_sees}
-    return _with_heads(filled(_PROMPT, scaled=_SCALED, **parts), heads)
+    return _with_heads(filled(_PROMPT, scaled=_SCALED, **parts, **scores), heads)
 
 
-def step_body(heads: tuple[int, int] | None) -> str:
-    """SplitCacheStep's nodes; `heads` as for `prompt_body`."""
-    branches = {"ordinary": filled(_STEP, **_ORDINARY), "refresh": filled(_STEP, **_REFRESH)}
-    return _with_heads(filled(_STEPS, scaled=_SCALED, **branches), heads)
+def step_body(heads: tuple[int, int] | None, scores: Mapping[str, str] = _STEP_SCORES) -> str:
+    """SplitCacheStep's nodes; arguments as for `prompt_body`."""
+    ordinary, refresh = (filled(_STEP, **parts, **scores) for parts in (_ORDINARY, _REFRESH))
+    return _with_heads(filled(_STEPS, scaled=_SCALED, ordinary=ordinary, refresh=refresh), heads)
 
 
 def constant_ints(value: int) -> str:

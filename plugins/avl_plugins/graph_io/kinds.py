@@ -32,6 +32,10 @@ class Place:
         return f"{self.name}_positions"
 
     @property
+    def standing(self) -> str:
+        return f"{self.name}_standing"
+
+    @property
     def scales(self) -> tuple[str, str]:
         """Of keys and of values that are codes."""
         return f"{self.keys}_scale", f"{self.values}_scale"

@@ -9,6 +9,8 @@ WEIGHTS = "row_weights"  # of new rows in each mass
 # where rows see others than all before them:
 ROW_ENDS = "row_ends"  # new rows that each new row sees
 ROW_POSITIONS = "row_positions"  # of new rows in their conversation, where layers have a window
+# and where the package's graphs have RESTORE's bias:
+ROW_STANDING = "row_standing"  # of new rows, see `schema.RESTORED_CACHE_ATTENTION`
 # and its first output:
 STATE = "hidden_out"  # states after its last layer
 LOGITS = "logits"  # in place of them, of the last rows, where the segment ends the decoder
@@ -34,5 +36,6 @@ VISION_ATTENTION = "vision_attention"  # [..., 3] float32, see `policies.Picture
 BATCH = "batch"
 NEW = "seq"  # new rows
 ANSWERED = "logit_rows"  # new rows that have logits: 1 where nobody says otherwise
+UNLIKE = "unlike"  # KV heads that may hold other rows than one another, or 1
 WEIGHTINGS = "weightings"  # masses of a key; ONNX Runtime is given none where nobody reads them
 MOST_WEIGHTINGS = 2  # the attention of the last query row, and that of all text rows

@@ -30,8 +30,10 @@ from avl_plugins.graph_io.names import (
     POSITIONS,
     ROW_ENDS,
     ROW_POSITIONS,
+    ROW_STANDING,
     STATE,
     TAP,
+    UNLIKE,
     WEIGHTINGS,
     WEIGHTS,
 )
@@ -51,6 +53,7 @@ def _values(op: schema.Op) -> dict[str, schema.Value]:
 
 _OF_OP = {name: _values(op) for name, op in ROW_OPS.items()}
 _OF_OP[COMPUTED.name] |= _values(schema.WINDOW_CACHE_ATTENTION)
+_OF_OP[COMPUTED.name] |= _values(schema.RESTORED_CACHE_ATTENTION)
 _OF_STATES = {name: value for op in STATE_OPS for name, value in _values(op).items()}
 
 
@@ -152,6 +155,7 @@ class Segment:
         kinds: names in `LAYER_KINDS`, one of each layer; None: all are `FULL`.
         kept: how cached rows are kept.
         blocks: whether new rows may see later ones, of their block.
+        restores: whether attention can be given RESTORE's bias.
     """
 
     dims: Dims
@@ -162,6 +166,7 @@ class Segment:
     kinds: tuple[str, ...] | None = None
     kept: RowType = COMPUTED
     blocks: bool = False
+    restores: bool = False
 
     @property
     def layers(self) -> range:
@@ -191,9 +196,10 @@ class Segment:
 
     @property
     def reach(self) -> tuple[str, ...]:
-        """Inputs that say what new rows see, where that is not all before them."""
+        """Inputs that say what new rows see, where that is not all before them, and as what."""
         windows = any(self.kind(layer) is SLIDING for layer in self.layers)
-        return (ROW_ENDS,) * (self.blocks or windows) + (ROW_POSITIONS,) * windows
+        ends = (ROW_ENDS,) * (self.blocks or windows) + (ROW_POSITIONS,) * windows
+        return ends + (ROW_STANDING,) * self.restores
 
     def inputs(self, layers: Sequence[int] | None = None) -> tuple[Value, ...]:
         """All inputs in their order, or those of some `layers` alone among what layers have."""
@@ -203,7 +209,7 @@ class Segment:
             Value(POSITIONS, "int64", (*axes, BATCH, NEW)),
             self._of_op(WEIGHTS),
             *(self._of_op(name) for name in self.reach),
-            *self._of_layers(layers, lambda kind: kind.reads),
+            *self._of_layers(layers, self._reads),
             *(self._states(named(DEEPSTACK, i)) for i in self.deepstack),
         )
 
@@ -231,6 +237,10 @@ class Segment:
             for name, size in zip(value.shape, shapes[value.name], strict=True)
             if isinstance(name, str)
         }
+
+    def _reads(self, kind: LayerKind) -> tuple[str, ...]:
+        standing = tuple(place.standing for place in CACHED)
+        return kind.reads + standing * (self.restores and kind.has_rows)
 
     def _of_layers(
         self, layers: Sequence[int] | None, wanted: Callable[[LayerKind], tuple[str, ...]]
@@ -261,6 +271,8 @@ class Segment:
             "Hkv": self.dims.num_kv_heads,
             "D": self.dims.head_dim,
             "E": 1,
+            "F": UNLIKE,
+            "Z": self.dims.position_axes + 1,
             "W": self.dims.head_dim * (self.kept.parked_bits or 8) // 8,
         }
         if layer is not None:

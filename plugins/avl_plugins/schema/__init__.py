@@ -1,7 +1,14 @@
-"""The ops of avl, said once: `ops`, `states`, and `reach` of attention to more or fewer rows."""
+"""The ops of avl, said once: `ops`, `states`, and attention with another `reach` or a `bias`."""
 
 from __future__ import annotations
 
+from avl_plugins.schema.bias import (
+    BIASED_CACHE_ATTENTION,
+    BIASED_CACHE_PROMPT,
+    BIASED_CACHE_STEP,
+    RESTORED_CACHE_ATTENTION,
+    STANDING_BIAS,
+)
 from avl_plugins.schema.ops import (
     COMPUTED,
     DOMAIN,
@@ -47,6 +54,9 @@ from avl_plugins.schema.states import (
 )
 
 __all__ = [
+    "BIASED_CACHE_ATTENTION",
+    "BIASED_CACHE_PROMPT",
+    "BIASED_CACHE_STEP",
     "BLOCK_CACHE_ATTENTION",
     "BLOCK_CACHE_PROMPT",
     "COMPUTED",
@@ -65,6 +75,7 @@ __all__ = [
     "MUTUAL_ATTENTION",
     "PLUGIN_ATTRIBUTES",
     "QUANTIZED_CACHE_ATTENTION",
+    "RESTORED_CACHE_ATTENTION",
     "ROW_OPS",
     "ROW_TYPES",
     "SHORT_CONVOLUTION",
@@ -72,6 +83,7 @@ __all__ = [
     "SPLIT_CACHE_ATTENTION",
     "SPLIT_CACHE_PROMPT",
     "SPLIT_CACHE_STEP",
+    "STANDING_BIAS",
     "STATE_OPS",
     "VERSION",
     "WINDOW_CACHE_ATTENTION",

@@ -1,0 +1,153 @@
+"""RESTORE's bias (arXiv 2606.01711) and attention that it is added to, in standard ops."""
+
+from __future__ import annotations
+
+import onnx
+
+from avl_plugins.bodies.attention_body import attention_body, prompt_body, step_body
+from avl_plugins.bodies.function import function_proto
+from avl_plugins.schema import (
+    BIASED_CACHE_ATTENTION,
+    BIASED_CACHE_PROMPT,
+    BIASED_CACHE_STEP,
+    RESTORED_CACHE_ATTENTION,
+    SPLIT_CACHE_ATTENTION,
+    STANDING_BIAS,
+)
+
+_GIVEN = ", ".join(value.name for value in SPLIT_CACHE_ATTENTION.inputs)
+_BIASES = "bias_active, bias_parked, bias_new"
+
+_RESTORED = f"""
+    at_counts = Constant <value_int = -1> ()
+    counts = Gather <axis = 2> (row_standing, at_counts)
+    most = ReduceMax <keepdims = 0> (counts)
+    nobody = Constant <value_int = 0> ()
+    plain = Equal (most, nobody)
+    out, mass_active, mass_parked, mass_new = If (plain) <
+        then_branch = as_ever () => (plain_out, plain_active, plain_parked, plain_new)
+        {{
+            plain_out, plain_active, plain_parked, plain_new =
+                avl.SplitCacheAttention <scale: float = @scale> ({_GIVEN})
+        }},
+        else_branch = restored () => (biased_out, biased_active, biased_parked, biased_new)
+        {{
+            bias_active = avl.StandingBias (nearness, row_standing, active_standing)
+            bias_parked = avl.StandingBias (nearness, row_standing, parked_standing)
+            head_axis = Constant <value_ints = [1]> ()
+            new_standing = Unsqueeze (row_standing, head_axis)
+            bias_new = avl.StandingBias (nearness, row_standing, new_standing)
+            biased_out, biased_active, biased_parked, biased_new =
+                avl.BiasedCacheAttention <scale: float = @scale> ({_GIVEN}, {_BIASES})
+        }}
+    >
+"""
+
+# Scores of steps and prompts in the places that `attention_body` has for them.
+_STEP_SCORES = {
+    "active_all": """
+    active_product = Cast <to = 1> (active_dot)
+    active_all = Add (active_product, bias_active)""",
+    "parked_all": """
+    parked_product = Cast <to = 1> (parked_dot)
+    parked_all = Add (parked_product, bias_parked)""",
+    "new_all": """
+    new_product = Cast <to = 1> (new_dot)
+    new_scores = Add (new_product, bias_new)""",
+}
+_PROMPT_SCORES = {  # a bias [B, F, S, keys], and of each query head where heads differ
+    "mask": """
+    unlike = Shape <start = 1, end = 2> (bias_active)
+    bias_of_active = Slice (bias_active, begin, active_top, axis_3)
+    bias_parked_used = Slice (bias_parked, begin, parked_top, axis_3)
+    bias_parked_shape = Concat <axis = 0> (batch, unlike, rows_new, parked_top)
+    bias_of_parked = Expand (bias_parked_used, bias_parked_shape)
+    bias_new_shape = Concat <axis = 0> (batch, unlike, rows_new, rows_new)
+    bias_of_new = Expand (bias_new, bias_new_shape)
+    bias = Concat <axis = 3> (bias_of_active, bias_of_parked, bias_of_new)
+    unseen = Constant <value_float = -3.4028234663852886e38> ()
+    bias_seen = Where (seen, bias, unseen)
+    bias_like = CastLike (bias_seen, q_scaled)
+    is_alike = Equal (unlike, one_dim)
+    bias_heads = Where (is_alike, one_dim, heads)
+    bias_count = Squeeze (bias_heads)
+    bias_index = Range (p_zero, bias_count, p_one)
+    bias_kv_head = Div (bias_index, group)
+    mask = Gather <axis = 1> (bias_like, bias_kv_head)""",
+    "mask_is": "mask",
+    "rows_all": """
+    rows_product = Cast <to = 1> (rows_dot)
+    bias_at = Tile (rows, group)
+    bias_rows = Gather <axis = 2> (bias, bias_at)
+    rows_all = Add (rows_product, bias_rows)""",
+}
+
+# The share of one axis of positions in D, [B, F, S, K].
+_AXIS = """
+    axis_{x} = Constant <value_int = {x}> ()
+    row_on_{x} = Gather <axis = 2> (row_standing, axis_{x})
+    row_at_{x} = Unsqueeze (row_on_{x}, row_axes)
+    key_on_{x} = Gather <axis = 3> (key_standing, axis_{x})
+    key_at_{x} = Unsqueeze (key_on_{x}, key_axes)
+    apart_{x} = Sub (row_at_{x}, key_at_{x})
+    distance_{x} = Abs (apart_{x})
+    table_{x} = Gather <axis = 0> (nearness, axis_{x})
+    near_{x} = Gather <axis = 0> (table_{x}, distance_{x})
+"""
+
+_BIAS = """
+    row_axes = Constant <value_ints = [1, 3]> ()
+    key_axes = Constant <value_ints = [2]> ()
+    {axes}
+    near = Sum ({near})
+    two = Constant <value_float = 2.0> ()
+    left = Sub (two, near)
+    at_counts = Constant <value_int = -1> ()
+    row_counts = Gather <axis = 2> (row_standing, at_counts)
+    rows_for = Unsqueeze (row_counts, row_axes)
+    key_counts = Gather <axis = 3> (key_standing, at_counts)
+    keys_for = Unsqueeze (key_counts, key_axes)
+    tokens = Cast <to = 1> (keys_for)
+    both = Mul (rows_for, keys_for)
+    nobody = Constant <value_int = 0> ()
+    restores = Greater (both, nobody)
+    many = Mul (left, tokens)
+    one = Constant <value_float = 1.0> ()
+    factor = Where (restores, many, one)
+    bias = Log (factor)
+"""
+
+
+def restored_functions(
+    axes: int, opset: int = 23, heads: tuple[int, int] | None = None
+) -> tuple[onnx.FunctionProto, ...]:
+    """`avl::RestoredCacheAttention`, and what it calls of its own.
+
+    A model needs `split_cache_attention_functions` too; `opset` and `heads` are the same.
+
+    Args:
+        axes: of positions, X.
+    """
+    return (
+        function_proto(RESTORED_CACHE_ATTENTION, _RESTORED, opset),
+        function_proto(STANDING_BIAS, bias_body(axes), opset),
+        *biased_functions(opset, heads),
+    )
+
+
+def biased_functions(
+    opset: int = 23, heads: tuple[int, int] | None = None
+) -> tuple[onnx.FunctionProto, ...]:
+    """`avl::BiasedCacheAttention`, and its `BiasedCacheStep` and `-Prompt`."""
+    choice = attention_body(more=_BIASES, step="BiasedCacheStep", several="BiasedCachePrompt")
+    return (
+        function_proto(BIASED_CACHE_ATTENTION, choice, opset),
+        function_proto(BIASED_CACHE_STEP, step_body(heads, _STEP_SCORES), opset),
+        function_proto(BIASED_CACHE_PROMPT, prompt_body(heads, scores=_PROMPT_SCORES), opset),
+    )
+
+
+def bias_body(axes: int) -> str:
+    """StandingBias's nodes, for positions on so many axes."""
+    parts = "".join(_AXIS.format(x=x) for x in range(axes))
+    return _BIAS.format(axes=parts, near=", ".join(f"near_{x}" for x in range(axes)))

@@ -1,0 +1,61 @@
+"""Attention whose scores are added to before the softmax; rows are kept as computed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from avl_plugins.schema.ops import SPLIT_CACHE_ATTENTION, Op, Value
+
+BIASED_CACHE_ATTENTION = dataclasses.replace(
+    SPLIT_CACHE_ATTENTION,
+    name="BiasedCacheAttention",
+    doc=(
+        "SplitCacheAttention that adds a bias to each scaled score before the softmax. F is Hkv, "
+        "or 1 where the heads have the same. A bias of rows that are not seen is finite."
+    ),
+    inputs=(
+        *SPLIT_CACHE_ATTENTION.inputs,
+        Value("bias_active", "float32", ("B", "F", "S", "A"), "added to scores of active rows"),
+        Value("bias_parked", "float32", ("B", "E", "S", "P"), "added to scores of parked rows"),
+        Value("bias_new", "float32", ("B", "E", "S", "S"), "added to scores of the new rows"),
+    ),
+)
+# Its parts, as those of SplitCacheAttention: what CPU kernels take over.
+BIASED_CACHE_STEP = dataclasses.replace(BIASED_CACHE_ATTENTION, name="BiasedCacheStep")
+BIASED_CACHE_PROMPT = dataclasses.replace(BIASED_CACHE_ATTENTION, name="BiasedCachePrompt")
+
+_ROW = Value("row_standing", "int64", ("B", "S", "Z"), "of the new rows")
+_NEAR = Value("nearness", "float32", ("X", "M"), "share of D(distance) on each axis of RoPE")
+
+# RESTORE (arXiv 2606.01711). Where a row stands: Z = X + 1 numbers, its position on each of the X
+# axes of RoPE, below M, and how many tokens it stands for; 0 of these: nothing is added for it.
+STANDING_BIAS = Op(
+    name="StandingBias",
+    doc=(
+        "What RESTORE adds to the score of a row m on a key n that stands for s tokens: "
+        "ln(s (2 - D(m, n))), D = sum over axes x of nearness[x, |m_x - n_x|]; 0 where the row or "
+        "the key stands for none."
+    ),
+    inputs=(
+        _NEAR,
+        _ROW,
+        Value("key_standing", "int64", ("B", "F", "K", "Z"), "of the keys"),
+    ),
+    outputs=(Value("bias", "float32", ("B", "F", "S", "K"), "added to scores"),),
+)
+RESTORED_CACHE_ATTENTION = dataclasses.replace(
+    SPLIT_CACHE_ATTENTION,
+    name="RestoredCacheAttention",
+    doc=(
+        "SplitCacheAttention where no new row stands for any token, else BiasedCacheAttention with "
+        "the biases of StandingBias. Rows at or past a length stand for anything below M; where "
+        "nothing is added, of cached rows any number of them is given."
+    ),
+    inputs=(
+        *SPLIT_CACHE_ATTENTION.inputs,
+        _NEAR,
+        _ROW,
+        Value("active_standing", "int64", ("B", "F", "A", "Z"), "of the active rows"),
+        Value("parked_standing", "int64", ("B", "E", "P", "Z"), "of the parked rows"),
+    ),
+)
