@@ -68,6 +68,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         mmproj=parsed.mmproj,
         config=parsed.config,
         vision_attention=parsed.vision_attention,
+        restore=parsed.restore,
     )
 
 
@@ -226,6 +227,11 @@ def make_parser() -> CommandParser:
         action="store_true",
         help="have the encoder tell the attention that its tokens receive, for policies such as "
         "visionzip",
+    )
+    add(
+        "--restore",
+        action="store_true",
+        help="have attention take RESTORE's bias, for policies with positions=restore",
     )
     add("--lora", type=path_name, metavar="DIR", help="merge the LoRA adapter in this folder")
     add("--copy", action="store_true", help="copy the weights: a package that can be moved")

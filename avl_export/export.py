@@ -19,6 +19,7 @@ from avl_export.check.table import Row, ignore
 from avl_export.checkpoint.checkpoint import TOKENIZER, weights_root
 from avl_export.checkpoint.shards import copy_shards, link_shards
 from avl_export.graph.graph import finish
+from avl_export.graph.restored import nearness, restore
 from avl_export.graph.rows import keep_rows
 from avl_export.graph.trace import Traced, trace_encoder, trace_segment
 from avl_export.graph.weights import bind
@@ -27,7 +28,7 @@ from avl_export.plan.plan import Plan, encoders_of
 from avl_export.progress import Progress
 from avl_export.quantize.report import manifest_entry
 from avl_export.quantize.writer import write_store
-from avl_plugins.schema import ROW_TYPES
+from avl_plugins.schema import COMPUTED, ROW_TYPES
 from avl_runtime.package.package import (
     FORMAT_VERSION,
     MANIFEST,
@@ -139,10 +140,14 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
     if texts.tokenizer is None:
         raise ExportError(f"{plan.options.out}: expected a plan to carry out, found a dry run's")
     constants = family.constants()
+    table = nearness(family) if plan.options.restore else None
 
     def save(traced: Traced, name: str, segment: Segment | None = None) -> None:
         bind(traced, plan.weights, constants, root)
-        ir.save(finish(traced), folder / name)
+        model = finish(traced)
+        if segment is not None and table is not None and traced.heads is not None:
+            restore(model, plan.graph_of(segment, COMPUTED), table, traced.heads)
+        ir.save(model, folder / name)
         if segment is not None:
             for kept, file in segment.kept:
                 model = ir.load(folder / name)
@@ -189,6 +194,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         layer_table=plan.layer_table,
         adapter=None if plan.adapter is None else plan.adapter.folder.resolve().name,
         vision_attention=plan.options.vision_attention,
+        restores=plan.options.restore,
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -35,7 +35,8 @@ class Options:
     `quantize_also` names. `block_size` inputs share a scale; None is 64 for int4 and one scale an
     output for int8. `quantize_method` None is the one that measured best.
 
-    `vision_attention` asks encoders for the attention that their tokens receive.
+    `vision_attention` asks encoders for the attention that their tokens receive, and `restore` the
+    decoder for attention that can be biased where tokens are gone.
 
     `lora` is the folder of an adapter that is merged into the weights. `mmproj` is the file of the
     encoder and projector where `model` is a GGUF file, and `config` a folder or hub id whose
@@ -62,6 +63,7 @@ class Options:
     mmproj: Path | None = None
     config: str | None = None
     vision_attention: bool = False
+    restore: bool = False
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -74,6 +76,11 @@ class Options:
             raise OptionsError(
                 f"--policy {policy}: expected --vision-attention with it, as it chooses by the "
                 "encoder's attention, found none; add it"
+            )
+        if policy.restores and not self.restore:
+            raise OptionsError(
+                f"--policy {policy}: expected --restore with it, as it biases attention, found "
+                "none; add it"
             )
         if self.split is not None and list(self.split) != sorted(set(self.split)):
             raise OptionsError(

@@ -25,6 +25,7 @@ from avl_plugins.graph_io import (
     POSITIONS,
     ROW_ENDS,
     ROW_POSITIONS,
+    ROW_STANDING,
     STATE,
     WEIGHTS,
     layer_of,
@@ -88,6 +89,7 @@ class Rows:
         return {
             ROW_ENDS: ends[None] - begin,
             ROW_POSITIONS: np.arange(begin, end)[None],
+            ROW_STANDING: np.zeros((1, end - begin, len(ids) + 1), np.int64),
             POSITIONS: graph_io.positions(ids),
             WEIGHTS: np.stack([last, text])[None].astype(np.float32),
         }
@@ -185,7 +187,7 @@ def walk(
 
 def pick(feeds: Mapping[str, Array], graph: graph_io.Segment) -> dict[str, Array]:
     """Of `Rows.feeds` those that a graph takes."""
-    unread = {ROW_ENDS, ROW_POSITIONS}.difference(graph.reach)
+    unread = {ROW_ENDS, ROW_POSITIONS, ROW_STANDING}.difference(graph.reach)
     return {name: array for name, array in feeds.items() if name not in unread}
 
 
@@ -197,6 +199,12 @@ class Places:
 
     def __init__(self, manifest: Manifest, dtype: np.dtype[Any]) -> None:
         dims, graphs = manifest.dims, [manifest.graph_of(one) for one in manifest.segments]
+        self._nowhere: dict[
+            str, Array
+        ] = {}  # where graphs can be told of rows, no attention is biased
+        if manifest.restores:
+            nowhere = np.zeros((1, 1, 1, dims.position_axes + 1), np.int64)
+            self._nowhere = {place.standing: nowhere for place in (ACTIVE, PARKED)}
         windows = (one for part in manifest.segments for one in manifest.windows(part))
         self._windows = dict(zip(manifest.row_layers, windows, strict=True))
         self._empty = np.zeros((1, dims.num_kv_heads, 1, dims.head_dim), dtype)
@@ -234,7 +242,7 @@ class Places:
         """
         if layer not in self._active:
             return {name: array for name, array in self._states.items() if layer_of(name) == layer}
-        found: dict[str, Array] = {}
+        found = {named(kind, layer): array for kind, array in self._nowhere.items()}
         apart = self._parked[layer] if parked else self._nothing
         active, window = self._active[layer], self._windows[layer]
         if window is not None:

@@ -23,6 +23,7 @@ from avl_export.checkpoint.source import OF_STORED
 from avl_export.checkpoint.unread import Unread, unread_tensors
 from avl_export.checkpoint.weight_map import WeightMap, map_weights
 from avl_export.families import EncoderGraph, Family, load_family
+from avl_export.graph.restored import check_restored
 from avl_export.graph.trace import SegmentModule
 from avl_export.graph.weights import embedding
 from avl_export.options import Options, OptionsError
@@ -113,6 +114,7 @@ class Plan:
             "video": video.layout.kind if (video := self.family.traits.video) else None,
             "default_policy": self.options.policy,
             "vision_attention": self.options.vision_attention,
+            "restore": self.options.restore,
             "components": [
                 {"name": c.name, "file": c.file, "tensors": c.tensors, "bytes": c.nbytes}
                 for c in self.components
@@ -139,8 +141,9 @@ class Plan:
         first, last, dims = segment.first_layer, segment.last_layer, self.family.decoder.dims
         ends = last == dims.num_layers
         blocks = self.family.traits.reach.blocks is not None
+        restores = self.options.restore
         return graph_io.Segment(
-            dims, first, last, segment.deepstack, ends, segment.kinds, kept, blocks
+            dims, first, last, segment.deepstack, ends, segment.kinds, kept, blocks, restores
         )
 
     @property
@@ -194,6 +197,8 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
             )
     dtype, why = _dtype(options, checkpoint)
     family = load_family(checkpoint, DTYPES[dtype])
+    if options.restore:
+        check_restored(family)
     texts = read_texts(checkpoint, family)
     adapter = None if checkpoint.adapter is None else open_adapter(checkpoint.adapter, family.model)
     root = weights_root(checkpoint)

@@ -15,7 +15,8 @@ def plan_text(report: dict[str, Any]) -> str:
         f"images {report['image']}, videos {report['video'] or 'none'}) -> {report['out']}",
         f"computes in {report['dtype']} ({report['why_dtype']}), default policy "
         f"{report['default_policy']}, split after {report['split']}"
-        f"{', the encoder tells attention' if report['vision_attention'] else ''}",
+        f"{', the encoder tells attention' if report['vision_attention'] else ''}"
+        f"{', attention takes a bias' if report['restore'] else ''}",
         "",
         f"{'component':<12} {'file':<34} {'tensors':>7} {'weights':>10}",
     ]

@@ -7,6 +7,7 @@ A family's test file describes its variants as `Case`s and inherits its tests fr
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import json
@@ -84,16 +85,26 @@ class Made:
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case = case
+        self.options: tuple[str, ...] = ()
         self.folder = folder / case.name
         self.graphs: dict[Any, Traced] = {}
         write_checkpoint(case, self.folder)
 
+    def exported_with(self, *options: str) -> Made:
+        """The same checkpoint, as avl-export makes a package of it with further options."""
+        other = copy.copy(self)
+        other.options = options
+        for name in ("package", "model"):
+            other.__dict__.pop(name, None)
+        return other
+
     @functools.cached_property
     def package(self) -> Path:
         """Exported in float32, and checked against transformers by avl-export itself."""
-        out = self.folder.parent / f"{self.case.name}.avl"
+        out = self.folder.parent / f"{self.case.name}{''.join(self.options)}.avl"
         with traced_once(self.graphs):
-            assert avl_export(["--model", str(self.folder), "--out", str(out), "--check"]) == 0
+            command = ["--model", str(self.folder), "--out", str(out), "--check"]
+            assert avl_export([*command, *self.options]) == 0
         return out
 
     @functools.cached_property

@@ -118,7 +118,9 @@ def test_bodies_agree_with_the_reference(compiled: bool, kernels: Path) -> None:
     @given(arrays=biased_inputs())
     def check(arrays: Arrays) -> None:
         heads = arrays["q"].shape[1], arrays["k_new"].shape[1]
-        found = run(loaded(BIASED_CACHE_ATTENTION, *heads, 1, kernels if compiled else None), arrays)
+        found = run(
+            loaded(BIASED_CACHE_ATTENTION, *heads, 1, kernels if compiled else None), arrays
+        )
         given = ordered(BIASED_CACHE_ATTENTION, arrays)
         for one, other in zip(found, biased_cache_attention(*given, scale=SCALE), strict=True):
             assert one.shape == other.shape

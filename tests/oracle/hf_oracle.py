@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from oracle.reading import Shown, decoder_of, read
+from oracle.restoring import bias_of
 
 STATES = ("linear_attention", "conv")  # kinds of layers that keep a state
 
@@ -185,6 +186,7 @@ class Oracle:
     Args:
         model: in evaluation mode; its dtype is the dtype of the run.
         ranking: how image tokens are ranked; the tests of random policies bring their own.
+        restore: whether attention is biased from the turn with the first picture on.
     """
 
     def __init__(
@@ -192,6 +194,7 @@ class Oracle:
         model: PreTrainedModel,
         rules: Rules,
         ranking: ByAttention | None = None,
+        restore: bool = False,
     ) -> None:
         self.model = model
         self.rules = rules
@@ -206,6 +209,9 @@ class Oracle:
         self.positions = torch.zeros(1, 0, dtype=torch.int64)  # [axes, S]
         self.deepstack = torch.zeros(0, 0, text.hidden_size, dtype=model.dtype)  # [K, visual, C]
         self.before: tuple[int, ...] = ()
+        self.restore = restore
+        self.counts = torch.zeros(0, dtype=torch.int64)  # [S], tokens that each stands for
+        self.biased = torch.zeros(0, dtype=torch.bool)  # [S], rows whose attention is biased
         self.beside: Tensor | None = None  # [S, layers, size]
         kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
         states = [index for index, kind in enumerate(kinds) if kind in STATES]
@@ -306,6 +312,10 @@ class Oracle:
             self.before = shown.before
         self.embeds = torch.cat([self.embeds, shown.embeds])
         self.is_image = torch.cat([self.is_image, shown.visual])
+        more = torch.ones(count, dtype=torch.int64) if shown.counts is None else shown.counts
+        self.counts = torch.cat([self.counts, more])
+        biased = torch.full((count,), self.restore and bool(self.is_image.any()))
+        self.biased = torch.cat([self.biased, biased])
         if shown.beside is not None:
             parts = [] if self.beside is None else [self.beside]
             self.beside = torch.cat([*parts, shown.beside])
@@ -334,6 +344,9 @@ class Oracle:
         elif len(self.deepstack):
             more["visual_pos_masks"] = self.is_image[None]
             more["deepstack_visual_embeds"] = list(self.deepstack)
+        if self.restore:
+            bias = bias_of(self.model, self.positions, self.counts, self.biased)
+            more["oracle_bias"] = bias.to(self.model.dtype)
         goes = self._goes_on()
         masks = [mask[:, rows][:, :, rows] for mask, rows in zip(masks, goes, strict=True)]
         with _masked_attention(self.model), _cut(decoder_of(self.model).layers, goes):
@@ -510,6 +523,7 @@ def _attention(
     *,
     oracle_masks: list[Tensor],
     oracle_attention: dict[int, Tensor],
+    oracle_bias: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Plain softmax attention, [1, H, S, D] in, under this layer's mask [H, S, S]."""
@@ -517,6 +531,8 @@ def _attention(
     key = key.repeat_interleave(group, dim=1)
     value = value.repeat_interleave(group, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
+    if oracle_bias is not None:
+        scores = scores + oracle_bias
     scores = scores.masked_fill(~oracle_masks[module.layer_idx], float("-inf"))
     wide = torch.promote_types(query.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=wide).to(query.dtype)

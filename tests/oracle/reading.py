@@ -28,6 +28,7 @@ class Shown:
         deepstack: [K, V, C], added to what K layers put out; K is 0 in most families.
         before: the layers that they are added before instead, where the model says so.
         beside: [N, L, size], what is stored for layers of each token; size is 0 in most families.
+        counts: int64 [N], how many tokens each row stands for; None: one each.
     """
 
     embeds: Tensor
@@ -36,6 +37,7 @@ class Shown:
     deepstack: Tensor
     before: tuple[int, ...] = ()
     beside: Tensor | None = None
+    counts: Tensor | None = None
 
 
 class _ReadError(Exception):
@@ -88,6 +90,7 @@ def cut(shown: Shown, keep: Tensor) -> Shown:
         shown.deepstack[:, keep[shown.visual]],
         shown.before,
         None if shown.beside is None else shown.beside[keep],
+        None if shown.counts is None else shown.counts[keep],
     )
 
 

@@ -105,5 +105,5 @@ def test_on_one_axis_it_is_the_prompt_without_the_others(tiny: LVLM) -> None:
     assert str(parse(spec)) == spec
     (action,) = parse(spec).actions()
     assert isinstance(action, Select) and action.closes_up
-    with pytest.raises(PolicyError, match="positions = keep or renumber"):
+    with pytest.raises(PolicyError, match="positions = keep, renumber or restore"):
         parse("divprune:positions=gone")

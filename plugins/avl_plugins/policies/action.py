@@ -100,6 +100,11 @@ class Action(abc.ABC):
         """Whether RoPE positions close up where it drops tokens EMBEDDED; else they stay."""
         return False
 
+    @property
+    def restores(self) -> bool:
+        """Whether attention is biased for tokens that it drops EMBEDDED (RESTORE)."""
+        return False
+
     def choose_layers(self, views: Sequence[View]) -> list[Fates]:
         """What becomes of ANY rows, when all layers have read a prompt: one view for each of them.
 

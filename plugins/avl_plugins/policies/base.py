@@ -73,6 +73,11 @@ class Policy(abc.ABC):
         return any(action.reads_vision for action in self.actions())
 
     @property
+    def restores(self) -> bool:
+        """Whether attention is biased, which not all packages can do."""
+        return any(action.restores for action in self.actions())
+
+    @property
     def places(self) -> tuple[str, ...]:
         """What pictures call image tokens that are active, parked (where some are) and gone."""
         if any(action.reads_parked for action in self.actions()):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from avl_plugins.logits import Logits
 from avl_runtime.kv.cache import Ints
 from avl_runtime.kv.sight import Masses
+from avl_runtime.kv.standing import Standing
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +29,7 @@ class Drafted:
         weights: [b, 1, S] float32, what makes a mass of the rows' attention; None where nobody
             ranks by it.
         logits: which of them somebody reads.
+        standing: of the conversations' tokens, where attention is biased.
     """
 
     seqs: Sequence[int]
@@ -37,6 +39,7 @@ class Drafted:
     parked: Sequence[bool]
     weights: NDArray[np.float32] | None
     logits: Logits
+    standing: Standing | None = None
 
 
 class Checked(Protocol):

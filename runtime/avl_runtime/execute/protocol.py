@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from avl_plugins.policies import Action
 from avl_runtime.execute.check import Checked, Drafted
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.sight import Masses
+from avl_runtime.kv.standing import Standing
 from avl_runtime.vision import Kind
 
 GPUS = ("ort-cuda", "tensorrt", "tensorrt-rtx")  # backends that need one
@@ -62,7 +63,7 @@ class Chunk:
 
     hidden [n, C], positions [n] in the conversation, position_ids [axes, n] for RoPE, deepstack
     [k, n, C] for the segment's k deepstack layers, ends [n] the first positions behind them that
-    they do not attend to.
+    they do not attend to, standing of the conversation's tokens where attention is biased.
     """
 
     hidden: NDArray[Any]
@@ -70,6 +71,7 @@ class Chunk:
     position_ids: Ints
     deepstack: NDArray[Any]
     ends: Ints
+    standing: Standing | None = None
 
     @property
     def row_ends(self) -> Ints:
@@ -78,23 +80,20 @@ class Chunk:
 
     def between(self, begin: int, end: int) -> Chunk:
         """The rows from `begin` to `end` - 1."""
-        part = slice(begin, end)
-        return Chunk(
-            self.hidden[part],
-            self.positions[part],
-            self.position_ids[:, part],
-            self.deepstack[:, part],
-            self.ends[part],
-        )
+        return self._of(slice(begin, end))
 
     def at(self, indices: Ints) -> Chunk:
         """The rows at `indices`."""
-        return Chunk(
-            self.hidden[indices],
-            self.positions[indices],
-            self.position_ids[:, indices],
-            self.deepstack[:, indices],
-            self.ends[indices],
+        return self._of(indices)
+
+    def _of(self, part: slice | Ints) -> Chunk:
+        return replace(
+            self,
+            hidden=self.hidden[part],
+            positions=self.positions[part],
+            position_ids=self.position_ids[:, part],
+            deepstack=self.deepstack[:, part],
+            ends=self.ends[part],
         )
 
 
@@ -173,6 +172,7 @@ class Step:
         due: for each sequence, what decides after the step.
         reads_parked: for each sequence, whether the step reads its parked rows.
         logits: which of them somebody reads.
+        standing: of the conversations' tokens, where attention is biased.
     """
 
     hidden: NDArray[Any]
@@ -181,6 +181,7 @@ class Step:
     due: Sequence[Sequence[Action]]
     reads_parked: Sequence[bool]
     logits: Logits
+    standing: Standing | None = None
 
 
 class Batch(Protocol):

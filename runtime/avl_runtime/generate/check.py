@@ -12,6 +12,7 @@ from avl_plugins.logits import Logits
 from avl_runtime.execute.check import Checked, Drafted
 from avl_runtime.generate.choices import after_step
 from avl_runtime.generate.sequence import Sequence
+from avl_runtime.kv.standing import standing_of
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.embedding import Embedding
 
@@ -68,6 +69,7 @@ def drafted(asked: abc.Sequence[Asked], embedding: Embedding, logits: Logits) ->
         [sequence.drafting is not None or sequence.reads_parked() for sequence, _ in asked],
         _weights(asked, most),
         logits,
+        standing_of([sequence for sequence, _ in asked]),
     )
 
 

@@ -13,6 +13,7 @@ from avl_runtime.execute.protocol import Batch, Executor, Step
 from avl_runtime.generate.check import Asked, Check, drafted
 from avl_runtime.generate.choices import after_step, text_after_step
 from avl_runtime.generate.sequence import Sequence
+from avl_runtime.kv.standing import standing_of
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.embedding import Embedding
 
@@ -126,6 +127,7 @@ class Decoder:
             due,
             reads,
             logits,
+            standing_of(members),
         )
         found = batch.run(step)
         # A run leaves neither code nor data of ours in the processor's caches. Rows move after the

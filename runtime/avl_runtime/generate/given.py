@@ -41,7 +41,7 @@ def choose(
         PolicyError: an action answers what cannot be.
     """
     hidden, deepstack = rows.hidden.copy(), rows.deepstack.copy()
-    stays = np.ones(len(rows.token_ids), np.bool_)
+    stays, counts = np.ones(len(rows.token_ids), np.bool_), rows.counts.copy()
     for number, (media, at) in enumerate(prompt.places(), before):
         stays[at] = False
         tokens = np.arange(len(at))
@@ -49,7 +49,7 @@ def choose(
             features = hidden[at[tokens], : question.shape[1]]
             given = features, rows.attention[at[tokens]]
             seen = _picture(media, given, tokens, question, number)
-            tokens = tokens[_left(action, seen, (hidden, deepstack), at[tokens])]
+            tokens = tokens[_left(action, seen, (hidden, deepstack), at[tokens], counts)]
         stays[at[tokens]] = True
         yield
     chosen = np.flatnonzero(stays)
@@ -62,6 +62,7 @@ def choose(
         position_ids=rows.position_ids[:, chosen],
         ends=None if rows.ends is None else rows.ends[chosen],
         chosen=chosen,
+        standing_for=counts[chosen],
         attention=rows.attention[:0],
     )
 
@@ -121,12 +122,13 @@ def _picture(
 
 
 def _left(
-    action: Action, seen: Picture, rows: tuple[Values, Values], at: Indices
+    action: Action, seen: Picture, rows: tuple[Values, Values], at: Indices, counts: Indices
 ) -> NDArray[np.int64]:
     """The numbers of a picture's tokens that an action leaves; rows that become means are written.
 
     Args:
         rows: hidden [N, C] and deepstack [K, N, C] of the prompt, where `at` are the picture's.
+        counts: [N], how many tokens each stands for; written where rows become means.
     """
     count = len(at)
     view = View(np.arange(count), np.zeros(count, np.float32), 0, None, count, seen)
@@ -143,6 +145,8 @@ def _left(
         hidden[at[left]] = _means(action, hidden[at], groups, left)
         for layer in deepstack:
             layer[at[left]] = _means(action, layer[at], groups, left)
+        joined = np.bincount(groups[groups >= 0], counts[at[groups >= 0]], count)
+        counts[at[left]] = joined[left]
     return left
 
 

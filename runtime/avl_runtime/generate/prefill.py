@@ -26,6 +26,7 @@ from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.kv.by_layer import LAST, TEXT
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.sight import by_position
+from avl_runtime.kv.standing import standing_of
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.rows import PromptRows
 
@@ -63,12 +64,16 @@ def prefill(
     executor.check_prompt(sequence.caches, sequence.seq, len(given))
     before = sequence.snapshot()
     position_ids = rows.position_ids + sequence.next_position
-    sequence.grow(rows.token_ids.tolist(), rows.image_mask, rows.next_position, rows.chosen)
+    standing = np.stack([*position_ids, rows.counts], 1)
+    sequence.grow(
+        rows.token_ids.tolist(), rows.image_mask, rows.next_position, rows.chosen, standing
+    )
     sequence.step = 0
     sequence.prefix_tokens = 0 if prefix is None else prefix.length
     positions = start + given
     ends = positions + 1 if rows.ends is None else start + rows.ends
-    chunk = Chunk(rows.hidden, positions, position_ids, rows.deepstack, ends)
+    known = standing_of([sequence])
+    chunk = Chunk(rows.hidden, positions, position_ids, rows.deepstack, ends, known)
     try:
         steps = min(steps, sequence.room_left())
         found = yield from _read(sequence, manifest, chunk, logits, steps, prefix)
@@ -132,7 +137,8 @@ def extend(
             zip(manifest.segments, sequence.caches, strict=True)
         ):
             added = np.zeros((len(segment.deepstack), *hidden.shape), hidden.dtype)
-            chunk = Chunk(rows, positions, ids, added, positions + 1)
+            known = standing_of([sequence])
+            chunk = Chunk(rows, positions, ids, added, positions + 1, known)
             sequence.leave_behind(cache, start)
             run = executor.read(
                 index,
@@ -181,7 +187,7 @@ def _read(
         hidden, deepstack = rows.hidden, rows.deepstack
         if prefix is not None and index == prefix.segments:
             hidden, deepstack = prefix.before(hidden), whole.deepstack[layers:]
-            rows = Chunk(hidden, whole.positions, whole.position_ids, deepstack, whole.ends)
+            rows = replace(whole, hidden=hidden, deepstack=deepstack)
         for action in sequence.actions:
             if action.before == segment.first_layer:
                 scores = mass[-1] if mass.shape[1] else np.zeros(sequence.length, np.float32)

@@ -92,6 +92,8 @@ class Prefix:
         row_ends = None if ends is None else self._given.searchsorted(ends)
         self._runs = spans(len(self._given), sequence.executor.chunk, row_ends)[:-1]
         root = f"{self.segments} {self._evicts}"
+        if sequence.restores and prompt.image_mask.any():
+            root += " restored"
         if chosen is None:
             self._keys = _keys(prompt, self._runs, root)
         else:
@@ -230,7 +232,7 @@ def _keys_of_rows(rows: PromptRows, runs: Several[Span], root: str) -> list[byte
     found = []
     digest = hashlib.sha256(f"{root} rows".encode())
     given = rows.given
-    arrays = [given, rows.token_ids[given], rows.image_mask[given], rows.position_ids]
+    arrays = [given, rows.token_ids[given], rows.image_mask[given], rows.position_ids, rows.counts]
     if rows.ends is not None:
         arrays.append(rows.ends)
     for begin, end in runs:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Action, Policy, Tokens, When
 from avl_runtime.execute.protocol import Executor, PromptTooLongError
-from avl_runtime.kv.cache import SegmentCache
+from avl_runtime.kv.cache import Ints, SegmentCache
 from avl_runtime.kv.moves import roll_back
 from avl_runtime.kv.sight import bytes_held
+from avl_runtime.kv.standing import TokenStanding
 from avl_runtime.kv.states import LayerStates
 from avl_runtime.kv.window import leave_behind
 from avl_runtime.package.manifest import Manifest
@@ -56,6 +57,7 @@ class Sequence:
         actions: what its policy decides, in the order of time.
         drafting: how tokens may be drafted by active rows alone, if its policy says so.
         evicts: whether an action ranks text rows, so that text rows' attention is counted.
+        restores: whether attention is biased, once there is a picture.
         caches: of each segment; shared with other sequences while it decodes in a batch.
         seq: its place in `caches`.
         token_ids: every token whose row has been computed, prompt and replies.
@@ -75,12 +77,13 @@ class Sequence:
         self.actions: tuple[Action, ...] = policy.actions()
         self.drafting = policy.drafting()
         self.evicts = any(action.tokens is Tokens.TEXT for action in self.actions)
+        self.restores = any(action.restores for action in self.actions)
         self._at_steps = tuple(one for one in self.actions if When.STEP in one.when)
         self.caches: list[SegmentCache] = executor.new_caches()
         self.seq = 0
-        self._modality = np.zeros(256, np.bool_)
-        self._evictable = np.zeros(256, np.bool_)
+        self._modality, self._evictable = np.zeros(256, np.bool_), np.zeros(256, np.bool_)
         self._dropped = np.full(256, NEVER, np.int16)
+        self._standing = TokenStanding(manifest.dims.position_axes)
         self._first_image: int | None = None
         self.text_after_image = 0
         self.next_position = 0
@@ -89,8 +92,7 @@ class Sequence:
         self.step = 0
         self.settled = 0
         self.prefix_tokens = 0
-        self.image_tokens = 0
-        self.images_read = 0
+        self.image_tokens = self.images_read = 0
 
     @property
     def length(self) -> int:
@@ -109,6 +111,12 @@ class Sequence:
         0 is before the decoder, which was not given it.
         """
         return self._dropped[: self.length][self.image_mask]
+
+    @property
+    def standing(self) -> Ints | None:
+        """[tokens so far, Z], where each stands (`kv.standing`); None: attention is not biased."""
+        biased = self.restores and self._first_image is not None
+        return self._standing.first(self.length) if biased else None
 
     @property
     def evictable_mask(self) -> NDArray[np.bool_]:
@@ -186,7 +194,8 @@ class Sequence:
         token_ids: abc.Sequence[int],
         image_mask: NDArray[np.bool_] | None = None,
         advance: int | None = None,
-        given: NDArray[np.int64] | None = None,
+        given: Ints | None = None,
+        standing: Ints | None = None,
     ) -> None:
         """Count tokens as part of the conversation; the caller adds their rows.
 
@@ -194,6 +203,7 @@ class Sequence:
             image_mask: [N]; None for text only.
             advance: how far RoPE positions go on; None for one a token.
             given: which of them the decoder is given; None for all.
+            standing: [given, Z], where these stand; None for text only.
 
         Raises:
             PromptTooLongError: the model's context is too short for them.
@@ -204,6 +214,8 @@ class Sequence:
                 f"expected at most {self._manifest.dims.max_positions} tokens in all (the model's "
                 f"context), found {start + added}; shorten the prompt or use fewer images"
             )
+        if self.restores:
+            self._standing.grow(start, added, self.next_position, given, standing)
         while start + added > len(self._modality):
             self._modality = np.concatenate([self._modality, np.zeros_like(self._modality)])
             self._dropped = np.concatenate([self._dropped, np.full_like(self._dropped, NEVER)])
@@ -311,7 +323,7 @@ class Sequence:
         other.__dict__.update(self.__dict__)
         with self.executor.turn:
             other.caches = [cache.fork() for cache in self.caches]
-        for name in ("_modality", "_evictable", "_dropped", "visuals", "token_ids"):
+        for name in ("_modality", "_evictable", "_dropped", "_standing", "visuals", "token_ids"):
             setattr(other, name, getattr(self, name).copy())
         return other
 

@@ -37,6 +37,7 @@ def describe(package: Package) -> dict[str, Any]:
         "image": manifest.image.layout.kind,
         "video": None if manifest.video is None else manifest.video.layout.kind,
         "vision_attention": manifest.vision_attention,
+        "restores": manifest.restores,
         "weights": "copied" if weights.folder is None else "linked",
         "weights_folder": str(package.weights_folder),
         "weights_found": all((package.weights_folder / one.path).is_file() for one in shards),
@@ -72,6 +73,19 @@ def check_vision(policy: Policy, manifest: Manifest) -> None:
         )
 
 
+def check_bias(policy: Policy, manifest: Manifest) -> None:
+    """Refuse a policy that biases attention, if the package's graphs cannot.
+
+    Raises:
+        PolicyError: it does, and they cannot.
+    """
+    if policy.restores and not manifest.restores:
+        raise PolicyError(
+            f"{policy}: expected a package whose attention can be biased, found one that cannot; "
+            "export with --restore, or use positions=keep"
+        )
+
+
 def info_text(found: dict[str, Any]) -> str:
     """The same for people."""
     images = f"images ({found['image']})"
@@ -86,9 +100,10 @@ def info_text(found: dict[str, Any]) -> str:
     if not found["weights_found"]:
         weights += ", which lacks some of them"
     template = "yes" if found["chat_template"] else "none, prompts are taken as they stand"
+    biased = ", attention takes RESTORE's bias" if found["restores"] else ""
     lines = [
         ("model", f"{found['model']} ({found['family']}), takes {images}"),
-        ("decoder", f"{found['layers']} layers, cut after {split}, in {found['dtype']}"),
+        ("decoder", f"{found['layers']} layers, cut after {split}, in {found['dtype']}{biased}"),
         ("cached rows", f"in {_any_of(found['kv'])} (--kv)"),
         ("context", f"{found['context']} tokens"),
         ("policies", f"{', '.join(found['policies'])} (default: {found['default_policy']})"),
@@ -119,6 +134,7 @@ def _takes(manifest: Manifest, policy: str) -> bool:
     try:
         found.check(manifest.splits())
         check_vision(found, manifest)
+        check_bias(found, manifest)
     except PolicyError:
         return False
     return found.drafting() is None or manifest.format_version >= ANSWERING

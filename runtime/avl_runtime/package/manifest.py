@@ -281,6 +281,7 @@ class Manifest:
     layer_table: LayerTable | None = None
     adapter: str | None = None  # the name of the LoRA adapter that is merged into the weights
     vision_attention: bool = False  # whether encoders tell what attention tokens receive in them
+    restores: bool = False  # whether attention can be biased where tokens are gone
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -325,7 +326,7 @@ class Manifest:
         first, last, ends = segment.first_layer, segment.last_layer, segment == self.segments[-1]
         kinds, blocks = segment.kinds, self.reach.blocks is not None
         return graph_io.Segment(
-            self.dims, first, last, segment.deepstack, ends, kinds, kept, blocks
+            self.dims, first, last, segment.deepstack, ends, kinds, kept, blocks, self.restores
         )
 
     def windows(self, segment: Segment) -> tuple[int | None, ...]:

@@ -21,6 +21,7 @@ class PromptRows:
         next_position: where the token behind the prompt goes, counted from there.
         ends: [G] int64, as `Prompt.ends`.
         chosen: [G] int64, the tokens that the rows are of, ascending; None: all of them.
+        standing_for: [G] int64, how many tokens each row stands for; None: one each.
         attention: [N, A], as `Features.attention`, where tokens are yet to be chosen.
     """
 
@@ -32,9 +33,16 @@ class PromptRows:
     next_position: int
     ends: NDArray[np.int64] | None = None
     chosen: NDArray[np.int64] | None = None
+    standing_for: NDArray[np.int64] | None = None
     attention: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     @property
     def given(self) -> NDArray[np.int64]:
         """[G], the tokens that the rows are of."""
         return np.arange(len(self.token_ids)) if self.chosen is None else self.chosen
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """[G], how many tokens each row stands for."""
+        ones = np.ones(len(self.given), np.int64)
+        return ones if self.standing_for is None else self.standing_for

@@ -21,7 +21,7 @@ from avl_runtime.generate.prefix import Prefix
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv.prefixes import PrefixCache
 from avl_runtime.machine.resources import usable_memory
-from avl_runtime.package.info import check_vision
+from avl_runtime.package.info import check_bias, check_vision
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
 from avl_runtime.prompts.embedding import Embedding
@@ -188,6 +188,7 @@ class Loaded:
         self.check_open()
         policy.check(self.package.manifest.splits())
         check_vision(policy, self.package.manifest)
+        check_bias(policy, self.package.manifest)
         window = self.package.manifest.reach.window
         if window is not None and any(action.closes_up for action in policy.actions()):
             raise PolicyError(

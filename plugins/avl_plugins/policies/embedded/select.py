@@ -55,13 +55,15 @@ class Select(Action):
 
     Line breaks of a tiled layout always stay, and count. Beside them at least one token stays.
     Whatever decides later takes what is left as all image tokens that there are. With `renumber`
-    RoPE positions are closed up where tokens are gone.
+    RoPE positions are closed up where tokens are gone; with `restore` they stay, and attention is
+    biased as RESTORE does (arXiv 2606.01711, ICML 2026).
     """
 
     picker: Picker
     keep: float = USUAL_SHARE
     most: int | None = None
     renumber: bool = False
+    restore: bool = False
 
     when: ClassVar[frozenset[When]] = frozenset({When.EMBEDDED})
 
@@ -78,6 +80,11 @@ class Select(Action):
                 f"Select: expected a picker, found {quoted(self.picker)}; derive one from Picker"
             )
         check_frozen(type(self.picker))
+        if self.renumber and self.restore:
+            raise PolicyError(
+                "Select: expected renumber or restore, found both, and RESTORE's bias goes by the "
+                "positions that tokens had; leave one out"
+            )
 
     @property
     def ranking(self) -> Ranking:
@@ -98,6 +105,10 @@ class Select(Action):
     @property
     def closes_up(self) -> bool:
         return self.renumber
+
+    @property
+    def restores(self) -> bool:
+        return self.restore
 
     def given(self, places: Indices, moving: bool) -> int:
         shown = places[:, places[0] >= 0]
@@ -164,7 +175,8 @@ class Selecting(Policy, Picker):
     """A policy that chooses image tokens before the decoder, and nothing else.
 
     Of every picture and video stay `tokens`, or the fraction `keep`: 0.25 without either. They keep
-    their RoPE positions, or close up: `positions="renumber"`.
+    their RoPE positions, and with `positions="restore"` attention is biased where tokens are gone;
+    or they close up: `positions="renumber"`.
     """
 
     keep: float | None = None
@@ -186,12 +198,13 @@ class Selecting(Policy, Picker):
                     f"tokens={self.tokens}; leave one out"
                 )
 
-        if self.positions not in ("keep", "renumber"):
+        if self.positions not in ("keep", "renumber", "restore"):
             raise PolicyError(
-                f"{self.name}: expected positions = keep or renumber, found "
+                f"{self.name}: expected positions = keep, renumber or restore, found "
                 f"{quoted(self.positions)}; choose one"
             )
 
     def actions(self) -> tuple[Action, ...]:
         share = USUAL_SHARE if self.keep is None else self.keep
-        return (Select(self, share, self.tokens, self.positions == "renumber"),)
+        closes_up, restores = self.positions == "renumber", self.positions == "restore"
+        return (Select(self, share, self.tokens, closes_up, restores),)

@@ -16,7 +16,12 @@ from avl_plugins.policies import Action, TextBudget, Tokens
 from avl_plugins.policies.declared import is_text_budget, refresh_fits
 from avl_runtime.execute.check import Drafted
 from avl_runtime.execute.host.check import HostChecked, HostChecks
-from avl_runtime.execute.host.segments import BoundSegment, HostBackend, causal_reach
+from avl_runtime.execute.host.segments import (
+    BoundSegment,
+    HostBackend,
+    causal_reach,
+    no_standing,
+)
 from avl_runtime.execute.protocol import Member, Step
 from avl_runtime.kv.append import Appender
 from avl_runtime.kv.cache import Ints, SegmentCache
@@ -53,7 +58,8 @@ class HostBatch:
         self._segments: list[BoundSegment] = []
         self._appenders: list[Appender] = []
         rows: NDArray[Any] = self._hidden
-        reach = causal_reach(self._positions[:, None])
+        self._standing = no_standing(batch, 1, dims.position_axes)
+        reach = causal_reach(self._positions[:, None], self._standing)
         for index, segment in enumerate(manifest.segments):
             deepstack = [text_only] * len(segment.deepstack)
             bound = backend.bind(index, rows, self._position_ids, weights, deepstack, reach=reach)
@@ -69,6 +75,10 @@ class HostBatch:
         self._hidden[:, 0] = step.hidden
         self._position_ids[..., 0] = step.position_ids[0]
         self._positions[:] = step.positions
+        self._standing[...] = 0
+        if step.standing is not None:
+            ids = step.position_ids[0][:, None]
+            self._standing[...] = step.standing.of_new(step.positions[:, None], ids)
         reads = step.reads_parked
         ranked = self._evicts or any(
             one.moves and one.ranking.reads_attention for actions in step.due for one in actions
@@ -90,7 +100,12 @@ class HostBatch:
                 if not all(reads):
                     parked_len = np.where(reads, parked_len, 0)
             self._refreshed[index] = bound.run(
-                cache, parked_len, masses=ranked, core=core, logits=step.logits
+                cache,
+                parked_len,
+                masses=ranked,
+                core=core,
+                logits=step.logits,
+                standing=step.standing,
             )
         return np.asarray(self._logits[:, 0], np.float32)
 

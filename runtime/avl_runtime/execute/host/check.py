@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 
 from avl_plugins import graph_io
 from avl_runtime.execute.check import Drafted
-from avl_runtime.execute.host.segments import BoundSegment, HostBackend, causal_reach
+from avl_runtime.execute.host.segments import (
+    BoundSegment,
+    HostBackend,
+    causal_reach,
+    no_standing,
+)
 from avl_runtime.kv.cache import Ints, SegmentCache
 from avl_runtime.kv.sight import Masses
 from avl_runtime.package.manifest import Manifest
@@ -63,13 +68,16 @@ class _Bound:
         self._position_ids: Ints = np.zeros((*axes, count, rows), np.int64)
         self._weights = np.zeros((count, 1, rows), np.float32)
         self._positions: Ints = np.zeros((count, rows), np.int64)
+        self._standing = no_standing(count, rows, dims.position_axes)
+        self._last_position = dims.max_positions - 1  # padding may lie behind it
         text_only = np.zeros((count, rows, dims.hidden_size), backend.dtype)
         self.segments: list[BoundSegment] = []
         made: NDArray[Any] = self._hidden
+        reach = causal_reach(self._positions, self._standing)
         for index, segment in enumerate(manifest.segments):
             deepstack = [text_only] * len(segment.deepstack)
             given = made, self._position_ids, self._weights, deepstack
-            bound = backend.bind(index, *given, rows, causal_reach(self._positions))
+            bound = backend.bind(index, *given, rows, reach)
             self.segments.append(bound)
             made = bound.output
         self.logits = made
@@ -79,6 +87,10 @@ class _Bound:
         self._hidden[...] = drafted.hidden
         self._position_ids[...] = drafted.position_ids
         self._positions[...] = drafted.positions
+        self._standing[...] = 0
+        if drafted.standing is not None:
+            ids = np.minimum(drafted.position_ids, self._last_position)
+            self._standing[...] = drafted.standing.of_new(drafted.positions, ids)
         if drafted.weights is not None:
             self._weights[...] = drafted.weights
         for index, (bound, cache) in enumerate(zip(self.segments, caches, strict=True)):
@@ -87,7 +99,8 @@ class _Bound:
             if any(drafted.parked):
                 parked_len = np.where(drafted.parked, seen.parked_len, 0)
             masses = drafted.weights is not None
-            bound.run(seen, parked_len, masses=masses, logits=drafted.logits)
+            known = drafted.standing
+            bound.run(seen, parked_len, masses=masses, logits=drafted.logits, standing=known)
 
     def release(self, segment: int) -> None:
         self._windows[segment] = None

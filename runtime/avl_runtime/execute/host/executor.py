@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.errors import AvlError
-from avl_plugins.graph_io import ROW_ENDS, ROW_POSITIONS
+from avl_plugins.graph_io import ROW_ENDS, ROW_POSITIONS, ROW_STANDING
 from avl_plugins.logits import Logits
 from avl_plugins.schema import COMPUTED
 from avl_runtime.execute.host.batch import HostBatch
-from avl_runtime.execute.host.segments import BoundSegment, HostBackend
+from avl_runtime.execute.host.segments import BoundSegment, HostBackend, no_standing
 from avl_runtime.execute.protocol import Chunk, Member
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.gather import gathered
@@ -89,16 +89,23 @@ class HostExecutor:
         parked: bool = True,
     ) -> HostPass:
         dtype, ids = self.backend.dtype, np.ascontiguousarray(chunk.position_ids)
+        positions, known = chunk.positions[None], chunk.standing
+        axes = self.manifest.dims.position_axes
+        standing = no_standing(1, len(chunk.positions), axes)
+        if known is not None:
+            standing = known.of_new(positions, ids[:1])
+        reach = {ROW_ENDS: chunk.row_ends[None], ROW_POSITIONS: positions, ROW_STANDING: standing}
         bound = self.backend.bind(
             segment,
             np.ascontiguousarray(chunk.hidden[None], dtype),
             ids if len(ids) == 1 else ids[:, None],
             weights,
             [np.ascontiguousarray(added[None], dtype) for added in chunk.deepstack],
-            reach={ROW_ENDS: chunk.row_ends[None], ROW_POSITIONS: chunk.positions[None]},
+            reach=reach,
         )
         seen = cache if cache.batch == 1 else cache.window(seq)
-        bound.run(seen, seen.parked_len if parked else None, logits=logits, ends=last)
+        held = seen.parked_len if parked else None
+        bound.run(seen, held, logits=logits, ends=last, standing=known)
         bound.release()
         return HostPass(bound, cache, seq, chunk.positions)
 

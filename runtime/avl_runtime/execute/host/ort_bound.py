@@ -8,6 +8,7 @@ does states after every run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,10 @@ from avl_plugins.graph_io import (
 )
 from avl_plugins.logits import Logits
 from avl_runtime.execute.host.ort_options import LARGE, WORTH_SHRINKING, shrinking
+from avl_runtime.execute.host.segments import no_standing
 from avl_runtime.kv.by_layer import ByLayer, unfilled
 from avl_runtime.kv.cache import Ints, SegmentCache
+from avl_runtime.kv.standing import Standing
 from avl_runtime.machine.memory import give_back_surplus
 
 
@@ -74,6 +77,8 @@ class OrtBoundSegment:
         self._refresh: Refresh | None = None  # of the cache that is bound
         self._layers = graph.row_layers
         self._sliding = [n for n in graph.layers if graph.kind(n) is SLIDING]
+        self._restores = graph.restores
+        self._no_standing = no_standing(batch, 1, dims.position_axes)[:, None]
         self._inputs = inputs
         self._output_name = graph.result
         self._kept = graph.kept
@@ -96,6 +101,7 @@ class OrtBoundSegment:
         core: Ints | None = None,
         logits: Logits = Logits.ALL,
         ends: bool = False,
+        standing: Standing | None = None,
     ) -> bool:
         # A list, as NumPy's any() is slow where a run has emptied the processor's caches.
         parked = parked_len is not None and any(map(any, parked_len.tolist()))
@@ -109,6 +115,8 @@ class OrtBoundSegment:
             self._bindings[parked, masses] = self._make_binding(masses)
             self._bind_cache(self._bindings[parked, masses], cache, parked)
         binding = self._bindings[parked, masses]
+        if self._restores:
+            self._bind_standing(binding, cache, standing, parked)
         both = zip(self._states, cache.states.arrays, self.states, strict=True)
         for (held_name, made_name), held, made in both:
             binding.bind_input(held_name, held)
@@ -187,6 +195,17 @@ class OrtBoundSegment:
         binding.rooms[kind] = rooms
         for layer, mass in zip(self._layers, masses, strict=True):
             binding.bind_output(named(kind, layer), mass)
+
+    def _bind_standing(
+        self, binding: _Binding, cache: SegmentCache, standing: Standing | None, parked: bool
+    ) -> None:
+        nowhere = self._no_standing, self._no_standing
+        found = repeat(nowhere) if standing is None else standing.of_cached(cache)
+        for layer, (active, apart) in zip(self._layers, found, strict=False):
+            binding.bind_input(named(ACTIVE.standing, layer), active)
+            binding.bind_input(
+                named(PARKED.standing, layer), apart if parked else self._no_standing
+            )
 
 
 class _Binding:

@@ -9,20 +9,30 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.graph_io import ROW_ENDS, ROW_POSITIONS
+from avl_plugins.graph_io import ROW_ENDS, ROW_POSITIONS, ROW_STANDING
 from avl_plugins.logits import Logits
 from avl_plugins.schema import Plane, RowType
 from avl_runtime.execute.protocol import Backend
 from avl_runtime.kv.by_layer import ByLayer, Floats
 from avl_runtime.kv.cache import Ints, SegmentCache
+from avl_runtime.kv.standing import Standing
 
 NOTHING: Mapping[str, Ints] = MappingProxyType({})
 
 
-def causal_reach(positions: Ints) -> dict[str, Ints]:
-    """Of new rows at `positions` [B, S], which stays where it is, what graphs may be given."""
-    ends = np.arange(1, positions.shape[1] + 1)
-    return {ROW_ENDS: np.tile(ends, (len(positions), 1)), ROW_POSITIONS: positions}
+def causal_reach(positions: Ints, standing: Ints) -> dict[str, Ints]:
+    """Of new rows at `positions` [B, S] what graphs may be given; arrays stay where they are.
+
+    Args:
+        standing: [B, S, Z].
+    """
+    ends = np.tile(np.arange(1, positions.shape[1] + 1), (len(positions), 1))
+    return {ROW_ENDS: ends, ROW_POSITIONS: positions, ROW_STANDING: standing}
+
+
+def no_standing(batch: int, rows: int, axes: int) -> Ints:
+    """Of new rows that stand nowhere, as attention is not biased: [B, S, Z]."""
+    return np.zeros((batch, rows, axes + 1), np.int64)
 
 
 class BoundSegment(Protocol):
@@ -54,6 +64,7 @@ class BoundSegment(Protocol):
         core: Ints | None = None,
         logits: Logits = Logits.ALL,
         ends: bool = False,
+        standing: Standing | None = None,
     ) -> bool:
         """Run on the current contents of the input buffers and the cache.
 
@@ -66,6 +77,7 @@ class BoundSegment(Protocol):
             logits: which of them are read, if this is the last segment.
             ends: whether this was a prompt's last chunk, so that memory which only chunks need
                 can be given back.
+            standing: of the tokens of cached rows, where attention is biased.
 
         Returns:
             Whether the step did the refresh. If not, it is the caller's.
@@ -122,6 +134,6 @@ class HostBackend(Backend, Protocol):
             row_weights: [B, R, S] of R masses: 2, or 1 if nobody reads that of text rows.
             deepstack: [B, S, C] for each of the segment's deepstack layers.
             answers: of how many rows, the last ones, the last segment gives logits.
-            reach: [B, S] of each that the graph has of `graph_io.Segment.reach`.
+            reach: [B, S, ...] of each that the graph has of `graph_io.Segment.reach`.
         """
         ...

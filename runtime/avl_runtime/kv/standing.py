@@ -1,0 +1,121 @@
+"""Where tokens stand, by which RESTORE biases attention (arXiv 2606.01711).
+
+Of each token of a conversation Z = axes + 1 numbers (`schema.STANDING_BIAS`): its position on each
+axis of RoPE, and how many tokens it stands for: 1, or more where rows have become means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from avl_plugins.policies import Action, Tokens
+from avl_runtime.kv.cache import Ints, SegmentCache
+
+
+class TokenStanding:
+    """Of each token of one conversation, where it stands."""
+
+    def __init__(self, axes: int) -> None:
+        self._rows: Ints = np.zeros((256, axes + 1), np.int64)
+
+    def grow(
+        self, start: int, count: int, position: int, given: Ints | None, standing: Ints | None
+    ) -> None:
+        """Know of `count` tokens from number `start` on where they stand.
+
+        Args:
+            position: of the first one, if they are text.
+            given: which of them have rows; None: all.
+            standing: [given, Z]; None: they are text.
+        """
+        while start + count > len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        if standing is None:
+            standing = np.ones((count, self._rows.shape[1]), np.int64)
+            standing[:, :-1] = position + np.arange(count)[:, None]
+        self._rows[start + (np.arange(count) if given is None else given)] = standing
+
+    def first(self, count: int) -> Ints:
+        """[count, Z], of the first tokens."""
+        return self._rows[:count]
+
+    def copy(self) -> TokenStanding:
+        """One of the same tokens, which grows by itself."""
+        other = TokenStanding.__new__(TokenStanding)
+        other._rows = self._rows.copy()
+        return other
+
+
+class Stood(Protocol):
+    """What is asked of a sequence."""
+
+    @property
+    def actions(self) -> Sequence[Action]: ...
+
+    @property
+    def standing(self) -> Ints | None:
+        """[tokens so far, Z]; None: its attention is not biased."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """What is known of the tokens of B sequences, of which one at least has its attention biased.
+
+    Attributes:
+        tokens: of each sequence [tokens so far, Z]; None where no attention is biased.
+        unlike: whether the KV heads of a layer may hold other rows than one another.
+    """
+
+    tokens: Sequence[Ints | None]
+    unlike: bool
+
+    @property
+    def width(self) -> int:
+        """Z."""
+        widths = [one.shape[1] for one in self.tokens if one is not None]
+        return int(widths[0])
+
+    def of_new(self, positions: Ints, position_ids: Ints) -> Ints:
+        """[B, S, Z] of new rows, zeros where no attention is biased.
+
+        Args:
+            positions: [B, S] in the conversations. What is behind a conversation's tokens is text.
+            position_ids: [B, S], of text on each axis of RoPE.
+        """
+        found = np.zeros((*positions.shape, self.width), np.int64)
+        for to, tokens, at, text in zip(found, self.tokens, positions, position_ids, strict=True):
+            if tokens is not None:
+                to[:, :-1], to[:, -1] = text[:, None], 1
+                known = at < len(tokens)
+                to[known] = tokens[at[known]]
+        return found
+
+    def of_cached(self, cache: SegmentCache) -> Iterator[tuple[Ints, Ints]]:
+        """Of each layer's active rows [B, F, A, Z] and parked ones [B, 1, P, Z]; F is Hkv or 1."""
+        batch, heads = cache.positions.shape[1:3]
+        apart = heads if self.unlike else 1
+        for layer in range(cache.layers):
+            rooms = cache.k_active[layer].shape[2], cache.k_parked[layer].shape[2]
+            active = np.zeros((batch, apart, rooms[0], self.width), np.int64)
+            parked = np.zeros((batch, 1, rooms[1], self.width), np.int64)
+            for seq, tokens in enumerate(self.tokens):
+                if tokens is not None:
+                    count, held = cache.active_len[layer, seq], cache.parked_len[layer, seq]
+                    at = cache.positions[layer, seq, :apart, :count]
+                    active[seq, :, :count] = tokens[at]
+                    parked[seq, 0, :held] = tokens[cache.parked_positions[layer, seq, :held]]
+            yield active, parked
+
+
+def standing_of(sequences: Sequence[Stood]) -> Standing | None:
+    """Of sequences that run together; None where no attention is biased."""
+    tokens = [each.standing for each in sequences]
+    if all(one is None for one in tokens):
+        return None
+    unlike = any(one.tokens is not Tokens.IMAGE for each in sequences for one in each.actions)
+    return Standing(tokens, unlike)

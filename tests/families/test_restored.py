@@ -1,0 +1,222 @@
+"""RESTORE's bias (arXiv 2606.01711) of packages made for it: against transformers' attention."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from avl_export.cli import main as avl_export
+from avl_export.options import Options, OptionsError
+from avl_plugins.errors import AvlError, PolicyError
+from avl_plugins.policies import Picture, Select, Selecting, parse
+from avl_runtime import LVLM
+from avl_runtime.cli.build import main as avl_build
+from avl_runtime.execute import load_backend
+from avl_runtime.execute.protocol import BackendError
+from avl_runtime.package.info import describe, info_text
+from families import test_gemma3, test_qwen2_5_vl, test_qwen3_vl
+from families.chosen import ChosenTests
+from families.support import Case, Made, picture, write_checkpoint
+from families.test_llava_towers import case
+from oracle.hf_oracle import Oracle, Rules
+from oracle.reading import cut, read
+from support.appended import appended_prompts
+
+FLAG = "--restore"
+PROMPT, STEPS, TOLERANCE = "What is in the picture?", 5, 1e-4
+LLAVA = case("siglip", "full", -1)
+RESTORED = "divprune:tokens=9,positions=restore"
+
+
+@pytest.fixture(scope="session")
+def restored(make: Callable[[Case], Made]) -> Callable[[Case], Made]:
+    """Maps a case to its checkpoint, whose package takes the bias."""
+
+    @functools.cache
+    def exported(case: Case) -> Made:
+        return make(case).exported_with(FLAG, *(() if case is LLAVA else ("--no-check",)))
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def made(request: pytest.FixtureRequest, restored: Callable[[Case], Made]) -> Made:
+    return restored(request.param)
+
+
+@pytest.fixture(scope="session")
+def llava(restored: Callable[[Case], Made]) -> Made:
+    return restored(LLAVA)
+
+
+class TestRestored(ChosenTests):
+    """One axis of positions, M-RoPE, and M-RoPE of other axes with deepstack."""
+
+    cases = (LLAVA, *test_qwen2_5_vl.CASES, *test_qwen3_vl.CASES)
+    choosing = (
+        RESTORED,
+        "mmtok:keep=0.4,positions=restore+avl:keep=0.6,core=0.3,refresh=2,text=0.6,text_min=4",
+        "divprune:keep=0.7,positions=restore+fastv:layer=2,keep=0.5",
+    )
+
+    def _draws(self) -> list[list[Image.Image]]:
+        return [[picture((97, 61), seed), picture((64, 64), seed + 9)] for seed in range(8)]
+
+
+def same(got: np.ndarray | None, expected: list[torch.Tensor]) -> None:
+    assert got is not None
+    np.testing.assert_allclose(got, torch.stack(expected).numpy(), atol=TOLERANCE, rtol=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Halved(Selecting):
+    """Every second token, which becomes the mean of itself and the one behind it."""
+
+    name: ClassVar[str] = "halved"
+
+    def pick(self, picture: Picture, count: int) -> np.ndarray:
+        return np.arange(0, 2 * count, 2)
+
+    def groups(self, picture: Picture, picked: np.ndarray) -> np.ndarray:
+        return np.arange(picture.places.shape[1]) // 2 * 2
+
+
+def test_a_row_that_is_a_mean_stands_for_all_of_its_tokens(llava: Made) -> None:
+    images = [picture((97, 61))]
+    whole = read(llava.reference, llava.encode(PROMPT, images))
+    embeds, keep = whole.embeds.clone(), ~whole.visual
+    counts = torch.ones(len(keep), dtype=torch.int64)
+    for group in torch.nonzero(whole.visual)[:, 0].split(2):
+        embeds[group[0]] = whole.embeds[group].double().mean(0).float()
+        keep[group[0]], counts[group[0]] = True, len(group)
+    oracle = Oracle(llava.reference, Rules(), restore=True)
+    got = llava.model.generate(
+        PROMPT,
+        images,
+        policy=Halved(tokens=13, positions="restore"),
+        max_new_tokens=STEPS,
+        return_logits=True,
+    )
+    with torch.inference_mode():
+        logits = [oracle.turn(cut(replace(whole, embeds=embeds, counts=counts), keep))]
+        logits += [oracle.step(token) for token in got.token_ids[:-1]]
+    same(got.logits, logits)
+    assert oracle.counts.max() == 2 and len(got.token_ids) == STEPS
+
+
+def test_the_bias_begins_with_the_first_picture(
+    llava: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat whose second turn shows one; rows of text before it get it from then on, too."""
+    spec = "uniform:keep=1,positions=restore"  # all tokens stay: the bias alone is seen
+    plain = llava.model.generate("Hello?", policy="dense", max_new_tokens=4, return_logits=True)
+    alone = llava.model.generate("Hello?", policy=spec, max_new_tokens=4, return_logits=True)
+    np.testing.assert_array_equal(plain.logits, alone.logits)
+    appended = appended_prompts(monkeypatch)
+    chat, images = llava.model.chat(policy=spec), [picture((97, 61))]
+    first = chat.send("Hello?", max_new_tokens=4)
+    second = chat.send(PROMPT, images=images, max_new_tokens=4, return_logits=True)
+    third = chat.send("And?", max_new_tokens=4, return_logits=True)
+    oracle = Oracle(llava.reference, Rules(), restore=True)
+    with torch.inference_mode():
+        oracle.turn(llava.encode("Hello?"))
+        for token in first.token_ids[:-1]:
+            oracle.step(token)
+        pixels = llava.encode(PROMPT, images)["pixel_values"]
+        for before, got, more in ((first, second, {"pixel_values": pixels}), (second, third, {})):
+            prompt = appended[-2 if before is first else -1]
+            ids = torch.tensor([[before.token_ids[-1], *prompt.input_ids.tolist()]])
+            logits = [oracle.turn({"input_ids": ids, **more})]
+            logits += [oracle.step(token) for token in got.token_ids[:-1]]
+            same(got.logits, logits)
+    assert not oracle.biased.all() and oracle.biased.any()
+
+
+def test_each_of_a_batch_has_its_own_bias_or_none(llava: Made) -> None:
+    images = [[picture((97, 61), 1)], [picture((64, 64), 2)], [picture((97, 61), 1)]]
+    policies = [RESTORED, "avl:keep=0.5,core=0.2,refresh=2", "divprune:tokens=9"]
+    found = llava.model.generate_batch(
+        [PROMPT] * 3, images, policies=policies, max_new_tokens=STEPS, return_logits=True
+    )
+    alone = [
+        llava.model.generate(PROMPT, shown, policy=spec, max_new_tokens=STEPS, return_logits=True)
+        for shown, spec in zip(images, policies, strict=True)
+    ]
+    for one, other in zip(found, alone, strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, atol=TOLERANCE, rtol=0)
+    assert np.abs(found[0].logits - found[2].logits).max() > 10 * TOLERANCE
+
+
+def test_rows_read_with_a_bias_are_no_others_prefix(llava: Made) -> None:
+    """Of two runs of a long prompt, the first is shared by prompts with the same bias alone."""
+    images, prompt = [picture((97, 61), 1)], "Read the text. " * 90
+    shares = LVLM.load(llava.package, backend="ort-cpu", threads=1, prefix_cache="auto")
+    for spec in ("divprune:tokens=9", RESTORED, RESTORED):
+        asked = {"policy": spec, "max_new_tokens": 2, "return_logits": True}
+        want = llava.model.generate(prompt, images, **asked)
+        got = shares.generate(prompt, images, **asked)
+        np.testing.assert_array_equal(got.logits, want.logits)
+    assert got.stats.prefix_tokens > 0
+
+
+def test_drafts_are_checked_with_the_bias(llava: Made) -> None:
+    """And a reply is what it would be without any."""
+    spec = f"{RESTORED}+avl:exact,core=0.4,n=2"
+    images = [picture((97, 61), 3)]
+    plain = llava.model.generate(PROMPT, images, policy=RESTORED, max_new_tokens=24)
+    got = llava.model.generate(PROMPT, images, policy=spec, max_new_tokens=24)
+    assert got.token_ids == plain.token_ids
+    assert got.stats.drafted > 0
+
+
+def test_a_fork_goes_on_by_itself(llava: Made) -> None:
+    chat = llava.model.chat(policy=RESTORED)
+    chat.send(PROMPT, images=[picture((97, 61))], max_new_tokens=3)
+    other = chat.fork()
+    other.send("Something else, and longer?", max_new_tokens=6)
+    one = chat.send("And?", max_new_tokens=4, return_logits=True)
+    again = llava.model.chat(policy=RESTORED)
+    again.send(PROMPT, images=[picture((97, 61))], max_new_tokens=3)
+    two = again.send("And?", max_new_tokens=4, return_logits=True)
+    np.testing.assert_allclose(one.logits, two.logits, atol=1e-6, rtol=0)
+
+
+def test_packages_say_that_they_take_it_and_others_are_refused(llava: Made, tiny: LVLM) -> None:
+    assert describe(tiny.package)["restores"] is False
+    told = describe(llava.model.package)
+    assert told["restores"] is True and "attention takes RESTORE's bias" in info_text(told)
+    with pytest.raises(PolicyError, match=r"expected a package whose attention can be biased"):
+        tiny.generate("Hello", policy=RESTORED)
+    with pytest.raises(OptionsError, match=r"expected --restore with it"):
+        Options("avl-tiny", Path("x.avl"), policy=RESTORED)
+    with pytest.raises(PolicyError, match=r"expected renumber or restore, found both"):
+        Select(parse(RESTORED), 0.5, None, True, True)
+
+
+def test_other_backends_and_rows_are_refused(llava: Made, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(BackendError, match=r"found attention that takes a bias; use ort-cpu"):
+        load_backend("ort-cuda", llava.model.package, None)
+    with pytest.raises(AvlError, match=r"expected a package with graphs that keep rows as int8"):
+        LVLM.load(llava.package, backend="ort-cpu", kv="int8")
+    build = [str(llava.package), "--backend", "tensorrt-rtx", "--dry-run"]
+    assert avl_build(build) == 1
+    assert "found a package exported with --restore" in capsys.readouterr().err
+
+
+def test_decoders_whose_layers_differ_are_refused(tmp_path: Path) -> None:
+    write_checkpoint(test_gemma3.CASES[0], tmp_path / "model")
+    command = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "x.avl"), FLAG]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert avl_export([*command, "--dry-run"]) == 1
+    assert "--restore: expected a decoder whose layers all attend" in said.getvalue()
