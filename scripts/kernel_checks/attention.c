@@ -43,6 +43,12 @@ static avl_step any_step(int64_t rows, int64_t head_dim, int64_t most_rows)
     }
     s.active_len = lengths;
     s.parked_len = lengths + s.batch;
+    if (any_whole(0, 1)) {
+        s.unlike = any_whole(0, 1) ? s.kv_heads : 1;
+        s.bias_active = numbers(s.batch * s.unlike * rows * s.active);
+        s.bias_parked = numbers(s.batch * rows * s.parked);
+        s.bias_new = numbers(s.batch * rows * rows);
+    }
     s.out = results(s.batch * s.heads * rows * head_dim);
     s.mass_active = results(masses(&s) * s.active);
     s.mass_parked = results(masses(&s) * s.parked);
@@ -62,6 +68,19 @@ static const float *key_at(const avl_step *s, int64_t part, int64_t j, const flo
     return fresh + (part * s->rows + j - a - p) * d;
 }
 
+// What is added to the row's score on such a key.
+static double bias_at(const avl_step *s, int64_t part, int64_t row, int64_t j)
+{
+    const int64_t b = part / s->kv_heads, a = s->active_len[b], p = s->parked_len[b];
+    const int64_t head = b * s->unlike + (s->unlike == 1 ? 0 : part % s->kv_heads);
+    const int64_t at = b * s->rows + row;
+    if (!s->bias_active)
+        return 0;
+    if (j < a)
+        return s->bias_active[(head * s->rows + row) * s->active + j];
+    return j < a + p ? s->bias_parked[at * s->parked + j - a] : s->bias_new[at * s->rows + j - a - p];
+}
+
 // Adds what the row gives to `mass` [R, MOST_KEYS], and checks what it found.
 static void check_row(const avl_step *s, int64_t part, int64_t g, int64_t row, double allowed,
                       double *mass)
@@ -76,7 +95,7 @@ static void check_row(const avl_step *s, int64_t part, int64_t g, int64_t row, d
         double score = 0;
         for (int64_t i = 0; i < d; i++)
             score += (double)s->q[at + i] * key[i];
-        total += weights[j] = exp(score * s->scale);
+        total += weights[j] = exp(score * s->scale + bias_at(s, part, row, j));
     }
     for (int64_t i = 0; i < d; i++) {
         double wanted = 0;
@@ -180,6 +199,7 @@ static void check_digits(int64_t head_dim)
     avl_step step = any_step(any_whole(AVL_TILED_ROWS, 2 * AVL_TILED_ROWS), head_dim, 200);
     avl_codes codes = any_codes(&step, 8);
     step.codes = &codes;
+    step.bias_active = step.bias_parked = step.bias_new = NULL;
     expect_done(avl_run_prompt(NULL, avl_best_prompt(), avl_prompt_codes, &step));
     check(&step, IN_DIGITS);
     forget();

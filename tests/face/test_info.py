@@ -29,6 +29,7 @@ KEYS = [
     "image",
     "video",
     "vision_attention",
+    "restores",
     "weights",
     "weights_folder",
     "weights_found",

@@ -22,6 +22,7 @@
 typedef struct {
     const float *keys, *values;
     float *mass; // [R, capacity]
+    const float *bias; // of each row, or NULL
     int64_t first, rows, capacity;
     const void *key_codes, *value_codes; // in place of keys and values, of so many bits; and scales,
     const float *key_scales, *value_scales; // where there are any
@@ -67,6 +68,11 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
                         .capacity = step->parked};
     places[2] = (place){.mass = step->mass_new + part * r, .first = active + parked, .rows = 1,
                         .capacity = 1};
+    if (step->bias_active) {
+        places[0].bias = step->bias_active + avl_bias_at(step, part);
+        places[1].bias = step->bias_parked + row * step->parked;
+        places[2].bias = step->bias_new + row;
+    }
     if (!of) {
         places[0].keys = step->k_active + a * d, places[0].values = step->v_active + a * d;
         places[1].keys = step->k_parked + p * d, places[1].values = step->v_parked + p * d;
@@ -111,6 +117,14 @@ HELPER void score(const avl_step *step, int64_t d, const float *restrict q,
             scores[g * stride + j] = step->scale * sum;
         }
     }
+}
+
+HELPER void add_bias(int64_t group, const float *restrict bias, int64_t rows,
+                     float *restrict scores, int64_t stride)
+{
+    for (int64_t g = 0; g < group; g++)
+        for (int64_t j = 0; j < rows; j++)
+            scores[g * stride + j] += bias[j];
 }
 
 // scores become their weights, e ** (score - top); top and the weights' sum are returned.
@@ -194,6 +208,8 @@ HELPER void score_chunk(const avl_step *step, int64_t index, int bits, int64_t d
             score(step, d, q, p->keys + at * d, rows, scores + from, stride);
             fetch(p->values + at * d, least(step_ahead(group), rows * d * SIZE));
         }
+        if (p->bias)
+            add_bias(group, p->bias + at, rows, scores + from, stride);
     }
     for (int64_t g = 0; g < group; g++)
         weigh(scores + g * stride + one.begin, one.end - one.begin, one.top + g, one.sum + g);

@@ -10,11 +10,14 @@
 // Arrays of a step, as in schema/ops.py, without gaps between rows; `rows` is S, 1 in a decode step:
 // q, out [B, H, S, D]; k_new, v_new [B, Hkv, S, D]; *_active [B, Hkv, A, D];
 // *_parked [B, Hkv, P, D]; *_len [B]; row_weights [B, R, S]; mass_active [B, Hkv, R, A];
-// mass_parked [B, Hkv, R, P]; mass_new [B, Hkv, R, S].
+// mass_parked [B, Hkv, R, P]; mass_new [B, Hkv, R, S]; bias_active [B, `unlike`, S, A], bias_parked
+// [B, 1, S, P] and bias_new [B, 1, S, S], or NULL where none is added to scores.
 typedef struct avl_step {
     int64_t batch, heads, kv_heads, rows, head_dim, active, parked, weightings;
     float scale;
     const float *q, *k_new, *v_new, *k_active, *v_active, *k_parked, *v_parked, *row_weights;
+    const float *bias_active, *bias_parked, *bias_new;
+    int64_t unlike; // KV heads with a bias of their own: all, or 1
     const int64_t *active_len, *parked_len;
     float *out, *mass_active, *mass_parked, *mass_new;
     float *scratch; // of a decode step: floats, as many as `scratch` below says
@@ -23,6 +26,14 @@ typedef struct avl_step {
     // out are [B, S, H, D], k_new and v_new [B, mutual, H, D].
     int64_t mutual;
 } avl_step;
+
+// Where a part's biases begin of active rows.
+static inline int64_t avl_bias_at(const avl_step *step, int64_t part)
+{
+    const int64_t sequence = part / step->kv_heads, head = part % step->kv_heads;
+    const int64_t bias = sequence * step->unlike + (step->unlike > 1 ? head : 0);
+    return bias * step->rows * step->active;
+}
 
 // What attention.c is compiled to for one level of the processor's instructions.
 //

@@ -31,7 +31,7 @@ extern const avl_few_kernels avl_few_base, avl_few_avx2, avl_few_avx512, avl_few
 static inline int avl_is_few(const avl_step *step)
 {
     return step->rows > 1 && step->rows <= AVL_FEW_ROWS && !step->mutual &&
-           !(step->codes && step->codes->bits != 8);
+           !(step->codes && step->codes->bits != 8) && !step->bias_active;
 }
 
 // Computes `step` in ONNX Runtime's threads.

@@ -8,6 +8,7 @@
 
 typedef struct avl_attention_op {
     float scale;
+    int biased; // has biases behind its other inputs
     const avl_step_kernels *step;
     const avl_few_kernels *few;
     const avl_prompt_kernels *prompt;

@@ -22,13 +22,14 @@ typedef struct avl_linear_op {
 } avl_linear_op;
 
 // The ops. Those on tiles take the places of their like where a session asks for bf16.
+#define AVL_BIASED 2
 #define AVL_KEPT 2 // ways to keep rows, beside float32
 #define AVL_MUTUAL 2
 #define AVL_STATES 3
 #define AVL_PLAIN_LINEARS 9
 #define AVL_QUANTIZED_LINEARS 18
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
-    avl_kept_attention[AVL_KEPT], avl_kept_attention_on_tiles[AVL_KEPT],
+    avl_biased[AVL_BIASED], avl_kept_attention[AVL_KEPT], avl_kept_attention_on_tiles[AVL_KEPT],
     avl_mutual_attention[AVL_MUTUAL], avl_mutual_attention_on_tiles[AVL_MUTUAL],
     avl_state_ops[AVL_STATES], avl_logits_linear;
 extern const avl_linear_op avl_plain_linears[AVL_PLAIN_LINEARS],

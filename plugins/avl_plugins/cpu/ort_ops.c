@@ -73,6 +73,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_split_cache_step.op);
     if (!status)
         status = avl_api->CustomOpDomain_Add(*domain, &prompt->op);
+    for (size_t i = 0; !status && i < AVL_BIASED; i++)
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_biased[i].op);
     for (size_t i = 0; !status && i < AVL_KEPT; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &kept[i].op);
     for (size_t i = 0; !status && i < AVL_STATES; i++)

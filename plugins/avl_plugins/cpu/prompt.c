@@ -46,6 +46,17 @@ HELPER float *kept_at(const avl_prompt *prompt, int64_t part, const tile *of, in
     return prompt->scores + row * prompt->keys + in->first + from;
 }
 
+// Adds what a place's rows, from `from` on, are biased by to a tile's scores of the first `count`.
+HELPER void add_bias(const tile *of, const place *in, int64_t from, int64_t count,
+                     float scores[ROWS][KEYS])
+{
+    for (int r = 0; in->bias && r < ROWS; r++) {
+        const float *bias = in->bias + of->new_row[r] * in->capacity + from;
+        for (int64_t j = 0; j < count; j++)
+            scores[r][j] += AVL_LOG2_E * bias[j];
+    }
+}
+
 HELPER void attend_tile(const avl_prompt *prompt, int64_t part, tile *of, const place *in,
                         int64_t from, int64_t keys, const float *packed, const float *values,
                         int64_t d)
@@ -55,6 +66,7 @@ HELPER void attend_tile(const avl_prompt *prompt, int64_t part, tile *of, const 
         return;
     float weights[ROWS][KEYS] __attribute__((aligned(64))), shrink[ROWS];
     score(of, packed, d, count, prompt->step->scale, weights);
+    add_bias(of, in, from, count, weights);
     for (int r = 0; prompt->scores && r < of->count; r++)
         memcpy(kept_at(prompt, part, of, r, in, from), weights[r], (size_t)count * sizeof(float));
     weigh(of, in, from, keys, weights, shrink);
@@ -168,6 +180,8 @@ HELPER void add_masses(const avl_prompt *prompt, int64_t part, const tile *of, c
     float scores[ROWS][KEYS] __attribute__((aligned(64))) = {{0}};
     if (!prompt->scores)
         score(of, packed, step->head_dim, KEYS, step->scale, scores);
+    if (!prompt->scores)
+        add_bias(of, in, from, keys, scores);
     const int64_t sequence = part / step->kv_heads;
     const float *weights = step->row_weights + sequence * step->weightings * step->rows;
     for (int r = 0; r < of->count; r++) {
@@ -193,6 +207,7 @@ HELPER void add_sums(const avl_prompt *prompt, int64_t span, tile *of, const pla
 {
     float scores[ROWS][KEYS] __attribute__((aligned(64))), shrink[ROWS];
     score(of, packed, prompt->step->head_dim, KEYS, prompt->step->scale, scores);
+    add_bias(of, in, from, keys, scores);
     int64_t at[ROWS];
     EACH_ROW(r) at[r] = span * rows_of(prompt) + of->row[r < of->count ? r : of->count - 1];
     EACH_ROW(r) {

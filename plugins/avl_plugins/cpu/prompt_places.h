@@ -85,7 +85,8 @@ HELPER stored_rows stored_from(const avl_codes *of, const void *codes, const flo
 // Rows that lie together: `first` is where they begin among all keys of the sequence.
 typedef struct {
     stored_rows keys, values;
-    float *mass; // [R, capacity]
+    float *mass;       // [R, capacity]
+    const float *bias; // [S, capacity], or NULL
     int64_t first, rows, capacity;
     int causal;
 } place;
@@ -136,6 +137,11 @@ HELPER void find_places(const avl_step *step, int64_t part, place places[3])
                         .capacity = step->parked};
     places[2] = (place){.mass = step->mass_new + n * r, .first = active + parked,
                         .rows = new_keys(step), .capacity = step->rows, .causal = !step->mutual};
+    if (step->bias_active) {
+        places[0].bias = step->bias_active + avl_bias_at(step, part);
+        places[1].bias = step->bias_parked + sequence * step->rows * step->parked;
+        places[2].bias = step->bias_new + sequence * step->rows * step->rows;
+    }
     if (!of) {
         const int64_t start = keys_of(step, part), stride = stride_of(step);
         places[0].keys = (stored_rows){step->k_active + a * d, .stride = d};

@@ -80,13 +80,10 @@ class Chunk:
 
     def between(self, begin: int, end: int) -> Chunk:
         """The rows from `begin` to `end` - 1."""
-        return self._of(slice(begin, end))
+        return self.at(slice(begin, end))
 
-    def at(self, indices: Ints) -> Chunk:
-        """The rows at `indices`."""
-        return self._of(indices)
-
-    def _of(self, part: slice | Ints) -> Chunk:
+    def at(self, part: slice | Ints) -> Chunk:
+        """Some of the rows, by a slice or their indices."""
         return replace(
             self,
             hidden=self.hidden[part],
