@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avl_plugins.bodies.compiled_function import compiled_attention_function
 from avl_plugins.bodies.function import split_cache_attention_functions
 from avl_plugins.bodies.restored_function import restored_functions
 from avl_plugins.reference import biased_cache_attention, split_cache_attention, standing_bias
@@ -96,6 +97,13 @@ def by_pairs(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
+def for_compilers(heads: int, kv_heads: int) -> Any:
+    body = compiled_attention_function(23, (heads, kv_heads), biased=True)
+    sizes = {"H": heads, "Hkv": kv_heads, "D": HEAD_DIM, "E": 1}
+    return session(op_model(BIASED_CACHE_ATTENTION, [body], sizes, {"scale": SCALE}))
+
+
+@functools.cache
 def loaded(op: Op, heads: int, kv_heads: int, axes: int, library: Path | None) -> Any:
     functions = (*restored_functions(axes, heads=(heads, kv_heads)),)
     functions += split_cache_attention_functions(heads=(heads, kv_heads))
@@ -112,15 +120,14 @@ def test_the_reference_asks_about_each_pair(arrays: Arrays) -> None:
     np.testing.assert_allclose(np.concatenate(masses, 3), shares, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_bodies_agree_with_the_reference(compiled: bool, kernels: Path) -> None:
+@pytest.mark.parametrize("form", ["body", "kernels", "body for compilers"])
+def test_forms_agree_with_the_reference(form: str, kernels: Path) -> None:
     @CHECKED
     @given(arrays=biased_inputs())
     def check(arrays: Arrays) -> None:
         heads = arrays["q"].shape[1], arrays["k_new"].shape[1]
-        found = run(
-            loaded(BIASED_CACHE_ATTENTION, *heads, 1, kernels if compiled else None), arrays
-        )
+        model = loaded(BIASED_CACHE_ATTENTION, *heads, 1, kernels if form == "kernels" else None)
+        found = run(for_compilers(*heads) if form == "body for compilers" else model, arrays)
         given = ordered(BIASED_CACHE_ATTENTION, arrays)
         for one, other in zip(found, biased_cache_attention(*given, scale=SCALE), strict=True):
             assert one.shape == other.shape

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import onnx
 
-from avl_plugins.bodies.attention_body import constant_ints
+from avl_plugins.bodies.attention_body import constant_ints, filled
 from avl_plugins.bodies.function import function_proto
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import BIASED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION
 
 _BODY = """
     # Sizes of the new rows, their causal mask and their weights, [..., G * S] with g outermost.
@@ -57,7 +57,7 @@ _BODY = """
     masked = Constant <value_float = -3.4028234663852886e38> ()
 
     active_dot = MatMul (k_active, q_t)
-    active_all = Cast <to = 1> (active_dot)
+    {active_all}
     active = Shape <start = 2, end = 3> (k_active)
     active_size = Squeeze (active)
     active_index = Range (zero, active_size, one)
@@ -67,7 +67,7 @@ _BODY = """
     active_scores = Where (active_seen, active_all, masked)
 
     parked_dot = MatMul (k_parked, q_t)
-    parked_all = Cast <to = 1> (parked_dot)
+    {parked_all}
     parked = Shape <start = 2, end = 3> (k_parked)
     parked_size = Squeeze (parked)
     parked_index = Range (zero, parked_size, one)
@@ -77,7 +77,7 @@ _BODY = """
     parked_scores = Where (parked_seen, parked_all, masked)
 
     new_dot = MatMul (k_new, q_t)
-    new_all = Cast <to = 1> (new_dot)
+    {new_all}
     new_scores = Where (causal, new_all, masked)
 
     scores = Concat <axis = 2> (active_scores, parked_scores, new_scores)
@@ -104,8 +104,25 @@ _BODY = """
 """
 
 
-def compiled_attention_function(opset: int, heads: tuple[int, int]) -> onnx.FunctionProto:
-    """The body for `heads` (H, Hkv); a model needs the same default `opset`."""
-    body = _BODY.replace("{heads}", constant_ints(heads[0]))
-    body = body.replace("{kv_heads}", constant_ints(heads[1]))
-    return function_proto(SPLIT_CACHE_ATTENTION, body, opset)
+_PLAIN = "{x}_all = Cast <to = 1> ({x}_dot)"
+# A bias [B, F, S, keys] lies as scores do, [B, F, keys, G * S].
+_BIASED = """
+    {x}_product = Cast <to = 1> ({x}_dot)
+    {x}_of_rows = Transpose <perm = [0, 1, 3, 2]> (bias_{x})
+    {x}_bias = Gather <axis = 3> ({x}_of_rows, row_index)
+    {x}_all = Add ({x}_product, {x}_bias)"""
+
+
+def compiled_attention_function(
+    opset: int, heads: tuple[int, int], *, biased: bool = False
+) -> onnx.FunctionProto:
+    """The body for `heads` (H, Hkv); a model needs the same default `opset`.
+
+    Args:
+        biased: of BiasedCacheAttention.
+    """
+    each = ("active", "parked", "new")
+    scores = {f"{x}_all": filled(_BIASED if biased else _PLAIN, x=x) for x in each}
+    sizes = {"heads": constant_ints(heads[0]), "kv_heads": constant_ints(heads[1])}
+    op = BIASED_CACHE_ATTENTION if biased else SPLIT_CACHE_ATTENTION
+    return function_proto(op, filled(_BODY, **scores, **sizes), opset)

@@ -128,10 +128,14 @@ def restored_functions(
     Args:
         axes: of positions, X.
     """
+    return (*choice_functions(axes, opset), *biased_functions(opset, heads))
+
+
+def choice_functions(axes: int, opset: int = 23) -> tuple[onnx.FunctionProto, ...]:
+    """`avl::RestoredCacheAttention` and the bias, without attention itself."""
     return (
         function_proto(RESTORED_CACHE_ATTENTION, _RESTORED, opset),
         function_proto(STANDING_BIAS, bias_body(axes), opset),
-        *biased_functions(opset, heads),
     )
 
 
