@@ -23,6 +23,7 @@ import export_size
 import family_speed
 import few_bits
 import kept_rows
+import layer_budgets
 import linear_part
 import overhead
 import own_scores
@@ -67,6 +68,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "prefix-speed-no-amx": lambda: prefix_speed.sentences(record("prefix-speed-no-amx")),
     "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
     "overhead": lambda: overhead.sentence(record("overhead")),
+    "layer-budgets": lambda: layer_budgets.sentence(record("layer-budgets")),
     "own-scores": lambda: own_scores.sentence(record("own-scores")),
     "quantization": lambda: quantization.table(record("quantization")),
     "export-size": lambda: export_size.sentence(record("export-size")),

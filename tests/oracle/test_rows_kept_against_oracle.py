@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import layer_budgets
 import own_scores
 from avl_runtime import LVLM
 from avl_runtime.generate.results import Result
@@ -144,6 +145,32 @@ def test_own_scores_are_those_of_the_layer_itself(random_checkpoint, load) -> No
         kept.append(set(order[: int(0.4 * len(tokens))]))
     assert set(stage.ranking.positions) == kept[1] != kept[0]
     assert both == [len(kept[0] & kept[1]) / len(kept[1])]
+
+
+def test_densities_of_rows_are_brute_force(made: Made) -> None:
+    """What scripts/layer_budgets.py compares with."""
+    model, checkpoint = made(4)
+    for draw in range(DRAWS):
+        images = draw_images(draw, 1, draw_shape(4).image_size)
+        oracle = Retained(reference(checkpoint), Rules(), "snapkv", {"keep": 1.0})
+        with torch.inference_mode():
+            oracle.turn(encode(checkpoint, PROMPT, images))
+        first = int(oracle.is_image.nonzero()[-1]) + 1
+        want, gap = [], np.inf
+        for weights in oracle.attention.values():
+            heads = weights.double().unflatten(0, (oracle.kv_heads, -1)).mean(1)
+            shares = []
+            for row in range(first, len(oracle.is_image)):
+                for given in heads[:, row, : row + 1].tolist():
+                    bar = max(given) / 100
+                    gap = min(gap, *(abs(one - bar) / bar for one in given))
+                    shares.append(sum(one >= bar for one in given) / len(given))
+            want.append(float(np.mean(shares)))
+        if gap > CLEAR:
+            asked = {"prompt": PROMPT, "images": images}
+            assert layer_budgets.row_densities(model, asked) == pytest.approx(want, abs=1e-9)
+            return
+    pytest.fail("no draw with clear choices")
 
 
 def rated(checkpoint: Path, images: list[Image.Image], spec: str, got: Result) -> RatedStages:
