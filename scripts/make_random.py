@@ -49,6 +49,7 @@ FAMILIES = {
     "paligemma": "paligemma-3b",
     "gemma4": "gemma-4-e2b",
     "lfm2_vl": "lfm2.5-vl-450m",
+    "minicpmv4_6": "minicpm-v-4.6",
 }
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHOSEN = ("llava", "llava_next")  # families whose pictures have as many tokens as is asked for

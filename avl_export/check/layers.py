@@ -62,7 +62,7 @@ def check_layers(
     out = forward(
         family, model, prompt, decoder.compare, load, use_cache=False, logits_to_keep=last
     )
-    decoder.compare_head(out.logits.float().numpy())
+    decoder.compare_head(out.logits[:, -1:].float().numpy())  # some give all
     table.refuse("every layer", "transformers'", KEEP)
     return table.rows
 
@@ -176,9 +176,7 @@ class _Encoders:
         for prefix, numbers in dict(self.layers.values()).items():
             for index, number in enumerate(numbers):
                 layer = model.get_submodule(f"{prefix}.{number}")
-                if index == 0:
-                    watch(layer, partial(self._keep, prefix, 0), entering=True)
-                watch(layer, partial(self._keep, prefix, index + 1))
+                watch(layer, partial(self._keep, prefix, index), entering=True)
 
     def _keep(self, prefix: str, before: int, state: Array) -> None:
         self.seen.setdefault((prefix, before), []).append(flat(state))
@@ -235,11 +233,16 @@ class _Encoders:
         if order is None:
             order = np.arange(len(states[0]))
         self.table.add_state(f"{label} embeddings", states[0][order], seen[0])
+        begun = seen[0]
         for index in range(1, len(numbers)):
+            if len(states[index]) != len(states[index - 1]):  # merged on the way
+                again = matching_rows(states[index], seen[index])
+                order = np.arange(len(states[index])) if again is None else again
+                begun = np.zeros_like(seen[index])
             found, expected = states[index][order], seen[index]
             # Errors add up on the way, so they are judged by what all layers so far added.
             name = f"{label} layer {numbers[index - 1]}"
-            self.table.add_state(name, found, expected, seen[0])
+            self.table.add_state(name, found, expected, begun)
 
 
 def _layers(graph: Graph) -> tuple[str, list[int]]:

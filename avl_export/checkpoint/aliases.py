@@ -49,6 +49,7 @@ HUB_IDS: Mapping[str, str] = {
     "paligemma-3b": "google/paligemma-3b-mix-224",
     "gemma-4-e2b": "google/gemma-4-E2B-it",
     "gemma-4-e4b": "google/gemma-4-E4B-it",
+    "minicpm-v-4.6": "openbmb/MiniCPM-V-4.6",
     "lfm2.5-vl-450m": "LiquidAI/LFM2.5-VL-450M",
     "smolvlm-256m": "HuggingFaceTB/SmolVLM-256M-Instruct",
     "smolvlm-500m": "HuggingFaceTB/SmolVLM-500M-Instruct",

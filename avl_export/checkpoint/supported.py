@@ -35,6 +35,7 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "gemma4",
     "paligemma",
     "lfm2_vl",
+    "minicpmv4_6",
 )
 
 STATES = "layers that keep a state instead of rows"
@@ -43,7 +44,7 @@ BOTH_WAYS = "attention among a picture's tokens in both directions"
 ALTUP = "several states of a token"
 UNSUPPORTED: Mapping[str, str] = {  # what their decoders have that no graph here computes
     **dict.fromkeys(("lfm3_vl", "nemotron_h_omni"), STATES),
-    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), STATES),
+    **dict.fromkeys(("minicpmv4_7", "minicpm_ocr"), STATES),
     **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe", "deepseek_ocr2", "unlimited_ocr"), EXPERTS),
     **dict.fromkeys(("llama4", "kimi_k25", "qwen3_5_moe", "ernie4_5_vl_moe"), EXPERTS),
     **dict.fromkeys(("molmo2", "gemma4_unified"), BOTH_WAYS),

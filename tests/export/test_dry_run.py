@@ -61,6 +61,7 @@ PUBLISHED = {
     "paligemma-3b": 2923,
     "gemma-4-e2b": 5104,
     "gemma-4-e4b": 7941,
+    "minicpm-v-4.6": 1300,
     "lfm2.5-vl-450m": 449,
     "smolvlm-256m": 256,
     "smolvlm-500m": 508,

@@ -60,15 +60,23 @@ class Placeholders:
                     return text.strip()
         return ""
 
-    def filled(self, text: str, media: Sequence[Media]) -> tuple[str, tuple[Media, ...]]:
-        """`text` with all placeholders replaced, and `media` in the order of their places."""
+    def filled(
+        self, text: str, media: Sequence[Media], earlier: Sequence[Kind] = ()
+    ) -> tuple[str, tuple[Media, ...]]:
+        """`text` with all placeholders replaced, and `media` in the order of their places.
+
+        Args:
+            earlier: what the conversation has had before the text.
+        """
         kinds = {placeholder: kind for kind, placeholder in self._words.items()}
         waiting = {kind: [part for part in media if part.kind == kind] for kind in kinds.values()}
         placed: list[Media] = []
 
         def replacement(found: re.Match[str]) -> str:
-            placed.append(waiting[kinds[found[0]]].pop(0))
-            return placed[-1].replacement
+            kind = kinds[found[0]]
+            number = [*earlier, *(one.kind for one in placed)].count(kind)
+            placed.append(waiting[kind].pop(0))
+            return placed[-1].numbered(number)
 
         filled = re.sub("|".join(map(re.escape, kinds)), replacement, text)
         return filled, tuple(placed)

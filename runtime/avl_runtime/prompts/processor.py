@@ -150,7 +150,9 @@ class Processor:
         earlier = [message for turn in history for message in (turn.said, turn.answered)]
         marked = self._marked([*front, *earlier, prompt.message])
         media = self._ears.among(prompt, prompt.count("image"))
-        filled, placed = self._shown.filled(template.render_next(marked), media)
+        filled, placed = self._shown.filled(
+            template.render_next(marked), media, [kind for turn in history for kind in turn.media]
+        )
         ids = self._tail_ids(filled, history[-1].reply_ended)
         return self._prompt(ids, placed, self._shown.question([prompt.message]))
 

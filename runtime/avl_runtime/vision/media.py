@@ -133,6 +133,8 @@ class Media:
         images_per_run: entries of pixel_values' first axis that one run of the graph takes at most.
         more: inputs of further runs, of tiles of another size, whose features come behind.
         blend: how the graph's features make the tokens, unless each is one, in order.
+        numbers: what the prompt holds before and behind its number, counted from 0 among all of its
+            kind in the conversation, in front of `replacement`; None: no number.
     """
 
     kind: Kind
@@ -146,6 +148,14 @@ class Media:
     images_per_run: int = IMAGES_PER_RUN
     blend: Blend | None = None
     more: tuple[dict[str, NDArray[Any]], ...] = ()
+    numbers: tuple[str, str] | None = None
+
+    def numbered(self, number: int) -> str:
+        """The text that takes the place of the placeholder of the picture of that number."""
+        if self.numbers is None:
+            return self.replacement
+        before, behind = self.numbers
+        return f"{before}{number}{behind}{self.replacement}"
 
     def runs(self) -> Iterator[dict[str, NDArray[Any]]]:
         """The graph's inputs for each of its runs."""
