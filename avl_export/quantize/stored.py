@@ -111,9 +111,10 @@ def stored_source(
         weight = gguf_weight(shape, found)
         misfit = isinstance(weight, StoredCodes) and weight.misfit() is not None
         return as_floats(weight) if floats or misfit else weight
-    missing = [one[0] for one in NEEDED[layout] if not any(part in parts for part in one)]
+    every = (*NEEDED[layout], *((part,) for part in checkpoint.packing.also))
+    missing = [one[0] for one in every if not any(part in parts for part in one)]
     if missing or len(shape) != 2:
-        needed = ", ".join(one[0] for one in NEEDED[layout])
+        needed = ", ".join(one[0] for one in every)
         raise CheckpointError(
             f"{checkpoint.folder}: {name}: expected {needed} of a linear, found "
             f"no {', '.join(missing) or 'linear'}; {FETCH_AGAIN}"

@@ -178,6 +178,22 @@ def weights(**fields: Any) -> dict[str, Any]:
     return {"config_groups": {"group_0": config | {"weights": config["weights"] | fields}}}
 
 
+def no_zero_point(tensors: dict[str, torch.Tensor]) -> None:
+    tensors.pop(one(tensors, "weight_zero_point"))
+
+
+def test_parts_that_the_configuration_asks_for(
+    small: Path, tmp_path: Path, refused: Refused
+) -> None:
+    """Without them codes would be read, as other weights."""
+    uneven = {DECODER: Scheme(symmetric=False)}
+    write_compressed(small, tmp_path / "zeros", uneven, no_zero_point)
+    assert "found no weight_zero_point" in refused(tmp_path / "zeros", "--dry-run")
+    spread = weights(actorder="group")
+    write_compressed(small, tmp_path / "order", {DECODER: Scheme()}, **spread)
+    assert "found no weight_g_idx" in refused(tmp_path / "order", "--dry-run")
+
+
 @pytest.mark.parametrize(
     ("config", "part"),
     [

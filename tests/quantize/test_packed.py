@@ -111,6 +111,10 @@ def no_zeros(tensors: dict[str, torch.Tensor]) -> None:
     del tensors[plan_of(tensors, "qzeros")]
 
 
+def no_order(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[plan_of(tensors, "g_idx")]
+
+
 def zero_16(tensors: dict[str, torch.Tensor]) -> None:
     tensors[plan_of(tensors, "qzeros")][0, 0] = -1
 
@@ -149,6 +153,18 @@ def test_tensors_that_are_refused(
 ) -> None:
     quantize_checkpoint(small, tmp_path / "packed", "gptq", group=32, change=change)
     assert part in refused(tmp_path / "packed", "--dry-run")
+
+
+def test_an_order_that_is_missing(small: Path, tmp_path: Path, refused: Refused) -> None:
+    """Read as the order of neighbours, it would be another weight."""
+    for act, group in ((True, 32), (True, -1), (False, 32)):
+        packed = tmp_path / f"{act}{group}"
+        config = {"desc_act": act}
+        quantize_checkpoint(small, packed, "gptq", group, config=config, change=no_order)
+        if act and group > 0:
+            assert "found no g_idx" in refused(packed, "--dry-run")
+        else:
+            make_plan(Options(str(packed), tmp_path / "out"))
 
 
 def test_scales_that_are_not_finite(

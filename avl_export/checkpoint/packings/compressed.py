@@ -6,7 +6,7 @@ hold as they were stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ FORMATS = {"pack-quantized": (4, 8), "int-quantized": (8,), "naive-quantized": (
 FP8_FORMATS = ("float-quantized", "naive-quantized")
 STRATEGIES = {"int": ("group", "channel", "tensor"), "float": ("channel", "tensor", "block")}
 REPACKED = (3, 5, 6, 7)  # bits whose packing was changed between the library's versions
+GROUPED = (True, "group", "dynamic")  # values of actorder that spread a group's inputs
 METHOD = "compressed-tensors"
 
 
@@ -52,6 +53,9 @@ def compressed_packing(found: dict[str, Any], where: Path) -> Packing:
             notes[f"the checkpoint asks for activations rounded to {bits}, which they are not"] = (
                 None
             )
+    every = [
+        group["weights"] for group in groups.values() if isinstance(group.get("weights"), dict)
+    ]
     blocks = {block for _, block in schemes if block is not None}
     if not schemes or len(blocks) > 1:
         raise refuse(where, found)
@@ -60,8 +64,18 @@ def compressed_packing(found: dict[str, Any], where: Path) -> Packing:
         layout="compressed",
         bits=tuple(sorted({bits for bits, _ in schemes})),
         block=next(iter(blocks), None),
+        also=_also(every),
         notes=tuple(notes),
     )
+
+
+def _also(schemes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Parts that weights of each scheme have."""
+    wanted = {
+        "weight_zero_point": all(one.get("symmetric") is False for one in schemes),
+        "weight_g_idx": all(one.get("actorder") in GROUPED for one in schemes),
+    }
+    return tuple(part for part, wants in wanted.items() if wants)
 
 
 def _check_whole(found: Mapping[str, Any], where: Path) -> None:

@@ -38,7 +38,9 @@ def gptq_packing(found: dict[str, Any], where: Path) -> Packing:
     own: Layout = "awq" if method == "awq" else "gptq"
     offset = int(layout == "gptq")
     group = group_of(found.get("group_size", -1), where)
-    return Packing(method, own, bits, group, zero_offset=offset)
+    spread = own == "gptq" and found.get("desc_act") and group is not None
+    also = ("g_idx",) if spread else ()
+    return Packing(method, own, bits, group, zero_offset=offset, also=also)
 
 
 def autoround_packing(found: dict[str, Any], where: Path) -> Packing:
