@@ -110,6 +110,7 @@ def test_every_extra_is_in_the_readme() -> None:
         "scripts/lowest.sh",
         "scripts/page.sh",
         "scripts/clients_check.sh",
+        "scripts/packers_check.sh",
         ".ci/run",
     ],
 )
