@@ -20,6 +20,7 @@ from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import (
 from transformers.models.minicpmv4_6.processing_minicpmv4_6 import MiniCPMV4_6Processor
 from transformers.vision_utils import get_vision_nearest_position_ids
 
+from avl_runtime.prompts.processor import Turn
 from avl_runtime.vision.slices import MERGE, SlicedImage
 from families.shared import PROMPT, FamilyTests
 from families.support import Case, Made, picture, refused, without_checks
@@ -126,6 +127,24 @@ class TestMiniCpmV46(FamilyTests):
         got = made.model.generate(PROMPT, [image], max_new_tokens=20, return_logits=True)
         assert list(got.token_ids) == tokens
         np.testing.assert_allclose(got.logits, logits, atol=self.tolerance, rtol=0)
+
+    def test_pictures_of_a_second_turn_are_counted_on(self, made: Made) -> None:
+        """Turn by turn the same tokens as the whole conversation has in transformers."""
+        ours, images = made.model.processor, [picture((20, 30)), picture((9, 9), 1)]
+        first = [{"type": "image", "image": images[0]}, {"type": "text", "text": "Which?"}]
+        again = [{"type": "image", "image": images[1]}, {"type": "text", "text": "And this?"}]
+        begun = ours.encode(first)
+        history = [Turn("Which?", ("image",), "the first", reply_ended=True)]
+        found = ours.continue_chat(history, again)
+        talk = [
+            {"role": "user", "content": first},
+            {"role": "assistant", "content": [{"type": "text", "text": "the first"}]},
+            {"role": "user", "content": again},
+        ]
+        want = made.encode_messages(talk, images)["input_ids"][0].tolist()
+        assert want[: len(begun.input_ids)] == begun.input_ids.tolist()
+        assert want[-len(found.input_ids) :] == found.input_ids.tolist()
+        assert "<image_id>1</image_id>" in made.processor.tokenizer.decode(found.input_ids)
 
     @settings(max_examples=60, suppress_health_check=list(HealthCheck))
     @given(width=st.integers(1, 300), height=st.integers(1, 300))
