@@ -19,6 +19,7 @@ INPUTS = ("q", "k_new", "v_new", "k_active", "v_active", "k_parked", "v_parked",
 LENGTHS = ("active_len", "parked_len")
 OUTPUTS = ("out", "mass_active", "mass_parked", "mass_new")
 REST = ("scratch", "codes")
+BIASES = ("bias_active", "bias_parked", "bias_new")
 
 
 class Step(ctypes.Structure):
@@ -27,7 +28,9 @@ class Step(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in SIZES),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in (*INPUTS, *LENGTHS, *OUTPUTS, *REST)),
+        *((name, ctypes.c_void_p) for name in (*INPUTS, *BIASES)),
+        ("unlike", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in (*LENGTHS, *OUTPUTS, *REST)),
         ("mutual", ctypes.c_int64),
     ]
 
