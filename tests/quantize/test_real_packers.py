@@ -17,7 +17,8 @@ from avl_export.quantize.stored import NEEDED, READERS
 
 FILE = Path(__file__).parent / "packed_by_tools.safetensors"
 with safe_open(FILE, "pt") as opened:
-    TOLD = {case: json.loads(text) for case, text in opened.metadata().items()}
+    # Sorted: of metadata every process reads another order.
+    TOLD = {case: json.loads(text) for case, text in sorted(opened.metadata().items())}
     MEANT = {case: opened.get_tensor(f"{case}/meant") for case in TOLD}
 
 
