@@ -98,7 +98,7 @@ def write_shapes(folder: Path, files: Mapping[str, Any]) -> int:
 def special_tokens(files: Mapping[str, Any]) -> dict[int, str]:
     """Id -> text of the special tokens that a checkpoint's JSON files name."""
     named = {token["id"]: token["content"] for token in files["tokenizer.json"]["added_tokens"]}
-    for name, token in files["generation_config.json"].items():
+    for name, token in files.get("generation_config.json", {}).items():
         for number in token if isinstance(token, list) else [token]:
             named.setdefault(number, f"<{name}>")
     return named

@@ -226,6 +226,8 @@ def _features(shape: Shape, known: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(known.get("vision_feature_layer"), list):
         asked = known["vision_feature_layer"]
         found["vision_feature_layer"] = [min(max(n, -deep - 1), deep) for n in asked]
+    if "insert_layer_id" in known:
+        found["insert_layer_id"] = min(known["insert_layer_id"], deep - 1)
     if "deepstack_layer_map" in known:
         found["deepstack_layer_map"] = [
             [max(state, -deep - 1), min(layer, last)]
@@ -286,7 +288,7 @@ def _renumber(files: dict[str, Any], vocabulary: int) -> dict[str, Any]:
         raise ShapeError(f"--vocab: expected at least {len(used) + 8}, found {vocabulary}")
     ids = {old: vocabulary - len(used) + rank for rank, old in enumerate(sorted(used))}
     _tokens(files["config.json"], ids.__getitem__)
-    _tokens(files["generation_config.json"], ids.__getitem__)
+    _tokens(files.get("generation_config.json", {}), ids.__getitem__)
     for token in files["tokenizer.json"]["added_tokens"]:
         token["id"] = ids[token["id"]]
     return files

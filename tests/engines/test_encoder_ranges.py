@@ -26,6 +26,7 @@ from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patched_tiles import PatchedTiles, PictureText
 from avl_runtime.vision.patches import Patches, PatchImage
+from avl_runtime.vision.slices import SlicedImage
 from avl_runtime.vision.split import DatedFrames, SplitImage, TileText
 from avl_runtime.vision.steps import ImageProcessing
 from avl_runtime.vision.tiles import FrameLines, TiledImage
@@ -48,6 +49,7 @@ IMAGES: tuple[ImageLayout, ...] = (
         *("patched_tiles", STEPS, 2, 2, 5, TILE, (2, 4), (1, 6), 2.0, True),
         PictureText("", "", ""),
     ),
+    SlicedImage("slices", STEPS, 2, 5, 24, 6, ("", ""), ("", ""), None),
     PatchImage("patches", STEPS, WINDOWED, **PIXELS),
     LinedImage("lines", STEPS, LINED, (40, 50), 4, "\n", ""),
     LinedImage("lines", STEPS, LINED, (42, 50), 2, "", ""),
