@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import re
 from typing import Any
@@ -138,10 +139,13 @@ def _parse_one(text: str) -> Policy:
         )
     kind = _KINDS.get(name)
     if kind is None:
-        raise PolicyError(
-            f"expected a policy, found {quoted(name)}; use {', '.join(_KINDS)}, or several "
-            "joined by + as avl+fastv"
+        near = difflib.get_close_matches(name, _KINDS, 1)
+        way_out = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"use {', '.join(_KINDS)}, or several joined by +"
         )
+        raise PolicyError(f"expected a policy, found {quoted(name)}; {way_out}")
     values: dict[str, Any] = {}
     for option in options.split(",") if colon else []:
         key, equals, value = (part.strip() for part in option.partition("="))
