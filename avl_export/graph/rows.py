@@ -7,8 +7,9 @@ from typing import cast
 import onnx_ir as ir
 
 from avl_plugins.bodies.kept_function import kept_attention_function
+from avl_plugins.bodies.restored_function import kept_restored_functions
 from avl_plugins.graph_io import ACTIVE, MADE, Segment, Value, layer_of, named
-from avl_plugins.schema import ROW_OPS, SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import COMPUTED, RESTORED_OPS, ROW_OPS, Op
 
 _TYPES = {
     "int8": ir.DataType.INT8,
@@ -34,14 +35,18 @@ def keep_rows(model: ir.Model, segment: Segment) -> None:
     defaulted = [by_name[value.name] for value in segment.defaulted()]
     held = {str(value.name): value for value in (*inputs, *defaulted)}
     made: dict[str, ir.Value] = {}
-    for node in [node for node in graph if node.op_type == SPLIT_CACHE_ATTENTION.name]:
-        made |= _replace(graph, node, held, segment)
+    by_rows = RESTORED_OPS if segment.restores else ROW_OPS
+    ops = by_rows[COMPUTED.name], by_rows[segment.kept.name]
+    for node in [node for node in graph if node.op_type == ops[0].name]:
+        made |= _replace(graph, node, held, segment, ops)
     others = {str(value.name): value for value in graph.outputs}
     graph.outputs[:] = [made.get(v.name) or others[v.name] for v in segment.outputs()]
     graph.inputs[:] = [*inputs, *defaulted]
-    function = kept_attention_function(segment.kept, segment.dims.head_dim, model.opset_imports[""])
-    body = ir.serde.deserialize_function(function)
-    model.functions[body.identifier()] = body
+    of = segment.kept, segment.dims.head_dim, model.opset_imports[""]
+    plain = not segment.restores
+    for function in (kept_attention_function(*of),) if plain else kept_restored_functions(*of):
+        body = ir.serde.deserialize_function(function)
+        model.functions[body.identifier()] = body
 
 
 def _input(value: Value, before: dict[str, ir.Value]) -> ir.Value:
@@ -54,15 +59,19 @@ def _input(value: Value, before: dict[str, ir.Value]) -> ir.Value:
 
 
 def _replace(
-    graph: ir.Graph, node: ir.Node, held: dict[str, ir.Value], segment: Segment
+    graph: ir.Graph,
+    node: ir.Node,
+    held: dict[str, ir.Value],
+    segment: Segment,
+    ops: tuple[Op, Op],
 ) -> dict[str, ir.Value]:
     """Put the op that keeps rows so in a node's place; its new outputs, by graph names."""
-    given = dict(zip((v.name for v in SPLIT_CACHE_ATTENTION.inputs), node.inputs, strict=True))
+    as_computed, op = ops
+    given = dict(zip((v.name for v in as_computed.inputs), node.inputs, strict=True))
     layer = layer_of(str(cast("ir.Value", given[ACTIVE.keys]).name))
     # New rows as computed are no outputs any more, and their names are those of what is kept.
     for kind in (MADE.keys, MADE.values):
         cast("ir.Value", given[kind]).name = f"computed_{named(kind, layer)}"
-    op = ROW_OPS[segment.kept.name]
     inputs = [held.get(named(v.name, layer)) or given[v.name] for v in op.inputs]
     outputs = {value.name: value for value in segment.outputs([layer])}
     made = ir.Node(

@@ -52,9 +52,8 @@ def cut(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
     _check_rows(family.decoder.kinds, bounds, option)
     width = family.decoder.dims.head_dim
     others = [one.name for one in ROW_TYPES.values() if one != COMPUTED and one.fits(width)]
-    # The ops that keep rows otherwise know of no blocks, no windows and no bias.
-    plain = family.traits.reach == CAUSAL and not options.restore
-    kept = others if dtype == "fp32" and plain else []
+    # The ops that keep rows otherwise know of no blocks and no windows.
+    kept = others if dtype == "fp32" and family.traits.reach == CAUSAL else []
     return tuple(
         Segment(
             f"decoder.{number}.onnx",

@@ -17,7 +17,7 @@ from PIL import Image
 
 from avl_export.cli import main as avl_export
 from avl_export.options import Options, OptionsError
-from avl_plugins.errors import AvlError, PolicyError
+from avl_plugins.errors import PolicyError
 from avl_plugins.policies import Picture, Select, Selecting, parse
 from avl_runtime import LVLM
 from avl_runtime.cli.build import main as avl_build
@@ -203,11 +203,26 @@ def test_packages_say_that_they_take_it_and_others_are_refused(llava: Made, tiny
         Select(parse(RESTORED), 0.5, None, True, True)
 
 
-def test_other_backends_and_rows_are_refused(llava: Made, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("kv", ["fp16", "int8", "int8-int4"])
+def test_rows_that_are_kept_otherwise_are_biased_too(kv: str, llava: Made) -> None:
+    """Their rounding changes logits by less than the bias does; and parked rows are read."""
+    images = [picture((97, 61), 5)]
+    model = LVLM.load(llava.package, backend="ort-cpu", threads=1, kv=kv)
+    split = "+avl:keep=0.7,core=0.3,refresh=2"
+
+    def logits(of: LVLM, spec: str) -> np.ndarray:
+        found = of.generate(PROMPT, images, policy=spec, max_new_tokens=3, return_logits=True)
+        return found.logits[0]
+
+    for more in ("", split):
+        exact, found = (logits(one, f"{RESTORED}{more}") for one in (llava.model, model))
+        plain = logits(llava.model, f"divprune:tokens=9{more}")
+        assert np.abs(found - exact).max() < 0.5 * np.abs(plain - exact).max()
+
+
+def test_other_backends_are_refused(llava: Made, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(BackendError, match=r"found attention that takes a bias; use ort-cpu"):
         load_backend("ort-cuda", llava.model.package, None)
-    with pytest.raises(AvlError, match=r"expected a package with graphs that keep rows as int8"):
-        LVLM.load(llava.package, backend="ort-cpu", kv="int8")
     build = [str(llava.package), "--backend", "tensorrt-rtx", "--dry-run"]
     assert avl_build(build) == 1
     assert "found a package exported with --restore" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,26 @@ from hypothesis import strategies as st
 
 from avl_plugins.bodies.compiled_function import compiled_attention_function
 from avl_plugins.bodies.function import split_cache_attention_functions
-from avl_plugins.bodies.restored_function import restored_functions
-from avl_plugins.reference import biased_cache_attention, split_cache_attention, standing_bias
+from avl_plugins.bodies.kept_function import kept_attention_function
+from avl_plugins.bodies.restored_function import biased_functions, restored_functions
+from avl_plugins.reference import (
+    biased_cache_attention,
+    coded,
+    decoded,
+    halved,
+    split_cache_attention,
+    standing_bias,
+)
 from avl_plugins.schema import (
     BIASED_CACHE_ATTENTION,
+    BIASED_OPS,
+    FP16,
+    INT8,
     RESTORED_CACHE_ATTENTION,
     SPLIT_CACHE_ATTENTION,
     Op,
+    RowType,
+    rotation,
 )
 from ops.op_models import Arrays, attention_inputs, op_model, run, session
 
@@ -192,3 +206,54 @@ def test_stock_runtimes_know_every_node_of_the_bodies(axes: int) -> None:
     inlined = onnx.inliner.inline_local_functions(model)
     assert {node.domain for node in inlined.graph.node} == {""}
     assert isinstance(session(inlined), ort.InferenceSession)
+
+
+def as_kept(arrays: Arrays, kept: RowType) -> tuple[Arrays, Arrays]:
+    """What the op of rows that are kept so is given, and the numbers that these stand for."""
+    given, meant = dict(arrays), dict(arrays)
+    turn = rotation(HEAD_DIM)
+    if kept.scaled:
+        meant["q"] = arrays["q"].astype(np.float64) @ turn
+    for place, kind in itertools.product(PLACES, "kv"):
+        name, rows = f"{kind}_{place}", arrays[f"{kind}_{place}"]
+        if kept.scaled:
+            turned = rows.astype(np.float64) @ turn if kind == "k" else rows
+            codes, scale = coded(turned)
+            meant[name] = decoded(codes, scale)
+            stored = {name: codes, f"{name}_scale": scale}
+        else:
+            stored = {name: halved(rows)}
+            meant[name] = stored[name].astype(np.float64)
+        if place != "new":
+            given |= stored
+    return given, meant
+
+
+@functools.cache
+def of_kept(kept: RowType, heads: int, kv_heads: int, library: Path | None) -> Any:
+    functions = (
+        kept_attention_function(kept, HEAD_DIM, biased=True),
+        *biased_functions(heads=(heads, kv_heads)),
+    )
+    sizes = {"H": heads, "Hkv": kv_heads, "D": HEAD_DIM, "E": 1}
+    return session(op_model(BIASED_OPS[kept.name], functions, sizes, {"scale": SCALE}), library)
+
+
+@pytest.mark.parametrize("kept", [FP16, INT8], ids=lambda kept: kept.name)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rows_that_are_kept_otherwise_take_it_too(
+    kept: RowType, compiled: bool, kernels: Path
+) -> None:
+    @CHECKED
+    @given(arrays=biased_inputs())
+    def check(arrays: Arrays) -> None:
+        heads = arrays["q"].shape[1], arrays["k_new"].shape[1]
+        stored, meant = as_kept(arrays, kept)
+        op = BIASED_OPS[kept.name]
+        inputs = {value.name: stored[value.name] for value in op.inputs}
+        found = run(of_kept(kept, *heads, kernels if compiled else None), inputs)
+        expected = biased_cache_attention(*ordered(BIASED_CACHE_ATTENTION, meant), scale=SCALE)
+        for one, other in zip(found, expected, strict=False):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=3e-5)
+
+    check()

@@ -10,13 +10,17 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from avl_plugins.bodies.attention_body import filled
 from avl_plugins.bodies.function import function_proto
 from avl_plugins.schema import (
+    BIASED_CACHE_ATTENTION,
+    BIASED_OPS,
     FP16,
-    HALF_CACHE_ATTENTION,
     MOST_CODE,
     MOST_HALF,
     ROW_OPS,
+    SPLIT_CACHE_ATTENTION,
+    Op,
     RowType,
     rotation,
 )
@@ -74,36 +78,39 @@ _PART = """
 _CACHED = tuple(f"{x}_{place}" for place in ("made", "active", "parked") for x in "kv")
 
 _ATTENTION = """
-    {out}, mass_active, mass_parked, mass_new = avl.SplitCacheAttention <scale: float = @scale> (
+    {out}, mass_active, mass_parked, mass_new = avl.{op} <scale: float = @scale> (
         {q}, k_made_rows, v_made_rows, k_active_rows, v_active_rows, active_len,
-        k_parked_rows, v_parked_rows, parked_len, row_weights
+        k_parked_rows, v_parked_rows, parked_len, row_weights {biases}
     )
 """
 
 
-def kept_attention_function(kept: RowType, head_dim: int, opset: int = 23) -> onnx.FunctionProto:
-    """The op of one way to keep rows, for heads of `head_dim`.
+def kept_attention_function(
+    kept: RowType, head_dim: int, opset: int = 23, *, biased: bool = False
+) -> onnx.FunctionProto:
+    """The op of one way to keep rows, for heads of `head_dim`; or the same with a bias.
 
-    A model needs `split_cache_attention_functions` too.
+    A model needs `split_cache_attention_functions` too, or `biased_functions`.
 
     Raises:
         KeyError: rows are kept as computed, for which those are all.
     """
+    op = (BIASED_OPS if biased else ROW_OPS)[kept.name]
     if kept == FP16:
-        return _halves(opset)
+        return _halves(op, opset)
     if not kept.scaled:
         raise KeyError(kept.name)
-    return _codes(kept, head_dim, opset)
+    return _codes(op, kept, head_dim, opset)
 
 
-def _halves(opset: int) -> onnx.FunctionProto:
+def _halves(op: Op, opset: int) -> onnx.FunctionProto:
     made = [_HALVES.format(x=x, most=MOST_HALF) for x in "kv"]
     numbers = [_HALF_NUMBERS.format(halves=rows) for rows in _CACHED]
-    body = "".join((*made, *numbers, _attention("q")))
-    return function_proto(HALF_CACHE_ATTENTION, body, opset)
+    body = "".join((*made, *numbers, _attention(op, "q")))
+    return function_proto(op, body, opset)
 
 
-def _codes(kept: RowType, head_dim: int, opset: int) -> onnx.FunctionProto:
+def _codes(op: Op, kept: RowType, head_dim: int, opset: int) -> onnx.FunctionProto:
     mixed = kept.parked_bits is not None
     values = "v_turned" if mixed else "v_new"
     turned = ["q_turned = MatMul (q, rotation)", "k_turned = MatMul (k_new, rotation)"]
@@ -118,18 +125,21 @@ def _codes(kept: RowType, head_dim: int, opset: int) -> onnx.FunctionProto:
         else _NUMBERS.format(codes=rows)
         for rows in _CACHED
     ]
-    attention = _attention("q_turned", "out_turned" if mixed else "out")
+    attention = _attention(op, "q_turned", "out_turned" if mixed else "out")
     back = "out = MatMul (out_turned, rotation)" if mixed else ""
     body = "\n".join((*turned, *codes, *numbers, attention, back))
-    function = function_proto(ROW_OPS[kept.name], body, opset)
+    function = function_proto(op, body, opset)
     matrix = numpy_helper.from_array(rotation(head_dim).astype(np.float32), _ROTATION)
     constant = onnx.helper.make_node("Constant", [], [_ROTATION], value=matrix)
     function.node.insert(0, constant)
     return function
 
 
-def _attention(q: str, out: str = "out") -> str:
-    return _ATTENTION.replace("{q}", q).replace("{out}", out)
+def _attention(op: Op, q: str, out: str = "out") -> str:
+    biases = [value.name for value in op.inputs if value.name.startswith("bias_")]
+    attention = BIASED_CACHE_ATTENTION if biases else SPLIT_CACHE_ATTENTION
+    more = "".join(f", {name}" for name in biases)
+    return filled(_ATTENTION, q=q, out=out, op=attention.name, biases=more)
 
 
 def _unpacked(codes: str, bits: int) -> str:

@@ -4,42 +4,41 @@ from __future__ import annotations
 
 import onnx
 
-from avl_plugins.bodies.attention_body import attention_body, prompt_body, step_body
+from avl_plugins.bodies.attention_body import attention_body, filled, prompt_body, step_body
 from avl_plugins.bodies.function import function_proto
+from avl_plugins.bodies.kept_function import kept_attention_function
 from avl_plugins.schema import (
     BIASED_CACHE_ATTENTION,
     BIASED_CACHE_PROMPT,
     BIASED_CACHE_STEP,
-    RESTORED_CACHE_ATTENTION,
-    SPLIT_CACHE_ATTENTION,
+    BIASED_OPS,
+    COMPUTED,
+    RESTORED_OPS,
+    ROW_OPS,
     STANDING_BIAS,
+    RowType,
 )
 
-_GIVEN = ", ".join(value.name for value in SPLIT_CACHE_ATTENTION.inputs)
 _BIASES = "bias_active, bias_parked, bias_new"
 
-_RESTORED = f"""
+_RESTORED = """
     at_counts = Constant <value_int = -1> ()
     counts = Gather <axis = 2> (row_standing, at_counts)
     most = ReduceMax <keepdims = 0> (counts)
     nobody = Constant <value_int = 0> ()
     plain = Equal (most, nobody)
-    out, mass_active, mass_parked, mass_new = If (plain) <
-        then_branch = as_ever () => (plain_out, plain_active, plain_parked, plain_new)
-        {{
-            plain_out, plain_active, plain_parked, plain_new =
-                avl.SplitCacheAttention <scale: float = @scale> ({_GIVEN})
-        }},
-        else_branch = restored () => (biased_out, biased_active, biased_parked, biased_new)
-        {{
+    {made} = If (plain) <
+        then_branch = as_ever () => ({plain_made})
+        { {plain_made} = avl.{plain} <scale: float = @scale> ({given}) },
+        else_branch = restored () => ({biased_made})
+        {
             bias_active = avl.StandingBias (nearness, row_standing, active_standing)
             bias_parked = avl.StandingBias (nearness, row_standing, parked_standing)
             head_axis = Constant <value_ints = [1]> ()
             new_standing = Unsqueeze (row_standing, head_axis)
             bias_new = avl.StandingBias (nearness, row_standing, new_standing)
-            biased_out, biased_active, biased_parked, biased_new =
-                avl.BiasedCacheAttention <scale: float = @scale> ({_GIVEN}, {_BIASES})
-        }}
+            {biased_made} = avl.{biased} <scale: float = @scale> ({given}, {biases})
+        }
     >
 """
 
@@ -134,9 +133,38 @@ def restored_functions(
 def choice_functions(axes: int, opset: int = 23) -> tuple[onnx.FunctionProto, ...]:
     """`avl::RestoredCacheAttention` and the bias, without attention itself."""
     return (
-        function_proto(RESTORED_CACHE_ATTENTION, _RESTORED, opset),
+        restored_function(COMPUTED, opset),
         function_proto(STANDING_BIAS, bias_body(axes), opset),
     )
+
+
+def restored_function(kept: RowType, opset: int = 23) -> onnx.FunctionProto:
+    """The op of one way to keep rows where attention may be biased: the choice alone."""
+    plain, biased = ROW_OPS[kept.name], BIASED_OPS[kept.name]
+    made = [value.name for value in plain.outputs]
+    body = filled(
+        _RESTORED,
+        made=", ".join(made),
+        plain_made=", ".join(f"plain_{name}" for name in made),
+        biased_made=", ".join(f"biased_{name}" for name in made),
+        plain=plain.name,
+        biased=biased.name,
+        given=", ".join(value.name for value in plain.inputs),
+        biases=_BIASES,
+    )
+    return function_proto(RESTORED_OPS[kept.name], body, opset)
+
+
+def kept_restored_functions(
+    kept: RowType, head_dim: int, opset: int = 23
+) -> tuple[onnx.FunctionProto, ...]:
+    """What a model needs of a way to keep rows, beside `restored_functions`.
+
+    Raises:
+        KeyError: rows are kept as computed, for which those are all.
+    """
+    both = (kept_attention_function(kept, head_dim, opset, biased=one) for one in (False, True))
+    return (restored_function(kept, opset), *both)
 
 
 def biased_functions(

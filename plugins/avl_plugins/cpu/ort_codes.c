@@ -2,20 +2,21 @@
 #include "ort_attention.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 // Inputs of an op whose rows have scales, and of one whose rows have none: places among them differ.
-enum { Q, K_NEW, V_NEW, K_ACTIVE, V_ACTIVE, MOST_INPUTS = 14, FEWEST_INPUTS = 10 };
+enum { Q, K_NEW, V_NEW, K_ACTIVE, V_ACTIVE, MOST_INPUTS = 14, FEWEST_INPUTS = 10, BIASES = 3 };
 enum { OUT, MASS_ACTIVE, MASS_PARKED, MASS_NEW, K_MADE, V_MADE, FEWEST_OUTPUTS, K_SCALES = 6,
        V_SCALES, MOST_OUTPUTS };
 
-static const int CODE_TYPES[MOST_INPUTS] = {
-    ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT8, ORT_INT8, ORT_FLOAT, ORT_FLOAT,
-    ORT_INT64, ORT_INT8, ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_FLOAT};
+static const int CODE_TYPES[MOST_INPUTS + BIASES] = {
+    ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT8, ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_INT8,
+    ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT};
 static const int CODES_MADE[MOST_OUTPUTS] = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT,
                                              ORT_INT8, ORT_INT8, ORT_FLOAT, ORT_FLOAT};
-static const int HALF_TYPES[FEWEST_INPUTS] = {
+static const int HALF_TYPES[FEWEST_INPUTS + BIASES] = {
     ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_HALF, ORT_HALF, ORT_INT64, ORT_HALF, ORT_HALF, ORT_INT64,
-    ORT_FLOAT};
+    ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT};
 static const int HALVES_MADE[FEWEST_OUTPUTS] = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT,
                                                 ORT_HALF, ORT_HALF};
 
@@ -48,7 +49,7 @@ static int fits(const avl_step *step, const avl_tensor *given, int scaled)
     const int64_t a = step->active, p = step->parked;
     const order at = order_of(scaled);
     const int64_t active[4] = {b, h, a, d}, parked[4] = {b, h, p, d};
-    int64_t expected[MOST_INPUTS][4] = {
+    int64_t expected[MOST_INPUTS + BIASES][4] = {
         [Q] = {b, step->heads, s, d}, [K_NEW] = {b, h, s, d}, [V_NEW] = {b, h, s, d}};
     expected[at.active_len][0] = expected[at.parked_len][0] = b;
     for (size_t i = 0; i < 4; i++) {
@@ -62,7 +63,12 @@ static int fits(const avl_step *step, const avl_tensor *given, int scaled)
     const int64_t weights[3] = {b, step->weightings, s};
     for (size_t i = 0; i < 3; i++)
         expected[at.weights][i] = weights[i];
-    return avl_sizes_fit(step, given, (const int64_t(*)[4])expected, at.count);
+    const int64_t biases[BIASES][4] = {{b, step->unlike, s, a}, {b, 1, s, p}, {b, 1, s, s}};
+    memcpy(expected[at.count], biases, sizeof biases);
+    if (step->unlike > 1 && step->unlike != h)
+        return 0;
+    return avl_sizes_fit(step, given, (const int64_t(*)[4])expected,
+                         at.count + (step->bias_active ? BIASES : 0));
 }
 
 static OrtStatus *make_outputs(OrtKernelContext *context, call *one, int scaled)
@@ -92,13 +98,14 @@ static OrtStatus *make_outputs(OrtKernelContext *context, call *one, int scaled)
 static OrtStatus *begin(OrtKernelContext *context, const avl_attention_op *op, int64_t bits,
                         call *one)
 {
-    static const size_t RANKS[] = {4, 4, 4, 4, 4, 4, 4, 1, 4, 4, 4, 4, 1, 3};
-    static const size_t RANKS_WITHOUT[] = {4, 4, 4, 4, 4, 1, 4, 4, 1, 3};
+    static const size_t RANKS[] = {4, 4, 4, 4, 4, 4, 4, 1, 4, 4, 4, 4, 1, 3, 4, 4, 4};
+    static const size_t RANKS_WITHOUT[] = {4, 4, 4, 4, 4, 1, 4, 4, 1, 3, 4, 4, 4};
     const int scaled = bits == 8;
     const order at = order_of(scaled);
-    avl_tensor given[MOST_INPUTS];
+    avl_tensor given[MOST_INPUTS + BIASES];
+    const size_t count = at.count + (op->biased ? BIASES : 0);
     OrtStatus *status;
-    if ((status = avl_inputs(context, scaled ? RANKS : RANKS_WITHOUT, at.count, given)))
+    if ((status = avl_inputs(context, scaled ? RANKS : RANKS_WITHOUT, count, given)))
         return status;
     *one = (call){
         .op = op, .q = given[Q].data, .k_new = given[K_NEW].data, .v_new = given[V_NEW].data,
@@ -112,6 +119,11 @@ static OrtStatus *begin(OrtKernelContext *context, const avl_attention_op *op, i
                   .k_parked = given[at.parked].data, .v_parked = given[at.parked + 1].data,
                   .bits = bits}};
     avl_codes *codes = &one->codes;
+    if (op->biased) {
+        const avl_tensor *biases = given + at.count;
+        one->step.bias_active = biases[0].data, one->step.bias_parked = biases[1].data;
+        one->step.bias_new = biases[2].data, one->step.unlike = biases[0].dims[1];
+    }
     if (!fits(&one->step, given, scaled))
         return avl_failed("expected lengths within capacities and shapes that agree (schema/ops.py)");
     if ((status = make_outputs(context, one, scaled)))
@@ -195,18 +207,22 @@ static OrtStatus *compute_halves(void *kernel, OrtKernelContext *context)
     return attend(context, &one, halve_part);
 }
 
-#define CODES(CREATE)                                                                              \
+#define CODES(CREATE, NAME, BIASED)                                                                \
     {                                                                                              \
-        AVL_OP(CREATE, compute_codes, avl_destroy_attention), "QuantizedCacheAttention",           \
-            MOST_INPUTS, MOST_OUTPUTS, CODE_TYPES, CODES_MADE                                      \
+        AVL_OP(CREATE, compute_codes, avl_destroy_attention), NAME,                                \
+            MOST_INPUTS + BIASED * BIASES, MOST_OUTPUTS, CODE_TYPES, CODES_MADE, BIASED            \
     }
-#define HALVES(CREATE)                                                                             \
+#define HALVES(CREATE, NAME, BIASED)                                                               \
     {                                                                                              \
-        AVL_OP(CREATE, compute_halves, avl_destroy_attention), "HalfCacheAttention",               \
-            FEWEST_INPUTS, FEWEST_OUTPUTS, HALF_TYPES, HALVES_MADE                                 \
+        AVL_OP(CREATE, compute_halves, avl_destroy_attention), NAME,                               \
+            FEWEST_INPUTS + BIASED * BIASES, FEWEST_OUTPUTS, HALF_TYPES, HALVES_MADE, BIASED       \
+    }
+#define KEPT(CREATE)                                                                               \
+    {                                                                                              \
+        CODES(CREATE, "QuantizedCacheAttention", 0), HALVES(CREATE, "HalfCacheAttention", 0),      \
+            CODES(CREATE, "BiasedQuantizedCacheAttention", 1),                                     \
+            HALVES(CREATE, "BiasedHalfCacheAttention", 1)                                          \
     }
 
-const avl_op avl_kept_attention[AVL_KEPT] = {CODES(avl_create_attention),
-                                             HALVES(avl_create_attention)};
-const avl_op avl_kept_attention_on_tiles[AVL_KEPT] = {CODES(avl_create_attention_on_tiles),
-                                                      HALVES(avl_create_attention_on_tiles)};
+const avl_op avl_kept_attention[AVL_KEPT] = KEPT(avl_create_attention);
+const avl_op avl_kept_attention_on_tiles[AVL_KEPT] = KEPT(avl_create_attention_on_tiles);

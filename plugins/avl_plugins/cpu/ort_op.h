@@ -13,6 +13,7 @@ typedef struct avl_op {
     const char *name;
     size_t inputs, outputs;
     const int *input_types, *output_types; // no output types: all float
+    int biased;                            // of attention: its last inputs are biases
 } avl_op;
 
 typedef struct avl_linear_op {
@@ -23,7 +24,7 @@ typedef struct avl_linear_op {
 
 // The ops. Those on tiles take the places of their like where a session asks for bf16.
 #define AVL_BIASED 2
-#define AVL_KEPT 2 // ways to keep rows, beside float32
+#define AVL_KEPT 4 // two ways to keep rows beside float32, without biases and with them
 #define AVL_MUTUAL 2
 #define AVL_STATES 3
 #define AVL_PLAIN_LINEARS 9

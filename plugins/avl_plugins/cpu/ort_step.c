@@ -132,7 +132,7 @@ static OrtStatus *make(const OrtCustomOp *op, const OrtKernelInfo *info, int on_
     *kernel = made;
     if (!made)
         return avl_failed("expected memory, found none");
-    made->biased = ((const avl_op *)op)->inputs == BIASED_INPUTS;
+    made->biased = ((const avl_op *)op)->biased;
     made->step = avl_best_step();
     made->few = avl_best_few();
     made->prompt = avl_best_prompt();
@@ -170,6 +170,6 @@ const avl_op avl_split_cache_prompt_on_tiles = {
 
 const avl_op avl_biased[AVL_BIASED] = {
     {AVL_OP(avl_create_attention, compute_step, avl_destroy_attention), "BiasedCacheStep",
-     BIASED_INPUTS, OUTPUTS, TYPES, NULL},
+     BIASED_INPUTS, OUTPUTS, TYPES, NULL, 1},
     {AVL_OP(avl_create_attention, compute_prompt, avl_destroy_attention), "BiasedCachePrompt",
-     BIASED_INPUTS, OUTPUTS, TYPES, NULL}};
+     BIASED_INPUTS, OUTPUTS, TYPES, NULL, 1}};

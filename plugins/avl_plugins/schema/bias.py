@@ -1,25 +1,34 @@
-"""Attention whose scores are added to before the softmax; rows are kept as computed."""
+"""Attention whose scores are added to before the softmax."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
-from avl_plugins.schema.ops import SPLIT_CACHE_ATTENTION, Op, Value
+from avl_plugins.schema.ops import COMPUTED, ROW_OPS, Op, Value
 
-BIASED_CACHE_ATTENTION = dataclasses.replace(
-    SPLIT_CACHE_ATTENTION,
-    name="BiasedCacheAttention",
-    doc=(
-        "SplitCacheAttention that adds a bias to each scaled score before the softmax. F is Hkv, "
-        "or 1 where the heads have the same. A bias of rows that are not seen is finite."
-    ),
-    inputs=(
-        *SPLIT_CACHE_ATTENTION.inputs,
-        Value("bias_active", "float32", ("B", "F", "S", "A"), "added to scores of active rows"),
-        Value("bias_parked", "float32", ("B", "E", "S", "P"), "added to scores of parked rows"),
-        Value("bias_new", "float32", ("B", "E", "S", "S"), "added to scores of the new rows"),
-    ),
+_BIASES = (
+    Value("bias_active", "float32", ("B", "F", "S", "A"), "added to scores of active rows"),
+    Value("bias_parked", "float32", ("B", "E", "S", "P"), "added to scores of parked rows"),
+    Value("bias_new", "float32", ("B", "E", "S", "S"), "added to scores of the new rows"),
 )
+
+
+def _biased(op: Op) -> Op:
+    return dataclasses.replace(
+        op,
+        name=f"Biased{op.name.removeprefix('Split')}",
+        doc=(
+            f"{op.name} that adds a bias to each scaled score before the softmax. F is Hkv, or 1 "
+            "where the heads have the same. A bias of rows that are not seen is finite."
+        ),
+        inputs=(*op.inputs, *_BIASES),
+    )
+
+
+# By the ways to keep rows, as ROW_OPS.
+BIASED_OPS: Mapping[str, Op] = {name: _biased(op) for name, op in ROW_OPS.items()}
+BIASED_CACHE_ATTENTION = BIASED_OPS[COMPUTED.name]
 # Its parts, as those of SplitCacheAttention: what CPU kernels take over.
 BIASED_CACHE_STEP = dataclasses.replace(BIASED_CACHE_ATTENTION, name="BiasedCacheStep")
 BIASED_CACHE_PROMPT = dataclasses.replace(BIASED_CACHE_ATTENTION, name="BiasedCachePrompt")
@@ -43,19 +52,26 @@ STANDING_BIAS = Op(
     ),
     outputs=(Value("bias", "float32", ("B", "F", "S", "K"), "added to scores"),),
 )
-RESTORED_CACHE_ATTENTION = dataclasses.replace(
-    SPLIT_CACHE_ATTENTION,
-    name="RestoredCacheAttention",
-    doc=(
-        "SplitCacheAttention where no new row stands for any token, else BiasedCacheAttention with "
-        "the biases of StandingBias. Rows at or past a length stand for anything below M; where "
-        "nothing is added, of cached rows any number of them is given."
-    ),
-    inputs=(
-        *SPLIT_CACHE_ATTENTION.inputs,
-        _NEAR,
-        _ROW,
-        Value("active_standing", "int64", ("B", "F", "A", "Z"), "of the active rows"),
-        Value("parked_standing", "int64", ("B", "E", "P", "Z"), "of the parked rows"),
-    ),
+STANDING = (
+    _NEAR,
+    _ROW,
+    Value("active_standing", "int64", ("B", "F", "A", "Z"), "of the active rows"),
+    Value("parked_standing", "int64", ("B", "E", "P", "Z"), "of the parked rows"),
 )
+
+
+def _restored(op: Op) -> Op:
+    return dataclasses.replace(
+        op,
+        name=f"Restored{op.name.removeprefix('Split')}",
+        doc=(
+            f"{op.name} where no new row stands for any token, else the same with the biases of "
+            "StandingBias. Rows at or past a length stand for anything below M; where nothing is "
+            "added, of cached rows any number of them is given."
+        ),
+        inputs=(*op.inputs, *STANDING),
+    )
+
+
+RESTORED_OPS: Mapping[str, Op] = {name: _restored(op) for name, op in ROW_OPS.items()}
+RESTORED_CACHE_ATTENTION = RESTORED_OPS[COMPUTED.name]
