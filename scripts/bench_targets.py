@@ -155,6 +155,9 @@ def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator
             yield Wanted(told, 1.1, True, ratio(shape + suffix, "prefill", "dense", SDPA))
         told = f"S3{stored}: transformers sdpa's decode over dense"
         yield Wanted(told, 1.8, False, ratio("s3" + suffix, "decode_token", SDPA))
+    for part, what, limit in (("decode_token", "decode", 0.8), ("prefill", "prefill", 1.0)):
+        told = f"Qwen3.5-0.8B{STORED['-fp16']}: dense {what} over transformers sdpa's"
+        yield Wanted(told, limit, True, ratio("qwen3.5", part, "dense", SDPA))
     kinds = (
         ("s1", "", 32, 1.2, 1.3),
         ("s1-fp16", STORED["-fp16"], 16, 1.2, 1.3),
