@@ -131,7 +131,7 @@ def test_help_has_a_line_for_every_command(
         ("/clear all", "expected /clear alone, found 'all' behind it"),
         ("/undo 2", "expected /undo alone, found '2' behind it"),
         ("/undo", "expected something said to take back, found nothing"),
-        ("/policy quick", "expected a policy, found 'quick'"),
+        ("/policy fastvv", "expected a policy, found 'fastvv'; did you mean fastv?"),
         ("/save talk.json", "/save: expected a conversation, found none yet"),
         ("/load " + "x" * 5000, "expected to read it, found: File name too long"),
         ("/load missing.json", "missing.json: expected a file, found none"),
