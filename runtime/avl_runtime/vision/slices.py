@@ -82,7 +82,7 @@ class SlicedImage:
             ImageError: the picture takes too many pixels or patches.
         """
         rows, columns = self.grid(image)
-        height, width = self._whole_size(image)
+        height, width = self._best(image.height, image.width)
         down, across = height // self.cell, width // self.cell
         inputs = self._inputs(self._resized(image, height, width)[None])
         counts, more = [down * across], []
@@ -116,7 +116,7 @@ class SlicedImage:
         """The whole picture, as large as its slices, or as the model sees it."""
         rows, columns = self.grid(image)
         if not rows:
-            return Image.fromarray(self._resized(image, *self._whole_size(image)))
+            return Image.fromarray(self._resized(image, *self._best(image.height, image.width)))
         height, width = self._slice_size(image, rows, columns)
         return Image.fromarray(self._resized(image, rows * height, columns * width))
 
@@ -146,22 +146,15 @@ class SlicedImage:
         split = (len(cells) // wide * MERGE, wide * MERGE)
         return [(down * MERGE, across * MERGE), *[split] * count]
 
-    def _whole_size(self, image: Image.Image) -> tuple[int, int]:
-        """Height and width of the whole, which is enlarged where there are no slices."""
-        height, width = image.height, image.width
-        large = height * width > self.resolution * self.resolution
-        return self._best(height, width, large or self.grid(image) == (0, 0))
-
     def _slice_size(self, image: Image.Image, rows: int, columns: int) -> tuple[int, int]:
         height, width = _nearest(image.height, rows), _nearest(image.width, columns)
-        return self._best(height / rows, width / columns, True)
+        return self._best(height / rows, width / columns)
 
-    def _best(self, height: float, width: float, scaled: bool) -> tuple[int, int]:
-        if scaled:
-            ratio = width / height
-            height = int(self.resolution / math.sqrt(ratio))
-            width = int(height * ratio)
-        found = _nearest(height, self.cell), _nearest(width, self.cell)
+    def _best(self, height: float, width: float) -> tuple[int, int]:
+        """Height and width of a part in whole cells: this ratio, and the area that parts have."""
+        ratio = width / height
+        height = int(self.resolution / math.sqrt(ratio))
+        found = _nearest(height, self.cell), _nearest(int(height * ratio), self.cell)
         if math.prod(found) > MAX_PATCHES * self.size**2:
             raise ImageError(
                 f"image of {found[1]} x {found[0]} as the model sees it: expected at most "
