@@ -115,7 +115,7 @@ class OrtBoundSegment:
             self._bindings[parked, masses] = self._make_binding(masses)
             self._bind_cache(self._bindings[parked, masses], cache, parked)
         binding = self._bindings[parked, masses]
-        if self._restores:
+        if self._restores and (standing is not None or binding.stands):
             self._bind_standing(binding, cache, standing, parked)
         both = zip(self._states, cache.states.arrays, self.states, strict=True)
         for (held_name, made_name), held, made in both:
@@ -200,12 +200,11 @@ class OrtBoundSegment:
         self, binding: _Binding, cache: SegmentCache, standing: Standing | None, parked: bool
     ) -> None:
         nowhere = self._no_standing, self._no_standing
-        found = repeat(nowhere) if standing is None else standing.of_cached(cache)
-        for layer, (active, apart) in zip(self._layers, found, strict=False):
-            binding.bind_input(named(ACTIVE.standing, layer), active)
-            binding.bind_input(
-                named(PARKED.standing, layer), apart if parked else self._no_standing
-            )
+        found = repeat(nowhere) if standing is None else standing.of_cached(cache, parked)
+        for layer, both in zip(self._layers, found, strict=False):
+            for place, rows in zip((ACTIVE, PARKED), both, strict=True):
+                binding.bind_input(named(place.standing, layer), rows)
+        binding.stands = standing is not None
 
 
 class _Binding:
@@ -215,9 +214,10 @@ class _Binding:
         mass_new: [L, B, Hkv, R, S].
         mass: [B, Hkv, R, rows] of each kind of cached rows.
         rooms: those rows, of each layer.
+        stands: whether rows are bound that stand somewhere, or, at first, none.
     """
 
-    __slots__ = ("arrays", "io", "mass", "mass_new", "outputs", "rooms")
+    __slots__ = ("arrays", "io", "mass", "mass_new", "outputs", "rooms", "stands")
 
     def __init__(self, io: ort.IOBinding, mass_new: NDArray[np.float32]) -> None:
         self.io, self.mass_new = io, mass_new
@@ -225,6 +225,7 @@ class _Binding:
         self.outputs: dict[str, NDArray[Any]] = {}
         self.mass: dict[str, ByLayer] = {}
         self.rooms: dict[str, list[int]] = {}
+        self.stands = True
 
     def bind_input(self, name: str, array: NDArray[Any]) -> None:
         # A growing cache replaces a third of its arrays, and binding costs more than looking.
