@@ -154,12 +154,51 @@ def test_what_is_cut_is_told_as_far_as_it_came(text: str, calls: list[list[str]]
         ({"required": ["y"]}, "function find: .*found 'y'"),
         ({"anyOf": [{}]}, "function find: .*found 'anyOf'"),
         ({"minProperties": 1, "properties": {}}, "function find: .*found 'minProperties'"),
+        ({"properties": []}, "function find: expected an object as properties"),
+        ({"required": 5}, "function find: expected a list as required, found 5"),
+        ({"required": [["y"]]}, "function find: .*found \\['y'\\]"),
+        ({"properties": {"x": {"type": 5}}}, "argument 'x': expected a list as type, found 5"),
+        ({"properties": {"x": {"enum": "a"}}}, "argument 'x': expected a list as enum"),
+        ({"properties": {"x": {"anyOf": 5}}}, "argument 'x': expected a list as anyOf"),
+        ({"properties": {"x": {"allOf": {}}}}, "argument 'x': expected a list as allOf"),
+        ({"properties": {"x": {"$ref": "#/type/y"}}}, "argument 'x'.*found any type"),
+        ({"properties": {"x": {"type": "string", "$ref": "#/y"}}}, "'x': expected a schema as"),
+        (
+            {
+                "properties": {"x": {"$ref": "#/$defs/y", "const": "a"}},
+                "$defs": {"y": {"const": "b"}},
+            },
+            "argument 'x': expected a text that it may be, found none",
+        ),
     ],
 )
 def test_what_the_form_cannot_say_is_refused_by_name(schema: dict[str, Any], says: str) -> None:
     function = Function("find", json_grammar({"type": "object", **schema}))
     with pytest.raises(GrammarError, match=says):
         call_grammar(GLM, [function], json.dumps, must=True, several=False)
+
+
+def test_what_stands_beside_a_reference_counts_too() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/y", "enum": ["b", "c", "d"]}},
+        "$defs": {"y": {"$ref": "#/$defs/z"}, "z": {"enum": ["a", "b", "c"]}},
+    }
+    function = Function("find", json_grammar(schema))
+    text = call_grammar(GLM, [function], json.dumps, must=True, several=False).source
+    assert '("b" | "c")' in text
+
+
+def test_references_to_references_are_looked_at_once() -> None:
+    """Each of seven names the next twenty times: 20 ** 7 ways."""
+    places = [{"anyOf": [{"$ref": f"#/$defs/{at + 1}"}] * 20} for at in range(7)]
+    named = {str(at): one for at, one in enumerate([*places, {"type": "integer"}])}
+    schema = {"type": "object", "properties": {"x": {"$ref": "#/$defs/0"}}, "$defs": named}
+    (one,) = properties_of("find", json_grammar(schema))
+    assert not one.is_text
+    long = {str(at): {"$ref": f"#/$defs/{at + 1}"} for at in range(1500)}
+    with pytest.raises(GrammarError, match="found any type"):
+        properties_of("find", json_grammar(schema | {"$defs": long}))
 
 
 def test_without_strict_a_text_is_held_to_less() -> None:

@@ -1,5 +1,4 @@
-"""Arguments of calls that are written one by one between tags, as GLM does: their grammar, and how
-they are told as JSON while they come.
+"""Arguments of calls that are written one by one between tags, as GLM does, and their grammar.
 
 Texts stand between the tags as they are, all else as JSON. So a property must be one of the two,
 and which it is its schema says.
@@ -35,7 +34,7 @@ class Property:
     """An argument of a function.
 
     Attributes:
-        schema: what it may be, which names no other place.
+        schema: what it may be; `$ref` in it is of the whole.
         is_text: whether it stands between tags as it is.
         must: whether it is in every call.
     """
@@ -66,59 +65,98 @@ def properties_of(function: str, arguments: Grammar) -> list[Property]:
             f"{told}: expected parameters of type, properties, required and additionalProperties, "
             f"as this model writes arguments one by one, found {quoted(beside[0])}; leave it out"
         )
-    listed, required = whole.get("properties", {}), whole.get("required", [])
-    unknown = [name for name in required if name not in listed]
+    listed, required = whole.get("properties", {}), _several(whole, "required", told)
+    if not isinstance(listed, Mapping):
+        raise GrammarError(f"{told}: expected an object as properties, found {quoted(listed)}")
+    unknown = [name for name in required if name not in list(listed)]
     if unknown:
         raise GrammarError(
             f"{told}: expected required arguments that properties has, found {quoted(unknown[0])}; "
             "describe it there"
         )
-    return [
-        _property(f"{told}: argument {quoted(name)}", name, schema, whole, name in required)
-        for name, schema in listed.items()
-    ]
-
-
-def _property(told: str, name: str, schema: Any, whole: Schema, must: bool) -> Property:
-    if _closed(KEY) in name:
-        raise GrammarError(f"{told}: expected a name without {_closed(KEY)}; give it another")
-    types = _types(schema, whole)
-    if TEXT in types and types != {TEXT}:
-        found = " or ".join(sorted(types)) if types < TYPES else "any type"
-        raise GrammarError(
-            f"{told}: expected a type that is string alone or has no string, as this model writes "
-            f"texts without quotation marks, found {found}; name one type"
-        )
-    return Property(name, schema, types == {TEXT}, must)
-
-
-def _types(schema: Any, whole: Schema, depth: int = 0) -> frozenset[str]:
-    """What JSON a schema allows, or more."""
-    if not isinstance(schema, Mapping) or depth > DEEPEST:
-        return TYPES
-    found = TYPES
-    if "$ref" in schema:
-        found &= _types(_referred(schema["$ref"], whole), whole, depth + 1)
-    if "type" in schema:
-        named = schema["type"]
-        types = set([named] if isinstance(named, str) else named)
-        found &= {"number" if one == "integer" else one for one in types}
-    listed = [schema["const"]] if "const" in schema else schema.get("enum")
-    if listed is not None:
-        found &= {_type_of(one) for one in listed}
-    for several in ("anyOf", "oneOf"):
-        if several in schema:
-            found &= frozenset().union(*(_types(one, whole, depth + 1) for one in schema[several]))
-    for one in schema.get("allOf", ()):
-        found &= _types(one, whole, depth + 1)
+    types, found = _Types(whole), []
+    for name, schema in listed.items():
+        argument = f"{told}: argument {quoted(name)}"
+        if _closed(KEY) in name:
+            raise GrammarError(
+                f"{argument}: expected a name without {_closed(KEY)}; give it another"
+            )
+        is_text = types.is_text(argument, schema)
+        found.append(Property(name, schema, is_text, name in required))
     return found
 
 
+class _Types:
+    """What types of JSON the parts of a schema allow; what `$ref` names is looked at once."""
+
+    def __init__(self, whole: Schema) -> None:
+        self._whole = whole
+        self._known: dict[str, frozenset[str]] = {}
+
+    def is_text(self, told: str, schema: Any) -> bool:
+        """Whether an argument is a text in any case; else it is none.
+
+        Raises:
+            GrammarError: it may be either.
+        """
+        types = self._of(told, schema, 0)
+        if TEXT in types and types != {TEXT}:
+            found = " or ".join(sorted(types)) if types < TYPES else "any type"
+            raise GrammarError(
+                f"{told}: expected a type that is string alone or has no string, as this model "
+                f"writes texts without quotation marks, found {found}; name one type"
+            )
+        return types == {TEXT}
+
+    def _of(self, told: str, schema: Any, depth: int) -> frozenset[str]:
+        """Those that it allows, or more."""
+        if not isinstance(schema, Mapping) or depth > DEEPEST:
+            return TYPES
+        found = TYPES
+        if "$ref" in schema:
+            place = str(schema["$ref"])
+            if place not in self._known:
+                self._known[place] = TYPES  # as long as it is looked at, should it name itself
+                referred = _referred(place, self._whole)
+                self._known[place] = self._of(told, referred, depth + 1)
+            found &= self._known[place]
+        if "type" in schema:
+            named = schema["type"]
+            types = [named] if isinstance(named, str) else _several(schema, "type", told)
+            found &= {"number" if one == "integer" else str(one) for one in types}
+        listed = _constants(schema, told)
+        if listed is not None:
+            found &= {_type_of(one) for one in listed}
+        for key in ("anyOf", "oneOf"):
+            if key in schema:
+                parts = (self._of(told, one, depth + 1) for one in _several(schema, key, told))
+                found &= frozenset().union(*parts)
+        for one in _several(schema, "allOf", told):
+            found &= self._of(told, one, depth + 1)
+        return found
+
+
+def _several(schema: Schema, key: str, told: str) -> list[Any]:
+    """What a schema lists under a keyword."""
+    found = schema.get(key, [])
+    if not isinstance(found, list):
+        raise GrammarError(f"{told}: expected a list as {key}, found {quoted(found)}; write one")
+    return found
+
+
+def _constants(schema: Schema, told: str) -> list[Any] | None:
+    """All that a schema allows, None where it does not list it."""
+    if "const" in schema:
+        return [schema["const"]]
+    return _several(schema, "enum", told) if "enum" in schema else None
+
+
 def _referred(place: Any, whole: Schema) -> Any:
-    """What `#/$defs/NAME` and the like name, or what allows anything."""
+    """What `#/$defs/NAME` and the like name; None where that is nothing."""
     found: Any = whole
     for part in str(place).removeprefix("#").split("/")[1:]:
-        found = found.get(part.replace("~1", "/").replace("~0", "~"), {})
+        name = part.replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, Mapping) else None
     return found
 
 
@@ -169,21 +207,31 @@ def _listed(one: Property, whole: Schema, function: str) -> list[str] | None:
     Raises:
         GrammarError: it must be held to something else.
     """
-    schema, told = one.schema, f"tools: function {function}: argument {quoted(one.name)}"
+    told = f"tools: function {function}: argument {quoted(one.name)}"
+    schema, texts = one.schema, None
     for _ in range(DEEPEST):
+        others = [key for key in schema if key not in NOTES | {"type", "enum", "const", "$ref"}]
+        if others and not whole.get(OWN, {}).get("lenient", False):
+            raise GrammarError(
+                f"{told}: expected a text with enum, const or nothing to hold it to, as this model "
+                f"writes it without quotation marks, found {quoted(others[0])}; leave it out, or "
+                "strict"
+            )
+        listed = _constants(schema, told)
+        if listed is not None:
+            texts = [text for text in listed if texts is None or text in texts]
         if "$ref" not in schema:
             break
-        schema = _referred(schema["$ref"], whole)
-    found = [schema["const"]] if "const" in schema else schema.get("enum")
-    others = [key for key in schema if key not in NOTES | {"type", "enum", "const"}]
-    if others and not whole.get(OWN, {}).get("lenient", False):
-        raise GrammarError(
-            f"{told}: expected a text with enum, const or nothing to hold it to, as this model "
-            f"writes it without quotation marks, found {quoted(others[0])}; leave it out, or strict"
-        )
-    texts = None if found is None else [text for text in found if isinstance(text, str)]
-    if any(_closed(VALUE) in text for text in texts or ()):
+        place, schema = schema["$ref"], _referred(schema["$ref"], whole)
+        if not isinstance(schema, Mapping):
+            raise GrammarError(f"{told}: expected a schema as {quoted(place)}, found none; add it")
+    if texts is None:
+        return None
+    texts = [text for text in texts if isinstance(text, str)]
+    if any(_closed(VALUE) in text for text in texts):
         raise GrammarError(f"{told}: expected texts without {_closed(VALUE)}; change them")
+    if not texts:
+        raise GrammarError(f"{told}: expected a text that it may be, found none; add one to enum")
     return texts
 
 
