@@ -199,12 +199,10 @@ class Places:
 
     def __init__(self, manifest: Manifest, dtype: np.dtype[Any]) -> None:
         dims, graphs = manifest.dims, [manifest.graph_of(one) for one in manifest.segments]
-        self._nowhere: dict[
-            str, Array
-        ] = {}  # where graphs can be told of rows, no attention is biased
-        if manifest.restores:
-            nowhere = np.zeros((1, 1, 1, dims.position_axes + 1), np.int64)
-            self._nowhere = {place.standing: nowhere for place in (ACTIVE, PARKED)}
+        # Where graphs can be told where rows stand, no attention is biased.
+        nowhere = np.zeros((1, 1, 1, dims.position_axes + 1), np.int64)
+        told = (ACTIVE, PARKED) if manifest.restores else ()
+        self._nowhere = {place.standing: nowhere for place in told}
         windows = (one for part in manifest.segments for one in manifest.windows(part))
         self._windows = dict(zip(manifest.row_layers, windows, strict=True))
         self._empty = np.zeros((1, dims.num_kv_heads, 1, dims.head_dim), dtype)

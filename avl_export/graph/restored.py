@@ -43,7 +43,7 @@ def check_restored(family: Family) -> None:
     if not plain or len(decoder.ropes) > 1:
         raise FamilyError(
             f"--restore: expected a decoder whose layers all attend to all tokens before, by one "
-            f"RoPE, found {family.name}, whose layers differ; leave it out"
+            f"RoPE, found another, {family.name}'s; leave it out"
         )
 
 

@@ -22,11 +22,12 @@ from avl_plugins.policies import Picture, Select, Selecting, parse
 from avl_runtime import LVLM
 from avl_runtime.cli.build import main as avl_build
 from avl_runtime.execute import load_backend
-from avl_runtime.execute.protocol import BackendError
+from avl_runtime.execute.protocol import BackendError, PromptTooLongError
 from avl_runtime.package.info import describe, info_text
+from avl_runtime.vision.load.videos import Video
 from families import test_gemma3, test_qwen2_5_vl, test_qwen3_vl
 from families.chosen import ChosenTests
-from families.support import Case, Made, picture, write_checkpoint
+from families.support import Case, Made, clip, picture, write_checkpoint
 from families.test_llava_towers import case
 from oracle.hf_oracle import Oracle, Rules
 from oracle.reading import cut, read
@@ -189,6 +190,17 @@ def test_a_fork_goes_on_by_itself(llava: Made) -> None:
     again.send(PROMPT, images=[picture((97, 61))], max_new_tokens=3)
     two = again.send("And?", max_new_tokens=4, return_logits=True)
     np.testing.assert_allclose(one.logits, two.logits, atol=1e-6, rtol=0)
+
+
+def test_times_beyond_the_context_are_refused(restored: Callable[[Case], Made]) -> None:
+    """Of a video so slow that M-RoPE's times pass all distances of the graph's table."""
+    model = restored(test_qwen2_5_vl.CASES[0]).model
+    asked = {"videos": [Video(clip(13, (40, 30)), 0.01)], "max_new_tokens": 2}
+    assert len(model.generate(PROMPT, policy="uniform:keep=1", **asked).token_ids) == 2
+    with pytest.raises(PromptTooLongError, match=r"positions below 2048 .* found 2\d\d\d, of a"):
+        model.generate(PROMPT, policy="uniform:keep=1,positions=restore", **asked)
+    asked["videos"] = [Video(clip(13, (40, 30)), 0.02)]
+    model.generate(PROMPT, policy="uniform:keep=1,positions=restore", **asked)
 
 
 def test_packages_say_that_they_take_it_and_others_are_refused(llava: Made, tiny: LVLM) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from avl_plugins.errors import AvlError
 from avl_plugins.logits import Logits
 from avl_plugins.policies import Tokens, When
-from avl_runtime.execute.protocol import Chunk
+from avl_runtime.execute.protocol import Chunk, PromptTooLongError
 from avl_runtime.generate.choices import after_prompt, goes_on
 from avl_runtime.generate.prefix import Prefix, spans
 from avl_runtime.generate.probed import Probed, probing
@@ -62,8 +62,10 @@ def prefill(
     executor, start = sequence.executor, sequence.length
     given = rows.given
     executor.check_prompt(sequence.caches, sequence.seq, len(given))
-    before = sequence.snapshot()
     position_ids = rows.position_ids + sequence.next_position
+    if sequence.restores:
+        _check_distances(position_ids, manifest.dims.max_positions)
+    before = sequence.snapshot()
     standing = np.stack([*position_ids, rows.counts], 1)
     sequence.grow(
         rows.token_ids.tolist(), rows.image_mask, rows.next_position, rows.chosen, standing
@@ -95,6 +97,20 @@ def prefill(
     if sequence.actions:
         sequence.settled = sequence.length
     return found
+
+
+def _check_distances(position_ids: Ints, context: int) -> None:
+    """Refuse rows farther apart than a biased graph knows, as times of a slow video may be.
+
+    Raises:
+        PromptTooLongError: a position [axes, G] is not within the context.
+    """
+    last = int(position_ids.max(initial=0))
+    if last >= context:
+        raise PromptTooLongError(
+            f"expected positions below {context} (the model's context) for positions=restore, found"
+            f" {last}, of a slow video's last frames; use a shorter one, or another positions="
+        )
 
 
 def extend(
