@@ -17,11 +17,10 @@ from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.base import EncoderGraph
 from avl_export.families.encoders.patch_encoder import (
     PatchRotary,
-    Turns,
-    attend_by_parts,
     embed_patches,
     frames_graph,
     mix_positions,
+    run_siglip,
 )
 from avl_export.families.hf import meta_model
 from avl_export.families.processors.patch_processing import widened_image
@@ -59,17 +58,11 @@ class NaVitEncoder(nn.Module):
         hidden = hidden + mix_positions(self.table.weight, places, shares)
         turns = self.rotary(position_ids, hidden)
         for layer in self.layers:
-            hidden = repeat(_run_layer, layer, hidden, turns, self.parts)
+            hidden = repeat(run_siglip, layer, hidden, self.parts, turns)
         normed = self.projector.pre_norm(self.norm(hidden))
         cells = normed.reshape(1, -1, self.parts * normed.shape[-1])
         wide = self.projector.act(self.projector.linear_1(cells))
         return cast(torch.Tensor, self.projector.linear_2(wide))
-
-
-def _run_layer(layer: Any, hidden: torch.Tensor, turns: Turns, parts: int) -> torch.Tensor:
-    seen = attend_by_parts(layer.self_attn, layer.layer_norm1(hidden), turns, None, parts)
-    hidden = hidden + layer.self_attn.out_proj(seen)
-    return cast(torch.Tensor, hidden + layer.mlp(layer.layer_norm2(hidden)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from avl_export.families.encoders.frame_attention import frame_attention
-from avl_export.families.encoders.patch_encoder import embed_patches
+from avl_export.families.encoders.patch_encoder import embed_patches, run_siglip
 from avl_export.families.replicate import repeat
 from avl_runtime.vision.slices import MERGE
 
@@ -30,10 +29,10 @@ class MergingEncoder(nn.Module):
         """[T, P, D] and [P] -> features [T, cells, C]."""
         hidden = embed_patches(self.projection, pixel_values) + self.table(places)
         for layer in self.first:
-            hidden = repeat(_encode, layer, hidden, MERGE)
+            hidden = repeat(run_siglip, layer, hidden, MERGE)
         hidden = self._merged(hidden)
         for layer in self.later:
-            hidden = repeat(_encode, layer, hidden, MERGE)
+            hidden = repeat(run_siglip, layer, hidden, MERGE)
         normed = self.norm(hidden)
         (outer,) = self.out.mlp
         cells = outer.pre_norm(normed.reshape(normed.shape[0], -1, 4 * normed.shape[-1]))
@@ -58,14 +57,3 @@ def _attended(attention: Any, normed: torch.Tensor) -> torch.Tensor:
     )
     scores = (query @ key.transpose(-1, -2) * attention.scaling).softmax(-1)
     return cast(torch.Tensor, (scores @ value).transpose(2, 3).flatten(3))
-
-
-def _encode(layer: Any, hidden: torch.Tensor, parts: int) -> torch.Tensor:
-    attention, normed = layer.self_attn, layer.layer_norm1(hidden)
-    query, key, value = (
-        project(normed) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    heads, scale = attention.num_heads, attention.scaling
-    seen = frame_attention(query, key, value, None, heads, parts, scale)
-    hidden = hidden + attention.out_proj(seen)
-    return cast(torch.Tensor, hidden + layer.mlp(layer.layer_norm2(hidden)))

@@ -10,7 +10,7 @@ from torch import nn
 
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.base import EncoderGraph
-from avl_export.families.encoders.frame_attention import frame_attention
+from avl_export.families.encoders.patch_encoder import run_siglip
 from avl_export.families.replicate import repeat
 from avl_plugins.errors import quoted
 from avl_plugins.graph_io import PIXELS, TABLE_SHARES
@@ -35,23 +35,12 @@ class NaFlexEncoder(nn.Module):
         """[T, P, D] and [P, table**2], see `PatchedTiles` -> features [T, cells, C]."""
         hidden = self.embedding(pixel_values) + shares @ self.table.weight
         for layer in self.layers:
-            hidden = repeat(_encode, layer, hidden, self.parts)
+            hidden = repeat(run_siglip, layer, hidden, self.parts)
         normed = self.norm(hidden)
         cells = normed.reshape(normed.shape[0], -1, self.parts * normed.shape[-1])
         norm, outer = self.projector.layer_norm, self.projector
         cells = cells if norm is None else norm(cells)
         return cast(torch.Tensor, outer.linear_2(outer.act(outer.linear_1(cells))))
-
-
-def _encode(layer: Any, hidden: torch.Tensor, parts: int) -> torch.Tensor:
-    attention, normed = layer.self_attn, layer.layer_norm1(hidden)
-    query, key, value = (
-        project(normed) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    heads, scale = attention.num_heads, attention.scale
-    seen = frame_attention(query, key, value, None, heads, parts, scale)
-    hidden = hidden + attention.out_proj(seen)
-    return cast(torch.Tensor, hidden + layer.mlp(layer.layer_norm2(hidden)))
 
 
 def naflex_graph(

@@ -67,18 +67,21 @@ def attend_frames(
 
 
 def attend_by_parts(
-    attention: Any, hidden: torch.Tensor, turns: Turns, mask: torch.Tensor | None, parts: int
+    attention: Any, hidden: torch.Tensor, turns: Turns | None, mask: torch.Tensor | None, parts: int
 ) -> torch.Tensor:
-    """As `attend_frames` where queries, keys and values have a matrix each.
+    """As `attend_frames` where queries, keys and values have a matrix each; None: without RoPE.
 
     What is attended to is returned as it is: modules differ in the name of their last matrix.
     """
-    heads = attention.num_heads
-    query, key = (
-        torch.onnx.ops.rotary_embedding(states, *turns, num_heads=heads)
-        for states in (attention.q_proj(hidden), attention.k_proj(hidden))
+    heads, scale = attention.num_heads, attention.head_dim**-0.5
+    query, key, value = (
+        project(hidden) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    value, scale = attention.v_proj(hidden), attention.scaling
+    if turns is not None:
+        query, key = (
+            torch.onnx.ops.rotary_embedding(states, *turns, num_heads=heads)
+            for states in (query, key)
+        )
     return frame_attention(query, key, value, mask, heads, parts, scale)
 
 
@@ -91,6 +94,15 @@ def run_block(block: Any, hidden: torch.Tensor, turns: Turns, parts: int) -> tor
     """A layer of an encoder of Qwen2-VL or Qwen3-VL on whole frames [T, P, C]."""
     hidden = hidden + attend_frames(block.attn, block.norm1(hidden), turns, None, parts)
     return cast(torch.Tensor, hidden + block.mlp(block.norm2(hidden)))
+
+
+def run_siglip(
+    layer: Any, hidden: torch.Tensor, parts: int, turns: Turns | None = None
+) -> torch.Tensor:
+    """A layer of an encoder of SigLIP's on whole frames [T, P, C]."""
+    seen = attend_by_parts(layer.self_attn, layer.layer_norm1(hidden), turns, None, parts)
+    hidden = hidden + layer.self_attn.out_proj(seen)
+    return cast(torch.Tensor, hidden + layer.mlp(layer.layer_norm2(hidden)))
 
 
 def rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
