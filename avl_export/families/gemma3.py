@@ -15,8 +15,8 @@ from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.checkpoint.templates import chat_template
 from avl_export.families.base import EncoderGraph, Traits
-from avl_export.families.encoders.clip import SIGLIP, check_clip, clip_graph
-from avl_export.families.encoders.siglip import SiglipFeatures
+from avl_export.families.encoders.clip import SIGLIP, check_clip
+from avl_export.families.encoders.siglip import siglip_graph
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import (
     BILINEAR,
@@ -41,13 +41,7 @@ class Gemma3(HfFamily):
     model_class: ClassVar[Any] = Gemma3ForConditionalGeneration
 
     def encoders(self) -> Sequence[EncoderGraph]:
-        part = self.model.get_submodule
-        features = SiglipFeatures(
-            part("model.vision_tower"),
-            part("model.multi_modal_projector"),
-            self.decoder.token_scale,
-        )
-        return [clip_graph(self.traits.image.file, features, self.config.vision_config, self.dtype)]
+        return [siglip_graph(self)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         # Without token_type_ids transformers lets a picture's tokens see those before them alone.

@@ -7,7 +7,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from avl_export.families.encoders.clip import ClipFeatures
+from avl_export.families.base import EncoderGraph
+from avl_export.families.encoders.clip import ClipFeatures, clip_graph
+from avl_export.families.hf import HfFamily
 
 
 class SiglipFeatures(nn.Module):
@@ -32,3 +34,12 @@ class SiglipFeatures(nn.Module):
         """[images, 3, H, W] -> [images, tokens, hidden]."""
         features = self.projector(self.post_layernorm(self.tower(pixel_values)))
         return cast(torch.Tensor, features / self.scale)
+
+
+def siglip_graph(family: HfFamily) -> EncoderGraph:
+    """The graph of a Gemma's tower and projector; `family` has transformers' names of both."""
+    part = family.model.get_submodule
+    tower, projector = part("model.vision_tower"), part("model.multi_modal_projector")
+    features = SiglipFeatures(tower, projector, family.decoder.token_scale)
+    vision = family.config.vision_config
+    return clip_graph(family.traits.image.file, features, vision, family.dtype)
