@@ -132,6 +132,10 @@ def wide_zero(tensors: dict[str, torch.Tensor]) -> None:
     tensors[one(tensors, "zero_point")][3, 1] = -9
 
 
+def no_zeros(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[one(tensors, "zero_point")]
+
+
 def factors(tensors: dict[str, torch.Tensor]) -> None:
     tensors[one(tensors, "qdata").replace("qdata", "act_pre_scale")] = torch.ones(64)
 
@@ -146,6 +150,7 @@ def two_a_byte(tensors: dict[str, torch.Tensor]) -> None:
     [
         (wide_code, "expected codes from -8 to 7 as config.json says, found -8 to 8"),
         (wide_zero, "expected codes from -8 to 7 as config.json says, found -9 to 7"),
+        (no_zeros, "found no _weight_zero_point"),
         (factors, "found factors for rows"),
         (two_a_byte, "expected I8 [64, 64], found I8 [64, 32]"),
     ],

@@ -9,7 +9,8 @@ from typing import Any
 
 from avl_export.checkpoint.packings.packing import Packing, refuse
 
-# Configurations, and the bits of a code; None: as their weight_dtype says.
+# Configurations, and the bits of a code; None: as their weight_dtype says. Weights of these have
+# codes of zero in all versions, those of Int8Tensor in later ones alone.
 CONFIGS: dict[str, int | None] = {
     "Int8WeightOnlyConfig": 8,
     "Int8DynamicActivationInt8WeightConfig": 8,
@@ -31,17 +32,19 @@ def torchao_packing(found: dict[str, Any], where: Path) -> Packing:
     Raises:
         CheckpointError: another configuration than those that are read.
     """
-    bits, notes = set[int](), tuple[str, ...]()
+    bits, uneven, notes = set[int](), set[bool](), tuple[str, ...]()
     for name, values in _configs(found.get("quant_type")):
         if name not in CONFIGS:
             raise refuse(where, found)
         held = CONFIGS[name]
+        uneven.add(held is None)
         bits.add(_bits(values.get("weight_dtype")) if held is None else held)
         if "DynamicActivation" in name:
             notes = (UNROUNDED,)
     if not bits or 0 in bits:
         raise refuse(where, found)
-    return Packing("torchao", "torchao", (max(bits),), notes=notes)
+    also = ("_weight_zero_point",) if all(uneven) else ()
+    return Packing("torchao", "torchao", (max(bits),), also=also, notes=notes)
 
 
 def _configs(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
