@@ -203,6 +203,17 @@ def test_times_beyond_the_context_are_refused(restored: Callable[[Case], Made]) 
     model.generate(PROMPT, policy="uniform:keep=1,positions=restore", **asked)
 
 
+def test_an_answer_ends_where_times_end_with_the_context(
+    restored: Callable[[Case], Made],
+) -> None:
+    model, videos = restored(test_qwen2_5_vl.CASES[0]).model, [Video(clip(13, (40, 30)), 13 / 1212)]
+    left = model.package.manifest.dims.max_positions
+    left -= model.processor.encode(PROMPT, videos=videos).next_position
+    asked = {"policy": "uniform:positions=restore", "max_new_tokens": 9, "min_new_tokens": 9}
+    found = model.generate(PROMPT, videos=videos, **asked)
+    assert len(found.token_ids) == left + 1 < 9
+
+
 def test_packages_say_that_they_take_it_and_others_are_refused(llava: Made, tiny: LVLM) -> None:
     assert describe(tiny.package)["restores"] is False
     told = describe(llava.model.package)

@@ -182,12 +182,11 @@ class Sequence:
         return most
 
     def room_left(self) -> int:
-        """Tokens that the model's context and the caches' largest room can still take."""
-        left = self._manifest.dims.max_positions - self.length
-        if self.executor.most_rows is None:
-            return left
+        """Tokens that the context (RESTORE's positions, too) and the caches can still take."""
+        taken = max(self.length, self.next_position if self.restores else 0)
+        left, most = self._manifest.dims.max_positions - taken, self.executor.most_rows
         held = max(int(cache.active_len[:, self.seq].max()) for cache in self.caches)
-        return min(left, self.executor.most_rows - held)
+        return left if most is None else min(left, most - held)
 
     def grow(
         self,
