@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from avl_export.checkpoint.assumed import stored_dtype
 from avl_export.checkpoint.checkpoint import Checkpoint
@@ -111,17 +111,29 @@ def stored_source(
         weight = gguf_weight(shape, found)
         misfit = isinstance(weight, StoredCodes) and weight.misfit() is not None
         return as_floats(weight) if floats or misfit else weight
-    every = (*NEEDED[layout], *((part,) for part in checkpoint.packing.also))
-    missing = [one[0] for one in every if not any(part in parts for part in one)]
-    if missing or len(shape) != 2:
-        needed = ", ".join(one[0] for one in every)
-        raise CheckpointError(
-            f"{checkpoint.folder}: {name}: expected {needed} of a linear, found "
-            f"no {', '.join(missing) or 'linear'}; {FETCH_AGAIN}"
-        )
+    needed = NEEDED[layout]
+    _check_whole(checkpoint, name, shape, needed, parts)
     dtype = stored_dtype(checkpoint.config) or "F16"
     made = READERS[layout](checkpoint.packing, (shape[0], shape[1]), found, dtype)
     if isinstance(made, Dequantized):
         return made
+    also = [(part,) for part in checkpoint.packing.also.get(made.bits, ())]
+    _check_whole(checkpoint, name, shape, [*needed, *also], parts)
     why = ROWS if floats else made.misfit()
     return made if why is None else DequantizedCodes.of(made, dtype, why)
+
+
+def _check_whole(
+    checkpoint: Checkpoint,
+    name: str,
+    shape: tuple[int, ...],
+    needed: Sequence[tuple[str, ...]],
+    parts: Collection[str],
+) -> None:
+    """Refuse a weight that is none of a linear, or lacks what is needed: of each line one part."""
+    missing = [one[0] for one in needed if not any(part in parts for part in one)]
+    if missing or len(shape) != 2:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {name}: expected {', '.join(one[0] for one in needed)} of a "
+            f"linear, found no {', '.join(missing) or 'linear'}; {FETCH_AGAIN}"
+        )

@@ -189,6 +189,8 @@ def test_parts_that_the_configuration_asks_for(
     uneven = {DECODER: Scheme(symmetric=False)}
     write_compressed(small, tmp_path / "zeros", uneven, no_zero_point)
     assert "found no weight_zero_point" in refused(tmp_path / "zeros", "--dry-run")
+    write_compressed(small, tmp_path / "mixed", {"k_proj": Scheme(8, -1)} | uneven, no_zero_point)
+    assert "found no weight_zero_point" in refused(tmp_path / "mixed", "--dry-run")
     spread = weights(actorder="group")
     write_compressed(small, tmp_path / "order", {DECODER: Scheme()}, **spread)
     assert "found no weight_g_idx" in refused(tmp_path / "order", "--dry-run")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from avl_export.checkpoint.packings.choose import packing_of
 from avl_export.cli import main
 from avl_export.options import Options
 from avl_export.plan.plan import make_plan
@@ -189,6 +190,14 @@ def test_values_beside_codes(small: Path, tmp_path: Path, exports: Exports, trac
     assert_holds(exported, meant)
     assert len(exported.plan.store.linears) == 3 * 3
     assert "codes are FP8" in exported.plan.store.kept.values()
+
+
+def test_values_beside_codes_need_no_zeros(tmp_path: Path) -> None:
+    """What codes of 4 bits cannot be read without, is asked of these alone."""
+    codes = {"format": "pack-quantized"} | Scheme(symmetric=False).config()
+    packing = packing_of({"quantization_config": compressed(codes, scheme("channel"))}, tmp_path)
+    assert packing is not None
+    assert (packing.bits, packing.also) == ((4, 8), {4: ("weight_zero_point",)})
 
 
 def test_every_value() -> None:

@@ -6,7 +6,7 @@ hold as they were stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def compressed_packing(found: dict[str, Any], where: Path) -> Packing:
             f"{where}: expected config_groups in the quantization_config of {METHOD}, found "
             f"{quoted(groups, 40)}; fetch the checkpoint again"
         )
-    schemes, notes = [], dict[str, None]()
+    schemes, weights, notes = [], list[dict[str, Any]](), dict[str, None]()
     for name, group in groups.items():
         if not isinstance(group, dict):
             raise CheckpointError(
@@ -46,6 +46,7 @@ def compressed_packing(found: dict[str, Any], where: Path) -> Packing:
                 f", the name of one; {WAY_OUT}"
             )
         if isinstance(group.get("weights"), dict):
+            weights.append(group["weights"])
             schemes.append(_scheme(group, found, where))
         rounded = group.get("input_activations")
         if isinstance(rounded, dict):
@@ -53,9 +54,6 @@ def compressed_packing(found: dict[str, Any], where: Path) -> Packing:
             notes[f"the checkpoint asks for activations rounded to {bits}, which they are not"] = (
                 None
             )
-    every = [
-        group["weights"] for group in groups.values() if isinstance(group.get("weights"), dict)
-    ]
     blocks = {block for _, block in schemes if block is not None}
     if not schemes or len(blocks) > 1:
         raise refuse(where, found)
@@ -64,18 +62,21 @@ def compressed_packing(found: dict[str, Any], where: Path) -> Packing:
         layout="compressed",
         bits=tuple(sorted({bits for bits, _ in schemes})),
         block=next(iter(blocks), None),
-        also=_also(every),
+        also=_also(weights),
         notes=tuple(notes),
     )
 
 
-def _also(schemes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Parts that weights of each scheme have."""
-    wanted = {
-        "weight_zero_point": all(one.get("symmetric") is False for one in schemes),
-        "weight_g_idx": all(one.get("actorder") in GROUPED for one in schemes),
-    }
-    return tuple(part for part, wants in wanted.items() if wants)
+def _also(schemes: Iterable[Mapping[str, Any]]) -> Mapping[int, tuple[str, ...]]:
+    """Of codes of so many bits, parts that those of each such scheme have."""
+    found: dict[int, set[str]] = {}
+    for one in schemes:
+        if one.get("type", "int") == "int":
+            wanted = {"weight_zero_point": one.get("symmetric") is False}
+            wanted["weight_g_idx"] = one.get("actorder") in GROUPED
+            parts = {part for part, wants in wanted.items() if wants}
+            found[one["num_bits"]] = found.get(one["num_bits"], parts) & parts
+    return {bits: tuple(sorted(parts)) for bits, parts in found.items()}
 
 
 def _check_whole(found: Mapping[str, Any], where: Path) -> None:

@@ -39,7 +39,7 @@ def gptq_packing(found: dict[str, Any], where: Path) -> Packing:
     offset = int(layout == "gptq")
     group = group_of(found.get("group_size", -1), where)
     spread = own == "gptq" and found.get("desc_act") and group is not None
-    also = ("g_idx",) if spread else ()
+    also = dict.fromkeys(bits, ("g_idx",)) if spread else {}
     return Packing(method, own, bits, group, zero_offset=offset, also=also)
 
 

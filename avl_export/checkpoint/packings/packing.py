@@ -71,7 +71,8 @@ class Packing:
         block: outputs and inputs that share a scale, of FP8; None: all inputs of an output do, or
             the whole weight, as the scales' shape tells.
         zero_offset: what was subtracted from the codes of 0 before they were packed.
-        also: parts without which a weight would be read as another, by what config.json says.
+        also: of codes of so many bits, parts without which a weight would be read as another, by
+            what config.json says.
         notes: lines that people shall read.
         names: of gguf, the weight that each tensor is a part of.
     """
@@ -82,7 +83,7 @@ class Packing:
     group: int | None = None
     block: tuple[int, int] | None = None
     zero_offset: int = 0
-    also: tuple[str, ...] = ()
+    also: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
 

@@ -43,7 +43,7 @@ def torchao_packing(found: dict[str, Any], where: Path) -> Packing:
             notes = (UNROUNDED,)
     if not bits or 0 in bits:
         raise refuse(where, found)
-    also = ("_weight_zero_point",) if all(uneven) else ()
+    also = {max(bits): ("_weight_zero_point",)} if all(uneven) else {}
     return Packing("torchao", "torchao", (max(bits),), also=also, notes=notes)
 
 
