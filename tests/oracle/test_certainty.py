@@ -111,3 +111,8 @@ def test_what_there_must_be(made: tuple[LVLM, Path]) -> None:
         certainty(model, PROMPT, [image], got, parse("dense"))
     with pytest.raises(CertaintyError, match="a question about pictures"):
         certainty(model, PROMPT, [], got, parse("dense"))
+    chat = model.chat()
+    for _ in range(2):
+        got = chat.send(PROMPT, [image], max_new_tokens=1, return_logits=True)
+    with pytest.raises(CertaintyError, match="2 pictures and videos, found 1 pictures"):
+        certainty(model, PROMPT, [image], got, parse("dense"))

@@ -65,11 +65,11 @@ def certainty(
 
     Args:
         prompt, images, system: what was asked.
-        result: the reply, with its logits.
+        result: the reply, with its logits, to a question with nothing before it.
         seed: of the cells that are masked.
 
     Raises:
-        CertaintyError: there are no pictures, or no logits.
+        CertaintyError: there are no pictures, no logits, or the reply saw other pictures too.
         AvlError: a picture cannot be used.
     """
     if not images:
@@ -81,11 +81,18 @@ def certainty(
         raise CertaintyError(
             "certainty: expected a result with logits, found none; generate with return_logits=True"
         )
+    if len(result.visuals) != len(images):
+        raise CertaintyError(
+            f"certainty: expected all that the reply saw, {len(result.visuals)} pictures and "
+            f"videos, found {len(images)} pictures; ask about these alone, in a conversation of "
+            "its own"
+        )
     shown = [load_image(image) for image in images]
-    processor, rng = model.loaded.processor, np.random.default_rng(seed)
-    grids = [media.cells.grid for media in processor.encode(prompt, shown, (), system).media]
-    hidden = [masked(image, grid, rng) for image, grid in zip(shown, grids, strict=True)]
-    asked = processor.encode(prompt, hidden, (), system)
+    rng = np.random.default_rng(seed)
+    hidden = [
+        masked(image, cells.grid, rng) for image, cells in zip(shown, result.visuals, strict=True)
+    ]
+    asked = model.loaded.processor.encode(prompt, hidden, (), system)
     blind = forced_logits(model.loaded, asked, policy, result.token_ids)
     return certainty_of(result.logits, blind)
 
