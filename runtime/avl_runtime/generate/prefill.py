@@ -148,12 +148,12 @@ def extend(
     states = sequence.states()
     sequence.grow(token_ids)
     sequence.step += count
+    known = standing_of([sequence])
     try:
         for index, (segment, cache) in enumerate(
             zip(manifest.segments, sequence.caches, strict=True)
         ):
             added = np.zeros((len(segment.deepstack), *hidden.shape), hidden.dtype)
-            known = standing_of([sequence])
             chunk = Chunk(rows, positions, ids, added, positions + 1, known)
             sequence.leave_behind(cache, start)
             run = executor.read(
@@ -218,7 +218,7 @@ def _read(
         chunk = replace(rows, deepstack=added)
         if probed is not None:
             probed.begin(cache, rows.positions)
-        rated = rating(sequence, manifest, index, whole, rows.positions, cache.layers)
+        rated = rating(sequence, manifest, index, whole, rows.positions)
         hidden, mass = yield from _run_chunks(
             sequence, index, cache, chunk, logits, steps, prefix, probed, rated
         )

@@ -15,17 +15,18 @@ from avl_runtime.package.manifest import Manifest
 
 
 class Rated:
-    """What the raters of an action give each token in the layers of a segment.
+    """What the raters of an action give each token in a segment's last layer.
 
     Attributes:
         row: of the masses that graphs tell, the one that is the raters'.
+        scores: [tokens so far], what the runs that were noted have given each.
     """
 
-    def __init__(self, sequence: Sequence, raters: Ints, layers: int) -> None:
+    def __init__(self, sequence: Sequence, raters: Ints) -> None:
         self._sequence, self._raters = sequence, raters
         probed = any(action.tokens is Tokens.ANY for action in sequence.actions)
         self.row = LAST if probed else TEXT
-        self._found = np.zeros((layers, sequence.length), np.float32)
+        self.scores: Floats = np.zeros(sequence.length, np.float32)
 
     def weights(self, positions: Ints) -> Floats:
         """[n], for each rater among rows its share."""
@@ -35,17 +36,11 @@ class Rated:
     def note(self, cache: SegmentCache, masses: sight.Masses, positions: Ints) -> None:
         """A run over rows at `positions`, some of them raters, has given this attention."""
         seq, total = self._sequence.seq, self._sequence.length
-        self._found += sight.by_position(cache, seq, masses, positions, total, by=self.row)
-
-    @property
-    def scores(self) -> Floats:
-        """[tokens so far], in the segment's last layer."""
-        last: Floats = self._found[-1]
-        return last
+        self.scores += sight.by_position(cache, seq, masses, positions, total, by=self.row)[-1]
 
 
 def rating(
-    sequence: Sequence, manifest: Manifest, index: int, whole: Chunk, positions: Ints, layers: int
+    sequence: Sequence, manifest: Manifest, index: int, whole: Chunk, positions: Ints
 ) -> Rated | None:
     """What collects attention in a segment, if an action behind it ranks by raters.
 
@@ -53,7 +48,6 @@ def rating(
         index: the segment's number.
         whole: all rows of a prompt, before the first layer.
         positions: of the rows that the segment reads.
-        layers: of the segment, that keep rows.
 
     Raises:
         PolicyError: the action's raters are none of the prompt's rows.
@@ -63,7 +57,7 @@ def rating(
         if action.rates and action.before == behind and sequence.images_read:
             raters = _raters(sequence, action, whole, manifest.dims.hidden_size)
             left = raters[np.isin(raters, positions)]
-            return Rated(sequence, left if len(left) else positions[-1:], layers)
+            return Rated(sequence, left if len(left) else positions[-1:])
     return None
 
 
