@@ -15,27 +15,22 @@ are. Its groups of keys span tokens, so that no row of it could move alone.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_export.cli import main as avl_export
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
-from avl_runtime.bench.surroundings import machine
 from avl_runtime.evaluate.measure import MAX_NEW_TOKENS, divergences
 from avl_runtime.generate.prefill import finished
 from avl_runtime.generate.sequence import Sequence as Rows
 from avl_runtime.tasks import TASKS, Sample, samples
 from avl_runtime.tasks.metrics import score
+from held_out import asked, means, record, tiny
 
 GROUP = 32  # tokens, or channels, that share a step in KIVI, and the newest tokens it leaves
 Array = NDArray[np.float32]
@@ -138,12 +133,14 @@ def measure(models: dict[str, LVLM], count: int, tell: Callable[[str], None]) ->
                     _, other, _ = replied(model, way, one, tuple(tokens))
                     note.apart += map(float, divergences(logits[1:], other[1:]))
     return {
-        "exact": [{"policy": policy, "scores": means(note)} for policy, note in exact.items()],
+        "exact": [
+            {"policy": policy, "scores": means(note.scores)} for policy, note in exact.items()
+        ],
         "ways": [
             {
                 "policy": way.policy,
                 "rows": way.name,
-                "scores": means(note),
+                "scores": means(note.scores),
                 "divergence": float(np.mean(note.apart)),
                 "divergence_p99": float(np.percentile(note.apart, 99)),
                 "bytes": None if way.kivi else note.bytes / exact[exact_policy(way)].bytes,
@@ -165,10 +162,6 @@ def add(
     text = model.processor.decode([token for token in tokens if token not in ends])
     note.scores.setdefault(task, []).append(score(one, text))
     note.bytes += size
-
-
-def means(note: Found) -> dict[str, float]:
-    return {task: round(float(np.mean(found)), 4) for task, found in note.scores.items()}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -197,21 +190,12 @@ def table(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--samples", type=int, default=200, help="of each task (default: 200)")
-    parser.add_argument("--json", type=Path)
-    parsed = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "tiny.avl")
-        if avl_export(["--model", "avl-tiny", "--out", str(out), "--no-check"]):
-            sys.exit("expected avl-tiny to be exported, found an error")
+    parsed = asked(__doc__, 200, arguments)
+    with tiny() as out:
         kinds = ("fp32", *dict.fromkeys(way.kv for way in WAYS if way.kivi is None))
         models = {kind: LVLM.load(out, backend="ort-cpu", kv=kind) for kind in kinds}
         found = measure(models, parsed.samples, lambda line: print(line, file=sys.stderr))
-    report = {**machine(), "samples": parsed.samples, **found}
-    print(table(report))
-    if parsed.json is not None:
-        parsed.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(table(record(parsed, found)))
 
 
 if __name__ == "__main__":

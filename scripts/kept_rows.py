@@ -10,23 +10,18 @@ replies are the same, token for token; and bytes of the cache. Nothing here is t
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avl_export.cli import main as avl_export
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
-from avl_runtime.bench.surroundings import machine
 from avl_runtime.evaluate.measure import MAX_NEW_TOKENS, divergences, forced_logits
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score
+from held_out import asked, means, record, tiny
 
 POLICIES = ("dense", "avl", "avl+fastv")
 KINDS = ("auto", "int8")
@@ -61,10 +56,7 @@ def measure(models: dict[str, LVLM], policy: str, count: int) -> dict[str, Any]:
             apart += map(float, divergences(exact, other))
     return {
         "policy": policy,
-        "scores": {
-            kind: {task: round(float(np.mean(found)), 4) for task, found in by_task.items()}
-            for kind, by_task in scores.items()
-        },
+        "scores": {kind: means(by_task) for kind, by_task in scores.items()},
         "divergence": float(np.mean(apart)),
         "divergence_p99": float(np.percentile(apart, 99)),
         "same_replies": float(np.mean(same)),
@@ -93,21 +85,11 @@ def sentence(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--samples", type=int, default=200, help="of each task (default: 200)")
-    parser.add_argument("--json", type=Path)
-    parsed = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "tiny.avl")
-        if avl_export(["--model", "avl-tiny", "--out", str(out), "--no-check"]):
-            sys.exit("expected avl-tiny to be exported, found an error")
+    parsed = asked(__doc__, 200, arguments)
+    with tiny() as out:
         models = {kind: LVLM.load(out, backend="ort-cpu", kv=kind) for kind in KINDS}
         rows = [measure(models, policy, parsed.samples) for policy in POLICIES]
-    report = {**machine(), "samples": parsed.samples, "rows": rows}
-    text = json.dumps(report, indent=2)
-    print(text)
-    if parsed.json is not None:
-        parsed.json.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(record(parsed, {"rows": rows}), indent=2))
 
 
 if __name__ == "__main__":

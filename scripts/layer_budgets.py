@@ -11,30 +11,24 @@ sample, with a 95 % interval, and which part of all rows moves to other layers. 
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from avl_export.cli import main as avl_export
 from avl_plugins.policies import View, VLCache
 from avl_plugins.policies.cached.retain import last_rows
 from avl_plugins.policies.cached.vlcache import FLOOR, apportion
 from avl_plugins.policies.view import Indices, Mask
 from avl_runtime import LVLM
-from avl_runtime.bench.surroundings import machine
 from avl_runtime.evaluate.measure import MAX_NEW_TOKENS
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score
+from held_out import apart, asked, changes, means, record, tiny
 
 KEEPS = (0.25, 0.1)
-SURE = 1.96  # standard errors to either side: 95 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +64,14 @@ class Apportioned(VLCache):
         return found
 
 
-def row_densities(model: LVLM, asked: dict[str, Any]) -> tuple[float, ...]:
+def row_densities(model: LVLM, request: dict[str, Any]) -> tuple[float, ...]:
     """Of each layer the share of tokens that a row gives a hundredth of its most, mean of rows."""
-    prompt = model.processor.encode(asked["prompt"], asked["images"])
+    prompt = model.processor.encode(request["prompt"], request["images"])
     count = len(last_rows(np.arange(len(prompt.input_ids)), prompt.image_mask))
     found = []
     for row in range(count):
         policy = One(row=row)
-        model.generate(**asked, policy=policy, max_new_tokens=1)
+        model.generate(**request, policy=policy, max_new_tokens=1)
         of_row = []
         for view in policy.seen:
             sees = view.positions[0] <= view.probes[0]
@@ -95,38 +89,26 @@ def measure(model: LVLM, count: int) -> list[dict[str, Any]]:
     moved: dict[float, list[float]] = {keep: [] for keep in KEEPS}
     for task in TASKS:
         for one in samples(task, "held-out", count):
-            asked: dict[str, Any] = {"prompt": one.prompt, "images": [one.image]}
-            densities = row_densities(model, asked)
+            request: dict[str, Any] = {"prompt": one.prompt, "images": [one.image]}
+            densities = row_densities(model, request)
             for keep in KEEPS:
                 by_row = Apportioned(keep=keep, densities=densities)
                 for name, policy in (("sum", VLCache(keep=keep)), ("rows", by_row)):
                     reply = model.generate(
-                        **asked, policy=policy, max_new_tokens=MAX_NEW_TOKENS, temperature=0
+                        **request, policy=policy, max_new_tokens=MAX_NEW_TOKENS, temperature=0
                     )
                     found = scores.setdefault((keep, name), {})
                     found.setdefault(task, []).append(score(one, reply.text))
-                apart = np.abs(np.subtract(by_row.given[0], by_row.given[1])).sum() / 2
-                moved[keep].append(float(apart / sum(by_row.given[0])))
+                elsewhere = np.abs(np.subtract(by_row.given[0], by_row.given[1])).sum() / 2
+                moved[keep].append(float(elsewhere / sum(by_row.given[0])))
     for keep in KEEPS:
-        each, whole = scores[keep, "rows"], scores[keep, "sum"]
-        apart = {task: np.subtract(each[task], whole[task]) for task in TASKS}
+        gains, halves = apart(scores[keep, "rows"], scores[keep, "sum"])
         rows.append(
             {
                 "keep": keep,
-                "scores": {
-                    name: {
-                        task: round(float(np.mean(found)), 4)
-                        for task, found in scores[keep, name].items()
-                    }
-                    for name in ("sum", "rows")
-                },
-                "rows_minus_sum": {
-                    task: round(float(one.mean()), 4) for task, one in apart.items()
-                },
-                "interval": {
-                    task: round(SURE * float(one.std(ddof=1)) / len(one) ** 0.5, 4)
-                    for task, one in apart.items()
-                },
+                "scores": {name: means(scores[keep, name]) for name in ("sum", "rows")},
+                "rows_minus_sum": gains,
+                "interval": halves,
                 "moved": round(float(np.mean(moved[keep])), 4),
             }
         )
@@ -137,12 +119,9 @@ def sentence(report: dict[str, Any]) -> str:
     """What documents say of a record."""
     said = []
     for row in report["rows"]:
-        apart = ", ".join(
-            f"{task} {one:+.3f} ± {row['interval'][task]:.3f}"
-            for task, one in row["rows_minus_sum"].items()
-        )
         moved = f"{100 * row['moved']:.0f} % of the rows"
-        said.append(f"{moved} with `keep={row['keep']}`, where scores change by {apart}")
+        gains = changes(row["rows_minus_sum"], row["interval"])
+        said.append(f"{moved} with `keep={row['keep']}`, where scores change by {gains}")
     return (
         f"Measured on avl-tiny ({report['samples']} held-out samples a task, 95 % intervals): to "
         f"count row by row, as VL-Cache's paper does, moves to other layers {'; and '.join(said)} "
@@ -152,20 +131,10 @@ def sentence(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--samples", type=int, default=20, help="of each task (default: 20)")
-    parser.add_argument("--json", type=Path)
-    parsed = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "tiny.avl")
-        if avl_export(["--model", "avl-tiny", "--out", str(out), "--no-check"]):
-            sys.exit("expected avl-tiny to be exported, found an error")
+    parsed = asked(__doc__, 20, arguments)
+    with tiny() as out:
         rows = measure(LVLM.load(out, backend="ort-cpu"), parsed.samples)
-    report = {**machine(), "samples": parsed.samples, "rows": rows}
-    text = json.dumps(report, indent=2)
-    print(text)
-    if parsed.json is not None:
-        parsed.json.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(record(parsed, {"rows": rows}), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure ranking by the layer before against a layer's own scores, on avl-tiny's held-out samples.
 
-    .venv/bin/python scripts/own_scores.py --samples 60 --json benchmarks/own-scores.json
+    .venv/bin/python scripts/own_scores.py --samples 40 --json benchmarks/own-scores.json
 
 PyramidDrop and VScan's second stage drop tokens before a layer by that layer's own attention; avl
 ranks by the layer before it. Here a layer's own scores are found by reading the prompt once more
@@ -12,32 +12,26 @@ part of the tokens both keep, of the same ones to choose among. Nothing here is 
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from avl_export.cli import main as avl_export
 from avl_plugins.policies import ATTENTION, Action, AtRandom, Policy, Prune, Ranking, View
 from avl_plugins.policies.pyramiddrop import Stage
 from avl_plugins.policies.ranking import highest
 from avl_plugins.policies.view import Scores
 from avl_runtime import LVLM
-from avl_runtime.bench.surroundings import machine
 from avl_runtime.evaluate.measure import MAX_NEW_TOKENS
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score
+from held_out import apart, asked, changes, means, record, tiny
 
 # avl-tiny has six layers: where others have 8, 16 and 24 of 32, and 16, it has these.
 METHODS = {"pyramiddrop": ((2, 3, 4), 0.5), "vscan": ((3,), 1 / 3)}
 RANKINGS = ("before", "own", "random")
-SURE = 1.96  # standard errors to either side: 95 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +70,7 @@ class Stages(Policy):
 
 
 def own_stages(
-    model: LVLM, asked: dict[str, Any], layers: Sequence[int], keep: float
+    model: LVLM, request: dict[str, Any], layers: Sequence[int], keep: float
 ) -> tuple[tuple[Prune, ...], list[float]]:
     """Stages that keep what each layer itself gives most attention, and what both rankings keep."""
     found: list[Prune] = []
@@ -84,7 +78,7 @@ def own_stages(
     for number, layer in enumerate(layers, start=1):
         before, own = Noted(), Noted()
         noting = (*found, Prune(layer, 1.0, before), Prune(layer + 1, 1.0, own))
-        model.generate(**asked, policy=Stages(noting), max_new_tokens=1)
+        model.generate(**request, policy=Stages(noting), max_new_tokens=1)
         count = Stage(layer, keep**number).count(own.views[0].total)
         chosen = [
             view.positions[highest(view.attention, view.positions, count)]
@@ -101,8 +95,8 @@ def measure(model: LVLM, layers: Sequence[int], keep: float, count: int) -> dict
     both = []
     for task in TASKS:
         for index, one in enumerate(samples(task, "held-out", count)):
-            asked: dict[str, Any] = {"prompt": one.prompt, "images": [one.image]}
-            own, shared = own_stages(model, asked, layers, keep)
+            request: dict[str, Any] = {"prompt": one.prompt, "images": [one.image]}
+            own, shared = own_stages(model, request, layers, keep)
             both.append(shared)
             for name, ranking in (
                 ("before", ATTENTION),
@@ -117,22 +111,16 @@ def measure(model: LVLM, layers: Sequence[int], keep: float, count: int) -> dict
                     )
                 policy = Stages(stages)
                 reply = model.generate(
-                    **asked, policy=policy, max_new_tokens=MAX_NEW_TOKENS, temperature=0
+                    **request, policy=policy, max_new_tokens=MAX_NEW_TOKENS, temperature=0
                 )
                 scores[name].setdefault(task, []).append(score(one, reply.text))
-    apart = {task: np.subtract(scores["own"][task], scores["before"][task]) for task in TASKS}
+    gains, halves = apart(scores["own"], scores["before"])
     return {
         "layers": list(layers),
         "keep": keep,
-        "scores": {
-            name: {task: round(float(np.mean(found)), 4) for task, found in by_task.items()}
-            for name, by_task in scores.items()
-        },
-        "own_minus_before": {task: round(float(one.mean()), 4) for task, one in apart.items()},
-        "interval": {
-            task: round(SURE * float(one.std(ddof=1)) / len(one) ** 0.5, 4)
-            for task, one in apart.items()
-        },
+        "scores": {name: means(by_task) for name, by_task in scores.items()},
+        "own_minus_before": gains,
+        "interval": halves,
         "both_keep": [round(float(one), 4) for one in np.mean(both, 0)],
     }
 
@@ -141,13 +129,10 @@ def sentence(report: dict[str, Any]) -> str:
     """What documents say of a record."""
 
     def said(method: dict[str, Any]) -> str:
-        apart = ", ".join(
-            f"{task} {one:+.3f} ± {method['interval'][task]:.3f}"
-            for task, one in method["own_minus_before"].items()
-        )
+        gains = changes(method["own_minus_before"], method["interval"])
         shared = ", ".join(f"{100 * one:.0f} %" for one in method["both_keep"])
         layers = ", ".join(map(str, method["layers"]))
-        return f"{layers} ({shared} of the tokens kept are the same), changes scores by {apart}"
+        return f"{layers} ({shared} of the tokens kept are the same), changes scores by {gains}"
 
     pyramid, vscan = (report["methods"][name] for name in METHODS)
     return (
@@ -160,26 +145,14 @@ def sentence(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--samples", type=int, default=60, help="of each task (default: 60)")
-    parser.add_argument("--json", type=Path)
-    parsed = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "tiny.avl")
-        cuts = sorted(
-            {cut for layers, _ in METHODS.values() for one in layers for cut in (one, one + 1)}
-        )
-        split = ",".join(map(str, cuts))
-        command = ["--model", "avl-tiny", "--out", str(out), "--no-check", "--split", split]
-        if avl_export(command):
-            sys.exit("expected avl-tiny to be exported, found an error")
+    parsed = asked(__doc__, 40, arguments)
+    cuts = sorted(
+        {cut for layers, _ in METHODS.values() for one in layers for cut in (one, one + 1)}
+    )
+    with tiny("--split", ",".join(map(str, cuts))) as out:
         model = LVLM.load(out, backend="ort-cpu")
         methods = {name: measure(model, *how, parsed.samples) for name, how in METHODS.items()}
-    report = {**machine(), "samples": parsed.samples, "methods": methods}
-    text = json.dumps(report, indent=2)
-    print(text)
-    if parsed.json is not None:
-        parsed.json.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(record(parsed, {"methods": methods}), indent=2))
 
 
 if __name__ == "__main__":
