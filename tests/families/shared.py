@@ -317,7 +317,7 @@ class FamilyTests(Int4Tests):
 
     @staticmethod
     def _same_pixels(inputs: list[dict[str, np.ndarray]], want: np.ndarray) -> None:
-        got = np.concatenate([one["pixel_values"] for one in inputs])
+        got = np.concatenate([one["pixel_values"].ravel() for one in inputs])
         np.testing.assert_allclose(got.reshape(want.shape), want, atol=1e-6, rtol=0)
 
     @staticmethod

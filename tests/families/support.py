@@ -55,10 +55,10 @@ class Case:
         model: transformers' class, with `model.language_model` and `lm_head`.
         config: its configuration. Ids of special tokens are places in `special`.
         special: the special tokens in the order of their ids, from 0.
-        eos, pad: two of them.
-        bos: what the tokenizer writes in front of every text, or None.
         template: the chat template, jinja.
         processor: makes transformers' processor around a tokenizer; it has an `image_processor`.
+        eos, pad: two of the special tokens.
+        bos: what the tokenizer writes in front of every text, or None.
         files: further JSON files in the folder, by name, or instead of what is saved by itself.
         encode: calls the processor, see `call_processor`.
     """
@@ -67,10 +67,10 @@ class Case:
     model: Any
     config: Any
     special: tuple[str, ...]
-    eos: str
-    pad: str
     template: str
     processor: Callable[[PreTrainedTokenizerFast], Any]
+    eos: str = "<|im_end|>"
+    pad: str = "<|endoftext|>"
     bos: str | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
     encode: Callable[..., Mapping[str, Any]] = call_processor

@@ -174,11 +174,6 @@ class TestGemma4(FamilyTests, WindowTests):
             found.append(one.transpose(0, 2, 1).reshape(len(order), -1))
         return np.concatenate(found)
 
-    @staticmethod
-    def _same_pixels(inputs: list[dict[str, np.ndarray]], want: np.ndarray) -> None:
-        got = np.concatenate([one["pixel_values"][0] for one in inputs])
-        np.testing.assert_allclose(got, want, atol=1e-6, rtol=0)
-
     def test_rows_of_layers_that_share_are_held_once(self, made: Made) -> None:
         loaded = made.model.loaded
         caches = loaded.executor.new_caches()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.vision.load.images import ImageError
 from avl_runtime.vision.patched_tiles import PatchedTiles
-from families.shared import PROMPT, FamilyTests
+from families.shared import PROMPT
+from families.states import StateTests
 from families.support import Case, Made, picture, refused, without_checks
 from families.torch_tiles import TorchTiles
 
@@ -95,7 +96,6 @@ CASES = (
         model=Lfm2VlForConditionalGeneration,
         config=config(),
         special=SPECIAL,
-        eos="<|im_end|>",
         pad="<|pad|>",
         bos="<|startoftext|>",
         template=TEMPLATE,
@@ -104,8 +104,9 @@ CASES = (
 )
 
 
-class TestLfm2Vl(FamilyTests):
+class TestLfm2Vl(StateTests):
     cases = CASES
+    steps: ClassVar[dict[int, int]] = dict.fromkeys((1, 7, 256), 40)
     turns = ((), ((20, 30),), ((97, 61),), ((3, 90), (64, 64)))
 
     def pixels(self, inputs: Mapping[str, torch.Tensor], kind: str) -> np.ndarray:
@@ -118,23 +119,6 @@ class TestLfm2Vl(FamilyTests):
             lines = held.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE, -1)
             found.append(lines.swapaxes(1, 2).reshape(rows * columns, -1))
         return np.concatenate(found)
-
-    @staticmethod
-    def _same_pixels(inputs: list[dict[str, np.ndarray]], want: np.ndarray) -> None:
-        got = [one["pixel_values"].reshape(-1, want.shape[1]) for one in inputs]
-        np.testing.assert_allclose(np.concatenate(got), want, atol=1e-6, rtol=0)
-
-    @pytest.mark.parametrize("chunk", [1, 7, 256])
-    def test_states_go_from_chunk_to_chunk(
-        self, made: Made, chunk: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        image = picture((97, 61), 0)
-        tokens, logits = made.generate(made.encode(PROMPT, [image]), 40)
-        monkeypatch.setattr(made.model.loaded.executor, "chunk", chunk)
-        got = made.model.generate(PROMPT, [image], max_new_tokens=40, return_logits=True)
-        assert list(got.token_ids) == tokens
-        assert got.logits is not None
-        np.testing.assert_allclose(got.logits, logits, atol=self.tolerance, rtol=0)
 
     def test_states_do_not_grow(self, made: Made) -> None:
         dims = made.model.package.manifest.dims

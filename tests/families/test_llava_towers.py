@@ -111,8 +111,6 @@ def case(
             vision_feature_select_strategy=strategy,
         ),
         special=SPECIAL,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
         template=TEMPLATE,
         processor=processor(kind, strategy),
     )

@@ -22,7 +22,7 @@ from transformers.vision_utils import get_vision_nearest_position_ids
 
 from avl_runtime.prompts.processor import Turn
 from avl_runtime.vision.slices import MERGE, SlicedImage
-from families.shared import PROMPT, FamilyTests
+from families.states import StateTests
 from families.support import Case, Made, picture, refused, without_checks
 from families.test_qwen3_5 import config as qwen3_5
 
@@ -86,15 +86,13 @@ CASES = (
         model=MiniCPMV4_6ForConditionalGeneration,
         config=config(),
         special=SPECIAL,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
         template=TEMPLATE,
         processor=processor,
     ),
 )
 
 
-class TestMiniCpmV46(FamilyTests):
+class TestMiniCpmV46(StateTests):
     cases = CASES
     turns = ((), ((20, 30),), ((97, 61),), ((3, 90), (64, 64)))
     tolerance = 1e-3  # as of Qwen3.5
@@ -111,22 +109,6 @@ class TestMiniCpmV46(FamilyTests):
             found.append(cells.transpose(0, 3, 1, 4, 2, 5, 6).reshape(rows * columns, -1))
             begin = end
         return np.concatenate(found)
-
-    @staticmethod
-    def _same_pixels(inputs: list[dict[str, np.ndarray]], want: np.ndarray) -> None:
-        got = [one["pixel_values"].reshape(-1, want.shape[1]) for one in inputs]
-        np.testing.assert_allclose(np.concatenate(got), want, atol=1e-6, rtol=0)
-
-    @pytest.mark.parametrize("chunk", [1, 7, 256])
-    def test_states_go_from_chunk_to_chunk(
-        self, made: Made, chunk: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        image = picture((97, 61), 0)
-        tokens, logits = made.generate(made.encode(PROMPT, [image]), 20)
-        monkeypatch.setattr(made.model.loaded.executor, "chunk", chunk)
-        got = made.model.generate(PROMPT, [image], max_new_tokens=20, return_logits=True)
-        assert list(got.token_ids) == tokens
-        np.testing.assert_allclose(got.logits, logits, atol=self.tolerance, rtol=0)
 
     def test_pictures_of_a_second_turn_are_counted_on(self, made: Made) -> None:
         """Turn by turn the same tokens as the whole conversation has in transformers."""

@@ -62,8 +62,6 @@ CASES = (
             image_seq_length=TOKENS,
         ),
         special=SPECIAL,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
         template=TEMPLATE.replace("<IMG_CONTEXT>", "<image>"),
         processor=processor,
         files={"tokenizer_config.json": {"extra_special_tokens": NAMED}},

@@ -71,8 +71,6 @@ CASES = (
         model=Qwen2_5_VLForConditionalGeneration,
         config=config(),
         special=SPECIAL,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
         template=TEMPLATE,
         processor=processor,
     ),

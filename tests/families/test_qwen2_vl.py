@@ -52,8 +52,6 @@ CASES = (
         model=Qwen2VLForConditionalGeneration,
         config=config(),
         special=SPECIAL,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
         template=TEMPLATE,
         processor=processor,
     ),

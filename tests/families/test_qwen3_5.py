@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -31,6 +31,7 @@ from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.machine.probe import probe
 from families.qwen import TEXT, TOKENS, PatchTests
 from families.shared import PROMPT
+from families.states import StateTests
 from families.support import Made, picture
 from families.test_qwen3_vl import PATCH, case
 from ops.op_models import op_model, session
@@ -77,22 +78,11 @@ def config(**changes: Any) -> Qwen3_5Config:
 CASES = (case("qwen3_5", Qwen3_5ForConditionalGeneration, config()),)
 
 
-class TestQwen35(PatchTests):
+class TestQwen35(PatchTests, StateTests):
     cases = CASES
+    steps: ClassVar[dict[int, int]] = {1: 20, 7: 20, 256: STEPS}
     tolerance = 1e-3  # transformers' two ways to compute the rule differ by 4e-4 in logits
     between = 2e-3  # of states up to 20: the gated norm enlarges rows that are tiny
-
-    @pytest.mark.parametrize("chunk", [1, 7, 256])
-    def test_states_go_from_chunk_to_chunk(
-        self, made: Made, chunk: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """And through decode steps, 200 of them once."""
-        image, steps = picture((97, 61), 0), STEPS if chunk == 256 else 20
-        tokens, logits = made.generate(made.encode(PROMPT, [image]), steps)
-        monkeypatch.setattr(made.model.loaded.executor, "chunk", chunk)
-        got = made.model.generate(PROMPT, [image], max_new_tokens=steps, return_logits=True)
-        assert list(got.token_ids) == tokens
-        np.testing.assert_allclose(got.logits, logits, atol=self.tolerance, rtol=0)
 
     @pytest.mark.parametrize("compiled", [False, True], ids=["body", "kernel"])
     def test_two_hundred_steps_of_each_rule(

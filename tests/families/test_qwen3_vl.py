@@ -131,8 +131,6 @@ def case(name: str, model: Any, config: Any) -> Case:
         model=model,
         config=config,
         special=SPECIAL,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
         template=TEMPLATE,
         processor=processor,
         files={
