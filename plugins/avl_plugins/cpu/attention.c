@@ -5,6 +5,7 @@
 
 #include "exponent.h"
 #include "step_codes.h"
+#include "swap.h"
 
 #include <float.h>
 #include <string.h>
@@ -14,9 +15,6 @@
 #define CHUNK 1024
 
 #define SIZE (int64_t)sizeof(float)
-
-// Rows that change places lie apart, and no processor guesses where the next one is.
-#define SWAPS_AHEAD 8
 
 // Rows that lie together: `first` is where they begin among all rows of the sequence.
 typedef struct {
@@ -327,22 +325,6 @@ static void merge(const avl_step *step, int64_t part)
             float share = shrink_of(step, part, g, c, top) / sum;
             for (int64_t i = 0; i < d; i++)
                 out[i] += share * result[i];
-        }
-    }
-}
-
-static void swap_rows(char *restrict active, char *restrict parked, int64_t bytes,
-                      const int64_t *leaving, const int64_t *entering, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        int64_t next = least(i + SWAPS_AHEAD, count - 1);
-        fetch_to_write(active + leaving[next] * bytes, bytes);
-        fetch_to_write(parked + entering[next] * bytes, bytes);
-        char *a = active + leaving[i] * bytes, *b = parked + entering[i] * bytes;
-        for (int64_t j = 0; j < bytes; j++) {
-            char kept = a[j];
-            a[j] = b[j];
-            b[j] = kept;
         }
     }
 }
