@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from avl_export.checkpoint.supported import FamilyError
 from avl_export.families import Family
+from avl_export.graph.rows import replaced
 from avl_plugins.bodies.restored_function import restored_functions
 from avl_plugins.graph_io import ACTIVE, FULL, PARKED, ROW_STANDING, Segment, layer_of, named
 from avl_plugins.schema import RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION
@@ -73,15 +74,7 @@ def restore(
         keys = cast("ir.Value", node.inputs[names.index(ACTIVE.keys)])
         standing = [named(place.standing, layer_of(str(keys.name))) for place in (ACTIVE, PARKED)]
         more = [near, held[ROW_STANDING], *(held[name] for name in standing)]
-        op = RESTORED_CACHE_ATTENTION
-        inputs, scale = [*node.inputs, *more], [node.attributes["scale"]]
-        made = ir.Node(op.domain, op.name, inputs, scale, num_outputs=len(op.outputs))
-        made.name = node.name
-        graph.insert_before(node, made)
-        for before, after in zip(node.outputs, made.outputs, strict=True):
-            after.name, after.type, after.shape = before.name, before.type, before.shape
-            before.replace_all_uses_with(after, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
+        replaced(graph, node, RESTORED_CACHE_ATTENTION, [*node.inputs, *more])
     graph.inputs[:] = [*(held[value.name] for value in segment.inputs()), *defaulted]
     for proto in restored_functions(len(table), model.opset_imports[""], heads):
         body = ir.serde.deserialize_function(proto)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import onnx_ir as ir
@@ -43,10 +44,22 @@ def keep_rows(model: ir.Model, segment: Segment) -> None:
     graph.outputs[:] = [made.get(v.name) or others[v.name] for v in segment.outputs()]
     graph.inputs[:] = [*inputs, *defaulted]
     of = segment.kept, segment.dims.head_dim, model.opset_imports[""]
-    plain = not segment.restores
-    for function in (kept_attention_function(*of),) if plain else kept_restored_functions(*of):
+    functions = kept_restored_functions(*of) if segment.restores else [kept_attention_function(*of)]
+    for function in functions:
         body = ir.serde.deserialize_function(function)
         model.functions[body.identifier()] = body
+
+
+def replaced(graph: ir.Graph, node: ir.Node, op: Op, inputs: Sequence[ir.Value | None]) -> ir.Node:
+    """Put another op of attention in a node's place; what that made are its first outputs."""
+    scale, outputs = [node.attributes["scale"]], len(op.outputs)
+    made = ir.Node(op.domain, op.name, inputs, scale, num_outputs=outputs, name=node.name)
+    graph.insert_before(node, made)
+    for before, after in zip(node.outputs, made.outputs, strict=False):
+        after.name, after.type, after.shape = before.name, before.type, before.shape
+        before.replace_all_uses_with(after, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    return made
 
 
 def _input(value: Value, before: dict[str, ir.Value]) -> ir.Value:
@@ -74,19 +87,7 @@ def _replace(
         cast("ir.Value", given[kind]).name = f"computed_{named(kind, layer)}"
     inputs = [held.get(named(v.name, layer)) or given[v.name] for v in op.inputs]
     outputs = {value.name: value for value in segment.outputs([layer])}
-    made = ir.Node(
-        op.domain,
-        op.name,
-        inputs,
-        [node.attributes["scale"]],
-        num_outputs=len(op.outputs),
-        name=node.name,
-    )
-    graph.insert_before(node, made)
-    for before, after in zip(node.outputs, made.outputs, strict=False):
-        after.name, after.type, after.shape = before.name, before.type, before.shape
-        before.replace_all_uses_with(after, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    made = replaced(graph, node, op, inputs)
     found: dict[str, ir.Value] = {}
     kinds = MADE.planes(segment.kept)
     for kind, after in zip(kinds, made.outputs[len(node.outputs) :], strict=True):
