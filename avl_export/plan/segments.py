@@ -41,10 +41,11 @@ def cut(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
                 f"{option}: expected {allowed if layers > 1 else 'no cut in a model of one layer'},"
                 f" found {','.join(map(str, wrong))}; choose others or leave {option} out"
             )
-    if not needed.issubset(after):
+    if missing := sorted(needed.difference(after)):
+        named = f"layer{'s' * (len(missing) > 1)} {','.join(map(str, missing))}"
         raise OptionsError(
-            f"--split: expected layer {min(needed)} among them, as --policy {options.policy} drops "
-            f"tokens there, found {','.join(map(str, after))}; add it or leave --split out"
+            f"--split: expected {named} among them, as --policy {options.policy} drops tokens "
+            f"there, found {','.join(map(str, after))}; add what is missing or leave --split out"
         )
     bounds = (0, *after, layers)
     option = "--split" if options.split else "--policy"

@@ -65,3 +65,5 @@ def test_a_policy_that_the_package_could_not_serve(master: Path, refused: Refuse
     assert "--policy: expected layers from 1 to 2" in refused(master, "--policy", "fastv:layer=9")
     line = refused(master, "--policy", "fastv:layer=1", "--split", "2")
     assert "--split: expected layer 1 among them" in line
+    line = refused(master, "--policy", "pyramiddrop:layer=1,every=1,stages=2", "--split", "1")
+    assert "--split: expected layer 2 among them" in line
