@@ -102,6 +102,7 @@ def test_processes_are_started_as_often_as_asked(
         (["--text-tokens", "1"], r"--text-tokens: expected at least \d+, .* found 1$"),
         (["--new-tokens", "100000"], "expected at most .* context"),
         (["--policies", "fastv:layer=4"], "fastv:layer=4: expected a package split after layer 4"),
+        (["--policies", "fastv:layer=9"], "after a layer from 1 to 5 of this decoder's 6, found 9"),
         (["--policies", "fastv,fastv:layer=2"], "expected each candidate once, found fastv twice"),
         (["--json", "/no/such/folder/x.json"], "expected a file in a writable folder"),
         (["--against", "transformers", "--checkpoint", "/no/such"], "name its folder with --check"),

@@ -76,8 +76,12 @@ def test_options_are_values() -> None:
     assert parse(str(parse("sparsevlm:layers=2/4,keep=0.5/.25"))) == SparseVLM("2/4", "0.5/.25")
     with pytest.raises(PolicyError, match="layers as numbers with a slash between them, found 3"):
         SparseVLM(layers=3)  # type: ignore[arg-type]
-    with pytest.raises(PolicyError, match=r"split after layer 3, found splits after 2; export"):
-        parse("sparsevlm").check([2])
+    with pytest.raises(PolicyError, match=r"after layers 3, 7, 16, found splits after 2; export"):
+        parse("sparsevlm").check([2], 17)
+    with pytest.raises(PolicyError, match=r"a layer from 1 to 6 of this decoder's 7, found 7, 16;"):
+        parse("sparsevlm").check([2, 3], 7)
+    with pytest.raises(PolicyError, match=r"after no layer of this decoder's 1, found 3, 7, 16;"):
+        parse("sparsevlm").check([], 1)
 
 
 def test_shares_are_the_counts_of_the_authors_code() -> None:

@@ -72,7 +72,7 @@ def check_action(action: Action, splits: Sequence[int], where: str) -> None:
     check_fraction(f"{where}: {name}", "share", action.share)
     check_fraction(f"{where}: {name}", "wants", action.wants)
     if When.BETWEEN in action.when:
-        _check_between(action, splits, where)
+        _check_between(action, where)
     if action.tokens is Tokens.ANY and action.when != {When.PROMPT}:
         raise PolicyError(
             f"{where}: expected {name} to decide after a prompt alone, as it does so about rows of "
@@ -87,7 +87,7 @@ def check_action(action: Action, splits: Sequence[int], where: str) -> None:
     action.check(splits, where)
 
 
-def _check_between(action: Action, splits: Sequence[int], where: str) -> None:
+def _check_between(action: Action, where: str) -> None:
     name = type(action).__name__
     if not isinstance(action.before, int):
         raise PolicyError(
@@ -99,11 +99,30 @@ def _check_between(action: Action, splits: Sequence[int], where: str) -> None:
             f"{where}: expected {name} to be about image tokens, as it decides between two "
             f"layers, found {quoted(action.tokens)}; text is evicted after a prompt or a step"
         )
-    if action.before not in splits:
+
+
+def check_splits(
+    actions: Sequence[Action], splits: Sequence[int], layers: int | None, where: str
+) -> None:
+    """Refuse actions between layers after which the decoder, of `layers` of them, is not split.
+
+    Raises:
+        PolicyError: it is not split there, or cannot be.
+    """
+    wanted = {one.before for one in actions if When.BETWEEN in one.when and one.before is not None}
+    beyond = sorted(layer for layer in wanted if layers is not None and layer >= layers)
+    if layers is not None and beyond:
+        allowed = f"a layer from 1 to {layers - 1}" if layers > 1 else "no layer"
+        raise PolicyError(
+            f"{where}: expected to drop tokens after {allowed} of this decoder's {layers}, found "
+            f"{', '.join(map(str, beyond))}; choose another"
+        )
+    if missing := sorted(wanted.difference(splits)):
+        named = f"layer{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
         found = ", ".join(map(str, splits)) or "no layer"
         raise PolicyError(
-            f"{where}: expected a package split after layer {action.before}, found splits after "
-            f"{found}; export with --split {','.join(map(str, sorted({*splits, action.before})))}"
+            f"{where}: expected a package split after {named}, found splits after {found}; export "
+            f"with --split {','.join(map(str, sorted(wanted.union(splits))))}"
         )
 
 

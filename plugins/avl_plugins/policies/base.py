@@ -13,6 +13,7 @@ from avl_plugins.policies.agreement import (
     check_action,
     check_class,
     check_drafts,
+    check_splits,
     check_together,
 )
 from avl_plugins.policies.drafting import Drafting
@@ -42,8 +43,8 @@ class Policy(abc.ABC):
         """
         return None
 
-    def check(self, splits: Sequence[int]) -> None:
-        """Refuse a package whose decoder is split after the layers `splits`.
+    def check(self, splits: Sequence[int], layers: int | None = None) -> None:
+        """Refuse a package whose decoder, of so many `layers`, is split after the layers `splits`.
 
         Raises:
             PolicyError: an action cannot work with it, or this is no policy that can be asked.
@@ -58,6 +59,7 @@ class Policy(abc.ABC):
             )
         for action in actions:
             check_action(action, splits, str(self))
+        check_splits(actions, splits, layers, str(self))
         check_together(actions, str(self))
         if self.drafting() is not None:
             check_drafts(actions, str(self))

@@ -93,7 +93,7 @@ def _entries(name: str, written: Written, manifest: Manifest) -> list[Entry]:
                 "layers in --split, equally far apart"
             )
         policy = parse(f"{name}:{options}")
-        policy.check(manifest.splits())
+        policy.check(manifest.splits(), manifest.dims.num_layers)
         check_vision(policy, manifest)
         told = name
         if isinstance(policy, Random) and policy.of != "fastv":

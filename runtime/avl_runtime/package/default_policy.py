@@ -21,7 +21,7 @@ def write_default_policy(package: Package, policy: str) -> None:
         PackageError: the manifest cannot be written.
     """
     chosen = parse(policy)
-    chosen.check(package.manifest.splits())
+    chosen.check(package.manifest.splits(), package.manifest.dims.num_layers)
     path = package.folder / MANIFEST
     draft = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:

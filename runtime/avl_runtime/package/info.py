@@ -132,7 +132,7 @@ def _takes(manifest: Manifest, policy: str) -> bool:
     """Whether a policy drops tokens only where the decoder is cut, and drafts where it may."""
     found = parse(policy)
     try:
-        found.check(manifest.splits())
+        found.check(manifest.splits(), manifest.dims.num_layers)
         check_vision(found, manifest)
         check_bias(found, manifest)
     except PolicyError:

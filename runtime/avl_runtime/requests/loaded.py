@@ -186,7 +186,7 @@ class Loaded:
             ClosedError: the model was closed.
         """
         self.check_open()
-        policy.check(self.package.manifest.splits())
+        policy.check(self.package.manifest.splits(), self.package.manifest.dims.num_layers)
         check_vision(policy, self.package.manifest)
         check_bias(policy, self.package.manifest)
         window = self.package.manifest.reach.window
