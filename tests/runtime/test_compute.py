@@ -73,6 +73,9 @@ def test_whole_numbers_are_told(
     assert plain is not None
     more = "; prompts: attention in whole numbers" if plain == VNNI else ""
     assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, wide) == plain + more
+    biased = dataclasses.replace(wide, restores=True)
+    restored = more and f"{more}; prompts with positions=restore: attention in fp32"
+    assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, biased) == plain + restored
     assert told(FP32 | {ATTENTION: "bf16"}, FP32, INT8, narrow) == plain
     pictures = more.replace("prompts", "pictures")
     assert told(FP32, FP32 | {ATTENTION: "bf16"}, INT8, narrow) == plain + pictures

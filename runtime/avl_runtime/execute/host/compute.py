@@ -88,6 +88,8 @@ def told(
             text += "; pictures: attention in whole numbers"
         elif part == "prompts" and rounded and kept == INT8 and VNNI in text:
             text += "" if manifest.dims.head_dim % SIDE else "; prompts: attention in whole numbers"
+    if manifest.restores and "; prompts: attention" in text:
+        text += "; prompts with positions=restore: attention in fp32"
     if kept.parked_bits is not None:  # the ops of such rows have a body alone
         text += f"; rows in {kept.name}: widened by standard ops in every step"
     if manifest.reach != CAUSAL:  # where a mask is needed
