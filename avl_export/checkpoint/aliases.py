@@ -120,19 +120,18 @@ def _fitted(
         if isinstance(fitted.get(key), Mapping) and new is not None:
             fitted[key] = {n: new if value == old else value for n, value in fitted[key].items()}
     for key in ("patch_size", "temporal_patch_size", "merge_size"):
-        stated = vision.get(f"spatial_{key}" if key == "merge_size" else key)
-        if key in fitted and isinstance(stated, int):
-            fitted[key] = stated
+        name = f"spatial_{key}" if key == "merge_size" else key
+        held, asked = theirs.get(name), vision.get(name)
+        # PaddleOCR-VL's tower says 2 of time, and its processor 1.
+        if key in fitted and isinstance(asked, int) and held in (None, fitted[key]):
+            fitted[key] = asked
     if "image_seq_len" in fitted and new is not None:
         patch, factor = vision.get("patch_size"), config.get("scale_factor")
         if type(patch) is int and type(factor) is int and min(patch, factor) > 0:
             fitted["image_seq_len"] = (new // patch // factor) ** 2
-    if "image_seq_length" in fitted and None not in (old, new):
-        patches = [
-            (side // part["patch_size"]) ** 2 for side, part in ((old, theirs), (new, vision))
-        ]
-        if fitted["image_seq_length"] == patches[0]:  # a token a patch
-            fitted["image_seq_length"] = patches[1]
+    held, asked = _patches(theirs), _patches(vision)
+    if None not in (held, asked) and fitted.get("image_seq_length") == held:  # a token a patch
+        fitted["image_seq_length"] = asked
     if "image_grid_pinpoints" in fitted and "image_grid_pinpoints" in config:
         fitted["image_grid_pinpoints"] = config["image_grid_pinpoints"]
     return fitted
@@ -142,6 +141,13 @@ def _side(vision: Mapping[str, Any]) -> int | None:
     size = vision.get("image_size")
     size = size[0] if isinstance(size, list | tuple) and size else size
     return size if isinstance(size, int) else None
+
+
+def _patches(vision: Mapping[str, Any]) -> int | None:
+    """Of a picture as large as the tower takes it, where the configuration tells."""
+    side, patch = _side(vision), vision.get("patch_size")
+    patch = patch[0] if isinstance(patch, list | tuple) and patch else patch
+    return (side // patch) ** 2 if side and type(patch) is int and patch > 0 else None
 
 
 def _token_ids(config: Mapping[str, Any]) -> dict[str, int]:

@@ -140,6 +140,19 @@ def test_known_configurations_are_those_of_the_checkpoints(alias: str) -> None:
     assert {built.image_token_id, getattr(built, "video_token_id", None) or min(ids)} <= ids
 
 
+@pytest.mark.parametrize("alias", aliases.HUB_IDS)
+def test_settings_that_stand_in_fit_the_sizes_of_a_tower(alias: str) -> None:
+    """Of a known checkpoint they are its own; a configuration may also leave sizes to defaults."""
+    config = dict(aliases.known_files(alias)["config.json"])
+    kin = (aliases.known_files(one) for one in aliases.HUB_IDS)
+    first = next(one for one in kin if one["config.json"]["model_type"] == config["model_type"])
+    named = {name: value for name, value in first.items() if "processor_config" in name}
+    asked = ["preprocessor_config.json"]
+    assert aliases.stand_ins(first["config.json"], asked) == named
+    config["vision_config"] = {"model_type": config["vision_config"].get("model_type")}
+    assert aliases.stand_ins(config, asked).keys() == named.keys()
+
+
 @pytest.mark.usefixtures("alone")
 def test_the_text_says_what_it_goes_by(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "llava-7b", "--dry-run"]) == 0
