@@ -11,6 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from avl_runtime.bench.idle import QUIET
+from avl_runtime.evaluate import zoo
+from held_out import SURE
+
 Row = Mapping[str, Any]
 
 SHARES = {0.5: "1/2", 0.3333: "1/3", 0.1111: "1/9", 0.0556: "1/18"}
@@ -18,9 +22,7 @@ NINTH = 0.1111
 TASKS = ("ocr", "vqa", "caption")
 COSTS = {"image_kv": "image KV", "kv": "total KV", "flops": "FLOPs"}
 TIMES = {"first_ms": "first token", "step_ms": "each next"}
-STAGES = ("before the decoder", "between layers", "in the cache")
-SURE = 1.96  # standard errors to either side: 95 %
-QUIET = 0.1  # of the processors may be busy with other work where times are told
+STAGES = tuple(zoo.STAGES.values())
 
 
 def by_name(rows: Sequence[Row]) -> dict[str, dict[float, Row]]:
@@ -98,7 +100,7 @@ def surroundings(record: Mapping[str, Any]) -> str:
     """What the figures are of."""
     told = f"{record['samples_per_task']} held-out samples a task."
     if not timed(record):
-        return f"{told} Times are left out: the machine was not idle."
+        return f"{told} Times are left out: this record has none."
     times = record["times"]
     machine = times["machine"]
     return (

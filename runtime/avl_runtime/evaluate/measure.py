@@ -21,8 +21,6 @@ from avl_runtime.requests.loaded import Loaded
 
 MAX_NEW_TOKENS = 64
 TIMED_STEPS = 32
-
-
 MEANS = ("kv", "image_kv", "flops", "first_token", "divergence")
 TIMES = ("first_ms", "step_ms")
 

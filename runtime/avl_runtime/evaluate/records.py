@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from avl_plugins.errors import AvlError, quoted, shown
+from avl_runtime.evaluate.measure import TIMES
 
 LIMIT = 64 << 20  # bytes
 SHARES = ("kv", "flops")  # a number each; the others may be None
 OTHERS = ("image_kv", "first_token", "divergence")
-TIMES = ("first_ms", "step_ms")  # a number each, in records that have them
 
 
 class RecordError(AvlError):
