@@ -165,6 +165,7 @@ class TestMiniCpmV46(StateTests):
             ("preprocessor_config.json", {"patch_size": 8}, "patch_size of 4, as config.json"),
             ("preprocessor_config.json", {"downsample_mode": "4x"}, "downsample_mode 16x, found"),
             ("preprocessor_config.json", {"max_slice_nums": "9"}, "from 1 to 64 as max_slice_nums"),
+            ("preprocessor_config.json", {"max_slice_nums": 0}, "from 1 to 64 as max_slice_nums"),
             ("preprocessor_config.json", {"do_resize": False}, "do_resize to be true"),
             ("config.json", {"insert_layer_id": 4}, "insert_layer_id from 0 to 3"),
             ("config.json", {"merger_times": 2}, "cells of 2 x 2 that are merged once each"),

@@ -38,7 +38,7 @@ def sliced_image(checkpoint: Checkpoint, size: int, table: int) -> SlicedImage:
             runtime cannot do.
     """
     raw, place = image_processor(checkpoint)
-    found = {name: raw.get(name) or usual for name, usual in SIZES.items()}
+    found = {name: usual if raw.get(name) is None else raw[name] for name, usual in SIZES.items()}
     most = {"patch_size": MAX_SIDE, "scale_resolution": MAX_SIDE, "max_slice_nums": MOST_SLICES}
     for name, value in found.items():
         if type(value) is not int or not 0 < value <= most[name]:
