@@ -32,11 +32,23 @@ _RESTORED = """
         { {plain_made} = avl.{plain} <scale: float = @scale> ({given}) },
         else_branch = restored () => ({biased_made})
         {
-            bias_active = avl.StandingBias (nearness, row_standing, active_standing)
-            bias_parked = avl.StandingBias (nearness, row_standing, parked_standing)
-            head_axis = Constant <value_ints = [1]> ()
-            new_standing = Unsqueeze (row_standing, head_axis)
-            bias_new = avl.StandingBias (nearness, row_standing, new_standing)
+            # One bias of all keys, as nodes take longer than what they compute in a step.
+            one_dim = Constant <value_ints = [1]> ()
+            begin = Constant <value_ints = [0]> ()
+            unlike = Shape <start = 1, end = 2> (active_standing)
+            each_head = Concat <axis = 0> (unlike, one_dim, one_dim)
+            new_standing = Unsqueeze (row_standing, one_dim)
+            parked_heads = Expand (parked_standing, each_head)
+            new_heads = Expand (new_standing, each_head)
+            key_standing = Concat <axis = 2> (active_standing, parked_heads, new_heads)
+            bias = avl.StandingBias (nearness, row_standing, key_standing)
+            active_size = Shape <start = 2, end = 3> (active_standing)
+            parked_size = Shape <start = 2, end = 3> (parked_standing)
+            new_size = Shape <start = 1, end = 2> (row_standing)
+            sizes = Concat <axis = 0> (active_size, parked_size, new_size)
+            bias_active, bias_parked_heads, bias_new_heads = Split <axis = 3> (bias, sizes)
+            bias_parked = Slice (bias_parked_heads, begin, one_dim, one_dim)
+            bias_new = Slice (bias_new_heads, begin, one_dim, one_dim)
             {biased_made} = avl.{biased} <scale: float = @scale> ({given}, {biases})
         }
     >

@@ -102,11 +102,11 @@ class Standing:
             apart: whether parked rows are read; else P is 1, of a row that stands nowhere.
         """
         batch, heads = cache.positions.shape[1:3]
-        unlike = heads if self.unlike else 1
+        unlike, width = heads if self.unlike else 1, self.width
         for layer in range(cache.layers):
             rooms = cache.k_active[layer].shape[2], cache.k_parked[layer].shape[2] if apart else 1
-            active = np.zeros((batch, unlike, rooms[0], self.width), np.int64)
-            parked = np.zeros((batch, 1, rooms[1], self.width), np.int64)
+            active = np.zeros((batch, unlike, rooms[0], width), np.int64)
+            parked = np.zeros((batch, 1, rooms[1], width), np.int64)
             for seq, tokens in enumerate(self.tokens):
                 if tokens is not None:
                     count, held = cache.active_len[layer, seq], cache.parked_len[layer, seq]
