@@ -63,7 +63,7 @@ def call_grammar(
     if form.line is not None:
         lines += TAGGED
         for at, one in enumerate(functions):
-            lines += rules(f"tool_{at}", one.arguments, one.name, form.line, literal)
+            lines += rules(f"tool_{at}", one.arguments, one.name, form, literal)
         return Grammar("\n".join(lines) + "\n")
     for at, one in enumerate(functions):
         named = literal(f"{front}{one.name}{form.middle}")

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from avl_plugins.errors import quoted
 from avl_runtime.generate.grammars import OWN, Grammar, GrammarError, json_grammar, schema_of
-from avl_runtime.prompts.calls import KEY, VALUE
+from avl_runtime.prompts.calls import KEY, VALUE, CallForm
 
 Schema = Mapping[str, Any]
 TEXT: Final = "string"
@@ -168,19 +168,19 @@ def _type_of(value: object) -> str:
 
 
 def rules(
-    name: str, arguments: Grammar, function: str, line: str, literal: Callable[[str], str]
+    name: str, arguments: Grammar, function: str, form: CallForm, literal: Callable[[str], str]
 ) -> Iterator[str]:
     """Rules in Lark's syntax for a function and its arguments up to the end of the call.
 
     Args:
         name: of the rule.
-        line: what stands behind each part.
+        form: one that has a line behind each part.
         literal: a text, as `Grammars.literal` writes it.
 
     Raises:
         GrammarError: as in `properties_of`.
     """
-    whole, parts = schema_of(arguments), []
+    whole, line, parts = schema_of(arguments), form.line or "", []
     for at, one in enumerate(properties_of(function, arguments)):
         value = f"{name}_{at}"
         begins = literal(f"<{KEY}>{one.name}{_closed(KEY)}{line}<{VALUE}>")
@@ -198,7 +198,7 @@ def rules(
             yield f"{value}_text[lazy]: ANY {json.dumps(_closed(VALUE))}"
         else:
             yield f"{value}: {begins} UNCLOSED {ends}"
-    yield " ".join([f"{name}:", literal(function + line), *parts, literal("</tool_call>")])
+    yield " ".join([f"{name}:", literal(function + line), *parts, literal(form.end)])
 
 
 def _listed(one: Property, whole: Schema, function: str) -> list[str] | None:
