@@ -98,11 +98,16 @@ def test_own_data(tiny: LVLM, tmp_path: Path, capsys) -> None:
         json.dumps({"images": [], "prompt": "x", "answers": ["y"], "metric": "bleu"}),
         json.dumps({"images": ["../x.png"], "prompt": "x", "answers": ["y"], "metric": "f1"}),
         json.dumps({"images": ["none.png"], "prompt": "x", "answers": ["y"], "metric": "f1"}),
+        json.dumps({"images": ["loop.png"], "prompt": "x", "answers": ["y"], "metric": "f1"}),
+        json.dumps({"images": ["a\0b"], "prompt": "x", "answers": ["y"], "metric": "f1"}),
+        json.dumps({"images": ["\ud800"], "prompt": "x", "answers": ["y"], "metric": "f1"}),
+        json.dumps({"images": [], "prompt": "x", "answers": ["y"], "metric": ["f1"]}),
     ],
 )
 def test_damaged_data_names_its_line(tmp_path: Path, line: str) -> None:
     good = json.dumps({"images": [], "prompt": "x", "answers": ["y"], "metric": "f1"})
     (tmp_path / "cases.jsonl").write_text(f"{good}\n\n{line}\n")
+    (tmp_path / "loop.png").symlink_to("loop.png")
     with pytest.raises(CaseError, match=r"cases\.jsonl:3: expected"):
         read_cases(tmp_path / "cases.jsonl")
 

@@ -99,7 +99,8 @@ def test_the_short_form_with_pictures_by_path(
         {"images": [str(folder / "inner/two.png")], "prompt": TWO.prompt, "policy": "fastv"},
     ]
     bad = ["../outside.png", str(outside), "link.png", "inner", "none.png", "text.png", "a\0b"]
-    bad += ["file:///etc/hostname", "http://127.0.0.1/one.png", "//etc/hostname"]
+    (folder / "loop.png").symlink_to("loop.png")
+    bad += ["loop.png", "file:///etc/hostname", "http://127.0.0.1/one.png", "//etc/hostname"]
     lines += [{"images": [one], "prompt": "Read.", "custom_id": one} for one in bad]
     # Errors name what the line has: neither messages, nor a server that nobody began.
     lines += [

@@ -322,6 +322,9 @@ def test_names_of_models(tmp_path: Path) -> None:
         "c": Path("./c"),
     }
     assert list(names(["a/b=c.avl"])) == ["b=c"]
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert names([str(loop)]) == {"loop": loop}
     for wrong in (["a/x.avl", "b/x.avl"], ["=x"], ["x="], [""]):
         with pytest.raises(ShelfError, match="expected"):
             names(wrong)

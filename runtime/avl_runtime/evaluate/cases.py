@@ -13,6 +13,7 @@ from avl_runtime.evaluate.metrics import METRICS
 from avl_runtime.tasks import TASKS, samples
 from avl_runtime.tasks.metrics import score as task_score
 from avl_runtime.vision.load.images import ImageLike
+from avl_runtime.vision.load.sources import file_below
 
 KEYS = {"images", "prompt", "answers", "metric"}
 LINE_LIMIT = 1 << 20  # characters
@@ -72,11 +73,10 @@ def read_cases(path: Path) -> list[Case]:
     raw = [_parsed(line, f"{path}:{number}") for number, line in lines]
     if not raw:
         raise CaseError(f"{path}: expected one case a line, found none")
-    folder = path.parent.resolve()
     corpus = [entry["answers"] for entry in raw]
     cases = []
     for (number, _), entry in zip(lines, raw, strict=True):
-        images = tuple(_inside(folder, name, f"{path}:{number}") for name in entry["images"])
+        images = tuple(_inside(path.parent, name, f"{path}:{number}") for name in entry["images"])
         rate = METRICS[entry["metric"]](corpus)
 
         def score(reply: str, rate: Any = rate, answers: Any = entry["answers"]) -> float:
@@ -92,7 +92,11 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict) or set(entry) != KEYS:
-        raise CaseError(f"{where}: expected an object with {', '.join(sorted(KEYS))}")
+        found = shown(", ".join(entry)) if isinstance(entry, dict) else "other data"
+        raise CaseError(
+            f"{where}: expected an object with {', '.join(sorted(KEYS))}, found "
+            f"{found or 'an empty one'}; name these alone"
+        )
     if not isinstance(entry["prompt"], str):
         raise CaseError(f"{where}: expected a prompt as text, found {quoted(entry['prompt'])}")
     for key in ("images", "answers"):
@@ -101,7 +105,7 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
             raise CaseError(f"{where}: expected {key} as a list of texts, found {quoted(value)}")
     if not entry["answers"]:
         raise CaseError(f"{where}: expected at least one answer, found none")
-    if entry["metric"] not in METRICS:
+    if not isinstance(entry["metric"], str) or entry["metric"] not in METRICS:
         raise CaseError(
             f"{where}: expected a metric of {', '.join(METRICS)}, found {quoted(entry['metric'])}"
         )
@@ -109,12 +113,8 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
-    path = (folder / name).resolve()
-    try:
-        fits = path.is_relative_to(folder) and path.is_file()
-    except OSError:  # too long for a name
-        fits = False
-    if not fits:
+    path = file_below(folder, name)
+    if path is None:
         raise CaseError(
             f"{where}: expected a picture in the folder of the JSONL file, found {quoted(name)}; "
             "put it there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -76,7 +77,7 @@ class Shelf:
         self._left = asyncio.Event()
         for name, folder in packages.items():
             # Errors name files by whole paths then, which answers are searched for.
-            package = load_package(folder.resolve())
+            package = load_package(Path(os.path.realpath(folder)))
             self._places[name] = Place(package, self._weights(name, package))
         for name, place in self._places.items():
             if self._fits(place):
@@ -262,7 +263,7 @@ def names(packages: list[str]) -> dict[str, Path]:
         name, equals, folder = given.partition("=")
         if not equals or "/" in name:
             folder = given
-            name = Path(given).resolve().name.removesuffix(SUFFIX)
+            name = Path(os.path.realpath(given)).name.removesuffix(SUFFIX)
         if not name or not folder.strip() or not name.isprintable():
             raise ShelfError(
                 f"expected a package, or NAME=PACKAGE, found {quoted(given)}; give both a name"

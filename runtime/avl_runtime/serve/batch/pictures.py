@@ -8,7 +8,7 @@ from pathlib import Path
 from avl_plugins.errors import quoted
 from avl_runtime.serve.batch.lines import Object, Piece, pieces
 from avl_runtime.serve.errors import refused
-from avl_runtime.vision.load.sources import ADDRESS, SourceError, read_file
+from avl_runtime.vision.load.sources import ADDRESS, SourceError, file_below, read_file
 
 
 class Folder:
@@ -19,7 +19,7 @@ class Folder:
     """
 
     def __init__(self, folder: Path, most: int) -> None:
-        self._folder, self._most = folder.resolve(), most
+        self._folder, self._most = folder, most
 
     def put_into(self, body: Object) -> None:
         """Replace the paths of a body by what the files hold, as `data:` addresses.
@@ -33,12 +33,8 @@ class Folder:
                 piece.holder[piece.key] = f"data:;base64,{data}"
 
     def _read(self, piece: Piece) -> bytes:
-        try:
-            path = (self._folder / piece.value).resolve()
-            inside = path.is_relative_to(self._folder) and path.is_file()
-        except (OSError, ValueError):  # no file can be called that
-            inside = False
-        if not inside:
+        path = file_below(self._folder, piece.value)
+        if path is None:
             raise refused(
                 f"{piece.name}: expected a picture in the folder of the questions, or in that of "
                 f"--images, found {quoted(piece.value)}; put it there",

@@ -6,6 +6,7 @@ Sizes are checked before memory is taken for them.
 from __future__ import annotations
 
 import base64
+import os
 import re
 import time
 import urllib.error
@@ -76,6 +77,18 @@ def _exists(place: Path) -> bool:
         return place.exists()
     except (OSError, ValueError):  # no file can be called that
         return False
+
+
+def file_below(folder: Path, name: str) -> Path | None:
+    """The file of that name in `folder` or below it; None where there is none, or it leads out.
+
+    Names that no file can have, and links that lead to themselves, are names of no file.
+    """
+    try:  # realpath, as Path.resolve fails of such links
+        path = Path(os.path.realpath(folder / name))
+        return path if path.is_relative_to(os.path.realpath(folder)) and path.is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 def check_file(path: Path, kind: str, limit: int) -> None:
