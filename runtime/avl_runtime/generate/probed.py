@@ -28,17 +28,26 @@ def probes_of(action: Action, positions: Ints, image: NDArray[np.bool_]) -> Ints
     Raises:
         PolicyError: they are not some of the prompt's rows.
     """
-    found = action.probes(positions, image)
+    return some_of(positions, action.probes(positions, image), action, "probes")
+
+
+def some_of(positions: Ints, found: object, action: Action, method: str, fewest: int = 0) -> Ints:
+    """What a method of an action, which somebody else may have written, tells of a prompt.
+
+    Raises:
+        PolicyError: they are not an ascending array of at least `fewest` of `positions`.
+    """
     if (
         not isinstance(found, np.ndarray)
         or found.ndim != 1
         or found.dtype.kind != "i"
+        or len(found) < fewest
         or not np.isin(found, positions).all()
         or not (np.diff(found) > 0).all()
     ):
         raise PolicyError(
             f"{type(action).__name__}: expected some of a prompt's {len(positions)} positions from "
-            f"probes(), an ascending array, found {quoted(found)}; mend the action"
+            f"{method}(), an ascending array, found {quoted(found)}; mend the action"
         )
     return found.astype(np.int64)
 

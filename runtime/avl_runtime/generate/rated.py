@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies import Action, Tokens
 from avl_runtime.execute.protocol import Chunk
+from avl_runtime.generate.probed import some_of
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv import sight
 from avl_runtime.kv.by_layer import LAST, TEXT
@@ -65,16 +65,4 @@ def _raters(sequence: Sequence, action: Action, whole: Chunk, width: int) -> Int
     """The raters of an action, which somebody else may have written."""
     positions = whole.positions
     found = action.raters(positions, sequence.image_mask[positions], whole.hidden[:, :width])
-    if (
-        not isinstance(found, np.ndarray)
-        or found.ndim != 1
-        or found.dtype.kind != "i"
-        or not len(found)
-        or not np.isin(found, positions).all()
-        or not (np.diff(found) > 0).all()
-    ):
-        raise PolicyError(
-            f"{type(action).__name__}: expected some of a prompt's {len(positions)} positions from "
-            f"raters(), an ascending array, found {quoted(found)}; mend the action"
-        )
-    return found.astype(np.int64)
+    return some_of(positions, found, action, "raters", fewest=1)
