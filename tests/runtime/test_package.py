@@ -138,7 +138,9 @@ def test_a_wrong_type(copy: Path, capsys) -> None:
     refused(copy, "num_layers", "six", capsys=capsys)
 
 
-@pytest.mark.parametrize("path", ["../outside.onnx", "/etc/passwd", "a/../../b", "a\\b", ""])
+@pytest.mark.parametrize(
+    "path", ["../outside.onnx", "/etc/passwd", "a/../../b", "a\\b", "", "\ud800", "a\0b"]
+)
 @pytest.mark.parametrize("place", ["files", "segments", "image", "embedding", "shards"])
 def test_a_path_that_leaves_the_package(copy: Path, path: str, place: str, capsys) -> None:
     def change(manifest: dict[str, Any]) -> None:
@@ -160,6 +162,9 @@ def test_a_link_that_leaves_the_package(copy: Path, tmp_path: Path, capsys) -> N
     (copy / "vision.onnx").rename(outside)
     (copy / "vision.onnx").symlink_to(outside)
     refused(copy, "vision.onnx", "leading out", capsys=capsys)
+    (copy / "vision.onnx").unlink()
+    (copy / "vision.onnx").symlink_to("vision.onnx")
+    refused(copy, "vision.onnx: expected a packaged file, found none", capsys=capsys)
 
 
 def test_a_changed_file(copy: Path, capsys) -> None:

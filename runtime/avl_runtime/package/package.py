@@ -200,13 +200,19 @@ def _check_paths(manifest: Manifest, path: Path) -> None:
     names += [file for segment in manifest.segments for _, file in segment.kept]
     for name in names:
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not name:
+        try:
+            odd = not name or b"\0" in os.fsencode(name) or "\\" in name
+        except UnicodeEncodeError:
+            odd = True
+        if odd or pure.is_absolute() or ".." in pure.parts:
             raise PackageError(
                 f"{path}: expected paths inside the package, found {quoted(name)}; "
                 "do not use this package"
             )
     for name in (entry.path for entry in manifest.files):
-        if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
+        # realpath, as Path.resolve fails of links that lead to themselves: those are told later.
+        place = Path(os.path.realpath(path.parent / name))
+        if not place.is_relative_to(os.path.realpath(path.parent)):
             raise PackageError(
                 f"{path}: expected files inside the package, found {quoted(name)} leading out of "
                 "it; do not use this package"
