@@ -100,15 +100,22 @@ def misfit(model: str) -> str:
     )
 
 
+def broken_link(folder: Path, *names: str) -> str | None:
+    """The first of `names` in `folder` that is a link to no file, as a cleared cache leaves them."""
+    return next((n for n in names if (folder / n).is_symlink() and not is_file(folder / n)), None)
+
+
 def no_config(where: str | Path, there: Collection[str] | None = None) -> str:
     """What to say of a folder or a repository without config.json.
 
     Args:
         there: names of the files of a repository.
     """
+    expected = f"{shown(where)}: expected a Hugging Face checkpoint with config.json"
     if there is None:
         there = entries(Path(where))
-    expected = f"{shown(where)}: expected a Hugging Face checkpoint with config.json"
+        if broken_link(Path(where), "config.json"):
+            return f"{expected}, found a link that leads to no file; fetch the checkpoint again"
     for kind in kinds(there):
         return f"{expected}, found {kind.what} ({shown(kind.name)}); {kind.advice}"
     folder = Path(where)

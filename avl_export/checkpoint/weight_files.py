@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from avl_export.checkpoint.json_files import read_object
-from avl_export.checkpoint.model_names import entries, kinds
+from avl_export.checkpoint.model_names import broken_link, entries, kinds
 from avl_export.checkpoint.safetensors_header import FETCH_AGAIN, CheckpointError
 from avl_plugins.errors import quoted, shown
 
@@ -83,6 +83,11 @@ def aside_note(files: WeightFiles) -> str | None:
 
 def no_weights(folder: Path) -> CheckpointError:
     """Why `folder` has no weights that count."""
+    if link := broken_link(folder, SINGLE, INDEX):
+        return CheckpointError(
+            f"{folder}: expected {SINGLE} or {INDEX}, found {link} as a link that leads to no "
+            f"file; {FETCH_AGAIN}"
+        )
     found = pickles(folder)
     if found:
         return CheckpointError(

@@ -94,6 +94,14 @@ def test_no_file_that_counts(kept: str, checkpoint: Path, refused: Refused) -> N
     assert f"rename the file to {SINGLE}" in line
 
 
+@pytest.mark.parametrize("name", [SINGLE, "config.json"])
+def test_links_of_a_cache_that_was_cleared(name: str, checkpoint: Path, refused: Refused) -> None:
+    (checkpoint / name).unlink()
+    (checkpoint / name).symlink_to("../../blobs/none")
+    line = refused(checkpoint)
+    assert "a link that leads to no file; fetch the checkpoint again" in line
+
+
 def test_the_file_that_the_config_names(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copy(checkpoint / SINGLE, checkpoint / "best.safetensors")
     change_weights(checkpoint / "best.safetensors")
