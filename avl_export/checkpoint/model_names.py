@@ -101,7 +101,7 @@ def misfit(model: str) -> str:
 
 
 def broken_link(folder: Path, *names: str) -> str | None:
-    """The first of `names` in `folder` that is a link to no file, as a cleared cache leaves them."""
+    """The first of `names` in `folder` that is a link to no file, as a cleared cache has them."""
     return next((n for n in names if (folder / n).is_symlink() and not is_file(folder / n)), None)
 
 
