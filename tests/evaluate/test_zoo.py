@@ -25,7 +25,9 @@ TOKENS = 144  # of a picture of avl-tiny
 
 def asked(splits: tuple[int, ...], telling: bool = True) -> Zoo:
     """Of a package that is cut after `splits`, and whose encoder tells attention or does not."""
-    return zoo(SimpleNamespace(splits=lambda: splits, vision_attention=telling))  # type: ignore[arg-type]
+    dims = SimpleNamespace(num_layers=32)
+    manifest = SimpleNamespace(splits=lambda: splits, dims=dims, vision_attention=telling)
+    return zoo(manifest)  # type: ignore[arg-type]
 
 
 def test_every_policy_that_drops_is_asked_at_every_share() -> None:
