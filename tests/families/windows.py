@@ -10,6 +10,8 @@ import pytest
 from families.shared import PROMPT, TOLERANCE
 from families.support import Made, picture
 
+EXACT = "avl:exact,core=0.1,n=7"
+
 
 class WindowTests:
     """What must hold beside `FamilyTests`; `chunks` are the sizes in which a prompt is read."""
@@ -41,3 +43,35 @@ class WindowTests:
             tokens, logits = made.generate(made.encode(prompt, shown), 16)
             assert list(got.token_ids) == tokens
             np.testing.assert_allclose(got.logits, logits, atol=TOLERANCE, rtol=0)
+
+    def test_drafts_change_no_token(self, made: Made) -> None:
+        """By the core and by what was said before, right and wrong, also where windows have left
+        rows behind.
+        """
+        model, images, drafted, accepted = made.model, [picture((30, 20))], 0, 0
+        prompts, long = (PROMPT, PROMPT * 3), {"max_new_tokens": 40, "return_logits": True}
+        for options in (long, long | {"temperature": 1.5, "seed": 3}):
+            dense = [model.generate(one, images, policy="dense", **options) for one in prompts]
+            asked = dict(policy=EXACT, prompt_lookup=7, **options)
+            batch = model.generate_batch(prompts, [images, images], **asked)
+            for policy, lookup in ((EXACT, None), ("dense", 7)):
+                asked = dict(policy=policy, prompt_lookup=lookup, **options)
+                batch.append(model.generate(prompts[1], images, **asked))
+            for one, found in zip([*dense, dense[1], dense[1]], batch, strict=True):
+                assert found.token_ids == one.token_ids
+                np.testing.assert_allclose(found.logits, one.logits, atol=TOLERANCE, rtol=0)
+                for source in found.stats.drafts:
+                    drafted, accepted = drafted + source.drafted, accepted + source.accepted
+        assert 0 < accepted < drafted
+
+    def test_a_conversation_with_drafts_goes_on_as_without(self, made: Made) -> None:
+        said = []
+        for options in ({"policy": "dense"}, {"policy": EXACT}):
+            chat = made.model.chat(**options)
+            chat.send(PROMPT, [picture((30, 20))], max_new_tokens=20)
+            pair = chat, chat.fork()
+            told = [one.send(PROMPT, max_new_tokens=20).token_ids for one in pair]
+            chat.undo()
+            told.append(chat.send("Which?", max_new_tokens=20).token_ids)
+            said.append(told)
+        assert said[0] == said[1]

@@ -109,6 +109,8 @@ class Decoder:
         positions = np.array([each.length for each in members], np.int64)
         position_ids = np.array([[each.next_position for each in members]], np.int64)
         for each in members:
+            if each in drafting:  # it goes back to a token that still sees what windows leave
+                continue
             for cache in batch.caches:
                 each.leave_behind(cache, each.length)
         for each, token in zip(members, tokens, strict=True):
@@ -160,6 +162,9 @@ class Decoder:
         if batch is None or any(not 0 < len(tokens) <= most for _, tokens in asked):
             raise ValueError(f"expected members with 1 to {most} tokens each")
         self._steps_left = min(self._steps_left, steps)
+        for each, _ in asked:  # the newest token stays, whatever becomes of those behind it
+            for cache in batch.caches:
+                each.leave_behind(cache, each.length)
         order = sorted(asked, key=lambda one: one[0].seq)
         together = len(asked) * max(len(tokens) for _, tokens in asked) <= MOST_TOGETHER
         whole = together and len(asked) == len(self._members)

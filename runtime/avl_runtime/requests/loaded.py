@@ -197,11 +197,6 @@ class Loaded:
             )
         if policy.drafting() is None:
             return
-        if self.package.manifest.reach.window is not None:
-            raise PolicyError(
-                f"{policy}: expected layers that keep all of their rows, as drafted tokens may be "
-                f"taken back, found {self.package.manifest.reach}; choose dense or avl"
-            )
         if self.package.manifest.dims.states is not None:
             raise PolicyError(
                 f"{policy}: expected layers that keep rows, as drafted tokens may be taken back, "

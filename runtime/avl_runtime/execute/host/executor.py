@@ -38,12 +38,11 @@ class HostExecutor:
     def __init__(self, backend: HostBackend, manifest: Manifest) -> None:
         self.backend, self.manifest = backend, manifest
         self.chunk = CHUNK
-        # Rows that a window has left behind are gone: drafted tokens could not be taken back, nor
-        # are they there for a prompt that begins alike. And a state behind some of the drafted
-        # tokens is not known when all of them have been run.
+        # Rows that a window has left behind are not there for a prompt that begins alike. And a
+        # state behind some of the drafted tokens is not known when all of them have been run.
         if manifest.reach.window is not None:
             self.shares = False
-        checks = backend.answers_rows and self.shares and manifest.dims.states is None
+        checks = backend.answers_rows and manifest.dims.states is None
         self.most_answers = ANSWERS if checks else 1
         # Each thread has buffers and caches of its own, and sessions may be run by several.
         self.turn: AbstractContextManager[Any] = nullcontext()

@@ -76,7 +76,9 @@ class OrtBoundSegment:
         self._last = graph.ends
         self._refresh: Refresh | None = None  # of the cache that is bound
         self._layers = graph.row_layers
-        self._sliding = [n for n in graph.layers if graph.kind(n) is SLIDING]
+        rowed = enumerate(graph.row_layers)
+        self._sliding = [(at, n) for at, n in rowed if graph.kind(n) is SLIDING]
+        self._is_step = rows == 1
         self._restores = graph.restores
         self._no_standing = no_standing(batch, 1, dims.position_axes)[:, None]
         self._inputs = inputs
@@ -115,6 +117,8 @@ class OrtBoundSegment:
             self._bindings[parked, masses] = self._make_binding(masses)
             self._bind_cache(self._bindings[parked, masses], cache, parked)
         binding = self._bindings[parked, masses]
+        if not self._is_step:  # rows move, and are added, in the same arrays
+            self._bind_positions(binding, cache)
         if self._restores and (standing is not None or binding.stands):
             self._bind_standing(binding, cache, standing, parked)
         both = zip(self._states, cache.states.arrays, self.states, strict=True)
@@ -158,6 +162,9 @@ class OrtBoundSegment:
             binding.bind_input(name, array)
         if not masses:
             binding.bind_input(WEIGHTS, self._no_weights)
+        for _, layer in self._sliding:
+            # A step's rows lie within the window, and its graph does not look where.
+            binding.bind_input(named(ACTIVE.positions, layer), np.zeros((batch, 1), np.int64))
         binding.bind_output(self._output_name, self.output)
         for index, layer in enumerate(self._layers):
             for kind, plane in zip(MADE.planes(self._kept), self.new, strict=True):
@@ -176,14 +183,14 @@ class OrtBoundSegment:
             binding.bind_input(named(ACTIVE.length, layer), cache.active_len[index])
             parked_len = self._parked_len[index] if parked else self._no_length
             binding.bind_input(named(PARKED.length, layer), parked_len)
-        for layer in self._sliding:
-            # A step's rows lie within the window, and its graph does not look where.
-            index, step = self._layers.index(layer), self.new[0].shape[3] == 1
-            room = 1 if step else cache.k_active[index].shape[2]
-            positions = np.ascontiguousarray(cache.positions[index, :, 0, :room])
-            binding.bind_input(named(ACTIVE.positions, layer), positions)
         self._bind_mass(binding, ACTIVE.mass, cache.k_active)
         self._bind_mass(binding, PARKED.mass, held[0])
+
+    def _bind_positions(self, binding: _Binding, cache: SegmentCache) -> None:
+        """Bind where the active rows of layers with a window are."""
+        for index, layer in self._sliding:
+            positions = cache.positions[index, :, 0, : cache.rooms[index]].copy()
+            binding.bind_input(named(ACTIVE.positions, layer), positions)
 
     def _bind_mass(self, binding: _Binding, kind: str, keys: Sequence[NDArray[Any]]) -> None:
         """Bind buffers [B, Hkv, R, rows] for what each layer's keys [B, Hkv, rows, D] receive."""
