@@ -4,8 +4,8 @@
     .venv/bin/python scripts/ray_check.py build/avl-tiny.avl --json benchmarks/ray-check.json
 
 Needs the extra ray, and some GB of memory. A file of requests is answered by avl-batch alone and by
-two workers, of which one is killed while it answers; then a deployment is asked by openai's client
-while its replicas become more. Whatever differs ends with status 1.
+two workers with a copy of the package, of which one is killed while it answers; then a deployment
+is asked by openai's client while its replicas become more. Whatever differs ends with status 1.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def check_batch(package: Path, folder: Path) -> dict[str, Any]:
     alone, _ = timed(lambda: batch(package, questions, folder / "alone", *beside).wait())
     out, killed = folder / "ray", 0
     peak, begun = Peak(), time.monotonic()
-    process = batch(package, questions, out, *beside, "--workers", "2", "--ray", "local")
+    cluster = ["--workers", "2", "--ray", "local", "--copy-to", str(folder / "copies")]
+    process = batch(package, questions, out, *beside, *cluster)
     while process.poll() is None:
         workers = sorted(processes("ray::MapWorker"))
         if not killed and workers and out.exists() and out.stat().st_size:
@@ -130,10 +131,12 @@ def check_batch(package: Path, folder: Path) -> dict[str, Any]:
     found, expected = answers(out), answers(folder / "alone")
     differ = {name: (found[name], one) for name, one in expected.items() if found[name] != one}
     assert not differ, differ
+    (copy,) = (folder / "copies").glob("*/package")
     return {
         "requests": REQUESTS,
         "workers": 2,
         "killed": 1,
+        "copied_bytes": sum(one.stat().st_size for one in copy.parent.rglob("*") if one.is_file()),
         "seconds_alone": alone,
         "seconds": time.monotonic() - begun,
         "peak_bytes": peak.stop(),

@@ -16,6 +16,7 @@ import yaml
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.cli.batch import main, make_parser
+from avl_runtime.package.package import load_package
 from avl_runtime.serve.ray import Replica, settings_of
 from support.server import KEY, ONE
 
@@ -33,7 +34,9 @@ def test_a_worker_answers_as_the_command_alone(
     questions, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
     questions.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
     words = [str(tiny_package), str(questions), "--out", str(out), "--max-new-tokens", "8"]
-    command = [sys.executable, "-c", START, *words, "--workers", "1", "--ray"]
+    copies = tmp_path / "copies"
+    copying = ["--copy-to", str(copies)]
+    command = [sys.executable, "-c", START, *words, *copying, "--workers", "1", "--ray"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     rows = {row["custom_id"]: row["response"] for row in map(json.loads, out.open())}
@@ -41,6 +44,8 @@ def test_a_worker_answers_as_the_command_alone(
     (choice,) = rows["line-1"]["body"]["choices"]
     expected = tiny.generate(ONE.prompt, [ONE.image], max_new_tokens=8)
     assert choice["message"]["content"] == expected.text
+    (copy,) = copies.glob("*/package")
+    assert load_package(copy).manifest.model == load_package(tiny_package).manifest.model
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed here")

@@ -29,6 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_choices(parser, parsed)
     if parsed.workers is not None and parsed.ray is None:
         parser.error("--workers is for a cluster, name one with --ray")
+    if parsed.copy_to is not None:
+        if parsed.ray is None:
+            parser.error("--copy-to is for a cluster, name one with --ray")
+        if not parsed.copy_to.is_absolute():
+            parser.error(
+                f"--copy-to {shown(parsed.copy_to)}: expected a path from / on, as each machine "
+                "has a working directory of its own"
+            )
     _check_images(parser, parsed.images)
     return exit_status("avl-batch", lambda: _run(parsed), "--resume goes on")
 
@@ -70,7 +78,7 @@ def _run(parsed: argparse.Namespace) -> int:
         parsed.images,
         parsed.quiet,
     )
-    cluster = None if parsed.ray is None else Cluster(parsed.ray, parsed.workers)
+    cluster = None if parsed.ray is None else Cluster(parsed.ray, parsed.workers, parsed.copy_to)
     done = answer_file(job, parsed.questions, parsed.out, parsed.resume, parsed.quiet, cluster)
     if done.failed or not parsed.quiet:
         print(f"avl-batch: {done.summary}", file=sys.stderr)
@@ -122,6 +130,13 @@ def make_parser() -> CommandParser:
         metavar="N",
         type=count,
         help="of the cluster (default: as many as there are processors for, by --threads each)",
+    )
+    add(
+        "--copy-to",
+        metavar="DIR",
+        type=path_name,
+        help="have workers put a copy of the package into this folder of their machines, once "
+        "each (default: the package lies under its path on all of them)",
     )
     add_answering(add, None)
     add("--quiet", action="store_true", help="nothing on stderr but failures")

@@ -23,6 +23,7 @@ from avl_plugins.errors import shown
 from avl_runtime.execute.protocol import GPUS
 from avl_runtime.machine.installation import need
 from avl_runtime.serve.batch.answers import Row
+from avl_runtime.serve.batch.copies import Source, copied
 from avl_runtime.serve.batch.job import Job, together
 from avl_runtime.serve.batch.questions import TOO_LONG, LineFile, Questions
 from avl_runtime.serve.batch.run import Asker, BatchError, Take, run
@@ -39,21 +40,50 @@ class Cluster:
     Attributes:
         address: as Ray takes it; `local` begins one on this machine.
         workers: how many; None for as many as there are processors for.
+        copy_to: where they put a copy of the package; None: it lies under its path for all.
     """
 
     address: str
     workers: int | None
+    copy_to: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of the package, on a worker's machine.
+
+    Attributes:
+        folder: where copies lie.
+        source: the actor that has the package, a `Source`.
+    """
+
+    folder: Path
+    source: Any
+
+    def made(self) -> Path:
+        """The folder of the copied package.
+
+        Raises:
+            AvlError: it cannot be copied.
+        """
+        import ray
+
+        listed = ray.get(self.source.listed.remote())
+        return copied(self.folder, listed, lambda *piece: ray.get(self.source.piece.remote(*piece)))
 
 
 class Worker:
     """An actor: a loaded package, asked about parts of a file."""
 
-    def __init__(self, job: Job, source: Path, state: tuple[int, int]) -> None:
+    def __init__(self, job: Job, source: Path, state: tuple[int, int], copy: Copy | None) -> None:
         """
         Args:
             source: the questions, as they lie on this machine.
             state: of the file, as it has to be.
+            copy: of the package, to be asked in its place.
         """
+        if copy is not None:
+            job = dataclasses.replace(job, package=copy.made())
         self._loop = asyncio.new_event_loop()
         self._stack = AsyncExitStack()
         self._ask = self._loop.run_until_complete(
@@ -154,13 +184,14 @@ def _rows(job: Job, questions: Questions, left: NDArray[np.int64], cluster: Clus
         images=None if job.images is None else job.images.resolve(),
         loading={**job.loading, "threads": threads},
     )
+    copy = None if cluster.copy_to is None else Copy(cluster.copy_to, _source(here.package))
     most = max(1, min(PART * job.limits.running, len(left) // (2 * workers)))
     spans = questions.spans(left)
     parts = [spans[at : at + most] for at in range(0, len(spans), most)]
     ray.data.DataContext.get_current().enable_progress_bars = False
     found = ray.data.from_numpy(parts).map_batches(
         Worker,
-        fn_constructor_args=(here, questions.path.resolve(), questions.source.state),
+        fn_constructor_args=(here, questions.path.resolve(), questions.source.state, copy),
         compute=ray.data.ActorPoolStrategy(size=workers),
         batch_size=None,
         batch_format="numpy",
@@ -171,6 +202,16 @@ def _rows(job: Job, questions: Questions, left: NDArray[np.int64], cluster: Clus
         columns = (batch[name].tolist() for name in ("place", "line", "failed", "tokens"))
         for place, line, failed, tokens in zip(*columns, strict=True):
             yield place, Row(line, failed, tokens)
+
+
+def _source(package: Path) -> Any:
+    """An actor on this machine that hands out the package's files."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    made = ray.remote(num_cpus=0, scheduling_strategy=here)(Source)
+    return made.remote(package)
 
 
 def _shared_out(threads: int | None, workers: int | None) -> tuple[int, int]:
