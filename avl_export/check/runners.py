@@ -173,7 +173,7 @@ class DeviceRunner(Runner):
 
 
 def _padded(array: Array, rows: int) -> Array:
-    """Cached rows [B, Hkv, n, D] and zeros behind them."""
+    """Cached rows [B, heads, n, width] and zeros behind them."""
     more = rows - array.shape[2]
     return np.pad(array, ((0, 0), (0, 0), (0, more), (0, 0)))
 

@@ -200,9 +200,7 @@ class Places:
     def __init__(self, manifest: Manifest, dtype: np.dtype[Any]) -> None:
         dims, graphs = manifest.dims, [manifest.graph_of(one) for one in manifest.segments]
         # Where graphs can be told where rows stand, no attention is biased.
-        nowhere = np.zeros((1, 1, 1, dims.position_axes + 1), np.int64)
-        told = (ACTIVE, PARKED) if manifest.restores else ()
-        self._nowhere = {place.standing: nowhere for place in told}
+        self._standing = dims.position_axes + 1 if manifest.restores else 0
         windows = (one for part in manifest.segments for one in manifest.windows(part))
         self._windows = dict(zip(manifest.row_layers, windows, strict=True))
         self._empty = np.zeros((1, dims.num_kv_heads, 1, dims.head_dim), dtype)
@@ -240,7 +238,7 @@ class Places:
         """
         if layer not in self._active:
             return {name: array for name, array in self._states.items() if layer_of(name) == layer}
-        found = {named(kind, layer): array for kind, array in self._nowhere.items()}
+        found: dict[str, Array] = {}
         apart = self._parked[layer] if parked else self._nothing
         active, window = self._active[layer], self._windows[layer]
         if window is not None:
@@ -251,6 +249,9 @@ class Places:
         for place, (k, v) in ((ACTIVE, active), (PARKED, apart)):
             rows = k.shape[2]
             found[named(place.length, layer)] = np.array([rows])
+            if self._standing:
+                nowhere = np.zeros((1, 1, max(1, rows), self._standing), np.int64)
+                found[named(place.standing, layer)] = nowhere
             for kind, array in ((place.keys, k), (place.values, v)):
                 found[named(kind, layer)] = np.ascontiguousarray(array) if rows else self._empty
         return found

@@ -29,7 +29,8 @@ WEIGHTS = 100_000
 LIMITS = Limits(decode_rows=8, prompt_rows=64, cache_rows=512, batch=2)
 FLOATS = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
-CACHES = ("k_active.", "v_active.", "k_parked.", "v_parked.")
+STANDING = ("active_standing.", "parked_standing.")
+CACHES = ("k_active.", "v_active.", "k_parked.", "v_parked.", *STANDING)
 
 
 class TensorIOMode(IntEnum):
@@ -198,6 +199,10 @@ class IExecutionContext:
             found[name] = array.reshape(shape)
             if declared.type != "tensor(int64)":
                 assert np.isfinite(found[name]).all(), f"{name} is not finite"
+        for name in found:
+            if name.startswith(STANDING):
+                keys = f"k_{name.replace('_standing', '')}"
+                assert found[name].shape[2] == found[keys].shape[2], "every row stands somewhere"
         return found
 
     def _fits(self, name: str, shape: tuple[int, ...]) -> bool:

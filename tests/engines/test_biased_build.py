@@ -1,38 +1,39 @@
-"""TensorRT-RTX compiles attention with RESTORE's bias: its If and its tables, steps and prompts."""
+"""TensorRT-RTX builds decoders whose attention takes RESTORE's bias."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
-import onnx.inliner
 import pytest
 
-from avl_plugins.bodies.compiled_function import compiled_attention_function
-from avl_plugins.bodies.restored_function import choice_functions
-from avl_plugins.schema import RESTORED_CACHE_ATTENTION
-from ops.op_models import op_model
+from avl_plugins.graph_io import UNLIKE, blocks
+from avl_runtime.engines import run
+from avl_runtime.engines.graphs import prepare
+from avl_runtime.engines.options import Options
+from avl_runtime.engines.plan import make_plan
+from avl_runtime.machine.probe import probe
+from avl_runtime.package.engine_sets import ROW_BLOCK
+from engines.test_family_graphs import write_package
 
-HEADS = (4, 2)
-ROWS = ({"S": 1, "A": 8, "P": 1}, {"S": 1, "A": 64, "P": 16}, {"S": 64, "A": 256, "P": 128})
+pytest.importorskip("tensorrt_rtx")
 
 
-@pytest.mark.parametrize("axes", [1, 3])
-def test_attention_with_a_bias_is_compiled(axes: int) -> None:
-    trt: Any = pytest.importorskip("tensorrt_rtx")
-    op = RESTORED_CACHE_ATTENTION
-    sizes = {"B": 1, "H": HEADS[0], "Hkv": HEADS[1], "D": 16, "E": 1, "R": 2}
-    sizes |= {"F": 1, "Z": axes + 1, "X": axes, "M": 512}
-    bodies = [compiled_attention_function(23, HEADS, biased=biased) for biased in (False, True)]
-    functions = (*choice_functions(axes), *bodies)
-    model = onnx.inliner.inline_local_functions(op_model(op, functions, sizes, {"scale": 0.25}))
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse(model.SerializeToString()), parser.get_error(0).desc()
-    profile, config = builder.create_optimization_profile(), builder.create_builder_config()
-    for value in op.inputs:
-        shapes = [tuple((sizes | rows)[size] for size in value.shape) for rows in ROWS]
-        profile.set_shape(f"{value.name}.0", *shapes)
-    config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None
+def test_a_decoder_with_the_bias_becomes_an_engine(tmp_path: Path) -> None:
+    """Of positions on three axes, with the profiles that avl-build takes by itself."""
+    folder, axes = write_package("qwen2_5_vl", "fp16", tmp_path, "--restore"), 3
+    plan = make_plan(Options(folder, "tensorrt-rtx"), probe())
+    manifest = plan.package.manifest
+    last = manifest.segments[-1]
+    prepared = prepare(plan.package.read(last.file), manifest.dims, plan.plugins)
+    assert prepared.inputs["row_standing"] == ("batch", "seq", axes + 1)
+    shape = ("batch", UNLIKE, blocks("active"), ROW_BLOCK, axes + 1)
+    assert prepared.inputs[f"active_standing.{last.first_layer}"] == shape
+    # No If, which could not be recorded; the bias of one layer needs a table for each axis.
+    assert not {"If", "NonZero"} & set(prepared.operators)
+    layers = last.last_layer - last.first_layer
+    assert prepared.operators["Log"] == 3 * layers
+    out = tmp_path / "decoder.engine"
+    built = run._work(plan, last.file, out).outcome
+    assert out.stat().st_size == built.size > built.weight_bytes
+    assert built.checked and not built.unsupported
+    assert dict(built.layers)["SOFTMAX"] == layers

@@ -36,12 +36,12 @@ BUILT = [
 ]
 
 
-def write_package(family: str, precision: str, folder: Path) -> Path:
+def write_package(family: str, precision: str, folder: Path, *options: str) -> Path:
     """A family's first case, exported."""
     case: Case = CASES[family]
     write_checkpoint(case, folder / "model")
     package = folder / "package"
-    arguments = ["--model", str(folder / "model"), "--out", str(package), "--no-check"]
+    arguments = ["--model", str(folder / "model"), "--out", str(package), "--no-check", *options]
     assert export([*arguments, "--split", "1", *PRECISIONS[precision]]) == 0
     return package
 

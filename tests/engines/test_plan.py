@@ -156,6 +156,7 @@ def test_tensorrt_builds_for_its_own_gpu(fp16: Path, library: Any) -> None:
         ("11.4.0", {"dims_head_dim": 128}, {"plugins": False}, False, "as asked"),
         ("11.4.0", {"dims_head_dim": 128, "dtype": "fp32"}, {}, False, "this package is fp32"),
         ("11.4.0", {}, {}, False, "these are of 32"),
+        ("11.4.0", {"dims_head_dim": 128, "restores": True}, {}, False, "plugins add no bias"),
     ],
 )
 def test_when_plugins_are_taken(
@@ -192,17 +193,20 @@ def test_segment_profiles() -> None:
         "v_parked.0": ("batch", 2, "parked_blocks", 8, 32),
         "active_len.0": ("batch",),
         "deepstack.0": ("batch", "seq", 64),
+        "active_standing.0": ("batch", "unlike", "active_blocks", 8, 4),
     }
-    decode, prompt = segment_profiles(inputs, Limits(8, 1024, 4096, 4), 8)
+    decode, prompt = segment_profiles(inputs, Limits(8, 1024, 4096, 4), 8, 2)
     assert (decode.name, prompt.name) == ("decode", "prompt")
     assert decode.shapes["hidden"] == ((1, 1, 64), (1, 1, 64), (4, 8, 64))
     assert decode.shapes["position_ids"] == ((3, 1, 1), (3, 1, 1), (3, 4, 8))
     assert decode.shapes["k_active.0"] == ((1, 2, 1, 8, 32), (1, 2, 128, 8, 32), (4, 2, 512, 8, 32))
     assert decode.shapes["active_len.0"] == ((1,), (1,), (4,))
+    stands = ((1, 1, 1, 8, 4), (1, 1, 128, 8, 4), (4, 2, 512, 8, 4))  # KV heads alike, or not
+    assert decode.shapes["active_standing.0"] == stands
     assert prompt.shapes["deepstack.0"] == ((1, 1, 64), (1, 512, 64), (1, 1024, 64))
     assert prompt.shapes["v_parked.0"] == ((1, 2, 1, 8, 32), (1, 2, 1, 8, 32), (1, 2, 512, 8, 32))
     whole = {"k_active.0": ("batch", 2, "active", 32)}
-    decode, _ = segment_profiles(whole, Limits(8, 1024, 4096, 1), 1)
+    decode, _ = segment_profiles(whole, Limits(8, 1024, 4096, 1), 1, 2)
     assert decode.shapes["k_active.0"] == ((1, 2, 1, 32), (1, 2, 1024, 32), (1, 2, 4096, 32))
 
 

@@ -20,9 +20,7 @@ from avl_export.options import Options, OptionsError
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import Picture, Select, Selecting, parse
 from avl_runtime import LVLM
-from avl_runtime.cli.build import main as avl_build
-from avl_runtime.execute import load_backend
-from avl_runtime.execute.protocol import BackendError, PromptTooLongError
+from avl_runtime.execute.protocol import PromptTooLongError
 from avl_runtime.package.info import describe, info_text
 from avl_runtime.vision.load.videos import Video
 from families import test_gemma3, test_qwen2_5_vl, test_qwen3_vl
@@ -241,14 +239,6 @@ def test_rows_that_are_kept_otherwise_are_biased_too(kv: str, llava: Made) -> No
         exact, found = (logits(one, f"{RESTORED}{more}") for one in (llava.model, model))
         plain = logits(llava.model, f"divprune:tokens=9{more}")
         assert np.abs(found - exact).max() < 0.5 * np.abs(plain - exact).max()
-
-
-def test_other_backends_are_refused(llava: Made, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(BackendError, match=r"found attention that takes a bias; use ort-cpu"):
-        load_backend("ort-cuda", llava.model.package, None)
-    build = [str(llava.package), "--backend", "tensorrt-rtx", "--dry-run"]
-    assert avl_build(build) == 1
-    assert "found a package exported with --restore" in capsys.readouterr().err
 
 
 def test_decoders_whose_layers_differ_are_refused(tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ def test_names_are_taken_apart() -> None:
     assert (graph_io.kind_of("k_active.12"), graph_io.layer_of("k_active.12")) == ("k_active", 12)
     with pytest.raises(ValueError, match="invalid literal"):
         graph_io.layer_of("hidden")
-    assert graph_io.is_cached_rows("v_parked.3")
-    assert not any(map(graph_io.is_cached_rows, ("k_new.3", "active_len.3", "hidden")))
+    assert all(map(graph_io.is_cached_rows, ("v_parked.3", "active_standing.3")))
+    assert not any(map(graph_io.is_cached_rows, ("k_new.3", "active_len.3", "row_standing")))
     assert [graph_io.shared(n) for n in (ACTIVE.rows(3), PARKED.rows(11), "batch")] == [
         "active",
         "parked",

@@ -18,7 +18,13 @@ import onnx
 
 from avl_plugins.bodies.attention_body import constant_ints, filled
 from avl_plugins.bodies.function import function_proto
-from avl_plugins.schema import BIASED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION
+from avl_plugins.bodies.restored_function import bias_body
+from avl_plugins.schema import (
+    BIASED_CACHE_ATTENTION,
+    RESTORED_CACHE_ATTENTION,
+    SPLIT_CACHE_ATTENTION,
+    STANDING_BIAS,
+)
 
 _BODY = """
     # Sizes of the new rows, their causal mask and their weights, [..., G * S] with g outermost.
@@ -126,3 +132,39 @@ def compiled_attention_function(
     sizes = {"heads": constant_ints(heads[0]), "kv_heads": constant_ints(heads[1])}
     op = BIASED_CACHE_ATTENTION if biased else SPLIT_CACHE_ATTENTION
     return function_proto(op, filled(_BODY, **scores, **sizes), opset)
+
+
+# The bias of rows that stand for no token is 0, so that no engine needs an If, which cannot be
+# recorded.
+_RESTORED = """
+    one_dim = Constant <value_ints = [1]> ()
+    new_standing = Unsqueeze (row_standing, one_dim)
+    bias_active = avl.StandingBias (nearness, row_standing, active_standing)
+    bias_parked = avl.StandingBias (nearness, row_standing, parked_standing)
+    bias_new = avl.StandingBias (nearness, row_standing, new_standing)
+    {made} = avl.{biased} <scale: float = @scale> ({given}, bias_active, bias_parked, bias_new)
+"""
+
+
+def compiled_restored_functions(
+    opset: int, heads: tuple[int, int], axes: int
+) -> tuple[onnx.FunctionProto, ...]:
+    """`avl::RestoredCacheAttention`, and what it calls, for builders that compile a graph whole.
+
+    Where nodes of it are given where all cached rows stand, whether any stands for a token or not.
+
+    Args:
+        axes: of positions, X.
+    """
+    op, biased = RESTORED_CACHE_ATTENTION, BIASED_CACHE_ATTENTION
+    body = filled(
+        _RESTORED,
+        made=", ".join(value.name for value in op.outputs),
+        biased=biased.name,
+        given=", ".join(value.name for value in SPLIT_CACHE_ATTENTION.inputs),
+    )
+    return (
+        function_proto(op, body, opset),
+        function_proto(STANDING_BIAS, bias_body(axes), opset),
+        compiled_attention_function(opset, heads, biased=True),
+    )

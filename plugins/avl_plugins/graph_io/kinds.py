@@ -74,7 +74,7 @@ CONVOLUTION = State("conv")  # the last inputs of a short convolution
 DELTA = State("delta")  # what a delta rule has written
 
 CACHE = tuple(kind for place in CACHED for kind in (place.keys, place.values, place.length))
-CACHED_ROWS = tuple(kind for place in CACHED for kind in (place.keys, place.values))
+CACHED_ROWS = tuple(kind for place in CACHED for kind in (place.keys, place.values, place.standing))
 MASSES = tuple(place.mass for place in (*CACHED, MADE))
 RESULTS = (MADE.keys, MADE.values, *MASSES)
 
@@ -136,7 +136,10 @@ def layer_of(name: str) -> int:
 
 
 def is_cached_rows(name: str) -> bool:
-    """Whether a tensor holds the keys or values of cached rows, [B, Hkv, rows, D]."""
+    """Whether a tensor holds keys or values of cached rows, or where they stand.
+
+    All are [B, heads, rows, width], and come in blocks where cached rows do.
+    """
     return kind_of(name) in CACHED_ROWS
 
 

@@ -13,7 +13,10 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from avl_plugins.bodies.compiled_function import compiled_attention_function
+from avl_plugins.bodies.compiled_function import (
+    compiled_attention_function,
+    compiled_restored_functions,
+)
 from avl_plugins.bodies.linear_ops import LINEARS
 from avl_plugins.graph_io import (
     ANSWERED,
@@ -28,6 +31,7 @@ from avl_plugins.schema import (
     DOMAIN,
     MASKED_MUTUAL_ATTENTION,
     MUTUAL_ATTENTION,
+    RESTORED_CACHE_ATTENTION,
     SPLIT_CACHE_ATTENTION,
 )
 from avl_runtime.package.engine_sets import ROW_BLOCK
@@ -73,7 +77,9 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
     come in blocks.
     """
     model = onnx.load_model_from_string(data)
-    decoder = any(node.op_type == SPLIT_CACHE_ATTENTION.name for node in model.graph.node)
+    found = {node.op_type for node in model.graph.node}
+    restores = RESTORED_CACHE_ATTENTION.name in found
+    decoder = restores or SPLIT_CACHE_ATTENTION.name in found
     row_block = 1
     # Builders know the body of these, and no kernel of ours.
     with_bodies = (*LINEARS, MUTUAL_ATTENTION, MASKED_MUTUAL_ATTENTION)
@@ -83,12 +89,15 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
         _share_sizes(model.graph)
     if decoder and not plugins:
         opset = next(one.version for one in model.opset_import if one.domain == "")
-        body = compiled_attention_function(opset, (dims.num_heads, dims.num_kv_heads))
+        heads = (dims.num_heads, dims.num_kv_heads)
         del model.functions[:]
-        model.functions.append(body)
+        if restores:
+            model.functions.extend(compiled_restored_functions(opset, heads, dims.position_axes))
+        else:
+            model.functions.append(compiled_attention_function(opset, heads))
         model = onnx.inliner.inline_local_functions(model)
         row_block = ROW_BLOCK
-        _block_rows(model.graph, dims.head_dim)
+        _block_rows(model.graph)
     graph = model.graph
     initializers = {tensor.name for tensor in graph.initializer}
     sizes = _weight_bytes(graph)
@@ -127,25 +136,27 @@ def _share_sizes(graph: onnx.GraphProto) -> None:
                 dim.dim_param = shared(dim.dim_param)
 
 
-def _block_rows(graph: onnx.GraphProto, head_dim: int) -> None:
-    """Let cached rows come as [B, Hkv, rows / ROW_BLOCK, ROW_BLOCK, D].
+def _block_rows(graph: onnx.GraphProto) -> None:
+    """Let cached rows come as [B, heads, rows / ROW_BLOCK, ROW_BLOCK, width].
 
     A compiler sees that their number is a multiple, and copies none to make it one.
     """
-    flat = "avl.rows"
-    graph.initializer.append(numpy_helper.from_array(_int64(0, 0, -1, head_dim), flat))
     names = {v.name: f"{v.name}.rows" for v in graph.input if is_cached_rows(v.name)}
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = names.get(name, name)
+    nodes, widths = [], set()
     for value in graph.input:
         if value.name in names:
             batch, heads, rows, width = _shape(value)
             shape = [batch, heads, blocks(str(rows)), ROW_BLOCK, width]
-            kind = value.type.tensor_type.elem_type
+            kind, flat = value.type.tensor_type.elem_type, f"avl.rows.{width}"
             value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shape))
-    reshapes = [helper.make_node("Reshape", [old, flat], [new]) for old, new in names.items()]
-    nodes = [*reshapes, *graph.node]
+            nodes.append(helper.make_node("Reshape", [value.name, flat], [names[value.name]]))
+            widths.add((flat, int(width)))
+    for flat, width in sorted(widths):
+        graph.initializer.append(numpy_helper.from_array(_int64(0, 0, -1, width), flat))
+    nodes.extend(graph.node)
     del graph.node[:]
     graph.node.extend(nodes)
 

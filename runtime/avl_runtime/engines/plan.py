@@ -85,11 +85,6 @@ def make_plan(options: Options, machine: Machine) -> Plan:
             f"{package.folder}: expected layers that all keep rows, which engines are built for, "
             "found some that keep a state; run the package on ort-cpu"
         )
-    if package.manifest.restores:
-        raise BuildError(
-            f"{package.folder}: expected attention without a bias, which engines are built for, "
-            "found a package exported with --restore; export without, or run it on ort-cpu"
-        )
     library = installed(options.backend)
     missing = [name for name in ("onnx", "polygraphy") if installed(name) is None]
     if library is None:
@@ -153,21 +148,23 @@ def _check_weights(package: Package, targets: Sequence[int]) -> None:
 
 
 def _plugins(options: Options, library: Library | None, manifest: Manifest) -> tuple[bool, str]:
-    body = "attention is its function body"
-    if options.backend == "tensorrt-rtx":
-        return False, f"TensorRT-RTX has no plugins: {body}"
-    if not options.plugins:
-        return False, f"as asked, {body}"
-    if library is not None and library.release < OLDEST:
-        found, oldest = library.version, ".".join(map(str, OLDEST))
-        return False, f"TensorRT {found} has no ahead-of-time plugins, {oldest} has: {body}"
-    if manifest.dtype == "fp32":
-        return False, f"plugins are for fp16 and bf16, this package is fp32: {body}"
-    if manifest.dims.head_dim not in HEAD_DIMS:
-        served = ", ".join(map(str, HEAD_DIMS))
-        head_dim = manifest.dims.head_dim
-        return False, f"plugins are for heads of {served}, these are of {head_dim}: {body}"
-    return True, "attention is the plugin"
+    """Whether the attention becomes a plugin, and why or why not."""
+    found = "no TensorRT" if library is None else f"TensorRT {library.version}"
+    oldest, served = ".".join(map(str, OLDEST)), ", ".join(map(str, HEAD_DIMS))
+    head_dim = manifest.dims.head_dim
+    against = {
+        "TensorRT-RTX has no plugins": options.backend == "tensorrt-rtx",
+        "as asked": not options.plugins,
+        f"{found} has no ahead-of-time plugins, {oldest} has": library is not None
+        and library.release < OLDEST,
+        "plugins are for fp16 and bf16, this package is fp32": manifest.dtype == "fp32",
+        f"plugins are for heads of {served}, these are of {head_dim}": head_dim not in HEAD_DIMS,
+        "plugins add no bias, this package is exported with --restore": manifest.restores,
+    }
+    why = next((why for why, holds in against.items() if holds), None)
+    if why is None:
+        return True, "attention is the plugin"
+    return False, f"{why}{',' if why == 'as asked' else ':'} attention is its function body"
 
 
 def _timing_cache(library: Library | None, targets: Sequence[int]) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from avl_plugins.graph_io import ACTIVE, BATCH, NEW, PARKED, blocks
+from avl_plugins.graph_io import ACTIVE, BATCH, NEW, PARKED, UNLIKE, blocks
 from avl_runtime.engines.options import BuildError
 from avl_runtime.package.engine_sets import Limits
 
@@ -34,7 +34,9 @@ class Profile:
     shapes: Mapping[str, tuple[Shape, Shape, Shape]]
 
 
-def segment_profiles(inputs: Shapes, limits: Limits, row_block: int) -> tuple[Profile, Profile]:
+def segment_profiles(
+    inputs: Shapes, limits: Limits, row_block: int, kv_heads: int
+) -> tuple[Profile, Profile]:
     """Profile 0 for decode and refresh steps, profile 1 for prompts; see `Limits`."""
     most = limits.cache_rows // row_block
     rows = Range(1, min(limits.cache_rows, TYPICAL_CACHE), limits.cache_rows)
@@ -48,6 +50,7 @@ def segment_profiles(inputs: Shapes, limits: Limits, row_block: int) -> tuple[Pr
         PARKED.name: few_rows,  # ordinary steps read none
         blocks(ACTIVE.name): in_blocks,
         blocks(PARKED.name): few_blocks,
+        UNLIKE: Range(1, 1, kv_heads),
     }
     prompt = {
         **decode,

@@ -111,7 +111,8 @@ def profiles_of(package: Package, job: Job, prepared: Prepared) -> Sequence[Prof
     """The profiles of a graph, in the order that the runtime counts them."""
     manifest = package.manifest
     if any(segment.file == job.graph for segment in manifest.segments):
-        return segment_profiles(prepared.inputs, job.limits, prepared.row_block)
+        heads = manifest.dims.num_kv_heads
+        return segment_profiles(prepared.inputs, job.limits, prepared.row_block, heads)
     ranges = encoder_ranges(manifest, job.graph, job.limits.cache_rows)
     return [encoder_profile(prepared.inputs, ranges, job.graph)]
 

@@ -116,8 +116,6 @@ def _for_cpu_alone(manifest: Manifest) -> str | None:
     """What of a package no other backend runs; None if there is nothing."""
     if manifest.reach != CAUSAL:
         return str(manifest.reach)
-    if manifest.restores:
-        return "attention that takes a bias"
     return None if manifest.dims.states is None else "layers that keep a state"
 
 

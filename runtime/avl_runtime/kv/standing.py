@@ -6,7 +6,7 @@ axis of RoPE, and how many tokens it stands for: 1, or more where rows have beco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,16 +107,34 @@ class Standing:
             rooms = cache.k_active[layer].shape[2], cache.k_parked[layer].shape[2] if apart else 1
             active = np.zeros((batch, unlike, rooms[0], width), np.int64)
             parked = np.zeros((batch, 1, rooms[1], width), np.int64)
-            for seq, tokens in enumerate(self.tokens):
-                if tokens is not None:
-                    count, held = cache.active_len[layer, seq], cache.parked_len[layer, seq]
-                    at = cache.positions[layer, seq, :unlike, :count]
-                    # By far faster than by an index, as rows are short.
-                    active[seq, :, :count] = tokens.take(at, 0)
-                    if apart:
-                        at = cache.parked_positions[layer, seq, :held]
-                        parked[seq, 0, :held] = tokens.take(at, 0)
+            self.put(cache, layer, active, parked if apart else None)
             yield active, parked
+
+    def put(
+        self, cache: SegmentCache, layer: int, active: Ints, parked: Ints | None, first: int = 0
+    ) -> None:
+        """Write where a layer's rows stand; what is past a length, or not biased, stays as it is.
+
+        Args:
+            active, parked: [B, F, rows, Z] and [B, 1, rows, Z], at least as many as there are.
+            first: of the cache's sequences, the one that is the first of these.
+        """
+        for seq, tokens in enumerate(self.tokens):
+            if tokens is not None:
+                held = cache.active_len[layer, first + seq], cache.parked_len[layer, first + seq]
+                at = cache.positions[layer, first + seq, : active.shape[1], : held[0]]
+                # By far faster than by an index, as rows are short.
+                active[seq, :, : held[0]] = tokens.take(at, 0)
+                if parked is not None:
+                    at = cache.parked_positions[layer, first + seq, : held[1]]
+                    parked[seq, 0, : held[1]] = tokens.take(at, 0)
+
+
+def of_new(standing: Standing | None, positions: Ints, position_ids: Ints, axes: int) -> Ints:
+    """As `Standing.of_new`; None: [B, S, axes + 1] zeros, as no attention is biased."""
+    if standing is None:
+        return np.zeros((*positions.shape, axes + 1), np.int64)
+    return standing.of_new(positions, position_ids)
 
 
 def standing_of(sequences: Sequence[Stood]) -> Standing | None:
@@ -124,5 +142,9 @@ def standing_of(sequences: Sequence[Stood]) -> Standing | None:
     tokens = [each.standing for each in sequences]
     if all(one is None for one in tokens):
         return None
-    unlike = any(one.tokens is not Tokens.IMAGE for each in sequences for one in each.actions)
-    return Standing(tokens, unlike)
+    return Standing(tokens, unlike(each.actions for each in sequences))
+
+
+def unlike(actions: Iterable[Sequence[Action]]) -> bool:
+    """Whether KV heads may hold other rows than one another, by the actions of sequences."""
+    return any(one.tokens is not Tokens.IMAGE for each in actions for one in each)

@@ -15,6 +15,7 @@ from avl_plugins.graph_io import (
     MOST_WEIGHTINGS,
     NEW,
     POSITIONS,
+    ROW_STANDING,
     WEIGHTINGS,
     WEIGHTS,
     named,
@@ -30,6 +31,7 @@ from avl_runtime.execute.device.tensors import Masses, Upload
 from avl_runtime.execute.protocol import Member, Step
 from avl_runtime.kv.cache import Ints, SegmentCache
 from avl_runtime.kv.masses import add, fresh
+from avl_runtime.kv.standing import of_new
 
 _NEVER = np.iinfo(np.int32).max  # a position, or a number of rows, that nothing reaches
 
@@ -97,8 +99,12 @@ class DeviceBatch:
         upload = self._step
         upload.host[POSITIONS][..., 0] = step.position_ids[0]
         upload.host[HIDDEN][:, 0] = self._backend.element.encode(step.hidden)
+        if ROW_STANDING in upload.host:
+            at, ids = step.positions[:, None], step.position_ids[0][:, None]
+            axes = self._backend.manifest.dims.position_axes
+            upload.host[ROW_STANDING][...] = of_new(step.standing, at, ids, axes)
         for steps in self._segments:
-            steps.note(upload, step.positions, reads)
+            steps.note(upload, step.positions, reads, step.standing)
         if self._text is not None:
             upload.host["budget"][:] = [self._budget(each) for each in self._members]
         self._queue(any(reads))
@@ -186,6 +192,8 @@ class DeviceBatch:
             POSITIONS: (shapes[POSITIONS], np.int64),
             "budget": ((batch, 2), np.int32),
         }
+        if ROW_STANDING in shapes:
+            fields[ROW_STANDING] = (shapes[ROW_STANDING], np.int64)
         for steps in self._segments:
             fields |= steps.fields()
         self._step = Upload(backend.memory, fields)
@@ -210,6 +218,8 @@ class DeviceBatch:
                 POSITIONS: self._step.tensors[POSITIONS],
                 WEIGHTS: self._fixed.tensors[WEIGHTS],
             }
+            if ROW_STANDING in self._step.tensors:
+                inputs[ROW_STANDING] = self._step.tensors[ROW_STANDING]
             for layer in part.deepstack:
                 inputs[named(DEEPSTACK, layer)] = self._fixed.tensors["nothing"]
             steps.bind(self._step, inputs)

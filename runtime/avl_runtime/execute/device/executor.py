@@ -12,16 +12,27 @@ from numpy.typing import NDArray
 
 from avl_plugins import graph_io
 from avl_plugins.errors import AvlError
-from avl_plugins.graph_io import ACTIVE, DEEPSTACK, HIDDEN, PARKED, POSITIONS, WEIGHTS, named
+from avl_plugins.graph_io import (
+    ACTIVE,
+    DEEPSTACK,
+    HIDDEN,
+    PARKED,
+    POSITIONS,
+    ROW_STANDING,
+    WEIGHTS,
+    named,
+)
 from avl_plugins.logits import Logits
 from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.batch import DeviceBatch, Stepped
 from avl_runtime.execute.device.cache import DeviceCache, device_gathered
 from avl_runtime.execute.device.growth import GROWTH, device_dense_bytes
 from avl_runtime.execute.device.protocol import OutOfDeviceMemoryError
+from avl_runtime.execute.device.standing import CachedStanding
 from avl_runtime.execute.device.tensors import Masses, Nothing, Outputs, Upload, cache_inputs
 from avl_runtime.execute.protocol import Chunk, Member, PromptTooLongError
 from avl_runtime.kv.cache import Floats, SegmentCache
+from avl_runtime.kv.standing import of_new
 
 
 class DeviceExecutor:
@@ -179,6 +190,10 @@ class DevicePass:
             values[named(PARKED.length, layer)] = cache.parked_len[number, seq : seq + 1]
         for layer, added in zip(segment.deepstack, chunk.deepstack, strict=True):
             values[named(DEEPSTACK, layer)] = element.encode(added[None])
+        known = chunk.standing
+        if graph.restores:
+            axes = backend.manifest.dims.position_axes
+            values[ROW_STANDING] = of_new(known, chunk.positions[None], ids[:1], axes)
         upload = Upload(
             backend.memory, {name: (array.shape, array.dtype) for name, array in values.items()}
         )
@@ -193,6 +208,14 @@ class DevicePass:
         if has_parked:
             cache.fetch()
         rows = [rows.of(cache.place, seq) for rows in cache.rows]
+        stood = None
+        if graph.restores:
+            heads = 0 if known is None else cache.place.heads if known.unlike else 1
+            rooms = cache.active_rooms, parked_rows
+            stood = CachedStanding(cache.place, graph, 1, rooms, heads)
+            if known is not None:
+                stood.note(known, cache, has_parked, seq)
+                stood.queue()
         backend.segments[index].run(
             {
                 **upload.tensors,
@@ -208,10 +231,11 @@ class DevicePass:
                     nothing,
                 ),
                 **self._outputs.tensors(parked_rows),
+                **(stood.tensors(has_parked) if stood is not None else {}),
             },
             "prompt",
         )
-        self._kept = (upload, nothing, rows)  # until the run is done
+        self._kept = (upload, nothing, rows, stood)  # until the run is done
         self._rows: NDArray[Any] | None = None
         self._masses: Masses | None = None
 

@@ -16,6 +16,7 @@ from avl_runtime.execute.device.backend import DeviceBackend
 from avl_runtime.execute.device.books import DeviceBooks
 from avl_runtime.execute.device.cache import DeviceCache
 from avl_runtime.execute.device.selects import evictable_rows, length_groups, selects_on_device
+from avl_runtime.execute.device.standing import CachedStanding
 from avl_runtime.execute.device.tensors import (
     Nothing,
     Outputs,
@@ -27,6 +28,7 @@ from avl_runtime.execute.device.tensors import (
 from avl_runtime.execute.device.update import launch_update
 from avl_runtime.execute.protocol import Member
 from avl_runtime.kv.cache import Ints
+from avl_runtime.kv.standing import Standing, unlike
 
 TEXT_MOVES = 4  # a step drops one row more than it adds at most; lists are kept to 32 bytes
 _INT64 = np.dtype(np.int64)
@@ -74,12 +76,21 @@ class SegmentSteps:
         memory, batch = backend.memory, cache.batch
         cache.claim()
         cache.part()
-        self.books = DeviceBooks(cache) if selects_on_device(cache, members) else None
+        # Where a row stands the host says, which has to know of every move.
+        biased = any(one.restores for each in members for one in each.actions)
+        selects = not biased and selects_on_device(cache, members)
+        self.books = DeviceBooks(cache) if selects else None
         cache.books = self.books
         self._nothing = Nothing(cache.place, batch)
         self._has_parked = bool(cache.parked_len.any())
         self._rooms, apart = cache.active_rooms, cache.parked_rooms
         self.outputs = Outputs(cache.place, graph, (batch, 1), self._rooms, apart)
+        self._standing = None
+        if graph.restores:
+            differ = cache.place.heads if unlike(each.actions for each in members) else 1
+            rooms = self._rooms, apart
+            heads = differ if biased else 0
+            self._standing = CachedStanding(cache.place, graph, batch, rooms, heads)
         self._sizes = (cache.layers, batch, cache.place.heads)
         self._rows = list(cache.rows)  # as they are bound
         self._evictable = evictable_rows(cache, members)
@@ -152,6 +163,7 @@ class SegmentSteps:
                     self._nothing,
                 ),
                 **self.outputs.tensors(rows),
+                **(self._standing.tensors(reads) if self._standing is not None else {}),
             }
             for reads, rows in (
                 (False, [self._nothing.rows] * cache.layers),
@@ -208,6 +220,8 @@ class SegmentSteps:
         segment = self._backend.segments[self._index]
         if reads:
             self.cache.fetch()
+        if self._standing is not None:
+            self._standing.queue()
         segment.run(self._tensors[reads], "refresh" if reads else "step")
 
     def queue_moves(self, refresh: bool) -> None:
@@ -220,12 +234,15 @@ class SegmentSteps:
         if self.books is not None and self._text is not None:
             self._queue_eviction(self._text)
 
-    def note(self, step: Upload, positions: Ints, reads: Sequence[bool]) -> None:
+    def note(
+        self, step: Upload, positions: Ints, reads: Sequence[bool], standing: Standing | None
+    ) -> None:
         """Put this segment's part of the next step's inputs on the host's side.
 
         Args:
             positions: [B], of the new tokens.
             reads: for each sequence, whether its parked rows are read.
+            standing: of the conversations' tokens, where attention is biased.
         """
         cache, index = self.cache, self._index
         for group, layer in enumerate(self._firsts):
@@ -237,6 +254,8 @@ class SegmentSteps:
             for name, rows in lengths.items():
                 step.host[f"{name}.{index}.{group}"][:] = rows
         step.host[f"append.{index}"][...] = cache.active_len[:, :, None, None]
+        if self._standing is not None and standing is not None:
+            self._standing.note(standing, cache, any(reads))
         if self.books is not None:
             for seq, position in enumerate(positions.tolist()):
                 self.books.queue_row(seq, cache.active_len[:, seq].tolist(), position)

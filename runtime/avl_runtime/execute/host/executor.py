@@ -15,12 +15,13 @@ from avl_plugins.graph_io import ROW_ENDS, ROW_POSITIONS, ROW_STANDING
 from avl_plugins.logits import Logits
 from avl_plugins.schema import COMPUTED
 from avl_runtime.execute.host.batch import HostBatch
-from avl_runtime.execute.host.segments import BoundSegment, HostBackend, no_standing
+from avl_runtime.execute.host.segments import BoundSegment, HostBackend
 from avl_runtime.execute.protocol import Chunk, Member
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.gather import gathered
 from avl_runtime.kv.growth import dense_bytes
 from avl_runtime.kv.sight import Masses
+from avl_runtime.kv.standing import of_new
 from avl_runtime.kv.states import no_states
 from avl_runtime.package.manifest import Manifest
 
@@ -90,9 +91,7 @@ class HostExecutor:
         dtype, ids = self.backend.dtype, np.ascontiguousarray(chunk.position_ids)
         positions, known = chunk.positions[None], chunk.standing
         axes = self.manifest.dims.position_axes
-        standing = no_standing(1, len(chunk.positions), axes)
-        if known is not None:
-            standing = known.of_new(positions, ids[:1])
+        standing = of_new(known, positions, ids[:1], axes)
         reach = {ROW_ENDS: chunk.row_ends[None], ROW_POSITIONS: positions, ROW_STANDING: standing}
         bound = self.backend.bind(
             segment,
