@@ -21,6 +21,7 @@ void expect(const char *what, double found, double wanted, double allowed);
 void expect_done(const OrtStatus *status); // that nothing failed
 
 void check_attention(void);
+void check_choosing(void);
 void check_codes(void);
 void check_linears(void);
 void check_quantized(void);

@@ -87,6 +87,7 @@ int main(void)
     static OrtApi threads = {.KernelContext_ParallelFor = for_all};
     avl_api = &threads;
     check_attention();
+    check_choosing();
     check_codes();
     check_linears();
     check_quantized();

@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parent
 # Compiled once for every level of instructions:
 KERNELS, FEW, PROMPT, CODES = "attention.c", "few.c", "prompt.c", "codes.c"
 EPILOGUE, DELTA, CONVOLVE = "epilogue.c", "delta.c", "convolve.c"
+LIKENESS = "likeness.c"
 # For the levels above the compiler's own:
 LINEAR, SCREEN, QUANTIZED = "linear.c", "screen.c", "quantized.c"
 # Empty for compilers and processors that do not know it:
@@ -27,8 +28,8 @@ AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 WORDS = ("prompt_codes.c", "prompt_words.c")
 SOURCES = (
     *(KERNELS, FEW, "few_run.c", "append.c", "evict.c", "exchange.c", "mass.c", "refresh.c"),
-    *("step.c", "unmap.c"),
-    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, DELTA, CONVOLVE),
+    *("step.c", "unmap.c", "choosing.c"),
+    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, DELTA, CONVOLVE, LIKENESS),
     *("processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
     *("ort_quantized.c", "ort_state.c", "ort_ops.c"),
@@ -50,8 +51,8 @@ FLAGS = (
     "-Wextra",
 )
 # But in these, which say themselves in which order they take sums: a row's result must not depend
-# on how many rows there are.
-IN_ORDER = {FEW: ("-fno-associative-math",)}
+# on how many rows there are, and equal tokens must be as like to each other.
+IN_ORDER = dict.fromkeys((FEW, LIKENESS), ("-fno-associative-math",))
 # What is missing is found here, and not when a program loads the library.
 LINKING = ("-Wl,-z,defs", "-lm") if sys.platform == "linux" else ()
 _AVX2 = ("-mavx2", "-mfma")
@@ -64,6 +65,7 @@ CODES_LEVELS = {f"avl_codes_{level}": options for level, options in _NUMBERS.ite
 EPILOGUE_LEVELS = {f"avl_finish_{level}": options for level, options in _NUMBERS.items()}
 DELTA_LEVELS = {f"avl_delta_{level}": options for level, options in _NUMBERS.items()}
 CONVOLVE_LEVELS = {f"avl_convolve_{level}": options for level, options in _NUMBERS.items()}
+LIKENESS_LEVELS = {f"avl_likeness_{level}": options for level, options in _NUMBERS.items()}
 PROMPT_LEVELS = {f"avl_prompt_{level}": options for level, options in _NUMBERS.items()}
 LINEAR_LEVELS = {
     "avl_linear_avx2": (*_AVX2, "-mf16c"),
@@ -93,6 +95,7 @@ X86_LEVELS = {
     EPILOGUE: EPILOGUE_LEVELS,
     DELTA: DELTA_LEVELS,
     CONVOLVE: CONVOLVE_LEVELS,
+    LIKENESS: LIKENESS_LEVELS,
     LINEAR: LINEAR_LEVELS,
     SCREEN: SCREEN_LEVELS,
     QUANTIZED: QUANTIZED_LEVELS,

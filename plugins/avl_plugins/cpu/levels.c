@@ -63,6 +63,13 @@ const avl_delta_kernels *avl_best_delta(void)
     return avl_has_avx512() ? &avl_delta_avx512 : avl_has_avx2() ? &avl_delta_avx2 : &avl_delta_base;
 }
 
+const avl_likeness_kernels *avl_best_likeness(void)
+{
+    return avl_has_avx512() ? &avl_likeness_avx512
+           : avl_has_avx2() ? &avl_likeness_avx2
+                            : &avl_likeness_base;
+}
+
 const avl_screening *avl_best_linears(void)
 {
     return avl_has_avx512() ? &avl_screen_avx512 : avl_has_f16c() ? &avl_screen_avx2 : NULL;
@@ -86,6 +93,7 @@ const avl_code_kernels *avl_best_codes(void) { return &avl_codes_base; }
 avl_finish *avl_best_finish(void) { return avl_finish_base; }
 avl_convolve *avl_best_convolve(void) { return avl_convolve_base; }
 const avl_delta_kernels *avl_best_delta(void) { return &avl_delta_base; }
+const avl_likeness_kernels *avl_best_likeness(void) { return &avl_likeness_base; }
 
 #if defined(__aarch64__)
 

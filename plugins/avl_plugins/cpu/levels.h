@@ -6,6 +6,7 @@
 #include "delta.h"
 #include "epilogue.h"
 #include "few.h"
+#include "likeness.h"
 #include "prompt_amx.h"
 #include "prompt_codes.h"
 #include "prompt_words.h"
@@ -30,6 +31,9 @@ const avl_quantized_kernels *avl_best_quantized(void);
 // Of layers with a state.
 avl_convolve *avl_best_convolve(void);
 const avl_delta_kernels *avl_best_delta(void);
+
+// Of choices before the decoder.
+const avl_likeness_kernels *avl_best_likeness(void);
 
 // What follows a linear.
 avl_finish *avl_best_finish(void);

@@ -16,15 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.cpu.host import Host
-from avl_plugins.policies import Action
-from avl_plugins.policies.declared import is_refresh_by_attention
 
 Ints = NDArray[np.int64]
-
-
-def does(action: Action) -> bool:
-    """Whether the kernel does what an action decides, rank for rank."""
-    return is_refresh_by_attention(action)
 
 
 class _Layer(ctypes.Structure):

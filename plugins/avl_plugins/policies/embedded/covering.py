@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from avl_plugins.policies.embedded.similar import many
 from avl_plugins.policies.view import Indices, Scores
 
 FIRST: Final = 64  # tokens whose gains are computed at once where all are
@@ -20,8 +21,10 @@ def covering(covers: Scores, count: int, weights: Scores | None = None) -> Indic
         weights: [n], at least 0: what a token's gain counts. None: 1.
     """
     tokens = len(covers)
-    best = np.zeros(covers.shape[1], covers.dtype)
     weights = np.ones(tokens) if weights is None else weights
+    if kernels := many(tokens):
+        return kernels.cover(covers, count, weights)
+    best = np.zeros(covers.shape[1], covers.dtype)
 
     def gains(some: slice | Indices) -> Scores:
         found: Scores = np.maximum(covers[some] - best, 0).sum(1) * weights[some]

@@ -10,7 +10,7 @@ import numpy as np
 from avl_plugins.policies.checks import check_fraction
 from avl_plugins.policies.embedded.covering import covering
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import Doubles, cosines, unit
+from avl_plugins.policies.embedded.similar import Doubles, closeness, dtype_of, unit
 from avl_plugins.policies.view import Indices, Picture, Scores
 
 TEXT_TEMPERATURE, PICTURE_TEMPERATURE = 0.02, 0.2  # the paper's
@@ -38,16 +38,14 @@ class MMTok(Selecting):
 
 def _covers(name: str, picture: Picture, alpha: float) -> Scores:
     """[n, m + n]: how well each token covers each of the question, and of the picture."""
-    among = cosines(name, picture.features)
-    among -= 1  # the largest they can be, of all alike: so the exponentials stay symmetric
-    among /= PICTURE_TEMPERATURE
-    np.exp(among, out=among)
-    shares = alpha / (len(among) * among.sum(0))
-    asked = unit(picture.question) @ unit(picture.features).T
-    found = np.empty((len(among), len(asked) + len(among)), among.dtype)
-    if len(asked):
-        found[:, : len(asked)] = _shares(asked, TEXT_TEMPERATURE).T / len(asked)
-    np.multiply(among, shares.astype(among.dtype), out=found[:, len(asked) :])
+    tokens, things = len(picture.features), len(picture.question)
+    found = np.empty((tokens, things + tokens), dtype_of(tokens))
+    among = found[:, things:]
+    closeness(name, picture.features, PICTURE_TEMPERATURE, among)
+    among *= (alpha / (tokens * among.sum(0))).astype(found.dtype)
+    if things:
+        asked = unit(picture.question) @ unit(picture.features).T
+        found[:, :things] = _shares(asked, TEXT_TEMPERATURE).T / things
     return found
 
 

@@ -124,9 +124,11 @@ class Select(Action):
         picture = _picture(view)
         stays = picture.places[0] < 0
         shown = np.flatnonzero(~stays)
-        count = self.given(picture.places, picture.moving) - (len(stays) - len(shown))
+        fixed = len(stays) - len(shown)
+        count = self.given(picture.places, picture.moving) - fixed
         if count < len(shown):
-            shown = shown[self._picked(picture.at(shown), count)]
+            of = picture.at(shown) if fixed else picture
+            shown = shown[self._picked(of, count)]
         stays[shown] = True
         return fates(stays)
 

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from avl_plugins.cpu.choosing import Choosing, choosing
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies.view import Scores
 
@@ -35,12 +36,46 @@ def cosines(name: str, rows: Scores) -> Scores:
     Raises:
         PolicyError: there are more than MOST_TOKENS; `name` is the policy's.
     """
-    if len(rows) > MOST_TOKENS:
+    check_tokens(name, len(rows))
+    if kernels := many(len(rows)):
+        return kernels.likeness(rows)
+    whole: Scores = unit(rows).astype(dtype_of(len(rows)), copy=False)
+    return whole @ whole.T
+
+
+def closeness(name: str, rows: Scores, temperature: float, out: Scores) -> None:
+    """Writes e ** ((cosine - 1) / temperature) of rows [n, C] with each other to `out` [n, n].
+
+    Raises:
+        PolicyError: there are more than MOST_TOKENS; `name` is the policy's.
+    """
+    check_tokens(name, len(rows))
+    if kernels := many(len(rows)):
+        kernels.likeness(rows, temperature, out)
+        return
+    among = cosines(name, rows)
+    among -= 1  # the largest they can be, of all alike: so the exponentials stay symmetric
+    among /= temperature
+    np.exp(among, out=out)
+
+
+def dtype_of(tokens: int) -> type[np.floating]:
+    """Of likenesses of so many tokens."""
+    return np.float64 if tokens <= FINE else np.float32
+
+
+def check_tokens(name: str, tokens: int) -> None:
+    """
+    Raises:
+        PolicyError: there are more than MOST_TOKENS; `name` is the policy's.
+    """
+    if tokens > MOST_TOKENS:
         raise PolicyError(
             f"{name}: expected at most {MOST_TOKENS} tokens of one picture or video, each of "
-            f"which is compared with each, found {len(rows)}; show less of it, or use uniform"
+            f"which is compared with each, found {tokens}; show less of it, or use uniform"
         )
-    whole: Scores = unit(rows)
-    if len(rows) > FINE:
-        whole = whole.astype(np.float32)
-    return whole @ whole.T
+
+
+def many(tokens: int) -> Choosing | None:
+    """Kernels for so many tokens: of more than FINE, where the library is there."""
+    return choosing() if tokens > FINE else None

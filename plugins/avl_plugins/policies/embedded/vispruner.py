@@ -9,7 +9,7 @@ import numpy as np
 
 from avl_plugins.policies.checks import check_weight
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import cosines
+from avl_plugins.policies.embedded.similar import cosines, many
 from avl_plugins.policies.view import BY_CLASS, Indices, Picture, Scores
 
 AT_ONCE = 8  # tokens that a round drops at most
@@ -42,14 +42,23 @@ class VisPruner(Selecting):
         chosen, left = order[:first], order[first:]
         if first == count:
             return chosen
-        near = cosines(self.name, picture.features)
-        nearest = _nearest(near)
-        while len(left) > count - first:
-            even, odd = left[::2], left[1::2]
-            drop = min(AT_ONCE, len(left) - (count - first), len(even))
-            likest = np.lexsort((even, -_alike(near, nearest, even, odd)))
-            left = np.concatenate([even[likest[drop:]], odd])
-        return np.concatenate([chosen, left])
+        rows = np.sort(left)
+        near = cosines(self.name, picture.features[rows])
+        found = without_repeats(near, np.searchsorted(rows, left), count - first)
+        return np.concatenate([chosen, rows[found]])
+
+
+def without_repeats(near: Scores, left: Indices, most: int) -> Indices:
+    """`most` of n tokens `left`, which are in order, whose cosines are `near` [n, n]."""
+    if kernels := many(len(near)):
+        return kernels.without_repeats(near, left, most, AT_ONCE)
+    nearest = _nearest(near)
+    while len(left) > most:
+        even, odd = left[::2], left[1::2]
+        drop = min(AT_ONCE, len(left) - most, len(even))
+        likest = np.lexsort((even, -_alike(near, nearest, even, odd)))
+        left = np.concatenate([even[likest[drop:]], odd])
+    return left
 
 
 def _nearest(near: Scores) -> Indices:

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from avl_plugins import graph_io
 from avl_plugins.cpu.host import host
-from avl_plugins.cpu.refresh import does
 from avl_plugins.policies import Action, TextBudget, Tokens
-from avl_plugins.policies.declared import is_text_budget, refresh_fits
+from avl_plugins.policies.declared import is_refresh_by_attention, is_text_budget, refresh_fits
 from avl_runtime.execute.check import Drafted
 from avl_runtime.execute.host.check import HostChecked, HostChecks
 from avl_runtime.execute.host.segments import (
@@ -112,7 +111,7 @@ class HostBatch:
     def _is_declared(self, seq: int, actions: Sequence[Action]) -> bool:
         """Whether the kernel's refresh is all that `actions` decide about image rows."""
         about_images = [action for action in actions if action.tokens is Tokens.IMAGE]
-        if len(about_images) != 1 or not does(about_images[0]):
+        if len(about_images) != 1 or not is_refresh_by_attention(about_images[0]):
             return False
         total = self._members[seq].image_tokens
         return all(
