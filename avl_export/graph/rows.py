@@ -8,9 +8,21 @@ from typing import cast
 import onnx_ir as ir
 
 from avl_plugins.bodies.kept_function import kept_attention_function
+from avl_plugins.bodies.kept_reach import kept_reach_functions
 from avl_plugins.bodies.restored_function import kept_restored_functions
 from avl_plugins.graph_io import ACTIVE, MADE, Segment, Value, layer_of, named
-from avl_plugins.schema import COMPUTED, RESTORED_OPS, ROW_OPS, Op
+from avl_plugins.schema import (
+    BLOCK_CACHE_ATTENTION,
+    BLOCK_OPS,
+    COMPUTED,
+    RESTORED_OPS,
+    ROW_OPS,
+    WINDOW_CACHE_ATTENTION,
+    WINDOW_OPS,
+    Op,
+)
+
+_BY_ROWS = (ROW_OPS, RESTORED_OPS, BLOCK_OPS, WINDOW_OPS)
 
 _TYPES = {
     "int8": ir.DataType.INT8,
@@ -36,15 +48,21 @@ def keep_rows(model: ir.Model, segment: Segment) -> None:
     defaulted = [by_name[value.name] for value in segment.defaulted()]
     held = {str(value.name): value for value in (*inputs, *defaulted)}
     made: dict[str, ir.Value] = {}
-    by_rows = RESTORED_OPS if segment.restores else ROW_OPS
-    ops = by_rows[COMPUTED.name], by_rows[segment.kept.name]
-    for node in [node for node in graph if node.op_type == ops[0].name]:
-        made |= _replace(graph, node, held, segment, ops)
+    each = [(by_rows[COMPUTED.name], by_rows[segment.kept.name]) for by_rows in _BY_ROWS]
+    ops = {as_computed.name: (as_computed, kept) for as_computed, kept in each}
+    nodes = [node for node in graph if node.op_type in ops]
+    for node in nodes:
+        _replace(graph, node, held, segment, ops[node.op_type], made)
     others = {str(value.name): value for value in graph.outputs}
     graph.outputs[:] = [made.get(v.name) or others[v.name] for v in segment.outputs()]
     graph.inputs[:] = [*inputs, *defaulted]
     of = segment.kept, segment.dims.head_dim, model.opset_imports[""]
-    functions = kept_restored_functions(*of) if segment.restores else [kept_attention_function(*of)]
+    functions = (
+        kept_restored_functions(*of) if segment.restores else (kept_attention_function(*of),)
+    )
+    for reach in (BLOCK_CACHE_ATTENTION, WINDOW_CACHE_ATTENTION):
+        if any(node.op_type == reach.name for node in nodes):
+            functions += kept_reach_functions(segment.kept, reach, *of[1:])
     for function in functions:
         body = ir.serde.deserialize_function(function)
         model.functions[body.identifier()] = body
@@ -52,8 +70,9 @@ def keep_rows(model: ir.Model, segment: Segment) -> None:
 
 def replaced(graph: ir.Graph, node: ir.Node, op: Op, inputs: Sequence[ir.Value | None]) -> ir.Node:
     """Put another op of attention in a node's place; what that made are its first outputs."""
-    scale, outputs = [node.attributes["scale"]], len(op.outputs)
-    made = ir.Node(op.domain, op.name, inputs, scale, num_outputs=outputs, name=node.name)
+    attributes = [node.attributes[one.name] for one in op.attributes]
+    outputs = len(op.outputs)
+    made = ir.Node(op.domain, op.name, inputs, attributes, num_outputs=outputs, name=node.name)
     graph.insert_before(node, made)
     for before, after in zip(node.outputs, made.outputs, strict=False):
         after.name, after.type, after.shape = before.name, before.type, before.shape
@@ -77,8 +96,12 @@ def _replace(
     held: dict[str, ir.Value],
     segment: Segment,
     ops: tuple[Op, Op],
-) -> dict[str, ir.Value]:
-    """Put the op that keeps rows so in a node's place; its new outputs, by graph names."""
+    found: dict[str, ir.Value],
+) -> None:
+    """Put the op that keeps rows so in a node's place; `found` gets new outputs by graph names.
+
+    Nodes come in the order of layers, so that the first one of some rows is their own layer's.
+    """
     as_computed, op = ops
     given = dict(zip((v.name for v in as_computed.inputs), node.inputs, strict=True))
     layer = layer_of(str(cast("ir.Value", given[ACTIVE.keys]).name))
@@ -88,11 +111,11 @@ def _replace(
     inputs = [held.get(named(v.name, layer)) or given[v.name] for v in op.inputs]
     outputs = {value.name: value for value in segment.outputs([layer])}
     made = replaced(graph, node, op, inputs)
-    found: dict[str, ir.Value] = {}
     kinds = MADE.planes(segment.kept)
     for kind, after in zip(kinds, made.outputs[len(node.outputs) :], strict=True):
         value = outputs[named(kind, layer)]
+        if value.name in found:  # of a layer that reads these rows
+            continue
         after.name = value.name
         after.type, after.shape = ir.TensorType(_TYPES[value.dtype]), ir.Shape(value.shape)
         found[value.name] = after
-    return found

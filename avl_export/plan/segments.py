@@ -11,7 +11,7 @@ from avl_export.options import Options, OptionsError
 from avl_plugins.graph_io import LAYER_KINDS
 from avl_plugins.policies import parse
 from avl_plugins.schema import COMPUTED, ROW_TYPES
-from avl_runtime.package.manifest import CAUSAL, Segment
+from avl_runtime.package.manifest import Segment
 
 SPLIT = 2  # layers before FastV's usual cut
 
@@ -53,8 +53,7 @@ def cut(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
     _check_rows(family.decoder.kinds, bounds, option)
     width = family.decoder.dims.head_dim
     others = [one.name for one in ROW_TYPES.values() if one != COMPUTED and one.fits(width)]
-    # The ops that keep rows otherwise know of no blocks and no windows.
-    kept = others if dtype == "fp32" and family.traits.reach == CAUSAL else []
+    kept = others if dtype == "fp32" else []
     return tuple(
         Segment(
             f"decoder.{number}.onnx",

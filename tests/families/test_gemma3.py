@@ -24,7 +24,7 @@ from families.chosen import ChosenTests
 from families.gemma import SIDE, TEXT, VISION
 from families.shared import PROMPT, FamilyTests
 from families.support import Case, Made, picture, refused, without_checks
-from families.windows import WindowTests
+from families.windows import TurnTests, WindowTests
 
 SPECIAL = (
     "<pad>",
@@ -118,7 +118,7 @@ CASES = (
 )
 
 
-class TestGemma3(FamilyTests, ChosenTests, WindowTests):
+class TestGemma3(FamilyTests, ChosenTests, WindowTests, TurnTests):
     cases = CASES
     choosing = ChosenTests.choosing[:2]  # windows count tokens where they stood
     divided = TEXT["hidden_size"] ** 0.5

@@ -25,7 +25,7 @@ from avl_runtime.package.package import PackageError, load_package
 from avl_runtime.vision.patches import filled_size
 from families.shared import FamilyTests
 from families.support import Case, Made, refused, without_checks
-from families.windows import WindowTests
+from families.windows import TurnTests, WindowTests
 
 SPECIAL = (
     "<pad>",
@@ -156,7 +156,7 @@ SHALLOW = case(
 )
 
 
-class TestGemma4(FamilyTests, WindowTests):
+class TestGemma4(FamilyTests, WindowTests, TurnTests):
     cases = CASES
     divided = WIDTH**0.5
     chunks = (7, 1000)

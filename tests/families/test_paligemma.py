@@ -100,14 +100,6 @@ class TestPaliGemma(FamilyTests, WindowTests):
         ):
             made.model.generate(PROMPT, system="Be brief.")
 
-    def test_drafts_are_checked_as_replies_are(self, made: Made) -> None:
-        """Rows of a check see those before them alone."""
-        dense, exact = (
-            made.model.generate(PROMPT, [picture((97, 61))], policy=policy, max_new_tokens=24)
-            for policy in ("dense", "avl:exact,core=0.1")
-        )
-        assert exact.token_ids == dense.token_ids
-
 
 @pytest.mark.parametrize(
     ("file", "changes", "expected"),

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from avl_runtime import LVLM
 from families.shared import PROMPT, TOLERANCE
 from families.support import Made, picture
 
@@ -63,6 +64,31 @@ class WindowTests:
                 for source in found.stats.drafts:
                     drafted, accepted = drafted + source.drafted, accepted + source.accepted
         assert 0 < accepted < drafted
+
+    @pytest.mark.parametrize(("kind", "share"), [("fp16", 1e-3), ("int8", 0.02)])
+    def test_rows_in_fewer_bits(
+        self, made: Made, kind: str, share: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Off by a share of the logits, in chunks of any size; drafts say the same."""
+        images, options = [picture((30, 20))], {"policy": "dense", "return_logits": True}
+        kept = LVLM.load(made.package, backend="ort-cpu", threads=1, kv=kind)
+        for chunk in (1000, 7):
+            both = []
+            for model in (made.model, kept):
+                monkeypatch.setattr(model.loaded.executor, "chunk", chunk)
+                both.append(model.generate(PROMPT, images, max_new_tokens=1, **options))
+            exact, found = (one.logits for one in both)
+            assert 0 < np.linalg.norm(found - exact) < share * np.linalg.norm(exact)
+            assert both[1].stats.kv_bytes <= both[0].stats.kv_bytes / 2
+        dense, drafted = (
+            kept.generate(PROMPT, images, policy=policy, max_new_tokens=24)
+            for policy in ("dense", EXACT)
+        )
+        assert drafted.token_ids == dense.token_ids
+
+
+class TurnTests:
+    """Of families whose conversations have more turns than one."""
 
     def test_a_conversation_with_drafts_goes_on_as_without(self, made: Made) -> None:
         said = []

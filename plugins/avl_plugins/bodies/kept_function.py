@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from avl_plugins.bodies.attention_body import filled
 from avl_plugins.bodies.function import function_proto
 from avl_plugins.schema import (
-    BIASED_CACHE_ATTENTION,
     BIASED_OPS,
+    COMPUTED,
     FP16,
     MOST_CODE,
     MOST_HALF,
@@ -78,9 +78,9 @@ _PART = """
 _CACHED = tuple(f"{x}_{place}" for place in ("made", "active", "parked") for x in "kv")
 
 _ATTENTION = """
-    {out}, mass_active, mass_parked, mass_new = avl.{op} <scale: float = @scale> (
+    {out}, mass_active, mass_parked, mass_new = avl.{op} <{attributes}> (
         {q}, k_made_rows, v_made_rows, k_active_rows, v_active_rows, active_len,
-        k_parked_rows, v_parked_rows, parked_len, row_weights {biases}
+        k_parked_rows, v_parked_rows, parked_len, row_weights {more}
     )
 """
 
@@ -95,22 +95,28 @@ def kept_attention_function(
     Raises:
         KeyError: rows are kept as computed, for which those are all.
     """
-    op = (BIASED_OPS if biased else ROW_OPS)[kept.name]
+    ops = BIASED_OPS if biased else ROW_OPS
+    return kept_function(ops[kept.name], ops[COMPUTED.name], kept, head_dim, opset)
+
+
+def kept_function(
+    op: Op, computed: Op, kept: RowType, head_dim: int, opset: int
+) -> onnx.FunctionProto:
+    """`op`, whose rows are kept so, by `computed`, the same of rows as computed.
+
+    Raises:
+        KeyError: rows are kept as computed.
+    """
     if kept == FP16:
-        return _halves(op, opset)
+        made = [_HALVES.format(x=x, most=MOST_HALF) for x in "kv"]
+        numbers = [_HALF_NUMBERS.format(halves=rows) for rows in _CACHED]
+        return function_proto(op, "".join((*made, *numbers, _attention(computed, "q"))), opset)
     if not kept.scaled:
         raise KeyError(kept.name)
-    return _codes(op, kept, head_dim, opset)
+    return _codes(op, computed, kept, head_dim, opset)
 
 
-def _halves(op: Op, opset: int) -> onnx.FunctionProto:
-    made = [_HALVES.format(x=x, most=MOST_HALF) for x in "kv"]
-    numbers = [_HALF_NUMBERS.format(halves=rows) for rows in _CACHED]
-    body = "".join((*made, *numbers, _attention(op, "q")))
-    return function_proto(op, body, opset)
-
-
-def _codes(op: Op, kept: RowType, head_dim: int, opset: int) -> onnx.FunctionProto:
+def _codes(op: Op, computed: Op, kept: RowType, head_dim: int, opset: int) -> onnx.FunctionProto:
     mixed = kept.parked_bits is not None
     values = "v_turned" if mixed else "v_new"
     turned = ["q_turned = MatMul (q, rotation)", "k_turned = MatMul (k_new, rotation)"]
@@ -125,7 +131,7 @@ def _codes(op: Op, kept: RowType, head_dim: int, opset: int) -> onnx.FunctionPro
         else _NUMBERS.format(codes=rows)
         for rows in _CACHED
     ]
-    attention = _attention(op, "q_turned", "out_turned" if mixed else "out")
+    attention = _attention(computed, "q_turned", "out_turned" if mixed else "out")
     back = "out = MatMul (out_turned, rotation)" if mixed else ""
     body = "\n".join((*turned, *codes, *numbers, attention, back))
     function = function_proto(op, body, opset)
@@ -136,10 +142,9 @@ def _codes(op: Op, kept: RowType, head_dim: int, opset: int) -> onnx.FunctionPro
 
 
 def _attention(op: Op, q: str, out: str = "out") -> str:
-    biases = [value.name for value in op.inputs if value.name.startswith("bias_")]
-    attention = BIASED_CACHE_ATTENTION if biases else SPLIT_CACHE_ATTENTION
-    more = "".join(f", {name}" for name in biases)
-    return filled(_ATTENTION, q=q, out=out, op=attention.name, biases=more)
+    more = "".join(f", {value.name}" for value in op.inputs[len(SPLIT_CACHE_ATTENTION.inputs) :])
+    attributes = ", ".join(f"{one.name}: {one.kind} = @{one.name}" for one in op.attributes)
+    return filled(_ATTENTION, q=q, out=out, op=op.name, attributes=attributes, more=more)
 
 
 def _unpacked(codes: str, bits: int) -> str:

@@ -10,14 +10,6 @@ from avl_plugins.bodies.attention_body import attention_body, filled, prompt_bod
 
 # Several rows: a function that kernels take over where each sees all before it, and no later one.
 _SEVERAL = """
-            c_zero = Constant <value_int = 0> ()
-            c_one = Constant <value_int = 1> ()
-            count = Squeeze (rows_now)
-            index = Range (c_zero, count, c_one)
-            counted = Add (index, c_one)
-            ahead = Sub (row_ends, counted)
-            furthest = ReduceMax <keepdims = 0> (ahead)
-            is_causal = Equal (furthest, c_zero)
             {is_plain}
             prompt_out, prompt_active, prompt_parked, prompt_new = If (plain) <
                 then_branch = plain_prompt ()
@@ -35,9 +27,20 @@ _SEVERAL = """
             >
 """
 
-_PLAIN_BLOCK = "plain = Identity (is_causal)"
+_CAUSAL = """
+            c_zero = Constant <value_int = 0> ()
+            c_one = Constant <value_int = 1> ()
+            count = Squeeze (rows_now)
+            index = Range (c_zero, count, c_one)
+            counted = Add (index, c_one)
+            ahead = Sub (row_ends, counted)
+            furthest = ReduceMax <keepdims = 0> (ahead)
+            is_causal = Equal (furthest, c_zero)
+"""
+# Nodes that make `plain` of `rows_now`: whether each row sees all before it, and no later one.
+PLAIN_BLOCK = f"{_CAUSAL} plain = Identity (is_causal)"
 # Of the lengths in use the oldest row's position, counted back from the newest's.
-_PLAIN_WINDOW = """
+PLAIN_WINDOW = f"""{_CAUSAL}
             row_axis = Constant <value_ints = [1]> ()
             held = Shape <start = 1, end = 2> (active_positions)
             held_size = Squeeze (held)
@@ -78,13 +81,13 @@ _ACTIVE_WINDOW = """
 
 def block_body() -> str:
     """BlockCacheAttention's nodes."""
-    return _choice("BlockCachePrompt <scale: float = @scale>", _PLAIN_BLOCK, "row_ends")
+    return _choice("BlockCachePrompt <scale: float = @scale>", PLAIN_BLOCK, "row_ends")
 
 
 def window_body() -> str:
     """WindowCacheAttention's nodes."""
     masked = "WindowCachePrompt <scale: float = @scale, window: int = @window>"
-    return _choice(masked, _PLAIN_WINDOW, "row_ends, row_positions, active_positions")
+    return _choice(masked, PLAIN_WINDOW, "row_ends, row_positions, active_positions")
 
 
 def block_prompt_body(heads: tuple[int, int] | None) -> str:

@@ -52,9 +52,8 @@ def _values(op: schema.Op) -> dict[str, schema.Value]:
 
 
 _OF_OP = {name: _values(op) for name, op in ROW_OPS.items()}
-_OF_OP[COMPUTED.name] |= _values(schema.WINDOW_CACHE_ATTENTION)
 for _kept in _OF_OP.values():
-    _kept |= {value.name: value for value in schema.STANDING}
+    _kept |= {value.name: value for value in (*schema.STANDING, *schema.REACH)}
 _OF_STATES = {name: value for op in STATE_OPS for name, value in _values(op).items()}
 
 

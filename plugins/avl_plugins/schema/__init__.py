@@ -45,8 +45,12 @@ from avl_plugins.schema.ops import (
 from avl_plugins.schema.reach import (
     BLOCK_CACHE_ATTENTION,
     BLOCK_CACHE_PROMPT,
+    BLOCK_OPS,
+    REACH,
     WINDOW_CACHE_ATTENTION,
     WINDOW_CACHE_PROMPT,
+    WINDOW_OPS,
+    several_of,
 )
 from avl_plugins.schema.states import (
     CONVOLUTIONS,
@@ -63,6 +67,7 @@ __all__ = [
     "BIASED_OPS",
     "BLOCK_CACHE_ATTENTION",
     "BLOCK_CACHE_PROMPT",
+    "BLOCK_OPS",
     "COMPUTED",
     "CONVOLUTIONS",
     "DOMAIN",
@@ -79,6 +84,7 @@ __all__ = [
     "MUTUAL_ATTENTION",
     "PLUGIN_ATTRIBUTES",
     "QUANTIZED_CACHE_ATTENTION",
+    "REACH",
     "RESTORED_CACHE_ATTENTION",
     "RESTORED_OPS",
     "ROW_OPS",
@@ -94,6 +100,7 @@ __all__ = [
     "VERSION",
     "WINDOW_CACHE_ATTENTION",
     "WINDOW_CACHE_PROMPT",
+    "WINDOW_OPS",
     "Attribute",
     "DType",
     "Op",
@@ -102,4 +109,5 @@ __all__ = [
     "Value",
     "bind_dims",
     "rotation",
+    "several_of",
 ]
