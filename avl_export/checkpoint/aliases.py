@@ -45,6 +45,10 @@ HUB_IDS: Mapping[str, str] = {
     "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
     "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
     "qwen3.5-0.8b": "Qwen/Qwen3.5-0.8B",
+    # Shapes of 4B are those of Chandra OCR 2, which is tuned from it, and of its own model card.
+    "qwen3.5-4b": "Qwen/Qwen3.5-4B",
+    # Of 9B those that transformers 5.23 has by default (qwen3_5/configuration_qwen3_5.py).
+    "qwen3.5-9b": "Qwen/Qwen3.5-9B",
     "gemma-3-4b": "google/gemma-3-4b-it",
     "paligemma-3b": "google/paligemma-3b-mix-224",
     "gemma-4-e2b": "google/gemma-4-E2B-it",
