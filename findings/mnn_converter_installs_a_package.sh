@@ -2,8 +2,9 @@
 # mnnconvert, the command of the MNN wheel that converts ONNX models for phones, runs pip while it
 # starts: it installs aliyun-log-python-sdk, with which it reports each conversion (its source: the
 # arguments, sizes, and an id of the machine). It runs the first pip on the PATH, not that of its own
-# environment, so that the system's Python gets ten packages, protobuf among them, and other versions
-# of those it had. There is no option against it; without that package the conversion works as well.
+# environment, so that the system's Python gets that package and what it needs (protobuf, elasticsearch
+# and others), newer versions of what was there included. No option is against it; without the package
+# the conversion works as well.
 #
 # Guess before running: converting a file writes that file and nothing else.
 # Found with MNN 3.6.1: "pip install -U aliyun-log-python-sdk". Here a pip that installs nothing is
