@@ -8,6 +8,7 @@ from avl_plugins.schema import (
     BLOCK_CACHE_ATTENTION,
     FLOATS,
     PLUGIN_ATTRIBUTES,
+    SPARSE_EXPERTS,
     SPLIT_CACHE_ATTENTION,
     STATE_OPS,
     WINDOW_CACHE_ATTENTION,
@@ -21,11 +22,14 @@ _ATTRIBUTE_TYPES = {
     "int": defs.OpSchema.AttrType.INT,
     "string": defs.OpSchema.AttrType.STRING,
 }
+_KINDS = {"T": "model type", "stored": "a checkpoint's"}  # of floating-point numbers
 _ONNX_FLOATS = {"float32": "tensor(float)", "float16": "tensor(float16)"}
 
 
 def onnx_schema(op: Op) -> defs.OpSchema:
     """The schema of `op`; every input and output is one required tensor."""
+    kinds = [_ONNX_FLOATS.get(name, f"tensor({name})") for name in FLOATS]
+    used = {value.dtype for value in (*op.inputs, *op.outputs)}
     return defs.OpSchema(
         op.name,
         op.domain,
@@ -33,9 +37,7 @@ def onnx_schema(op: Op) -> defs.OpSchema:
         doc=op.doc,
         inputs=[_parameter(value) for value in op.inputs],
         outputs=[_parameter(value) for value in op.outputs],
-        type_constraints=[
-            ("T", [_ONNX_FLOATS.get(name, f"tensor({name})") for name in FLOATS], "model type")
-        ],
+        type_constraints=[(name, kinds, doc) for name, doc in _KINDS.items() if name in used],
         attributes=[_attribute(attribute) for attribute in op.attributes]
         + [_plugin_attribute(name, value) for name, value in PLUGIN_ATTRIBUTES.items()],
     )
@@ -44,13 +46,13 @@ def onnx_schema(op: Op) -> defs.OpSchema:
 def register() -> None:
     """Register the schemas with onnx; calling it again changes nothing."""
     attention = SPLIT_CACHE_ATTENTION, BLOCK_CACHE_ATTENTION, WINDOW_CACHE_ATTENTION
-    for op in (*attention, *STATE_OPS):
+    for op in (*attention, *STATE_OPS, SPARSE_EXPERTS):
         if not defs.has(op.name, op.domain):
             defs.register_schema(onnx_schema(op))
 
 
 def _parameter(value: Value) -> defs.OpSchema.FormalParameter:
-    kinds = {"T": "T", "int64": "tensor(int64)", "float32": "tensor(float)"}
+    kinds = {"T": "T", "stored": "stored", "int64": "tensor(int64)", "float32": "tensor(float)"}
     return defs.OpSchema.FormalParameter(
         value.name, kinds[value.dtype], f"[{', '.join(value.shape)}] {value.doc}"
     )

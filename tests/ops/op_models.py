@@ -33,6 +33,7 @@ def op_model(
     attributes: Mapping[str, Any],
     *,
     element: int = TensorProto.FLOAT,
+    stored: int = TensorProto.FLOAT,
     layers: int = 1,
     shared: tuple[str, ...] = (),
     opset: int = 23,
@@ -45,7 +46,7 @@ def op_model(
     def info(value: Value, layer: int) -> onnx.ValueInfoProto:
         kinds = {"T": element, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
         kinds |= {"int8": TensorProto.INT8, "float16": TensorProto.FLOAT16}
-        kinds |= {"uint8": TensorProto.UINT8}
+        kinds |= {"uint8": TensorProto.UINT8, "stored": stored}
         local = ("A", "P")
         shape = [dims.get(d, f"{d}{layer}" if d in local else d) for d in value.shape]
         return helper.make_tensor_value_info(name(value, layer), kinds[value.dtype], shape)

@@ -21,7 +21,7 @@ KERNELS, FEW, PROMPT, CODES = "attention.c", "few.c", "prompt.c", "codes.c"
 EPILOGUE, DELTA, CONVOLVE = "epilogue.c", "delta.c", "convolve.c"
 LIKENESS = "likeness.c"
 # For the levels above the compiler's own:
-LINEAR, SCREEN, QUANTIZED = "linear.c", "screen.c", "quantized.c"
+LINEAR, SCREEN, QUANTIZED, STACKED = "linear.c", "screen.c", "quantized.c", "stacked.c"
 # Empty for compilers and processors that do not know it:
 AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 # The same, of those with AVX-512 VNNI:
@@ -32,7 +32,7 @@ SOURCES = (
     *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, DELTA, CONVOLVE, LIKENESS),
     *("processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
-    *("ort_quantized.c", "ort_state.c", "ort_ops.c"),
+    *("ort_quantized.c", "ort_state.c", "ort_experts.c", "ort_ops.c"),
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")
@@ -74,6 +74,9 @@ LINEAR_LEVELS = {
 SCREEN_LEVELS = {
     level.replace("linear", "screen"): options for level, options in LINEAR_LEVELS.items()
 }
+STACKED_LEVELS = {
+    level.replace("linear", "stacked"): options for level, options in LINEAR_LEVELS.items()
+}
 _VNNI = (*_AVX512, "-mavx512vnni")
 _AMX = (*_VNNI, "-mavx512bf16", "-mamx-tile")
 FEW_LEVELS = {
@@ -98,12 +101,14 @@ X86_LEVELS = {
     LIKENESS: LIKENESS_LEVELS,
     LINEAR: LINEAR_LEVELS,
     SCREEN: SCREEN_LEVELS,
+    STACKED: STACKED_LEVELS,
     QUANTIZED: QUANTIZED_LEVELS,
 }
 ARM = ("aarch64", "arm64")  # with 64 bits, and NEON
 ARM_LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     LINEAR: {"avl_linear_neon": ()},
     SCREEN: {"avl_screen_neon": ()},
+    STACKED: {"avl_stacked_neon": ()},
     QUANTIZED: {
         "avl_quantized_neon": (),
         "avl_quantized_dotprod": ("-march=armv8.2-a+dotprod",),

@@ -75,6 +75,11 @@ const avl_screening *avl_best_linears(void)
     return avl_has_avx512() ? &avl_screen_avx512 : avl_has_f16c() ? &avl_screen_avx2 : NULL;
 }
 
+const avl_stacked_kernels *avl_best_stacked(void)
+{
+    return avl_has_avx512() ? &avl_stacked_avx512 : avl_has_f16c() ? &avl_stacked_avx2 : NULL;
+}
+
 const avl_quantized_kernels *avl_best_quantized(void)
 {
     if (avl_has_vnni() && avl_quantized_avx512)
@@ -98,6 +103,7 @@ const avl_likeness_kernels *avl_best_likeness(void) { return &avl_likeness_base;
 #if defined(__aarch64__)
 
 const avl_screening *avl_best_linears(void) { return &avl_screen_neon; }
+const avl_stacked_kernels *avl_best_stacked(void) { return &avl_stacked_neon; }
 
 const avl_quantized_kernels *avl_best_quantized(void)
 {
@@ -109,6 +115,7 @@ const avl_quantized_kernels *avl_best_quantized(void)
 #else
 
 const avl_screening *avl_best_linears(void) { return NULL; }
+const avl_stacked_kernels *avl_best_stacked(void) { return NULL; }
 const avl_quantized_kernels *avl_best_quantized(void) { return NULL; }
 
 #endif

@@ -12,6 +12,7 @@
 #include "prompt_words.h"
 #include "quantized.h"
 #include "screen.h"
+#include "stacked.h"
 
 const avl_step_kernels *avl_best_step(void);
 const avl_few_kernels *avl_best_few(void);
@@ -24,6 +25,7 @@ const avl_prompt_tiles *avl_best_code_tiles(void); // of rows in codes of 8 bits
 // Kernels of linears with stored weights; NULL where there are none, as ONNX Runtime computes the
 // ops' bodies then.
 const avl_screening *avl_best_linears(void);
+const avl_stacked_kernels *avl_best_stacked(void);
 
 // The same for quantized weights.
 const avl_quantized_kernels *avl_best_quantized(void);

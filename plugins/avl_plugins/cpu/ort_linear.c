@@ -140,8 +140,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     return multiply(context, &p);
 }
 
-// Whether there is one for a type.
-static int element_of(int type, avl_element *element)
+int avl_element_of(int type, avl_element *element)
 {
     *element = type == ORT_HALF ? AVL_HALF : type == ORT_BFLOAT ? AVL_BFLOAT : AVL_SINGLE;
     return *element != AVL_SINGLE || type == ORT_FLOAT;
@@ -153,7 +152,7 @@ OrtStatus *avl_read_stored(const OrtKernelInfo *info, size_t index, avl_stored *
     OrtStatus *status = avl_constant(info, index, &from);
     if (status)
         return status;
-    if (!element_of(from.type, &weight->element) || from.rank != 2 || !from.dims[1] ||
+    if (!avl_element_of(from.type, &weight->element) || from.rank != 2 || !from.dims[1] ||
         from.dims[1] % AVL_LINEAR_INPUTS)
         return avl_failed("expected float32, float16 or bfloat16 weights [outputs, inputs] with a "
                           "multiple of 16 inputs");

@@ -76,6 +76,13 @@ static OrtStatus *read_type(const OrtValue *value, int *type)
     return status;
 }
 
+OrtStatus *avl_input_element(const OrtKernelContext *context, size_t index, int *type)
+{
+    const OrtValue *value;
+    OrtStatus *status = avl_api->KernelContext_GetInput(context, index, &value);
+    return status ? status : read_type(value, type);
+}
+
 OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to)
 {
     int is_constant = 0;

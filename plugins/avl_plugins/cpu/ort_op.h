@@ -32,7 +32,7 @@ typedef struct avl_linear_op {
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
     avl_biased[AVL_BIASED], avl_kept_attention[AVL_KEPT], avl_kept_attention_on_tiles[AVL_KEPT],
     avl_mutual_attention[AVL_MUTUAL], avl_mutual_attention_on_tiles[AVL_MUTUAL],
-    avl_state_ops[AVL_STATES], avl_logits_linear;
+    avl_state_ops[AVL_STATES], avl_logits_linear, avl_sparse_experts;
 extern const avl_linear_op avl_plain_linears[AVL_PLAIN_LINEARS],
     avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS], avl_quantized_linears[AVL_QUANTIZED_LINEARS];
 
@@ -71,6 +71,7 @@ typedef struct avl_tensor {
 // ONNX Runtime names the op itself.
 OrtStatus *avl_failed(const char *expected);
 OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *to);
+OrtStatus *avl_input_element(const OrtKernelContext *context, size_t index, int *type);
 // All inputs of a node, each of its rank.
 OrtStatus *avl_inputs(const OrtKernelContext *context, const size_t *ranks, size_t count,
                       avl_tensor *to);

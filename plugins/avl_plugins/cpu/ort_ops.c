@@ -85,6 +85,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
         status = avl_api->CustomOpDomain_Add(*domain, &linears[i].op.op);
     if (!status && chosen & PLAIN)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_logits_linear.op);
+    if (!status && chosen & PLAIN)
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_sparse_experts.op);
     for (size_t i = 0; !status && chosen & QUANTIZED && i < AVL_QUANTIZED_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linears[i].op.op);
     return status;

@@ -1,4 +1,4 @@
-"""The ops of avl, said once: `ops`, `states`, and attention with another `reach` or a `bias`."""
+"""The ops of avl, said once: `ops`, `states`, `experts`, attention of other `reach` or `bias`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from avl_plugins.schema.bias import (
     STANDING,
     STANDING_BIAS,
 )
+from avl_plugins.schema.experts import SPARSE_EXPERTS
 from avl_plugins.schema.ops import (
     COMPUTED,
     DOMAIN,
@@ -91,6 +92,7 @@ __all__ = [
     "ROW_TYPES",
     "SHORT_CONVOLUTION",
     "SHORT_CONVOLUTION_SILU",
+    "SPARSE_EXPERTS",
     "SPLIT_CACHE_ATTENTION",
     "SPLIT_CACHE_PROMPT",
     "SPLIT_CACHE_STEP",
