@@ -273,6 +273,8 @@ def checkpoint_loader(
             return torch.from_numpy(adapter.source(name, stored).read_floats(0, shape[0]))
         if placed.record != checkpoint.tensors[placed.key][1]:  # rows of a tensor
             return torch.from_numpy(stored.read_floats(0, shape[0]))
+        if placed.swapped:
+            return torch.from_numpy(stored.read_floats(0, shape[0])).mT
         with safe_open(checkpoint.shards[placed.location], "pt") as file:
             return cast(torch.Tensor, file.get_tensor(placed.key).float())
 

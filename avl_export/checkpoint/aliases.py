@@ -44,6 +44,7 @@ HUB_IDS: Mapping[str, str] = {
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
     "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
+    "qwen3-vl-30b-a3b": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "qwen3.5-0.8b": "Qwen/Qwen3.5-0.8B",
     # Shapes of 4B are those of Chandra OCR 2, which is tuned from it, and of its own model card.
     "qwen3.5-4b": "Qwen/Qwen3.5-4B",

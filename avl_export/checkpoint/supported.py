@@ -30,6 +30,7 @@ SUPPORTED = (  # values of model_type, each a module of avl_export.families
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "qwen3_vl_moe",
     "qwen3_5",
     "gemma3",
     "gemma4",
@@ -45,7 +46,7 @@ ALTUP = "several states of a token"
 UNSUPPORTED: Mapping[str, str] = {  # what their decoders have that no graph here computes
     **dict.fromkeys(("lfm3_vl", "nemotron_h_omni"), STATES),
     **dict.fromkeys(("minicpmv4_7", "minicpm_ocr"), STATES),
-    **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe", "deepseek_ocr2", "unlimited_ocr"), EXPERTS),
+    **dict.fromkeys(("glm4v_moe", "deepseek_ocr2", "unlimited_ocr"), EXPERTS),
     **dict.fromkeys(("llama4", "kimi_k25", "qwen3_5_moe", "ernie4_5_vl_moe"), EXPERTS),
     **dict.fromkeys(("molmo2", "gemma4_unified"), BOTH_WAYS),
     "gemma3n": ALTUP,

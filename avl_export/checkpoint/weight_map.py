@@ -24,11 +24,13 @@ class Placed:
     """Where a parameter lies: `location` is relative to the folder that holds the weights.
 
     `record` tells the bytes of the parameter, which may be some rows of what is stored as `key`.
+    `swapped`: its last two axes are stored the other way round.
     """
 
     key: str
     location: str
     record: TensorRecord
+    swapped: bool = False
 
     @property
     def told(self) -> str:
@@ -100,9 +102,10 @@ class WeightMap:
                 + "".join(f"; {hint}" for hint in self.hints)
             )
         record = placed.record
-        if record.shape != shape:
+        stored = (*shape[:-2], *shape[:-3:-1]) if placed.swapped else shape
+        if record.shape != stored:
             raise CheckpointError(
-                f"{self.folder}: {placed.key}: expected shape {list(shape)} as config.json says, "
+                f"{self.folder}: {placed.key}: expected shape {list(stored)} as config.json says, "
                 f"found {list(record.shape)}; config.json belongs to another checkpoint"
             )
         if record.dtype not in STORED:
@@ -159,9 +162,10 @@ def map_weights(
             _check_stray(checkpoint, key)
             strays.append(key)
             continue
-        records = {name: record}
+        records, swapped = {name: record}, False
         if pattern is not None:
             joined = next(c for c in converters if pattern in c.source_patterns)
+            swapped = _may_swap(joined) and record.shape != tuple(state[name].shape)
             records = {} if part is not None else _rows_of(joined, name, record)
         if not records:
             raise CheckpointError(
@@ -176,7 +180,7 @@ def map_weights(
                     f"{checkpoint.folder / shard}: {key}: expected one key for {name}, found "
                     f"{(found.get(own) or places[name]).key} too; remove one of them"
                 )
-            found[own] = Placed(key, locations[shard], rows)
+            found[own] = Placed(key, locations[shard], rows, swapped)
     for here, there in tied_pairs(model):
         if here in places or here in packed:
             continue
@@ -188,6 +192,23 @@ def map_weights(
     if strays:
         hints.insert(0, f"it also holds {some(strays)}, of no weight of {type(hf).__name__}")
     return WeightMap(checkpoint.folder, places, packed, strays=tuple(strays), hints=tuple(hints))
+
+
+def _may_swap(joined: Any) -> bool:
+    """Whether transformers swaps the last two axes of a stack where its shape asks for that.
+
+    Args:
+        joined: transformers' WeightConverter for it.
+    """
+    from transformers.core_model_loading import Transpose
+
+    (operation, *others) = joined.operations
+    return (
+        isinstance(operation, Transpose)
+        and operation.check_dims
+        and {operation.dim0, operation.dim1} == {1, 2}
+        and not others
+    )
 
 
 def _rows_of(joined: Any, name: str, record: TensorRecord) -> dict[str, TensorRecord]:
@@ -202,6 +223,8 @@ def _rows_of(joined: Any, name: str, record: TensorRecord) -> dict[str, TensorRe
     """
     from transformers.core_model_loading import Chunk
 
+    if _may_swap(joined):
+        return {name: record}
     first, count = joined.target_patterns[0], len(joined.target_patterns)
     (operation, *others) = joined.operations
     equal = isinstance(operation, Chunk) and operation.num_shards_attribute is None and not others

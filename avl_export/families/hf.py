@@ -92,6 +92,7 @@ def meta_model(
     *,
     slides: bool = False,
     both_ways: bool = False,
+    experts: bool = False,
 ) -> tuple[Any, nn.Module, Decoder]:
     """Configuration, model and decoder of `checkpoint`, the model on the meta device.
 
@@ -100,6 +101,7 @@ def meta_model(
             configuration and the path of config.json.
         slides: as for `adapt`.
         both_ways: whether attention to later tokens may be asked for, as `Traits.reach` says.
+        experts: whether the decoder may have a mixture of experts.
 
     Raises:
         FamilyError: as `check`, the decoder is none that graphs compute, or the configuration is
@@ -117,7 +119,7 @@ def meta_model(
         _check_layers(config, where)
         text = config.get_text_config()
         kind = f" (its decoder is {quoted(text.model_type, 40)})"
-        check_text(text, where, both_ways=both_ways)
+        check_text(text, where, both_ways=both_ways, experts=experts)
         check(config, where)
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=dtype).eval()

@@ -108,8 +108,20 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3VL:
     Raises:
         FamilyError: the config is invalid or asks for something no graph here can do.
     """
+    return load_as(Qwen3VL, Qwen3VLConfig, checkpoint, dtype)
+
+
+def load_as(
+    kind: type[Qwen3VL],
+    config_class: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    *,
+    experts: bool = False,
+) -> Qwen3VL:
+    """As `load`, of a family whose decoder alone is another; `experts` as for `meta_model`."""
     config, model, decoder = meta_model(
-        checkpoint, Qwen3VLConfig, Qwen3VLForConditionalGeneration, dtype, _check_parts
+        checkpoint, config_class, kind.model_class, dtype, _check_parts, experts=experts
     )
     vision = config.vision_config
     patches = vision_patches(vision, int(vision.num_position_embeddings**0.5))
@@ -120,7 +132,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3VL:
         timed_video(checkpoint, patches, config),
         deepstack=tuple(range(len(vision.deepstack_visual_indexes))),
     )
-    return Qwen3VL("qwen3_vl", checkpoint.folder, traits, model, decoder, patches)
+    name = config_class.model_type
+    return kind(name, checkpoint.folder, traits, model, decoder, patches)
 
 
 def _check_parts(config: Any, where: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from avl_export.graph.experts import is_experts
+
 ROWWISE = frozenset({"Add", "Mul", "Sub", "Sigmoid", "Tanh", "Gelu", "Relu", "Erf"})
 NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
 
@@ -73,6 +75,9 @@ class _Flattener:
                 node.replace_input_with(0, flat)
         elif absolute and (before := source.producer()) is not None and before.op_type == "Reshape":
             node.replace_input_with(0, before.inputs[0])
+        elif is_experts(source.producer()) and (whole := _width(node.outputs[0])) is not None:
+            self.rows[node.outputs[0]] = (source, whole)
+            self.linear.add(node.outputs[0])
         elif (linear_width := self._linear_width(source, target)) is not None:
             self.rows[node.outputs[0]] = (source, linear_width)
             self.linear.add(node.outputs[0])
@@ -158,6 +163,13 @@ def _integers(value: ir.Value) -> list[int] | None:
     if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > 8:
         return None
     return [int(n) for n in tensor.numpy().reshape(-1)]
+
+
+def _width(value: ir.Value) -> int | None:
+    """N of [batch, seq, N]."""
+    shape = value.shape
+    width = shape[-1] if shape is not None and len(shape) == 3 else None
+    return width if isinstance(width, int) else None
 
 
 def _is_scalar(value: ir.Value | None) -> bool:

@@ -7,6 +7,7 @@ import onnx_ir.passes.common as passes
 from onnxscript.optimizer import _constant_folding
 
 from avl_export.graph.answers import open_answers
+from avl_export.graph.experts import attach_experts
 from avl_export.graph.flatten import flatten_rows
 from avl_export.graph.frames import open_frames
 from avl_export.graph.linears import join_linears
@@ -135,4 +136,5 @@ def _attach_function(model: ir.Model, heads: tuple[int, int]) -> None:
         body = ir.serde.deserialize_function(proto)
         model.functions[body.identifier()] = body
     attach_states(model)
+    attach_experts(model)
     model.opset_imports[DOMAIN] = VERSION

@@ -17,7 +17,7 @@ from torch import nn
 from avl_export.families import EncoderGraph, Family, replicate
 from avl_export.families.decoders.observe import implementation
 from avl_export.families.encoders import frame_attention
-from avl_export.graph import attention, states
+from avl_export.graph import attention, experts, states
 from avl_export.graph import compact as compacting
 from avl_export.graph.attention import LayerCaches
 from avl_export.graph.holes import fill
@@ -267,6 +267,7 @@ def _to_onnx(
         **compacting.translation(),
         **attention.translation(),
         **states.translation(),
+        **experts.translation(),
         **frame_attention.translation(),
         **replicate.translation(),
     }

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from avl_export.checkpoint.weight_map import WeightMap
+from avl_export.graph.experts import is_stack, swap
 from avl_export.graph.trace import Traced
 from avl_export.quantize.nodes import bind_quantized
 from avl_runtime.package.package import Embedding
@@ -78,6 +79,12 @@ def bind(
         shape = tuple(n for n in value.shape or () if isinstance(n, int))
         placed = weights.place(name, shape)
         stored = DATA_TYPES[placed.record.dtype]
+        if placed.swapped:
+            swap(value)
+            *lead, outputs, inputs = shape
+            shape = (*lead, inputs, outputs)
+        if is_stack(value):
+            value.dtype, value.shape = stored, ir.Shape(shape)
         source = value if stored == value.dtype else _cast(graph, value, stored)
         source.const_value = ir.ExternalTensor(
             placed.location,

@@ -137,5 +137,9 @@ def _taken_over(
 
 def stored_weights(store: Store, weights: WeightMap) -> WeightMap:
     """Where graphs find their weights in the package of `store`."""
-    places = {name: Placed(name, PLAIN, plain.record) for name, plain in store.plain.items()}
+    swapped = {name for name, placed in weights.places.items() if placed.swapped}
+    places = {
+        name: Placed(name, PLAIN, plain.record, name in swapped)
+        for name, plain in store.plain.items()
+    }
     return replace(weights, places=places, packed={}, linears=store.linears, rows=store.rows)

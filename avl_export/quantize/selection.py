@@ -9,8 +9,11 @@ from torch import nn
 
 from avl_export.checkpoint.places import PARTS, Part
 from avl_export.families import Family
+from avl_export.families.decoders.experts import stacks
 from avl_export.options import BLOCK_SIZES, OptionsError
 from avl_export.quantize.spec import Spec
+
+EXPERTS = "experts are read as they are stored"  # why their weights are not quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ def select(family: Family, spec: Spec) -> Selection:
         if part == "decoder" and misfits and len(misfits) == len(weights):
             _refuse(spec, weights, misfits)
         kept |= misfits
+        if part == "decoder":
+            kept |= dict.fromkeys(_stacks(family, names), EXPERTS)
         asked |= {name: weights[name] for name in misfits}
         if part == "embedding":
             embedding = not misfits
@@ -83,6 +88,12 @@ def _weights(family: Family, part: Part, names: Mapping[int, str]) -> dict[str, 
             rows, columns = module.weight.shape
             found[names[id(module.weight)]] = (int(rows), int(columns))
     return found
+
+
+def _stacks(family: Family, names: Mapping[int, str]) -> list[str]:
+    """Names of the decoder's stacks of experts' weights."""
+    found = (pair for layer in family.decoder.layers for pair in stacks(layer))
+    return [names[id(weight)] for pair in found for weight in pair]
 
 
 def _misfit(outputs: int, inputs: int, spec: Spec) -> str | None:

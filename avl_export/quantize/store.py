@@ -116,10 +116,11 @@ def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
             "scales": SCALES_ARE,
         },
     )
-    for name, shape in wanted.shapes.items():
+    for name in wanted.shapes:
         if name in drafts:
             drafts[name].add_to(quantized)
         else:
+            shape = _plain_source(wanted.sources[name]).record.shape  # which may be swapped
             plain.add(name, _plain_dtype(name, spec, selection, wanted), shape)
     table = _plain_source(wanted.sources[wanted.embedding])
     rows = None

@@ -18,7 +18,7 @@ from avl_runtime.evaluate.cost import (
 )
 from avl_runtime.evaluate.measure import flops_share
 from avl_runtime.generate.decode import Decoder
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 from avl_runtime.tasks import sample
 
 # d = 8 (2 heads of 4, as many for K and V), m = 10, 4 layers.

@@ -17,7 +17,7 @@ from avl_runtime.bench.report import TIMES, as_csv, as_json, as_markdown
 from avl_runtime.bench.schedule import Run
 from avl_runtime.bench.summary import Loaded, Row, summarize
 from avl_runtime.evaluate.cost import Request
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 
 DIMS = Dims(64, 128, 4, 4, 2, 16, 100, 512, 1)
 ENVIRONMENT: dict[str, Any] = {

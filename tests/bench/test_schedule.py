@@ -17,7 +17,7 @@ from avl_runtime.bench.idle import Load, wait_idle
 from avl_runtime.bench.schedule import Run, as_run, interleave, orders
 from avl_runtime.bench.summary import Loaded, Spread, refresh_steps, summarize
 from avl_runtime.evaluate.cost import Request
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 
 DIMS = Dims(64, 128, 4, 4, 2, 16, 100, 512, 1)
 

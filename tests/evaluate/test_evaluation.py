@@ -27,7 +27,7 @@ from avl_runtime.evaluate.report import (
     standard_error,
     table,
 )
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 from avl_runtime.tasks import sample
 
 VICUNA_7B = Dims(4096, 11008, 32, 32, 32, 128, 32000, 4096, 1)

@@ -56,6 +56,7 @@ PUBLISHED = {
     "qwen2.5-vl-7b": 8290,
     "qwen3-vl-2b": 2130,
     "qwen3-vl-8b": 8770,
+    "qwen3-vl-30b-a3b": 31070,
     "qwen3.5-0.8b": 853,  # and 20 in a layer that drafts, which nothing reads
     "qwen3.5-4b": 4540,  # and such a layer's
     "qwen3.5-9b": 9410,  # of 9653 with the 243 of such a layer

@@ -11,7 +11,7 @@ import pytest
 
 from avl_plugins import graph_io
 from avl_plugins.graph_io import ACTIVE, FULL, MADE, PARKED, LayerKind, Segment, Value
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 from ops.declared import check_graphs
 
 ROOT = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ from avl_plugins.policies import (
 )
 from avl_runtime.evaluate.cost import Request as CostRequest
 from avl_runtime.evaluate.cost import placed_rows, request_flops
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from avl_export.checkpoint.supported import FamilyError
+from avl_export.families.decoders.experts import observe_experts
 from avl_export.families.decoders.layer_inputs import TABLE, LayerInputs
 from avl_export.families.decoders.observe import (
     Attended,
@@ -34,7 +35,7 @@ from avl_plugins.graph_io import (
     SHORT_CONVOLUTION,
     SLIDING,
 )
-from avl_runtime.package.manifest import Dims, SharedRows
+from avl_runtime.package.dims import Dims, SharedRows
 
 FOREVER = 1 << 62
 WINDOWED = "sliding_attention"
@@ -51,15 +52,16 @@ NAMES = ("model.language_model", "model.text_model")  # where models have their 
 PARTS = ("embed_tokens", "layers", "rotary_emb")
 NORMS = ("norm", "embedding_norm")  # names of the last one
 BOTH_WAYS = "use_bidirectional_attention"
+EXPERTS = "a mixture of experts"
 # What no graph here computes, by the setting that asks for it.
 UNKNOWN = {
     BOTH_WAYS: "attention to later tokens",
     "altup_num_inputs": "several states of a token",
     "cross_attention_layers": "layers of cross attention",
-    "enable_moe_block": "a mixture of experts",
-    "num_experts": "a mixture of experts",
-    "num_local_experts": "a mixture of experts",
-    "n_routed_experts": "a mixture of experts",
+    "enable_moe_block": EXPERTS,
+    "num_experts": EXPERTS,
+    "num_local_experts": EXPERTS,
+    "n_routed_experts": EXPERTS,
 }
 
 
@@ -133,11 +135,12 @@ class Decoder:
         }
 
 
-def check_text(text: Any, where: str, *, both_ways: bool = False) -> None:
+def check_text(text: Any, where: str, *, both_ways: bool = False, experts: bool = False) -> None:
     """Refuse a decoder that no graph here can run, as far as its configuration tells.
 
     Args:
         both_ways: whether attention to later tokens is known to the caller.
+        experts: whether a mixture of them is.
 
     Raises:
         FamilyError: names the setting and what it asks for.
@@ -167,7 +170,8 @@ def check_text(text: Any, where: str, *, both_ways: bool = False) -> None:
         )
     for name, what in UNKNOWN.items():
         value = getattr(text, name, None)
-        if value and not (both_ways and name == BOTH_WAYS):
+        known = (both_ways and name == BOTH_WAYS) or (experts and what == EXPERTS)
+        if value and not known:
             raise FamilyError(
                 f"{where}: expected a decoder without {what}, found {name} of {quoted(value, 40)} "
                 f"for {quoted(text.model_type)}; this version of avl cannot export it"
@@ -264,6 +268,7 @@ def adapt(model: Any, where: str, *, slides: bool = False, both_ways: bool = Fal
         states=shared_sizes(sizes, others, where),
         shared=_shared(layers, sources, text.intermediate_size),
         layer_inputs=size,
+        experts=observe_experts(layers, text, where),
     )
     made = {of: Turns(rope) for of, rope in ropes.items()}
     text_model.rotary_emb = made[""] if "" in made else nn.ModuleDict(made)

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from avl_export.checkpoint.supported import FamilyError
+from avl_export.families.decoders.experts import together
 from avl_export.families.decoders.layer_inputs import NORM, PROJECTION
 from avl_export.families.decoders.stand_ins import Layer, Model, Nothing, Rotary
 from avl_plugins.errors import quoted
@@ -257,11 +258,12 @@ def attempt(call: Callable[[], Result]) -> Result | None:
 
 @contextmanager
 def implementation(config: Any, name: str) -> Iterator[None]:
-    """Let layers call another attention function while the block runs."""
+    """Let layers call another attention function, and experts be one op, while the block runs."""
     before = config._attn_implementation
     config._attn_implementation = name
     try:
-        yield
+        with together(config):
+            yield
     finally:
         config._attn_implementation = before
 

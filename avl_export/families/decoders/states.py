@@ -19,7 +19,7 @@ from avl_export.checkpoint.supported import FamilyError
 from avl_export.families.decoders.observe import attempt, refused, run_layer
 from avl_plugins import reference
 from avl_plugins.graph_io import GATED_DELTA, LayerKind
-from avl_runtime.package.manifest import States
+from avl_runtime.package.dims import States
 
 CONVOLVE, RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"
 CLOSE = 1e-4

@@ -10,7 +10,7 @@ from avl_plugins.policies import Action
 from avl_runtime.bench.candidates import Candidate
 from avl_runtime.bench.schedule import Run
 from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 
 DISTURBED = 0.1  # share of the machine that others may use during a run
 

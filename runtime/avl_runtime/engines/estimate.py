@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from avl_runtime.package.dims import Dims
 from avl_runtime.package.engine_sets import Limits
-from avl_runtime.package.manifest import Dims, Manifest, Segment
+from avl_runtime.package.manifest import Manifest, Segment
 
 ENGINE = 2 << 20  # bytes a profile beside what grows with layers
 KERNELS = 900 << 10  # bytes a layer and profile: each kernel comes with 150 kB of source

@@ -34,8 +34,8 @@ from avl_plugins.schema import (
     RESTORED_CACHE_ATTENTION,
     SPLIT_CACHE_ATTENTION,
 )
+from avl_runtime.package.dims import Dims
 from avl_runtime.package.engine_sets import ROW_BLOCK
-from avl_runtime.package.manifest import Dims
 
 BITS = {
     onnx.TensorProto.FLOAT: 32,

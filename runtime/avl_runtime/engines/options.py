@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avl_plugins.errors import AvlError
+from avl_runtime.package.dims import Dims
 from avl_runtime.package.engine_sets import EngineBackend, Limits
-from avl_runtime.package.manifest import Dims
 
 RTX_TARGETS = (75, 80, 86, 89, 120, 121)
 DECODE_ROWS = 8  # of profile 0; a profile of exactly one row would hold a second copy of weights

@@ -85,6 +85,11 @@ def make_plan(options: Options, machine: Machine) -> Plan:
             f"{package.folder}: expected layers that all keep rows, which engines are built for, "
             "found some that keep a state; run the package on ort-cpu"
         )
+    if package.manifest.dims.experts is not None:
+        raise BuildError(
+            f"{package.folder}: expected layers that read all of their weights, which engines are "
+            "built for, found a mixture of experts; run the package on ort-cpu"
+        )
     library = installed(options.backend)
     missing = [name for name in ("onnx", "polygraphy") if installed(name) is None]
     if library is None:

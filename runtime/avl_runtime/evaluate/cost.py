@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies import Action, Placed, Tokens, When
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 from avl_runtime.vision import Media
 
 
@@ -189,9 +189,7 @@ def prefill_flops(dims: Dims, rows: Sequence[int]) -> float:
     others = () if dims.states is None else dims.states.layers
     return float(
         sum(
-            _state_layer(dims, n)
-            if layer in others
-            else _layer(dims, n, n * n, shared=layer in dims.sources)
+            _state_layer(dims, n) if layer in others else _layer(dims, layer, n, n * n)
             for layer, n in enumerate(rows)
         )
     )
@@ -201,20 +199,17 @@ def decode_flops(dims: Dims, read: Sequence[float]) -> float:
     """Of one decode step; `read` [L] is how many cached rows each layer with rows reads."""
     others = 0 if dims.states is None else len(dims.states.layers)
     by_layer = dict(zip(dims.row_layers, read, strict=True))
-    found = sum(_layer(dims, 1, n + 1) for n in read)
-    found += sum(_layer(dims, 1, by_layer[n] + 1, shared=True) for n in dims.sources.values())
+    found = sum(_layer(dims, layer, 1, n + 1) for layer, n in by_layer.items())
+    found += sum(_layer(dims, n, 1, by_layer[of] + 1) for n, of in dims.sources.items())
     return float(found) + others * _state_layer(dims, 1)
 
 
-def _layer(dims: Dims, rows: int, pairs: float, *, shared: bool = False) -> float:
+def _layer(dims: Dims, layer: int, rows: int, pairs: float) -> float:
     """A layer of attention, of its own rows or another's, and the inputs it has of its own."""
     heads = dims.num_heads * dims.head_dim
-    grouped = 0 if shared else dims.num_kv_heads * dims.head_dim
+    grouped = 0 if layer in dims.sources else dims.num_kv_heads * dims.head_dim
     projections = rows * dims.hidden_size * (2 * heads + 2 * grouped)
-    wide = dims.intermediate_size
-    if shared and dims.shared is not None:
-        wide = dims.shared.intermediate_size
-    feed_forward = 3 * rows * dims.hidden_size * wide
+    feed_forward = 3 * rows * dims.hidden_size * dims.width(layer)
     beside = 3 * rows * dims.hidden_size * dims.layer_inputs  # made, gated and projected back
     return projections + 2 * pairs * heads + feed_forward + beside
 

@@ -15,7 +15,7 @@ from avl_runtime.evaluate.cost import Request, placed_rows, request_flops
 from avl_runtime.generate.prefill import finished
 from avl_runtime.generate.results import Result
 from avl_runtime.model import LVLM
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.requests.loaded import Loaded
 

@@ -116,6 +116,8 @@ def _for_cpu_alone(manifest: Manifest) -> str | None:
     """What of a package no other backend runs; None if there is nothing."""
     if manifest.reach != CAUSAL:
         return str(manifest.reach)
+    if manifest.dims.experts is not None:
+        return "a mixture of experts"
     return None if manifest.dims.states is None else "layers that keep a state"
 
 

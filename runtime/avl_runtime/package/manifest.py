@@ -10,6 +10,7 @@ from typing import Literal
 from avl_plugins import graph_io
 from avl_plugins.errors import AvlError
 from avl_plugins.schema import COMPUTED, RowType
+from avl_runtime.package.dims import Dims
 from avl_runtime.package.engine_sets import EngineSet
 from avl_runtime.package.generation_defaults import NEUTRAL, GenerationDefaults
 from avl_runtime.package.quantization import Quantization
@@ -57,69 +58,6 @@ class Weights:
 
     folder: str | None
     shards: tuple[Shard, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class States:
-    """Sizes of what layers with a state keep; see `graph_io.States`. `layers` are these layers."""
-
-    layers: tuple[int, ...]
-    channels: int
-    kernel: int
-    heads: int = 0
-    key_size: int = 0
-    value_size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SharedRows:
-    """Layers that have no rows of their own and read another's.
-
-    Attributes:
-        sources: each such layer, with the one whose rows it reads.
-        intermediate_size: of their feed-forward parts.
-    """
-
-    sources: tuple[tuple[int, int], ...]
-    intermediate_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Dims:
-    """Sizes of the decoder.
-
-    `position_axes` is 1 for RoPE over `position_ids` [B, S], 3 for M-RoPE over [3, B, S]. `states`
-    is None where no layer keeps a state, `shared` where none reads another's rows. `layer_inputs`
-    are numbers that each layer reads of a token beside the hidden state.
-    """
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_positions: int
-    position_axes: Literal[1, 3]
-    states: States | None = None
-    shared: SharedRows | None = None
-    layer_inputs: int = 0
-
-    @property
-    def row_layers(self) -> list[int]:
-        """Decoder layers that keep rows, ascending; others keep a state, or read those of one."""
-        others = () if self.states is None else self.states.layers
-        return [
-            layer
-            for layer in range(self.num_layers)
-            if layer not in others and layer not in self.sources
-        ]
-
-    @property
-    def sources(self) -> dict[int, int]:
-        """Layers without rows of their own, each with the one whose rows it reads."""
-        return {} if self.shared is None else dict(self.shared.sources)
 
 
 @dataclass(frozen=True, slots=True)

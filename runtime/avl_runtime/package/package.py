@@ -17,11 +17,11 @@ from pathlib import Path, PurePosixPath
 from avl_plugins.errors import FormatError, quoted, shown
 from avl_plugins.graph_io import DELTA, LAYER_KINDS, SLIDING
 from avl_plugins.schema import COMPUTED, ROW_TYPES
+from avl_runtime.package.dims import Dims
 from avl_runtime.package.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     READ_VERSIONS,
-    Dims,
     Embedding,
     FileEntry,
     ImageEncoder,

@@ -233,7 +233,8 @@ def weights_read(manifest: Manifest) -> int:
     """About how many bytes of weights a step reads: of linears alone, by their bits."""
     dims, quantized = manifest.dims, manifest.quantization
     attention = 2 * dims.head_dim * (dims.num_heads + dims.num_kv_heads)
-    linears = dims.num_layers * dims.hidden_size * (attention + 3 * dims.intermediate_size)
+    widths = sum(map(dims.width, range(dims.num_layers)))
+    linears = dims.hidden_size * (dims.num_layers * attention + 3 * widths)
     bits = STORED_BITS[manifest.embedding.dtype]
     if quantized is not None and "decoder" in quantized.parts:
         bits = quantized.bits

@@ -12,7 +12,7 @@ from typing import Final
 from avl_runtime.evaluate import cost
 from avl_runtime.execute.protocol import Executor
 from avl_runtime.kv.growth import room
-from avl_runtime.package.manifest import Dims
+from avl_runtime.package.dims import Dims
 from avl_runtime.requests.request import Request
 from avl_runtime.serve.errors import refused
 

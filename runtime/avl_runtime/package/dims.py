@@ -1,0 +1,95 @@
+"""Sizes of a decoder, as a package's manifest says them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Sizes of what layers with a state keep; see `graph_io.States`. `layers` are these layers."""
+
+    layers: tuple[int, ...]
+    channels: int
+    kernel: int
+    heads: int = 0
+    key_size: int = 0
+    value_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRows:
+    """Layers that have no rows of their own and read another's.
+
+    Attributes:
+        sources: each such layer, with the one whose rows it reads.
+        intermediate_size: of their feed-forward parts.
+    """
+
+    sources: tuple[tuple[int, int], ...]
+    intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Layers whose feed-forward part is a mixture of experts.
+
+    Attributes:
+        count: experts of such a layer.
+        chosen: of these, the ones that a token goes through.
+        intermediate_size: of one.
+    """
+
+    layers: tuple[int, ...]
+    count: int
+    chosen: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """Sizes of the decoder.
+
+    `position_axes` is 1 for RoPE over `position_ids` [B, S], 3 for M-RoPE over [3, B, S]. `states`
+    is None where no layer keeps a state, `shared` where none reads another's rows. `layer_inputs`
+    are numbers that each layer reads of a token beside the hidden state. `experts` is None where
+    every token goes through all of each layer.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    position_axes: Literal[1, 3]
+    states: States | None = None
+    shared: SharedRows | None = None
+    layer_inputs: int = 0
+    experts: Experts | None = None
+
+    @property
+    def row_layers(self) -> list[int]:
+        """Decoder layers that keep rows, ascending; others keep a state, or read those of one."""
+        others = () if self.states is None else self.states.layers
+        return [
+            layer
+            for layer in range(self.num_layers)
+            if layer not in others and layer not in self.sources
+        ]
+
+    @property
+    def sources(self) -> dict[int, int]:
+        """Layers without rows of their own, each with the one whose rows it reads."""
+        return {} if self.shared is None else dict(self.shared.sources)
+
+    def width(self, layer: int) -> int:
+        """The intermediate size of what a token goes through in a layer's feed-forward part."""
+        if self.shared is not None and layer in self.sources:
+            return self.shared.intermediate_size
+        if self.experts is not None and layer in self.experts.layers:
+            return self.experts.chosen * self.experts.intermediate_size
+        return self.intermediate_size

@@ -1,0 +1,159 @@
+"""Qwen3-VL with a mixture of experts: which are chosen, what they compute, how they are stored."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+from avl_export.cli import main as avl_export
+from avl_plugins.errors import AvlError
+from avl_plugins.schema import SPARSE_EXPERTS
+from avl_runtime import LVLM
+from avl_runtime.engines.options import Options as BuildOptions
+from avl_runtime.engines.plan import make_plan as build_plan
+from avl_runtime.machine.probe import probe
+from avl_runtime.package.dims import Experts
+from families.qwen import PatchTests, merged
+from families.shared import PROMPT
+from families.support import Case, Made, picture, refused
+from families.test_qwen3_5 import begun, steps
+from families.test_qwen3_vl import case
+from families.test_qwen3_vl import config as dense_config
+from support.traced import traced_once
+
+# Sizes that nothing divides evenly; one layer of four is dense.
+EXPERTS = {
+    "num_experts": 11,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 44,
+    "mlp_only_layers": [1],
+}
+
+
+class Published(Qwen3VLMoeForConditionalGeneration):
+    """Saves stacks of experts as Qwen/Qwen3-VL-30B-A3B-Instruct has them: [E, inputs, outputs]."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        super().save_pretrained(folder)
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        swapped = {
+            name: stack.mT.contiguous() for name, stack in tensors.items() if ".experts." in name
+        }
+        assert len(swapped) == 2 * 3
+        save_file(tensors | swapped, path, {"format": "pt"})
+
+
+def config(**changes: Any) -> Qwen3VLMoeConfig:
+    dense = dense_config().to_dict()
+    parts: Mapping[str, dict[str, Any]] = {
+        part: {name: value for name, value in dense[part].items() if name != "model_type"}
+        for part in ("text_config", "vision_config")
+    }
+    tokens = {name: value for name, value in dense.items() if name.endswith("_token_id")}
+    return Qwen3VLMoeConfig(
+        text_config=parts["text_config"] | EXPERTS | changes,
+        vision_config=parts["vision_config"],
+        **tokens,
+    )
+
+
+CASES = (case("qwen3_vl_moe", Published, config()),)
+
+
+class TestQwen3VLMoe(PatchTests):
+    cases = CASES
+
+    def test_experts_are_one_node_a_layer_and_read_in_place(self, made: Made) -> None:
+        experts = made.model.package.manifest.dims.experts
+        assert experts == Experts((0, 2, 3), 11, 3, 44)
+        nodes = []
+        for file in ("decoder.0.onnx", "decoder.1.onnx"):
+            graph = onnx.load(made.package / file, load_external_data=False).graph
+            nodes += [node for node in graph.node if node.op_type == SPARSE_EXPERTS.name]
+            assert not [
+                node for node in graph.node if node.op_type == "Cast" and "experts" in str(node)
+            ]
+        assert len(nodes) == 3
+        assert {a.i for node in nodes for a in node.attribute if a.name.endswith("trans")} == {0}
+
+    @pytest.mark.parametrize("chunk", [1, 7])
+    def test_prompts_in_chunks(
+        self, made: Made, chunk: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = [picture((97, 61), 0)]
+        asked = {"max_new_tokens": 2, "return_logits": True}
+        whole = made.model.generate(PROMPT, images, **asked)
+        monkeypatch.setattr(made.model.loaded.executor, "chunk", chunk)
+        found = made.model.generate(PROMPT, images, **asked)
+        np.testing.assert_allclose(found.logits, whole.logits, atol=1e-4, rtol=0)
+
+    def test_sequences_of_unlike_lengths_decode_together(self, made: Made) -> None:
+        """Each row goes to its own experts."""
+        asked = [("What?", []), (PROMPT, [picture((97, 61), 0)])]
+        alone = [steps(made, [begun(made, *one)], 4)[:, 0] for one in asked]
+        found = steps(made, [begun(made, *one) for one in asked], 4)
+        np.testing.assert_allclose(found, np.stack(alone, 1), atol=1e-4, rtol=0)
+
+    def test_a_runtime_without_our_kernels(
+        self, made: Made, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The op's body, in a stock ONNX Runtime."""
+        images, asked = [picture((97, 61), 0)], {"max_new_tokens": 3, "return_logits": True}
+        want = made.model.generate(PROMPT, images, **asked)
+        monkeypatch.setenv("AVL_CPU_LEVEL", "base")
+        found = LVLM.load(made.package, backend="ort-cpu", threads=1).generate(
+            PROMPT, images, **asked
+        )
+        assert found.token_ids == want.token_ids
+        np.testing.assert_allclose(found.logits, want.logits, atol=1e-4, rtol=0)
+
+    def test_engines_are_refused(self, made: Made) -> None:
+        with pytest.raises(AvlError, match="mixture of experts; run the package on ort-cpu"):
+            build_plan(BuildOptions(made.package, "tensorrt-rtx", dry_run=True), probe())
+        with pytest.raises(AvlError, match="a mixture of experts; use ort-cpu"):
+            LVLM.load(made.package, backend="tensorrt-rtx")
+
+
+def test_stacks_as_transformers_saves_them(make: Callable[[Case], Made], tmp_path: Path) -> None:
+    """[E, outputs, inputs], in fp16; compared with transformers by the export."""
+    made = make(CASES[0])
+    folder = tmp_path / "model"
+    shutil.copytree(made.folder, folder)
+    path = folder / "model.safetensors"
+    straight = {
+        name: (tensor.mT.contiguous() if ".experts." in name else tensor).half()
+        for name, tensor in load_file(path).items()
+    }
+    save_file(straight, path, {"format": "pt"})
+    command = ["--model", str(folder), "--out", str(tmp_path / "out"), "--check"]
+    with traced_once(made.graphs):
+        assert avl_export(command) == 0
+    graph = onnx.load(tmp_path / "out" / "decoder.0.onnx", load_external_data=False).graph
+    (node,) = [node for node in graph.node if node.op_type == SPARSE_EXPERTS.name]
+    assert {a.i for a in node.attribute if a.name.endswith("trans")} == {1}
+    kinds = {one.name: one.data_type for one in graph.initializer}
+    assert {kinds[name] for name in node.input[3:]} == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"hidden_act": "gelu"}, "experts with hidden_act of gelu in layer 0"),
+        ({"num_experts_per_tok": 12}, "k not in range"),
+    ],
+)
+def test_variants_that_are_refused(
+    make: Callable[[Case], Made], tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    made = make(CASES[0])
+    found = refused(made, tmp_path, {"config.json": merged(made, {"text_config": changes})})
+    assert expected in found
