@@ -10,6 +10,7 @@ from typing import Any
 
 from avl_plugins.policies import Divide, Refresh, parse
 from peer_targets import ratios
+from state_bytes import HEAD_BITS, of_peer
 
 AVL = "avl"
 TIGHT = "avl:core=0.1,refresh=8"
@@ -21,7 +22,6 @@ CHUNK = 256  # rows of a prefill chunk
 # How names of records end, and what the table says: how the checkpoint stores its weights.
 STORED = {"": "", "-fp16": ", fp16 checkpoint"}
 INT4_BITS = 4.5  # of a weight in blocks of 64, with its share of a scale
-HEAD_BITS = 8  # of the output matrix's copy, which greedy steps read (LogitsLinear)
 
 Report = Mapping[str, Any]
 Rows = Mapping[str, Mapping[str, Any]]
@@ -157,7 +157,8 @@ def _wanted(records: Mapping[str, Report], rows: Mapping[str, Rows]) -> Iterator
         yield Wanted(told, 1.8, False, ratio("s3" + suffix, "decode_token", SDPA))
     for part, what, limit in (("decode_token", "decode", 0.8), ("prefill", "prefill", 1.0)):
         told = f"Qwen3.5-0.8B{STORED['-fp16']}: dense {what} over transformers sdpa's"
-        yield Wanted(told, limit, True, ratio("qwen3.5", part, "dense", SDPA))
+        read = partial(_of_states, records, "qwen3.5") if what == "decode" else None
+        yield Wanted(told, limit, True, ratio("qwen3.5", part, "dense", SDPA), read)
     kinds = (
         ("s1", "", 32, 1.2, 1.3),
         ("s1-fp16", STORED["-fp16"], 16, 1.2, 1.3),
@@ -213,6 +214,10 @@ def _of_attention(report: Report) -> Iterator[Wanted]:
 
 def _found(report: Report, batch: str, name: str, part: str) -> float:
     return float(report["batches"][batch]["kernel"][name][part])
+
+
+def _of_states(records: Mapping[str, Report], record: str) -> float:
+    return of_peer(records[record])
 
 
 def _fewer_bytes(records: Mapping[str, Report], record: str, bits: float, name: str) -> float:

@@ -30,6 +30,7 @@ import own_scores
 import prefix_speed
 import quantization
 import short_tables
+import state_bytes
 import zoo_jobs
 import zoo_picture
 import zoo_table
@@ -56,6 +57,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "speed-short": lambda: short_tables.speed(record("bench-peers-int4")),
     "quality": lambda: evaluation.table(record("evaluation")["policies"]),
     "speed": lambda: bench_targets.table(record("bench-targets")["targets"]),
+    "state-bytes": lambda: state_bytes.sentence(record("bench-qwen3.5")),
     "spread": lambda: bench_targets.spread(record("bench-s1")),
     "computed": lambda: bench_targets.computed(record("bench-s1-computed")),
     "exchange": lambda: attention_part.sentence(record("attention-part"), record("churn")),
