@@ -2,6 +2,10 @@
 """Thousands of mixed requests in one process: no memory lost, and the same answer every time.
 
     .venv/bin/python scripts/soak.py build/avl-tiny.avl --json benchmarks/soak.json
+    .venv/bin/python scripts/soak.py --families qwen3_5,lfm2_vl,gemma3,gemma4 --requests 300
+
+With --families it makes small models of random weights, whose layers keep states or windows, and
+asks all of them in turn.
 
 Draws kinds of requests (pictures, policies, lengths, sampling, batches, two-turn conversations,
 some cancelled half way) and asks them over and over in random order. Every answer must equal the
@@ -17,7 +21,9 @@ import json
 import random
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,6 +43,7 @@ POLICIES = (
     "avl:keep=0.3,core=0.1,refresh=2,text=0.6,text_min=8",
     "random:of=avl",
 )
+LAYER = 2  # before which FastV drops by default
 LENGTHS = (1, 5, 17, 48)
 WAYS = ("generate", "generate", "stream", "cancel", "batch", "chat")
 TOLERANCE = 8 << 20  # bytes; page caches and arenas breathe by a few
@@ -53,10 +60,11 @@ class Kind:
     policy: str
     options: dict[str, Any]
     stop_after: int  # pieces of text, where it is cancelled
+    model: int = 0  # which of those that are asked
 
 
-def draw_kinds(count: int, seed: int) -> list[Kind]:
-    """Different requests, the same ones for the same seed."""
+def draw_kinds(count: int, seed: int, models: int = 1) -> list[Kind]:
+    """Different requests of so many models, the same ones for the same seed."""
     draw = random.Random(seed)
     shown = [sample for task in TASKS for sample in samples(task, "held-out", 8)]
     kinds = []
@@ -72,14 +80,24 @@ def draw_kinds(count: int, seed: int) -> list[Kind]:
                 POLICIES[number % len(POLICIES)],
                 {"max_new_tokens": draw.choice(LENGTHS), **sampled},
                 draw.randint(1, 4),
+                number // len(POLICIES) % models,
             )
         )
     return kinds
 
 
+def policy_of(model: LVLM, policy: str) -> str:
+    """A policy whose tokens are dropped where the model's decoder is cut."""
+    cuts = model.package.manifest.splits()
+    name, _, rest = policy.partition("fastv")
+    known = "fastv" not in policy or not cuts or LAYER in cuts
+    return policy if known else f"{name}fastv:layer={cuts[0]}{rest}"
+
+
 def ask(model: LVLM, kind: Kind) -> str:
     """All that the model answers, as one text."""
-    options = {"policy": kind.policy, **kind.options}
+    policy = policy_of(model, kind.policy)
+    options = {"policy": policy, **kind.options}
     if kind.way == "stream":
         return "".join(model.stream(kind.prompt, kind.images, **options))
     if kind.way == "cancel":
@@ -91,7 +109,7 @@ def ask(model: LVLM, kind: Kind) -> str:
         found = model.generate_batch([kind.prompt, "Read."], [kind.images, ()], **options)
         return "\n".join(str(result.token_ids) for result in found)
     if kind.way == "chat":
-        chat = model.chat(policy=kind.policy)
+        chat = model.chat(policy=policy)
         first = chat.send(kind.prompt, list(kind.images), **kind.options)
         second = chat.send("Read.", list(kind.images[:1]), **kind.options)
         return f"{first.token_ids}\n{second.token_ids}"
@@ -99,7 +117,7 @@ def ask(model: LVLM, kind: Kind) -> str:
 
 
 def soak(
-    model: LVLM, kinds: list[Kind], requests: int, minutes: float, seed: int
+    models: Sequence[LVLM], kinds: list[Kind], requests: int, minutes: float, seed: int
 ) -> dict[str, Any]:
     """Ask; returns the report."""
     draw = random.Random(seed)
@@ -111,13 +129,14 @@ def soak(
     while len(memory) < requests and time.monotonic() - begun < 60 * minutes:
         number = draw.randrange(len(kinds))
         kind = kinds[number]
-        answer = ask(model, kind)
+        answer = ask(models[kind.model], kind)
         asked[kind.way] += 1
         if answers.setdefault(number, answer) != answer:
-            different.append(f"{kind.way}, {kind.policy}, request {len(memory)}")
+            told = f"{kind.way}, {kind.policy}, model {kind.model}"
+            different.append(f"{told}, request {len(memory)}")
         memory.append(rss_bytes() or 0)
     seconds = time.monotonic() - begun
-    _compare_cancelled(model, kinds, answers, different)
+    _compare_cancelled(models, kinds, answers, different)
     return {
         "requests": len(memory),
         "by_way": asked,
@@ -142,21 +161,37 @@ def memory_growth(memory: list[int]) -> dict[str, Any]:
 
 
 def _compare_cancelled(
-    model: LVLM, kinds: list[Kind], answers: dict[int, str], different: list[str]
+    models: Sequence[LVLM], kinds: list[Kind], answers: dict[int, str], different: list[str]
 ) -> None:
     """What was said before a cancellation must begin what is said without one."""
     for number, answer in answers.items():
         kind = kinds[number]
         if kind.way == "cancel":
-            stream = model.stream(kind.prompt, kind.images, policy=kind.policy, **kind.options)
+            model = models[kind.model]
+            policy = policy_of(model, kind.policy)
+            stream = model.stream(kind.prompt, kind.images, policy=policy, **kind.options)
             if not "".join(stream).startswith(answer):
                 different.append(f"cancelled, {kind.policy}")
+
+
+def made(family: str, folder: Path) -> Path:
+    """A package of a small model of a family, with random weights."""
+    from avl_export.cli import main as avl_export
+    from make_random import Shape, write
+
+    shape = Shape(family, 256, 704, 8, 4, 2, 1024, 2048, None, 64, 1)
+    write(folder / family, shape)
+    out = folder / f"{family}.avl"
+    if avl_export(["--model", str(folder / family), "--out", str(out), "--force"]):
+        raise SystemExit(f"soak: {family} could not be exported")
+    return out
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns 1 where memory grew or answers differed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("package", type=Path)
+    parser.add_argument("package", type=Path, nargs="*")
+    parser.add_argument("--families", help="those of make_random.py, made anew")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=60, help="stop after so long")
     parser.add_argument("--kinds", type=int, default=60)
@@ -164,17 +199,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args(arguments)
-    model = LVLM.load(parsed.package, threads=parsed.threads)
-    gc.collect()
+    families = parsed.families.split(",") if parsed.families else []
+    if not parsed.package and not families:
+        parser.error("expected a package, or --families")
+    with tempfile.TemporaryDirectory() as place:
+        packages = [*parsed.package, *(made(one, Path(place)) for one in families)]
+        models = [LVLM.load(one, threads=parsed.threads) for one in packages]
+        gc.collect()
+        kinds = draw_kinds(parsed.kinds, parsed.seed, len(models))
+        found = soak(models, kinds, parsed.requests, parsed.minutes, parsed.seed)
     report = {
-        "model": model.package.manifest.model,
-        **soak(
-            model,
-            draw_kinds(parsed.kinds, parsed.seed),
-            parsed.requests,
-            parsed.minutes,
-            parsed.seed,
-        ),
+        "model": ", ".join(model.package.manifest.model for model in models),
+        **found,
         "tolerance_bytes": TOLERANCE,
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),

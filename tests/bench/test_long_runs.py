@@ -22,7 +22,7 @@ def test_a_short_soak_finds_nothing(tiny: LVLM) -> None:
     kinds = soak.draw_kinds(18, seed=3)
     assert {kind.way for kind in kinds} == set(soak.WAYS)
     assert {kind.policy for kind in kinds} == set(soak.POLICIES)
-    report = soak.soak(tiny, kinds, 30, 10, seed=4)
+    report = soak.soak([tiny], kinds, 30, 10, seed=4)
     assert report["requests"] == 30 and report["repeats"] > 0
     assert report["different"] == []
     assert len(report["rss_bytes_by_tenth"]) == 10
@@ -32,7 +32,7 @@ def test_a_soak_tells_answers_that_differ(tiny: LVLM, monkeypatch: pytest.Monkey
     answers = iter(range(1000))
     monkeypatch.setattr(soak, "ask", lambda *_: str(next(answers)))
     kinds = [kind for kind in soak.draw_kinds(20, seed=3) if kind.way == "generate"][:2]
-    assert len(soak.soak(tiny, kinds, 12, 10, seed=4)["different"]) == 10
+    assert len(soak.soak([tiny], kinds, 12, 10, seed=4)["different"]) == 10
 
 
 def test_growth_is_from_the_second_tenth_to_the_last() -> None:
