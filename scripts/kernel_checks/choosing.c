@@ -59,12 +59,17 @@ static float *whole_numbers(int64_t count)
 static void check_cover(int64_t tokens, int64_t things, int64_t count)
 {
     float *covers = whole_numbers(tokens * things), *best = results(things);
+    float *given = results(tokens * things), *shares = whole_numbers(things);
     double weights[MOST], gains[MOST];
     int64_t order[MOST], looked[MOST], chosen[MOST];
     for (int64_t token = 0; token < tokens; token++)
         weights[token] = (double)any_whole(0, 3);
     memset(best, 0, (size_t)things * sizeof *best);
-    avl_cover of = {tokens, things, covers, weights, gains, best, order, looked};
+    for (int64_t i = 0; i < tokens * things; i++) {
+        given[i] = covers[i];
+        covers[i] *= shares[i % things];
+    }
+    avl_cover of = {tokens, things, given, shares, weights, gains, best, order, looked};
     avl_add_gains(&of, 0, tokens);
     avl_cover_most(&of, count, chosen);
     float *known = results(things);

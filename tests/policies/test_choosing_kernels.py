@@ -58,8 +58,9 @@ def test_gains_that_are_equal_go_to_the_lowest_as_in_numpy() -> None:
     for tokens, things, count in ((1, 3, 1), (90, 40, 90), (150, 300, 60)):
         covers = rng.integers(-2, 4, (tokens, things)).astype(np.float32)
         weights = rng.integers(0, 3, tokens).astype(np.float64)
-        want = covering(covers, count, weights)
-        assert ours.cover(covers, count, weights).tolist() == want.tolist()
+        shares = rng.integers(1, 3, things).astype(np.float64)
+        want = covering(covers.copy(), count, weights, shares)
+        assert ours.cover(covers, count, weights, shares).tolist() == want.tolist()
 
 
 @pytest.mark.usefixtures("kernels")
@@ -85,3 +86,6 @@ def test_what_is_no_square_of_float32_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="expected 5 rows of as many float32"):
             ours.likeness(rows, out=out)
+    for covers in (np.ones((5, 4)), np.ones((5, 8), np.float32)[:, ::2]):
+        with pytest.raises(ValueError, match="expected covers in float32, side by side"):
+            ours.cover(covers, 2, np.ones(5), np.ones(4))

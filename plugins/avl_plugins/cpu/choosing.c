@@ -3,7 +3,6 @@
 #include "ahead.h"
 #include "levels.h"
 
-#include <math.h>
 #include <string.h>
 
 #define EXPORTED __attribute__((visibility("default")))
@@ -30,32 +29,57 @@ static double gain_of(const avl_likeness_kernels *by, const avl_cover *of, int64
 EXPORTED void avl_add_gains(const avl_cover *of, int64_t first, int64_t end)
 {
     const avl_likeness_kernels *best = avl_best_likeness();
-    for (; first < end; first++)
+    for (; first < end; first++) {
+        best->scale(of->covers + first * of->things, of->shares, of->things);
         of->gains[first] = gain_of(best, of, first);
-}
-
-static int is_before(const avl_cover *of, int64_t a, int64_t b)
-{
-    return of->gains[a] > of->gains[b] || (of->gains[a] == of->gains[b] && a < b);
-}
-
-// Moves a heap's token at `at` to where it belongs below.
-static void sink(const avl_cover *of, int64_t at, int64_t count)
-{
-    int64_t *heap = of->order, token = heap[at];
-    for (int64_t child; (child = 2 * at + 1) < count; at = child) {
-        child += child + 1 < count && is_before(of, heap[child + 1], heap[child]);
-        if (!is_before(of, heap[child], token))
-            break;
-        heap[at] = heap[child];
     }
-    heap[at] = token;
 }
 
-static void fetch_row(const avl_cover *of, int64_t at, int64_t count)
+// Tokens with what each is worth: the first is worth most, of equal ones the lowest.
+typedef struct {
+    const double *worth;
+    int64_t *tokens, count;
+} heap;
+
+static int is_before(const heap *of, int64_t a, int64_t b)
 {
-    if (at < count)
-        fetch(of->covers + of->order[at] * of->things, of->things * (int64_t)sizeof *of->covers);
+    return of->worth[a] > of->worth[b] || (of->worth[a] == of->worth[b] && a < b);
+}
+
+// Moves the token at `at` to where it belongs below.
+static void sink(const heap *of, int64_t at)
+{
+    int64_t *tokens = of->tokens, token = tokens[at];
+    for (int64_t child; (child = 2 * at + 1) < of->count; at = child) {
+        child += child + 1 < of->count && is_before(of, tokens[child + 1], tokens[child]);
+        if (!is_before(of, tokens[child], token))
+            break;
+        tokens[at] = tokens[child];
+    }
+    tokens[at] = token;
+}
+
+static heap heap_of(const double *worth, int64_t *tokens, int64_t count)
+{
+    heap made = {worth, tokens, count};
+    for (int64_t token = 0; token < count; token++)
+        tokens[token] = token;
+    for (int64_t at = count / 2; at--;)
+        sink(&made, at);
+    return made;
+}
+
+static void take_first(heap *of)
+{
+    of->tokens[0] = of->tokens[--of->count];
+    if (of->count)
+        sink(of, 0);
+}
+
+static void fetch_row(const avl_cover *of, const heap *in, int64_t at)
+{
+    if (at < in->count)
+        fetch(of->covers + in->tokens[at] * of->things, of->things * (int64_t)sizeof *of->covers);
 }
 
 // Gains only shrink as tokens are chosen, so an old one bounds the new one from above: a token whose
@@ -63,25 +87,19 @@ static void fetch_row(const avl_cover *of, int64_t at, int64_t count)
 EXPORTED void avl_cover_most(const avl_cover *of, int64_t count, int64_t *chosen)
 {
     const avl_likeness_kernels *by = avl_best_likeness();
-    int64_t left = of->tokens;
-    for (int64_t token = 0; token < left; token++) {
-        of->order[token] = token;
-        of->looked[token] = 0; // after so many choices
-    }
-    for (int64_t at = left / 2; at--;)
-        sink(of, at, left);
+    heap left = heap_of(of->gains, of->order, of->tokens);
+    memset(of->looked, 0, (size_t)of->tokens * sizeof *of->looked); // after so many choices
     for (int64_t place = 0; place < count; place++) {
         int64_t token;
-        while (of->looked[token = of->order[0]] != place) {
-            fetch_row(of, 1, left); // those that may well be looked at next
-            fetch_row(of, 2, left);
+        while (of->looked[token = left.tokens[0]] != place) {
+            fetch_row(of, &left, 1); // those that may well be looked at next
+            fetch_row(of, &left, 2);
             of->gains[token] = gain_of(by, of, token);
             of->looked[token] = place;
-            sink(of, 0, left);
+            sink(&left, 0);
         }
         chosen[place] = token;
-        of->order[0] = of->order[--left];
-        sink(of, 0, left);
+        take_first(&left);
         const float *covers = of->covers + token * of->things;
         for (int64_t i = 0; i < of->things; i++)
             of->best[i] = covers[i] > of->best[i] ? covers[i] : of->best[i];

@@ -12,7 +12,8 @@ void avl_compare_panels(const avl_likeness *of, int64_t first, int64_t end);
 // Tokens that together cover most of some things (policies/embedded/covering.py).
 typedef struct avl_cover {
     int64_t tokens, things;
-    const float *covers;   // [tokens, things], how well each token covers each thing
+    float *covers;         // [tokens, things], how well each token covers each thing
+    const float *shares;   // [things], what the first function multiplies that with
     const double *weights; // [tokens], at least 0: what a token's gain counts
     double *gains;         // [tokens]
     float *best;           // [things], zeros before the first function and the second

@@ -43,7 +43,7 @@ class _Cover(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("tokens", "things")),
-        *((name, ctypes.c_void_p) for name in ("covers", "weights", "gains", "best")),
+        *((name, ctypes.c_void_p) for name in ("covers", "shares", "weights", "gains", "best")),
         *((name, ctypes.c_void_p) for name in ("order", "looked")),
     )
 
@@ -88,19 +88,22 @@ class Choosing:
         _shared(self.library.avl_compare_panels, of, range(count - 1, -1, -1), 1)
         return out
 
-    def cover(self, covers: Scores, count: int, weights: Scores) -> Ints:
+    def cover(self, covers: Scores, count: int, weights: Scores, shares: Scores) -> Ints:
         """`count` of n tokens, each next one that which adds most to what is covered.
 
         Args:
-            covers: [n, m], how well each token covers each of m things.
+            covers: [n, m] float32, how well each token covers each of m things, but for `shares`
+                [m], with which it is multiplied in place.
             weights: [n], at least 0: what a token's gain counts.
         """
         tokens, things = covers.shape
-        covers = np.ascontiguousarray(covers, np.float32)
+        if covers.dtype != np.float32 or not covers.flags.c_contiguous:
+            raise ValueError("expected covers in float32, side by side, found others")
         weights = np.ascontiguousarray(weights, np.float64)
+        shares = np.ascontiguousarray(shares, np.float32)
         gains, best = np.empty(tokens), np.zeros(things, np.float32)
         order, chosen = np.empty((2, tokens), np.int64), np.empty(count, np.int64)
-        arrays = covers, weights, gains, best, order[0], order[1]
+        arrays = covers, shares, weights, gains, best, order[0], order[1]
         of = ctypes.byref(_Cover(tokens, things, *(array.ctypes.data for array in arrays)))
         _shared(self.library.avl_add_gains, of, range(0, tokens, ROWS), ROWS, tokens)
         self.library.avl_cover_most(of, count, chosen.ctypes.data)

@@ -142,4 +142,10 @@ static double gain(const float *row, const float *best, int64_t count)
     return total;
 }
 
-const avl_likeness_kernels AVL_LEVEL = {unit, compare, gain};
+static void scale(float *restrict row, const float *restrict by, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        row[i] *= by[i];
+}
+
+const avl_likeness_kernels AVL_LEVEL = {unit, compare, gain, scale};

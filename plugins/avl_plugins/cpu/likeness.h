@@ -22,6 +22,7 @@ typedef struct avl_likeness_kernels {
     void (*compare)(const avl_likeness *of, int64_t panel); // with itself, and with those before it
     // The sum over `count` of what `row` is above `best`, in an order that depends on `count` alone.
     double (*gain)(const float *row, const float *best, int64_t count);
+    void (*scale)(float *row, const float *by, int64_t count);
 } avl_likeness_kernels;
 
 extern const avl_likeness_kernels avl_likeness_base, avl_likeness_avx2, avl_likeness_avx512;

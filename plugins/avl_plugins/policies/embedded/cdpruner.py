@@ -9,7 +9,7 @@ import numpy as np
 
 from avl_plugins.policies.checks import check_weight
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import Doubles, cosines, unit
+from avl_plugins.policies.embedded.similar import Doubles, cosines, cosines_to
 from avl_plugins.policies.view import Indices, Picture
 
 SMALLEST = 1e-6  # what a further token adds to a determinant at least, to be chosen for that
@@ -67,7 +67,7 @@ def _relevance(picture: Picture) -> Doubles:
     if not len(picture.question):
         return np.ones(len(picture.features))
     asked = picture.question.mean(0, dtype=np.float64, keepdims=True)
-    near = (unit(picture.features) @ unit(asked).T)[:, 0]
+    near = cosines_to(asked, picture.features)[0].astype(np.float64)
     spread = near.max() - near.min()
     if not spread:
         return np.ones(len(near))

@@ -13,17 +13,23 @@ FIRST: Final = 64  # tokens whose gains are computed at once where all are
 TOGETHER: Final = 8  # and where some are; of more, most are in vain
 
 
-def covering(covers: Scores, count: int, weights: Scores | None = None) -> Indices:
+def covering(
+    covers: Scores, count: int, weights: Scores | None = None, shares: Scores | None = None
+) -> Indices:
     """`count` of n tokens, each next one that which adds most to what is covered.
 
     Args:
         covers: [n, m], how well each token covers each of m things; below 0 it does not.
         weights: [n], at least 0: what a token's gain counts. None: 1.
+        shares: [m], with which `covers` are multiplied first, in place. None: 1.
     """
     tokens = len(covers)
     weights = np.ones(tokens) if weights is None else weights
     if kernels := many(tokens):
-        return kernels.cover(covers, count, weights)
+        shares = np.ones(covers.shape[1]) if shares is None else shares
+        return kernels.cover(covers, count, weights, shares)
+    if shares is not None:
+        covers *= shares.astype(covers.dtype)
     best = np.zeros(covers.shape[1], covers.dtype)
 
     def gains(some: slice | Indices) -> Scores:

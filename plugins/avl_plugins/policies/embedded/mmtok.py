@@ -10,7 +10,7 @@ import numpy as np
 from avl_plugins.policies.checks import check_fraction
 from avl_plugins.policies.embedded.covering import covering
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import Doubles, closeness, dtype_of, unit
+from avl_plugins.policies.embedded.similar import closeness, cosines_to, dtype_of
 from avl_plugins.policies.view import Indices, Picture, Scores
 
 TEXT_TEMPERATURE, PICTURE_TEMPERATURE = 0.02, 0.2  # the paper's
@@ -33,23 +33,27 @@ class MMTok(Selecting):
         check_fraction(self.name, "alpha", self.alpha)
 
     def pick(self, picture: Picture, count: int) -> Indices:
-        return covering(_covers(self.name, picture, self.alpha), count)
+        covers, shares = _covers(self.name, picture, self.alpha)
+        return covering(covers, count, shares=shares)
 
 
-def _covers(name: str, picture: Picture, alpha: float) -> Scores:
-    """[n, m + n]: how well each token covers each of the question, and of the picture."""
+def _covers(name: str, picture: Picture, alpha: float) -> tuple[Scores, Scores]:
+    """[n, m + n]: how well each token covers each of the question, and of the picture, but for
+    factors [m + n], which are the latter's.
+    """
     tokens, things = len(picture.features), len(picture.question)
     found = np.empty((tokens, things + tokens), dtype_of(tokens))
     among = found[:, things:]
     closeness(name, picture.features, PICTURE_TEMPERATURE, among)
-    among *= (alpha / (tokens * among.sum(0))).astype(found.dtype)
+    shares = np.ones(things + tokens)
+    shares[things:] = alpha / (tokens * among.sum(1))  # of a column as of a row
     if things:
-        asked = unit(picture.question) @ unit(picture.features).T
+        asked = cosines_to(picture.question, picture.features)
         found[:, :things] = _shares(asked, TEXT_TEMPERATURE).T / things
-    return found
+    return found, shares
 
 
-def _shares(rows: Doubles, temperature: float) -> Doubles:
+def _shares(rows: Scores, temperature: float) -> Scores:
     """Softmax of each row, in place."""
     rows -= rows.max(1, keepdims=True)
     rows /= temperature

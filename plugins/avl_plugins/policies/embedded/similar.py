@@ -43,6 +43,16 @@ def cosines(name: str, rows: Scores) -> Scores:
     return whole @ whole.T
 
 
+def cosines_to(others: Scores, rows: Scores) -> Scores:
+    """[m, n] of rows [m, C] with rows [n, C]: float64, of more than FINE of the latter float32."""
+    if len(rows) <= FINE:
+        return unit(others) @ unit(rows).T
+    lengths = np.sqrt(np.einsum("nc,nc->n", rows, rows))
+    found: Scores = (rows @ np.ascontiguousarray(unit(others).T, np.float32)).T
+    found /= np.where(lengths > 0, lengths, 1)
+    return found
+
+
 def closeness(name: str, rows: Scores, temperature: float, out: Scores) -> None:
     """Writes e ** ((cosine - 1) / temperature) of rows [n, C] with each other to `out` [n, n].
 
