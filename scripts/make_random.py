@@ -44,6 +44,7 @@ FAMILIES = {
     "qwen2_vl": "qwen2-vl-2b",
     "qwen2_5_vl": "qwen2.5-vl-3b",
     "qwen3_vl": "qwen3-vl-2b",
+    "qwen3_vl_moe": "qwen3-vl-30b-a3b",
     "qwen3_5": "qwen3.5-0.8b",
     "gemma3": "gemma-3-4b",
     "paligemma": "paligemma-3b",
@@ -147,6 +148,9 @@ def files_of(shape: Shape) -> dict[str, Any]:
         text["num_kv_shared_layers"] = min(text["num_kv_shared_layers"], most)
     if "vocab_size_per_layer_input" in text:
         text["vocab_size_per_layer_input"] = shape.vocabulary
+    if "num_experts" in text:  # a token goes through as much as in a dense layer
+        text["num_experts"] = 4 * text["num_experts_per_tok"]
+        text["moe_intermediate_size"] = shape.intermediate // text["num_experts_per_tok"]
     if "head_dim" in text:
         text["head_dim"] = shape.hidden // shape.heads
     for rope in (text.get("rope_scaling"), text.get("rope_parameters")):

@@ -87,7 +87,8 @@ def merged_weights(plan: Plan) -> dict[str, np.ndarray]:
     for name, plain in plan.store.plain.items():
         shape = plain.record.shape
         rows = shape[0] if shape else 1  # a number by itself is a row
-        found[name] = plain.source.read_floats(0, rows).reshape(shape)
+        values = plain.source.read_floats(0, rows).reshape(shape)
+        found[name] = values.swapaxes(1, 2) if plan.weights.places[name].swapped else values
     return found
 
 
