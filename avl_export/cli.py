@@ -231,7 +231,7 @@ def make_parser() -> CommandParser:
     add(
         "--restore",
         action="store_true",
-        help="have attention take RESTORE's bias, for policies with positions=restore",
+        help="have attention take a bias, for policies with positions=restore and for caac",
     )
     add("--lora", type=path_name, metavar="DIR", help="merge the LoRA adapter in this folder")
     add("--copy", action="store_true", help="copy the weights: a package that can be moved")

@@ -77,7 +77,7 @@ class Options:
                 f"--policy {policy}: expected --vision-attention with it, as it chooses by the "
                 "encoder's attention, found none; add it"
             )
-        if policy.restores and not self.restore:
+        if policy.biases and not self.restore:
             raise OptionsError(
                 f"--policy {policy}: expected --restore with it, as it biases attention, found "
                 "none; add it"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from avl_export.cli import main as export
+from avl_plugins.errors import PolicyError
 from avl_runtime import LVLM
 from avl_runtime.execute.device import growth
 from avl_runtime.package.package import load_package
@@ -57,6 +58,12 @@ def test_replies_are_those_of_ort_cpu(
         assert device.done["replay"] > before
         plain = ask(host, policy.replace(",positions=restore", ""), 1)
         assert np.abs(plain.logits[0] - found.logits[0]).max() > 0.02, "the bias is felt"
+
+
+def test_steps_are_not_computed_again(package: Path, tmp_path: Path) -> None:
+    model, _ = on_stand_in(package, tmp_path / "made")
+    with pytest.raises(PolicyError, match=r"caac: expected steps that can .*; use ort-cpu"):
+        ask(model, "caac", 2)
 
 
 def test_a_package_with_the_bias_answers_as_one_without(

@@ -23,10 +23,11 @@ from avl_runtime.evaluate.zoo import SHARES, STAGES, Entry, Zoo, zoo
 TOKENS = 144  # of a picture of avl-tiny
 
 
-def asked(splits: tuple[int, ...], telling: bool = True) -> Zoo:
-    """Of a package that is cut after `splits`, and whose encoder tells attention or does not."""
+def asked(splits: tuple[int, ...], telling: bool = True, biased: bool = True) -> Zoo:
+    """Of a package cut after `splits`, whose encoder tells attention, and takes a bias, or not."""
     dims = SimpleNamespace(num_layers=32)
-    manifest = SimpleNamespace(splits=lambda: splits, dims=dims, vision_attention=telling)
+    told = {"vision_attention": telling, "restores": biased}
+    manifest = SimpleNamespace(splits=lambda: splits, dims=dims, **told)
     return zoo(manifest)  # type: ignore[arg-type]
 
 
@@ -34,7 +35,8 @@ def test_every_policy_that_drops_is_asked_at_every_share() -> None:
     found = asked((2, 3, 4))
     assert not found.left_out and found.entries[0] == Entry("dense", "dense", "", 1.0)
     names: dict[str, list[Entry]] = {}
-    for entry in found.entries[1:]:
+    assert found.entries[-1] == Entry("caac", "caac", "in steps", 1.0)
+    for entry in found.entries[1:-1]:
         names.setdefault(entry.name, []).append(entry)
     keeping = {
         name
@@ -50,7 +52,7 @@ def test_every_policy_that_drops_is_asked_at_every_share() -> None:
     assert len(set(policies)) == len(policies)
     stages = [entry.stage for entry in found.entries[1:]]
     assert list(dict.fromkeys(stages)) == list(STAGES.values())
-    for stage in STAGES.values():  # each has a control
+    for stage in list(STAGES.values())[:-1]:  # each has a control
         assert any(e.name.startswith("random") for e in found.entries if e.stage == stage)
 
 
@@ -70,6 +72,8 @@ def test_what_a_package_cannot_serve_is_said() -> None:
     (drops,) = (why for why in found.left_out if why.startswith("pyramiddrop"))
     assert "expected a decoder that is cut where it drops, found one cut after 2" in drops
     assert sum("--vision-attention" in why for why in found.left_out) == 5
+    (caac,) = asked((2, 3, 4), biased=False).left_out
+    assert "export with --restore" in caac
     (fastv,) = (e for e in asked((1,)).entries if e.name == "fastv" and e.share == SHARES[0])
     assert fastv.policy == "fastv:layer=1"
 

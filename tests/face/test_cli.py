@@ -44,6 +44,7 @@ KEYS = [
     "visual_tokens_read",
     "prefill_ms",
     "decode_ms_per_token",
+    "steps_again",
     "kv_bytes",
     "kv_bytes_dense",
     "drafted",

@@ -54,7 +54,8 @@ class ChosenTests:
                     return_logits=True,
                     return_placements=True,
                 )
-                oracle = Oracle(made.reference, rules_of(policy), restore=policy.restores)
+                restores = any(one.restores for one in policy.actions())
+                oracle = Oracle(made.reference, rules_of(policy), restore=restores)
                 with torch.inference_mode():
                     logits = [oracle.turn(shown)]
                     logits += [oracle.step(token) for token in got.token_ids[:-1]]

@@ -227,7 +227,7 @@ class FamilyTests(Int4Tests):
                     oracle.step(token)
                 # The last token of a reply has no row yet: it opens the next turn.
                 ids = [first.token_ids[-1], *appended[-1].input_ids.tolist()]
-                logits = [oracle.turn(_with_ids(made, made.encode(PROMPT, images[:1]), ids))]
+                logits = [oracle.turn(with_ids(made, made.encode(PROMPT, images[:1]), ids))]
                 logits += [oracle.step(token) for token in second.token_ids[:-1]]
             if oracle.ranking.gap > CLEAR:
                 expected = torch.stack(logits).numpy()
@@ -359,7 +359,7 @@ def renamed(key: str, renames: Renames) -> str:
     return key
 
 
-def _with_ids(
+def with_ids(
     made: Made, inputs: Mapping[str, torch.Tensor], ids: list[int]
 ) -> dict[str, torch.Tensor]:
     """`inputs` with other tokens around the same pictures."""

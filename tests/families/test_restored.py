@@ -1,4 +1,4 @@
-"""RESTORE's bias (arXiv 2606.01711) of packages made for it: against transformers' attention."""
+"""Packages whose attention takes a bias, RESTORE's (arXiv 2606.01711) and CAAC's: against HF's."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from avl_runtime.execute.protocol import PromptTooLongError
 from avl_runtime.package.info import describe, info_text
 from avl_runtime.vision.load.videos import Video
 from families import test_gemma3, test_qwen2_5_vl, test_qwen3_vl
+from families.calibrated import CalibratedTests
 from families.chosen import ChosenTests
 from families.support import Case, Made, clip, picture, write_checkpoint
 from families.test_llava_towers import case
@@ -70,6 +71,12 @@ class TestRestored(ChosenTests):
 
     def _draws(self) -> list[list[Image.Image]]:
         return [[picture((97, 61), seed), picture((64, 64), seed + 9)] for seed in range(8)]
+
+
+class TestCalibrated(CalibratedTests):
+    """In the same families."""
+
+    cases = TestRestored.cases
 
 
 def same(got: np.ndarray | None, expected: list[torch.Tensor]) -> None:

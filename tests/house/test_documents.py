@@ -165,7 +165,7 @@ def test_the_defaults_of_policies_are_those_of_the_code() -> None:
     rows = row.findall(text_of("docs/policies.md"))
     names = {"akvq", "fastv", "avl", "random", "mmtok", "cdpruner", "dart"}
     names |= {"visionzip", "vispruner", "hiprune", "scope", "holov"}
-    names |= {"pyramiddrop", "sparsevlm", "snapkv", "pyramidkv", "zipvl"}
+    names |= {"pyramiddrop", "sparsevlm", "snapkv", "pyramidkv", "zipvl", "caac"}
     assert {name for name, _ in rows} == names
     budget = {"keep", "tokens", "positions"}  # said once for all of them
     for name, options in rows:

@@ -187,6 +187,9 @@ class Oracle:
         model: in evaluation mode; its dtype is the dtype of the run.
         ranking: how image tokens are ranked; the tests of random policies bring their own.
         restore: whether attention is biased from the turn with the first picture on.
+        gate: steps whose likeliest token has at most the first as its probability p are computed
+            again, attention to images multiplied by (1 - p) times the second, and p, before it is
+            normalised.
     """
 
     def __init__(
@@ -195,8 +198,12 @@ class Oracle:
         rules: Rules,
         ranking: ByAttention | None = None,
         restore: bool = False,
+        gate: tuple[float, float] | None = None,
     ) -> None:
         self.model = model
+        self.gate = gate
+        self.confidences: list[float] = []
+        self.factors = torch.ones(0, dtype=torch.float64)
         self.rules = rules
         self.ranking = ByAttention() if ranking is None else ranking
         text = decoder_of(model).config
@@ -278,6 +285,13 @@ class Oracle:
             seen = layer.alive if whole else layer.alive & (layer.core | ~self.is_image)
             layer.visible[:, -1, :] = seen & self._near(number)[-1]
         logits, attention = self._forward()
+        if self.gate is not None and self.is_image.any():
+            below, most = self.gate
+            sure = float(logits.double().softmax(0).max())
+            self.confidences.append(sure)
+            if sure <= below:
+                self.factors[-1] = sure + (1 - sure) * most
+                logits, attention = self._forward()
         self._accumulate(attention, slice(-1, None))
         if split is not None and draws:
             self._refresh(split, attention)
@@ -314,6 +328,7 @@ class Oracle:
         self.is_image = torch.cat([self.is_image, shown.visual])
         more = torch.ones(count, dtype=torch.int64) if shown.counts is None else shown.counts
         self.counts = torch.cat([self.counts, more])
+        self.factors = torch.cat([self.factors, torch.ones(count, dtype=torch.float64)])
         biased = torch.full((count,), self.restore and bool(self.is_image.any()))
         self.biased = torch.cat([self.biased, biased])
         if shown.beside is not None:
@@ -347,6 +362,8 @@ class Oracle:
         if self.restore:
             bias = bias_of(self.model, self.positions, self.counts, self.biased)
             more["oracle_bias"] = bias.to(self.model.dtype)
+        if self.gate is not None:
+            more["oracle_factors"] = torch.where(self.is_image, self.factors[:, None], 1.0)
         goes = self._goes_on()
         masks = [mask[:, rows][:, :, rows] for mask, rows in zip(masks, goes, strict=True)]
         with _masked_attention(self.model), _cut(decoder_of(self.model).layers, goes):
@@ -524,6 +541,7 @@ def _attention(
     oracle_masks: list[Tensor],
     oracle_attention: dict[int, Tensor],
     oracle_bias: Tensor | None = None,
+    oracle_factors: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Plain softmax attention, [1, H, S, D] in, under this layer's mask [H, S, S]."""
@@ -536,6 +554,9 @@ def _attention(
     scores = scores.masked_fill(~oracle_masks[module.layer_idx], float("-inf"))
     wide = torch.promote_types(query.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=wide).to(query.dtype)
+    if oracle_factors is not None:
+        raised = weights.double() * oracle_factors
+        weights = (raised / raised.sum(-1, keepdim=True)).to(query.dtype)
     oracle_attention[module.layer_idx] = weights[0]
     return (weights @ value).transpose(1, 2).contiguous(), None
 

@@ -8,6 +8,7 @@ from avl_plugins.policies.action import Action, Placed, Tokens, When
 from avl_plugins.policies.akvq import AKVQ
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
+from avl_plugins.policies.caac import CAAC, Rescale
 from avl_plugins.policies.cached.pyramidkv import PyramidKV
 from avl_plugins.policies.cached.retain import Keeper, Retain, Retaining
 from avl_plugins.policies.cached.snapkv import SnapKV
@@ -47,6 +48,7 @@ __all__ = [
     "ATTENTION",
     "AVL",
     "BY_CLASS",
+    "CAAC",
     "DART",
     "DROPPED",
     "EVS",
@@ -83,6 +85,7 @@ __all__ = [
     "Ranking",
     "ReadParked",
     "Refresh",
+    "Rescale",
     "Retain",
     "Retaining",
     "Select",

@@ -61,6 +61,8 @@ class Action(abc.ABC):
         reads_parked: whether a decode step in which it is due reads parked rows too.
         moves: whether rows may change places where it is due; else it is not asked.
         rates: whether it is `raters` whose attention it ranks by, where it decides BETWEEN.
+        weighs: whether a decode step in which it is due may be computed again, image tokens
+            counting for more or less: by `weight`.
     """
 
     __slots__ = ()
@@ -70,6 +72,7 @@ class Action(abc.ABC):
     reads_parked: ClassVar[bool] = False
     moves: ClassVar[bool] = True
     rates: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -137,6 +140,17 @@ class Action(abc.ABC):
             far; the last row, where none has.
         """
         return positions[-1:]
+
+    def weight(self, confidence: float) -> float:
+        """How many tokens each image token counts as in attention, where it `weighs`.
+
+        Args:
+            confidence: the probability of the likeliest token, after the step as it is.
+
+        Returns:
+            Above 0; 1: the step is as it should be, and is not computed again.
+        """
+        return 1.0
 
     def groups(self, view: View, chosen: Fates) -> Indices | None:
         """Which rows of a picture that stay become means, where it decides EMBEDDED.

@@ -73,6 +73,11 @@ def check_action(action: Action, splits: Sequence[int], where: str) -> None:
     check_fraction(f"{where}: {name}", "wants", action.wants)
     if When.BETWEEN in action.when:
         _check_between(action, where)
+    if action.weighs and When.STEP not in action.when:
+        raise PolicyError(
+            f"{where}: expected {name} to decide after decode steps, as it has them computed "
+            f"again, found {quoted(action.when)}; add When.STEP"
+        )
     if action.tokens is Tokens.ANY and action.when != {When.PROMPT}:
         raise PolicyError(
             f"{where}: expected {name} to decide after a prompt alone, as it does so about rows of "
@@ -190,7 +195,7 @@ def check_alone(actions: Sequence[Action], where: str) -> None:
     Raises:
         PolicyError: there is something.
     """
-    behind = [action for action in actions if max(action.when) > When.BETWEEN]
+    behind = [one for one in actions if max(one.when) > When.BETWEEN and one.moves]
     for action in behind:
         if action.tokens is Tokens.ANY and len(behind) > 1:
             other = next(one for one in behind if one is not action)
@@ -205,14 +210,15 @@ def _parks(action: Action) -> bool:
     """Whether an action may park rows while none are parked, when those that read them rest."""
     if When.PROMPT in action.when:
         return True
-    return When.STEP in action.when and not action.reads_parked
+    return When.STEP in action.when and action.moves and not action.reads_parked
 
 
 def check_drafts(actions: Sequence[Action], where: str) -> None:
     """Refuse actions under which tokens drafted by active rows could not be checked.
 
     Raises:
-        PolicyError: one evicts text, or decides after some steps only, or without parked rows.
+        PolicyError: one evicts text, has steps computed again, or decides after some steps only,
+            or without parked rows.
     """
     for action in actions:
         name = type(action).__name__
@@ -220,6 +226,11 @@ def check_drafts(actions: Sequence[Action], where: str) -> None:
             raise PolicyError(
                 f"{where}: expected a policy that drops no text, as drafts are taken back, found "
                 f"{name}; leave it out"
+            )
+        if action.weighs:
+            raise PolicyError(
+                f"{where}: expected steps that are computed once, as drafts are checked many at a "
+                f"time, found {name}, which has some computed again; leave one of the two out"
             )
         steps = range(1, MOST_ROWS + 1)
         if When.STEP in action.when and not (action.reads_parked and all(map(action.due, steps))):

@@ -75,9 +75,9 @@ class Policy(abc.ABC):
         return any(action.reads_vision for action in self.actions())
 
     @property
-    def restores(self) -> bool:
+    def biases(self) -> bool:
         """Whether attention is biased, which not all packages can do."""
-        return any(action.restores for action in self.actions())
+        return any(action.restores or action.weighs for action in self.actions())
 
     @property
     def places(self) -> tuple[str, ...]:

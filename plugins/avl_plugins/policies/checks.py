@@ -9,14 +9,15 @@ from avl_plugins.errors import PolicyError, quoted
 
 def check_fraction(policy: str, option: str, value: object) -> None:
     """Refuse anything but a number in (0, 1]."""
-    if not _is_number(value) or not 0 < value <= 1:
+    if not is_number(value) or not 0 < value <= 1:
         raise PolicyError(
             f"{policy}: expected {option} above 0 and at most 1, found {quoted(value)}; "
             "it is a fraction, 1 means all"
         )
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -36,7 +37,7 @@ def check_heavy(policy: str, value: object) -> None:
 
 def check_weight(policy: str, option: str, value: object, meaning: str) -> None:
     """Refuse anything but a number in [0, 1]; `meaning` says what one means."""
-    if not _is_number(value) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise PolicyError(
             f"{policy}: expected {option} from 0 to 1, found {quoted(value)}; {meaning}"
         )

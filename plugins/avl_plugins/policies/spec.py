@@ -13,6 +13,7 @@ from avl_plugins.policies.agreement import check_class
 from avl_plugins.policies.akvq import AKVQ
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
+from avl_plugins.policies.caac import CAAC
 from avl_plugins.policies.cached.pyramidkv import PyramidKV
 from avl_plugins.policies.cached.snapkv import SnapKV
 from avl_plugins.policies.cached.vlcache import VLCache
@@ -57,6 +58,7 @@ _KINDS: dict[str, type[Policy]] = {
         *_EMBEDDED,
         *_LOOKING,
         *_CACHED,
+        CAAC,
         Random,
     )
 }

@@ -247,8 +247,8 @@ def make_parser() -> CommandParser:
     add(
         "--zoo",
         action="store_true",
-        help="in place of these every policy that drops image tokens and that the package can "
-        "serve, at 1/2, 1/3, 1/9 and 1/18 of them, with controls for each stage",
+        help="in place of these every policy that drops image tokens, and CAAC, as the package can "
+        "serve them, at 1/2, 1/3, 1/9 and 1/18 of the tokens, with controls for each stage",
     )
     add_running(parser)
     add(

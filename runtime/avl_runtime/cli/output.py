@@ -44,6 +44,7 @@ def as_json(result: Result, certain: Certainty | None = None) -> dict[str, Any]:
         "visual_tokens_read": stats.visual_tokens_read,
         "prefill_ms": stats.prefill_ms,
         "decode_ms_per_token": stats.decode_ms_per_token,
+        "steps_again": stats.steps_again,
         "kv_bytes": stats.kv_bytes,
         "kv_bytes_dense": stats.kv_bytes_dense,
         "drafted": stats.drafted,
@@ -94,7 +95,8 @@ def stats_lines(stats: Stats) -> str:
         (
             "decode",
             f"{stats.new_tokens} tokens, {stats.decode_ms_per_token:.2f} ms a token"
-            f"{_rate(1, stats.decode_ms_per_token)}",
+            f"{_rate(1, stats.decode_ms_per_token)}"
+            + (f", {stats.steps_again} steps computed again" if stats.steps_again else ""),
         ),
         (
             "KV cache",

@@ -183,7 +183,8 @@ def flops_share(dims: Dims, prompt: Prompt, policy: Policy, result: Result) -> f
     dense_prefill, dense_steps = request_flops(
         dims, (), request, *placed_rows(dims, (), request.visual)
     )
-    return (prefill + sum(steps)) / (dense_prefill + sum(dense_steps))
+    again = result.stats.steps_again / len(steps) if steps else 0.0
+    return (prefill + (1 + again) * sum(steps)) / (dense_prefill + sum(dense_steps))
 
 
 def _standard_error(found: Sequence[float]) -> float | None:

@@ -1,4 +1,5 @@
-"""The zoo: every policy that drops image tokens, at the same shares of them, with controls.
+"""The zoo: every policy that drops image tokens, at the same shares of them, with controls; and
+CAAC, which drops none.
 
 A policy that is registered with an option `keep` needs no word here; one whose share is written
 otherwise has a line in `WRITTEN`.
@@ -14,7 +15,7 @@ from itertools import product
 
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import Policy, Random, When, parse, registered
-from avl_runtime.package.info import check_vision
+from avl_runtime.package.info import check_bias, check_vision
 from avl_runtime.package.manifest import Manifest
 
 SHARES = (0.5, 0.3333, 0.1111, 0.0556)  # 1/2, 1/3, 1/9 and 1/18
@@ -22,9 +23,11 @@ STAGES: Mapping[When, str] = {
     When.EMBEDDED: "before the decoder",
     When.BETWEEN: "between layers",
     When.PROMPT: "in the cache",
+    When.STEP: "in steps",
 }
 CONTROLS = ("of=embedded", "of=fastv", "of=avl", "of=cached")  # of `random`
 WHOLE = ("evs",)  # drops nothing of a picture, of videos alone
+DROPLESS = ("caac",)  # asked once, as all tokens stay
 
 # Of a package's cuts: the options that spend a share. None: it cannot be done between these.
 Written = Callable[[float, Sequence[int]], str | None]
@@ -36,8 +39,8 @@ class Entry:
 
     Attributes:
         name: the policy without what its share makes of it.
-        stage: when it drops tokens, one of `STAGES`.
-        share: of image tokens, 1 for dense attention; of all rows where it drops text too.
+        stage: when it acts, one of `STAGES`.
+        share: of image tokens, 1 where none is dropped; of all rows where it drops text too.
     """
 
     policy: str
@@ -55,13 +58,13 @@ class Zoo:
 
 
 def zoo(manifest: Manifest) -> Zoo:
-    """All policies that drop image tokens and that a package can serve, by stage."""
+    """All policies that drop image tokens, and CAAC, as a package can serve them, by stage."""
     entries, left_out = [], []
     for name, kind in registered().items():
         if kind is Random or name in WHOLE:
             continue
         written = WRITTEN.get(name)
-        if written is None:
+        if written is None and name not in DROPLESS:
             if "keep" not in {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
                 continue
             written = _by_keep(kind)
@@ -77,24 +80,25 @@ def zoo(manifest: Manifest) -> Zoo:
     return Zoo((dense, *entries), tuple(left_out))
 
 
-def _entries(name: str, written: Written, manifest: Manifest) -> list[Entry]:
-    """A policy at every share.
+def _entries(name: str, written: Written | None, manifest: Manifest) -> list[Entry]:
+    """A policy at every share, or as it is where nothing is written for one.
 
     Raises:
         PolicyError: the package cannot serve it.
     """
     found = []
-    for share in SHARES:
-        options = written(share, manifest.splits())
+    for share in (1.0,) if written is None else SHARES:
+        options = "" if written is None else written(share, manifest.splits())
         if options is None:
             raise PolicyError(
                 f"{name}: expected a decoder that is cut where it drops, found one cut after "
                 f"{', '.join(map(str, manifest.splits())) or 'no layer'}; export with two or three "
                 "layers in --split, equally far apart"
             )
-        policy = parse(f"{name}:{options}")
+        policy = parse(f"{name}:{options}" if options else name)
         policy.check(manifest.splits(), manifest.dims.num_layers)
         check_vision(policy, manifest)
+        check_bias(policy, manifest)
         told = name
         if isinstance(policy, Random) and policy.of != "fastv":
             told = f"{name}:of={policy.of}"
@@ -103,9 +107,8 @@ def _entries(name: str, written: Written, manifest: Manifest) -> list[Entry]:
 
 
 def stage_of(policy: Policy) -> str:
-    """When a policy first drops tokens, one of `STAGES`."""
-    first = min(when for action in policy.actions() for when in action.when)
-    return STAGES[min(first, When.PROMPT)]
+    """When a policy first acts, one of `STAGES`."""
+    return STAGES[min(when for action in policy.actions() for when in action.when)]
 
 
 def _by_keep(kind: type[Policy]) -> Written:

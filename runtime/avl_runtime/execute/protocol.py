@@ -250,9 +250,11 @@ class Executor(Protocol):
         kernels: which kernels of avl's own run on a CPU, for people; None: none.
         kv: how cached rows are kept, of `KV`, or the type that the package computes in.
         shares: whether rows of a run can be kept for other sequences.
+        repeats: whether a step can be run again, as its rows are not added by itself.
     """
 
     shares: bool
+    repeats: bool
     chunk: int
     most_rows: int | None
     most_sequences: int

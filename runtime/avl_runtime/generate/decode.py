@@ -13,7 +13,8 @@ from avl_runtime.execute.protocol import Batch, Executor, Step
 from avl_runtime.generate.check import Asked, Check, drafted
 from avl_runtime.generate.choices import after_step, text_after_step
 from avl_runtime.generate.sequence import Sequence
-from avl_runtime.kv.standing import standing_of
+from avl_runtime.generate.weighing import weights_of
+from avl_runtime.kv.standing import standing_of, weighed
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.embedding import Embedding
 
@@ -122,16 +123,23 @@ class Decoder:
             and (each.drafting is not None or any(one.reads_parked for one in actions))
             for each, actions in zip(members, due, strict=True)
         ]
+        weighs = any(one.weighs for actions in due for one in actions)
         step = Step(
             self._embedding.lookup(np.asarray(tokens, np.int64)),
             position_ids,
             positions,
             due,
             reads,
-            logits,
+            Logits.ALL if weighs else logits,
             standing_of(members),
         )
         found = batch.run(step)
+        if weighs and (weights := weights_of(due, found, [one.image_tokens for one in members])):
+            # No row has been added yet, and rows that a kernel has moved are still read or not.
+            step.standing = weighed(members, weights, self._manifest.dims.position_axes)
+            found = batch.run(step)
+            for seq in weights:
+                members[seq].again += 1
         # A run leaves neither code nor data of ours in the processor's caches. Rows move after the
         # last one, so that a step fetches what moves them once and not once a segment.
         for index in range(len(self._manifest.segments)):

@@ -70,7 +70,7 @@ def prefill(
     sequence.grow(
         rows.token_ids.tolist(), rows.image_mask, rows.next_position, rows.chosen, standing
     )
-    sequence.step = 0
+    sequence.step = sequence.again = 0
     sequence.prefix_tokens = 0 if prefix is None else prefix.length
     positions = start + given
     ends = positions + 1 if rows.ends is None else start + rows.ends

@@ -70,7 +70,8 @@ class Stats:
     entry for each source that was asked for drafts. `kv` is the type of the cache's rows.
     `prefix_tokens` counts tokens at the prompt's begin whose rows an earlier prompt has left; under
     a policy that drops image tokens between layers those of the layers before. `visual_tokens_read`
-    are those of the prompt's visual tokens that the decoder was given.
+    are those of the prompt's visual tokens that the decoder was given. `steps_again` counts decode
+    steps that a policy had computed a second time.
     """
 
     policy: str
@@ -90,6 +91,7 @@ class Stats:
     kv: str | None = None
     prefix_tokens: int = 0
     visual_tokens_read: int = 0
+    steps_again: int = 0
 
     @property
     def drafted(self) -> int:

@@ -65,6 +65,7 @@ class Sequence:
         visuals: what the tokens of each picture and video show, in order.
         text_after_image: text tokens behind the first image token, which a text budget counts.
         step: decode steps since the last prompt.
+        again: those of them that were computed again, as an action weighs image tokens.
         settled: tokens that can no longer be taken back, as a policy has moved rows since.
         prefix_tokens: tokens of the last prompt whose rows an earlier one has left.
         image_tokens: those that the decoder was given; dropped since, too.
@@ -89,10 +90,8 @@ class Sequence:
         self.next_position = 0
         self.visuals: list[Cells] = []
         self.token_ids: list[int] = []
-        self.step = 0
-        self.settled = 0
-        self.prefix_tokens = 0
-        self.image_tokens = self.images_read = 0
+        self.step = self.again = self.settled = 0
+        self.prefix_tokens = self.image_tokens = self.images_read = 0
 
     @property
     def length(self) -> int:

@@ -6,14 +6,19 @@ axis of RoPE, and how many tokens it stands for: 1, or more where rows have beco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avl_plugins.policies import Action, Tokens
 from avl_runtime.kv.cache import Ints, SegmentCache
+
+# What a token counts as where others count as fractions of one: to a row's attention ratios alone
+# matter, and sums with its logarithm, 14, cost no digit that counts.
+UNIT = 2**20
 
 
 class TokenStanding:
@@ -55,6 +60,11 @@ class Stood(Protocol):
 
     @property
     def actions(self) -> Sequence[Action]: ...
+
+    @property
+    def image_mask(self) -> NDArray[np.bool_]:
+        """[tokens so far], which positions hold image tokens."""
+        ...
 
     @property
     def standing(self) -> Ints | None:
@@ -142,6 +152,27 @@ def standing_of(sequences: Sequence[Stood]) -> Standing | None:
     tokens = [each.standing for each in sequences]
     if all(one is None for one in tokens):
         return None
+    return Standing(tokens, unlike(each.actions for each in sequences))
+
+
+def weighed(sequences: Sequence[Stood], weights: Mapping[int, float], axes: int) -> Standing:
+    """As `standing_of`, where each image token of some sequences counts as a number of tokens.
+
+    Where nothing else biases a sequence's attention, all its tokens stand in one place: there
+    RESTORE's bias is the logarithm of that number alone.
+
+    Args:
+        weights: these numbers, above 0, by the sequences' own.
+        axes: of positions.
+    """
+    tokens = [each.standing for each in sequences]
+    for seq, weight in weights.items():
+        image, stood = sequences[seq].image_mask, tokens[seq]
+        found = np.zeros((len(image), axes + 1), np.int64) if stood is None else stood.copy()
+        if stood is None:
+            found[:, -1] = 1
+        found[:, -1] *= np.where(image, round(weight * UNIT), UNIT)
+        tokens[seq] = found
     return Standing(tokens, unlike(each.actions for each in sequences))
 
 

@@ -79,10 +79,10 @@ def check_bias(policy: Policy, manifest: Manifest) -> None:
     Raises:
         PolicyError: it does, and they cannot.
     """
-    if policy.restores and not manifest.restores:
+    if policy.biases and not manifest.restores:
         raise PolicyError(
             f"{policy}: expected a package whose attention can be biased, found one that cannot; "
-            "export with --restore, or use positions=keep"
+            "export with --restore, or use another policy"
         )
 
 

@@ -182,13 +182,19 @@ class Loaded:
 
         Raises:
             PolicyError: it drops tokens after a layer at which the decoder is not split, chooses by
-                what the encoder does not tell, or drafts some that could not be checked.
+                what the encoder does not tell, has steps computed again where they cannot be, or
+                drafts some that could not be checked.
             ClosedError: the model was closed.
         """
         self.check_open()
         policy.check(self.package.manifest.splits(), self.package.manifest.dims.num_layers)
         check_vision(policy, self.package.manifest)
         check_bias(policy, self.package.manifest)
+        if any(action.weighs for action in policy.actions()) and not self.executor.repeats:
+            raise PolicyError(
+                f"{policy}: expected steps that can be computed again, found those of "
+                f"{self.executor.name}, which add their rows by themselves; use ort-cpu"
+            )
         window = self.package.manifest.reach.window
         if window is not None and any(action.closes_up for action in policy.actions()):
             raise PolicyError(

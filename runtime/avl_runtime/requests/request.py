@@ -249,6 +249,11 @@ class Request:
                 "prompt_lookup: expected a policy that drops no text, whose attention could not "
                 f"be taken back, found {self.policy}; leave one of the two out"
             )
+        if any(action.weighs for action in self.policy.actions()):
+            raise OptionError(
+                "prompt_lookup: expected a policy whose steps are computed once, as drafts are "
+                f"checked many at a time, found {self.policy}; leave one of the two out"
+            )
         executor = self.loaded.executor
         if self.loaded.package.manifest.dims.states is not None:
             raise OptionError(
@@ -315,6 +320,7 @@ class Request:
             kv=executor.kv,
             prefix_tokens=self.prefix_tokens,
             visual_tokens_read=self.visual_tokens_read,
+            steps_again=self.sequence.again,
         )
         self._result = Result(
             reply.text,

@@ -38,7 +38,7 @@ from avl_runtime.kv.standing import of_new
 class DeviceExecutor:
     """See `protocol.Executor`."""
 
-    shares = False
+    shares = repeats = False
 
     def __init__(self, backend: DeviceBackend) -> None:
         self.backend = backend
