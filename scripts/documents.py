@@ -29,6 +29,7 @@ import overhead
 import own_scores
 import prefix_speed
 import quantization
+import restored_scores
 import short_tables
 import state_bytes
 import zoo_jobs
@@ -72,6 +73,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "overhead": lambda: overhead.sentence(record("overhead")),
     "layer-budgets": lambda: layer_budgets.sentence(record("layer-budgets")),
     "own-scores": lambda: own_scores.sentence(record("own-scores")),
+    "restored": lambda: restored_scores.table(record("restore")),
+    "caac": lambda: restored_scores.sentence(record("restore")),
     "quantization": lambda: quantization.table(record("quantization")),
     "export-size": lambda: export_size.sentence(record("export-size")),
     "check-layers": lambda: export_size.checked_sentence(record("check-layers")),
