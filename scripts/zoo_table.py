@@ -32,7 +32,7 @@ def by_name(rows: Sequence[Row]) -> dict[str, dict[float, Row]]:
     """
     found: dict[str, dict[float, Row]] = {}
     for row in rows:
-        if row["share"] < 1:
+        if row["policy"] != "dense" and row["share"] < 1:
             found.setdefault(row["name"], {})[row["share"]] = row
 
     def place(name: str) -> tuple[int, float]:
