@@ -12,6 +12,8 @@ import pytest
 from avl_plugins.errors import AvlError
 from avl_runtime import LVLM, AsyncLVLM
 from avl_runtime.execute.host.executor import HostExecutor
+from avl_runtime.prompts.messages import PromptError
+from avl_runtime.prompts.plain_text import PlainText
 from avl_runtime.requests import Scheduler
 from avl_runtime.requests.loaded import ClosedError
 from avl_runtime.requests.request import CancelledError, Request, RequestError
@@ -320,3 +322,11 @@ def test_a_stream_whose_request_was_made_before_the_close_is_refused_each_time(
                 await stream.__anext__()
 
     asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_prompt_that_the_tokenizer_knows_nothing_of_is_refused(
+    own: LVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PlainText, "encode", lambda *_, **__: [])
+    with pytest.raises(PromptError, match="at least one token, found"):
+        own.generate(ONE.prompt)

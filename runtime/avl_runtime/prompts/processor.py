@@ -174,7 +174,7 @@ class Processor:
         """A whole conversation up to where the next answer begins.
 
         Raises:
-            PromptError: it has several messages and the package no chat template.
+            PromptError: it has several messages and the package no chat template, or has no token.
             TemplateError: the chat template refuses it.
         """
         among = sum(heard.count("image") for heard in said)
@@ -192,7 +192,13 @@ class Processor:
         starts = self._bos is not None and text.startswith(self._bos)
         filled, placed = self._shown.filled(text, media)
         asked = self._shown.question([heard.message for heard in said])
-        return self._prompt(self._plain.encode(filled, with_bos=not starts), placed, asked)
+        ids = self._plain.encode(filled, with_bos=not starts)
+        if not len(ids):
+            raise PromptError(
+                f"expected a prompt of at least one token, found {quoted(filled, 40)}, of which "
+                "the tokenizer knows nothing; ask something else"
+            )
+        return self._prompt(ids, placed, asked)
 
     def check_system(self) -> None:
         """Refuse system prompts where they cannot be used.
