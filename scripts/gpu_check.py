@@ -107,6 +107,9 @@ def large_cases() -> list[Attention]:
             Attention(form, *shape, 1, 3040, 448, (3040, 17), (448, 0))
             for form in ("fused_decode", "fused_decode_sliced")
         ]
+        made.append(
+            Attention("restored_decode", *shape, 1, 3040, 448, (3040, 17), (448, 0), axes=3)
+        )
         text = (*range(35), *range(640, 700))
         made.append(Attention("fused_prefill", *shape, 700, 900, 64, (900,), (33,), weighted=text))
     return made

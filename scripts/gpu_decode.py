@@ -28,6 +28,10 @@ from avl_runtime.generate.results import Result
 from avl_runtime.tasks import sample
 
 POLICIES = ("dense", "fastv", "avl", "avl+fastv", "avl:text=0.5,text_min=4", "random:of=avl")
+RESTORED = (  # of packages exported with --restore
+    "divprune:keep=0.3,positions=restore",
+    "divprune:keep=0.5,positions=restore+avl:refresh=2,text=0.5,text_min=4",
+)
 
 
 def check(model: LVLM, reference: LVLM, policies: Sequence[str], steps: int) -> dict[str, Any]:
@@ -72,16 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("package", type=Path)
     backends = ("ort-cuda", "tensorrt", "tensorrt-rtx")
     parser.add_argument("--backends", nargs="+", choices=backends, default=backends)
-    parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--policies", nargs="+")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     reference = LVLM.load(arguments.package, backend="ort-cpu")
+    restores = reference.package.manifest.restores
+    policies = arguments.policies or [*POLICIES, *(RESTORED if restores else ())]
     report: dict[str, Any] = {}
     for name in arguments.backends:
         try:
             model = LVLM.load(arguments.package, backend=name)
-            report[name] = check(model, reference, arguments.policies, arguments.steps)
+            report[name] = check(model, reference, policies, arguments.steps)
         except AvlError as error:
             report[name] = {"not run": str(error)}
     wrong = []

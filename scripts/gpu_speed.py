@@ -39,15 +39,24 @@ class Model:
 
 MODEL = Model()
 FORMS = ("fused_decode", "fused_decode_sliced")
+RESTORED = ("restored_decode", "restored_decode_sliced")
 FLASH = SDPBackend.FLASH_ATTENTION
 
 
 class Decode:
     """One decode step, its inputs rotated. `active` rows of `kv_heads` heads are read."""
 
-    def __init__(self, batch: int, kv_heads: int, group: int, active: int, parked: int = 0) -> None:
+    def __init__(
+        self,
+        batch: int,
+        kv_heads: int,
+        group: int,
+        active: int,
+        parked: int = 0,
+        form: str = FORMS[0],
+    ) -> None:
         self.case = Attention(
-            FORMS[0], "float16", 128, kv_heads, group, 1, active, max(parked, 1),
+            form, "float16", 128, kv_heads, group, 1, active, max(parked, 1),
             (active,) * batch, (parked,) * batch,
         )  # fmt: skip
         rows = active + parked + 1
@@ -118,6 +127,9 @@ def decode_speed(launch: Launch, bandwidth: float) -> list[Row]:
             row(f"{name}: with mass", one.time(launch, mass=True) * 1e3, "us"),
             row(f"{name}: torch flash over ours", torch_time / own, "", goal),
         ]
+        biased = Decode(1, kv_heads, group, MODEL.image + MODEL.text, form=RESTORED[0])
+        again = biased.time(launch, mass=False, forms=RESTORED) / own
+        found.append(row(f"{name}: with RESTORE's bias over without", again, ""))
     return found
 
 

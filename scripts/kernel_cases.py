@@ -32,6 +32,8 @@ ATTENTION_INPUTS = (
     "parked_len",
     "row_weights",
 )
+STANDING = ("nearness", "row_standing", "active_standing", "parked_standing")
+FAR = 300  # positions and distances are below
 
 
 def triton_launch(variant: Variant, values: Values) -> None:
@@ -54,8 +56,12 @@ def triton_launch(variant: Variant, values: Values) -> None:
 class Attention:
     """One call of SplitCacheAttention in one of the forms it has as kernels.
 
+    Or of RestoredCacheAttention, where `form` begins with "restored".
+
     Attributes:
         form: "fused_decode", "fused_decode_sliced" or "fused_prefill".
+        axes: of positions, by which rows stand.
+        unlike: whether the KV heads' active rows are others than one another's.
         active_len, parked_len: one length a sequence; capacities are `active` and `parked`.
         weighted: which new rows have weights; None for all.
         constants: replaces tile sizes of the variant.
@@ -76,6 +82,17 @@ class Attention:
     owners: int = 1
     constants: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
+    axes: int = 1
+    unlike: bool = False
+
+    @property
+    def restores(self) -> bool:
+        return self.form.startswith("restored")
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of all inputs, in the schema's order."""
+        return ATTENTION_INPUTS + STANDING * self.restores
 
     @property
     def batch(self) -> int:
@@ -111,7 +128,28 @@ class Attention:
             used[list(self.weighted)] = 1
             weights *= used
         values["row_weights"] = weights
-        return {name: values[name].to(device) for name in ATTENTION_INPUTS}
+        if self.restores:
+            values |= self._standing(generator)
+        return {name: values[name].to(device) for name in self.given}
+
+    def _standing(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Rows anywhere, that stand for up to 3 tokens; of several sequences one has no bias."""
+        heads = self.kv_heads if self.unlike else 1
+
+        def anywhere(*shape: int) -> torch.Tensor:
+            found = torch.randint(FAR, (self.batch, *shape, self.axes + 1), generator=generator)
+            found[..., -1] %= 4
+            return found
+
+        rows = anywhere(self.new)
+        rows[1:2, :, -1] = 0
+        near = torch.rand(self.axes, FAR, generator=generator)
+        return {
+            "nearness": (2 * near - 1) / self.axes,
+            "row_standing": rows,
+            "active_standing": anywhere(heads, self.active),
+            "parked_standing": anywhere(1, self.parked),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +189,8 @@ def attend(
         "scale_bits": scale_bits(case.head_dim**-0.5),
         "owners": case.owners,
     }
+    if case.restores:
+        values |= {"X": case.axes, "M": FAR, "F": case.kv_heads if case.unlike else 1}
     variant = variant_of(case.form, case.dtype, case.head_dim)
     launch(replace(variant, constants={**variant.constants, **case.constants}), values)
     return [values[name] for name in ("out", "mass_active", "mass_parked", "mass_new")]
@@ -164,6 +204,8 @@ def attention_errors(
     for name in ("active_len", "parked_len"):
         arrays[ATTENTION_INPUTS.index(name)] = inputs[name].cpu().numpy()
     arrays.append(case.head_dim**-0.5)
+    if case.restores:
+        arrays.append([inputs[name].cpu().numpy() for name in STANDING])
     exact = [torch.from_numpy(array) for array in naive.attention(*arrays)]
     found = [tensor.double().cpu() for tensor in outputs]
     rounding = (exact[0].to(outputs[0].dtype).double() - exact[0]).abs().max().item()

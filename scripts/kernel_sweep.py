@@ -23,14 +23,18 @@ from avl_plugins.kernels.catalog import DTYPES, HEAD_DIMS
 from interpreter import interpreters, shuffled_programs
 from kernel_cases import Attention, Errors, attend, attention_errors, triton_launch
 
-FORMS = ("fused_decode", "fused_decode_sliced", "fused_prefill")
+FORMS = tuple(
+    f"{kernel}_{form}"
+    for kernel in ("fused", "restored")
+    for form in ("decode", "decode_sliced", "prefill")
+)
 OUT, MASS = 2.0, 1e-6
 
 
 def random_case(form: str, dtype: str, head_dim: int, seed: int) -> Attention:
     """A case of moderate size: what takes the interpreter about a second."""
     rng = random.Random(f"{form} {dtype} {head_dim} {seed}")
-    few = form != "fused_prefill"
+    few = not form.endswith("prefill")
     batch = rng.choice((1, 1, 2, 3, 8, 16) if few else (1, 1, 2))
     kv_heads = rng.choice((1, 2) if batch < 8 else (1,))
     group = rng.choice((1, 1, 2, 4, 7, 8, 16) if few else (1, 1, 2, 4, 7))
@@ -63,6 +67,8 @@ def random_case(form: str, dtype: str, head_dim: int, seed: int) -> Attention:
         owners=rng.choice((1, 1, 2, 3)),
         constants=tiles,
         seed=seed,
+        axes=rng.choice((1, 2, 3)),
+        unlike=rng.choice((False, True)),
     )
 
 

@@ -13,7 +13,7 @@ from avl_export.families import Family
 from avl_export.graph.rows import replaced
 from avl_plugins.bodies.restored_function import restored_functions
 from avl_plugins.graph_io import ACTIVE, FULL, PARKED, ROW_STANDING, Segment, layer_of, named
-from avl_plugins.schema import RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import PLUGIN_ATTRIBUTES, RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION
 from avl_runtime.package.manifest import CAUSAL
 
 _NEARNESS = "rope.nearness"
@@ -74,7 +74,9 @@ def restore(
         keys = cast("ir.Value", node.inputs[names.index(ACTIVE.keys)])
         standing = [named(place.standing, layer_of(str(keys.name))) for place in (ACTIVE, PARKED)]
         more = [near, held[ROW_STANDING], *(held[name] for name in standing)]
-        replaced(graph, node, RESTORED_CACHE_ATTENTION, [*node.inputs, *more])
+        plugin = [node.attributes[name] for name in PLUGIN_ATTRIBUTES]
+        made = replaced(graph, node, RESTORED_CACHE_ATTENTION, [*node.inputs, *more])
+        made.attributes.update({attribute.name: attribute for attribute in plugin})
     graph.inputs[:] = [*(held[value.name] for value in segment.inputs()), *defaulted]
     for proto in restored_functions(len(table), model.opset_imports[""], heads):
         body = ir.serde.deserialize_function(proto)

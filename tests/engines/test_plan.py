@@ -156,7 +156,7 @@ def test_tensorrt_builds_for_its_own_gpu(fp16: Path, library: Any) -> None:
         ("11.4.0", {"dims_head_dim": 128}, {"plugins": False}, False, "as asked"),
         ("11.4.0", {"dims_head_dim": 128, "dtype": "fp32"}, {}, False, "this package is fp32"),
         ("11.4.0", {}, {}, False, "these are of 32"),
-        ("11.4.0", {"dims_head_dim": 128, "restores": True}, {}, False, "plugins add no bias"),
+        ("11.4.0", {"dims_head_dim": 128, "restores": True}, {}, True, "attention is the plugin"),
     ],
 )
 def test_when_plugins_are_taken(

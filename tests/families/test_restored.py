@@ -9,20 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import gpu_decode
 from avl_export.cli import main as avl_export
 from avl_export.options import Options, OptionsError
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import Picture, Select, Selecting, parse
 from avl_runtime import LVLM
+from avl_runtime.execute.device import growth
 from avl_runtime.execute.protocol import PromptTooLongError
+from avl_runtime.package.engine_sets import Limits
 from avl_runtime.package.info import describe, info_text
 from avl_runtime.vision.load.videos import Video
+from device.loop_cases import ask, on_stand_in
+from device.loop_cases import same as equal
+from device.sessions import HostSessions, open_on_sessions
+from device.standin import HostDevice
 from families import test_gemma3, test_qwen2_5_vl, test_qwen3_vl
 from families.calibrated import CalibratedTests
 from families.chosen import ChosenTests
@@ -36,6 +44,8 @@ FLAG = "--restore"
 PROMPT, STEPS, TOLERANCE = "What is in the picture?", 5, 1e-4
 LLAVA = case("siglip", "full", -1)
 RESTORED = "divprune:tokens=9,positions=restore"
+# In the last one KV heads hold other rows than one another, and parked ones are read.
+DEVICES = (f"{RESTORED}+fastv", *gpu_decode.RESTORED)
 
 
 @pytest.fixture(scope="session")
@@ -246,6 +256,59 @@ def test_rows_that_are_kept_otherwise_are_biased_too(kv: str, llava: Made) -> No
         exact, found = (logits(one, f"{RESTORED}{more}") for one in (llava.model, model))
         plain = logits(llava.model, f"divprune:tokens=9{more}")
         assert np.abs(found - exact).max() < 0.5 * np.abs(plain - exact).max()
+
+
+@pytest.mark.parametrize("park_on_host", [False, True])
+def test_devices_are_told_where_rows_stand(
+    llava: Made, tmp_path: Path, park_on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks, with caches that grow; steps are recorded, and the bias is felt."""
+    monkeypatch.setattr(growth, "GROWTH", 4)
+    limits = Limits(decode_rows=8, prompt_rows=16, cache_rows=512, batch=2)
+    model, device = on_stand_in(llava.package, tmp_path, limits, park_on_host=park_on_host)
+    asked = {"return_placements": True, "min_new_tokens": 8}
+    for policy in DEVICES:
+        before = device.done["replay"]
+        found, expected = (ask(one, policy, 8, **asked) for one in (model, llava.model))
+        equal(found, expected)
+        assert device.done["replay"] > before
+        plain = ask(llava.model, policy.replace(",positions=restore", ""), 1)
+        assert plain.logits is not None and found.logits is not None
+        assert np.abs(plain.logits[0] - found.logits[0]).max() > 5e-3
+    before = device.done["select_text-1024"]
+    policy = "avl:text=0.5,text_min=4"  # has no bias: engines add zeros, and the device selects
+    equal(*(ask(one, policy, 8, **asked) for one in (model, llava.model)))
+    assert device.done["select_text-1024"] > before
+
+
+def test_no_device_computes_steps_again(llava: Made, tmp_path: Path) -> None:
+    model, _ = on_stand_in(llava.package, tmp_path)
+    with pytest.raises(PolicyError, match=r"caac: expected steps that can .*; use ort-cpu"):
+        ask(model, "caac", 2)
+
+
+def test_a_batch_of_which_some_are_biased_on_devices(llava: Made, tmp_path: Path) -> None:
+    """On engines, and on ort-cuda, whose sessions run the package's own graphs."""
+    sessions = HostSessions(HostDevice(interpreted=False))
+    backend = open_on_sessions(sessions, llava.model.package)
+    with mock.patch("avl_runtime.requests.loaded.load_backend", lambda *_, **__: backend):
+        cuda = LVLM.load(llava.package, backend="ort-cuda")
+    engines, _ = on_stand_in(llava.package, tmp_path)
+    images = [[picture((97, 61), 5)], [picture((64, 64), 9)]]
+    found, others, expected = (
+        one.generate_batch(
+            [PROMPT] * 2,
+            images,
+            policies=[DEVICES[-1], "avl"],
+            max_new_tokens=6,
+            return_logits=True,
+            return_placements=True,
+        )
+        for one in (engines, cuda, llava.model)
+    )
+    for place, result in enumerate(expected):
+        equal(found[place], result)
+        equal(others[place], result)
 
 
 def test_decoders_whose_layers_differ_are_refused(tmp_path: Path) -> None:

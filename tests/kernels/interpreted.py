@@ -47,6 +47,12 @@ def attention(case: Attention, order: int | None, stretch: float = 1.0) -> Error
     return attention_errors(case, inputs, outputs)
 
 
+def without_bias(plain: Attention, case: Attention) -> Errors:
+    """Errors of a case whose bias is left out."""
+    inputs = case.inputs()
+    return attention_errors(case, inputs, attend(plain, triton_launch, inputs))
+
+
 def outputs_of(case: Attention, order: int | None) -> list[np.ndarray[Any, Any]]:
     inputs = case.inputs()
     with checked(order):

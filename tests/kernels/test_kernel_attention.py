@@ -8,6 +8,7 @@ more.
 from __future__ import annotations
 
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,15 @@ CASES = [
     Attention("fused_prefill", "float16", 64, 1, 1, 90, 50, 8, (50,), (3,), constants={"BM": 32}),
     Attention("fused_prefill", "float16", 64, 1, 32, 1, 50, 8, (50,), (3,)),
 ]
+RESTORED = [
+    Attention("restored_decode", "float16", 128, 2, 2, 1, 70, 9, (70, 3), (9, 0), unlike=True),
+    Attention("restored_decode", "bfloat16", 64, 1, 3, 2, 65, 5, (65,), (4,), axes=3),
+    Attention("restored_decode_sliced", "bfloat16", 80, 2, 1, 1, 40, 33, (33,), (33,), axes=3),
+    Attention("restored_decode_sliced", "float16", 96, 1, 2, 3, 33, 5, (0,), (4,), owners=2),
+    Attention("restored_prefill", "float16", 64, 1, 2, 40, 70, 9, (66,), (8,), axes=2),
+    Attention("restored_prefill", "bfloat16", 80, 2, 1, 20, 33, 5, (33,), (5,), unlike=True),
+]
+CASES += RESTORED
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +98,11 @@ def test_a_wrong_scale_is_noticed(interpreting: ProcessPoolExecutor) -> None:
     """The tolerances can fail: 0.1 % on the scale is far outside them."""
     found = interpreting.submit(interpreted.attention, CASES[0], None, 1.001).result()
     assert found.mass > 10 * MASS
+
+
+def test_the_bias_is_noticed(interpreting: ProcessPoolExecutor) -> None:
+    """The same inputs without it are far outside of the tolerances."""
+    case = RESTORED[1]
+    plain = replace(case, form=case.form.replace("restored", "fused"))
+    found = interpreting.submit(interpreted.without_bias, plain, case).result()
+    assert found.mass > 1000 * MASS

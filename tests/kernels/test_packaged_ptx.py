@@ -82,7 +82,15 @@ def test_the_index_lists_the_folder() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 2 << 20
 
 
-@pytest.mark.parametrize(("place", "name", "target"), [(i, *one) for i, one in enumerate(EVERY)])
+# Of `restored`, of which there is a file for each of `fused` but those for sm_90a, a few.
+ASSEMBLED = [
+    (place, *one)
+    for place, one in enumerate(EVERY)
+    if not one[0].startswith("restored") or place % 6 == 0
+]
+
+
+@pytest.mark.parametrize(("place", "name", "target"), ASSEMBLED)
 def test_every_file_assembles_as_the_table_says(
     place: int, name: str, target: int, table: dict[tuple[str, str], dict[str, Any]]
 ) -> None:

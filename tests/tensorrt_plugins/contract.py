@@ -21,12 +21,12 @@ import torch
 from avl_plugins.cuda.packaged import index
 from avl_plugins.errors import AvlError
 from avl_plugins.kernels.catalog import VARIANTS, Variant
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION, Op
-from kernel_cases import ATTENTION_INPUTS, Attention, attention_errors
+from avl_plugins.schema import RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION, Op
+from kernel_cases import FAR, Attention, attention_errors
 from kernels.interpreted import checked
 
 # Sizes that a profile leaves open; all others are fixed.
-OPEN = {"B", "S", "A", "P"}
+OPEN = {"B", "S", "A", "P", "F"}
 UNKNOWN = -1
 
 
@@ -202,11 +202,17 @@ def attention_node(case: Attention, dtype: str, **most: int) -> tuple[Node, dict
         "A": case.active,
         "P": case.parked,
         "R": case.weightings,
+        "E": 1,
+        "F": case.kv_heads if case.unlike else 1,
+        "X": case.axes,
+        "Z": case.axes + 1,
+        "M": FAR,
     }
     dims = {n: (1, most.get(n, 4096)) if n in OPEN else (size, size) for n, size in sizes.items()}
     dims["S"] = (most.get("S_least", 1), most.get("S", 4096))
     scale = {"scale": case.head_dim**-0.5}
-    return Node(SPLIT_CACHE_ATTENTION, scale, dims, dtype), sizes
+    op = RESTORED_CACHE_ATTENTION if case.restores else SPLIT_CACHE_ATTENTION
+    return Node(op, scale, dims, dtype), sizes
 
 
 def attention_errors_of(case: Attention, tactic: int) -> tuple[float, float]:
@@ -219,14 +225,16 @@ def attention_errors_of(case: Attention, tactic: int) -> tuple[float, float]:
     outputs = [
         torch.full(shape, torch.nan, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)
     ]
-    interpret(node.kernel(tactic, sizes), [inputs[name] for name in ATTENTION_INPUTS], outputs)
+    interpret(node.kernel(tactic, sizes), [inputs[name] for name in case.given], outputs)
     errors = attention_errors(case, inputs, outputs)
     return errors.out, errors.mass
 
 
-def attention_offer(dtype: str, least: int, most: int, group: int) -> dict[str, Any]:
+def attention_offer(
+    dtype: str, least: int, most: int, group: int, form: str = ""
+) -> dict[str, Any]:
     """What the plugin answers before any kernel: types, shapes, aliases, tactics."""
-    case = Attention("", "float16", 128, 2, group, 5, 7, 9, (7,), (9,))
+    case = Attention(form, "float16", 128, 2, group, 5, 7, 9, (7,), (9,))
     node, sizes = attention_node(case, dtype, S_least=least, S=most)
     return {
         "declared": node.declared,
@@ -238,9 +246,11 @@ def attention_offer(dtype: str, least: int, most: int, group: int) -> dict[str, 
     }
 
 
-def attention_launch(tactic: int, sizes: dict[str, int], head_dim: int) -> dict[str, Any]:
+def attention_launch(
+    tactic: int, sizes: dict[str, int], head_dim: int, form: str = ""
+) -> dict[str, Any]:
     """Launch parameters of a tactic at other sizes than it was asked for."""
-    case = Attention("", "float16", head_dim, 2, 4, 5, 7, 9, (7,), (9,))
+    case = Attention(form, "float16", head_dim, 2, 4, 5, 7, 9, (7,), (9,))
     node, known = attention_node(case, "HALF")
     kernel = node.kernel(tactic, {**known, **sizes})
     variant = source_of(kernel)
@@ -263,9 +273,9 @@ def prefill_target(capability: int) -> str:
     return node.kernel(3, sizes).ptx.decode().split(".target ")[1].split()[0]
 
 
-def refusal(dtype: str, head_dim: int) -> str:
+def refusal(dtype: str, head_dim: int, form: str = "", axes: int = 1) -> str:
     """The message for a node that no kernel serves, or "" if it is served."""
-    case = Attention("", "float16", head_dim, 2, 1, 1, 7, 9, (7,), (9,))
+    case = Attention(form, "float16", head_dim, 2, 1, 1, 7, 9, (7,), (9,), axes=axes)
     node, sizes = attention_node(case, dtype)
     try:
         node.kernel(1, sizes)

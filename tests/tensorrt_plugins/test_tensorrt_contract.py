@@ -12,12 +12,13 @@ import pytest
 from avl_plugins.cuda.packaged import index, kernel
 from avl_plugins.kernels.aot import parameters
 from avl_plugins.kernels.catalog import HEAD_DIMS
-from avl_plugins.schema import PLUGIN_ATTRIBUTES, SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import PLUGIN_ATTRIBUTES, RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION
 from kernel_cases import Attention
 from tensorrt_plugins import contract
 
 Remote = Callable[..., Any]
 DECODE, SLICED, PREFILL = 1, 2, 3
+OPS = {"": SPLIT_CACHE_ATTENTION, "restored": RESTORED_CACHE_ATTENTION}
 
 
 def test_nodes_name_what_is_registered(remote: Remote) -> None:
@@ -27,15 +28,18 @@ def test_nodes_name_what_is_registered(remote: Remote) -> None:
     assert "." not in SPLIT_CACHE_ATTENTION.domain
 
 
-@pytest.mark.parametrize("dtype", ["HALF", "BF16"])
-def test_types_shapes_aliases_and_formats(dtype: str, remote: Remote) -> None:
-    offer = remote(contract.attention_offer, dtype, 1, 64, 4)
+@pytest.mark.parametrize(
+    ("dtype", "form"), [("HALF", ""), ("BF16", ""), ("HALF", "restored"), ("BF16", "restored")]
+)
+def test_types_shapes_aliases_and_formats(dtype: str, form: str, remote: Remote) -> None:
+    offer = remote(contract.attention_offer, dtype, 1, 64, 4, form)
+    assert offer["declared"] == [one.name for one in OPS[form].attributes]
     assert offer["types"] == [dtype, "FLOAT", "FLOAT", "FLOAT"]
     # B 1, H 8, Hkv 2, S 5, A 7, P 9, R 2, D 128
     assert offer["shapes"] == [(1, 8, 5, 128), (1, 2, 2, 7), (1, 2, 2, 9), (1, 2, 2, 5)]
     assert offer["aliases"] == [-1] * 4
     kinds = {"T": dtype, "int64": "INT64", "float32": "FLOAT"}
-    op = SPLIT_CACHE_ATTENTION
+    op = OPS[form]
     assert offer["formats"] == [[kinds[value.dtype] for value in op.inputs + op.outputs]]
 
 
@@ -85,17 +89,21 @@ def test_launches_follow_the_sizes(
 
 @pytest.mark.parametrize("tactic", [DECODE, SLICED, PREFILL])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_ptx_takes_what_tensorrt_passes(tactic: int, head_dim: int, remote: Remote) -> None:
+@pytest.mark.parametrize("form", OPS)
+def test_the_ptx_takes_what_tensorrt_passes(
+    form: str, tactic: int, head_dim: int, remote: Remote
+) -> None:
     """Inputs, scalars, outputs: addresses are 64 bits wide, scalars 32."""
-    launch = remote(contract.attention_launch, tactic, {}, head_dim)
+    launch = remote(contract.attention_launch, tactic, {}, head_dim, form)
     widths = [one.split()[1] for one in parameters(launch["ptx"])]
-    op = SPLIT_CACHE_ATTENTION
+    op = OPS[form]
     scalars = len(launch["scalars"])
     assert widths == [".u64"] * len(op.inputs) + [".u32"] * scalars + [".u64"] * len(op.outputs)
 
 
-def test_arguments_are_in_the_order_of_the_schema() -> None:
-    op, entry = SPLIT_CACHE_ATTENTION, index()["kernels"]["fused_prefill-fp16-d64"]
+@pytest.mark.parametrize(("form", "kind"), zip(OPS, ("fused", "restored"), strict=True))
+def test_arguments_are_in_the_order_of_the_schema(form: str, kind: str) -> None:
+    op, entry = OPS[form], index()["kernels"][f"{kind}_prefill-fp16-d64"]
     arguments = [argument for argument, _ in entry["arguments"]]
     scalars = [argument for argument, kind in entry["arguments"] if kind == "i32"]
     inputs, outputs = [v.name for v in op.inputs], [v.name for v in op.outputs]
@@ -107,6 +115,8 @@ CASES = [
     (SLICED, Attention("", "bfloat16", 96, 1, 2, 9, 64, 9, (64,), (8,), 3)),
     (PREFILL, Attention("", "float16", 64, 1, 2, 40, 33, 5, (33,), (4,))),
     (DECODE, Attention("", "bfloat16", 80, 1, 1, 20, 33, 5, (0,), (4,), 1)),
+    (DECODE, Attention("restored", "float16", 64, 2, 2, 1, 40, 9, (40,), (8,), unlike=True)),
+    (PREFILL, Attention("restored", "bfloat16", 64, 1, 1, 20, 33, 5, (33,), (4,), axes=3)),
 ]
 
 
@@ -128,6 +138,9 @@ def test_refusals_are_plain(remote: Remote) -> None:
     assert "expected float16 or bfloat16, found" in remote(contract.refusal, "FLOAT", 128)
     assert "expected a head_dim of (64, 80, 96, 128), found 72" in remote(
         contract.refusal, "HALF", 72
+    )
+    assert "expected positions on at most 3 axes, found 4; build without plugins" in remote(
+        contract.refusal, "HALF", 64, "restored", 4
     )
 
 

@@ -196,7 +196,7 @@ def check(variant: Variant, artifact: Artifact, architecture: str, assembled: As
     """
     found = instructions(artifact.ptx)
     kernel = variant.kernel
-    streams = kernel == "fused"
+    streams = kernel in ("fused", "restored")
     wanted = {
         "no spills": assembled.spilled == 0,
         "at most 48 KB of shared memory": artifact.shared <= SHARED_LIMIT,

@@ -17,6 +17,7 @@ HEAD_DIMS = (64, 80, 96, 128)
 DTYPES = ("float16", "bfloat16")
 DECODE_ROWS = 16  # packed query rows, new rows times group, that decode steps are tiled for
 MOVES = (64, 1024, 4096)  # longest lists of the variants of `update`
+MOST_AXES = 3  # of positions that a bias is made of
 ROWS = (1024, 4096)  # most rows the variants of the selections rank
 
 # Compute capabilities PTX is made for. Generic PTX serves every later one: the driver assembles it.
@@ -24,8 +25,9 @@ CAPABILITIES = (80, 86, 87, 89, 90, 100, 110, 120)
 
 _POINTERS = {
     "T": "q k_new v_new k_active v_active k_parked v_parked out",
-    "i64": "active_len parked_len table source destination remaining",
-    "fp32": "row_weights mass_active mass_parked mass_new",
+    "i64": "active_len parked_len row_standing active_standing parked_standing table source "
+    "destination remaining",
+    "fp32": "nearness row_weights mass_active mass_parked mass_new",
     "i32": "first_image budget",
     "i8": "image_mask",
 }
@@ -33,8 +35,10 @@ _POINTER_TYPES = {name: kind for kind, names in _POINTERS.items() for name in na
 _ELEMENTS = {"float16": "fp16", "bfloat16": "bf16"}
 
 # Grids as expressions of dimensions, scalar arguments and constants.
+_ATTENTION_GRID = ("cdiv(R, 2) * owners + cdiv(S * G, BM) * cdiv(D, W)", "Hkv", "B")
 GRIDS: Mapping[str, tuple[str, str, str]] = {
-    "fused": ("cdiv(R, 2) * owners + cdiv(S * G, BM) * cdiv(D, W)", "Hkv", "B"),
+    "fused": _ATTENTION_GRID,
+    "restored": _ATTENTION_GRID,
     "update": ("D // W * 2", "B * Hkv", "L"),
     "select_core": ("B", "L", "1"),
     "select_text": ("Hkv", "B", "L"),
@@ -42,8 +46,9 @@ GRIDS: Mapping[str, tuple[str, str, str]] = {
 # What a launch must keep to, as pairs of such expressions: the first is at most the second.
 LIMITS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "update": (("M", "MP"), ("cdiv(D, W) * W", "D")),
+    "restored": (("X", str(MOST_AXES)),),
 }
-MODULES = {"select_core": "select", "select_text": "select"}
+MODULES = {"restored": "fused", "select_core": "select", "select_text": "select"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,10 @@ def _variants() -> tuple[Variant, ...]:
     made: list[Variant] = []
     for dtype in DTYPES:
         for head_dim in HEAD_DIMS:
-            made += _attention(dtype, head_dim)
+            made += _attention("fused", dtype, head_dim)
+    for dtype in DTYPES:
+        for head_dim in HEAD_DIMS:
+            made += _attention("restored", dtype, head_dim)
     for moves, warps in zip(MOVES, (4, 8, 16), strict=True):
         made.append(
             Variant(f"update-{moves}", "update", None, None, {"MP": moves, "W": 16}, warps, 1)
@@ -155,23 +163,26 @@ def _variants() -> tuple[Variant, ...]:
     return tuple(made)
 
 
-def _attention(dtype: str, head_dim: int) -> list[Variant]:
-    padded = 1 << (head_dim - 1).bit_length()
+def _attention(kernel: str, dtype: str, head_dim: int) -> list[Variant]:
+    restores, padded = kernel == "restored", 1 << (head_dim - 1).bit_length()
     # 16 KB of keys and values in flight a program, and at most 48 KB of shared memory.
-    width, columns = {"D": head_dim, "DP": padded}, {"BN": 64 if padded == 64 else 32}
-    few = {**width, "BM": DECODE_ROWS, **columns}
-    many = {**width, "BM": 64, **columns}
+    width, wide = {"D": head_dim, "DP": padded}, 64 if padded == 64 else 32
+    few = {**width, "BM": DECODE_ROWS, "BN": wide}
+    # The bias of 64 rows takes more registers than 4 warps have, and more shared memory on sm_90a.
+    many = {**width, "BM": 64, "BN": 32 if restores else wide}
 
     def variant(name: str, constants: Mapping[str, int], stages: int) -> Variant:
-        targets = (80, 90) if constants["BM"] == 64 else (80,)
-        limit = 255 if constants["BM"] == 64 or padded == 64 else None
-        full = f"{name}-{_ELEMENTS[dtype]}-d{head_dim}"
-        return Variant(full, "fused", dtype, head_dim, constants, 4, stages, limit, targets)
+        prefills = constants["BM"] == 64
+        targets = (80, 90) if prefills and not restores else (80,)
+        limit = 255 if prefills or padded == 64 else None
+        warps = 8 if prefills and restores else 4
+        full = f"{kernel}_{name}-{_ELEMENTS[dtype]}-d{head_dim}"
+        return Variant(full, kernel, dtype, head_dim, constants, warps, stages, limit, targets)
 
     return [
-        variant("fused_decode", {**few, "W": padded}, 3),
-        variant("fused_decode_sliced", {**few, "W": 32}, 3),
-        variant("fused_prefill", {**many, "W": padded}, 2),
+        variant("decode", {**few, "W": padded}, 3),
+        variant("decode_sliced", {**few, "W": 32}, 3),
+        variant("prefill", {**many, "W": padded}, 2),
     ]
 
 

@@ -14,12 +14,14 @@ import triton.language as tl
 
 from avl_plugins.kernels.tiles import (
     attend,
+    biased,
     choose,
     load_queries,
     locate,
     mean_weights,
     packed_rows,
     places,
+    rows_stand,
     score,
     weighted_tiles,
 )
@@ -44,6 +46,46 @@ def fused(
     `scale_bits` holds float32(scale * log2(e)); `owners` programs share the mass of a KV head and
     two weightings.
     """
+    _program(q_ptr, k_new_ptr, v_new_ptr, k_active_ptr, v_active_ptr, active_len_ptr,
+             k_parked_ptr, v_parked_ptr, parked_len_ptr, row_weights_ptr, (q_ptr,),
+             S, A, P, R, G, scale_bits, owners,
+             out_ptr, mass_active_ptr, mass_parked_ptr, mass_new_ptr,
+             D, DP, W, BM, BN, False)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["S", "A", "P", "R", "G", "scale_bits", "owners", "X", "M", "F"])
+def restored(
+    q_ptr, k_new_ptr, v_new_ptr, k_active_ptr, v_active_ptr, active_len_ptr,
+    k_parked_ptr, v_parked_ptr, parked_len_ptr, row_weights_ptr,
+    nearness_ptr,  # [X, M] float32
+    row_standing_ptr,  # [B, S, X + 1] int64
+    active_standing_ptr, parked_standing_ptr,  # [B, F | 1, A | P, X + 1] int64
+    S, A, P, R, G, scale_bits, owners, X, M, F,
+    out_ptr, mass_active_ptr, mass_parked_ptr, mass_new_ptr,
+    D: tl.constexpr, DP: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """`fused` with the bias that RESTORE makes of where rows stand; F is Hkv or 1."""
+    b, kv = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    active = active_standing_ptr + (b * F + tl.minimum(kv, F - 1)) * A * (X + 1)
+    stand = (nearness_ptr, row_standing_ptr + b * S * (X + 1), active,
+             parked_standing_ptr + b * P * (X + 1), X, M)  # fmt: skip
+    _program(q_ptr, k_new_ptr, v_new_ptr, k_active_ptr, v_active_ptr, active_len_ptr,
+             k_parked_ptr, v_parked_ptr, parked_len_ptr, row_weights_ptr, stand,
+             S, A, P, R, G, scale_bits, owners,
+             out_ptr, mass_active_ptr, mass_parked_ptr, mass_new_ptr,
+             D, DP, W, BM, BN, True)  # fmt: skip
+
+
+@triton.jit
+def _program(
+    q_ptr, k_new_ptr, v_new_ptr, k_active_ptr, v_active_ptr, active_len_ptr,
+    k_parked_ptr, v_parked_ptr, parked_len_ptr, row_weights_ptr,
+    stand,  # of `biased`
+    S, A, P, R, G, scale_bits, owners,
+    out_ptr, mass_active_ptr, mass_parked_ptr, mass_new_ptr,
+    D: tl.constexpr, DP: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BIASED: tl.constexpr,
+):  # fmt: skip
     x, kv, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     pair = (b * tl.num_programs(1) + kv).to(tl.int64)
     scale = scale_bits.to(tl.float32, bitcast=True)
@@ -58,8 +100,8 @@ def fused(
         tile = tl.cdiv(S * G, BM) - 1 - (x - owning) // SLICES
         row, s, live, seen = packed_rows(tile, pair, S, G, BM)
         q = load_queries(q_ptr, row, live, D, DP)
-        _, norm, acc = attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
-                           D, DP, W, BM, BN)  # fmt: skip
+        _, norm, acc = attend(q, keys, values, stand, n_active, n_parked, s, seen, S, column, scale,
+                           D, DP, W, BM, BN, BIASED)  # fmt: skip
         d = column + tl.arange(0, W)
         out = (acc / norm[:, None]).to(out_ptr.dtype.element_ty)
         mask = live[:, None] & (d[None, :] < D)
@@ -68,17 +110,17 @@ def fused(
         r = x // owners * 2
         masses = (mass_active_ptr + (pair * R + r) * A, mass_parked_ptr + (pair * R + r) * P,
                   mass_new_ptr + (pair * R + r) * S)  # fmt: skip
-        _own_mass(q_ptr, keys, row_weights_ptr, masses, (n_active, n_parked, S), (A, P, S),
-                  b, pair, r, R, G, x % owners, owners, scale, D, DP, BM, BN)  # fmt: skip
+        _own_mass(q_ptr, keys, stand, row_weights_ptr, masses, (n_active, n_parked, S), (A, P, S),
+                  b, pair, r, R, G, x % owners, owners, scale, D, DP, BM, BN, BIASED)  # fmt: skip
 
 
 @triton.jit
 def _own_mass(
-    q_ptr, keys, row_weights_ptr,
+    q_ptr, keys, stand, row_weights_ptr,
     masses,  # pointers to row r of the mass of each place; row r + 1 follows, if there is one
     used, capacities,  # (active, parked, new)
     b, pair, r, R, G, owner, owners, scale,
-    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """Mass of two weightings on the key tiles of one owner: zeros first, then a row tile a time."""
     S = used[2]
@@ -102,13 +144,18 @@ def _own_mass(
                 q = load_queries(q_ptr, row, live, D, DP)
                 w0 = mean_weights(row_weights_ptr, b, r, R, s, live, S, G)[:, None]
                 w1 = mean_weights(row_weights_ptr, b, r + 1, R, s, live, S, G)[:, None]
-                lse = _log_sum_exp(q, keys, used, seen, scale, D, DP, BM, BN)
+                stands = rows_stand(stand, s) if BIASED else False
+                lse = _log_sum_exp(
+                    q, keys, stand, stands, used, s, seen, scale, D, DP, BM, BN, BIASED
+                )
                 tl.debug_barrier()  # a mass is read by other threads than wrote it
                 for t in range(begin, stop):
                     cols = locate(t, tiles, (0, 0, 0), BN)
                     end = choose(t, tiles, used)
                     limit = tl.where(t < tiles[0] + tiles[1], end, seen)
                     y = score(q, choose(t, tiles, keys), cols, limit, end, scale, D, DP, True)
+                    if BIASED:
+                        y = biased(y, stand, stands, t, tiles, s, cols, end, True)
                     p = tl.exp2(y - lse[:, None])
                     capacity = choose(t, tiles, capacities)
                     to = choose(t, tiles, masses) + cols
@@ -120,8 +167,8 @@ def _own_mass(
 
 
 @triton.jit
-def _log_sum_exp(q, keys, used, seen, scale, D: tl.constexpr, DP: tl.constexpr,
-                 BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+def _log_sum_exp(q, keys, stand, stands, used, s, seen, scale, D: tl.constexpr, DP: tl.constexpr,
+                 BM: tl.constexpr, BN: tl.constexpr, BIASED: tl.constexpr):  # fmt: skip
     """Log-sum-exp [BM] of the scores of a row tile, in the log2 domain."""
     tiles = (tl.cdiv(used[0], BN), tl.cdiv(used[1], BN), tl.cdiv(used[2], BN))
     m = tl.full([BM], float("-inf"), tl.float32)
@@ -131,6 +178,8 @@ def _log_sum_exp(q, keys, used, seen, scale, D: tl.constexpr, DP: tl.constexpr,
         end = choose(t, tiles, used)
         limit = tl.where(t < tiles[0] + tiles[1], end, seen)
         x = score(q, choose(t, tiles, keys), rows, limit, end, scale, D, DP, True)
+        if BIASED:
+            x = biased(x, stand, stands, t, tiles, s, rows, end, True)
         m_new = tl.maximum(m, tl.max(x, 1))
         norm = norm * tl.exp2(m - m_new) + tl.sum(tl.exp2(x - m_new[:, None]), 1)
         m = m_new

@@ -7,6 +7,7 @@ kernels do: moves of rows, and selections on the device.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,14 @@ def attention(
     parked_len: Int64,
     row_weights: Array,
     scale: float,
+    standing: tuple[Array, Int64, Int64, Int64] | None = None,
 ) -> tuple[Float64, Float64, Float64, Float64]:
-    """`avl::SplitCacheAttention` without any rounding.
+    """`avl::SplitCacheAttention` without any rounding; with `standing` `RestoredCacheAttention`.
 
-    Shapes: `schema.SPLIT_CACHE_ATTENTION`, in any numeric type.
+    Shapes: `schema.RESTORED_CACHE_ATTENTION`, in any numeric type.
+
+    Args:
+        standing: nearness, and where new, active and parked rows stand.
 
     Returns:
         out [B, H, S, D], and mass on active, parked and new rows [B, Hkv, R, rows].
@@ -48,6 +53,12 @@ def attention(
         keys = [c[b, kv, :n] for c, n in zip((k_active, k_parked, k_new), ends, strict=True)]
         values = [c[b, kv, :n] for c, n in zip((v_active, v_parked, v_new), ends, strict=True)]
         scores = np.concatenate(keys).astype(np.float64) @ q[b, h, s].astype(np.float64) * scale
+        if standing is not None:
+            nearness, rows, *cached = standing
+            active_at, parked_at = (at[b, min(kv, at.shape[1] - 1)] for at in cached)
+            places = zip((active_at, parked_at, rows[b]), ends, strict=True)
+            stood = np.concatenate([at[:n] for at, n in places])
+            scores += [_bias(nearness, rows[b, s], key) for key in stood]
         weights = np.exp(scores - scores.max())
         probability = weights / weights.sum()
         out[b, h, s] = probability @ np.concatenate(values).astype(np.float64)
@@ -57,6 +68,15 @@ def attention(
             place[b, kv, :, :n] += np.outer(row_weights[b, :, s].astype(np.float64), share)
             begin += n
     return out, mass[0], mass[1], mass[2]
+
+
+def _bias(nearness: Array, row: Int64, key: Int64) -> float:
+    """ln(s (2 - D)) of RESTORE for one row and one key, 0 if one stands for no token."""
+    if not (row[-1] and key[-1]):
+        return 0.0
+    apart = [abs(int(m) - int(n)) for m, n in zip(row[:-1], key[:-1], strict=True)]
+    near = sum(float(nearness[axis, distance]) for axis, distance in enumerate(apart))
+    return math.log(int(key[-1]) * (2 - near))
 
 
 def move_rows(

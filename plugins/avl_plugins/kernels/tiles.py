@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+MOST_AXES = tl.constexpr(3)  # `catalog.MOST_AXES`
+
 
 @triton.jit
 def packed_rows(tile, kv_pair, S, G, BM: tl.constexpr):
@@ -75,6 +77,42 @@ def locate(t, tiles, firsts, BN: tl.constexpr):
 
 
 @triton.jit
+def rows_stand(stand, s):
+    """Whether any of the rows `s` [BM] stands for a token."""
+    _, row_ptr, _, _, X, _ = stand
+    return tl.max(tl.load(row_ptr + s * (X + 1) + X), 0) > 0
+
+
+@triton.jit
+def biased(score, stand, stands, t, tiles, s, rows, end, MASKED: tl.constexpr):
+    """Scores [BM, BN] with RESTORE's bias, in the log2 domain: 0 if row or key stands for none.
+
+    No key's place is read from row `end` on. Behind a condition, here `stands` of the row tile, no
+    load is taken for one that has to come ahead through shared memory.
+
+    Args:
+        stand: nearness [X, M], where rows stand [S, X + 1] and where active and parked keys do, of
+            one sequence and KV head; then X and M.
+    """
+    near_ptr, row_ptr, active_ptr, parked_ptr, X, M = stand
+    if stands:
+        key = choose(t, tiles, (active_ptr, parked_ptr, row_ptr)) + rows * (X + 1)
+        row, there = row_ptr + s * (X + 1), rows >= 0
+        if MASKED:
+            there = rows < end
+        near = tl.zeros_like(score)
+        for x in tl.static_range(MOST_AXES):
+            if x < X:
+                at = tl.load(row + x).to(tl.int32)
+                key_at = tl.load(key + x, mask=there, other=0).to(tl.int32)
+                near += tl.load(near_ptr + x * M + tl.abs(at[:, None] - key_at[None, :]))
+        count = tl.load(key + X, mask=there, other=0)
+        both = (tl.load(row + X) > 0)[:, None] & (count > 0)[None, :]
+        score += tl.log2(tl.where(both, count.to(tl.float32)[None, :] * (2 - near), 1.0))
+    return score
+
+
+@triton.jit
 def score(q, key, rows, seen, end, scale, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
     """Scores [BM, BN], -inf from key row `seen` [BM] on; no row is read from `end` on."""
     k = load_rows(key, rows, end, 0, D, DP, MASKED)
@@ -100,9 +138,9 @@ def accumulate(s, v, m, norm, acc):
 
 
 @triton.jit
-def attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
+def attend(q, keys, values, stand, n_active, n_parked, s, seen, S, column, scale,
            D: tl.constexpr, DP: tl.constexpr, W: tl.constexpr, BM: tl.constexpr,
-           BN: tl.constexpr):  # fmt: skip
+           BN: tl.constexpr, BIASED: tl.constexpr):  # fmt: skip
     """Attention of one row tile over everything: running maximum, sum [BM] and output [BM, W].
 
     Tiles that every row sees whole come first and need no masks.
@@ -110,11 +148,14 @@ def attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
     m = tl.full([BM], float("-inf"), tl.float32)
     norm = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, W], tl.float32)
+    stands = rows_stand(stand, s) if BIASED else False
     full = (n_active // BN, n_parked // BN, (tl.min(s, 0) + 1) // BN)
     used = (n_active, n_parked, S)
     for t in range(full[0] + full[1] + full[2]):
         rows = locate(t, full, (0, 0, 0), BN)
         x = score(q, choose(t, full, keys), rows, seen, 0, scale, D, DP, False)
+        if BIASED:
+            x = biased(x, stand, stands, t, full, s, rows, 0, False)
         v = load_rows(choose(t, full, values), rows, 0, column, D, W, False)
         m, norm, acc = accumulate(x, v, m, norm, acc)
     firsts = (full[0] * BN, full[1] * BN, full[2] * BN)
@@ -128,6 +169,8 @@ def attend(q, keys, values, n_active, n_parked, s, seen, S, column, scale,
         end = choose(t, rest, used)
         limit = tl.where(t < rest[0] + rest[1], end, seen)
         x = score(q, choose(t, rest, keys), rows, limit, end, scale, D, DP, True)
+        if BIASED:
+            x = biased(x, stand, stands, t, rest, s, rows, end, True)
         v = load_rows(choose(t, rest, values), rows, end, column, D, W, True)
         m, norm, acc = accumulate(x, v, m, norm, acc)
     return m, norm, acc

@@ -164,7 +164,6 @@ def _plugins(options: Options, library: Library | None, manifest: Manifest) -> t
         and library.release < OLDEST,
         "plugins are for fp16 and bf16, this package is fp32": manifest.dtype == "fp32",
         f"plugins are for heads of {served}, these are of {head_dim}": head_dim not in HEAD_DIMS,
-        "plugins add no bias, this package is exported with --restore": manifest.restores,
     }
     why = next((why for why, holds in against.items() if holds), None)
     if why is None:
