@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -46,6 +46,19 @@ POLICIES = (
 LAYER = 2  # before which FastV drops by default
 LENGTHS = (1, 5, 17, 48)
 WAYS = ("generate", "generate", "stream", "cancel", "batch", "chat")
+# Where pictures go in prompts of the families that are made.
+IMAGES = {
+    "qwen3_5": "<|vision_start|><|image_pad|><|vision_end|>",
+    "lfm2_vl": "<image>",
+    "gemma3": "<start_of_image>",
+    "gemma4": "<|image|>",
+}
+TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for item in message['content'] %}{% if item['type'] == 'image' %}IMAGE"
+    "{% elif item['type'] == 'video' %}VIDEO{% else %}{{ item['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}: {% endfor %}"
+)
 TOLERANCE = 8 << 20  # bytes; page caches and arenas breathe by a few
 PARTS = 10  # of the series that are compared
 
@@ -87,11 +100,13 @@ def draw_kinds(count: int, seed: int, models: int = 1) -> list[Kind]:
 
 
 def policy_of(model: LVLM, policy: str) -> str:
-    """A policy whose tokens are dropped where the model's decoder is cut."""
+    """A policy without FastV, or with it, where the model's decoder is cut."""
     cuts = model.package.manifest.splits()
-    name, _, rest = policy.partition("fastv")
-    known = "fastv" not in policy or not cuts or LAYER in cuts
-    return policy if known else f"{name}fastv:layer={cuts[0]}{rest}"
+    if "fastv" not in policy or LAYER in cuts:
+        return policy
+    if not cuts:
+        return policy.replace("+fastv", "").replace("fastv", "dense")
+    return policy.replace("fastv", f"fastv:layer={cuts[0]}")
 
 
 def ask(model: LVLM, kind: Kind) -> str:
@@ -175,23 +190,46 @@ def _compare_cancelled(
 
 
 def made(family: str, folder: Path) -> Path:
-    """A package of a small model of a family, with random weights."""
+    """A package of a small model of a family, with random weights; its tokens are bytes."""
     from avl_export.cli import main as avl_export
-    from make_random import Shape, write
+    from export_size import special_tokens
+    from make_random import Shape, files_of, write
 
     shape = Shape(family, 256, 704, 8, 4, 2, 1024, 2048, None, 64, 1)
     write(folder / family, shape)
+    write_bytes(folder / family / "tokenizer.json", special_tokens(files_of(shape)))
+    image = IMAGES[family]
+    template = TEMPLATE.replace("IMAGE", image)
+    template = template.replace("VIDEO", image.replace("image", "video"))
+    (folder / family / "chat_template.jinja").write_text(template, encoding="utf-8")
     out = folder / f"{family}.avl"
     if avl_export(["--model", str(folder / family), "--out", str(out), "--force"]):
         raise SystemExit(f"soak: {family} could not be exported")
     return out
 
 
+def write_bytes(path: Path, special: Mapping[int, str]) -> None:
+    """A tokenizer whose ordinary tokens are bytes, as BPE, which all of the families have."""
+    from tokenizers import Tokenizer
+    from tokenizers.decoders import ByteLevel as Decoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    free = (number for number in range(1024) if number not in special)
+    words = {text: number for number, text in special.items()}
+    words |= dict(zip(sorted(ByteLevel.alphabet()), free, strict=False))
+    tokenizer = Tokenizer(BPE(words, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = Decoder()
+    tokenizer.add_special_tokens([special[number] for number in sorted(special)])
+    tokenizer.save(str(path))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns 1 where memory grew or answers differed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("package", type=Path, nargs="*")
-    parser.add_argument("--families", help="those of make_random.py, made anew")
+    parser.add_argument("--families", help=f"some of {', '.join(IMAGES)}, made anew")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=60, help="stop after so long")
     parser.add_argument("--kinds", type=int, default=60)
@@ -200,6 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args(arguments)
     families = parsed.families.split(",") if parsed.families else []
+    if unknown := set(families) - set(IMAGES):
+        parser.error(f"--families: expected some of {', '.join(IMAGES)}, found {unknown}")
     if not parsed.package and not families:
         parser.error("expected a package, or --families")
     with tempfile.TemporaryDirectory() as place:
