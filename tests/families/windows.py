@@ -7,7 +7,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from avl_plugins.policies import parse
 from avl_runtime import LVLM
+from avl_runtime.generate.prefill import finished
 from families.shared import PROMPT, TOLERANCE
 from families.support import Made, picture
 
@@ -44,6 +46,23 @@ class WindowTests:
             tokens, logits = made.generate(made.encode(prompt, shown), 16)
             assert list(got.token_ids) == tokens
             np.testing.assert_allclose(got.logits, logits, atol=TOLERANCE, rtol=0)
+
+    def test_a_refresh_of_one_that_has_nothing_parked(self, made: Made) -> None:
+        """Due where the other in the batch is not, as it has replied for longer."""
+        loaded, policy = made.model.loaded, parse("avl:keep=0.8,core=0.2,refresh=3")
+        decoder, both = loaded.decoder(), []
+        for prompt, images in ((PROMPT, [picture((30, 20))]), ("Read.", [])):
+            sequence = loaded.sequence(policy)
+            finished(loaded.prefill(sequence, loaded.processor.encode(prompt, images), steps=4))
+            both.append(sequence)
+        alone = []
+        for sequence in both:
+            one, single = sequence.fork(), loaded.decoder()
+            single.join([one], 4)
+            alone.append(single.run([9])[0].copy())
+        both[1].step = 2
+        decoder.join(both, 4)
+        np.testing.assert_allclose(decoder.run([9, 9]), alone, atol=TOLERANCE, rtol=0)
 
     def test_drafts_change_no_token(self, made: Made) -> None:
         """By the core and by what was said before, right and wrong, also where windows have left

@@ -132,7 +132,7 @@ class OrtBoundSegment:
         self.mass_new = binding.mass_new
         options = shrinking() if ends and cache.nbytes >= WORTH_SHRINKING else None
         wanted = Wanted(self._host if self._last else None, logits)
-        if core is None:
+        if core is None or not parked:  # without parked rows there is nothing to swap
             with wanted:
                 self._session.run_with_iobinding(binding.io, options)
             if ends and cache.nbytes >= LARGE:
