@@ -46,7 +46,7 @@ HUB_IDS: Mapping[str, str] = {
     "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
     "qwen3-vl-30b-a3b": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "qwen3.5-0.8b": "Qwen/Qwen3.5-0.8B",
-    # Shapes of 4B are those of Chandra OCR 2, which is tuned from it, and of its own model card.
+    # 4B: its decoder as in pages about it, its tower as in the config of a model tuned from it.
     "qwen3.5-4b": "Qwen/Qwen3.5-4B",
     # Of 9B those that transformers 5.23 has by default (qwen3_5/configuration_qwen3_5.py).
     "qwen3.5-9b": "Qwen/Qwen3.5-9B",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from avl_export.cli import main as export
+from avl_export.graph.trace import Traced
 from support.torchlib import always_one_table
+from support.traced import traced_once
 
 __all__ = ["always_one_table"]
 
@@ -18,12 +21,14 @@ __all__ = ["always_one_table"]
 def tiny_as(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """avl-tiny exported with these options, once each."""
     made: dict[tuple[str, ...], Path] = {}
+    graphs: dict[Any, Traced] = {}
 
     def package(*options: str) -> Path:
         if options not in made:
             out = tmp_path_factory.mktemp("tiny") / "tiny.avl"
             arguments = ["--model", str(tiny_checkpoint), "--out", str(out), "--no-check"]
-            assert export([*arguments, *options]) == 0
+            with traced_once(graphs):
+                assert export([*arguments, *options]) == 0
             made[options] = out
         return made[options]
 

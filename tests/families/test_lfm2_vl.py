@@ -24,6 +24,7 @@ from families.shared import PROMPT
 from families.states import StateTests
 from families.support import Case, Made, picture, refused, without_checks
 from families.torch_tiles import TorchTiles
+from support.traced import traced_once
 
 STATE, ROWS = "conv", "full_attention"
 PATCH, MERGE, TILE, SIDE = 4, 2, 40, 5
@@ -131,7 +132,8 @@ class TestLfm2Vl(StateTests):
     def test_int4(self, made: Made, tmp_path: Path) -> None:
         out = tmp_path / "int4.avl"
         command = ["--model", str(made.folder), "--out", str(out), "--quantize", "int4", "--check"]
-        assert avl_export(command) == 0
+        with traced_once(made.graphs):
+            assert avl_export(command) == 0
         model = LVLM.load(out, backend="ort-cpu", threads=1)
         assert len(model.generate(PROMPT, [picture((97, 61))], max_new_tokens=4).token_ids) == 4
 

@@ -36,6 +36,7 @@ from families.support import Made, picture
 from families.test_qwen3_vl import PATCH, case
 from ops.op_models import op_model, session
 from ops.op_models import run as run_op
+from support.traced import traced_once
 
 STEPS = 200
 STATE, ROWS = "linear_attention", "full_attention"
@@ -206,7 +207,8 @@ class TestQwen35(PatchTests, StateTests):
     def test_int4(self, made: Made, tmp_path: Path) -> None:
         out = tmp_path / "int4.avl"
         command = ["--model", str(made.folder), "--out", str(out), "--quantize", "int4", "--check"]
-        assert avl_export(command) == 0
+        with traced_once(made.graphs):
+            assert avl_export(command) == 0
         names = {
             name
             for file in ("decoder.0.onnx", "decoder.1.onnx")

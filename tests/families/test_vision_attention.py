@@ -28,6 +28,7 @@ from oracle.looking import LOOKING, visionzip
 from oracle.reading import Shown, cut, read
 from oracle.rules_of import rules_of
 from oracle.selecting import Draws
+from support.traced import traced_once
 
 PROMPT = "What is in the picture?"
 IMAGES = [picture((61, 40)), picture((20, 90), 1)]
@@ -53,7 +54,8 @@ def telling(
 def exported(made: Made, folder: Path) -> LVLM:
     out = folder / "model.avl"
     command = ["--model", str(made.folder), "--out", str(out), FLAG, "--no-check"]
-    assert avl_export(command) == 0
+    with traced_once(made.graphs):
+        assert avl_export(command) == 0
     return LVLM.load(out, backend="ort-cpu", threads=1)
 
 
