@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,11 @@ import torch
 from avl_export import cli
 from avl_export import export as exporting
 from avl_export.export import Result, export
-from avl_export.graph.trace import Traced
 from avl_export.options import Options
 from avl_export.plan.plan import Plan, make_plan
 from avl_plugins.bodies.linear_ops import LINEARS
 from export.checkpoints import make_config, write_random
 from support.torchlib import always_one_table
-from support.traced import traced_once
 
 __all__ = ["always_one_table"]
 
@@ -64,15 +62,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """Exports a checkpoint with options, once for the same ones."""
     made: dict[tuple[object, ...], Exported] = {}
-    graphs: defaultdict[Path, dict[Any, Traced]] = defaultdict(dict)
 
     def run(model: Path, **options: object) -> Exported:
         key = (model, *sorted(options.items()))
         if key not in made:
             out = tmp_path_factory.mktemp("quantized") / "model.avl"
             plan = make_plan(Options(str(model), out, **options))  # type: ignore[arg-type]
-            with traced_once(graphs[model]):
-                made[key] = Exported(out, plan, export(plan))
+            made[key] = Exported(out, plan, export(plan))
         return made[key]
 
     return run
