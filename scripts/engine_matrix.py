@@ -22,7 +22,7 @@ from typing import Any
 
 from avl_export.checkpoint.aliases import known_files
 from export_size import write_shapes
-from make_random import FAMILIES, Shape, files_of
+from random_config import FAMILIES, Shape, files_of
 from random_weights import fill
 
 # Other families have the same kinds of encoders.

@@ -31,7 +31,8 @@ from avl_runtime.bench.surroundings import machine
 from avl_runtime.tasks import sample
 from avl_runtime.tasks.sample import Task
 from greedy_requests import numbered
-from make_random import Shape, write
+from make_random import write
+from random_config import Shape
 from speed_worker import noise
 
 TASKS: tuple[Task, ...] = ("ocr", "caption", "vqa")

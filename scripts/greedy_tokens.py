@@ -39,8 +39,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greedy_requests import OF_FAMILIES, POLICIES, REQUESTS, VIDEOS
-from make_random import Shape, write
+from make_random import write
 from measured import split_arguments
+from random_config import Shape
 from trees import SCRIPTS, Tree
 
 ROOT = SCRIPTS.parent

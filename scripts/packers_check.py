@@ -44,8 +44,9 @@ from avl_export.quantize.reading import read_weight
 from avl_export.quantize.store import PLAIN
 from avl_runtime.bench.surroundings import machine
 from avl_runtime.package.package import load_package
-from make_random import PRESETS, Shape, write
+from make_random import PRESETS, write
 from packers_pack import PACKERS
+from random_config import Shape
 
 HERE = Path(__file__).parent
 SAMPLE = "0.self_attn.k_proj"  # the linear that --sample keeps

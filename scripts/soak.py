@@ -193,7 +193,8 @@ def made(family: str, folder: Path) -> Path:
     """A package of a small model of a family, with random weights; its tokens are bytes."""
     from avl_export.cli import main as avl_export
     from export_size import special_tokens
-    from make_random import Shape, files_of, write
+    from make_random import write
+    from random_config import Shape, files_of
 
     shape = Shape(family, 256, 704, 8, 4, 2, 1024, 2048, None, 64, 1)
     write(folder / family, shape)

@@ -14,7 +14,8 @@ import pytest
 import family_speed
 import make_random
 import whole_requests
-from make_random import PRESETS, files_of
+from make_random import PRESETS
+from random_config import files_of
 from whole_requests import measure
 
 TINY = Path(family_speed.ROOT) / "avl_export/models/avl-tiny"

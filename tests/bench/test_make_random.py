@@ -17,7 +17,8 @@ from avl_export.checkpoint.supported import SUPPORTED
 from avl_export.cli import main as avl_export
 from avl_export.options import Options
 from avl_export.plan.plan import make_plan
-from make_random import FAMILIES, PRESETS, Shape, ShapeError, files_of, main, write
+from make_random import PRESETS, main, write
+from random_config import FAMILIES, Shape, ShapeError, files_of
 
 SMALL = Shape(
     hidden=64,
