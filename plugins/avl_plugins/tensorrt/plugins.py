@@ -6,7 +6,9 @@ outputs. There is no workspace, and scalars are 32-bit integers only.
 """
 
 # No postponed annotations: the framework compares the classes themselves.
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, List, Tuple, Union  # the framework knows these forms alone
 
 import tensorrt as trt
@@ -16,9 +18,6 @@ from avl_plugins.cuda.packaged import kernel
 from avl_plugins.errors import TensorRTError
 from avl_plugins.kernels.catalog import DECODE_ROWS, HEAD_DIMS, MOST_AXES, scale_bits, variant_of
 from avl_plugins.schema import RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION, Op
-
-ATTENTION = f"{SPLIT_CACHE_ATTENTION.domain}::{SPLIT_CACHE_ATTENTION.name}"
-RESTORED = f"{RESTORED_CACHE_ATTENTION.domain}::{RESTORED_CACHE_ATTENTION.name}"
 
 # Any of them is right for any number of new rows; TensorRT times those a profile may use. Sliced
 # decode spreads one KV head over several programs, for small batches on large GPUs.
@@ -30,6 +29,8 @@ _TRT_NAMES = {"float16": "FP16", "bfloat16": "BF16", "int64": "INT64", "float32"
 
 _capability = 80
 
+Given = Mapping[str, Any]  # inputs and attributes by the schema's names, `outputs` and `tactic`
+Outputs = Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]
 Kernel = Tuple[Union[str, bytes], Union[str, bytes], trtp.KernelLaunchParams, trtp.SymExprs]
 
 
@@ -39,187 +40,104 @@ def built_for(capability: int) -> None:
     _capability = capability
 
 
-@trtp.register(ATTENTION)
-def attention(
-    q: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    v_new: trtp.TensorDesc,
-    k_active: trtp.TensorDesc,
-    v_active: trtp.TensorDesc,
-    active_len: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    v_parked: trtp.TensorDesc,
-    parked_len: trtp.TensorDesc,
-    row_weights: trtp.TensorDesc,
-    scale: float,
-) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:
-    return _outputs(q, k_new, k_active, k_parked, row_weights)
+@dataclass(frozen=True)
+class _Declared:
+    """A function of a mapping, to callers and `inspect` one of its signature's arguments."""
+
+    function: Callable[[Given], Any]
+    __signature__: inspect.Signature
+
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        return self.function(self.__signature__.bind(*positional, **named).arguments)
 
 
-@trtp.autotune(ATTENTION)
-def attention_tactics(
-    q: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    v_new: trtp.TensorDesc,
-    k_active: trtp.TensorDesc,
-    v_active: trtp.TensorDesc,
-    active_len: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    v_parked: trtp.TensorDesc,
-    parked_len: trtp.TensorDesc,
-    row_weights: trtp.TensorDesc,
-    scale: float,
-    outputs: Tuple[trtp.TensorDesc],
-) -> List[trtp.AutoTuneCombination]:
-    return _tactics(SPLIT_CACHE_ATTENTION, q, k_new)
+@dataclass(frozen=True)
+class _Plugin:
+    """An op as the framework asks for it, of kernels whose names begin with `form`."""
 
+    op: Op
+    form: str
 
-@trtp.aot_impl(ATTENTION)
-def attention_kernel(
-    q: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    v_new: trtp.TensorDesc,
-    k_active: trtp.TensorDesc,
-    v_active: trtp.TensorDesc,
-    active_len: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    v_parked: trtp.TensorDesc,
-    parked_len: trtp.TensorDesc,
-    row_weights: trtp.TensorDesc,
-    scale: float,
-    outputs: Tuple[trtp.TensorDesc],
-    tactic: int,
-) -> Kernel:
-    values = _sizes(ATTENTION, q, k_new, k_active, k_parked, row_weights, scale)
-    return _kernel(f"fused_{TACTICS[tactic]}", ATTENTION, q, values)
+    @property
+    def name(self) -> str:
+        return f"{self.op.domain}::{self.op.name}"
 
+    def register(self) -> None:
+        """Register it with TensorRT."""
+        made = Tuple[trtp.TensorDesc]
+        trtp.register(self.name)(self._declared(self.outputs, Outputs))
+        tactics = self._declared(self.tactics, List[trtp.AutoTuneCombination], outputs=made)
+        trtp.autotune(self.name)(tactics)
+        trtp.aot_impl(self.name)(self._declared(self.kernel, Kernel, outputs=made, tactic=int))
 
-@trtp.register(RESTORED)
-def restored(
-    q: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    v_new: trtp.TensorDesc,
-    k_active: trtp.TensorDesc,
-    v_active: trtp.TensorDesc,
-    active_len: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    v_parked: trtp.TensorDesc,
-    parked_len: trtp.TensorDesc,
-    row_weights: trtp.TensorDesc,
-    nearness: trtp.TensorDesc,
-    row_standing: trtp.TensorDesc,
-    active_standing: trtp.TensorDesc,
-    parked_standing: trtp.TensorDesc,
-    scale: float,
-) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:
-    return _outputs(q, k_new, k_active, k_parked, row_weights)
+    def _declared(self, function: Callable[[Given], Any], returned: Any, **more: Any) -> _Declared:
+        kinds: dict[str, Any] = {value.name: trtp.TensorDesc for value in self.op.inputs}
+        kinds |= {attribute.name: float for attribute in self.op.attributes} | more
+        arguments = [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+            for name, kind in kinds.items()
+        ]
+        return _Declared(function, inspect.Signature(arguments, return_annotation=returned))
 
-
-@trtp.autotune(RESTORED)
-def restored_tactics(
-    q: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    v_new: trtp.TensorDesc,
-    k_active: trtp.TensorDesc,
-    v_active: trtp.TensorDesc,
-    active_len: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    v_parked: trtp.TensorDesc,
-    parked_len: trtp.TensorDesc,
-    row_weights: trtp.TensorDesc,
-    nearness: trtp.TensorDesc,
-    row_standing: trtp.TensorDesc,
-    active_standing: trtp.TensorDesc,
-    parked_standing: trtp.TensorDesc,
-    scale: float,
-    outputs: Tuple[trtp.TensorDesc],
-) -> List[trtp.AutoTuneCombination]:
-    return _tactics(RESTORED_CACHE_ATTENTION, q, k_new)
-
-
-@trtp.aot_impl(RESTORED)
-def restored_kernel(
-    q: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    v_new: trtp.TensorDesc,
-    k_active: trtp.TensorDesc,
-    v_active: trtp.TensorDesc,
-    active_len: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    v_parked: trtp.TensorDesc,
-    parked_len: trtp.TensorDesc,
-    row_weights: trtp.TensorDesc,
-    nearness: trtp.TensorDesc,
-    row_standing: trtp.TensorDesc,
-    active_standing: trtp.TensorDesc,
-    parked_standing: trtp.TensorDesc,
-    scale: float,
-    outputs: Tuple[trtp.TensorDesc],
-    tactic: int,
-) -> Kernel:
-    values = _sizes(RESTORED, q, k_new, k_active, k_parked, row_weights, scale)
-    axes, far = nearness.shape_expr
-    if _constant(RESTORED, axes, "X") > MOST_AXES:
-        raise TensorRTError(
-            f"{RESTORED}: expected positions on at most {MOST_AXES} axes, found "
-            f"{_constant(RESTORED, axes, 'X')}; build without plugins"
+    def outputs(self, given: Given) -> Outputs:
+        """The output, and the masses of active, parked and new rows."""
+        batch, kv_heads, new = (given["k_new"].shape_expr[i] for i in range(3))
+        weightings = given["row_weights"].shape_expr[1]
+        active, parked = (given[name].shape_expr[2] for name in ("k_active", "k_parked"))
+        mass_active, mass_parked, mass_new = (
+            trtp.from_shape_expr((batch, kv_heads, weightings, rows), trt.float32)
+            for rows in (active, parked, new)
         )
-    values |= {"X": axes, "M": far, "F": active_standing.shape_expr[1]}
-    return _kernel(f"restored_{TACTICS[tactic]}", RESTORED, q, values)
+        return given["q"].like(), mass_active, mass_parked, mass_new
+
+    def tactics(self, given: Given) -> List[trtp.AutoTuneCombination]:
+        """What TensorRT is to time for a profile's numbers of new rows."""
+        q = given["q"]
+        shape = q.shape
+        least, most = (shape.min[2], shape.max[2]) if shape.is_dynamic else (shape[2], shape[2])
+        group = q.shape[1] // given["k_new"].shape[1]
+        tactics = (_FEW if least * group <= DECODE_ROWS else []) + (
+            _MANY if most * group > DECODE_ROWS else []
+        )
+        types = _types(self.op, _dtype(self.name, q.dtype))
+        return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]
+
+    def kernel(self, given: Given) -> Kernel:
+        """The kernel of a tactic, and its launch."""
+        values = _sizes(self.name, given)
+        if "nearness" in given:
+            values |= _standing_sizes(self.name, given)
+        return _kernel(f"{self.form}_{TACTICS[given['tactic']]}", self.name, given["q"], values)
 
 
-def _outputs(
-    q: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    k_active: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    row_weights: trtp.TensorDesc,
-) -> Tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:
-    """The output, and the masses of active, parked and new rows."""
-    batch, kv_heads, new = (k_new.shape_expr[i] for i in range(3))
-    weightings = row_weights.shape_expr[1]
-    mass_active, mass_parked, mass_new = (
-        trtp.from_shape_expr((batch, kv_heads, weightings, rows), trt.float32)
-        for rows in (k_active.shape_expr[2], k_parked.shape_expr[2], new)
-    )
-    return q.like(), mass_active, mass_parked, mass_new
-
-
-def _tactics(op: Op, q: trtp.TensorDesc, k_new: trtp.TensorDesc) -> List[trtp.AutoTuneCombination]:
-    """What TensorRT is to time for a profile's numbers of new rows."""
-    shape = q.shape
-    least, most = (shape.min[2], shape.max[2]) if shape.is_dynamic else (shape[2], shape[2])
-    group = q.shape[1] // k_new.shape[1]
-    tactics = (_FEW if least * group <= DECODE_ROWS else []) + (
-        _MANY if most * group > DECODE_ROWS else []
-    )
-    types = _types(op, _dtype(f"{op.domain}::{op.name}", q.dtype))
-    return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]
-
-
-def _sizes(
-    op: str,
-    q: trtp.TensorDesc,
-    k_new: trtp.TensorDesc,
-    k_active: trtp.TensorDesc,
-    k_parked: trtp.TensorDesc,
-    row_weights: trtp.TensorDesc,
-    scale: float,
-) -> dict[str, Any]:
+def _sizes(op: str, given: Given) -> dict[str, Any]:
     """Sizes and scalars of a launch of attention."""
-    batch, heads, new, _ = q.shape_expr
-    group = _constant(op, heads, "H") // _constant(op, k_new.shape_expr[1], "Hkv")
+    batch, heads, new, _ = given["q"].shape_expr
+    kv_heads = given["k_new"].shape_expr[1]
+    group = _constant(op, heads, "H") // _constant(op, kv_heads, "Hkv")
     return {
         "B": batch,
-        "Hkv": k_new.shape_expr[1],
+        "Hkv": kv_heads,
         "S": new,
-        "A": k_active.shape_expr[2],
-        "P": k_parked.shape_expr[2],
-        "R": row_weights.shape_expr[1],
+        "A": given["k_active"].shape_expr[2],
+        "P": given["k_parked"].shape_expr[2],
+        "R": given["row_weights"].shape_expr[1],
         "G": trtp.SymInt32(group),
-        "scale_bits": trtp.SymInt32(scale_bits(scale)),
+        "scale_bits": trtp.SymInt32(scale_bits(given["scale"])),
         "owners": trtp.SymInt32(1),
     }
+
+
+def _standing_sizes(op: str, given: Given) -> dict[str, Any]:
+    """Those of where rows stand."""
+    axes, far = given["nearness"].shape_expr
+    count = _constant(op, axes, "X")
+    if count > MOST_AXES:
+        raise TensorRTError(
+            f"{op}: expected positions on at most {MOST_AXES} axes, found {count}; build without "
+            "plugins"
+        )
+    return {"X": axes, "M": far, "F": given["active_standing"].shape_expr[1]}
 
 
 def _types(op: Op, dtype: str) -> str:
@@ -265,3 +183,7 @@ def _kernel(form: str, op: str, q: trtp.TensorDesc, values: Mapping[str, Any]) -
     for i, scalar in enumerate(scalars):
         extra[i] = trtp.SymInt32(values[scalar])
     return packaged.entry, packaged.ptx(), launch, extra
+
+
+_Plugin(SPLIT_CACHE_ATTENTION, "fused").register()
+_Plugin(RESTORED_CACHE_ATTENTION, "restored").register()
