@@ -215,7 +215,7 @@ class DevicePass:
             stood = CachedStanding(cache.place, graph, 1, rooms, heads)
             if known is not None:
                 stood.note(known, cache, has_parked, seq)
-                stood.queue()
+                stood.queue(has_parked)
         backend.segments[index].run(
             {
                 **upload.tensors,

@@ -38,18 +38,21 @@ class CachedStanding:
         Raises:
             OutOfDeviceMemoryError: there is no room.
         """
-        self._layers, self._rooms, self._heads = graph.layers, rooms, heads
+        self._layers, self._rooms = graph.layers, rooms
         self._batch, self._width = batch, graph.dims.position_axes + 1
         self._least = place.room(1)  # parked rows that are not there
         most = max([self._least, *(() if heads else (*rooms[0], *rooms[1]))])
         size = batch * most * self._width * _INT64.itemsize
         self._nowhere = place.memory.allocate("scratch", size, zero=True)
-        fields = {
-            named(kind.standing, layer): ((batch, of, rows, self._width), _INT64)
-            for kind, of, held in zip(CACHED, (heads, 1), rooms, strict=True)
-            for layer, rows in zip(self._layers, held, strict=True)
-        }
-        self._upload = Upload(place.memory, fields) if heads else None
+        # Ordinary steps read no parked rows, and copy nothing for them.
+        self._uploads: dict[str, Upload] = {}
+        for kind, of, held in zip(CACHED, (heads, 1), rooms, strict=True):
+            fields = {
+                named(kind.standing, layer): ((batch, of, room, self._width), _INT64)
+                for layer, room in zip(self._layers, held, strict=True)
+            }
+            if heads:
+                self._uploads[kind.name] = Upload(place.memory, fields)
 
     def note(
         self, standing: Standing, cache: SegmentCache, parked: bool, sequence: int = 0
@@ -59,17 +62,18 @@ class CachedStanding:
         Args:
             sequence: of the cache, the first that `standing` is about.
         """
-        if self._upload is not None:
-            host = self._upload.host
+        if self._uploads:
+            host = {kind: upload.host for kind, upload in self._uploads.items()}
             for number, layer in enumerate(self._layers):
-                active = host[named(ACTIVE.standing, layer)]
-                aside = host[named(PARKED.standing, layer)] if parked else None
+                active = host[ACTIVE.name][named(ACTIVE.standing, layer)]
+                aside = host[PARKED.name][named(PARKED.standing, layer)] if parked else None
                 standing.put(cache, number, active, aside, sequence)
 
-    def queue(self) -> None:
-        """Queue the copy of it."""
-        if self._upload is not None:
-            self._upload.queue()
+    def queue(self, parked: bool) -> None:
+        """Queue the copy of it, of parked rows if they are read."""
+        for kind, upload in self._uploads.items():
+            if parked or kind == ACTIVE.name:
+                upload.queue()
 
     def tensors(self, parked: bool) -> dict[str, Tensor]:
         """What a segment reads, by name.
@@ -82,8 +86,8 @@ class CachedStanding:
             there = parked or kind is ACTIVE
             for layer, room in zip(self._layers, rooms, strict=True):
                 name = named(kind.standing, layer)
-                if self._upload is not None and there:
-                    found[name] = self._upload.tensors[name]
+                if self._uploads and there:
+                    found[name] = self._uploads[kind.name].tensors[name]
                 else:
                     shape = (self._batch, 1, room if there else self._least, self._width)
                     found[name] = Tensor(self._nowhere.address, shape)

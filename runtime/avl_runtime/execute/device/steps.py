@@ -221,7 +221,7 @@ class SegmentSteps:
         if reads:
             self.cache.fetch()
         if self._standing is not None:
-            self._standing.queue()
+            self._standing.queue(reads)
         segment.run(self._tensors[reads], "refresh" if reads else "step")
 
     def queue_moves(self, refresh: bool) -> None:
