@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from avl_plugins.cpu.build import LIBRARY, X86
 from avl_plugins.errors import AvlError, quoted
@@ -24,6 +26,9 @@ LEVELS = {
     "x86_64": ("base", "avx2", "avx-vnni", "avx512", "vnni", "amx"),
     "aarch64": ("base", "dotprod", "i8mm"),
 }
+
+
+Functions = TypeVar("Functions")
 
 
 class SwitchError(AvlError):
@@ -40,6 +45,22 @@ def library() -> Path | None:
     _is_off(AMX_SWITCH)  # which the library reads by itself,
     _check_level()  # as it does this
     return LIBRARY if not is_off and LIBRARY.is_file() else None
+
+
+def loaded(functions: Callable[[Path], Functions]) -> Functions | None:
+    """What `functions` finds in the library in use; None where there is none.
+
+    Raises:
+        OSError: the library is damaged, for another machine, or of another version of avl.
+    """
+    path = library()
+    try:
+        return None if path is None else functions(path)
+    except AttributeError as missing:
+        raise OSError(
+            f"{path}: expected this version's CPU kernels, found others ({missing}); compile "
+            "them with python -m avl_plugins.cpu.build"
+        ) from missing
 
 
 def _is_off(switch: str) -> bool:

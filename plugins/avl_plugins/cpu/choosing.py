@@ -134,14 +134,7 @@ def choosing() -> Choosing | None:
     Raises:
         OSError: the library is damaged, for another machine, or of another version of avl.
     """
-    library = cpu.library()
-    try:
-        return None if library is None else _functions(library)
-    except AttributeError as missing:
-        raise OSError(
-            f"{library}: expected this version's CPU kernels, found others ({missing}); compile "
-            "them with python -m avl_plugins.cpu.build"
-        ) from missing
+    return cpu.loaded(_functions)
 
 
 @functools.cache
