@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from avl_plugins.schema.extended import extended
 from avl_plugins.schema.ops import COMPUTED, ROW_OPS, Op, Value
 
 _BIASES = (
@@ -15,15 +16,11 @@ _BIASES = (
 
 
 def _biased(op: Op) -> Op:
-    return dataclasses.replace(
-        op,
-        name=f"Biased{op.name.removeprefix('Split')}",
-        doc=(
-            f"{op.name} that adds a bias to each scaled score before the softmax. F is Hkv, or 1 "
-            "where the heads have the same. A bias of rows that are not seen is finite."
-        ),
-        inputs=(*op.inputs, *_BIASES),
+    doc = (
+        f"{op.name} that adds a bias to each scaled score before the softmax. F is Hkv, or 1 "
+        "where the heads have the same. A bias of rows that are not seen is finite."
     )
+    return extended(op, "Biased", doc, _BIASES)
 
 
 # By the ways to keep rows, as ROW_OPS.
@@ -61,16 +58,12 @@ STANDING = (
 
 
 def _restored(op: Op) -> Op:
-    return dataclasses.replace(
-        op,
-        name=f"Restored{op.name.removeprefix('Split')}",
-        doc=(
-            f"{op.name} where no new row stands for any token, else the same with the biases of "
-            "StandingBias. Rows at or past a length stand for anything below M; where nothing is "
-            "added, of cached rows any number of them is given."
-        ),
-        inputs=(*op.inputs, *STANDING),
+    doc = (
+        f"{op.name} where no new row stands for any token, else the same with the biases of "
+        "StandingBias. Rows at or past a length stand for anything below M; where nothing is "
+        "added, of cached rows any number of them is given."
     )
+    return extended(op, "Restored", doc, STANDING)
 
 
 RESTORED_OPS: Mapping[str, Op] = {name: _restored(op) for name, op in ROW_OPS.items()}

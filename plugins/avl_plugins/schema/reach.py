@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from avl_plugins.schema.extended import extended
 from avl_plugins.schema.ops import COMPUTED, ROW_OPS, Attribute, Op, Value
 
 _ROW_ENDS = Value(
@@ -18,33 +19,22 @@ REACH = (
 
 
 def _block(op: Op) -> Op:
-    return dataclasses.replace(
-        op,
-        name=f"Block{op.name.removeprefix('Split')}",
-        doc=(
-            f"{op.name} whose new row s sees the new rows before row_ends[b, s], so that rows of a "
-            "block, as those of a picture, see one another."
-        ),
-        inputs=(*op.inputs, _ROW_ENDS),
+    doc = (
+        f"{op.name} whose new row s sees the new rows before row_ends[b, s], so that rows of a "
+        "block, as those of a picture, see one another."
     )
+    return extended(op, "Block", doc, (_ROW_ENDS,))
 
 
 def _window(op: Op) -> Op:
-    return dataclasses.replace(
-        op,
-        name=f"Window{op.name.removeprefix('Split')}",
-        doc=(
-            f"{_block(op).name} whose row at position p sees no active and no new row at p - "
-            "window or before; parked rows have no positions and are all seen. Of one new row, "
-            "S = 1, the active rows in use must all lie within the window: who runs a step drops "
-            "those that it leaves behind."
-        ),
-        inputs=(*op.inputs, *REACH),
-        attributes=(
-            *op.attributes,
-            Attribute("window", "int", "positions that a row sees, its own included"),
-        ),
+    doc = (
+        f"{_block(op).name} whose row at position p sees no active and no new row at p - "
+        "window or before; parked rows have no positions and are all seen. Of one new row, "
+        "S = 1, the active rows in use must all lie within the window: who runs a step drops "
+        "those that it leaves behind."
     )
+    window = Attribute("window", "int", "positions that a row sees, its own included")
+    return extended(op, "Window", doc, REACH, (window,))
 
 
 def several_of(op: Op) -> Op:
