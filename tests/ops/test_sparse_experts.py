@@ -16,12 +16,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from avl_plugins import cpu
 from avl_plugins.bodies.experts_body import experts_function
 from avl_plugins.cpu.build import STACKED_LEVELS
 from avl_plugins.schema import SPARSE_EXPERTS
 from ops.op_models import NUMPY_TYPES, op_model, session
-from support.compiled import require
+from support.compiled import library_for
 
 Array = NDArray[Any]
 LEVELS = {
@@ -50,11 +49,7 @@ Form = Callable[[int, tuple[int, int], Mapping[str, Array]], Array]
 @pytest.fixture(params=["body", *LEVELS])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
     """The op's result by its body, or by kernels for instructions that this processor has."""
-    library = None
-    if request.param != "body":
-        library = request.getfixturevalue("kernels")
-        require(LEVELS[request.param])
-        monkeypatch.setenv(cpu.LEVEL_SWITCH, request.param)
+    library = library_for(request, monkeypatch, LEVELS)
 
     def computed(stored: int, trans: tuple[int, int], arrays: Mapping[str, Array]) -> Array:
         return run(opened(stored, trans, library, request.param), arrays)

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from avl_plugins import cpu, reference
+from avl_plugins import reference
 from avl_plugins.bodies.state_body import CHUNK, state_function
 from avl_plugins.cpu.build import DELTA_LEVELS
 from avl_plugins.schema import (
@@ -22,7 +22,7 @@ from avl_plugins.schema import (
     Op,
 )
 from ops.op_models import op_model, run, session
-from support.compiled import require
+from support.compiled import library_for
 
 Floats = NDArray[np.float32]
 Form = Callable[[Op, int, Mapping[str, Floats]], list[Floats]]
@@ -46,11 +46,7 @@ def opened(op: Op, kernel: int, kernels: Path | None, level: str) -> ort.Inferen
 @pytest.fixture(params=["body", *LEVELS])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
     """An op's results by its body, or by kernels for instructions that this processor has."""
-    library = None
-    if request.param != "body":
-        library = request.getfixturevalue("kernels")
-        require(LEVELS[request.param])
-        monkeypatch.setenv(cpu.LEVEL_SWITCH, request.param)
+    library = library_for(request, monkeypatch, LEVELS)
 
     def computed(op: Op, kernel: int, feeds: Mapping[str, Floats]) -> list[Floats]:
         return run(opened(op, kernel, library, request.param), dict(feeds))
