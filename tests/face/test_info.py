@@ -19,6 +19,7 @@ KEYS = [
     "family",
     "dtype",
     "layers",
+    "experts",
     "kv",
     "split",
     "context",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from avl_runtime.engines.options import Options as BuildOptions
 from avl_runtime.engines.plan import make_plan as build_plan
 from avl_runtime.machine.probe import probe
 from avl_runtime.package.dims import Experts
+from avl_runtime.package.info import describe, info_text
+from avl_runtime.package.quantization import Quantization
+from avl_runtime.requests.loaded import weights_read
 from families.qwen import PatchTests, merged
 from families.shared import PROMPT
 from families.support import Case, Made, picture, refused
@@ -115,6 +119,23 @@ class TestQwen3VLMoe(PatchTests):
         )
         assert found.token_ids == want.token_ids
         np.testing.assert_allclose(found.logits, want.logits, atol=1e-4, rtol=0)
+
+    def test_what_is_quantized_leaves_experts_as_they_are(self, made: Made) -> None:
+        package = made.model.package
+        manifest, dims = package.manifest, package.manifest.dims
+        assert manifest.embedding.dtype == "F32"
+        experts = 3 * 3 * 3 * 44 * dims.hidden_size  # matrices, layers, experts of a token
+        others = 3 * dims.intermediate_size + 2 * dims.num_layers * dims.head_dim * (
+            dims.num_heads + dims.num_kv_heads
+        )
+        others = (others + dims.vocab_size) * dims.hidden_size
+        assert weights_read(manifest) == 4 * (experts + others)
+        codes = Quantization("rtn", 4, 32, ("decoder",), False, None)
+        quantized = replace(manifest, quantization=codes)
+        assert weights_read(quantized) == 2 * experts + others // 2
+        told = info_text(describe(replace(package, manifest=quantized)))
+        assert "4 layers, in 3 of which a token goes through 3 of 11 experts, cut" in told
+        assert "int4 (rtn, blocks of 32): decoder, but no experts" in told
 
     def test_engines_are_refused(self, made: Made) -> None:
         with pytest.raises(AvlError, match="mixture of experts; run the package on ort-cpu"):

@@ -9,6 +9,7 @@ from avl_plugins.errors import PolicyError
 from avl_plugins.policies import USUAL, Policy, parse
 from avl_plugins.schema import ROW_TYPES
 from avl_runtime.machine.sizes import size_text
+from avl_runtime.package.dims import Experts
 from avl_runtime.package.generation_defaults import NEUTRAL
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
@@ -27,6 +28,7 @@ def describe(package: Package) -> dict[str, Any]:
         "family": manifest.family,
         "dtype": manifest.dtype,
         "layers": manifest.dims.num_layers,
+        "experts": _experts(manifest.dims.experts),
         "kv": _kv(manifest),
         "split": list(manifest.splits()),
         "context": manifest.dims.max_positions,
@@ -100,17 +102,18 @@ def info_text(found: dict[str, Any]) -> str:
     if not found["weights_found"]:
         weights += ", which lacks some of them"
     template = "yes" if found["chat_template"] else "none, prompts are taken as they stand"
+    layers = f"{found['layers']} layers{_mixed(found['experts'])}"
     biased = ", attention takes RESTORE's bias" if found["restores"] else ""
     lines = [
         ("model", f"{found['model']} ({found['family']}), takes {images}"),
-        ("decoder", f"{found['layers']} layers, cut after {split}, in {found['dtype']}{biased}"),
+        ("decoder", f"{layers}, cut after {split}, in {found['dtype']}{biased}"),
         ("cached rows", f"in {_any_of(found['kv'])} (--kv)"),
         ("context", f"{found['context']} tokens"),
         ("policies", f"{', '.join(found['policies'])} (default: {found['default_policy']})"),
         ("generation", _generation(found["generation"])),
         ("chat template", template),
         ("weights", weights),
-        ("quantized", _quantized(found["quantization"])),
+        ("quantized", _quantized(found["quantization"], found["experts"])),
         ("engines", "; ".join(one["wants"] for one in found["engines"]) or "none"),
         ("made by", f"{found['producer']}, package format {found['format_version']}"),
     ]
@@ -169,9 +172,24 @@ def _short(value: object) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def _quantized(found: dict[str, Any] | None) -> str:
+def _experts(found: Experts | None) -> dict[str, int] | None:
+    if found is None:
+        return None
+    return {"layers": len(found.layers), "count": found.count, "chosen": found.chosen}
+
+
+def _mixed(experts: dict[str, int] | None) -> str:
+    if experts is None:
+        return ""
+    return (
+        f", in {experts['layers']} of which a token goes through {experts['chosen']} of "
+        f"{experts['count']} experts"
+    )
+
+
+def _quantized(found: dict[str, Any] | None, experts: dict[str, int] | None) -> str:
     if found is None:
         return "no"
-    block = found["block_size"]
+    block, but = found["block_size"], "" if experts is None else ", but no experts"
     scales = f"blocks of {block}" if block else "one scale an output"
-    return f"int{found['bits']} ({found['method']}, {scales}): {', '.join(found['parts'])}"
+    return f"int{found['bits']} ({found['method']}, {scales}): {', '.join(found['parts'])}{but}"

@@ -239,12 +239,16 @@ def weights_read(manifest: Manifest) -> int:
     """About how many bytes of weights a step reads: of linears alone, by their bits."""
     dims, quantized = manifest.dims, manifest.quantization
     attention = 2 * dims.head_dim * (dims.num_heads + dims.num_kv_heads)
-    widths = sum(map(dims.width, range(dims.num_layers)))
+    layers, mixed = range(dims.num_layers), dims.experts.layers if dims.experts else ()
+    widths = sum(dims.width(layer) for layer in layers if layer not in mixed)
     linears = dims.hidden_size * (dims.num_layers * attention + 3 * widths)
-    bits = STORED_BITS[manifest.embedding.dtype]
-    if quantized is not None and "decoder" in quantized.parts:
-        bits = quantized.bits
-    return (linears + dims.vocab_size * dims.hidden_size) * bits // 8
+    experts = dims.hidden_size * 3 * sum(map(dims.width, mixed))
+    bits = stored = STORED_BITS[manifest.embedding.dtype]
+    if quantized is not None:  # experts are not, whatever the table is
+        stored = STORED_BITS["BF16"]
+        if "decoder" in quantized.parts:
+            bits = quantized.bits
+    return ((linears + dims.vocab_size * dims.hidden_size) * bits + experts * stored) // 8
 
 
 def as_policy(policy: str | Policy) -> Policy:
