@@ -83,6 +83,7 @@ def test_plugins_that_were_not_taken() -> None:
     taken = Layer("first", "PLUGIN_V3", ("scores",), ("y",))
     text = finding(with_layers(*GOOD.layers, taken), plugins=["first", "second"])
     assert "expected 2 plugin layers, found 1, without second" in text
+    assert text.endswith("or build with --no-plugins")
 
 
 @pytest.fixture(scope="module")

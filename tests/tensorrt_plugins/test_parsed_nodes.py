@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from avl_export.cli import main as export
-from avl_plugins.schema import SPLIT_CACHE_ATTENTION
+from avl_plugins.schema import RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION, Op
 from avl_runtime.engines.graphs import prepare
 from avl_runtime.engines.jobs import Job
 from avl_runtime.engines.network import Toolkit, load_toolkit, parse
@@ -35,7 +35,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 RELEASES = [(10, 9), (10, 10), (10, 15)]
 SEGMENTS = ["decoder.0.onnx", "decoder.1.onnx"]
-SIZES = {"batch": 2, "seq": 5, "active": 7, "parked": 11}
+SIZES = {"batch": 2, "seq": 5, "active": 7, "parked": 11, "unlike": 1}
 TYPES = {TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16", TensorProto.FLOAT: "FLOAT"}
 
 
@@ -44,17 +44,21 @@ def toolkit() -> Toolkit:
     return load_toolkit("tensorrt-rtx")
 
 
-@pytest.fixture(scope="module", params=["tiny-fp16", "tiny-bf16", "wide"])
+@pytest.fixture(scope="module", params=["tiny-fp16", "wide-bf16", "restored-fp16"])
 def package(
     request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Package:
-    """avl-tiny, whose heads of 32 no kernel serves, and a LLaVA whose heads of 128 they do."""
+    """avl-tiny, whose heads of 32 no kernel serves, and a LLaVA whose heads of 128 they do.
+
+    And avl-tiny exported with --restore.
+    """
     folder = tmp_path_factory.mktemp("package")
     name, _, dtype = request.param.partition("-")
     checkpoint = tiny_checkpoint
     if name == "wide":
         checkpoint = write_wide(folder / "checkpoint", layers=3, hidden=512)
-    out, options = folder / "model.avl", ["--dtype", dtype or "fp16", "--no-check"]
+    out, options = folder / "model.avl", ["--dtype", dtype, "--no-check"]
+    options += ["--restore"] * (name == "restored")
     assert export(["--model", str(checkpoint), "--out", str(out), *options]) == 0
     return load_package(out)
 
@@ -77,7 +81,7 @@ def builtins(toolkit: Toolkit, model: onnx.ModelProto) -> frozenset[str]:
     """Operators of the graph that TensorRT's parser has an importer for."""
     _, network = toolkit.loaders.create_network(strongly_typed=True)
     real = toolkit.trt.OnnxParser(network, toolkit.logger)
-    names = {node.op_type for node in model.graph.node} | {SPLIT_CACHE_ATTENTION.name}
+    names = {node.op_type for node in model.graph.node}
     return frozenset(name for name in names if real.supports_operator(name))
 
 
@@ -95,6 +99,7 @@ def shapes_at_plugins(toolkit: Toolkit, package: Package, graph: str) -> tuple[S
             masses |= set(node.output[1:])
             stand_in = helper.make_node("Identity", node.input[:1], node.output[:1])
             node.CopyFrom(stand_in)
+    constants = {one.name: one for one in model.graph.initializer if one.name in read}
     outputs = [value for value in model.graph.output if value.name not in masses]
     del model.graph.output[:], model.functions[:]
     model.graph.output.extend(outputs)
@@ -106,11 +111,11 @@ def shapes_at_plugins(toolkit: Toolkit, package: Package, graph: str) -> tuple[S
         layer = network.get_layer(index)
         tensors += [layer.get_output(i) for i in range(layer.num_outputs)]
     found = {one.name: one for one in tensors if one.name in read}
-    assert set(found) == read
-    return (
-        {name: tuple(one.shape) for name, one in found.items()},
-        {name: one.dtype.name for name, one in found.items()},
-    )
+    assert set(found) == read - set(constants)
+    shapes = {name: tuple(one.shape) for name, one in found.items()}
+    types = {name: one.dtype.name for name, one in found.items()}
+    shapes |= {name: tuple(one.dims) for name, one in constants.items()}
+    return shapes, types | {name: TYPES[one.data_type] for name, one in constants.items()}
 
 
 def declared(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -123,10 +128,10 @@ def declared(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
     return found
 
 
-def with_sizes(name: str, shape: tuple[int, ...], place: int) -> tuple[int, ...]:
+def with_sizes(op: Op, name: str, shape: tuple[int, ...], place: int) -> tuple[int, ...]:
     """A shape with the sizes of SIZES for those that are open, by the schema's dimensions."""
-    letters = {"B": "batch", "S": "seq", "A": "active", "P": "parked"}
-    pattern = SPLIT_CACHE_ATTENTION.inputs[place].shape
+    letters = {"B": "batch", "S": "seq", "A": "active", "P": "parked", "F": "unlike"}
+    pattern = op.inputs[place].shape
     assert len(shape) == len(pattern), name
     return tuple(
         SIZES[letters[letter]] if size < 0 else size
@@ -140,13 +145,14 @@ def test_every_attention_is_its_plugin(
     graph: str, release: tuple[int, int], package: Package, toolkit: Toolkit, remote: Remote
 ) -> None:
     manifest = package.manifest
+    op = RESTORED_CACHE_ATTENTION if manifest.restores else SPLIT_CACHE_ATTENTION
     model = prepare(package.read(graph), manifest.dims, plugins=True).model
-    nodes = [node for node in model.graph.node if node.op_type == SPLIT_CACHE_ATTENTION.name]
+    nodes = [node for node in model.graph.node if node.op_type == op.name]
     assert len(nodes) == sum(
         s.last_layer - s.first_layer for s in manifest.segments if s.file == graph
     )
     known = builtins(toolkit, model)
-    assert known == {node.op_type for node in model.graph.node} - {SPLIT_CACHE_ATTENTION.name}
+    assert known == {node.op_type for node in model.graph.node} - {op.name}
 
     # The file as it is in the package, for those who build by themselves.
     assert remote(parsing.parse_model, package.read(graph), release, known) == ""
@@ -155,7 +161,7 @@ def test_every_attention_is_its_plugin(
 
     shapes, types = shapes_at_plugins(toolkit, package, graph)
     sizes = {
-        name: with_sizes(name, shapes[name], place)
+        name: with_sizes(op, name, shapes[name], place)
         for node in nodes
         for place, name in enumerate(node.input)
     }
@@ -165,7 +171,7 @@ def test_every_attention_is_its_plugin(
     floating = {"fp16": "HALF", "bf16": "BF16"}[manifest.dtype]
     scale = dims.head_dim**-0.5
     for node, one in zip(nodes, found, strict=True):
-        assert one.creator == ("SplitCacheAttention", "1", "avl")
+        assert one.creator == (op.name, "1", "avl")
         assert (one.request, one.kind) == ("STRICT_AOT", "AOT")
         assert one.fields == (("scale", "FLOAT32", (pytest.approx(scale, rel=1e-7),)),)
         assert one.attributes == {"scale": pytest.approx(scale, rel=1e-7)}
@@ -176,9 +182,9 @@ def test_every_attention_is_its_plugin(
         assert (k_new[1], k_new[3]) == (dims.num_kv_heads, dims.head_dim)
         assert [types[name] for name in node.input] == [
             {"T": floating, "int64": "INT64", "float32": "FLOAT"}[value.dtype]
-            for value in SPLIT_CACHE_ATTENTION.inputs
+            for value in op.inputs
         ]
-        assert len(one.inputs) == 10
+        assert len(one.inputs) == len(op.inputs)
         assert list(one.outputs) == list(node.output)
         wanted = [outputs[name] for name in node.output[1:]]
         assert len(wanted) == 3

@@ -61,22 +61,24 @@ def lint(
     Raises:
         BuildError: with the first finding, and the node that it is about.
     """
-    for finding in _findings(listing, wanted, plugins, lengths):
+    found = [layer.name for layer in listing.layers if layer.kind.startswith("PLUGIN")]
+    if len(found) != len(plugins):  # first, as bodies in their place may have other findings
+        first = next((name for name in plugins if name not in found), "none")
+        raise BuildError(
+            f"{graph}: expected {len(plugins)} plugin layers, found {len(found)}, without {first}; "
+            "export the package anew, as older exports may name no plugin, or build with "
+            "--no-plugins"
+        )
+    for finding in _findings(listing, wanted, lengths):
         raise BuildError(
             f"{graph}: {finding}; build with another version of the backend, and report this"
         )
 
 
-def _findings(
-    listing: Listing, wanted: Sequence[str], plugins: Sequence[str], lengths: Sequence[str]
-) -> Iterator[str]:
+def _findings(listing: Listing, wanted: Sequence[str], lengths: Sequence[str]) -> Iterator[str]:
     yield from _dropped_inputs(listing, wanted)
     yield from _missing_lengths(listing)
     yield from _attentions(listing, lengths)
-    found = [layer.name for layer in listing.layers if layer.kind.startswith("PLUGIN")]
-    if len(found) != len(plugins):
-        first = next((name for name in plugins if name not in found), "none")
-        yield f"expected {len(plugins)} plugin layers, found {len(found)}, without {first}"
 
 
 def _dropped_inputs(listing: Listing, wanted: Sequence[str]) -> Iterator[str]:
