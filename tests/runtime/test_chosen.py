@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from avl_plugins.cpu import choosing
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import (
     ATTENTION,
@@ -24,7 +26,9 @@ from avl_plugins.policies import (
     When,
     parse,
 )
+from avl_plugins.policies.embedded import similar
 from avl_runtime import LVLM
+from avl_runtime.machine.resources import cores
 from avl_runtime.show.heatmap import shares
 from avl_runtime.tasks import sample
 from oracle.hf_oracle import Oracle
@@ -242,3 +246,23 @@ def test_actions_before_the_decoder_may_follow_each_other(tiny: LVLM) -> None:
     found = ask(tiny, Two(), [ASKED[0].image])
     assert found.stats.visual_tokens_read == 9
     assert (found.placements[0].core.sum(1) == 4).all()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_choices_take_as_many_threads_as_the_model(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int | None] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int | None) -> None:
+            taken.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(choosing, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(similar, "FINE", 0)
+    for threads in (1, 3, None):
+        taken.clear()
+        model = LVLM.load(tiny_package, "ort-cpu", threads=threads)
+        ask(model, "mmtok:tokens=9", [ASKED[0].image])
+        assert set(taken) == {threads or cores()}

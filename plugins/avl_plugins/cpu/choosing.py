@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ Ints = NDArray[np.int64]
 PANEL: Final = 48  # AVL_PANEL of likeness.h
 KNOWN: Final = 24  # neighbours of a token that are looked up before all are compared
 ROWS: Final = 64  # tokens of a task
+_THREADS: ContextVar[int | None] = ContextVar("threads of choices", default=None)
 
 
 class _Likeness(ctypes.Structure):
@@ -59,7 +62,7 @@ class _Repeats(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Choosing:
-    """Functions of a compiled library, which run on all processor cores that there are."""
+    """Functions of a compiled library, which run in threads (`on_threads`)."""
 
     library: Any
 
@@ -128,6 +131,16 @@ class Choosing:
         return left[:most]
 
 
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Have choices inside take so many threads; elsewhere there is one for each processor."""
+    before = _THREADS.set(count)
+    try:
+        yield
+    finally:
+        _THREADS.reset(before)
+
+
 def choosing() -> Choosing | None:
     """Those of the library in use; None where there is none.
 
@@ -158,11 +171,6 @@ def _shared(
     def work(begin: int) -> None:
         function(of, begin, min(begin + size, end))
 
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(_THREADS.get() or os.cpu_count()) as pool:
         for _ in pool.map(work, tasks):
             pass
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

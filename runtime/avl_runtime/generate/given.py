@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_plugins.cpu.choosing import on_threads
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import DROPPED, PARKED, Action, Picture, View
 from avl_runtime.generate.choices import asked
@@ -25,6 +26,7 @@ def choose(
     actions: Sequence[Action],
     question: NDArray[np.float32],
     before: int,
+    threads: int,
 ) -> Generator[None, None, PromptRows]:
     """The rows of a prompt that actions leave before the first layer; stops behind each picture.
 
@@ -36,6 +38,7 @@ def choose(
         question: [m, C], embeddings of the text that the user said last. Rows have as many columns,
             and behind them what layers read of a token by themselves.
         before: pictures and videos that the conversation has before the prompt.
+        threads: that a choice may take.
 
     Raises:
         PolicyError: an action answers what cannot be.
@@ -49,7 +52,9 @@ def choose(
             features = hidden[at[tokens], : question.shape[1]]
             given = features, rows.attention[at[tokens]]
             seen = _picture(media, given, tokens, question, number)
-            tokens = tokens[_left(action, seen, (hidden, deepstack), at[tokens], counts)]
+            with on_threads(threads):
+                left = _left(action, seen, (hidden, deepstack), at[tokens], counts)
+            tokens = tokens[left]
         stays[at[tokens]] = True
         yield
     chosen = np.flatnonzero(stays)

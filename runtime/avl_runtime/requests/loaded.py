@@ -20,7 +20,7 @@ from avl_runtime.generate.prefill import Reading, prefill
 from avl_runtime.generate.prefix import Prefix
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv.prefixes import PrefixCache
-from avl_runtime.machine.resources import usable_memory
+from avl_runtime.machine.resources import cores, usable_memory
 from avl_runtime.package.info import check_bias, check_vision
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
@@ -77,6 +77,7 @@ class Loaded:
         self.processor = Processor.from_package(package)
         self.embedding = Embedding(package)
         self.backend = load_backend(backend, package, threads, park, kv=kv, compute=compute)
+        self._threads = threads or cores()
         self.executor = executor_on(self.backend, package.manifest)
         self.features = FeatureCache(self.backend, package.manifest.encoded)
         if not self.executor.shares and prefix_cache not in (None, AUTO):
@@ -135,7 +136,8 @@ class Loaded:
         if choosing and prompt.media:
             rows = yield from self.embed(prompt)
             asked = self.embedding.words(self.processor.asked_ids(prompt))
-            rows = yield from choose(rows, prompt, choosing, asked, len(sequence.visuals))
+            before = len(sequence.visuals)
+            rows = yield from choose(rows, prompt, choosing, asked, before, self._threads)
         if self.prefixes is not None and not sequence.length:
             prefix = Prefix(self.prefixes, sequence, manifest, prompt, rows)
             yield from prefix.fetch()
