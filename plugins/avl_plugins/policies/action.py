@@ -15,6 +15,7 @@ from avl_plugins.policies.view import Fates, Indices, Mask, Scores, View
 
 # 0.3 * 10 is 3 and 0.29 * 100 is 28.999...: a fraction that means a whole number must give it.
 _ROUNDING = 1e-9
+MOST_WEIGHT = 1000.0  # tokens that an image token counts as at most, and so the share at least
 
 
 class When(enum.IntEnum):
@@ -148,7 +149,8 @@ class Action(abc.ABC):
             confidence: the probability of the likeliest token, after the step as it is.
 
         Returns:
-            Above 0; 1: the step is as it should be, and is not computed again.
+            From 1 / MOST_WEIGHT to MOST_WEIGHT; 1: the step is as it should be, and is not
+            computed again.
         """
         return 1.0
 

@@ -15,13 +15,11 @@ from typing import ClassVar
 import numpy as np
 
 from avl_plugins.errors import PolicyError, quoted
-from avl_plugins.policies.action import Action, When
+from avl_plugins.policies.action import MOST_WEIGHT, Action, When
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.checks import check_weight, is_number
 from avl_plugins.policies.ranking import ATTENTION, Ranking
 from avl_plugins.policies.view import Fates, View, fates
-
-MOST = 1000.0  # times an image token counts at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +81,8 @@ def check_options(policy: str, below: object, most: object) -> None:
         PolicyError: one is.
     """
     check_weight(policy, "below", below, "it is a probability, 1 computes every step again")
-    if not is_number(most) or not 1 <= most <= MOST:
+    if not is_number(most) or not 1 <= most <= MOST_WEIGHT:
         raise PolicyError(
-            f"{policy}: expected most from 1 to {MOST:.0f}, found {quoted(most)}; it is how many "
-            "tokens an image token counts as"
+            f"{policy}: expected most from 1 to {MOST_WEIGHT:.0f}, found {quoted(most)}; it is how "
+            "many tokens an image token counts as"
         )

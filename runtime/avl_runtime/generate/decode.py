@@ -123,7 +123,10 @@ class Decoder:
             and (each.drafting is not None or any(one.reads_parked for one in actions))
             for each, actions in zip(members, due, strict=True)
         ]
-        weighs = any(one.weighs for actions in due for one in actions)
+        weighs = any(
+            each.image_tokens and any(one.weighs for one in actions)
+            for each, actions in zip(members, due, strict=True)
+        )
         step = Step(
             self._embedding.lookup(np.asarray(tokens, np.int64)),
             position_ids,

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies import Action
-
-MOST = 1000.0  # an image token counts as so many at most, and as the share 1 / MOST at least
+from avl_plugins.policies.action import MOST_WEIGHT
 
 
 def weights_of(
@@ -46,9 +45,11 @@ def confidence_of(logits: NDArray[np.float32]) -> float:
 
 def _weight(action: Action, confidence: float) -> float:
     weight = action.weight(confidence)
-    if not isinstance(weight, int | float | np.number) or not 1 / MOST <= weight <= MOST:
+    least = 1 / MOST_WEIGHT
+    number = isinstance(weight, int | float | np.integer | np.floating)
+    if not number or not least <= weight <= MOST_WEIGHT:
         raise PolicyError(
-            f"{type(action).__name__}: expected a number from {1 / MOST} to {MOST:.0f} from "
+            f"{type(action).__name__}: expected a number from {least} to {MOST_WEIGHT:.0f} from "
             f"weight(), found {quoted(weight)}; mend the action"
         )
     return float(weight)
