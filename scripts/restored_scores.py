@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-from avl_plugins.policies import Action, Policy, Rescale, parse
 from avl_runtime import LVLM
 from avl_runtime.evaluate.measure import MAX_NEW_TOKENS
 from avl_runtime.tasks import TASKS, samples
@@ -31,33 +29,10 @@ GATES = {"caac": "caac", "in every step": "caac:below=1"}
 UNDER = {"dense": "dense", "1/9": "divprune:keep=0.1111"}
 
 
-@dataclass(frozen=True, slots=True)
-class Counted(Rescale):
-    """Notes of every step whether it is computed again."""
-
-    again: list[bool] = field(default_factory=list, compare=False)
-
-    def weight(self, confidence: float) -> float:
-        found = Rescale.weight(self, confidence)
-        self.again.append(found != 1)
-        return found
-
-
-@dataclass(frozen=True)
-class Joined(Policy):
-    """Actions of other policies."""
-
-    parts: tuple[Action, ...] = ()
-
-    name: ClassVar[str] = "joined"
-
-    def actions(self) -> tuple[Action, ...]:
-        return self.parts
-
-
-def scores_of(model: LVLM, policy: Policy, count: int) -> Scores:
-    """Of each held-out sample, by task."""
+def scores_of(model: LVLM, policy: str, count: int) -> tuple[Scores, float]:
+    """Of each held-out sample, by task, and the share of steps that were computed again."""
     found: dict[str, list[float]] = {}
+    steps = again = 0
     for task in TASKS:
         for one in samples(task, "held-out", count):
             reply = model.generate(
@@ -68,7 +43,9 @@ def scores_of(model: LVLM, policy: Policy, count: int) -> Scores:
                 temperature=0,
             )
             found.setdefault(task, []).append(score(one, reply.text))
-    return found
+            steps += reply.stats.new_tokens - 1
+            again += reply.stats.steps_again
+    return found, again / steps
 
 
 def beside(scores: Scores, base: Scores) -> dict[str, Any]:
@@ -83,10 +60,10 @@ def positions_of(model: LVLM, count: int) -> list[dict[str, Any]]:
     for method in METHODS:
         for told, share in SHARES.items():
             text = f"{method}:keep={share}"
-            kept = scores_of(model, parse(text), count)
+            kept, _ = scores_of(model, text, count)
             row: dict[str, Any] = {"method": method, "share": told, "keep": means(kept)}
             for how in POSITIONS:
-                row[how] = beside(scores_of(model, parse(f"{text},positions={how}"), count), kept)
+                row[how] = beside(scores_of(model, f"{text},positions={how}", count)[0], kept)
             rows.append(row)
     return rows
 
@@ -95,14 +72,12 @@ def raised(model: LVLM, count: int) -> list[dict[str, Any]]:
     """CAAC on all tokens and on a choice of them."""
     rows = []
     for told, text in UNDER.items():
-        base = parse(text)
-        plain = scores_of(model, base, count)
+        plain, _ = scores_of(model, text, count)
         for name, spec in GATES.items():
-            caac = parse(spec)
-            counted = Counted(caac.below, caac.most)  # type: ignore[attr-defined]  # it is CAAC
-            found = scores_of(model, Joined((*base.actions(), counted)), count)
-            again = round(sum(counted.again) / len(counted.again), 4)
-            rows.append({"under": told, "gate": name, "again": again, **beside(found, plain)})
+            policy = spec if text == "dense" else f"{text}+{spec}"
+            found, again = scores_of(model, policy, count)
+            row = {"under": told, "gate": name, "again": round(again, 4)}
+            rows.append({**row, **beside(found, plain)})
     return rows
 
 
