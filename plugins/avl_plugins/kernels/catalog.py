@@ -7,6 +7,7 @@ tests. Nothing here needs Triton.
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import struct
 from collections.abc import Mapping
@@ -145,12 +146,8 @@ def scale_bits(scale: float) -> int:
 
 def _variants() -> tuple[Variant, ...]:
     made: list[Variant] = []
-    for dtype in DTYPES:
-        for head_dim in HEAD_DIMS:
-            made += _attention("fused", dtype, head_dim)
-    for dtype in DTYPES:
-        for head_dim in HEAD_DIMS:
-            made += _attention("restored", dtype, head_dim)
+    for kernel, dtype, head_dim in itertools.product(("fused", "restored"), DTYPES, HEAD_DIMS):
+        made += _attention(kernel, dtype, head_dim)
     for moves, warps in zip(MOVES, (4, 8, 16), strict=True):
         made.append(
             Variant(f"update-{moves}", "update", None, None, {"MP": moves, "W": 16}, warps, 1)

@@ -158,17 +158,17 @@ def _plugins(options: Options, library: Library | None, manifest: Manifest) -> t
     oldest, served = ".".join(map(str, OLDEST)), ", ".join(map(str, HEAD_DIMS))
     head_dim = manifest.dims.head_dim
     against = {
-        "TensorRT-RTX has no plugins": options.backend == "tensorrt-rtx",
-        "as asked": not options.plugins,
-        f"{found} has no ahead-of-time plugins, {oldest} has": library is not None
+        "TensorRT-RTX has no plugins:": options.backend == "tensorrt-rtx",
+        "as asked,": not options.plugins,
+        f"{found} has no ahead-of-time plugins, {oldest} has:": library is not None
         and library.release < OLDEST,
-        "plugins are for fp16 and bf16, this package is fp32": manifest.dtype == "fp32",
-        f"plugins are for heads of {served}, these are of {head_dim}": head_dim not in HEAD_DIMS,
+        "plugins are for fp16 and bf16, this package is fp32:": manifest.dtype == "fp32",
+        f"plugins are for heads of {served}, these are of {head_dim}:": head_dim not in HEAD_DIMS,
     }
     why = next((why for why, holds in against.items() if holds), None)
     if why is None:
         return True, "attention is the plugin"
-    return False, f"{why}{',' if why == 'as asked' else ':'} attention is its function body"
+    return False, f"{why} attention is its function body"
 
 
 def _timing_cache(library: Library | None, targets: Sequence[int]) -> Path | None:
