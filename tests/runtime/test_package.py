@@ -242,8 +242,25 @@ def test_numbers_out_of_range(copy: Path, capsys) -> None:
 
 
 Change = Callable[[dict[str, Any]], None]
+
+
+def _experts(**changed: object) -> Change:
+    whole = {"layers": [1, 3], "count": 8, "chosen": 2, "intermediate_size": 64}
+    return lambda m: m["dims"].update(experts=whole | changed)
+
+
 CONTRADICTIONS: list[tuple[Change, str]] = [
     (lambda m: m["dims"].update(hidden_size=2), "an embedding of 2 columns"),
+    (lambda m: m["dims"].update(num_heads=0), "dims: num_heads: expected at least 1, found 0"),
+    (lambda m: m["dims"].update(max_positions=0), "max_positions: expected at least 1, found 0"),
+    (lambda m: m["dims"].update(intermediate_size=0), "intermediate_size: expected at least 1"),
+    (lambda m: m["dims"].update(num_heads=7), "a multiple of the 3 KV heads, found 7"),
+    (_experts(chosen=0), "experts.chosen: expected at least 1, found 0"),
+    (_experts(intermediate_size=0), "experts.intermediate_size: expected at least 1, found 0"),
+    (_experts(chosen=9), "experts.chosen: expected at most the 8 that there are, found 9"),
+    (_experts(layers=[]), "expected some of the 6 layers, ascending, found ()"),
+    (_experts(layers=[3, 6]), "expected some of the 6 layers, ascending, found (3, 6)"),
+    (_experts(layers=[3, 3]), "expected some of the 6 layers, ascending, found (3, 3)"),
     (lambda m: m["dims"].update(num_layers=7), "all 7 layers in order"),
     (lambda m: m["segments"][0].update(last_layer=0), "beginnings [0, 2] and ends [0, 6]"),
     (lambda m: m["segments"][1].update(first_layer=1), "beginnings [0, 1] and ends [2, 6]"),

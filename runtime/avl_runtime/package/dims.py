@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from avl_plugins.errors import quoted
+
 
 @dataclass(frozen=True, slots=True)
 class States:
@@ -93,3 +95,45 @@ class Dims:
         if self.experts is not None and layer in self.experts.layers:
             return self.experts.chosen * self.experts.intermediate_size
         return self.intermediate_size
+
+    def mistake(self) -> str | None:
+        """What of these sizes no decoder can have, as expected and found; None if nothing."""
+        sizes = {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "max_positions": self.max_positions,
+        }
+        if self.shared is not None:
+            sizes["shared.intermediate_size"] = self.shared.intermediate_size
+        if self.experts is not None:
+            sizes["experts.chosen"] = self.experts.chosen
+            sizes["experts.intermediate_size"] = self.experts.intermediate_size
+        for name, size in sizes.items():
+            if size < 1:
+                return f"{name}: expected at least 1, found {size}"
+        if self.num_heads % self.num_kv_heads:
+            return (
+                f"num_heads: expected a multiple of the {self.num_kv_heads} KV heads, found "
+                f"{self.num_heads}"
+            )
+        return None if self.experts is None else self._mistake_of(self.experts)
+
+    def _mistake_of(self, experts: Experts) -> str | None:
+        if experts.chosen > experts.count:
+            return (
+                f"experts.chosen: expected at most the {experts.count} that there are, found "
+                f"{experts.chosen}"
+            )
+        layers = experts.layers
+        ascending = bool(layers) and list(layers) == sorted(set(layers))
+        if not ascending or layers[-1] >= self.num_layers:
+            return (
+                f"experts.layers: expected some of the {self.num_layers} layers, ascending, found "
+                f"{quoted(layers, 80)}"
+            )
+        return None

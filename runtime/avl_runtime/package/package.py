@@ -221,6 +221,8 @@ def _check_paths(manifest: Manifest, path: Path) -> None:
 
 def _check_agreement(manifest: Manifest, path: Path) -> None:
     dims, embedding = manifest.dims, manifest.embedding
+    if (mistake := dims.mistake()) is not None:
+        raise PackageError(f"{path}: dims: {mistake}; export again")
     bounds = [0, *(segment.last_layer for segment in manifest.segments)]
     found = [*(segment.first_layer for segment in manifest.segments), dims.num_layers]
     if found != bounds:
