@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from avl_export.cli import main as export
 from avl_runtime import LVLM
 from avl_runtime.cli.batch import main
-from avl_runtime.package.package import load_package
+from avl_runtime.package.package import MANIFEST, load_package
 from avl_runtime.serve.batch import copies
 from avl_runtime.serve.batch.copies import Listed, Source, copied
 from avl_runtime.serve.batch.run import BatchError
@@ -90,6 +91,22 @@ def test_where_there_is_no_room(
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(BatchError, match="expected a folder that can be written"):
         copied(tmp_path / "file", Listed("0" * 64, False, ()), lambda *_: b"")
+
+
+def test_weights_that_have_changed_are_told_before_ray_begins(
+    tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package, questions = tmp_path / "tiny.avl", tmp_path / "questions.jsonl"
+    shutil.copytree(tiny_package, package)
+    manifest = json.loads((package / MANIFEST).read_text())
+    manifest["weights"]["shards"][0]["size"] += 1
+    (package / MANIFEST).write_text(json.dumps(manifest))
+    questions.write_text('{"prompt": "Hello."}\n')
+    words = [str(package), str(questions), "--out", str(tmp_path / "answers.jsonl")]
+    assert main([*words, "--ray", "--copy-to", str(tmp_path / "copies")]) == 1
+    told = capsys.readouterr().err
+    assert "the checkpoint has changed since export, export again" in told and "ray" not in told
+    assert not (tmp_path / "answers.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,11 @@ def answered(
         take: is given each answer.
 
     Raises:
-        AvlError: the cluster cannot be had, the file cannot be shared, or a worker cannot answer.
+        AvlError: the cluster cannot be had, the file or the package cannot be shared, or a worker
+            cannot answer.
     """
+    if cluster.copy_to is not None:
+        Source(job.package)  # what is wrong with it is told here, not in an actor's traceback
     need("ray", what_for="--ray")
     if not questions.path.is_file():
         raise BatchError(
