@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from avl_export.checkpoint.supported import SUPPORTED, FamilyError, check_supported
-from avl_export.families.base import EncoderGraph, Family, Traits
+from avl_export.families.base import EncoderGraph, Family, Traits, runs_on_cpu_alone
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,7 @@ __all__ = [
     "FamilyError",
     "Traits",
     "load_family",
+    "runs_on_cpu_alone",
 ]
 
 

@@ -118,3 +118,9 @@ class Family(Protocol):
         Positions are not among them: transformers works them out by itself.
         """
         ...
+
+
+def runs_on_cpu_alone(family: Family) -> bool:
+    """Whether no engine computes a family's decoder, but ONNX Runtime's CPU does."""
+    dims = family.decoder.dims
+    return family.traits.reach != CAUSAL or dims.states is not None or dims.experts is not None

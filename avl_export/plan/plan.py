@@ -22,7 +22,7 @@ from avl_export.checkpoint.processor_files import processor_notes
 from avl_export.checkpoint.source import OF_STORED
 from avl_export.checkpoint.unread import Unread, unread_tensors
 from avl_export.checkpoint.weight_map import WeightMap, map_weights
-from avl_export.families import EncoderGraph, Family, load_family
+from avl_export.families import EncoderGraph, Family, load_family, runs_on_cpu_alone
 from avl_export.graph.restored import check_restored
 from avl_export.graph.trace import SegmentModule
 from avl_export.graph.weights import embedding
@@ -40,11 +40,11 @@ from avl_runtime.package.manifest import LayerTable
 from avl_runtime.package.package import Embedding, Segment
 
 SMALL = 1 << 30  # bytes; what fp32 and a check by default are for
-DTYPES: Mapping[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
+FOR_CPU = {
+    "bf16": "; ONNX Runtime's CPU takes --dtype fp32 or --quantize",
+    "fp16": "; for a CPU --dtype fp32 is faster, of the same weights",
 }
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +197,9 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
             )
     dtype, why = _dtype(options, checkpoint)
     family = load_family(checkpoint, DTYPES[dtype])
+    if options.dtype == "auto" and dtype != "fp32" and runs_on_cpu_alone(family):
+        dtype, why = "fp32", "for ONNX Runtime's CPU, which alone runs such a decoder"
+        family = load_family(checkpoint, DTYPES[dtype])
     if options.restore:
         check_restored(family)
     texts = read_texts(checkpoint, family)
@@ -340,9 +343,5 @@ def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "f
     held: dict[str, int] = {}
     for _, record in checkpoint.tensors.values():
         held[record.dtype] = held.get(record.dtype, 0) + record.nbytes
-    dtype = OF_STORED.get(max(held, key=lambda d: held[d]), "fp32")
-    if dtype == "bf16":
-        return dtype, "the checkpoint's own; ONNX Runtime's CPU takes --dtype fp32 or --quantize"
-    if dtype == "fp16":
-        return dtype, "the checkpoint's own; for a CPU --dtype fp32 is faster, of the same weights"
-    return dtype, "the checkpoint's own"
+    dtype = OF_STORED.get(max(held, key=held.__getitem__), "fp32")
+    return dtype, f"the checkpoint's own{FOR_CPU.get(dtype, '')}"
