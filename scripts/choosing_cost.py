@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from avl_plugins.cpu.choosing import on_threads
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Picture, View, parse
 from avl_runtime import LVLM
@@ -120,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = LVLM.load(made, "ort-cpu", threads=parsed.threads)
         names = POLICIES + (LOOKING if model.package.manifest.vision_attention else ())
         policies = [f"{name}{',' if ':' in name else ':'}keep={parsed.keep}" for name in names]
-        rounds = measure(model, policies, parsed.pictures, parsed.repeats, parsed.idle_wait)
+        with on_threads(parsed.threads):
+            rounds = measure(model, policies, parsed.pictures, parsed.repeats, parsed.idle_wait)
     except AvlError as error:
         sys.exit(f"choosing_cost: {error}")
     dense = statistics.median(one["prompt"]["dense"] for one in rounds)
