@@ -16,6 +16,7 @@ import tensorrt.plugin as trtp
 
 from avl_plugins.cuda.packaged import kernel
 from avl_plugins.errors import TensorRTError
+from avl_plugins.graph_io import WEIGHTS
 from avl_plugins.kernels.catalog import DECODE_ROWS, HEAD_DIMS, MOST_AXES, scale_bits, variant_of
 from avl_plugins.schema import RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION, Op
 
@@ -82,7 +83,7 @@ class _Plugin:
     def outputs(self, given: Given) -> Outputs:
         """The output, and the masses of active, parked and new rows."""
         batch, kv_heads, new = (given["k_new"].shape_expr[i] for i in range(3))
-        weightings = given["row_weights"].shape_expr[1]
+        weightings = given[WEIGHTS].shape_expr[1]
         active, parked = (given[name].shape_expr[2] for name in ("k_active", "k_parked"))
         mass_active, mass_parked, mass_new = (
             trtp.from_shape_expr((batch, kv_heads, weightings, rows), trt.float32)
@@ -121,7 +122,7 @@ def _sizes(op: str, given: Given) -> dict[str, Any]:
         "S": new,
         "A": given["k_active"].shape_expr[2],
         "P": given["k_parked"].shape_expr[2],
-        "R": given["row_weights"].shape_expr[1],
+        "R": given[WEIGHTS].shape_expr[1],
         "G": trtp.SymInt32(group),
         "scale_bits": trtp.SymInt32(scale_bits(given["scale"])),
         "owners": trtp.SymInt32(1),
