@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.cli.batch import main, make_parser
 from avl_runtime.package.package import load_package
+from avl_runtime.serve.batch.run import BatchError
+from avl_runtime.serve.batch.workers import check_reached
 from avl_runtime.serve.ray import Replica, settings_of
 from support.server import KEY, ONE
 
@@ -56,6 +59,25 @@ def test_what_is_missing_is_told(
     words = [str(tiny_package), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--ray"]
     assert main(words) == 1
     assert "--ray: expected the packages of the ray extra, found no ray" in capsys.readouterr().err
+
+
+def test_a_head_that_is_not_there_is_told() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        with pytest.raises(BatchError, match=f"--ray {address}: expected a cluster's head, .* HO"):
+            check_reached(address)
+        held.listen()
+        check_reached(address)
+    for wrong in ("nonsense", "", ":6379", "host:", "host:x", "host:0", "host:65536", "a:-1"):
+        with pytest.raises(BatchError, match=f"expected a cluster's address, found '{wrong}'; na"):
+            check_reached(wrong)
+    with pytest.raises(BatchError, match="expected a cluster's address"):
+        check_reached(f"host:{'1' * 5000}")
+    with pytest.raises(BatchError, match="expected a cluster's head"):
+        check_reached(f"{'a' * 64}.invalid:6379")  # a label that no name server can be asked for
+    for named in ("auto", "local"):
+        check_reached(named)
 
 
 def test_a_replica_lives_as_long_as_it_is_told(

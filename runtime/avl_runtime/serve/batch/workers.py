@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.errors import shown
+from avl_plugins.errors import quoted, shown
 from avl_runtime.execute.protocol import GPUS
 from avl_runtime.machine.installation import need
 from avl_runtime.serve.batch.answers import Row
@@ -30,6 +31,8 @@ from avl_runtime.serve.batch.run import Asker, BatchError, Take, run
 
 PART: Final = 8  # times as many requests as are answered at one time
 OBJECTS: Final = 256 << 20  # bytes of Ray's store on this machine
+REACHED: Final = 10.0  # seconds in which a cluster's head takes a connection
+WAY_OUT: Final = "name HOST:PORT of its head, auto on a machine of it, or none to begin one here"
 Columns = dict[str, NDArray[Any]]
 
 
@@ -125,6 +128,29 @@ class _Part:
         return int(self.spans[place, 3])
 
 
+def check_reached(address: str) -> None:
+    """Refuse a head that takes no connection, which Ray would wait minutes for.
+
+    Args:
+        address: HOST:PORT, or `auto` or `local`, which name no head.
+
+    Raises:
+        BatchError: nothing listens there, or this is no such address.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    numbered = port.isdecimal() and len(port) <= 5 and 0 < int(port) < 1 << 16
+    if not host or not numbered:
+        raise BatchError(f"--ray: expected a cluster's address, found {quoted(address)}; {WAY_OUT}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
+    except (OSError, UnicodeError) as error:
+        raise BatchError(
+            f"--ray {shown(address)}: expected a cluster's head, found: {shown(error)}; {WAY_OUT}"
+        ) from None
+
+
 def answered(
     job: Job, questions: Questions, left: NDArray[np.int64], take: Take, cluster: Cluster
 ) -> None:
@@ -151,6 +177,7 @@ def answered(
             "--ray: expected a cluster that this machine is part of, found the address of a "
             "client; run it there, as a job, with --ray auto"
         )
+    check_reached(cluster.address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -161,7 +188,7 @@ def answered(
         logging.getLogger("ray.data").setLevel(logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BatchError(
-            f"--ray {shown(cluster.address)}: expected a cluster, found: {shown(error)}"
+            f"--ray {shown(cluster.address)}: expected a cluster, found: {shown(error)}; {WAY_OUT}"
         ) from None
     try:
         for place, row in _rows(job, questions, left, cluster):
