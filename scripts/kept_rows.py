@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from avl_plugins.policies import parse
 from avl_runtime import LVLM
-from avl_runtime.evaluate.measure import MAX_NEW_TOKENS, divergences, forced_logits
-from avl_runtime.tasks import TASKS, samples
-from avl_runtime.tasks.metrics import score
-from held_out import asked, means, record, tiny
+from avl_runtime.evaluate.cases import task_cases
+from avl_runtime.evaluate.rows import compare_rows
+from avl_runtime.tasks import TASKS
+from held_out import asked, record, tiny
 
 POLICIES = ("dense", "avl", "avl+fastv")
 KINDS = ("auto", "int8")
@@ -29,38 +29,19 @@ KINDS = ("auto", "int8")
 
 def measure(models: dict[str, LVLM], policy: str, count: int) -> dict[str, Any]:
     """What is to be said of one policy."""
-    scores: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
-    apart, same, size = list[float](), list[bool](), dict.fromkeys(KINDS, 0)
-    for task in TASKS:
-        for one in samples(task, "held-out", count):
-            replies = {}
-            for kind, model in models.items():
-                reply = model.generate(
-                    one.prompt, [one.image], policy=policy, max_new_tokens=MAX_NEW_TOKENS
-                )
-                replies[kind] = reply
-                found = score(one, reply.text)
-                scores[kind].setdefault(task, []).append(found)
-                size[kind] += reply.stats.kv_bytes
-            tokens = replies["auto"].token_ids
-            same.append(tokens == replies["int8"].token_ids)
-            exact, other = (
-                forced_logits(
-                    model.loaded,
-                    model.processor.encode(one.prompt, [one.image]),
-                    parse(policy),
-                    tokens,
-                )
-                for model in models.values()
-            )
-            apart += map(float, divergences(exact, other))
+    cases = chain.from_iterable(task_cases(task, count) for task in TASKS)
+    found = compare_rows(models["auto"], models["int8"], policy, cases)
+    means = found.means()
     return {
         "policy": policy,
-        "scores": {kind: means(by_task) for kind, by_task in scores.items()},
-        "divergence": float(np.mean(apart)),
-        "divergence_p99": float(np.percentile(apart, 99)),
-        "same_replies": float(np.mean(same)),
-        "bytes": size["int8"] / size["auto"],
+        "scores": {
+            kind: {task: round(pair[place], 4) for task, pair in means.items()}
+            for place, kind in enumerate(KINDS)
+        },
+        "divergence": float(np.mean(found.divergence)),
+        "divergence_p99": float(np.percentile(found.divergence, 99)),
+        "same_replies": float(np.mean(found.same)),
+        "bytes": found.size[1] / found.size[0],
     }
 
 

@@ -109,10 +109,11 @@ class LVLM:
                 every load does. A line on stderr says what was compared.
             park: where rows lie that only refreshes read: with the others on the "device", or in
                 the "host"'s memory, for backends that keep rows on a GPU.
-            kv: how cached rows are kept: as the package computes ("auto", or the type's name), or
-                on ort-cpu in 16 bits ("fp16"), half of float32's bytes, or as codes of 8 bits with
-                one scale a row ("int8"), a quarter of them; or so with parked rows in 4 or 2 bits
-                ("int8-int4", "int8-int2"), without a compiled kernel.
+            kv: how cached rows are kept: as the package computes (the type's name, and "auto"
+                unless avl-tune has written that 8 bits are harmless), or on ort-cpu in 16 bits
+                ("fp16"), half of float32's bytes, or as codes of 8 bits with one scale a row
+                ("int8"), a quarter of them; or so with parked rows in 4 or 2 bits ("int8-int4",
+                "int8-int2"), without a compiled kernel.
             compute: what prompts and pictures are multiplied in on ort-cpu: "bf16", on a processor
                 with AMX, which is faster and rounds rows and weights; "fp32", in which nothing is
                 rounded but what a quantized package's linears round; with "auto" bf16 for attention

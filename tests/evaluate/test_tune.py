@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,7 @@ import pytest
 from avl_runtime import LVLM
 from avl_runtime.cli.tune import main
 from avl_runtime.evaluate import Measured
+from avl_runtime.evaluate.rows import Compared, harmless
 from avl_runtime.evaluate.tune import (
     Trial,
     TuneError,
@@ -26,7 +28,7 @@ from avl_runtime.evaluate.tune import (
     tune,
     usual,
 )
-from avl_runtime.package.default_policy import write_default_policy
+from avl_runtime.package.defaults import write_defaults
 from avl_runtime.package.manifest import PackageError
 from avl_runtime.package.package import load_package
 from avl_runtime.tasks import sample
@@ -158,10 +160,54 @@ def test_end_to_end(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert report["chosen"] == min(good, key=lambda row: row["kv"])["policy"] != "dense"
     assert f"\n{report['chosen']}: " in told.out
     after = json.loads((package / "avl.json").read_text())
-    assert after == {**before, "default_policy": report["chosen"]}
+    found = report["rows"]
+    assert found.pop("harmless") and "rows in int8: harmless: scores differ by 0.0000" in told.out
+    assert (found["rows"], found["policy"], found["questions"]) == ("int8", report["chosen"], 9)
+    assert found["apart"] == 0 and 0 < found["divergence"] < 1e-3 and found["tokens"] >= 9
+    assert after == {**before, "default_policy": report["chosen"], "checked_rows": found}
     one = sample("vqa", "held-out", 0)
-    result = LVLM.load(package).generate(one.prompt, [one.image], max_new_tokens=1)
-    assert result.stats.policy == report["chosen"]
+    kept = {}
+    for kv in ("auto", "fp32"):
+        result = LVLM.load(package, kv=kv).generate(one.prompt, [one.image], max_new_tokens=1)
+        assert result.stats.policy == report["chosen"]
+        kept[kv] = result.stats.kv_bytes
+        assert ("avl: rows in int8, harmless in 9 qu" in capsys.readouterr().err) == (kv == "auto")
+    assert kept["auto"] < 0.5 * kept["fp32"]
+
+
+def test_rows_that_are_not_harmless_are_not_kept(
+    package: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sample("vqa", "held-out", 0).image.save(tmp_path / "0.png")
+    line = {"images": ["0.png"], "prompt": "What?", "answers": ["x"], "metric": "f1"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(line))
+    words = [str(package), "--data", str(tmp_path / "mine.jsonl"), "--write"]
+    monkeypatch.setattr("avl_runtime.cli.tune.tune", lambda *_: [trial("dense", 1, 1, low=1)])
+    with monkeypatch.context() as patched:
+        patched.setattr("avl_runtime.evaluate.rows.DIVERGENCE", 0.0)
+        assert main(words) == 0
+        assert "rows in int8: not harmless" in capsys.readouterr().out
+        assert load_package(package).manifest.checked_rows is None
+    assert main(words) == 0
+    assert "rows in int8: harmless" in capsys.readouterr().out
+    assert load_package(package).manifest.checked_rows is not None
+    # Rows that are named are not judged, and what was found under another policy is not kept.
+    assert main([*words, "--kv", "fp32"]) == 0
+    assert "rows in" not in capsys.readouterr().out
+    assert load_package(package).manifest.checked_rows is None
+
+
+def test_what_is_harmless() -> None:
+    found = Compared("dense", {"a": [(1, 1), (0, 1)], "b": [(0.5, 0.5)]}, [1e-3, 3e-3], [True] * 3)
+    rows = found.checked()
+    assert (rows.apart, rows.divergence, rows.questions, rows.tokens) == (0.5, 2e-3, 3, 2)
+    assert not harmless(rows)
+    assert harmless(replace(rows, apart=0.002, divergence=1e-3))
+    assert not harmless(replace(rows, apart=0.0021, divergence=0.0))
+    assert not harmless(replace(rows, apart=0.0))
 
 
 def test_a_package_that_cannot_be_written_is_refused_before_any_question(
@@ -184,11 +230,11 @@ def test_a_default_that_the_package_cannot_serve_or_hold(package: Path, tmp_path
     loaded = load_package(package)
     before = (package / "avl.json").read_bytes()
     with pytest.raises(Exception, match="expected a package split after layer 5"):
-        write_default_policy(loaded, "fastv:layer=5")
+        write_defaults(loaded, "fastv:layer=5", None)
     assert (package / "avl.json").read_bytes() == before
     shutil.rmtree(package)
     with pytest.raises(PackageError, match=r"expected to write the default policy, found: No such"):
-        write_default_policy(loaded, "avl")
+        write_defaults(loaded, "avl", None)
 
 
 @pytest.mark.parametrize("words", [["--min-quality", "0"], ["--min-quality", "1.1"], []])

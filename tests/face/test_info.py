@@ -21,6 +21,7 @@ KEYS = [
     "layers",
     "experts",
     "kv",
+    "checked_rows",
     "split",
     "context",
     "policies",
@@ -83,6 +84,16 @@ def test_what_avl_tiny_is(
         assert part in text
     assert "generation:    greedy\n" in text and f"linked to {tiny_checkpoint}" in text
     assert "chat template: yes\n" in text and "engines:       none\n" in text
+
+
+def test_rows_that_were_found_harmless_are_told(
+    changed: Callable[..., tuple[dict[str, Any], str]],
+) -> None:
+    rows = {"rows": "int8", "policy": "avl", "questions": 200, "tokens": 900}
+    rows |= {"apart": 0.0, "divergence": 1e-6}
+    told, text = changed(checked_rows=rows)
+    assert told["checked_rows"] == rows
+    assert "(--kv); int8 unless said, harmless in 200 questions of avl-tune\n" in text
 
 
 def test_defaults_of_generation_are_told(

@@ -168,7 +168,7 @@ def make_parser() -> CommandParser:
         default="auto",
         help="how cached rows are kept: fp16 takes half of the memory, int8 a quarter, int8-int4 "
         "and int8-int2 less for rows that a policy parks, on ort-cpu (default: auto, as the "
-        "package computes)",
+        "package computes or as avl-tune wrote)",
     )
     add(
         "--verify",

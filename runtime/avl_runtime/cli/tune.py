@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from avl_plugins.errors import shown
 from avl_plugins.policies import parse
@@ -14,11 +15,14 @@ from avl_runtime.cli.output import STDOUT, check_apart, check_file, write_text
 from avl_runtime.cli.parser import CommandParser
 from avl_runtime.cli.running import add_running
 from avl_runtime.cli.status import exit_status
-from avl_runtime.evaluate.cases import read_cases
+from avl_runtime.evaluate.cases import Case, read_cases
+from avl_runtime.evaluate.rows import DIVERGENCE, SCORE, compare_rows, harmless
 from avl_runtime.evaluate.tune import COSTS, USUAL, as_json, chosen, table, tune, usual
 from avl_runtime.model import LVLM
-from avl_runtime.package.default_policy import write_default_policy
-from avl_runtime.package.manifest import MANIFEST
+from avl_runtime.package.defaults import write_defaults
+from avl_runtime.package.info import row_types
+from avl_runtime.package.manifest import MANIFEST, CheckedRows
+from avl_runtime.package.package import load_package
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,13 +36,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_file(arguments.json)
     cases = read_cases(arguments.data)
-    model = LVLM.load(
-        arguments.package,
-        backend=arguments.backend,
-        kv=arguments.kv,
-        compute=arguments.compute,
-        policy="dense",
-    )
+    computed = load_package(arguments.package).manifest.dtype  # whatever was found before
+    kv = computed if arguments.kv == "auto" else arguments.kv
+    model = _loaded(arguments, kv)
     if arguments.write:
         check_file(model.package.folder / MANIFEST)
     named = usual(model) if arguments.policies is None else arguments.policies
@@ -65,6 +65,9 @@ def _run(arguments: argparse.Namespace) -> int:
             f"{least:g}; ask more, or give --sure",
             file=sys.stderr,
         )
+    rows = _checked(arguments, model, picked.policy, cases) if arguments.kv == "auto" else None
+    if rows is not None:
+        print(_rows_line(rows), file=out)
     if arguments.json is not None:
         report = {
             "model": model.package.manifest.model,
@@ -73,16 +76,43 @@ def _run(arguments: argparse.Namespace) -> int:
             "cost": cost,
             "chosen": picked.policy,
             "policies": [as_json(one) for one in trials],
+            "rows": None if rows is None else {**asdict(rows), "harmless": harmless(rows)},
         }
         write_text(arguments.json, json.dumps(report, indent=2) + "\n")
     if arguments.write:
-        write_default_policy(model.package, picked.policy)
+        kept = rows if rows is not None and harmless(rows) else None
+        write_defaults(model.package, picked.policy, kept)
+        rows_too = "" if kept is None else f" with rows in {kept.rows}"
         print(
-            f"avl-tune: {shown(arguments.package)} runs under {picked.policy} from now on, unless "
-            "a request names another",
+            f"avl-tune: {shown(arguments.package)} runs under {picked.policy}{rows_too} from now "
+            "on, unless a request names another",
             file=sys.stderr,
         )
     return 0
+
+
+def _loaded(arguments: argparse.Namespace, kv: str) -> LVLM:
+    backend, compute = arguments.backend, arguments.compute
+    return LVLM.load(arguments.package, backend=backend, kv=kv, compute=compute, policy="dense")
+
+
+def _checked(
+    arguments: argparse.Namespace, model: LVLM, policy: str, cases: Sequence[Case]
+) -> CheckedRows | None:
+    """Rows of 8 bits under a policy; None where the backend or the package has none."""
+    if model.loaded.backend.name != "ort-cpu" or "int8" not in row_types(model.package.manifest):
+        return None
+    print("avl-tune: the same questions with rows of 8 bits", file=sys.stderr)
+    return compare_rows(model, _loaded(arguments, "int8"), policy, cases).checked()
+
+
+def _rows_line(rows: CheckedRows) -> str:
+    found = "harmless" if harmless(rows) else "not harmless"
+    return (
+        f"rows in {rows.rows}: {found}: scores differ by {rows.apart:.4f} (at most {SCORE}), the "
+        f"divergence is {rows.divergence:.1e} nats a token (at most {DIVERGENCE}), over "
+        f"{rows.tokens} tokens"
+    )
 
 
 def make_parser() -> CommandParser:
@@ -126,7 +156,11 @@ def make_parser() -> CommandParser:
         action="store_true",
         help="choose a policy only if the lower end of its interval is good enough, too",
     )
-    add("--write", action="store_true", help="make the chosen policy the package's default")
+    add(
+        "--write",
+        action="store_true",
+        help="make the chosen policy the package's default, and rows of 8 bits if harmless",
+    )
     add_running(parser)
     add("--json", metavar="FILE", type=path_name, help="write all figures there, - is stdout")
     return parser

@@ -79,7 +79,7 @@ def load_backend(
             f"--compute {compute}: expected ort-cpu, found {name}; add --backend ort-cpu, or leave "
             "it out"
         )
-    for_cpu = "--compute" if compute != "auto" else "--kv" if kept != COMPUTED else None
+    for_cpu = "--compute" if compute != "auto" else "--kv" if kept not in (None, COMPUTED) else None
     if for_cpu is not None and name == "auto":
         print(f"avl: backend ort-cpu, which {for_cpu} is for", file=sys.stderr)
     if for_cpu is not None or name == "ort-cpu":  # needs nothing of the machine
@@ -95,7 +95,7 @@ def load_backend(
             raise _nothing_to_park()
         print(f"avl: backend ort-cpu, which alone runs {alone}", file=sys.stderr)
         return _on_cpu(package, threads, kept, compute)
-    ways = candidates(package, threads, park, probe() if machine is None else machine)
+    ways = candidates(package, threads, park, probe() if machine is None else machine, kept)
     if name != "auto":
         return next(way for way in ways if way.name == name).load()
     backend, line = best(ways)
@@ -121,14 +121,16 @@ def _for_cpu_alone(manifest: Manifest) -> str | None:
     return None if manifest.dims.states is None else "layers that keep a state"
 
 
-def _kept(kv: str, name: str, package: Package) -> RowType:
-    """How rows are kept, as the package's graphs and a backend can."""
+def _kept(kv: str, name: str, package: Package) -> RowType | None:
+    """How rows are kept, as the package's graphs and a backend can; None: nobody says how."""
     if not isinstance(kv, str) or kv not in KV:
         raise BackendError(
             f"expected kv to be one of {', '.join(KV)}, found {quoted(kv)}; choose one of them"
         )
     own = package.manifest.dtype
-    if kv in ("auto", own):
+    if kv == "auto":
+        return None
+    if kv == own:
         return COMPUTED
     if kv not in ROW_TYPES:
         raise BackendError(
@@ -144,7 +146,7 @@ def _kept(kv: str, name: str, package: Package) -> RowType:
 
 
 def _on_cpu(
-    package: Package, threads: int | None, kept: RowType = COMPUTED, compute: str = "auto"
+    package: Package, threads: int | None, kept: RowType | None, compute: str = "auto"
 ) -> OrtBackend:
     if package.manifest.dtype == "fp16":
         print(
@@ -152,7 +154,15 @@ def _on_cpu(
             "is faster and reads the same weights",
             file=sys.stderr,
         )
-    return OrtBackend(package, threads, kept, compute)
+    checked = package.manifest.checked_rows
+    if kept is None and checked is not None:
+        print(
+            f"avl: rows in {checked.rows}, harmless in {checked.questions} questions of avl-tune; "
+            f"--kv {package.manifest.dtype} keeps them as computed",
+            file=sys.stderr,
+        )
+        kept = ROW_TYPES[checked.rows]
+    return OrtBackend(package, threads, COMPUTED if kept is None else kept, compute)
 
 
 def _nothing_to_park() -> BackendError:
@@ -163,7 +173,11 @@ def _nothing_to_park() -> BackendError:
 
 
 def candidates(
-    package: Package, threads: int | None, park: str, machine: Machine
+    package: Package,
+    threads: int | None,
+    park: str,
+    machine: Machine,
+    kept: RowType | None = None,
 ) -> list[Candidate]:
     """All backends, best first; the last needs nothing of the machine."""
     made = [_with_engines(name, package, park, machine) for name in ENGINES]
@@ -175,7 +189,7 @@ def candidates(
             no_gpu,
         )
     )
-    made.append(Candidate("ort-cpu", lambda: _on_cpu(package, threads)))
+    made.append(Candidate("ort-cpu", lambda: _on_cpu(package, threads, kept)))
     return made
 
 

@@ -22,6 +22,7 @@ def describe(package: Package) -> dict[str, Any]:
     """The package as one JSON object."""
     manifest = package.manifest
     weights, shards = manifest.weights, manifest.weights.shards
+    checked = manifest.checked_rows
     return {
         "package": str(package.folder),
         "model": manifest.model,
@@ -29,7 +30,8 @@ def describe(package: Package) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "layers": manifest.dims.num_layers,
         "experts": _experts(manifest.dims.experts),
-        "kv": _kv(manifest),
+        "kv": row_types(manifest),
+        "checked_rows": None if checked is None else dataclasses.asdict(checked),
         "split": list(manifest.splits()),
         "context": manifest.dims.max_positions,
         "policies": [name for name in USUAL if _takes(manifest, name)],
@@ -107,7 +109,7 @@ def info_text(found: dict[str, Any]) -> str:
     lines = [
         ("model", f"{found['model']} ({found['family']}), takes {images}"),
         ("decoder", f"{layers}, cut after {split}, in {found['dtype']}{biased}"),
-        ("cached rows", f"in {_any_of(found['kv'])} (--kv)"),
+        ("cached rows", f"in {_any_of(found['kv'])} (--kv){_checked(found['checked_rows'])}"),
         ("context", f"{found['context']} tokens"),
         ("policies", f"{', '.join(found['policies'])} (default: {found['default_policy']})"),
         ("generation", _generation(found["generation"])),
@@ -120,11 +122,17 @@ def info_text(found: dict[str, Any]) -> str:
     return "\n".join(f"{name + ':':<15}{value}" for name, value in lines)
 
 
+def _checked(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"; {found['rows']} unless said, harmless in {found['questions']} questions of avl-tune"
+
+
 def _any_of(names: list[str]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
-def _kv(manifest: Manifest) -> list[str]:
+def row_types(manifest: Manifest) -> list[str]:
     """The types that cached rows may have: the one computed in, and those with graphs."""
     graphs = [[name for name, _ in segment.kept] for segment in manifest.segments]
     shared = [name for name in ROW_TYPES if graphs and all(name in one for one in graphs)]
