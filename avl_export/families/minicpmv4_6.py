@@ -1,8 +1,8 @@
-"""MiniCPM-V 4.6: a tower that merges patches on its way, pictures in slices, Qwen3.5's decoder."""
+"""MiniCPM-V 4.6: a tower that merges patches on its way, slices, and Qwen3.5's decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,13 +17,14 @@ from avl_export.families.base import EncoderGraph, Traits
 from avl_export.families.encoders.merging import MergingEncoder
 from avl_export.families.hf import HfFamily, meta_model
 from avl_export.families.processors.preprocessing import special_tokens, token_text
-from avl_export.families.processors.slices import sliced_image
+from avl_export.families.processors.slices import MODE, MODES, sliced_image, sliced_video
 from avl_plugins.errors import quoted
 from avl_plugins.graph_io import PIXELS, TABLE_ROWS
-from avl_runtime.package.manifest import ImageEncoder
+from avl_runtime.package.manifest import ImageEncoder, VideoEncoder
 from avl_runtime.prompts.processor import Prompt
-from avl_runtime.vision import Media
-from avl_runtime.vision.slices import MERGE, SlicedImage
+from avl_runtime.vision import Kind, Media
+from avl_runtime.vision.sliced_video import SlicedVideo
+from avl_runtime.vision.slices import SlicedImage, cell_order
 
 VISION = "vision.onnx"
 
@@ -36,34 +37,42 @@ class MiniCpmV46(HfFamily):
     layout: SlicedImage
 
     def encoders(self) -> Sequence[EncoderGraph]:
-        count, width = 5 * MERGE**2, 3 * self.layout.size**2
-        pixels = torch.empty((2, count, width), dtype=self.dtype, device="meta")
-        places = torch.empty(count, dtype=torch.int64, device="meta")
-        patches = MERGE**2 * torch.export.Dim("cells")
+        merge, width = self.layout.merge, 3 * self.layout.size**2
+        pixels = torch.empty((2, 5 * merge**2, width), dtype=self.dtype, device="meta")
+        places = torch.empty(5 * merge**2, dtype=torch.int64, device="meta")
+        patches = merge**2 * torch.export.Dim("cells")
         dynamic: dict[str, dict[int, Any]] = {
             PIXELS: {0: torch.export.Dim("parts"), 1: patches},
             TABLE_ROWS: {0: patches},
         }
-        encoder = MergingEncoder(self.model.get_submodule("model"), self.config.insert_layer_id)
+        behind = self.config.insert_layer_id if merge == MODES[MODE] else None
+        encoder = MergingEncoder(self.model.get_submodule("model"), behind)
         return [EncoderGraph(VISION, encoder, {PIXELS: pixels, TABLE_ROWS: places}, dynamic)]
 
     def reference_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
-        if not prompt.media:
-            return inputs
-        strips = [strip for media in prompt.media for strip in self._strips(media)]
-        shapes = [shape for media in prompt.media for shape in self.layout.shapes(media)]
-        packed = torch.from_numpy(np.concatenate(strips, axis=-1))[None]
-        return inputs | {"pixel_values": packed, "target_sizes": torch.tensor(shapes)}
+        kinds: tuple[tuple[Kind, str], ...] = (("image", ""), ("video", "_videos"))
+        for kind, name in kinds:
+            parts = [part for one in prompt.media if one.kind == kind for part in self._parts(one)]
+            if parts:
+                strips, shapes = zip(*parts, strict=True)
+                inputs[f"pixel_values{name}"] = torch.from_numpy(np.concatenate(strips, -1))[None]
+                inputs[f"target_sizes{name}"] = torch.tensor(shapes)
+        return inputs
 
-    def _strips(self, media: Media) -> list[np.ndarray]:
-        """Each part as transformers packs it: its patches row by row, side by side [3, size, n]."""
-        size, found = self.layout.size, []
+    def _parts(self, media: Media) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        """Each part as transformers packs it, [3, size, n] with patches row by row; its shape."""
+        layout, size = self.layout, self.layout.size
+        video = self.traits.video
+        if media.kind == "video" and video is not None and isinstance(video.layout, SlicedVideo):
+            shapes = video.layout.shapes(media)
+        else:
+            shapes = layout.shapes(media)
         parts = (one for run in media.runs() for one in run[PIXELS])
-        for part, (rows, columns) in zip(parts, self.layout.shapes(media), strict=True):
-            cells = part.reshape(rows // MERGE, columns // MERGE, 2, 2, 2, 2, 3, size, size)
-            found.append(cells.transpose(6, 7, 0, 2, 4, 1, 3, 5, 8).reshape(3, size, -1))
-        return found
+        for part, shape in zip(parts, shapes, strict=True):
+            patches = part[cell_order(*shape, layout.merge).argsort()]
+            strip = patches.reshape(-1, 3, size, size).transpose(1, 2, 0, 3)
+            yield strip.reshape(3, size, -1), shape
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> MiniCpmV46:
@@ -75,12 +84,17 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> MiniCpmV46:
     config, model, decoder = meta_model(
         *(checkpoint, MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration, dtype, _check_parts)
     )
-    vision = config.vision_config
-    layout = sliced_image(checkpoint, vision.patch_size, vision.image_size // vision.patch_size)
+    vision, mode = config.vision_config, config.downsample_mode
+    table = vision.image_size // vision.patch_size
+    layout = sliced_image(checkpoint, vision.patch_size, table, mode)
     placeholder = token_text(checkpoint, config.image_token_id)
-    image = ImageEncoder(VISION, placeholder, config.image_token_id, layout)
+    image, video = ImageEncoder(VISION, placeholder, config.image_token_id, layout), None
+    if config.video_token_id is not None:
+        shown = token_text(checkpoint, config.video_token_id)
+        frames = sliced_video(checkpoint, layout, mode)
+        video = VideoEncoder(VISION, shown, config.video_token_id, frames)
     tokens, template = special_tokens(checkpoint, config), chat_template(checkpoint)
-    traits = Traits(tokens=tokens, chat_template=template, image=image)
+    traits = Traits(tokens=tokens, chat_template=template, image=image, video=video)
     return MiniCpmV46("minicpmv4_6", checkpoint.folder, traits, model, decoder, layout)
 
 
@@ -93,10 +107,11 @@ def _check_parts(config: Any, where: str) -> None:
             f"{where}: expected patch_size and image_size of one number each and insert_layer_id "
             f"from 0 to {last}, found {', '.join(quoted(one, 20) for one in ints)}; fix the file"
         )
-    if cells != ((2, 2), (2, 2), 1) or config.downsample_mode != "16x" or vision.num_channels != 3:
+    known = config.downsample_mode in MODES
+    if cells != ((2, 2), (2, 2), 1) or not known or vision.num_channels != 3:
         raise FamilyError(
             f"{where}: expected windows and cells of 2 x 2 that are merged once each, "
-            f"downsample_mode 16x and three channels, found {cells}, "
+            f"downsample_mode {' or '.join(MODES)} and three channels, found {cells}, "
             f"{quoted(config.downsample_mode, 20)} and {vision.num_channels}; this version of avl "
             "cannot export it"
         )

@@ -26,6 +26,7 @@ from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patched_tiles import PatchedTiles, PictureText
 from avl_runtime.vision.patches import Patches, PatchImage
+from avl_runtime.vision.sliced_video import SlicedVideo
 from avl_runtime.vision.slices import SlicedImage
 from avl_runtime.vision.split import DatedFrames, SplitImage, TileText
 from avl_runtime.vision.steps import ImageProcessing
@@ -37,6 +38,7 @@ STEPS = ImageProcessing(False, (TILE, TILE), 3, None, None, None, None)
 RESOLUTIONS = ((8, 16), (16, 8), (16, 16), (24, 8), (8, 24))
 LINED = Patches(2, 1, 2, None, None)
 WINDOWED, PLAIN = Patches(2, 2, 2, 3, None), Patches(2, 2, 2, None, 5)
+SLICED = SlicedImage("slices", STEPS, 2, 5, 24, 6, ("", ""), ("", ""), None)
 PIXELS = {"min_pixels": 16, "max_pixels": 1600}
 IMAGES: tuple[ImageLayout, ...] = (
     FixedImage("fixed", STEPS, (SIDE, SIDE), SIDE**2),
@@ -49,7 +51,7 @@ IMAGES: tuple[ImageLayout, ...] = (
         *("patched_tiles", STEPS, 2, 2, 5, TILE, (2, 4), (1, 6), 2.0, True),
         PictureText("", "", ""),
     ),
-    SlicedImage("slices", STEPS, 2, 5, 24, 6, ("", ""), ("", ""), None),
+    SLICED,
     PatchImage("patches", STEPS, WINDOWED, **PIXELS),
     LinedImage("lines", STEPS, LINED, (40, 50), 4, "\n", ""),
     LinedImage("lines", STEPS, LINED, (42, 50), 2, "", ""),
@@ -63,6 +65,7 @@ VIDEOS: tuple[VideoLayout, ...] = (
     DatedFrames("dated_frames", STEPS, TILE, 24, 4, 1.0, (2, 2), TileText("", "")),
     PatchVideo("patch_video", STEPS, WINDOWED, **PIXELS, **TIMES, tokens_per_second=2),
     TimedVideo("timed_video", STEPS, PLAIN, **PIXELS, **TIMES, opening="", closing=""),
+    SlicedVideo("sliced_video", replace(SLICED, merge=2), 5),
 )
 
 

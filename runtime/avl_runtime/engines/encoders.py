@@ -24,7 +24,8 @@ from avl_runtime.vision.media import IMAGES_PER_RUN
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patched_tiles import PatchedTiles
 from avl_runtime.vision.patches import MAX_PATCHES, Patches, PatchImage
-from avl_runtime.vision.slices import MERGE, SlicedImage
+from avl_runtime.vision.sliced_video import SlicedVideo
+from avl_runtime.vision.slices import SlicedImage
 from avl_runtime.vision.split import DatedFrames, SplitImage
 from avl_runtime.vision.tiles import FrameLines, TiledImage
 
@@ -70,9 +71,11 @@ def _ranges(layout: ImageLayout | VideoLayout, cache_rows: int) -> Ranges:
         case PatchedTiles():
             patches = Range(layout.merge**2, layout.most, layout.most)
             found = {PIXELS: {0: _images(IMAGES_PER_RUN), 1: patches}, TABLE_SHARES: {0: patches}}
-        case SlicedImage():
-            typical = (layout.resolution // layout.cell) ** 2 * MERGE**2
-            patches = Range(MERGE**2, typical, MAX_PATCHES)
+        case SlicedImage() | SlicedVideo():
+            part = layout.frame if isinstance(layout, SlicedVideo) else layout
+            least = part.merge**2
+            typical = (part.resolution // part.cell) ** 2 * least
+            patches = Range(least, typical, MAX_PATCHES)
             found = {PIXELS: {0: _images(IMAGES_PER_RUN), 1: patches}, TABLE_ROWS: {0: patches}}
         case AnyresImage() | BlendedImage():
             tiles = [(h // layout.tile) * (w // layout.tile) for h, w in layout.resolutions]

@@ -10,6 +10,7 @@ from avl_runtime.vision.lines import LinedImage
 from avl_runtime.vision.patch_video import PatchVideo, TimedVideo
 from avl_runtime.vision.patched_tiles import PatchedTiles
 from avl_runtime.vision.patches import PatchImage
+from avl_runtime.vision.sliced_video import SlicedVideo
 from avl_runtime.vision.slices import SlicedImage
 from avl_runtime.vision.split import DatedFrames, SplitImage
 from avl_runtime.vision.tiles import FrameLines, TiledImage
@@ -26,4 +27,6 @@ ImageLayout = (
     | PatchedTiles
     | SlicedImage
 )
-VideoLayout = FixedVideo | BlendedVideo | PatchVideo | TimedVideo | FrameLines | DatedFrames
+VideoLayout = (
+    FixedVideo | BlendedVideo | PatchVideo | TimedVideo | FrameLines | DatedFrames | SlicedVideo
+)

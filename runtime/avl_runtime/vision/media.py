@@ -46,7 +46,8 @@ class Cells:
     index: [tokens] int64, the cell of each token, row by row; -1 for tokens that show none (a line
         break) or all of them (an overview). Several tokens may share a cell (frames of a video).
     seen: the part of a picture that the grid lies on.
-    overview: the first token of one, and its rows and columns; None where there is none.
+    overview: the first token of one, and its rows and columns; None where there is none. Each
+        frame of a video has its own, of as many tokens, as far behind the frame's first token.
     """
 
     grid: tuple[int, int]
@@ -59,7 +60,7 @@ class Cells:
         """[3, tokens]: the raster in which each token lies, and its row and column there.
 
         Rasters are frames, in order, or the picture, and behind it its overview; -1 at tokens
-        that lie in none.
+        that lie in none. A frame's overview lies in the frame's raster, below its cells.
         """
         found = np.full((3, len(self.index)), -1, np.int64)
         shown = np.flatnonzero(self.index >= 0)
@@ -71,8 +72,14 @@ class Cells:
         if self.overview is not None:
             begin, rows, columns = self.overview
             whole = np.indices((rows, columns)).reshape(2, -1)
-            found[0, begin : begin + rows * columns] = found[0].max(initial=-1) + 1
-            found[1:, begin : begin + rows * columns] = whole
+            frames = int(found[0].max(initial=0)) + 1
+            if frames == 1:
+                raster = found[0].max(initial=-1) + 1
+                found[:, begin : begin + rows * columns] = [np.full_like(whole[0], raster), *whole]
+                return found
+            whole[0] += self.grid[0] + 1  # a line apart: they are no neighbours
+            each = found.reshape(3, frames, -1)[:, :, begin : begin + rows * columns]
+            each[0], each[1:] = np.arange(frames)[:, None], whole[:, None]
         return found
 
 

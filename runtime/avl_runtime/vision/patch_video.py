@@ -115,7 +115,7 @@ class PatchVideo:
         return [int(i) for i in (np.arange(count) * (total / count)).astype(np.float32)]
 
     def _size(self, frames: Sequence[Image.Image]) -> tuple[int, int]:
-        width, height = _common_size(frames)
+        width, height = common_size(frames)
         check_ratio(height, width, f"frame of {width} x {height}")
         return smart_size(height, width, self.patches.cell, self.min_pixels, self.max_pixels)
 
@@ -224,7 +224,7 @@ class TimedVideo:
         return [(first + last) / 2 for first, last in ends]
 
     def _size(self, frames: Sequence[Image.Image]) -> tuple[int, int]:
-        width, height = _common_size(frames)
+        width, height = common_size(frames)
         limits, name = (self.min_pixels, self.max_pixels), f"frame of {width} x {height}"
         return grown_size(self.patches, len(frames), (height, width), limits, name)
 
@@ -251,7 +251,7 @@ def _inputs(
     return cut.inputs(values), min(IMAGES_PER_RUN, max(1, PATCHES_PER_RUN // patches))
 
 
-def _common_size(frames: Sequence[Image.Image]) -> tuple[int, int]:
+def common_size(frames: Sequence[Image.Image]) -> tuple[int, int]:
     """(width, height) of all frames."""
     sizes = {frame.size for frame in frames}
     if len(sizes) > 1:
