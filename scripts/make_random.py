@@ -22,7 +22,7 @@ from typing import Any
 from avl_export.checkpoint.aliases import known_files
 from export_size import special_tokens, write_shapes
 from random_config import DTYPES, FAMILIES, Shape, files_of
-from random_weights import fill, like_trained
+from random_weights import fill, like_trained, like_trained_gemma4
 
 # S1 with five pictures of 576 tokens is what LLaVA-NeXT makes of one large picture.
 PRESETS = {
@@ -79,8 +79,10 @@ def write_known(folder: Path, alias: str, seed: int = 0, dtype: str | None = Non
 
 def _write(folder: Path, files: dict[str, Any], seed: int) -> int:
     total = write_shapes(folder, files)
+    is_gemma4 = files["config.json"]["model_type"] == "gemma4"
+    spread = like_trained_gemma4 if is_gemma4 else like_trained
     for number, path in enumerate(sorted(folder.glob("*.safetensors"))):
-        fill(path, 1000 * seed + number, like_trained)
+        fill(path, 1000 * seed + number, spread)
     text = files["config.json"].get("text_config", files["config.json"])
     _write_words(folder / "tokenizer.json", special_tokens(files), text["vocab_size"])
     if "tokenizer_config.json" not in files:

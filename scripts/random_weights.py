@@ -28,6 +28,22 @@ def like_trained(name: str, shape: Sequence[int]) -> tuple[float, float]:
     return 0.0, 1.0 if "embed_tokens" in name else 1 / math.sqrt(math.prod(shape[1:]))
 
 
+def like_trained_gemma4(name: str, shape: Sequence[int]) -> tuple[float, float]:
+    """The same for Gemma 4.
+
+    Its queries are scaled by their norm's weight alone: at 1, attention is so sharp that float32
+    and float64 differ in the first digit of the logits. Layers are multiplied by a stored number,
+    and the tower's linears stay within stored bounds.
+    """
+    if name.endswith("q_norm.weight"):
+        return shape[0] ** -0.5, 0.1 * shape[0] ** -0.5
+    if name.endswith(("layer_scalar", "std_scale")):
+        return 1.0, 0.1
+    if name.endswith(("put_min", "put_max")):
+        return (-9.0 if name.endswith("min") else 9.0), 0.1
+    return like_trained(name, shape)
+
+
 def fill(path: Path, seed: int = 0, spread: Spread = small) -> None:
     """Random numbers in the place of the zeros of a safetensors file: no two tensors are alike.
 

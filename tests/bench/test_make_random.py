@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
+from transformers import AutoModelForImageTextToText
 
 from avl_export.checkpoint.aliases import known_files
 from avl_export.checkpoint.supported import SUPPORTED
@@ -87,6 +89,19 @@ def test_weights_are_spread_as_in_a_trained_model(tmp_path: Path) -> None:
     assert np.mean([norm.mean() for norm in norms]) == pytest.approx(1, abs=0.1)
     # No two tensors begin alike: builders store equal ones once.
     assert len(np.unique(drawn)) == len(drawn)
+
+
+def test_attention_of_gemma4_is_no_sharper_than_float32_can_tell(tmp_path: Path) -> None:
+    """Nothing but a norm's weight scales its queries: at 1, logits are off in the first digit."""
+    write(tmp_path / "model", dataclasses.replace(SMALL, family="gemma4", layers=6))
+    ids = torch.arange(20, 280)[None]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=dtype)
+        with torch.inference_mode():
+            found.append(model(input_ids=ids, use_cache=False).logits.double().numpy())
+    assert np.abs(found[1]).max() > 1
+    np.testing.assert_allclose(found[0], found[1], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,13 @@ class Made:
         ).eval()
 
     @functools.cached_property
+    def exact(self) -> Any:
+        """The same in float64."""
+        return self.case.model.from_pretrained(
+            self.folder, dtype=torch.float64, attn_implementation="eager"
+        ).eval()
+
+    @functools.cached_property
     def processor(self) -> Any:
         """transformers' processor."""
         return self.case.processor(make_tokenizer(self.case))

@@ -71,6 +71,7 @@ CASE = Case(
 class TestPaliGemma(FamilyTests, WindowTests):
     cases = (CASE,)
     divided = TEXT["hidden_size"] ** 0.5
+    turns_follow, kind = False, 1
 
     def test_parts_and_messages_are_those_of_transformers(self, made: Made) -> None:
         """Text and pictures in any order; BOS is behind the last one."""

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.generate.prefill import finished
 from families.shared import PROMPT, TOLERANCE
 from families.support import Made, picture
+from support.appended import appended_prompts
 
 EXACT = "avl:exact,core=0.1,n=7"
+LONG = PROMPT * 12  # beyond every window, and in pieces of 256 more than one
+ROUNDING = 2e-5  # of logits in float32; transformers' own are as far from float64
 
 
 class WindowTests:
-    """What must hold beside `FamilyTests`; `chunks` are the sizes in which a prompt is read."""
+    """What must hold beside `FamilyTests`.
+
+    Attributes:
+        chunks: the sizes in which a prompt is read.
+        turns_follow: whether a conversation has more turns than one.
+        kind: of a reply's tokens, as transformers tells a prompt's from them.
+    """
 
     chunks: ClassVar[tuple[int, ...]] = (1, 7, 1000)
+    turns_follow: ClassVar[bool] = True
+    kind: ClassVar[int] = 0
 
     def test_a_prompt_in_chunks(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
         """Two pictures, with text around and between them."""
@@ -35,6 +48,32 @@ class WindowTests:
             got = made.model.generate(asked, policy="dense", max_new_tokens=16, return_logits=True)
             assert list(got.token_ids) == tokens
             np.testing.assert_allclose(got.logits, logits, atol=TOLERANCE, rtol=0)
+
+    def test_long_turns_are_those_of_float64(
+        self, made: Made, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Prompts in pieces, 200 steps far behind what windows leave, and a turn behind these."""
+        images, appended = [picture((30, 20))], appended_prompts(monkeypatch)
+        chat = made.model.chat(policy="dense")
+        first = chat.send(LONG, images, max_new_tokens=200, return_logits=True)
+        tokens, logits = list(first.token_ids), [first.logits]
+        if self.turns_follow:
+            second = chat.send(PROMPT, max_new_tokens=9, return_logits=True)
+            tokens += [*appended[-1].input_ids.tolist(), *second.token_ids]
+            logits.append(second.logits)
+        inputs = made.encode(LONG, images)
+        expected = exact_logits(made, inputs, tokens[:-1], self.kind)
+        begin = inputs["input_ids"].shape[1] - 1
+        assert begin > 256
+        for found, start in zip(logits, (begin, begin + len(tokens) - 9), strict=False):
+            want = expected[start : start + len(found)]
+            np.testing.assert_allclose(found, want, atol=ROUNDING, rtol=0)
+        for chunk in self.chunks:
+            monkeypatch.setattr(made.model.loaded.executor, "chunk", chunk)
+            got = made.model.generate(
+                LONG, images, policy="dense", max_new_tokens=1, return_logits=True
+            )
+            np.testing.assert_allclose(got.logits[0], expected[begin], atol=ROUNDING, rtol=0)
 
     def test_a_batch_of_unlike_prompts(self, made: Made) -> None:
         images = [[picture((30, 20))], [], [picture((9, 9), 1), picture((50, 20), 2)]]
@@ -120,3 +159,23 @@ class TurnTests:
             told.append(chat.send("Which?", max_new_tokens=20).token_ids)
             said.append(told)
         assert said[0] == said[1]
+
+
+def exact_logits(
+    made: Made, inputs: Mapping[str, torch.Tensor], behind: Sequence[int], kind: int
+) -> Any:
+    """Logits [tokens, V] of a prompt and what stands behind it, in float64 and one piece.
+
+    Args:
+        kind: of the tokens behind, where transformers asks for it.
+    """
+    text = torch.tensor([list(behind)])
+    more = {"input_ids": text, "attention_mask": torch.ones_like(text)}
+    more |= {name: torch.full_like(text, kind) for name in ("token_type_ids", "mm_token_type_ids")}
+    given = {
+        name: torch.cat([value, more[name]], 1) if name in more else value
+        for name, value in inputs.items()
+        if name != "labels"
+    }
+    with torch.inference_mode():
+        return made.exact(**given, use_cache=False).logits[0].numpy()
