@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 import build_ptx
+import kernel_sweep
 import kernel_table
 from avl_plugins.cuda import packaged
 from avl_plugins.errors import AvlError
 from avl_plugins.kernels import aot
-from avl_plugins.kernels.catalog import CAPABILITIES, GRIDS, VARIANTS
+from avl_plugins.kernels.catalog import CAPABILITIES, DTYPES, GRIDS, VARIANTS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "plugins/avl_plugins/ptx"
@@ -268,4 +269,5 @@ def test_the_committed_sweep_is_within_the_limits() -> None:
     limits, results = report["limits"], report["results"].values()
     assert max(one["out_error_over_rounding"] for one in results) <= limits["out"] == 2
     assert max(one["mass_error"] for one in results) <= limits["mass"] == 1e-6
-    assert sum(one["cases"] for one in results) >= 300
+    assert len(results) == len(kernel_sweep.FORMS) * len(DTYPES)
+    assert sum(one["cases"] for one in results) >= 600
