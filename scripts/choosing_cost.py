@@ -77,7 +77,7 @@ def measure(
             whole = Picture(rows, asked, tall, 0, False, attention)
             begun = time.perf_counter()
             view = View(np.arange(len(rows)), np.zeros(len(rows), np.float32), 0, None, 1, whole)
-            action.groups(view, action.choose(view))
+            action.merged(view)
             one["chosen"][policy] = time.perf_counter() - begun
         found.append(one)
     return found[1:]

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Measure RESTORE's bias and CAAC's raised attention on avl-tiny's held-out samples.
+"""Measure RESTORE's bias and merging and CAAC's raised attention on avl-tiny's held-out samples.
 
     .venv/bin/python scripts/restored_scores.py --samples 20 --json benchmarks/restore.json
 
 What chooses image tokens before the decoder runs at a third and a ninth of them with positions that
-are kept, closed up, and kept under RESTORE's bias. CAAC runs on all tokens and on a choice, at its
-own threshold and in every step. Told are scores by task, their differences from the same without,
-sample by sample, with a 95 % interval, and which share of the steps CAAC had computed again.
+are kept, closed up, and kept under RESTORE's bias; and what averages nothing by itself once more in
+these three ways with RESTORE's merging, half of the tokens being anchors. CAAC runs on all tokens
+and on a choice, at its own threshold and in every step. Told are scores by task, their differences
+from the same without, sample by sample, with a 95 % interval, and which share of the steps CAAC had
+computed again.
 Nothing here is timed.
 """
 
@@ -25,6 +27,8 @@ from held_out import Scores, apart, asked, changes, means, record, tiny
 METHODS = ("divprune", "mmtok", "scope", "vispruner", "visionzip", "uniform", "pool")
 SHARES = {"1/3": 0.3333, "1/9": 0.1111}
 POSITIONS = ("renumber", "restore")  # beside those that are kept
+MERGED = ("divprune", "mmtok", "scope", "vispruner", "visionzip:merge=False", "uniform")
+GAMMA = 0.5  # the paper's
 GATES = {"caac": "caac", "in every step": "caac:below=1"}
 UNDER = {"dense": "dense", "1/9": "divprune:keep=0.1111"}
 
@@ -68,6 +72,21 @@ def positions_of(model: LVLM, count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def merged(model: LVLM, count: int) -> list[dict[str, Any]]:
+    """Methods at every share, what they leave averaged into half of the tokens."""
+    rows = []
+    for method in MERGED:
+        for told, share in SHARES.items():
+            text = f"{method}{',' if ':' in method else ':'}keep={share}"
+            kept, _ = scores_of(model, text, count)
+            row: dict[str, Any] = {"method": method, "share": told, "keep": means(kept)}
+            for how in ("keep", *POSITIONS):
+                spec = f"{text},positions={how},gamma={GAMMA}"
+                row[f"{how} merged"] = beside(scores_of(model, spec, count)[0], kept)
+            rows.append(row)
+    return rows
+
+
 def raised(model: LVLM, count: int) -> list[dict[str, Any]]:
     """CAAC on all tokens and on a choice of them."""
     rows = []
@@ -81,15 +100,16 @@ def raised(model: LVLM, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def table(report: dict[str, Any]) -> str:
-    """A line for each method and share: scores, and what either way changes them by."""
+def table(report: dict[str, Any], rows: str = "positions") -> str:
+    """A line for each method and share: scores, and what each other way changes them by."""
+    ways = [way for way in report[rows][0] if way not in ("method", "share", "keep")]
     heads = ["policy", "share", *(f"{task}, kept" for task in TASKS)]
-    heads += [f"{task}, {how}" for how in POSITIONS for task in TASKS]
+    heads += [f"{task}, {way}" for way in ways for task in TASKS]
     lines = [_line(heads), "|" + "---|" * len(heads)]
-    for row in report["positions"]:
+    for row in report[rows]:
         cells = [f"`{row['method']}`", row["share"]]
         cells += [f"{row['keep'][task]:.2f}" for task in TASKS]
-        cells += [_change(row[how], task) for how in POSITIONS for task in TASKS]
+        cells += [_change(row[way], task) for way in ways for task in TASKS]
         lines.append(_line(cells))
     return "\n".join(lines)
 
@@ -126,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = LVLM.load(out, backend="ort-cpu")
         found = {
             "positions": positions_of(model, parsed.samples),
+            "merged": merged(model, parsed.samples),
             "caac": raised(model, parsed.samples),
         }
     print(json.dumps(record(parsed, found), indent=2))

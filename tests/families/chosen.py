@@ -13,6 +13,7 @@ from PIL import Image
 from avl_plugins.policies import Chain, Policy, Selecting, parse
 from families.support import Made, clip
 from oracle.hf_oracle import Oracle
+from oracle.merging import anchors, merged, of_turn
 from oracle.reading import Shown, closed_up, cut, read
 from oracle.rules_of import rules_of
 from oracle.selecting import METHODS, Draws, evs
@@ -127,6 +128,7 @@ def left_by(
     keep = ~whole.visual.clone()
     features = whole.embeds.double().numpy()
     draws, begin = Draws(), 0
+    groups: dict[int, list[int]] = {}
     for media in made.model.processor.encode(PROMPT, images).media:
         at = visual[begin : begin + media.tokens].numpy()
         begin += media.tokens
@@ -137,10 +139,15 @@ def left_by(
             np.testing.assert_allclose(features[at[breaks]], alike, atol=1e-5)
         budget = method.tokens or round((method.keep or 0.25) * len(at))
         count = min(max(1, budget - int(breaks.sum())), int((~breaks).sum()))
-        some = METHODS[method.name](features[at[~breaks]], question, count, draws)
+        own = count if method.gamma == 1 else max(1, round(method.gamma * count))
+        some = METHODS[method.name](features[at[~breaks]], question, own, draws)
+        if own < count:
+            found = anchors(features[at[~breaks]], some, count - own, draws)
+            groups |= of_turn(found, at[~breaks])
+            some = [*some, *found]
         keep[at[breaks]] = True
         keep[at[~breaks][some]] = True
-    left = cut(whole, keep)
+    left = cut(merged(whole, groups, method.positions != "renumber"), keep)
     if method.positions == "renumber":
         counts = [one.tokens for one in made.model.processor.encode(PROMPT, images).media]
         left = replace(left, positions=closed_up(whole, keep, counts)[:, keep])

@@ -77,6 +77,9 @@ class TestRestored(ChosenTests):
         RESTORED,
         "mmtok:keep=0.4,positions=restore+avl:keep=0.6,core=0.3,refresh=2,text=0.6,text_min=4",
         "divprune:keep=0.7,positions=restore+fastv:layer=2,keep=0.5",
+        "divprune:tokens=9,positions=restore,gamma=0.5",
+        "mmtok:tokens=7,gamma=0.75+avl:keep=0.6,core=0.3,refresh=2",
+        "divprune:tokens=8,positions=renumber,gamma=0.5",
     )
 
     def _draws(self) -> list[list[Image.Image]]:

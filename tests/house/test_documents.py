@@ -167,7 +167,7 @@ def test_the_defaults_of_policies_are_those_of_the_code() -> None:
     names |= {"visionzip", "vispruner", "hiprune", "scope", "holov"}
     names |= {"pyramiddrop", "sparsevlm", "snapkv", "pyramidkv", "zipvl", "caac"}
     assert {name for name, _ in rows} == names
-    budget = {"keep", "tokens", "positions"}  # said once for all of them
+    budget = {"keep", "tokens", "positions", "gamma"}  # said once for all of them
     for name, options in rows:
         policy = parse(f"{name}:{options}")
         assert policy.actions() == parse(name).actions()

@@ -176,9 +176,8 @@ def test_pool_is_adaptive_mean_pooling() -> None:
     """For whole numbers of cells: torch's own, and rows of what is left are in their order."""
     shown = picture((12, 8), width=5)
     action = action_of("pool:tokens=24")
-    fates = action.choose(view_of(shown))
+    fates, groups = action.merged(view_of(shown))
     kept = np.flatnonzero(fates == ACTIVE)
-    groups = action.groups(view_of(shown), fates)
     assert groups is not None
     means = np.stack([shown.features[groups == token].mean(0) for token in kept])
     grid = torch.from_numpy(shown.features).reshape(12, 8, 5).permute(2, 0, 1)
@@ -193,8 +192,8 @@ def test_pool_of_a_video_is_pllavas(side: int) -> None:
     """16 frames of 24 x 24: its own 16 x 12 x 12, and other sizes, as torch pools in 3-D."""
     shown = picture((16, 24, 24), width=3, moving=True)
     action = action_of(f"pool:tokens={16 * side * side}")
-    fates = action.choose(view_of(shown))
-    kept, groups = np.flatnonzero(fates == ACTIVE), action.groups(view_of(shown), fates)
+    fates, groups = action.merged(view_of(shown))
+    kept = np.flatnonzero(fates == ACTIVE)
     assert groups is not None
     sums = np.zeros((len(groups), 3))
     np.add.at(sums, groups, shown.features)

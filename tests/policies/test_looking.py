@@ -81,8 +81,7 @@ def test_equal_tokens_are_taken_from_the_lowest_on(name: str) -> None:
 def test_visionzip_merges_what_is_left_into_contextual_tokens(contextual: float) -> None:
     shown = looked((6, 6), 3)
     action = action_of(f"visionzip:tokens=13,contextual={contextual}")
-    fates = action.choose(view_of(shown))
-    groups = action.groups(view_of(shown), fates)
+    fates, groups = action.merged(view_of(shown))
     if not contextual:
         assert groups is None
         return
@@ -92,8 +91,8 @@ def test_visionzip_merges_what_is_left_into_contextual_tokens(contextual: float)
         for target, others in joined.items():
             assert np.flatnonzero(groups == target).tolist() == sorted([target, *others])
     plain = action_of(f"visionzip:tokens=13,contextual={contextual},merge=False")
-    assert plain.choose(view_of(shown)).tolist() == fates.tolist()
-    assert plain.groups(view_of(shown), fates) is None
+    others, none = plain.merged(view_of(shown))
+    assert others.tolist() == fates.tolist() and none is None
 
 
 def test_hiprune_keeps_the_neighbours_of_an_anchor_and_wraps_over_no_edge() -> None:

@@ -46,6 +46,7 @@ POLICIES = (
     "pool:keep=0.25",
     "uniform:tokens=36",
     "random:of=embedded,tokens=16",
+    "divprune:tokens=16,gamma=0.5",
     "divprune:tokens=40+fastv:keep=0.5+avl:keep=0.4",
 )
 
@@ -191,8 +192,9 @@ class Says(Action):
         found[:3] = self.fates
         return found
 
-    def groups(self, view: View, chosen: Any) -> Any:
-        return None if self.joins is None else np.full(view.positions.shape, self.joins)
+    def merged(self, view: View) -> Any:
+        into = None if self.joins is None else np.full(view.positions.shape, self.joins)
+        return self.choose(view), into
 
 
 @dataclass(frozen=True)

@@ -154,14 +154,22 @@ class Action(abc.ABC):
         """
         return 1.0
 
-    def groups(self, view: View, chosen: Fates) -> Indices | None:
-        """Which rows of a picture that stay become means, where it decides EMBEDDED.
+    def merged(self, view: View) -> tuple[Fates, Indices | None]:
+        """What `choose` says, and which rows that stay become means, where it decides EMBEDDED.
 
         Returns:
-            [n], for each token the one that stays into whose row it is averaged, -1: none; None:
-            all rows are as they were.
+            Fates, and [n], for each token the one that stays into whose row it is averaged, -1:
+            none; None: all rows are as they were.
         """
-        return None
+        return self.choose(view), None
+
+    @property
+    def at_medians(self) -> bool:
+        """Whether a row that becomes a mean moves to its tokens' median RoPE position.
+
+        On each axis of positions; of two in the middle it is the lower one.
+        """
+        return False
 
     def given(self, places: Indices, moving: bool) -> int:
         """How many tokens of a picture or a video go on, where it decides EMBEDDED.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from avl_plugins.cpu.choosing import on_threads
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import DROPPED, PARKED, Action, Picture, View
-from avl_runtime.generate.choices import asked
+from avl_runtime.generate.choices import checked
 from avl_runtime.prompts.prompt import Prompt
 from avl_runtime.prompts.rows import PromptRows
 from avl_runtime.vision import Media
@@ -30,7 +30,8 @@ def choose(
 ) -> Generator[None, None, PromptRows]:
     """The rows of a prompt that actions leave before the first layer; stops behind each picture.
 
-    Positions stay those of the whole prompt, unless an action closes them up.
+    Positions stay those of the whole prompt, unless an action closes them up, or has rows that
+    become means move.
 
     Args:
         rows: all of the prompt.
@@ -44,6 +45,8 @@ def choose(
         PolicyError: an action answers what cannot be.
     """
     hidden, deepstack = rows.hidden.copy(), rows.deepstack.copy()
+    position_ids = rows.position_ids.copy()
+    arrays = hidden, deepstack, position_ids
     stays, counts = np.ones(len(rows.token_ids), np.bool_), rows.counts.copy()
     for number, (media, at) in enumerate(prompt.places(), before):
         stays[at] = False
@@ -53,11 +56,12 @@ def choose(
             given = features, rows.attention[at[tokens]]
             seen = _picture(media, given, tokens, question, number)
             with on_threads(threads):
-                left = _left(action, seen, (hidden, deepstack), at[tokens], counts)
+                left = _left(action, seen, arrays, at[tokens], counts)
             tokens = tokens[left]
         stays[at[tokens]] = True
         yield
     chosen = np.flatnonzero(stays)
+    rows = replace(rows, position_ids=position_ids)
     if any(action.closes_up for action in actions):
         rows = _closed_up(rows, [at for _, at in prompt.places()], stays)
     return replace(
@@ -127,53 +131,78 @@ def _picture(
 
 
 def _left(
-    action: Action, seen: Picture, rows: tuple[Values, Values], at: Indices, counts: Indices
+    action: Action,
+    seen: Picture,
+    rows: tuple[Values, Values, Indices],
+    at: Indices,
+    counts: Indices,
 ) -> NDArray[np.int64]:
     """The numbers of a picture's tokens that an action leaves; rows that become means are written.
 
     Args:
-        rows: hidden [N, C] and deepstack [K, N, C] of the prompt, where `at` are the picture's.
+        rows: hidden [N, C], deepstack [K, N, C] and positions [axes, N] of the prompt, where `at`
+            are the picture's.
         counts: [N], how many tokens each stands for; written where rows become means.
     """
     count = len(at)
     view = View(np.arange(count), np.zeros(count, np.float32), 0, None, count, seen)
-    fates = asked(action, view)
+    found, groups = action.merged(view)
+    fates = checked(action, found, view)
     if (fates == PARKED).any():
         raise PolicyError(
             f"{type(action).__name__}: expected ACTIVE or DROPPED for each token before the first "
             "layer, where no rows are that could be parked, found PARKED; mend the action"
         )
     left = np.flatnonzero(fates != DROPPED)
-    groups = action.groups(view, fates)
     if groups is not None:
-        hidden, deepstack = rows
-        hidden[at[left]] = _means(action, hidden[at], groups, left)
+        hidden, deepstack, positions = rows
+        into = _places(action, groups, count, left)
+        hidden[at[left]] = _means(hidden[at], into, len(left))
         for layer in deepstack:
-            layer[at[left]] = _means(action, layer[at], groups, left)
-        joined = np.bincount(groups[groups >= 0], counts[at[groups >= 0]], count)
-        counts[at[left]] = joined[left]
+            layer[at[left]] = _means(layer[at], into, len(left))
+        if action.at_medians:
+            for axis in positions:
+                axis[at[left]] = _medians(axis[at], into)
+        counts[at[left]] = np.bincount(into[into >= 0], counts[at[into >= 0]])
     return left
 
 
-def _means(action: Action, rows: Values, groups: Indices, left: Indices) -> Values:
-    """[left, C]: of rows [n, C], the mean of each that is left and those that join it."""
-    place = np.full(len(rows) + 1, -1)
+def _places(action: Action, groups: Indices, count: int, left: Indices) -> Indices:
+    """[count]: the place in `left` of the row into which each row is averaged, -1: none.
+
+    Raises:
+        PolicyError: an action, which somebody else may have written, says what cannot be.
+    """
+    place = np.full(count + 1, -1)
     place[left] = np.arange(len(left))
-    fits = groups.shape == (len(rows),) and groups.dtype.kind == "i"
-    if not fits or (groups >= len(rows)).any() or (groups < -1).any():
-        raise _unfit(action, len(rows))
+    fits = groups.shape == (count,) and groups.dtype.kind == "i"
+    if not fits or (groups >= count).any() or (groups < -1).any():
+        raise _unfit(action, count)
     into = place[groups]  # -1 is the last place, which is in no group
     if (into[groups >= 0] < 0).any() or (into[left] != np.arange(len(left))).any():
-        raise _unfit(action, len(rows))
-    sums = np.zeros((len(left), rows.shape[1]), np.float64)
+        raise _unfit(action, count)
+    return into
+
+
+def _means(rows: Values, into: Indices, count: int) -> Values:
+    """[count, C]: the mean of those of the rows [n, C] that go `into` each."""
+    sums = np.zeros((count, rows.shape[1]), np.float64)
     np.add.at(sums, into[into >= 0], rows[into >= 0])
-    counts = np.bincount(into[into >= 0], minlength=len(left))
+    counts = np.bincount(into[into >= 0], minlength=count)
     means: Values = (sums / counts[:, None]).astype(rows.dtype)
     return means
+
+
+def _medians(positions: Indices, into: Indices) -> Indices:
+    """The median of those of the positions [n] that go `into` each, of two the lower one."""
+    order = np.lexsort((positions, into))[np.count_nonzero(into < 0) :]
+    sizes = np.bincount(into[order])
+    medians: Indices = positions[order[np.cumsum(sizes) - sizes + (sizes - 1) // 2]]
+    return medians
 
 
 def _unfit(action: Action, count: int) -> PolicyError:
     return PolicyError(
         f"{type(action).__name__}: expected for each of {count} tokens one that stays, or -1, from "
-        "groups(), and for each that stays itself, found otherwise; mend the action"
+        "merged(), and for each that stays itself, found otherwise; mend the action"
     )

@@ -13,8 +13,9 @@ from avl_plugins.policies.action import Action, When
 from avl_plugins.policies.agreement import check_frozen
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.checks import check_count, check_fraction
+from avl_plugins.policies.embedded.merging import joined
 from avl_plugins.policies.ranking import ATTENTION, Ranking
-from avl_plugins.policies.view import DROPPED, Fates, Indices, Picture, View, fates
+from avl_plugins.policies.view import Fates, Indices, Picture, View, fates
 
 USUAL_SHARE = 0.25  # of a picture's tokens, unless a policy is told another
 
@@ -44,6 +45,11 @@ class Picker(abc.ABC):
         """[n]: the picked token into whose row each is averaged, -1: none; None: rows stay."""
         return None
 
+    @property
+    def merges(self) -> bool:
+        """Whether `groups` says that rows become means."""
+        return type(self).groups is not Picker.groups
+
     def budget(self, places: Indices, moving: bool, count: int) -> int:
         """How many tokens stay of those at `places` [3, n], where `count` may."""
         return count
@@ -56,7 +62,8 @@ class Select(Action):
     Line breaks of a tiled layout always stay, and count. Beside them at least one token stays.
     Whatever decides later takes what is left as all image tokens that there are. With `renumber`
     RoPE positions are closed up where tokens are gone; with `restore` they stay, and attention is
-    biased as RESTORE does (arXiv 2606.01711, ICML 2026).
+    biased as RESTORE does (arXiv 2606.01711, ICML 2026). The picker picks the fraction `gamma` of
+    what stays; into the others all that it leaves is averaged, as in RESTORE's merging.
     """
 
     picker: Picker
@@ -64,6 +71,7 @@ class Select(Action):
     most: int | None = None
     renumber: bool = False
     restore: bool = False
+    gamma: float = 1.0
 
     when: ClassVar[frozenset[When]] = frozenset({When.EMBEDDED})
 
@@ -80,6 +88,7 @@ class Select(Action):
                 f"Select: expected a picker, found {quoted(self.picker)}; derive one from Picker"
             )
         check_frozen(type(self.picker))
+        _check_gamma("Select", self.gamma, self.picker)
         if self.renumber and self.restore:
             raise PolicyError(
                 "Select: expected renumber or restore, found both, and RESTORE's bias goes by the "
@@ -110,6 +119,10 @@ class Select(Action):
     def restores(self) -> bool:
         return self.restore
 
+    @property
+    def at_medians(self) -> bool:
+        return self.gamma < 1 and not self.renumber  # else positions go by the order alone
+
     def given(self, places: Indices, moving: bool) -> int:
         shown = places[:, places[0] >= 0]
         tokens, most = len(places[0]), len(shown[0])
@@ -121,29 +134,36 @@ class Select(Action):
         return fixed + self.picker.budget(shown, moving, count)
 
     def choose(self, view: View) -> Fates:
+        return self.merged(view)[0]
+
+    def merged(self, view: View) -> tuple[Fates, Indices | None]:
         picture = _picture(view)
         stays = picture.places[0] < 0
         shown = np.flatnonzero(~stays)
         fixed = len(stays) - len(shown)
         count = self.given(picture.places, picture.moving) - fixed
-        if count < len(shown):
-            of = picture.at(shown) if fixed else picture
-            shown = shown[self._picked(of, count)]
-        stays[shown] = True
-        return fates(stays)
+        if count >= len(shown):
+            return fates(np.ones_like(stays)), None
+        of = picture.at(shown) if fixed else picture
+        picked = self._picked(of, self._by_picker(of, count))
+        into = None
+        if len(picked) < count:
+            picked, into = joined(of.features, picked, count)
+        elif self.picker.merges:
+            into = self.picker.groups(of, picked)
+        stays[shown[picked]] = True
+        if into is None:
+            return fates(stays), None
+        groups = np.arange(len(stays))
+        groups[shown] = np.where(into < 0, -1, shown[into])
+        return fates(stays), groups
 
-    def groups(self, view: View, chosen: Fates) -> Indices | None:
-        picture = _picture(view)
-        shown = np.flatnonzero(picture.places[0] >= 0)
-        picked = np.flatnonzero(chosen[shown] != DROPPED)
-        if len(picked) == len(shown):
-            return None
-        found = self.picker.groups(picture.at(shown), picked)
-        if found is None:
-            return None
-        groups = np.arange(len(chosen))
-        groups[shown] = np.where(found < 0, -1, shown[found])
-        return groups
+    def _by_picker(self, picture: Picture, count: int) -> int:
+        """How many of the `count` tokens that stay are the picker's to choose."""
+        if self.gamma == 1:
+            return count
+        wanted = max(1, round(self.gamma * count))
+        return min(count, self.picker.budget(picture.places, picture.moving, wanted))
 
     def _picked(self, picture: Picture, count: int) -> Indices:
         """What the picker, which somebody else may have written, picks.
@@ -178,12 +198,14 @@ class Selecting(Policy, Picker):
 
     Of every picture and video stay `tokens`, or the fraction `keep`: 0.25 without either. They keep
     their RoPE positions, and with `positions="restore"` attention is biased where tokens are gone;
-    or they close up: `positions="renumber"`.
+    or they close up: `positions="renumber"`. With `gamma` below 1 so many of them are chosen, and
+    into the others all the rest is averaged.
     """
 
     keep: float | None = None
     tokens: int | None = None
     positions: str = "keep"
+    gamma: float = 1.0
 
     def __post_init__(self) -> None:
         """
@@ -199,14 +221,28 @@ class Selecting(Policy, Picker):
                     f"{self.name}: expected keep or tokens, found both, keep={self.keep} and "
                     f"tokens={self.tokens}; leave one out"
                 )
-
         if self.positions not in ("keep", "renumber", "restore"):
             raise PolicyError(
                 f"{self.name}: expected positions = keep, renumber or restore, found "
                 f"{quoted(self.positions)}; choose one"
             )
+        _check_gamma(self.name, self.gamma, self)
 
     def actions(self) -> tuple[Action, ...]:
         share = USUAL_SHARE if self.keep is None else self.keep
         closes_up, restores = self.positions == "renumber", self.positions == "restore"
-        return (Select(self, share, self.tokens, closes_up, restores),)
+        return (Select(self, share, self.tokens, closes_up, restores, self.gamma),)
+
+
+def _check_gamma(where: str, gamma: object, picker: Picker) -> None:
+    """Refuse what is no fraction, and merging what a picker has already merged.
+
+    Raises:
+        PolicyError: it is such.
+    """
+    check_fraction(where, "gamma", gamma)
+    if gamma != 1 and picker.merges:
+        raise PolicyError(
+            f"{where}: expected gamma=1, as it averages what it leaves by itself, found "
+            f"gamma={gamma}; leave gamma out, or take a method that averages nothing"
+        )

@@ -31,6 +31,10 @@ class VisionZip(Selecting):
         Selecting.__post_init__(self)
         check_weight(self.name, "contextual", self.contextual, "0 leaves the attended ones alone")
 
+    @property
+    def merges(self) -> bool:
+        return self.merge
+
     def pick(self, picture: Picture, count: int) -> Indices:
         dominant, rest = self._parts(picture, count)
         many = count - len(dominant)
