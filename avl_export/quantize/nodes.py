@@ -1,4 +1,4 @@
-"""DequantizeLinear in front of a linear layer."""
+"""Codes and scales in graphs, and DequantizeLinear in front of a linear layer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bind_quantized(
     ]
     if place.zeros is not None:
         tensors.append((f"{name}.zero_point", codes, scale_sizes, place.zeros))
-    values = [_external(graph, *tensor, location, base) for tensor in tensors]
+    values = [external(graph, *tensor, location, base) for tensor in tensors]
     attributes = {"axis": 1} if place.block is None else {"axis": 0, "block_size": place.block}
     for user, index in list(weight.uses()):
         flipped = user.attributes.get("transB")
@@ -52,7 +52,7 @@ def bind_quantized(
         del user.attributes["transB"]
 
 
-def _external(
+def external(
     graph: ir.Graph,
     name: str,
     dtype: ir.DataType,
@@ -61,6 +61,7 @@ def _external(
     location: str,
     base: Path,
 ) -> ir.Value:
+    """A new initializer of a graph whose bytes lie in the file `location` of the folder `base`."""
     value = ir.Value(name=name, shape=ir.Shape(sizes), type=ir.TensorType(dtype))
     value.const_value = ir.ExternalTensor(
         location,

@@ -1,4 +1,5 @@
-// QuantizedLinear beside products in float64 of rows that are rounded here.
+// Weights of codes, packed and as experts have them, beside products in float64 of rows that are
+// rounded here.
 #include "check.h"
 
 #include "levels.h"
@@ -97,6 +98,52 @@ static void check(const source *s, int64_t rows)
     }
 }
 
+// A code of a table [outputs, inputs].
+static int straight_code(const source *s, int64_t output, int64_t input)
+{
+    const source rows = {s->outputs, s->inputs, s->bits, s->block, NULL, NULL, NULL};
+    return code_at(&rows, s->codes, output, input);
+}
+
+// The same codes with outputs first, multiplied with every second row and the first again.
+static void check_coded(const source *s, int64_t rows)
+{
+    const avl_quantized_kernels *rounding = avl_best_quantized();
+    const avl_coded_kernels *with = avl_best_coded();
+    avl_coded w = {s->inputs, s->outputs, s->block, 128, s->bits, s->codes, s->scales};
+    while (s->block % w.span)
+        w.span /= 2;
+    const avl_packed form = {.inputs = s->inputs, .outputs = s->outputs, .span = w.span};
+    const int64_t spans = s->inputs / w.span, blocks = s->inputs / s->block;
+    const int64_t count = (rows + 1) / 2 + 1;
+    float *x = numbers(rows * s->inputs), *y = results(count * s->outputs);
+    int64_t which[MOST_INPUTS] = {0};
+    avl_rounded rounded = {rows, (int8_t *)results(rows * s->inputs / 4 + 1),
+                           results(rows * spans), (int32_t *)results(rows * spans)};
+    for (int64_t r = 0; r < rows; r++) {
+        rounding->round(&form, x, &rounded, r);
+        with->order(&w, &rounded, r);
+    }
+    for (int64_t r = 0; r + 1 < count; r++)
+        which[r] = 2 * r;
+    with->multiply(&w, &rounded, which, count, 0, s->outputs / 2, y);
+    with->multiply(&w, &rounded, which, count, s->outputs / 2, s->outputs, y);
+    for (int64_t r = 0; r < count; r++) {
+        double near[MOST_INPUTS];
+        round_here(x + which[r] * s->inputs, s->inputs, w.span, near);
+        for (int64_t i = 0; i < s->outputs; i++) {
+            double wanted = 0, size = 0;
+            for (int64_t k = 0; k < s->inputs; k++) {
+                const double scale = s->scales[i * blocks + k / s->block];
+                const double term = near[k] * straight_code(s, i, k) * scale;
+                wanted += term;
+                size += fabs(term);
+            }
+            expect("expert in codes", y[r * s->outputs + i], wanted, ldexp(size, -21));
+        }
+    }
+}
+
 void check_quantized(void)
 {
     static const int64_t blocks[] = {32, 64, 96, 128, 640}, rows[] = {1, 2, 3, 5, 8, 11};
@@ -109,6 +156,8 @@ void check_quantized(void)
                     int64_t inputs = blocks[b] == 640 ? 640 : blocks[b] * any_whole(1, 3);
                     source s = any_source(inputs, 2 * any_whole(1, 40), bits, blocks[b], zeros);
                     check(&s, rows[r]);
+                    if (!zeros)
+                        check_coded(&s, rows[r]);
                     forget();
                 }
     source many = any_source(32, 6, 8, 32, 0); // more rows than are summed at a time

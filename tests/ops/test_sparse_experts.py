@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 import pytest
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from avl_plugins.bodies.experts_body import experts_function
 from avl_plugins.cpu.build import STACKED_LEVELS
 from avl_plugins.schema import SPARSE_EXPERTS
-from ops.op_models import NUMPY_TYPES, op_model, session
+from ops.expert_models import Array, drawn, expected, guarded, run
+from ops.op_models import op_model, session
 from support.compiled import library_for
 
-Array = NDArray[Any]
 LEVELS = {
     "avx2": STACKED_LEVELS["avl_stacked_avx2"],
     "avx512": STACKED_LEVELS["avl_stacked_avx512"],
@@ -30,7 +25,6 @@ LEVELS = {
 STORED = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 # Rows, hidden size, experts, experts of a row, intermediate size; kernels take 16 inputs at best.
 SIZES = [(1, 48, 7, 3, 32), (9, 20, 11, 4, 13), (70, 64, 5, 2, 48), (3, 17, 4, 4, 130)]
-PAGE = mmap.PAGESIZE
 
 
 @functools.cache
@@ -39,7 +33,9 @@ def opened(
 ) -> ort.InferenceSession:
     """The op in a graph of its own; `level` is what the environment says, which a session reads."""
     attributes = {"gate_up_trans": trans[0], "down_trans": trans[1]}
-    model = op_model(SPARSE_EXPERTS, [experts_function()], {}, attributes, stored=stored)
+    model = op_model(
+        SPARSE_EXPERTS, [experts_function(SPARSE_EXPERTS)], {}, attributes, stored=stored
+    )
     return session(model, kernels, intra_op_num_threads=2)
 
 
@@ -55,45 +51,6 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> For
         return run(opened(stored, trans, library, request.param), arrays)
 
     return computed
-
-
-def run(model: ort.InferenceSession, arrays: Mapping[str, Array]) -> Array:
-    """Arrays are not copied, so that weights lie where the test put them."""
-
-    def value(array: Array) -> ort.OrtValue:
-        if array.dtype == ml_dtypes.bfloat16:
-            kind = TensorProto.BFLOAT16
-            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), kind)
-        return ort.OrtValue.ortvalue_from_numpy(array)
-
-    feeds = {f"{name}.0": value(array) for name, array in arrays.items()}
-    found: Array = model.run_with_ort_values(None, feeds)[0].numpy()
-    return found
-
-
-def drawn(sizes: tuple[int, ...], stored: int = TensorProto.FLOAT) -> dict[str, Array]:
-    """Weights [E, outputs, inputs]."""
-    rows, size, experts, each, inner = sizes
-    rng = np.random.default_rng(rows)
-    kind = NUMPY_TYPES[stored]
-    return {
-        "x": rng.standard_normal((rows, size), np.float32),
-        "chosen": np.stack([rng.permutation(experts)[:each] for _ in range(rows)]),
-        "shares": rng.random((rows, each), np.float32),
-        "gate_up": (rng.standard_normal((experts, 2 * inner, size)) / size**0.5).astype(kind),
-        "down": (rng.standard_normal((experts, size, inner)) / inner**0.5).astype(kind),
-    }
-
-
-def expected(arrays: Mapping[str, Array]) -> Array:
-    """Row by row, in float64."""
-    x, chosen, shares, gate_up, down = (arrays[value.name] for value in SPARSE_EXPERTS.inputs)
-    y = np.zeros(x.shape)
-    for row, (own, counts) in enumerate(zip(chosen, shares, strict=True)):
-        for expert, share in zip(own, counts, strict=True):
-            gate, up = np.split(gate_up[expert].astype(np.float64) @ x[row], 2)
-            y[row] += share * (down[expert].astype(np.float64) @ (gate / (1 + np.exp(-gate)) * up))
-    return y
 
 
 @pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
@@ -116,7 +73,7 @@ def test_rows_in_half_precision() -> None:
     arrays |= {name: arrays[name].astype(np.float16) for name in ("x", "shares")}
     attributes = {"gate_up_trans": 1, "down_trans": 1}
     kinds = {"element": TensorProto.FLOAT16, "stored": TensorProto.BFLOAT16}
-    model = op_model(SPARSE_EXPERTS, [experts_function()], {}, attributes, **kinds)
+    model = op_model(SPARSE_EXPERTS, [experts_function(SPARSE_EXPERTS)], {}, attributes, **kinds)
     found = run(session(model), arrays)
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, expected(arrays), atol=1e-2, rtol=0)
@@ -137,19 +94,6 @@ def test_weights_of_others_are_not_read(form: Form, trans: tuple[int, int]) -> N
         weights = arrays[name] if straight else arrays[name].swapaxes(1, 2)
         arrays[name] = guarded(weights, set(arrays["chosen"].flat))
     np.testing.assert_allclose(form(TensorProto.FLOAT, trans, arrays), want, atol=2e-6, rtol=0)
-
-
-def guarded(weights: Array, readable: set[int]) -> Array:
-    """A stack at the begin of pages, of which those of other experts cannot be read."""
-    assert weights[0].nbytes % PAGE == 0
-    memory = mmap.mmap(-1, weights.nbytes)
-    stack = np.frombuffer(memory, weights.dtype).reshape(weights.shape)
-    stack[:] = weights
-    libc = ctypes.CDLL(None, use_errno=True)
-    for expert in set(range(len(stack))) - readable:
-        address = ctypes.c_void_p(stack[expert].ctypes.data)
-        assert libc.mprotect(address, ctypes.c_size_t(stack[expert].nbytes), 0) == 0
-    return stack
 
 
 def test_what_does_not_fit_is_refused(kernels: Path) -> None:

@@ -1,4 +1,4 @@
-"""Mixtures of experts as an ONNX function of standard ops, for runtimes without a kernel.
+"""Mixtures of experts as ONNX functions of standard ops, for runtimes without a kernel.
 
 A loop over the experts that some row chose, ascending, as transformers has one: each takes its own
 weights out of the stacks, and only then are they cast, so that the others are never read. Sums are
@@ -10,8 +10,9 @@ from __future__ import annotations
 import onnx
 
 from avl_plugins.bodies.function import function_proto
-from avl_plugins.schema import SPARSE_EXPERTS
+from avl_plugins.schema import QUANTIZED_EXPERTS, Op
 
+# WEIGHT(name) makes name_own of the stack `name`, GEMM(..) multiplies with it.
 _BODY = """
     all = Constant <value_ints = [-1]> ()
     ids = Reshape (chosen, all)
@@ -39,16 +40,14 @@ _BODY = """
             at_row = NonZero (has_any)
             rows = Reshape (at_row, last)
             own = Gather <axis = 0> (x, rows)
-            gate_up_stored = Gather <axis = 0> (gate_up, which)
-            gate_up_own = CastLike (gate_up_stored, x)
-            both = Gemm <transB: int = @gate_up_trans> (own, gate_up_own)
+            WEIGHT(gate_up)
+            both = GEMM(gate_up) (own, gate_up_own)
             gate, up = Split <axis = 1, num_outputs = 2> (both)
             sigmoid = Sigmoid (gate)
             silu = Mul (gate, sigmoid)
             inner = Mul (silu, up)
-            down_stored = Gather <axis = 0> (down, which)
-            down_own = CastLike (down_stored, x)
-            found = Gemm <transB: int = @down_trans> (inner, down_own)
+            WEIGHT(down)
+            found = GEMM(down) (inner, down_own)
             share_of_row = Gather <axis = 0> (share, rows)
             part = Mul (found, share_of_row)
             part_float = Cast <to = 1> (part)
@@ -58,8 +57,52 @@ _BODY = """
     > (count, always, zeros)
     y = CastLike (total, x)
 """
+_STORED = """
+            {w}_stored = Gather <axis = 0> ({w}, which)
+            {w}_own = CastLike ({w}_stored, x)
+"""
+# Codes of an expert as numbers, by their bits. Of 4 bits a code is c where (c & 15) ^ 8 is c + 8.
+_CODES = {
+    4: """
+            {w}_bytes = Gather <axis = 0> ({w}, which)
+            {w}_half = Constant <value = uint8 {{15}}> ()
+            {w}_four = Constant <value = uint8 {{4}}> ()
+            {w}_eight = Constant <value = uint8 {{8}}> ()
+            {w}_even = BitwiseAnd ({w}_bytes, {w}_half)
+            {w}_odd = BitShift <direction = "RIGHT"> ({w}_bytes, {w}_four)
+            {w}_evens = Unsqueeze ({w}_even, last)
+            {w}_odds = Unsqueeze ({w}_odd, last)
+            {w}_pairs = Concat <axis = -1> ({w}_evens, {w}_odds)
+            {w}_above = BitwiseXor ({w}_pairs, {w}_eight)
+            {w}_wide = CastLike ({w}_above, x)
+            {w}_least = CastLike ({w}_eight, x)
+            {w}_codes = Sub ({w}_wide, {w}_least)
+""",
+    8: """
+            {w}_bytes = Gather <axis = 0> ({w}, which)
+            {w}_codes = CastLike ({w}_bytes, x)
+""",
+}
+_SCALED = """
+            {w}_scale = Gather <axis = 0> ({w}_scales, which)
+            {w}_table = Shape ({w}_scale)
+            {w}_cut = Concat <axis = 0> ({w}_table, last)
+            {w}_blocks = Reshape ({w}_codes, {w}_cut)
+            {w}_of_block = Unsqueeze ({w}_scale, last)
+            {w}_scaled = Mul ({w}_blocks, {w}_of_block)
+            {w}_matrix = Constant <value_ints = [0, -1]> ()
+            {w}_own = Reshape ({w}_scaled, {w}_matrix)
+"""
 
 
-def experts_function(opset: int = 23) -> onnx.FunctionProto:
-    """`avl::SparseExperts` as a function; a model needs the same default `opset`."""
-    return function_proto(SPARSE_EXPERTS, _BODY, opset)
+def experts_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
+    """SPARSE_EXPERTS or one of QUANTIZED_EXPERTS; a model needs the same default `opset`."""
+    weight, gemm = _STORED, "Gemm <transB: int = @{w}_trans>"
+    for bits, quantized in QUANTIZED_EXPERTS.items():
+        if op.name == quantized.name:
+            weight, gemm = _CODES[bits] + _SCALED, "Gemm <transB = 1>"
+    body = _BODY
+    for name in ("gate_up", "down"):
+        body = body.replace(f"WEIGHT({name})", weight.format(w=name))
+        body = body.replace(f"GEMM({name})", gemm.format(w=name))
+    return function_proto(op, body, opset)

@@ -22,6 +22,7 @@ EPILOGUE, DELTA, CONVOLVE = "epilogue.c", "delta.c", "convolve.c"
 LIKENESS = "likeness.c"
 # For the levels above the compiler's own:
 LINEAR, SCREEN, QUANTIZED, STACKED = "linear.c", "screen.c", "quantized.c", "stacked.c"
+CODED = "coded.c"
 # Empty for compilers and processors that do not know it:
 AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 # The same, of those with AVX-512 VNNI:
@@ -32,7 +33,8 @@ SOURCES = (
     *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, DELTA, CONVOLVE, LIKENESS),
     *("processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
-    *("ort_quantized.c", "ort_state.c", "ort_experts.c", "ort_ops.c"),
+    *("ort_quantized.c", "ort_state.c", "experts.c", "ort_experts.c", "ort_coded_experts.c"),
+    "ort_ops.c",
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
 COMPILERS = ("cc", "gcc", "clang")
@@ -88,6 +90,9 @@ QUANTIZED_LEVELS = {
     "avl_quantized_avx_vnni": (*_AVX2, "-mavxvnni"),
     "avl_quantized_avx512": _VNNI,
 }
+CODED_LEVELS = {
+    level.replace("quantized", "coded"): options for level, options in QUANTIZED_LEVELS.items()
+}
 AMX_LEVEL = (*_AMX, "-mamx-bf16")
 X86 = ("x86_64", "AMD64")
 X86_LEVELS = {
@@ -103,6 +108,7 @@ X86_LEVELS = {
     SCREEN: SCREEN_LEVELS,
     STACKED: STACKED_LEVELS,
     QUANTIZED: QUANTIZED_LEVELS,
+    CODED: CODED_LEVELS,
 }
 ARM = ("aarch64", "arm64")  # with 64 bits, and NEON
 ARM_LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -114,6 +120,7 @@ ARM_LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
         "avl_quantized_dotprod": ("-march=armv8.2-a+dotprod",),
         "avl_quantized_i8mm": ("-march=armv8.2-a+dotprod+i8mm",),
     },
+    CODED: {"avl_coded_neon": (), "avl_coded_dotprod": ("-march=armv8.2-a+dotprod",)},
 }
 
 
@@ -169,7 +176,7 @@ def units(found: str, machine: str | None = None) -> Iterator[Unit]:
     of_machine = X86_LEVELS if machine in X86 else ARM_LEVELS if machine in ARM else {}
     for source, levels in of_machine.items():
         for level, options in levels.items():
-            is_known = source not in (QUANTIZED, FEW) or knows(found, options)
+            is_known = source not in (QUANTIZED, CODED, FEW) or knows(found, options)
             known = options if is_known else ("-DAVL_UNKNOWN",)  # then the file is without kernels
             yield Unit(source, level, (f"-DAVL_LEVEL={level}", *known))
     has_amx = machine in X86 and knows(found, AMX_LEVEL)

@@ -14,11 +14,11 @@ typedef uint8_t bytes __attribute__((vector_size(4 * LANES), aligned(1), may_ali
 // Whole numbers, of two that are as near the even one.
 HELPER whole nearest(floats v) { return (whole)vcvtnq_s32_f32((float32x4_t)v); }
 
-// sum + products of each output's four codes with the four of x.
-HELPER whole add_dots(whole sum, bytes codes, int32_t x, int64_t bits)
+// sum + products of each output's four codes with four of x.
+HELPER whole add_bytes(whole sum, bytes codes, bytes x, int64_t bits)
 {
     (void)bits;
-    int8x16_t c = (int8x16_t)codes, v = vreinterpretq_s8_s32(vdupq_n_s32(x));
+    int8x16_t c = (int8x16_t)codes, v = (int8x16_t)x;
 #if defined(__ARM_FEATURE_DOTPROD)
     return (whole)vdotq_s32((int32x4_t)sum, c, v);
 #else
@@ -28,5 +28,22 @@ HELPER whole add_dots(whole sum, bytes codes, int32_t x, int64_t bits)
     return (whole)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
 #endif
 }
+
+// add_bytes with the same four of x for all outputs.
+HELPER whole add_dots(whole sum, bytes codes, int32_t x, int64_t bits)
+{
+    return add_bytes(sum, codes, (bytes)vdupq_n_s32(x), bits);
+}
+
+// A register's codes of 4 bits as bytes, from 0 for the least: those of the low halves come first. No
+// span is shorter than a register.
+HELPER bytes halves_of(const uint8_t *from)
+{
+    const uint8x8_t both = veor_u8(vld1_u8(from), vdup_n_u8(0x88));
+    return (bytes)vcombine_u8(vand_u8(both, vdup_n_u8(15)), vshr_n_u8(both, 4));
+}
+
+HELPER bytes halves_of_short(const uint8_t *from) { return halves_of(from); }
+HELPER bytes short_bytes(const uint8_t *from) { return *(const bytes *)from; }
 
 #endif

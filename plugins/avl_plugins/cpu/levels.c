@@ -89,6 +89,15 @@ const avl_quantized_kernels *avl_best_quantized(void)
     return avl_has_avx2() ? avl_quantized_avx2 : NULL;
 }
 
+const avl_coded_kernels *avl_best_coded(void)
+{
+    if (avl_has_vnni() && avl_coded_avx512)
+        return avl_coded_avx512;
+    if (avl_has_avx_vnni() && avl_coded_avx_vnni)
+        return avl_coded_avx_vnni;
+    return avl_has_avx2() ? avl_coded_avx2 : NULL;
+}
+
 #else
 
 const avl_step_kernels *avl_best_step(void) { return &avl_step_base; }
@@ -112,11 +121,17 @@ const avl_quantized_kernels *avl_best_quantized(void)
     return avl_has_dotprod() && avl_quantized_dotprod ? avl_quantized_dotprod : avl_quantized_neon;
 }
 
+const avl_coded_kernels *avl_best_coded(void)
+{
+    return avl_has_dotprod() && avl_coded_dotprod ? avl_coded_dotprod : avl_coded_neon;
+}
+
 #else
 
 const avl_screening *avl_best_linears(void) { return NULL; }
 const avl_stacked_kernels *avl_best_stacked(void) { return NULL; }
 const avl_quantized_kernels *avl_best_quantized(void) { return NULL; }
+const avl_coded_kernels *avl_best_coded(void) { return NULL; }
 
 #endif
 

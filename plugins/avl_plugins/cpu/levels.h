@@ -2,6 +2,7 @@
 #ifndef AVL_LEVELS_H
 #define AVL_LEVELS_H
 
+#include "coded.h"
 #include "convolve.h"
 #include "delta.h"
 #include "epilogue.h"
@@ -29,6 +30,7 @@ const avl_stacked_kernels *avl_best_stacked(void);
 
 // The same for quantized weights.
 const avl_quantized_kernels *avl_best_quantized(void);
+const avl_coded_kernels *avl_best_coded(void);
 
 // Of layers with a state.
 avl_convolve *avl_best_convolve(void);

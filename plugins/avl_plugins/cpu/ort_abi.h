@@ -14,6 +14,7 @@
 #define ORT_FAIL 1
 #define ORT_FLOAT 1 // ONNXTensorElementDataType
 #define ORT_BOOL 9
+#define ORT_UINT8 2
 #define ORT_INT8 3
 #define ORT_INT64 7
 #define ORT_HALF 10

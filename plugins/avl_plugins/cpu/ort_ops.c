@@ -87,6 +87,9 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_logits_linear.op);
     if (!status && chosen & PLAIN)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_sparse_experts.op);
+    const int is_coded = chosen & PLAIN && chosen & QUANTIZED; // gates are of the former's kernels
+    for (size_t i = 0; !status && is_coded && i < AVL_CODED_EXPERTS; i++)
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_coded_experts[i].op);
     for (size_t i = 0; !status && chosen & QUANTIZED && i < AVL_QUANTIZED_LINEARS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_quantized_linears[i].op.op);
     return status;

@@ -12,7 +12,7 @@ from avl_plugins.schema.bias import (
     STANDING,
     STANDING_BIAS,
 )
-from avl_plugins.schema.experts import SPARSE_EXPERTS
+from avl_plugins.schema.experts import QUANTIZED_EXPERTS, SPARSE_EXPERTS
 from avl_plugins.schema.ops import (
     COMPUTED,
     DOMAIN,
@@ -85,6 +85,7 @@ __all__ = [
     "MUTUAL_ATTENTION",
     "PLUGIN_ATTRIBUTES",
     "QUANTIZED_CACHE_ATTENTION",
+    "QUANTIZED_EXPERTS",
     "REACH",
     "RESTORED_CACHE_ATTENTION",
     "RESTORED_OPS",
