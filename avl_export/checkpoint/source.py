@@ -106,6 +106,24 @@ class ChangedSource(ComputedSource):
         return self.change.rows(weights, first, last, self.base)
 
 
+@dataclass(frozen=True, slots=True)
+class SwappedSource(ComputedSource):
+    """A stack of matrices of `base` with the last two axes the other way round."""
+
+    base: Source
+
+    @classmethod
+    def of(cls, base: Source) -> SwappedSource:
+        """The stack that `base` stores so."""
+        *lead, rows, columns = base.record.shape
+        record = replace(base.record, shape=(*lead, columns, rows))
+        return cls(base.key, base.path, record, base)
+
+    def read_floats(self, first: int, last: int) -> Floats:
+        """Matrices `first` to `last` - 1 as float32, their rows in one piece."""
+        return np.ascontiguousarray(self.base.read_floats(first, last).swapaxes(-1, -2))
+
+
 def to_float32(values: npt.NDArray[Any], dtype: str) -> Floats:
     """Stored values (bfloat16 as bits) as float32."""
     if dtype == "BF16":  # its bits are the upper half of a float32's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from avl_export.checkpoint.source import Source
 from avl_export.checkpoint.weight_files import some
 
 STORED = ("F32", "F16", "BF16")
+ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 UNMERGED = (".lora_A.", ".lora_B.", ".lora_embedding_", ".base_layer.")
 
 
@@ -249,6 +251,14 @@ def _check_stray(checkpoint: Checkpoint, key: str) -> None:
             f"{where}: expected a model's own weights, found a LoRA adapter that was saved among "
             "them; save the model after merge_and_unload(), or the adapter alone and pass its "
             "folder with --lora"
+        )
+    if ONE_EXPERT.search(key):
+        packing = checkpoint.packing
+        method = "" if packing is None else f" quantized with {packing.method}"
+        raise CheckpointError(
+            f"{where}: expected the weights of a layer's experts in two stacks, as transformers "
+            f"saves them, found one expert's by itself{method}; export the checkpoint that this "
+            "one was made from, with --quantize int4 for fewer bytes"
         )
     if checkpoint.told:
         raise CheckpointError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from avl_export.graph.endings import Ending, bias_of, ending_of
+from avl_export.quantize.blocks import SPAN
 from avl_plugins.bodies.function import linear_function
 from avl_plugins.bodies.linear_ops import (
     ADD_BIAS,
@@ -20,8 +21,7 @@ from avl_plugins.bodies.linear_ops import (
 from avl_plugins.graph_io import LOGITS
 from avl_plugins.schema import DOMAIN, VERSION, Op
 
-# What kernels take: inputs that share a scale, and inputs of a weight without scales.
-SPAN_MULTIPLE, PLAIN_MULTIPLE = 32, 16
+PLAIN_MULTIPLE = 16  # inputs of a weight without scales are one where kernels take it
 MOST_WEIGHTS = max(PLAIN_LINEARS)
 WITHOUT_ZEROS, WITH_ZEROS = (
     {weights: op for (weights, has), op in QUANTIZED_LINEARS.items() if has == zeros}
@@ -110,7 +110,7 @@ def _quantized(gemm: ir.Node, maker: ir.Node) -> _Linear | None:
     if (
         scales is None
         or scales.dtype != ir.DataType.FLOAT
-        or (block or inputs) % SPAN_MULTIPLE
+        or (block or inputs) % SPAN
         or outputs % 2
     ):
         return None

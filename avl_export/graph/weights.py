@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from avl_export.checkpoint.weight_map import WeightMap
-from avl_export.graph.experts import is_stack, swap
+from avl_export.graph.experts import bind_stack, is_stack, swap
 from avl_export.graph.trace import Traced
 from avl_export.quantize.nodes import bind_quantized
 from avl_runtime.package.package import Embedding
@@ -73,7 +73,8 @@ def bind(
             graph.initializers[name] = value
             continue
         if name in weights.linears:
-            bind_quantized(graph, value, name, weights.linears[name], base)
+            bound = bind_stack if is_stack(value) else bind_quantized
+            bound(graph, value, name, weights.linears[name], base)
             value.const_value = None
             continue
         shape = tuple(n for n in value.shape or () if isinstance(n, int))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from avl_export.checkpoint.source import Floats, round_to
 
 Method = Literal["rtn", "clip", "hqq"]
+SPAN = 32  # inputs that share a scale are a multiple of these where kernels take codes
 # Measured by scripts/quantization.py: clip errs least at 4 bits; at 8 bits all are the same.
 BEST: dict[int, Method] = {4: "clip", 8: "rtn"}
 

@@ -53,7 +53,7 @@ def read_packaged(package: Package) -> Packaged:
             stem, _, kind = name.rpartition(".")
             if kind in BITS:
                 place = _place(path, stem, tensors, BITS[kind])
-                if place.by_rows:
+                if stem.endswith(ROWS):
                     embedding = (stem.removesuffix(ROWS), place)
                 else:
                     linears[stem] = place
@@ -63,16 +63,16 @@ def read_packaged(package: Package) -> Packaged:
 def _place(
     path: Path, stem: str, tensors: Mapping[str, TensorRecord], bits: Literal[4, 8]
 ) -> QuantizedPlace:
-    by_rows = stem.endswith(ROWS)
     codes, scales = tensors[f"{stem}.int{bits}"], tensors[f"{stem}.scale"]
-    rows, columns = codes.shape[0], codes.shape[1] * 8 // bits
+    by_rows = stem.endswith(ROWS) or len(codes.shape) == 3  # which experts have
+    *lead, rows, columns = *codes.shape[:-1], codes.shape[-1] * 8 // bits
     if by_rows:
-        block = None if scales.shape[1] == 1 else columns // scales.shape[1]
+        block = None if scales.shape[-1] == 1 else columns // scales.shape[-1]
     else:
         block = None if len(scales.shape) == 1 else rows // scales.shape[0]
     return QuantizedPlace(
         location=path.name,
-        shape=(rows, columns) if by_rows else (columns, rows),
+        shape=(*lead, rows, columns) if by_rows else (columns, rows),
         bits=bits,
         block=block,
         codes=codes,

@@ -11,7 +11,7 @@ from avl_export.checkpoint.adapters.adapter import Adapter
 from avl_export.checkpoint.checkpoint import Checkpoint
 from avl_export.checkpoint.packings.packing import Packing
 from avl_export.checkpoint.safetensors_header import CheckpointError
-from avl_export.checkpoint.source import Source
+from avl_export.checkpoint.source import Source, SwappedSource
 from avl_export.checkpoint.weight_map import Placed, WeightMap
 from avl_export.families import Family
 from avl_export.options import Options, OptionsError
@@ -80,10 +80,21 @@ def plan_quantization(
             f"weights are quantized already, found {options.quantize}; leave --quantize out"
         )
     if spec is not None:
-        return plan_store(spec, select(family, spec), wanted)
+        selection = select(family, spec)
+        return plan_store(spec, selection, _straight(selection, weights, wanted))
     if packing is not None:
         return _taken_over(options, packing, family, wanted, dtype)
     return None if adapter is None else plan_plain(wanted)
+
+
+def _straight(selection: Selection, weights: WeightMap, wanted: Wanted) -> Wanted:
+    """`wanted` with outputs before inputs in stacks that are quantized."""
+    sources = {
+        name: SwappedSource.of(source)
+        for name in selection.stacks
+        if isinstance(source := wanted.sources[name], Source) and weights.places[name].swapped
+    }
+    return replace(wanted, sources={**wanted.sources, **sources})
 
 
 def _smaller(selection: Selection, spec: Spec, wanted: Wanted) -> tuple[Selection, Wanted]:

@@ -18,12 +18,12 @@ _BYTES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "I8": np.dtype(np.
 
 
 def read_weight(folder: Path, place: QuantizedPlace) -> Floats:
-    """The weight [outputs, inputs] that lies at `place` in `folder`, dequantized to float32."""
+    """The weight that lies at `place` in `folder`, of its shape, dequantized to float32."""
     codes = _codes(folder, place, place.codes)
     source = Source(place.location, folder / place.location, place.scales)
     scales = source.read_floats(0, place.scales.shape[0])
     if place.by_rows:
-        return dequantize(codes, scales)
+        return dequantize(codes, scales.reshape(-1, scales.shape[-1])).reshape(place.shape)
     zeros = None
     if place.zeros is not None:
         zeros = _codes(folder, place, place.zeros).reshape(-1, place.shape[0]).T

@@ -24,7 +24,7 @@ def quantization_report(store: Store | None) -> dict[str, Any] | None:
         "method": spec.method,
         "bits": spec.bits,
         "block_size": spec.block,
-        "parts": list(spec.parts),
+        "parts": list(store.parts),
         "zero_points": store.has_zeros,
         "tensors": len(quantized),
         "bytes_before": sum(store.sources[name].nbytes for name in dict(quantized)),
@@ -78,7 +78,7 @@ def manifest_entry(store: Store | None) -> Quantization | None:
         method=spec.method,
         bits=spec.bits,
         block_size=spec.block,
-        parts=spec.parts,
+        parts=store.parts,
         zero_points=store.has_zeros,
         embedding=scales,
     )

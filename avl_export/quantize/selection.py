@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -11,9 +11,8 @@ from avl_export.checkpoint.places import PARTS, Part
 from avl_export.families import Family
 from avl_export.families.decoders.experts import stacks
 from avl_export.options import BLOCK_SIZES, OptionsError
+from avl_export.quantize.blocks import SPAN
 from avl_export.quantize.spec import Spec
-
-EXPERTS = "experts are read as they are stored"  # why their weights are not quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +21,7 @@ class Selection:
 
     Attributes:
         linears: shapes [outputs, inputs] of the linears' weights, by their names in the model.
+        stacks: those [experts, outputs, inputs] of experts' weights.
         embedding: whether the token embedding is.
         kept: why a weight of a part asked for stays as it is, by name.
         fitting: inputs a block in which they would be quantized too, None if there is no such size.
@@ -31,6 +31,7 @@ class Selection:
     embedding: bool
     kept: Mapping[str, str]
     fitting: int | None = None
+    stacks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def select(family: Family, spec: Spec) -> Selection:
@@ -45,6 +46,7 @@ def select(family: Family, spec: Spec) -> Selection:
     linears: dict[str, tuple[int, int]] = {}
     kept: dict[str, str] = {}
     asked: dict[str, tuple[int, int]] = {}
+    mixed: dict[str, tuple[int, ...]] = {}
     embedding = False
     for part in spec.parts:
         weights = _weights(family, part, names)
@@ -55,14 +57,21 @@ def select(family: Family, spec: Spec) -> Selection:
             _refuse(spec, weights, misfits)
         kept |= misfits
         if part == "decoder":
-            kept |= dict.fromkeys(_stacks(family, names), EXPERTS)
+            for pair in _stacks(family, names):
+                whys = filter(None, (_stack_misfit(shape[-1], spec) for shape in pair.values()))
+                why = next(whys, None)  # of one matrix: a node reads both in one form
+                if why is None:
+                    mixed |= pair
+                else:
+                    kept |= dict.fromkeys(pair, f"experts' {why}")
+                    asked |= {name: (2, shape[-1]) for name, shape in pair.items()}
         asked |= {name: weights[name] for name in misfits}
         if part == "embedding":
             embedding = not misfits
         else:
             linears |= {name: shape for name, shape in weights.items() if name not in misfits}
     fitting = _fitting(spec, asked) if asked else None
-    return Selection(linears, embedding, kept, fitting)
+    return Selection(linears, embedding, kept, fitting, mixed)
 
 
 def linears_of(family: Family) -> Mapping[Part, Mapping[str, tuple[int, int]]]:
@@ -90,10 +99,16 @@ def _weights(family: Family, part: Part, names: Mapping[int, str]) -> dict[str, 
     return found
 
 
-def _stacks(family: Family, names: Mapping[int, str]) -> list[str]:
-    """Names of the decoder's stacks of experts' weights."""
+def _stacks(family: Family, names: Mapping[int, str]) -> list[dict[str, tuple[int, ...]]]:
+    """Shapes [experts, outputs, inputs] of the two weights of each mixture of experts, by name."""
     found = (pair for layer in family.decoder.layers for pair in stacks(layer))
-    return [names[id(weight)] for pair in found for weight in pair]
+    return [{names[id(weight)]: tuple(weight.shape) for weight in pair} for pair in found]
+
+
+def _stack_misfit(inputs: int, spec: Spec) -> str | None:
+    """`_misfit` of experts, whose outputs do not share bytes, and that kernels take or nothing."""
+    multiple = spec.block or SPAN
+    return f"{inputs} inputs are no multiple of {multiple}" if inputs % multiple else None
 
 
 def _misfit(outputs: int, inputs: int, spec: Spec) -> str | None:

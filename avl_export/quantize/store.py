@@ -17,6 +17,7 @@ from avl_export.quantize.codes import StoredCodes
 from avl_export.quantize.layout import File, FileLayout
 from avl_export.quantize.selection import Selection
 from avl_export.quantize.spec import Spec
+from avl_runtime.package.quantization import EXPERTS
 
 PLAIN = "weights.safetensors"
 ROWS = ".rows"  # behind the name of a token embedding whose codes are looked up row by row
@@ -42,7 +43,8 @@ class Store:
 
     Attributes:
         files: codes and scales, and what is not quantized; tensors in the order of their bytes.
-        linears: places of quantized weights, by the parameter's name in the model.
+        linears: places of quantized weights, by the parameter's name in the model; those of
+            experts have three axes.
         plain: the other weights, by name.
         sources: the tensors behind `linears` and `embedding`, by name.
         embedding: the token embedding's name; `rows` its place if it is quantized.
@@ -71,6 +73,12 @@ class Store:
         """Every quantized tensor and the name of its parameter."""
         rows = [(self.embedding, self.rows)] if self.rows is not None else []
         return [*self.linears.items(), *rows]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is quantized: parts that were asked for, and the decoder's experts if they are."""
+        mixed = any(len(place.shape) == 3 for place in self.linears.values())
+        return (*(self.spec.parts if self.spec else ()), *((EXPERTS,) if mixed else ()))
 
     @property
     def has_zeros(self) -> bool:
@@ -102,11 +110,13 @@ def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
         CheckpointError: stored codes cannot be taken over.
     """
     plain = FileLayout(PLAIN, {"format": "pt"})
-    drafts = {
-        name: _Draft.linear(name, selection.linears[name], spec, wanted.sources[name])
-        for name in wanted.shapes
-        if name in selection.linears
-    }
+    drafts = {}
+    for name in wanted.shapes:
+        if name in selection.linears:
+            source = wanted.sources[name]
+            drafts[name] = _Draft.linear(name, selection.linears[name], spec, source)
+        elif name in selection.stacks:
+            drafts[name] = _Draft.rows(name, selection.stacks[name], spec)
     held = sorted({spec.bits, *(draft.bits for draft in drafts.values())})
     quantized = FileLayout(
         f"weights.int{spec.bits}.safetensors",
@@ -125,7 +135,8 @@ def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
     table = _plain_source(wanted.sources[wanted.embedding])
     rows = None
     if selection.embedding:
-        rows = _Draft.rows(wanted.embedding, table.record.shape, spec)
+        # A tied matrix may be there as a linear's weight already.
+        rows = _Draft.rows(f"{wanted.embedding}{ROWS}", table.record.shape, spec)
         rows.add_to(quantized)
     elif wanted.embedding not in plain.wanted:
         # Rows are looked up one by one, so they may stay in the checkpoint's own dtype.
@@ -182,11 +193,11 @@ class _Draft:
     """A quantized tensor before its file is laid out; names and shapes of what it is stored as."""
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     scale_dtype: str
     bits: Literal[4, 8]
     block: int | None
-    codes_shape: tuple[int, int]
+    codes_shape: tuple[int, ...]
     scales_shape: tuple[int, ...]
     zeros: bool
     by_rows: bool
@@ -205,13 +216,12 @@ class _Draft:
 
     @classmethod
     def rows(cls, name: str, shape: tuple[int, ...], spec: Spec) -> _Draft:
-        count, columns = shape
-        scales = (count, 1 if spec.block is None else columns // spec.block)
-        codes = (count, columns * spec.bits // 8)
-        # A tied matrix may be there as a linear's weight already.
+        *lead, columns = shape
+        scales = (*lead, 1 if spec.block is None else columns // spec.block)
+        codes = (*lead, columns * spec.bits // 8)
         return cls(
-            name=f"{name}{ROWS}",
-            shape=(count, columns),
+            name=name,
+            shape=shape,
             scale_dtype=spec.scale_dtype,
             bits=spec.bits,
             block=spec.block,
@@ -233,10 +243,14 @@ class _Draft:
     def add_to(self, file: FileLayout) -> None:
         codes, scales, zeros = self.names
         kind = "U8" if self.bits == 4 else "I8"
+        stacked = len(self.shape) == 3
+        if stacked:  # first, as they are written before the last expert's scales are known
+            file.add(codes, kind, self.codes_shape)
         file.add(scales, OF_DTYPE[self.scale_dtype], self.scales_shape)
         if self.zeros:
             file.add(zeros, kind, (*self.scales_shape[:-1], self.codes_shape[1]))
-        file.add(codes, kind, self.codes_shape)
+        if not stacked:
+            file.add(codes, kind, self.codes_shape)
 
     def place(self, file: File) -> QuantizedPlace:
         codes, scales, zeros = self.names

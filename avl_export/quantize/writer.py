@@ -1,4 +1,4 @@
-"""Write a planned store: tensor after tensor, never a whole one in floating point."""
+"""Write a planned store: tensor after tensor, experts one by one, never whole in floating point."""
 
 from __future__ import annotations
 
@@ -81,6 +81,8 @@ def _quantized(store: Store) -> Iterator[bytes]:
                 if zeros is not None:
                     yield (pack_int4(zeros) if place.bits == 4 else zeros).tobytes()
                 yield from source.pieces()
+            elif len(place.shape) == 3:
+                yield from _stack(source, place, store, pool)
             else:
                 codes, scales = _quantize(source, place, store, pool)
                 yield stored_bytes(scales, place.scales.dtype)
@@ -96,30 +98,68 @@ def _quantize(
     lock while it computes.
     """
     outputs, inputs = place.shape
-    block = place.block or inputs
-    if store.spec is None:
-        raise RuntimeError("a store without quantized weights")
-    method, scale_dtype = METHODS[store.spec.method], store.spec.scale_dtype
     codes = np.empty(place.codes.shape, np.uint8 if place.bits == 4 else np.int8)
     scales = np.empty(place.scales.shape, np.float32)
 
     def rows(first: int) -> None:
         last = min(first + step, outputs)
-        weights = source.read_floats(first, last)
-        with np.errstate(all="ignore"):  # what is not finite is found below
-            part, part_scales = quantize(weights, place.bits, block, method, scale_dtype)
-        if not np.isfinite(part_scales).all():
-            raise CheckpointError(
-                f"{source.path}: {source.key}: expected finite weights within the range of "
-                f"{scale_dtype}, found others; fetch the checkpoint again or pass "
-                "--dtype fp32"
-            )
+        part, part_scales = _codes(source, source.read_floats(first, last), place, store)
         _place_rows(place, first, last, part, part_scales, codes, scales)
 
-    # An even number of rows: two outputs share a byte.
-    step = max(1, PIECE // 16 // (2 * inputs)) * 2
+    step = _step(inputs)
     for _ in pool.map(rows, range(0, outputs, step)):
         pass
+    return codes, scales
+
+
+def _stack(
+    source: Source, place: QuantizedPlace, store: Store, pool: ThreadPoolExecutor
+) -> Iterator[bytes]:
+    """Codes of one expert after another, then all scales, as they are stored."""
+    count, outputs, inputs = place.shape
+    scales = np.empty(place.scales.shape, np.float32)
+
+    def expert(number: int) -> npt.NDArray[Any]:
+        (weights,) = source.read_floats(number, number + 1)
+        codes = np.empty(place.codes.shape[1:], np.uint8 if place.bits == 4 else np.int8)
+        for first in range(0, outputs, step):
+            last = min(first + step, outputs)
+            part, part_scales = _codes(source, weights[first:last], place, store)
+            _place_rows(place, first, last, part, part_scales, codes, scales[number])
+        return codes
+
+    step = _step(inputs)
+    # No more than a few at a time, as codes wait in memory until they are written.
+    for first in range(0, count, cores()):
+        for codes in pool.map(expert, range(first, min(first + cores(), count))):
+            yield codes.tobytes()
+    yield stored_bytes(scales, place.scales.dtype)
+
+
+def _step(inputs: int) -> int:
+    """Rows that are quantized at a time: an even number, as two outputs may share a byte."""
+    return max(1, PIECE // 16 // (2 * inputs)) * 2
+
+
+def _codes(
+    source: Source, weights: Floats, place: QuantizedPlace, store: Store
+) -> tuple[Codes, Floats]:
+    """Codes and scales of some rows of `source`.
+
+    Raises:
+        CheckpointError: a weight is not finite, or too large for the scales' dtype.
+    """
+    if store.spec is None:
+        raise RuntimeError("a store without quantized weights")
+    method, scale_dtype = METHODS[store.spec.method], store.spec.scale_dtype
+    block = place.block or place.shape[-1]
+    with np.errstate(all="ignore"):  # what is not finite is found below
+        codes, scales = quantize(weights, place.bits, block, method, scale_dtype)
+    if not np.isfinite(scales).all():
+        raise CheckpointError(
+            f"{source.path}: {source.key}: expected finite weights within the range of "
+            f"{scale_dtype}, found others; fetch the checkpoint again or pass --dtype fp32"
+        )
     return codes, scales
 
 

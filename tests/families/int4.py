@@ -47,7 +47,7 @@ class Int4Tests:
             assert found["DequantizeLinear"] == 0, file
             linears += quantized
         assert plan.store is not None
-        assert linears >= len(plan.store.linears)
+        assert linears >= sum(len(place.shape) == 2 for place in plan.store.linears.values())
         model = LVLM.load(tmp_path / "out", threads=1)
         assert model.generate("What is it?", [picture((60, 80))], max_new_tokens=2).token_ids
 

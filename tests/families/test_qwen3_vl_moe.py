@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -15,14 +16,23 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from avl_export.cli import main as avl_export
+from avl_export.export import export
+from avl_export.options import Options
+from avl_export.plan.plan import make_plan
+from avl_export.plan.plan_text import quantization_text
+from avl_export.quantize.blocks import BEST, dequantize, quantize
+from avl_export.quantize.packaged import read_packaged
+from avl_export.quantize.reading import read_weight
+from avl_export.quantize.report import quantization_report
 from avl_plugins.errors import AvlError
-from avl_plugins.schema import SPARSE_EXPERTS
+from avl_plugins.schema import QUANTIZED_EXPERTS, SPARSE_EXPERTS
 from avl_runtime import LVLM
 from avl_runtime.engines.options import Options as BuildOptions
 from avl_runtime.engines.plan import make_plan as build_plan
 from avl_runtime.machine.probe import probe
 from avl_runtime.package.dims import Experts
 from avl_runtime.package.info import describe, info_text
+from avl_runtime.package.package import Package, load_package
 from avl_runtime.package.quantization import Quantization
 from avl_runtime.requests.loaded import weights_read
 from families.qwen import PatchTests, merged
@@ -33,11 +43,11 @@ from families.test_qwen3_vl import case
 from families.test_qwen3_vl import config as dense_config
 from support.traced import traced_once
 
-# Sizes that nothing divides evenly; one layer of four is dense.
+# One layer of four is dense; blocks of 32 fit, those of 64 do not.
 EXPERTS = {
     "num_experts": 11,
     "num_experts_per_tok": 3,
-    "moe_intermediate_size": 44,
+    "moe_intermediate_size": 160,
     "mlp_only_layers": [1],
 }
 
@@ -70,6 +80,7 @@ def config(**changes: Any) -> Qwen3VLMoeConfig:
     )
 
 
+SEGMENTS = ("decoder.0.onnx", "decoder.1.onnx")
 CASES = (case("qwen3_vl_moe", Published, config()),)
 
 
@@ -78,9 +89,9 @@ class TestQwen3VLMoe(PatchTests):
 
     def test_experts_are_one_node_a_layer_and_read_in_place(self, made: Made) -> None:
         experts = made.model.package.manifest.dims.experts
-        assert experts == Experts((0, 2, 3), 11, 3, 44)
+        assert experts == Experts((0, 2, 3), 11, 3, 160)
         nodes = []
-        for file in ("decoder.0.onnx", "decoder.1.onnx"):
+        for file in SEGMENTS:
             graph = onnx.load(made.package / file, load_external_data=False).graph
             nodes += [node for node in graph.node if node.op_type == SPARSE_EXPERTS.name]
             assert not [
@@ -120,11 +131,52 @@ class TestQwen3VLMoe(PatchTests):
         assert found.token_ids == want.token_ids
         np.testing.assert_allclose(found.logits, want.logits, atol=1e-4, rtol=0)
 
-    def test_what_is_quantized_leaves_experts_as_they_are(self, made: Made) -> None:
+    def test_everything_in_int4(self, made: Made, tmp_path: Path) -> None:
+        super().test_everything_in_int4(made, tmp_path)
+        self._check_codes(made, load_package(tmp_path / "out"), 4, 32)
+
+    def test_int8(self, made: Made, tmp_path: Path) -> None:
+        plan = make_plan(Options(str(made.folder), tmp_path / "out", quantize="int8", check=True))
+        with traced_once(made.graphs):
+            report = export(plan).report
+        assert report is not None
+        assert report.logits <= 1e-4 * report.logit_scale
+        self._check_codes(made, load_package(tmp_path / "out"), 8, None)
+
+    @staticmethod
+    def _check_codes(made: Made, package: Package, bits: Literal[4, 8], block: int | None) -> None:
+        """Codes are those of each expert's matrices, which are stored the other way round."""
+        out = package.folder
+        assert package.manifest.quantization is not None
+        assert {"decoder", "experts"} <= set(package.manifest.quantization.parts)
+        graphs = [onnx.load(out / f, load_external_data=False).graph for f in SEGMENTS]
+        nodes = [n for graph in graphs for n in graph.node if "Experts" in n.op_type]
+        assert [node.op_type for node in nodes] == [QUANTIZED_EXPERTS[bits].name] * 3
+        places = read_packaged(package).linears
+        tensors = load_file(made.folder / "model.safetensors")
+        for name in [name for name in tensors if ".experts." in name]:
+            stack, place = tensors[name].mT.numpy(), places[name]
+            assert place.shape == stack.shape
+            codes, scales = quantize(
+                stack.reshape(-1, stack.shape[-1]), bits, block or stack.shape[-1], BEST[bits]
+            )
+            np.testing.assert_array_equal(
+                read_weight(out, place), dequantize(codes, scales).reshape(stack.shape)
+            )
+            assert place.nbytes == codes.size * bits // 8 + 4 * scales.size
+
+    def test_experts_that_blocks_do_not_fit_stay(self, made: Made, tmp_path: Path) -> None:
+        plan = make_plan(Options(str(made.folder), tmp_path, quantize="int4", dry_run=True))
+        told = "\n".join(quantization_text(quantization_report(plan.store)))
+        assert "weights of decoder to int4" in told
+        assert "in F32: 6 weights whose experts' 160 inputs are no multiple of 64" in told
+        assert "--block-size 32 would quantize these too" in told
+
+    def test_what_a_step_reads(self, made: Made) -> None:
         package = made.model.package
         manifest, dims = package.manifest, package.manifest.dims
         assert manifest.embedding.dtype == "F32"
-        experts = 3 * 3 * 3 * 44 * dims.hidden_size  # matrices, layers, experts of a token
+        experts = 3 * 3 * 3 * 160 * dims.hidden_size  # matrices, layers, experts of a token
         others = 3 * dims.intermediate_size + 2 * dims.num_layers * dims.head_dim * (
             dims.num_heads + dims.num_kv_heads
         )
@@ -136,6 +188,10 @@ class TestQwen3VLMoe(PatchTests):
         told = info_text(describe(replace(package, manifest=quantized)))
         assert "4 layers, in 3 of which a token goes through 3 of 11 experts, cut" in told
         assert "int4 (rtn, blocks of 32): decoder, but no experts" in told
+        mixed = replace(manifest, quantization=replace(codes, parts=("decoder", "experts")))
+        assert weights_read(mixed) == (experts + others) // 2
+        told = info_text(describe(replace(package, manifest=mixed)))
+        assert "int4 (rtn, blocks of 32): decoder, experts\n" in told
 
     def test_engines_are_refused(self, made: Made) -> None:
         with pytest.raises(AvlError, match="mixture of experts; run the package on ort-cpu"):
@@ -163,6 +219,29 @@ def test_stacks_as_transformers_saves_them(make: Callable[[Case], Made], tmp_pat
     assert {a.i for a in node.attribute if a.name.endswith("trans")} == {1}
     kinds = {one.name: one.data_type for one in graph.initializer}
     assert {kinds[name] for name in node.input[3:]} == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize("method", [None, "gptq"])
+def test_experts_one_by_one_are_refused(
+    make: Callable[[Case], Made], tmp_path: Path, method: str | None
+) -> None:
+    """As tools that quantize each linear by itself write them."""
+    made = make(CASES[0])
+    folder = tmp_path / "model"
+    shutil.copytree(made.folder, folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    stack = tensors.pop("model.language_model.layers.2.mlp.experts.down_proj")
+    part = "qweight" if method else "weight"
+    name = f"model.language_model.layers.2.mlp.experts.7.down_proj.{part}"
+    save_file(tensors | {name: stack[7].clone()}, path, {"format": "pt"})
+    if method:
+        packing = {"quant_method": method, "bits": 4, "group_size": 32, "desc_act": False}
+        config = json.loads((folder / "config.json").read_text()) | {"quantization_config": packing}
+        (folder / "config.json").write_text(json.dumps(config))
+    found = "found one expert's by itself" + (f" quantized with {method}" if method else "")
+    with pytest.raises(AvlError, match=f"experts.7.down_proj.*: expected .* {found}; export"):
+        make_plan(Options(str(folder), tmp_path / "out", dry_run=True))
 
 
 @pytest.mark.parametrize(

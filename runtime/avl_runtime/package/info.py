@@ -13,7 +13,7 @@ from avl_runtime.package.dims import Experts
 from avl_runtime.package.generation_defaults import NEUTRAL
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
-from avl_runtime.package.quantization import Quantization
+from avl_runtime.package.quantization import EXPERTS, Quantization
 
 ANSWERING = 7  # package format from which on every last graph gives logits of several rows
 
@@ -198,6 +198,7 @@ def _mixed(experts: dict[str, int] | None) -> str:
 def _quantized(found: dict[str, Any] | None, experts: dict[str, int] | None) -> str:
     if found is None:
         return "no"
-    block, but = found["block_size"], "" if experts is None else ", but no experts"
+    whole = experts is None or EXPERTS in found["parts"]
+    block, but = found["block_size"], "" if whole else ", but no experts"
     scales = f"blocks of {block}" if block else "one scale an output"
     return f"int{found['bits']} ({found['method']}, {scales}): {', '.join(found['parts'])}{but}"

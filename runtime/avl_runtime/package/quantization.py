@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+EXPERTS = "experts"  # of the decoder, among what is quantized
+
 
 @dataclass(frozen=True, slots=True)
 class RowScales:
@@ -32,7 +34,8 @@ class Quantization:
         bits: of the codes; some of those that a checkpoint held may have 8 where this is 4.
         block_size: inputs of a linear that share a scale, None for one scale an output; of codes
             that a checkpoint held, the fewest.
-        parts: what is quantized: decoder (its layers' linears), lm_head, vision, embedding.
+        parts: what is quantized: decoder (its layers' linears), lm_head, vision, embedding, and
+            EXPERTS where those of the layers are too.
         zero_points: whether some codes that stand for 0 are not 0, which TensorRT refuses.
         embedding: set where the token embedding is quantized; its dtype then is I4 or I8.
     """

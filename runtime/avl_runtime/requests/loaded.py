@@ -24,6 +24,7 @@ from avl_runtime.machine.resources import cores, usable_memory
 from avl_runtime.package.info import check_bias, check_vision
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.package.package import Package
+from avl_runtime.package.quantization import EXPERTS
 from avl_runtime.prompts.embedding import Embedding
 from avl_runtime.prompts.features import FeatureCache
 from avl_runtime.prompts.option_values import whole
@@ -246,8 +247,8 @@ def weights_read(manifest: Manifest) -> int:
     linears = dims.hidden_size * (dims.num_layers * attention + 3 * widths)
     experts = dims.hidden_size * 3 * sum(map(dims.width, mixed))
     bits = stored = STORED_BITS[manifest.embedding.dtype]
-    if quantized is not None:  # experts are not, whatever the table is
-        stored = STORED_BITS["BF16"]
+    if quantized is not None:  # whatever the table is
+        stored = quantized.bits if EXPERTS in quantized.parts else STORED_BITS["BF16"]
         if "decoder" in quantized.parts:
             bits = quantized.bits
     return ((linears + dims.vocab_size * dims.hidden_size) * bits + experts * stored) // 8
