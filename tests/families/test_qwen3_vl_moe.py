@@ -12,11 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
+from avl_export.checkpoint.checkpoint import open_checkpoint
 from avl_export.cli import main as avl_export
 from avl_export.export import export
+from avl_export.families import load_family
 from avl_export.options import Options
 from avl_export.plan.plan import make_plan
 from avl_export.plan.plan_text import quantization_text
@@ -219,6 +222,30 @@ def test_stacks_as_transformers_saves_them(make: Callable[[Case], Made], tmp_pat
     assert {a.i for a in node.attribute if a.name.endswith("trans")} == {1}
     kinds = {one.name: one.data_type for one in graph.initializer}
     assert {kinds[name] for name in node.input[3:]} == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers"),
+    [
+        ({"mlp_only_layers": []}, (0, 1, 2, 3)),
+        ({"mlp_only_layers": [3], "decoder_sparse_step": 2}, (1,)),
+        ({"mlp_only_layers": [], "decoder_sparse_step": 3}, (2,)),
+        ({"mlp_only_layers": [0, 1, 2, 3]}, None),
+    ],
+)
+def test_which_layers_have_experts(
+    make: Callable[[Case], Made],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    layers: tuple[int, ...] | None,
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(make(CASES[0]).folder, folder)
+    path = folder / "config.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"text_config": found["text_config"] | changes}))
+    experts = load_family(open_checkpoint(str(folder)), torch.float32).decoder.dims.experts
+    assert experts == (layers and Experts(layers, 11, 3, 160))
 
 
 @pytest.mark.parametrize("method", [None, "gptq"])

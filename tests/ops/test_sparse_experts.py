@@ -79,6 +79,13 @@ def test_rows_in_half_precision() -> None:
     np.testing.assert_allclose(found, expected(arrays), atol=1e-2, rtol=0)
 
 
+def test_an_expert_that_a_row_chose_twice_counts_twice(form: Form) -> None:
+    arrays = drawn(SIZES[1])
+    arrays["chosen"][:, 2] = arrays["chosen"][:, 0]
+    found = form(TensorProto.FLOAT, (1, 1), arrays)
+    np.testing.assert_allclose(found, expected(arrays), atol=2e-6, rtol=0)
+
+
 def test_no_rows(form: Form) -> None:
     arrays = {name: a[:0] if a.ndim == 2 else a for name, a in drawn(SIZES[0]).items()}
     assert form(TensorProto.FLOAT, (1, 1), arrays).shape == (0, SIZES[0][1])

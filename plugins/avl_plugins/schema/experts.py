@@ -23,7 +23,7 @@ _ROUNDED = (
 )
 _ROWS = (
     Value("x", "T", ("S", "C"), "rows"),
-    Value("chosen", "int64", ("S", "K"), "each row's experts, no one twice"),
+    Value("chosen", "int64", ("S", "K"), "each row's experts; what is there twice counts twice"),
     Value("shares", "T", ("S", "K"), "what each of them counts"),
 )
 _SUMS = (Value("y", "T", ("S", "C"), "sums"),)
