@@ -2,13 +2,21 @@
 """Load a server for minutes: every answer is that of `LVLM.generate`, and no memory is lost.
 
     .venv/bin/python scripts/load_serve.py build/avl-tiny.avl --json benchmarks/load-serve.json
+    .venv/bin/python scripts/load_serve.py build/bench/half-billion-fp16-int4.avl \
+        --kv-bytes 1600000000 --json benchmarks/load-serve-half-billion.json
 
 Kinds of requests are drawn (pictures, policies, lengths, sampling, streamed or not) and answered by
 `LVLM.generate` first. Then avl-serve is started on this machine, and clients ask it for kinds in
 random order, each over connections of its own; a tenth go away in the middle of their answer. What
-does not count as a fault is 429, behind which a client waits as long as it is told. The memory of
-the server's processes must not grow by more than 2 % once the first fifth of the time is over.
-Exits with 1 where one of this fails.
+does not count as a fault is 429, behind which a client waits as long as it is told.
+
+The memory of the server's processes must not grow by more than 2 % once the first fifth of the
+time is over. While it has work the server keeps what it frees, so under load that is the most that
+it has needed so far: a batch has room for its longest answer in each place, and the largest one
+comes the sooner, the lower --kv-bytes is. What would be lost is told apart from that: before this
+time there is a fifth more of it as a warm-up, and behind both the server rests, and gives back what
+it has freed. What it then holds beside rows that prompts have left, whose bytes it tells itself,
+must not have grown by more either. Exits with 1 where one of this fails.
 """
 
 from __future__ import annotations
@@ -34,7 +42,7 @@ from PIL import Image
 from avl_runtime import LVLM
 from avl_runtime.bench.surroundings import machine
 from avl_runtime.tasks import TASKS, samples
-from started import served
+from started import Process, served
 
 CHAT = "/v1/chat/completions"
 POLICIES = ("dense", "avl", "fastv", "avl+fastv", "avl:keep=0.3,core=0.1,refresh=2")
@@ -44,6 +52,7 @@ PARTS = 5  # of the time; the first is the warm-up
 GROWTH = 0.02
 ANSWER_S = 600.0  # what takes longer is a fault
 SAMPLE_S = 0.5
+REST_S = 10.0  # behind the last answer; after two seconds avl-serve gives back what it has freed
 TOLD = 20  # faults that the record holds
 
 
@@ -102,9 +111,9 @@ class Load:
         self.compared = self.cancelled = self.tokens = 0
         self.faults: list[str] = []
 
-    def client(self, number: int) -> None:
-        """Ask until the time is up."""
-        draw = random.Random(number)
+    def client(self, name: str) -> None:
+        """Ask until the time is up; the same name asks for the same."""
+        draw = random.Random(name)
         while time.monotonic() < self._until:
             place = draw.randrange(len(self._kinds))
             cancels = draw.random() < CANCELLED
@@ -187,40 +196,72 @@ def resident(pid: int) -> int:
     return total
 
 
+def rested(process: Process) -> int:
+    """Bytes of a server that has nothing to do, without the rows that prompts have left."""
+    time.sleep(REST_S)
+    connection = HTTPConnection("127.0.0.1", process.port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", "/metrics")
+        told = connection.getresponse().read().decode()
+    finally:
+        connection.close()
+    found = re.search(r"^avl_prefix_bytes (\S+)$", told, re.MULTILINE)
+    assert found is not None, told
+    return resident(process.pid) - int(float(found[1]))
+
+
+def put_under(process: Process, load: Load, clients: int, name: str, until: float) -> list[int]:
+    """Have clients ask until a time; bytes of memory meanwhile."""
+    threads = [
+        threading.Thread(target=load.client, args=(f"{name} {number}",))
+        for number in range(clients)
+    ]
+    for one in threads:
+        one.start()
+    memory = []
+    while any(one.is_alive() for one in threads):
+        if time.monotonic() < until:
+            memory.append(resident(process.pid))
+        time.sleep(SAMPLE_S)
+    return memory
+
+
 def loaded(package: Path, kinds: list[Kind], parsed: argparse.Namespace) -> dict[str, Any]:
     """Load a server; what was found."""
-    options = f"--backend ort-cpu --quiet --running {parsed.running} --queue {parsed.queue}"
-    words = options.split() + ([] if parsed.threads is None else ["--threads", str(parsed.threads)])
+    words = f"--backend ort-cpu --quiet --running {parsed.running} --queue {parsed.queue}".split()
+    for option, value in (("--threads", parsed.threads), ("--kv-bytes", parsed.kv_bytes)):
+        words += [] if value is None else [option, str(value)]
     with served([f"loaded={package}"], words) as process:
+        until = time.monotonic() + 60 * parsed.minutes / PARTS
+        first = Load(process.port, kinds, until)
+        put_under(process, first, parsed.clients, "warm-up", until)
+        before = rested(process)
         begun = time.monotonic()
-        load = Load(process.port, kinds, begun + 60 * parsed.minutes)
-        clients = [
-            threading.Thread(target=load.client, args=(number,)) for number in range(parsed.clients)
-        ]
-        for one in clients:
-            one.start()
-        memory = []
-        while any(one.is_alive() for one in clients):
-            if time.monotonic() < begun + 60 * parsed.minutes:
-                memory.append(resident(process.pid))
-            time.sleep(SAMPLE_S)
+        until = begun + 60 * parsed.minutes
+        load = Load(process.port, kinds, until)
+        memory = put_under(process, load, parsed.clients, "load", until)
         seconds = time.monotonic() - begun
+        after = rested(process)
     size = max(1, len(memory) // PARTS)
     parts = [int(statistics.median(memory[i : i + size])) for i in range(0, size * PARTS, size)]
+    faults = first.faults + load.faults
     return {
         "minutes": parsed.minutes,
         "clients": parsed.clients,
         "running": parsed.running,
         "queue": parsed.queue,
+        "kv_bytes": parsed.kv_bytes,
         "requests": load.statuses.total(),
         "by_status": {str(status): count for status, count in sorted(load.statuses.items())},
         "compared": load.compared,
         "cancelled": load.cancelled,
         "tokens_per_second": round(load.tokens / seconds, 1),
-        "faults": len(load.faults),
-        "first_faults": load.faults[:TOLD],
+        "faults": len(faults),
+        "first_faults": faults[:TOLD],
         "rss_bytes_by_fifth": parts,
         "rss_growth": round(parts[-1] / parts[1] - 1, 4),
+        "rested_bytes": [before, after],
+        "rested_growth": round(after / before - 1, 4),
     }
 
 
@@ -233,6 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kinds", type=int, default=40)
     parser.add_argument("--running", type=int, default=8, help="of avl-serve")
     parser.add_argument("--queue", type=int, default=48, help="of avl-serve; the rest is told 429")
+    parser.add_argument("--kv-bytes", type=int, help="of avl-serve")
     parser.add_argument("--threads", type=int, help="of avl-serve")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write what was found there")
@@ -250,12 +292,12 @@ def main(arguments: list[str] | None = None) -> int:
     print(text)
     if parsed.json is not None:
         parsed.json.write_text(text + "\n", encoding="utf-8")
-    grown = report["rss_growth"] > GROWTH
-    if grown:
-        print(f"load_serve: memory grew by {report['rss_growth']:.1%}", file=sys.stderr)
+    grown = [name for name in ("rss_growth", "rested_growth") if report[name] > GROWTH]
+    for name in grown:
+        print(f"load_serve: {name}: memory grew by {report[name]:.1%}", file=sys.stderr)
     if report["faults"] or not report["compared"]:
         print(f"load_serve: {report['faults']} faults", file=sys.stderr)
-    return int(grown or bool(report["faults"]) or not report["compared"])
+    return int(bool(grown) or bool(report["faults"]) or not report["compared"])
 
 
 if __name__ == "__main__":
