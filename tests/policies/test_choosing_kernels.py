@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from avl_plugins import cpu
+from avl_plugins.cpu import build
+from avl_plugins.cpu import choosing as choices
 from avl_plugins.cpu.choosing import Choosing, choosing
 from avl_plugins.policies.embedded import similar
+from avl_plugins.policies.embedded.cdpruner import SMALLEST, spanning
 from avl_plugins.policies.embedded.covering import covering
 from avl_plugins.policies.embedded.vispruner import AT_ONCE, without_repeats
 from policies import test_embedded, test_looking
+from support.compiled import library_for
 
-COVERED = ("divprune", "mmtok", "cdpruner")
+COVERED = ("divprune", "mmtok", "cdpruner", "dart")
 LOOKED = ("scope", "vispruner")
 
 
@@ -29,6 +33,14 @@ def many(
     found = similar.many(1)
     assert (found is None) == (request.param == "off")
     return found
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_choices_without_the_library_are_brute_force(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cpu.SWITCH, "off")
+    test_embedded.test_tokens_that_are_nearly_alike_are_told_apart(name)
 
 
 @pytest.mark.usefixtures("many")
@@ -74,18 +86,92 @@ def test_rounds_with_equal_likenesses_are_numpys() -> None:
         assert ours.without_repeats(near, left, most, AT_ONCE).tolist() == want.tolist()
 
 
+def directed(rows: np.ndarray) -> np.ndarray:
+    wide = rows.astype(np.float64)
+    lengths = np.sqrt((wide**2).sum(1, keepdims=True))
+    return wide / np.where(lengths, lengths, 1)
+
+
+LEVELS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    **{name.removeprefix("avl_likeness_"): own for name, own in build.LIKENESS_LEVELS.items()},
+}
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    library_for(request, monkeypatch, LEVELS)
+
+
+@pytest.mark.usefixtures("level")
+def test_cosines_are_numpys_and_as_equal_as_rows() -> None:
+    rng, ours = np.random.default_rng(5), choosing()
+    assert ours is not None
+    for tokens, others, width in ((1, 1, 1), (49, 47, 200), (145, 97, 33)):
+        rows, beside = (
+            rng.standard_normal((count, width)).astype(np.float32) for count in (tokens, others)
+        )
+        rows[tokens // 2] = 0
+        rows[-1] = 3 * rows[0]
+        for dtype, near in ((np.float64, 1e-14), (np.float32, 1e-6)):
+            panels = ours.panels(rows, dtype)
+            found, across = panels.among(), panels.to(beside)
+            assert found.dtype == across.dtype == dtype
+            want = directed(rows)
+            np.testing.assert_allclose(found, want @ want.T, atol=near, rtol=0)
+            np.testing.assert_allclose(across, want @ directed(beside).T, atol=near, rtol=0)
+            np.testing.assert_array_equal(found, found.T)
+        wider = np.zeros((tokens, tokens + 3), np.float32)
+        ours.panels(rows, np.float32).among(0.2, wider[:, 3:])
+        np.testing.assert_allclose(wider[:, 3:], np.exp((want @ want.T - 1) / 0.2), atol=1e-5)
+        assert not wider[:, :3].any()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_what_is_found_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows come several times, so that many are worth the same."""
+    monkeypatch.setattr(choices, "ALONE", 1)
+    rng, ours = np.random.default_rng(6), choosing()
+    assert ours is not None
+    rows = np.concatenate([rng.standard_normal((45, 40)).astype(np.float32)] * 3)
+    near = ours.panels(rows, np.float32).among()
+    weights, relevance = np.tile(rng.random(45), 3), np.tile(rng.random(45), 3)
+    found = []
+    for threads in (1, 2, 5):
+        with choices.on_threads(threads):
+            covered = ours.cover(near, 100, weights, np.ones(135))
+            found.append((covered.tolist(), ours.span(near, 60, relevance, 0.5, 1e-6).tolist()))
+    assert all(one == found[0] for one in found)
+    assert len(set(found[0][0])) == 100 and max(found[0][1]) < 45
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_determinants_are_numpys(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, ours = np.random.default_rng(7), choosing()
+    assert ours is not None
+    monkeypatch.setenv(cpu.SWITCH, "off")
+    for tokens, width, count in ((1, 4, 1), (20, 64, 20), (61, 12, 30)):
+        units = directed(rng.standard_normal((tokens, width)))
+        near, relevance = (units @ units.T).astype(dtype), rng.random(tokens)
+        want = spanning(near, count, relevance, 0.5)
+        assert ours.span(near, count, relevance, 0.5, SMALLEST).tolist() == want.tolist()
+
+
 @pytest.mark.usefixtures("kernels")
 def test_what_is_no_square_of_float32_is_refused() -> None:
     ours = choosing()
     assert ours is not None
-    rows = np.ones((5, 3), np.float32)
+    rows = ours.panels(np.ones((5, 3), np.float32), np.float32)
     for out in (
         np.empty((5, 4), np.float32),
         np.empty((5, 5)),
         np.empty((5, 10), np.float32)[:, ::2],
     ):
         with pytest.raises(ValueError, match="expected 5 rows of as many float32"):
-            ours.likeness(rows, out=out)
+            rows.among(out=out)
+    with pytest.raises(ValueError, match="expected rows of 3 numbers, found 4"):
+        rows.to(np.ones((2, 4)))
     for covers in (np.ones((5, 4)), np.ones((5, 8), np.float32)[:, ::2]):
         with pytest.raises(ValueError, match="expected covers in float32, side by side"):
             ours.cover(covers, 2, np.ones(5), np.ones(4))

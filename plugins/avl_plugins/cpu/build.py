@@ -29,7 +29,7 @@ AMX = ("linear_amx.c", "quantized_amx.c", "prompt_amx.c")
 WORDS = ("prompt_codes.c", "prompt_words.c")
 SOURCES = (
     *(KERNELS, FEW, "few_run.c", "append.c", "evict.c", "exchange.c", "mass.c", "refresh.c"),
-    *("step.c", "unmap.c", "choosing.c"),
+    *("step.c", "unmap.c", "choosing.c", "greedy.c"),
     *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, DELTA, CONVOLVE, LIKENESS),
     *("processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),

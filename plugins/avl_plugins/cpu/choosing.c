@@ -1,134 +1,35 @@
 #include "choosing.h"
 
-#include "ahead.h"
 #include "levels.h"
 
 #include <string.h>
 
 #define EXPORTED __attribute__((visibility("default")))
 
-EXPORTED void avl_unit_panels(const avl_likeness *of, int64_t first, int64_t end)
+static const avl_cosines *cosines_of(const avl_likeness *of)
 {
     const avl_likeness_kernels *best = avl_best_likeness();
+    return of->fine ? &best->fine : &best->cosines;
+}
+
+EXPORTED void avl_unit_panels(const avl_likeness *of, int64_t first, int64_t end)
+{
     for (; first < end; first++)
-        best->unit(of, first);
+        cosines_of(of)->unit(of, first);
 }
 
 EXPORTED void avl_compare_panels(const avl_likeness *of, int64_t first, int64_t end)
 {
-    const avl_likeness_kernels *best = avl_best_likeness();
     for (; first < end; first++)
-        best->compare(of, first);
+        cosines_of(of)->compare(of, first);
 }
 
-static double gain_of(const avl_likeness_kernels *by, const avl_cover *of, int64_t token)
-{
-    return of->weights[token] * by->gain(of->covers + token * of->things, of->best, of->things);
-}
-
-EXPORTED void avl_add_gains(const avl_cover *of, int64_t first, int64_t end)
-{
-    const avl_likeness_kernels *best = avl_best_likeness();
-    for (; first < end; first++) {
-        best->scale(of->covers + first * of->things, of->shares, of->things);
-        of->gains[first] = gain_of(best, of, first);
-    }
-}
-
-// Tokens with what each is worth: the first is worth most, of equal ones the lowest.
-typedef struct {
-    const double *worth;
-    int64_t *tokens, count;
-} heap;
-
-static int is_before(const heap *of, int64_t a, int64_t b)
-{
-    return of->worth[a] > of->worth[b] || (of->worth[a] == of->worth[b] && a < b);
-}
-
-// Moves the token at `at` to where it belongs below.
-static void sink(const heap *of, int64_t at)
-{
-    int64_t *tokens = of->tokens, token = tokens[at];
-    for (int64_t child; (child = 2 * at + 1) < of->count; at = child) {
-        child += child + 1 < of->count && is_before(of, tokens[child + 1], tokens[child]);
-        if (!is_before(of, tokens[child], token))
-            break;
-        tokens[at] = tokens[child];
-    }
-    tokens[at] = token;
-}
-
-static heap heap_of(const double *worth, int64_t *tokens, int64_t count)
-{
-    heap made = {worth, tokens, count};
-    for (int64_t token = 0; token < count; token++)
-        tokens[token] = token;
-    for (int64_t at = count / 2; at--;)
-        sink(&made, at);
-    return made;
-}
-
-static void take_first(heap *of)
-{
-    of->tokens[0] = of->tokens[--of->count];
-    if (of->count)
-        sink(of, 0);
-}
-
-static void fetch_row(const avl_cover *of, const heap *in, int64_t at)
-{
-    if (at < in->count)
-        fetch(of->covers + in->tokens[at] * of->things, of->things * (int64_t)sizeof *of->covers);
-}
-
-// Gains only shrink as tokens are chosen, so an old one bounds the new one from above: a token whose
-// new gain is still in front of all others' bounds is the next one.
-EXPORTED void avl_cover_most(const avl_cover *of, int64_t count, int64_t *chosen)
-{
-    const avl_likeness_kernels *by = avl_best_likeness();
-    heap left = heap_of(of->gains, of->order, of->tokens);
-    memset(of->looked, 0, (size_t)of->tokens * sizeof *of->looked); // after so many choices
-    for (int64_t place = 0; place < count; place++) {
-        int64_t token;
-        while (of->looked[token = left.tokens[0]] != place) {
-            fetch_row(of, &left, 1); // those that may well be looked at next
-            fetch_row(of, &left, 2);
-            of->gains[token] = gain_of(by, of, token);
-            of->looked[token] = place;
-            sink(&left, 0);
-        }
-        chosen[place] = token;
-        take_first(&left);
-        const float *covers = of->covers + token * of->things;
-        for (int64_t i = 0; i < of->things; i++)
-            of->best[i] = covers[i] > of->best[i] ? covers[i] : of->best[i];
-    }
-}
-
-enum { GONE, EVEN, ODD, TOGETHER = 16 };
+enum { GONE, EVEN, ODD };
 
 EXPORTED void avl_find_likest(const avl_repeats *of, int64_t first, int64_t end)
 {
-    for (int64_t token = first; token < end; token++) {
-        const float *near = of->near + token * of->tokens;
-        int32_t *likest = of->likest + token * of->known;
-        int64_t held = 0;
-        for (int64_t begin = 0; begin < of->tokens; begin += TOGETHER) {
-            const int64_t until = begin + TOGETHER < of->tokens ? begin + TOGETHER : of->tokens;
-            int some = held < of->known;
-            for (int64_t i = begin; !some && i < until; i++)
-                some |= near[i] > near[likest[of->known - 1]];
-            for (int64_t i = begin; some && i < until; i++) {
-                if (i == token || (held == of->known && !(near[i] > near[likest[held - 1]])))
-                    continue;
-                int64_t at = held < of->known ? held++ : held - 1;
-                for (; at && near[i] > near[likest[at - 1]]; at--)
-                    likest[at] = likest[at - 1];
-                likest[at] = (int32_t)i;
-            }
-        }
-    }
+    for (; first < end; first++)
+        avl_best_likeness()->likest(of, first);
 }
 
 // The greatest likeness of a token to one of `count` that are odd.
@@ -138,7 +39,7 @@ static float likeness_to(const avl_repeats *of, int64_t token, const int64_t *od
     const int32_t *likest = of->likest + token * of->known;
     for (int64_t i = 0; i < of->known; i++)
         if (of->states[likest[i]] == ODD)
-            return near[likest[i]];
+            return of->alike[token * of->known + i];
     float found = near[odd[0]];
     for (int64_t i = 1; i < count; i++)
         found = near[odd[i]] > found ? near[odd[i]] : found;

@@ -9,28 +9,12 @@
 void avl_unit_panels(const avl_likeness *of, int64_t first, int64_t end);
 void avl_compare_panels(const avl_likeness *of, int64_t first, int64_t end);
 
-// Tokens that together cover most of some things (policies/embedded/covering.py).
-typedef struct avl_cover {
-    int64_t tokens, things;
-    float *covers;         // [tokens, things], how well each token covers each thing
-    const float *shares;   // [things], what the first function multiplies that with
-    const double *weights; // [tokens], at least 0: what a token's gain counts
-    double *gains;         // [tokens]
-    float *best;           // [things], zeros before the first function and the second
-    int64_t *order, *looked; // [tokens] each, scratch of the second
-} avl_cover;
-
-// What tokens [first, end) add by themselves, in any threads at once.
-void avl_add_gains(const avl_cover *of, int64_t first, int64_t end);
-
-// Afterwards: `count` tokens, each the one that adds most then, of equal ones the first.
-void avl_cover_most(const avl_cover *of, int64_t count, int64_t *chosen);
-
 // Tokens that repeat each other (policies/embedded/vispruner.py).
 typedef struct avl_repeats {
     int64_t tokens, known;
     const float *near; // [tokens, tokens], how alike they are
     int32_t *likest;   // [tokens, known], of each the others that are most like it, the likest first
+    float *alike;      // [tokens, known], and how much they are
     uint64_t *keys;    // [2, tokens], scratch of the second function, as what follows
     int64_t *order;    // [tokens]
     uint8_t *states;   // [tokens]

@@ -1,7 +1,9 @@
-"""Choices before the decoder, among many tokens of a picture: kernels that policies ask.
+"""Choices before the decoder, among the tokens of a picture: kernels that policies ask.
 
 What they compute, `avl_plugins.policies.embedded` computes in NumPy where there is no library: with
-the same choices, as far as float32 tells tokens apart.
+the same choices, as far as float64 tells tokens apart, or float32 where there are many of them.
+NumPy's products are not asked for where there is one, as threads of its library stay awake behind
+them for some milliseconds, in which the decoder's wait.
 """
 
 from __future__ import annotations
@@ -23,11 +25,15 @@ from numpy.typing import NDArray
 from avl_plugins import cpu
 
 Scores = NDArray[np.floating]
+Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PANEL: Final = 48  # AVL_PANEL of likeness.h
+GROUP: Final = 8  # AVL_GROUP of greedy.h
+LINE: Final = 8  # AVL_LINE_WORDS
 KNOWN: Final = 24  # neighbours of a token that are looked up before all are compared
 ROWS: Final = 64  # tokens of a task
+ALONE: Final = 1 << 23  # products that are found sooner than other threads are awake
 _THREADS: ContextVar[int | None] = ContextVar("threads of choices", default=None)
 
 
@@ -35,19 +41,42 @@ class _Likeness(ctypes.Structure):
     """`avl_likeness` of likeness.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tokens", "width", "stride")),
-        *((name, ctypes.c_void_p) for name in ("features", "panels", "out")),
-        ("temperature", ctypes.c_float),
+        *((name, ctypes.c_int64) for name in ("fine", "tokens", "width")),
+        *((name, ctypes.c_void_p) for name in ("features", "panels")),
+        *(("others", ctypes.c_int64), ("beside", ctypes.c_void_p)),
+        *(("stride", ctypes.c_int64), ("out", ctypes.c_void_p)),
+        ("temperature", ctypes.c_double),
+    )
+
+
+class _Race(ctypes.Structure):
+    """`avl_race` of greedy.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "threads")),
+        *((name, ctypes.c_void_p) for name in ("worth", "order", "looked", "state")),
     )
 
 
 class _Cover(ctypes.Structure):
-    """`avl_cover` of choosing.h."""
+    """`avl_cover` of greedy.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tokens", "things")),
-        *((name, ctypes.c_void_p) for name in ("covers", "shares", "weights", "gains", "best")),
-        *((name, ctypes.c_void_p) for name in ("order", "looked")),
+        *(("race", _Race), ("things", ctypes.c_int64)),
+        *((name, ctypes.c_void_p) for name in ("covers", "shares", "weights", "best")),
+    )
+
+
+class _Spanning(ctypes.Structure):
+    """`avl_spanning` of greedy.h."""
+
+    _fields_ = (
+        ("race", _Race),
+        *((name, ctypes.c_int64) for name in ("tokens", "count", "fine")),
+        *((name, ctypes.c_void_p) for name in ("near", "relevance")),
+        *((name, ctypes.c_double) for name in ("weight", "smallest")),
+        *((name, ctypes.c_void_p) for name in ("adds", "spanned", "known", "roots", "done")),
+        ("chosen", ctypes.c_void_p),
     )
 
 
@@ -56,8 +85,70 @@ class _Repeats(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("tokens", "known")),
-        *((name, ctypes.c_void_p) for name in ("near", "likest", "keys", "order", "states")),
+        *((name, ctypes.c_void_p) for name in ("near", "likest", "alike")),
+        *((name, ctypes.c_void_p) for name in ("keys", "order", "states")),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Rows [n, C] brought to length 1, in the order in which kernels read them."""
+
+    functions: Choosing
+    array: Scores
+    tokens: int
+    width: int
+
+    def among(self, temperature: float = 0, out: Scores | None = None) -> Scores:
+        """Cosines [n, n] of rows with each other; those of zeros are 0.
+
+        Args:
+            temperature: above 0, in float32: e ** ((cosine - 1) / temperature) in place of cosines.
+            out: [n, n] to write to, rows of a wider array; None: a new one.
+        """
+        tokens, dtype = self.tokens, self.array.dtype
+        out = np.empty((tokens, tokens), dtype) if out is None else out
+        if out.shape != (tokens, tokens) or out.dtype != dtype or out.strides[1] != dtype.itemsize:
+            raise ValueError(
+                f"expected {tokens} rows of as many {dtype} side by side, found others"
+            )
+        of = self.described(out=out, temperature=temperature)
+        tasks, work = range(len(self.array) - 1, -1, -1), tokens * tokens * self.width // 2
+        _shared(self.functions.library.avl_compare_panels, of, tasks, 1, work)
+        return out
+
+    def to(self, others: Scores) -> Scores:
+        """Cosines [n, m] with rows [m, C]."""
+        panels = self.functions.panels(others, self.array.dtype.type)
+        if panels.width != self.width:
+            raise ValueError(f"expected rows of {self.width} numbers, found {panels.width}")
+        out = np.empty((self.tokens, panels.tokens), self.array.dtype)
+        of = self.described(others=panels, out=out)
+        tasks, work = range(len(self.array)), self.tokens * panels.array.size
+        _shared(self.functions.library.avl_compare_panels, of, tasks, 1, work)
+        return out
+
+    def described(  # for the library
+        self,
+        features: int | None = None,
+        others: Panels | None = None,
+        out: Scores | None = None,
+        temperature: float = 0,
+    ) -> Any:
+        array = self.array
+        return ctypes.byref(
+            _Likeness(
+                *(array.dtype == np.float64, self.tokens, self.width),
+                *(features, array.ctypes.data),
+                *((0, None) if others is None else (others.tokens, others.array.ctypes.data)),
+                *(
+                    (0, None)
+                    if out is None
+                    else (out.strides[0] // array.itemsize, out.ctypes.data)
+                ),
+                temperature,
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,51 +157,65 @@ class Choosing:
 
     library: Any
 
-    def likeness(
-        self, features: Scores, temperature: float = 0, out: Scores | None = None
-    ) -> Scores:
-        """Cosines of rows [n, C] with each other, in float32; those of zeros are 0.
-
-        Args:
-            temperature: above 0: e ** ((cosine - 1) / temperature) in place of cosines.
-            out: [n, n] float32 to write to, rows of a wider array; None: a new one.
-        """
-        rows = np.ascontiguousarray(features, np.float32)
+    def panels(self, rows: Scores, dtype: type[np.floating]) -> Panels:
+        """Of rows [n, C], in float32 or float64; those of zeros stay."""
+        rows = np.ascontiguousarray(rows, dtype)
         tokens, width = rows.shape
-        out = np.empty((tokens, tokens), np.float32) if out is None else out
-        if out.shape != (tokens, tokens) or out.dtype != np.float32 or out.strides[1] != 4:
-            raise ValueError(
-                f"expected {tokens} rows of as many float32 side by side, found others"
-            )
-        count = -(-tokens // PANEL)
-        panels = np.empty((count, width, PANEL), np.float32)
-        sizes = tokens, width, out.strides[0] // 4
-        data = [array.ctypes.data for array in (rows, panels, out)]
-        of = ctypes.byref(_Likeness(*sizes, *data, temperature))
-        _shared(self.library.avl_unit_panels, of, range(count), 1)
-        _shared(self.library.avl_compare_panels, of, range(count - 1, -1, -1), 1)
-        return out
+        array = np.empty((-(-tokens // PANEL), width, PANEL), dtype)
+        found = Panels(self, array, tokens, width)
+        of = found.described(features=rows.ctypes.data)
+        _shared(self.library.avl_unit_panels, of, range(len(array)), 1, 8 * rows.size)
+        return found
 
     def cover(self, covers: Scores, count: int, weights: Scores, shares: Scores) -> Ints:
         """`count` of n tokens, each next one that which adds most to what is covered.
 
         Args:
-            covers: [n, m] float32, how well each token covers each of m things, but for `shares`
-                [m], with which it is multiplied in place.
+            covers: [n, m] float32, how well each token covers each of m things.
             weights: [n], at least 0: what a token's gain counts.
+            shares: [m], at least 0: what a thing counts.
         """
         tokens, things = covers.shape
         if covers.dtype != np.float32 or not covers.flags.c_contiguous:
             raise ValueError("expected covers in float32, side by side, found others")
         weights = np.ascontiguousarray(weights, np.float64)
         shares = np.ascontiguousarray(shares, np.float32)
-        gains, best = np.empty(tokens), np.zeros(things, np.float32)
-        order, chosen = np.empty((2, tokens), np.int64), np.empty(count, np.int64)
-        arrays = covers, shares, weights, gains, best, order[0], order[1]
-        of = ctypes.byref(_Cover(tokens, things, *(array.ctypes.data for array in arrays)))
-        _shared(self.library.avl_add_gains, of, range(0, tokens, ROWS), ROWS, tokens)
-        self.library.avl_cover_most(of, count, chosen.ctypes.data)
+        race, kept = _race(np.empty(tokens), _threads(8 * covers.size))
+        best, chosen = np.zeros((race.threads, things), np.float32), np.empty(count, np.int64)
+        data = [array.ctypes.data for array in (covers, shares, weights, best)]
+        of = ctypes.byref(_Cover(race, things, *data))
+        _together(self.library.avl_cover_most, race.threads, of, count, chosen.ctypes.data)
+        del kept
         return chosen
+
+    def span(
+        self, near: Scores, count: int, relevance: Doubles, weight: float, smallest: float
+    ) -> Ints:
+        """Up to `count` of n tokens, each next one that which adds most to a determinant.
+
+        It is that of the kernel (1 - weight) S + weight r S r. There are fewer where none of the
+        others adds `smallest`.
+
+        Args:
+            near: [n, n] float32 or float64, S.
+            relevance: [n], r.
+        """
+        tokens = len(near)
+        near = np.ascontiguousarray(near)
+        groups = -(-tokens // GROUP)
+        whole = np.zeros(groups * GROUP)
+        whole[:tokens] = relevance
+        adds = 1 - weight + weight * whole**2
+        race, kept = _race(adds[:tokens].copy(), _threads(tokens * count * count // 2))
+        spanned, known = np.empty((groups, count, GROUP)), np.empty(count * (count - 1) // 2)
+        roots, done, chosen = np.empty(count), np.zeros(groups, np.int64), np.empty(count, np.int64)
+        data = [array.ctypes.data for array in (near, whole)]
+        more = [array.ctypes.data for array in (adds, spanned, known, roots, done, chosen)]
+        sizes = tokens, count, near.dtype == np.float64
+        of = ctypes.byref(_Spanning(race, *sizes, *data, weight, smallest, *more))
+        found = _together(self.library.avl_span_most, race.threads, of)
+        del kept
+        return chosen[:found]
 
     def without_repeats(self, near: Scores, left: Ints, most: int, drop: int) -> Ints:
         """`most` of n tokens that repeat each other least, by rounds as VisPruner's.
@@ -123,10 +228,12 @@ class Choosing:
         tokens = len(near)
         known = min(KNOWN, tokens - 1)
         near, left = np.ascontiguousarray(near, np.float32), left.astype(np.int64)
-        likest, keys = np.empty((tokens, known), np.int32), np.empty((2, tokens), np.uint64)
-        arrays = near, likest, keys, np.empty(tokens, np.int64), np.empty(tokens, np.uint8)
+        likest, alike = np.empty((tokens, known), np.int32), np.empty((tokens, known), np.float32)
+        keys, order = np.empty((2, tokens), np.uint64), np.empty(tokens, np.int64)
+        arrays = near, likest, alike, keys, order, np.empty(tokens, np.uint8)
         of = ctypes.byref(_Repeats(tokens, known, *(array.ctypes.data for array in arrays)))
-        _shared(self.library.avl_find_likest, of, range(0, tokens, ROWS), ROWS, tokens)
+        tasks = range(0, tokens, ROWS)
+        _shared(self.library.avl_find_likest, of, tasks, ROWS, KNOWN * near.size, tokens)
         self.library.avl_drop_repeats(of, left.ctypes.data, len(left), most, drop)
         return left[:most]
 
@@ -154,23 +261,57 @@ def choosing() -> Choosing | None:
 def _functions(library: Path) -> Choosing:
     loaded = ctypes.CDLL(str(library))
     address, size = ctypes.c_void_p, ctypes.c_int64
-    for name in ("unit_panels", "compare_panels", "add_gains", "find_likest"):
+    for name in ("unit_panels", "compare_panels", "find_likest"):
         function = getattr(loaded, f"avl_{name}")
         function.restype, function.argtypes = None, (address, size, size)
-    cover, drop = loaded.avl_cover_most, loaded.avl_drop_repeats
-    cover.restype, cover.argtypes = None, (address, size, address)
+    cover, span, drop = loaded.avl_cover_most, loaded.avl_span_most, loaded.avl_drop_repeats
+    cover.restype, cover.argtypes = None, (address, size, size, address)
+    span.restype, span.argtypes = size, (address, size)
     drop.restype, drop.argtypes = None, (address, address, size, size, size)
     return Choosing(loaded)
 
 
+def _race(worth: Doubles, threads: int) -> tuple[_Race, tuple[NDArray[Any], ...]]:
+    """Of tokens that are worth so much at first, and what has to be held while it is run."""
+    order, looked = np.empty((2, len(worth)), np.int64)
+    kept = worth, order, looked, np.zeros((3 + 2 * threads, LINE), np.int64)
+    return _Race(len(worth), threads, *(array.ctypes.data for array in kept)), kept
+
+
+def _threads(work: int) -> int:
+    """How many threads so many products are for."""
+    return max(1, min(_THREADS.get() or os.cpu_count() or 1, work // ALONE))
+
+
 def _shared(
-    function: Callable[[Any, int, int], None], of: Any, tasks: range, size: int, end: int = 1 << 62
+    function: Callable[[Any, int, int], None],
+    of: Any,
+    tasks: range,
+    size: int,
+    work: int,
+    end: int = 1 << 62,
 ) -> None:
     """Does tasks of `size` numbers up to `end`; ctypes lets go of Python's lock meanwhile."""
 
-    def work(begin: int) -> None:
+    def task(begin: int) -> None:
         function(of, begin, min(begin + size, end))
 
-    with ThreadPoolExecutor(_THREADS.get() or os.cpu_count()) as pool:
-        for _ in pool.map(work, tasks):
+    if (threads := _threads(work)) == 1:
+        for begin in tasks:
+            task(begin)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(task, tasks):
             pass
+
+
+def _together(function: Callable[..., Any], threads: int, of: Any, *others: int) -> Any:
+    """What all threads return, each of which is given its number behind `of`.
+
+    They wait for each other: so there is a thread for each.
+    """
+    if threads == 1:
+        return function(of, 0, *others)
+    with ThreadPoolExecutor(threads) as pool:
+        found = [pool.submit(function, of, thread, *others) for thread in range(threads)]
+        return found[0].result()

@@ -1,9 +1,9 @@
-// Products of a matrix with itself, of which half are computed. Panels lie in the order in which they
-// are read, on both sides of a product; a tile of one and of another is summed in registers, and
-// what two panels give is written twice, once turned.
+// What choices before the decoder do with many numbers at once.
 #include "likeness.h"
 
+#include "choosing.h"
 #include "exponent.h"
+#include "greedy.h"
 #include "row_lanes.h"
 
 #include <math.h>
@@ -25,102 +25,51 @@ enum { TALL = 4, BROAD = 2 };
 _Static_assert(AVL_PANEL % TALL == 0 && AVL_PANEL % (BROAD * LANES) == 0, "panels are whole tiles");
 
 enum {
-    PIECE = 16, // features that are put in place at once
-    DEEP = 128, // and that are summed at once: the fewer, the less is rounded away
-    SUMS = 4,   // registers of a gain's sum
-    SPAN = 512, // numbers of one in float32
+    PIECE = 16,  // features that are put in place at once
+    DEEP = 128,  // and that are summed at once: the fewer, the less is rounded away
+    SUMS = 4,    // registers of a gain's sum
+    SPAN = 512,  // numbers of one in float32
+    PEAKS = 128, // parts of a row, of each of which the greatest number is found first
+    TOGETHER = 16,
 };
 
-HELPER int64_t tokens_of(const avl_likeness *of, int64_t panel)
+typedef double doubles __attribute__((vector_size(LANES * sizeof(float)), aligned(8), may_alias));
+typedef double eight __attribute__((vector_size(64), aligned(8), may_alias));
+
+HELPER int64_t tokens_of(int64_t tokens, int64_t panel)
 {
-    return least(AVL_PANEL, of->tokens - panel * AVL_PANEL);
+    return least(AVL_PANEL, tokens - panel * AVL_PANEL);
 }
 
-// 1 for a token of zeros, which stays as it is.
-HELPER double length_of(const float *features, int64_t width)
+HELPER void finish_single(float found[AVL_PANEL][AVL_PANEL], double temperature)
 {
-    double sums[PIECE] = {0};
-    int64_t i = 0;
-    for (; i + PIECE <= width; i += PIECE)
-        for (int64_t x = 0; x < PIECE; x++)
-            sums[x] += (double)features[i + x] * features[i + x];
-    for (; i < width; i++)
-        sums[0] += (double)features[i] * features[i];
-    for (int64_t x = 1; x < PIECE; x++)
-        sums[0] += sums[x];
-    return sums[0] > 0 ? sqrt(sums[0]) : 1;
+    const float inverse = temperature > 0 ? (float)(1 / temperature) : 0;
+    for (int64_t r = 0; temperature > 0 && r < AVL_PANEL; r++)
+        for (int64_t c = 0; c < AVL_PANEL; c++)
+            found[r][c] = avl_exp((found[r][c] - 1) * inverse);
 }
 
-static void unit(const avl_likeness *of, int64_t panel)
+HELPER void finish_double(double found[AVL_PANEL][AVL_PANEL], double temperature)
 {
-    const int64_t count = tokens_of(of, panel), width = of->width;
-    const float *from = of->features + panel * AVL_PANEL * width;
-    float *to = of->panels + panel * AVL_PANEL * width;
-    double lengths[AVL_PANEL];
-    for (int64_t token = 0; token < count; token++)
-        lengths[token] = length_of(from + token * width, width);
-    if (count < AVL_PANEL)
-        memset(to, 0, (size_t)(width * AVL_PANEL) * sizeof *to);
-    for (int64_t begin = 0; begin < width; begin += PIECE) {
-        const int64_t end = least(width, begin + PIECE);
-        for (int64_t token = 0; token < count; token++)
-            for (int64_t i = begin; i < end; i++)
-                to[i * AVL_PANEL + token] = (float)(from[token * width + i] / lengths[token]);
-    }
+    (void)found, (void)temperature;
 }
 
-// Adds what so many features give. Sums are taken one by one: so those of equal tokens are equal.
-HELPER void multiply(const float *a, const float *b, int64_t width, float to[][AVL_PANEL])
-{
-    lanes sum[TALL][BROAD] = {0};
-    for (int64_t i = 0; i < width; i++) {
-        lanes own[BROAD];
-        _Pragma("GCC unroll 3") for (int x = 0; x < BROAD; x++)
-            own[x] = *(const lanes *)(b + i * AVL_PANEL + x * LANES);
-        _Pragma("GCC unroll 8") for (int r = 0; r < TALL; r++)
-            _Pragma("GCC unroll 3") for (int x = 0; x < BROAD; x++)
-                sum[r][x] += a[i * AVL_PANEL + r] * own[x];
-    }
-    _Pragma("GCC unroll 8") for (int r = 0; r < TALL; r++)
-        _Pragma("GCC unroll 3") for (int x = 0; x < BROAD; x++)
-            *(lanes *)(to[r] + x * LANES) += sum[r][x];
-}
+#define NUMBER float
+#define REGISTER lanes
+#define ACROSS LANES
+#define NAMED(x) x##_single
+#include "cosines.h"
+#undef NUMBER
+#undef REGISTER
+#undef ACROSS
+#undef NAMED
+#define NUMBER double
+#define REGISTER doubles
+#define ACROSS (LANES / 2)
+#define NAMED(x) x##_double
+#include "cosines.h"
 
-static void write(const avl_likeness *of, int64_t panel, int64_t other,
-                  const float found[AVL_PANEL][AVL_PANEL])
-{
-    const int64_t rows = tokens_of(of, panel), columns = tokens_of(of, other);
-    float *to = of->out + panel * AVL_PANEL * of->stride + other * AVL_PANEL;
-    float *turned = of->out + other * AVL_PANEL * of->stride + panel * AVL_PANEL;
-    for (int64_t r = 0; r < rows; r++)
-        memcpy(to + r * of->stride, found[r], (size_t)columns * sizeof(float));
-    for (int64_t c = 0; panel != other && c < columns; c++)
-        for (int64_t r = 0; r < rows; r++)
-            turned[c * of->stride + r] = found[r][c];
-}
-
-static void compare(const avl_likeness *of, int64_t panel)
-{
-    float found[AVL_PANEL][AVL_PANEL] __attribute__((aligned(64)));
-    const int64_t size = of->width * AVL_PANEL;
-    const float inverse = of->temperature > 0 ? 1 / of->temperature : 0;
-    for (int64_t other = 0; other <= panel; other++) {
-        const float *own = of->panels + panel * size, *others = of->panels + other * size;
-        memset(found, 0, sizeof found);
-        for (int64_t i = 0; i < of->width; i += DEEP)
-            for (int64_t r = 0; r < AVL_PANEL; r += TALL)
-                for (int64_t c = 0; c < AVL_PANEL; c += BROAD * LANES)
-                    multiply(own + i * AVL_PANEL + r, others + i * AVL_PANEL + c,
-                             least(DEEP, of->width - i), (float(*)[AVL_PANEL])&found[r][c]);
-        if (of->temperature > 0)
-            for (int64_t r = 0; r < AVL_PANEL; r++)
-                for (int64_t c = 0; c < AVL_PANEL; c++)
-                    found[r][c] = avl_exp((found[r][c] - 1) * inverse);
-        write(of, panel, other, found);
-    }
-}
-
-static double gain(const float *row, const float *best, int64_t count)
+static double gain(const float *row, const float *best, const float *shares, int64_t count)
 {
     const lanes zero = {0};
     double total = 0;
@@ -131,21 +80,110 @@ static double gain(const float *row, const float *best, int64_t count)
         for (; i + SUMS * LANES <= end; i += SUMS * LANES)
             _Pragma("GCC unroll 4") for (int x = 0; x < SUMS; x++) {
                 const int64_t at = i + x * LANES;
-                sums[x] += greater(*(const lanes *)(row + at) - *(const lanes *)(best + at), zero);
+                sums[x] += greater(*(const lanes *)(row + at) - *(const lanes *)(best + at), zero) *
+                           *(const lanes *)(shares + at);
             }
         const lanes sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         for (int x = 0; x < LANES; x++)
             total += sum[x];
     }
     for (; i < count; i++)
-        total += row[i] > best[i] ? row[i] - best[i] : 0;
+        total += row[i] > best[i] ? (row[i] - best[i]) * shares[i] : 0;
     return total;
 }
 
-static void scale(float *restrict row, const float *restrict by, int64_t count)
+// What at least `known` numbers of a row reach, or -inf.
+static float reached(const float *row, int64_t count, int64_t known)
 {
-    for (int64_t i = 0; i < count; i++)
-        row[i] *= by[i];
+    float peaks[PEAKS], sorted[PEAKS];
+    if (known > PEAKS || count < PEAKS)
+        return -INFINITY;
+    memcpy(peaks, row, sizeof peaks);
+    for (int64_t begin = PEAKS; begin + PEAKS <= count; begin += PEAKS)
+        for (int64_t i = 0; i < PEAKS; i += LANES)
+            *(lanes *)(peaks + i) = greater(*(lanes *)(peaks + i), *(const lanes *)(row + begin + i));
+    int64_t held = 0;
+    for (int64_t i = 0; i < PEAKS; i++) {
+        if (held == known && !(peaks[i] > sorted[held - 1]))
+            continue;
+        int64_t at = held < known ? held++ : held - 1;
+        for (; at && peaks[i] > sorted[at - 1]; at--)
+            sorted[at] = sorted[at - 1];
+        sorted[at] = peaks[i];
+    }
+    return sorted[known - 1];
 }
 
-const avl_likeness_kernels AVL_LEVEL = {unit, compare, gain, scale};
+static void likest(const avl_repeats *of, int64_t token)
+{
+    const float *near = of->near + token * of->tokens;
+    int32_t *found = of->likest + token * of->known;
+    float *alike = of->alike + token * of->known;
+    // One more, as the token itself may be among those that reach it.
+    float least_of = reached(near, of->tokens, of->known + 1);
+    int64_t held = 0;
+    for (int64_t begin = 0; begin < of->tokens; begin += TOGETHER) {
+        const int64_t end = least(of->tokens, begin + TOGETHER);
+        int some = 0;
+        for (int64_t i = begin; i < end; i++)
+            some |= near[i] >= least_of;
+        for (int64_t i = begin; some && i < end; i++) {
+            if (i == token || near[i] < least_of || (held == of->known && near[i] <= alike[held - 1]))
+                continue;
+            int64_t at = held < of->known ? held++ : held - 1;
+            for (; at && near[i] > alike[at - 1]; at--) {
+                found[at] = found[at - 1];
+                alike[at] = alike[at - 1];
+            }
+            found[at] = (int32_t)i;
+            alike[at] = near[i];
+        }
+        if (held && held == of->known)
+            least_of = alike[held - 1];
+    }
+}
+
+HELPER eight near_of(const avl_spanning *of, int64_t token, int64_t group)
+{
+    const int64_t first = group * AVL_GROUP, count = least(AVL_GROUP, of->tokens - first);
+    const int64_t at = token * of->tokens + first;
+    eight found = {0};
+    for (int64_t x = 0; x < count; x++)
+        found[x] = of->fine ? ((const double *)of->near)[at + x] : ((const float *)of->near)[at + x];
+    return found;
+}
+
+static void span(const avl_spanning *of, int64_t group, int64_t until)
+{
+    eight *own = (eight *)of->spanned + group * of->count, adds = ((eight *)of->adds)[group];
+    const eight relevance = ((const eight *)of->relevance)[group];
+    const int64_t size = of->fine ? sizeof(double) : sizeof(float);
+    for (int64_t place = of->done[group]; place < until; place++)
+        __builtin_prefetch((const char *)of->near +
+                           (of->chosen[place] * of->tokens + group * AVL_GROUP) * size);
+    for (int64_t place = of->done[group]; place < until; place++) {
+        const int64_t token = of->chosen[place];
+        const double *known = of->known + place * (place - 1) / 2;
+        eight sums[SUMS] = {0};
+        int64_t i = 0;
+        for (; i + SUMS <= place; i += SUMS)
+            _Pragma("GCC unroll 4") for (int x = 0; x < SUMS; x++)
+                sums[x] += known[i + x] * own[i + x];
+        for (; i < place; i++)
+            sums[0] += known[i] * own[i];
+        const eight scale = 1 - of->weight + of->weight * of->relevance[token] * relevance;
+        const eight rest = scale * near_of(of, token, group);
+        own[place] = (rest - ((sums[0] + sums[1]) + (sums[2] + sums[3]))) / of->roots[place];
+        adds -= own[place] * own[place];
+    }
+    ((eight *)of->adds)[group] = adds;
+    of->done[group] = until;
+}
+
+const avl_likeness_kernels AVL_LEVEL = {
+    {unit_single, compare_single},
+    {unit_double, compare_double},
+    gain,
+    likest,
+    span,
+};

@@ -1,4 +1,4 @@
-// How alike a picture's tokens are, in float32: what policies choose by before the decoder.
+// How alike a picture's tokens are: what policies choose by before the decoder.
 #ifndef AVL_LIKENESS_H
 #define AVL_LIKENESS_H
 
@@ -6,23 +6,38 @@
 
 enum { AVL_PANEL = 48 }; // tokens that lie together; behind the last panel's there are zeros
 
-// Cosines of tokens with each other, or e ** ((cosine - 1) / temperature) where that is above 0.
+// Cosines of tokens with each other, or with others.
 typedef struct avl_likeness {
-    int64_t tokens, width, stride; // the last of `out`, from token to token
-    const float *features;         // [tokens, width]
-    float *panels;                 // [panels, width, AVL_PANEL], of features brought to length 1
-    float *out;                    // [tokens, stride], of which the first `tokens` are written
-    float temperature;
+    int64_t fine; // whether all numbers are float64, or else float32
+    int64_t tokens, width;
+    const void *features; // [tokens, width]
+    void *panels;         // [panels, width, AVL_PANEL], of features brought to length 1
+    int64_t others;
+    const void *beside;   // panels of so many others; NULL: none
+    int64_t stride;       // of `out`, from token to token
+    void *out;            // [tokens, stride], of which the first `others` are written, or `tokens`
+    double temperature;   // above 0, in float32: e ** ((cosine - 1) / temperature) in their place
 } avl_likeness;
 
-// One for each level of instructions. Panels go in any order and in any threads at once, all of them
-// through one function and then through the other. Of tokens that are equal, so are all results.
-typedef struct avl_likeness_kernels {
+// Panels go in any order and in any threads at once, all of them through one function and then
+// through the other. Of tokens that are equal, so are all results.
+typedef struct avl_cosines {
     void (*unit)(const avl_likeness *of, int64_t panel);
-    void (*compare)(const avl_likeness *of, int64_t panel); // with itself, and with those before it
-    // The sum over `count` of what `row` is above `best`, in an order that depends on `count` alone.
-    double (*gain)(const float *row, const float *best, int64_t count);
-    void (*scale)(float *row, const float *by, int64_t count);
+    // With the others, or else with itself and with those before it.
+    void (*compare)(const avl_likeness *of, int64_t panel);
+} avl_cosines;
+
+struct avl_repeats;
+struct avl_spanning;
+
+// One for each level of instructions.
+typedef struct avl_likeness_kernels {
+    avl_cosines cosines, fine;
+    // The sum over `count` of what `row` is above `best`, times `shares`, in an order that depends
+    // on `count` alone.
+    double (*gain)(const float *row, const float *best, const float *shares, int64_t count);
+    void (*likest)(const struct avl_repeats *of, int64_t token);                  // choosing.h
+    void (*span)(const struct avl_spanning *of, int64_t group, int64_t until); // greedy.h
 } avl_likeness_kernels;
 
 extern const avl_likeness_kernels avl_likeness_base, avl_likeness_avx2, avl_likeness_avx512;

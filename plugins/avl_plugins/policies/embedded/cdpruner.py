@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from avl_plugins.cpu.choosing import choosing
 from avl_plugins.policies.checks import check_weight
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import Doubles, cosines, cosines_to
-from avl_plugins.policies.view import Indices, Picture
+from avl_plugins.policies.embedded.similar import Directions, Doubles, check_tokens, directions
+from avl_plugins.policies.view import Indices, Picture, Scores
 
 SMALLEST = 1e-6  # what a further token adds to a determinant at least, to be chosen for that
 
@@ -34,40 +35,49 @@ class CDPruner(Selecting):
         check_weight(self.name, "weight", self.weight, "0 asks for no relevance")
 
     def pick(self, picture: Picture, count: int) -> Indices:
-        near = cosines(self.name, picture.features)
-        relevance = _relevance(picture)
-
-        def kernel(token: int) -> Doubles:
-            scale: Doubles = 1 - self.weight + self.weight * relevance[token] * relevance
-            row: Doubles = scale * near[token]
-            return row
-
-        # Of each token: what it would add to the determinant, after those that are chosen.
-        adds = 1 - self.weight + self.weight * relevance**2
-        alone = adds.copy()
-        spanned = np.zeros((count, len(near)))
-        chosen = np.zeros(count, np.int64)
-        for place in range(count):
-            token = int(adds.argmax())
-            if adds[token] < SMALLEST:  # all others lie in the span of those: by relevance
-                left = np.where(np.isneginf(adds), -np.inf, alone)
-                chosen[place:] = (-left).argsort(kind="stable")[: count - place]
-                break
-            chosen[place] = token
-            known = spanned[:place]
-            row = (kernel(token) - known[:, token] @ known) / np.sqrt(adds[token])
-            spanned[place] = row
-            adds -= row**2
-            adds[token] = -np.inf
+        check_tokens(self.name, len(picture.features))
+        of = directions(picture.features)
+        relevance = _relevance(of, picture)
+        chosen = spanning(of.among(), count, relevance, self.weight)
+        if len(chosen) < count:  # all others lie in the span of those: by relevance
+            left = 1 - self.weight + self.weight * relevance**2
+            left[chosen] = -np.inf
+            others = (-left).argsort(kind="stable")[: count - len(chosen)]
+            chosen = np.concatenate([chosen, others])
         return chosen
 
 
-def _relevance(picture: Picture) -> Doubles:
+def spanning(near: Scores, count: int, relevance: Doubles, weight: float) -> Indices:
+    """Up to `count` of n tokens, each next one that which adds most to the determinant.
+
+    Args:
+        near: [n, n], cosines S.
+        relevance: [n], r of the kernel (1 - weight) S + weight r S r.
+    """
+    if kernels := choosing():
+        return kernels.span(near, count, relevance, weight, SMALLEST)
+    # Of each token: what it would add to the determinant, after those that are chosen.
+    adds = 1 - weight + weight * relevance**2
+    spanned = np.zeros((count, len(near)))
+    chosen = np.zeros(count, np.int64)
+    for place in range(count):
+        token = int(adds.argmax())
+        if adds[token] < SMALLEST:
+            return chosen[:place]
+        chosen[place] = token
+        known, scale = spanned[:place], 1 - weight + weight * relevance[token] * relevance
+        spanned[place] = (scale * near[token] - known[:, token] @ known) / np.sqrt(adds[token])
+        adds -= spanned[place] ** 2
+        adds[token] = -np.inf
+    return chosen
+
+
+def _relevance(of: Directions, picture: Picture) -> Doubles:
     """[n] above 0 and up to about 1; 1 everywhere where nothing is asked, or all are as near."""
     if not len(picture.question):
         return np.ones(len(picture.features))
-    asked = picture.question.mean(0, dtype=np.float64, keepdims=True)
-    near = cosines_to(asked, picture.features)[0].astype(np.float64)
+    near = of.to(picture.question.mean(0, dtype=np.float64, keepdims=True))[:, 0]
+    near = near.astype(np.float64)
     spread = near.max() - near.min()
     if not spread:
         return np.ones(len(near))

@@ -21,7 +21,7 @@ def covering(
     Args:
         covers: [n, m], how well each token covers each of m things; below 0 it does not.
         weights: [n], at least 0: what a token's gain counts. None: 1.
-        shares: [m], with which `covers` are multiplied first, in place. None: 1.
+        shares: [m], at least 0: what a thing counts; `covers` may be changed by it. None: 1.
     """
     tokens = len(covers)
     weights = np.ones(tokens) if weights is None else weights

@@ -9,7 +9,7 @@ import numpy as np
 
 from avl_plugins.policies.checks import check_count
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import unit
+from avl_plugins.policies.embedded.similar import directions
 from avl_plugins.policies.view import Indices, Picture
 
 
@@ -31,8 +31,8 @@ class DART(Selecting):
     def pick(self, picture: Picture, count: int) -> Indices:
         norms = np.abs(picture.features).sum(1)
         pivots = np.sort((-norms).argsort(kind="stable")[: min(self.pivots, count)])
-        rows = unit(picture.features)
-        near = rows[pivots] @ rows.T
+        rows = directions(picture.features)
+        near = np.ascontiguousarray(rows.to(picture.features[pivots]).T)
         near[:, pivots] = np.inf
         chosen = [pivots]
         each, more = divmod(count - len(pivots), len(pivots))

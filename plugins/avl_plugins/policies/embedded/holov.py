@@ -9,7 +9,7 @@ import numpy as np
 
 from avl_plugins.policies.checks import check_count
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import Doubles, unit
+from avl_plugins.policies.embedded.similar import Doubles, directions
 from avl_plugins.policies.view import BY_CLASS, Indices, Picture
 
 VARIANCE = 0.09  # the paper's weight of it
@@ -53,8 +53,7 @@ class HoloV(Selecting):
 
 def _spread(picture: Picture, part: Indices) -> Doubles:
     """Of each token of a part: the variance of its cosines to the others, its own counted as 0."""
-    rows = unit(picture.features[part])
-    near = rows @ rows.T
+    near = directions(picture.features[part]).among()
     np.fill_diagonal(near, 0)
     found: Doubles = near.var(1)
     return found

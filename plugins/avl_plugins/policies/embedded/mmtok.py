@@ -10,7 +10,7 @@ import numpy as np
 from avl_plugins.policies.checks import check_fraction
 from avl_plugins.policies.embedded.covering import covering
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import closeness, cosines_to, dtype_of
+from avl_plugins.policies.embedded.similar import check_tokens, closeness, directions, dtype_of
 from avl_plugins.policies.view import Indices, Picture, Scores
 
 TEXT_TEMPERATURE, PICTURE_TEMPERATURE = 0.02, 0.2  # the paper's
@@ -42,21 +42,23 @@ def _covers(name: str, picture: Picture, alpha: float) -> tuple[Scores, Scores]:
     factors [m + n], which are the latter's.
     """
     tokens, things = len(picture.features), len(picture.question)
+    check_tokens(name, tokens)
     found = np.empty((tokens, things + tokens), dtype_of(tokens))
     among = found[:, things:]
-    closeness(name, picture.features, PICTURE_TEMPERATURE, among)
+    of = directions(picture.features)
+    closeness(of, PICTURE_TEMPERATURE, among)
     shares = np.ones(things + tokens)
     shares[things:] = alpha / (tokens * among.sum(1))  # of a column as of a row
     if things:
-        asked = cosines_to(picture.question, picture.features)
-        found[:, :things] = _shares(asked, TEXT_TEMPERATURE).T / things
+        asked = of.to(picture.question)
+        found[:, :things] = _shares(asked, TEXT_TEMPERATURE) / things
     return found, shares
 
 
-def _shares(rows: Scores, temperature: float) -> Scores:
-    """Softmax of each row, in place."""
-    rows -= rows.max(1, keepdims=True)
-    rows /= temperature
-    np.exp(rows, out=rows)
-    rows /= rows.sum(1, keepdims=True)
-    return rows
+def _shares(columns: Scores, temperature: float) -> Scores:
+    """Softmax of each column, in place."""
+    columns -= columns.max(0)
+    columns /= temperature
+    np.exp(columns, out=columns)
+    columns /= columns.sum(0)
+    return columns

@@ -7,12 +7,13 @@ float32 all the same: there float64 would take a tenth of the time in which a de
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from avl_plugins.cpu.choosing import Choosing, choosing
+from avl_plugins.cpu.choosing import Choosing, Panels, choosing
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies.view import Scores
 
@@ -30,6 +31,37 @@ def unit(rows: Scores) -> Doubles:
     return wide
 
 
+class Directions(Protocol):
+    """Where n rows [n, C] point: what their cosines are found from."""
+
+    def among(self) -> Scores:
+        """[n, n]: cosines of all with each other."""
+
+    def to(self, others: Scores) -> Scores:
+        """[n, m]: cosines with rows [m, C]."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """NumPy's way, of rows of length 1."""
+
+    rows: Scores
+
+    def among(self) -> Scores:
+        return self.rows @ self.rows.T
+
+    def to(self, others: Scores) -> Scores:
+        return self.rows @ unit(others).astype(self.rows.dtype, copy=False).T
+
+
+def directions(rows: Scores) -> Directions:
+    """Of rows [n, C]; cosines are float64, of more than FINE rows float32."""
+    dtype = dtype_of(len(rows))
+    if kernels := choosing():
+        return kernels.panels(rows, dtype)
+    return _Units(unit(rows).astype(dtype, copy=False))
+
+
 def cosines(name: str, rows: Scores) -> Scores:
     """[n, n] of rows [n, C] with each other: float64, of more than FINE rows float32.
 
@@ -37,33 +69,15 @@ def cosines(name: str, rows: Scores) -> Scores:
         PolicyError: there are more than MOST_TOKENS; `name` is the policy's.
     """
     check_tokens(name, len(rows))
-    if kernels := many(len(rows)):
-        return kernels.likeness(rows)
-    whole: Scores = unit(rows).astype(dtype_of(len(rows)), copy=False)
-    return whole @ whole.T
+    return directions(rows).among()
 
 
-def cosines_to(others: Scores, rows: Scores) -> Scores:
-    """[m, n] of rows [m, C] with rows [n, C]: float64, of more than FINE of the latter float32."""
-    if len(rows) <= FINE:
-        return unit(others) @ unit(rows).T
-    lengths = np.sqrt(np.einsum("nc,nc->n", rows, rows))
-    found: Scores = (rows @ np.ascontiguousarray(unit(others).T, np.float32)).T
-    found /= np.where(lengths > 0, lengths, 1)
-    return found
-
-
-def closeness(name: str, rows: Scores, temperature: float, out: Scores) -> None:
-    """Writes e ** ((cosine - 1) / temperature) of rows [n, C] with each other to `out` [n, n].
-
-    Raises:
-        PolicyError: there are more than MOST_TOKENS; `name` is the policy's.
-    """
-    check_tokens(name, len(rows))
-    if kernels := many(len(rows)):
-        kernels.likeness(rows, temperature, out)
+def closeness(of: Directions, temperature: float, out: Scores) -> None:
+    """Writes e ** ((cosine - 1) / temperature) of n rows with each other to `out` [n, n]."""
+    if isinstance(of, Panels) and of.array.dtype == np.float32:
+        of.among(temperature, out)
         return
-    among = cosines(name, rows)
+    among = of.among()
     among -= 1  # the largest they can be, of all alike: so the exponentials stay symmetric
     among /= temperature
     np.exp(among, out=out)

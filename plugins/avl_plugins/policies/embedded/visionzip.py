@@ -9,7 +9,7 @@ import numpy as np
 
 from avl_plugins.policies.checks import check_weight
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import unit
+from avl_plugins.policies.embedded.similar import directions
 from avl_plugins.policies.view import BY_CLASS, Indices, Picture
 
 
@@ -49,7 +49,7 @@ class VisionZip(Selecting):
         joining = np.setdiff1d(rest, targets)
         found = np.full(picture.places.shape[1], -1)
         found[picked] = picked
-        near = unit(picture.features[joining]) @ unit(picture.features[targets]).T
+        near = directions(picture.features[joining]).to(picture.features[targets])
         found[joining] = targets[near.argmax(1)]
         return found
 

@@ -1,0 +1,214 @@
+#include "greedy.h"
+
+#include "ahead.h"
+#include "levels.h"
+
+#include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#define EXPORTED __attribute__((visibility("default")))
+
+enum { PATIENCE = 1 << 12 }; // times that a thread looks for others before it lets them run
+
+// Lines of `state`.
+enum { ARRIVED, TURN, FLOORS, ENTRIES };
+
+static _Atomic int64_t *line(const avl_race *of, int64_t number)
+{
+    return (_Atomic int64_t *)(of->state + number * AVL_LINE_WORDS);
+}
+
+// Waits for all threads.
+static void meet(const avl_race *of)
+{
+    _Atomic int64_t *arrived = line(of, ARRIVED), *turn = line(of, TURN);
+    const int64_t before = atomic_load(turn);
+    if (atomic_fetch_add(arrived, 1) + 1 == of->threads) {
+        atomic_store(arrived, 0);
+        atomic_store(turn, before + 1);
+        return;
+    }
+    for (int64_t looks = 0; atomic_load_explicit(turn, memory_order_acquire) == before; looks++)
+        if (looks > PATIENCE)
+            sched_yield();
+}
+
+// Of numbers from 0 on the bits are in the same order.
+static int64_t bits_of(double number)
+{
+    int64_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    return bits;
+}
+
+static double number_of(int64_t bits)
+{
+    double number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+static void raise_floor(_Atomic int64_t *floor, double to)
+{
+    int64_t bits = bits_of(to), before = atomic_load(floor);
+    while (to > 0 && bits > before && !atomic_compare_exchange_weak(floor, &before, bits))
+        ;
+}
+
+// A thread's tokens with what each is worth: the first is worth most, of equal ones the lowest.
+typedef struct {
+    const avl_race *race;
+    const avl_likeness_kernels *by;
+    int64_t thread, *tokens, count;
+} runner;
+
+static int is_before(const runner *of, int64_t a, int64_t b)
+{
+    const double *worth = of->race->worth;
+    return worth[a] > worth[b] || (worth[a] == worth[b] && a < b);
+}
+
+// Moves the token at `at` to where it belongs below.
+static void sink(const runner *of, int64_t at)
+{
+    int64_t *tokens = of->tokens, token = tokens[at];
+    for (int64_t child; (child = 2 * at + 1) < of->count; at = child) {
+        child += child + 1 < of->count && is_before(of, tokens[child + 1], tokens[child]);
+        if (!is_before(of, tokens[child], token))
+            break;
+        tokens[at] = tokens[child];
+    }
+    tokens[at] = token;
+}
+
+static int64_t begin_of(const avl_race *of, int64_t thread)
+{
+    const int64_t groups = (of->tokens + AVL_GROUP - 1) / AVL_GROUP;
+    return least(of->tokens, groups * thread / of->threads * AVL_GROUP);
+}
+
+static runner runner_of(const avl_race *of, const avl_likeness_kernels *by, int64_t thread)
+{
+    const int64_t begin = begin_of(of, thread);
+    runner made = {of, by, thread, of->order + begin, begin_of(of, thread + 1) - begin};
+    for (int64_t i = 0; i < made.count; i++) {
+        made.tokens[i] = begin + i;
+        of->looked[begin + i] = 0; // after so many choices
+    }
+    for (int64_t at = made.count / 2; at--;)
+        sink(&made, at);
+    return made;
+}
+
+typedef double worth_of(const void *of, const runner *own, int64_t token, int64_t place);
+
+// The next token, the same in all threads. A thread does not look at those of its own that others'
+// are already in front of.
+static int64_t next(runner *own, int64_t place, worth_of *look, const void *of)
+{
+    const avl_race *race = own->race;
+    _Atomic int64_t *floors = line(race, FLOORS), *entries = line(race, ENTRIES);
+    _Atomic int64_t *floor = floors + place % 2;
+    entries += place % 2 * race->threads * AVL_LINE_WORDS;
+    int64_t token = -1;
+    while (own->count && race->looked[token = own->tokens[0]] != place) {
+        if (race->worth[token] < number_of(atomic_load_explicit(floor, memory_order_relaxed)))
+            break;
+        race->worth[token] = look(of, own, token, place);
+        race->looked[token] = place;
+        raise_floor(floor, race->worth[token]);
+        sink(own, 0);
+    }
+    const int runs = own->count && race->looked[token] == place;
+    atomic_store(entries + own->thread * AVL_LINE_WORDS, runs ? token : -1);
+    atomic_store(entries + own->thread * AVL_LINE_WORDS + 1, runs ? bits_of(race->worth[token]) : 0);
+    atomic_store(floors + (place + 1) % 2, 0); // which all have read
+    meet(race);
+    int64_t first = -1;
+    double most = 0; // of parts in the order of tokens, so that the first of equal ones is the lowest
+    for (int64_t thread = 0; thread < race->threads; thread++) {
+        const int64_t entry = atomic_load(entries + thread * AVL_LINE_WORDS);
+        const double worth = number_of(atomic_load(entries + thread * AVL_LINE_WORDS + 1));
+        if (entry >= 0 && (first < 0 || worth > most)) {
+            first = entry;
+            most = worth;
+        }
+    }
+    if (runs && first == token) {
+        own->tokens[0] = own->tokens[--own->count];
+        if (own->count)
+            sink(own, 0);
+    }
+    return first;
+}
+
+static double gain_of(const avl_cover *of, const avl_likeness_kernels *by, int64_t thread,
+                      int64_t token)
+{
+    const float *covers = of->covers + token * of->things, *best = of->best + thread * of->things;
+    return of->weights[token] * by->gain(covers, best, of->shares, of->things);
+}
+
+static void fetch_row(const avl_cover *of, const runner *own, int64_t at)
+{
+    if (at < own->count)
+        fetch(of->covers + own->tokens[at] * of->things, of->things * (int64_t)sizeof *of->covers);
+}
+
+static double look_at(const void *given, const runner *own, int64_t token, int64_t place)
+{
+    const avl_cover *of = given;
+    (void)place;
+    fetch_row(of, own, 1); // those that may well be looked at next
+    fetch_row(of, own, 2);
+    return gain_of(of, own->by, own->thread, token);
+}
+
+EXPORTED void avl_cover_most(const avl_cover *of, int64_t thread, int64_t count, int64_t *chosen)
+{
+    const avl_likeness_kernels *by = avl_best_likeness();
+    float *best = of->best + thread * of->things;
+    const int64_t end = begin_of(&of->race, thread + 1);
+    for (int64_t token = begin_of(&of->race, thread); token < end; token++)
+        of->race.worth[token] = gain_of(of, by, thread, token);
+    runner own = runner_of(&of->race, by, thread);
+    for (int64_t place = 0; place < count; place++) {
+        const int64_t token = next(&own, place, look_at, of);
+        if (!thread)
+            chosen[place] = token;
+        const float *covers = of->covers + token * of->things;
+        for (int64_t i = 0; i < of->things; i++)
+            best[i] = covers[i] > best[i] ? covers[i] : best[i];
+    }
+}
+
+static double span_of(const void *given, const runner *own, int64_t token, int64_t place)
+{
+    const avl_spanning *of = given;
+    if (of->done[token / AVL_GROUP] < place)
+        own->by->span(of, token / AVL_GROUP, place);
+    return of->adds[token];
+}
+
+EXPORTED int64_t avl_span_most(const avl_spanning *of, int64_t thread)
+{
+    const avl_race *race = &of->race;
+    runner own = runner_of(race, avl_best_likeness(), thread);
+    for (int64_t place = 0; place < of->count; place++) {
+        const int64_t token = next(&own, place, span_of, of);
+        if (race->worth[token] < of->smallest)
+            return place;
+        if (begin_of(race, thread) <= token && token < begin_of(race, thread + 1)) {
+            const double *from = of->spanned + token / AVL_GROUP * of->count * AVL_GROUP;
+            double *known = of->known + place * (place - 1) / 2;
+            for (int64_t i = 0; i < place; i++)
+                known[i] = from[i * AVL_GROUP + token % AVL_GROUP];
+            of->roots[place] = sqrt(race->worth[token]);
+            of->chosen[place] = token;
+        }
+        meet(race);
+    }
+    return of->count;
+}
