@@ -74,6 +74,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "layer-budgets": lambda: layer_budgets.sentence(record("layer-budgets")),
     "own-scores": lambda: own_scores.sentence(record("own-scores")),
     "restored": lambda: restored_scores.table(record("restore")),
+    "merged": lambda: restored_scores.table(record("restore"), "merged"),
     "caac": lambda: restored_scores.sentence(record("restore")),
     "quantization": lambda: quantization.table(record("quantization")),
     "export-size": lambda: export_size.sentence(record("export-size")),
