@@ -16,6 +16,7 @@ from avl_runtime.prompts.option_values import OptionError
 from families.chosen import left_by
 from families.shared import with_ids
 from families.support import Made, picture
+from oracle.evening import factors_of
 from oracle.hf_oracle import Oracle
 from oracle.reading import read
 from oracle.rules_of import rules_of
@@ -25,6 +26,7 @@ PROMPT, STEPS = "What is in the picture?", 9
 TOLERANCE = 1e-4  # of logits
 CLEAR = 3e-5  # gaps of scores above which float32 noise cannot change a choice
 SURE = 1e-4  # gaps of probabilities above which it cannot change what is computed again
+EVENED = 2  # layers
 MOST = 40.0  # as random models look at pictures little
 
 
@@ -110,6 +112,62 @@ class CalibratedTests:
         np.testing.assert_allclose(found[3].logits, plain.logits, atol=TOLERANCE, rtol=0)
         again = [one.stats.steps_again for one in found]
         assert 0 < again[0] < STEPS - 1 and again[1:] == [0, STEPS - 1, 0]
+
+    def test_attention_is_evened_out_as_a_white_picture_says(
+        self, made: Made, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In some layers, for rows behind the last picture and a later turn's, beside the gate."""
+        sizes, even = ((97, 61), (64, 64)), CAAC(1.0, 3.0, 1.0, EVENED)
+        whites = made.encode("default query", [Image.new("RGB", one, "white") for one in sizes])
+        chains = ("dense", "divprune:keep=0.7,positions=restore+fastv:layer=2,keep=0.5")
+        for spec in chains:
+            for seed in range(8):
+                images = [picture(size, seed + 9 * at) for at, size in enumerate(sizes)]
+                whole = read(made.reference, made.encode(PROMPT, images))
+                rest = parse(spec)
+                policy = even if isinstance(rest, Dense) else Chain(even, rest)
+                chooses = "divprune" in spec
+                shown, gap = left_by(made, policy, whole, images) if chooses else (whole, 1.0)
+                appended = appended_prompts(monkeypatch)
+                chat = made.model.chat(policy=policy)
+                got = chat.send(PROMPT, images, max_new_tokens=STEPS, return_logits=True)
+                second = chat.send("And?", max_new_tokens=3, return_logits=True)
+                oracle = oracle_of(made, policy)
+                tokens = [one.tokens for one in made.model.processor.encode(PROMPT, images).media]
+                tables = factors_of(made.reference, whites, tokens, 1.0, EVENED)
+                given = torch.from_numpy(np.asarray(got.dropped_before) != 0)
+                keys = torch.nonzero(shown.visual)[:, 0]
+                tables = {layer: table[:, given] for layer, table in tables.items()}
+                oracle.evens.append((int(keys[-1]) + 1, keys, tables))
+                with torch.inference_mode():
+                    logits = [oracle.turn(shown)]
+                    logits += [oracle.step(token) for token in got.token_ids[:-1]]
+                    ids = [got.token_ids[-1], *appended[-1].input_ids.tolist()]
+                    more = [oracle.turn({"input_ids": torch.tensor([ids])})]
+                    more += [oracle.step(token) for token in second.token_ids[:-1]]
+                if min(gap, oracle.ranking.gap) < CLEAR:
+                    continue
+                same(got.logits, logits)
+                same(second.logits, more)
+                plain = asked(
+                    made.model, images, Chain(CAAC(1.0, 3.0), rest) if chooses else "dense"
+                )
+                assert np.abs(got.logits[0] - plain.logits[0]).max() > 10 * TOLERANCE
+                break
+            else:
+                pytest.fail(f"{spec}: no draw with clear choices")
+
+    def test_each_of_a_batch_is_evened_out_by_itself(self, made: Made) -> None:
+        images = [[picture((97, 61), 1)], [picture((97, 61), 2)], []]
+        policies = [CAAC(0.0, 1.0, 1.0, EVENED), parse("dense"), CAAC(0.0, 1.0, 1.0, EVENED)]
+        found = made.model.generate_batch(
+            [PROMPT] * 3, images, policies=policies, max_new_tokens=STEPS, return_logits=True
+        )
+        for got, shown, policy in zip(found, images, policies, strict=True):
+            alone = asked(made.model, shown, policy)
+            np.testing.assert_allclose(got.logits, alone.logits, atol=TOLERANCE, rtol=0)
+        plain = asked(made.model, [], "dense")
+        np.testing.assert_array_equal(asked(made.model, [], policies[0]).logits, plain.logits)
 
     def test_drafts_are_refused(self, made: Made) -> None:
         with pytest.raises(OptionError, match=r"expected a policy whose steps are computed once"):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,9 @@ class Oracle:
         self.gate = gate
         self.confidences: list[float] = []
         self.factors = torch.ones(0, dtype=torch.float64)
+        # Rows from the first number on give keys of these numbers [n] so many times the attention
+        # before it is normalised, [H, n] in each layer that is named.
+        self.evens: list[tuple[int, Tensor, dict[int, Tensor]]] = []
         self.rules = rules
         self.ranking = ByAttention() if ranking is None else ranking
         text = decoder_of(model).config
@@ -307,6 +311,10 @@ class Oracle:
             return torch.ones(len(places), len(places), dtype=torch.bool)
         return places[:, None] - places < window
 
+    def attention(self) -> dict[int, Tensor]:
+        """[H, S, S] of each layer."""
+        return self._forward()[1]
+
     def live_rows(self) -> NDArray[np.int64]:
         """Tokens not dropped, [layers, KV heads]."""
         return np.stack([self.layers[n].alive.sum(1).numpy() for n in self.own])
@@ -364,6 +372,8 @@ class Oracle:
             more["oracle_bias"] = bias.to(self.model.dtype)
         if self.gate is not None:
             more["oracle_factors"] = torch.where(self.is_image, self.factors[:, None], 1.0)
+        if self.evens:
+            more["oracle_evens"] = self._evened()
         goes = self._goes_on()
         masks = [mask[:, rows][:, :, rows] for mask, rows in zip(masks, goes, strict=True)]
         with _masked_attention(self.model), _cut(decoder_of(self.model).layers, goes):
@@ -383,6 +393,17 @@ class Oracle:
         ):  # which does not look at it
             logits = cap * torch.tanh(logits / cap)
         return logits, {index: _spread(one, goes[index]) for index, one in attention.items()}
+
+    def _evened(self) -> dict[int, Tensor]:
+        """[H, S, S] of each layer in which there is something to even out."""
+        count = len(self.embeds)
+        found: dict[int, Tensor] = {}
+        for first, keys, tables in self.evens:
+            for layer, table in tables.items():
+                whole = torch.ones(self.heads, count, count, dtype=torch.float64)
+                factors = found.setdefault(layer, whole)
+                factors[:, first:, keys] *= table[:, None]
+        return found
 
     def _goes_on(self) -> list[Tensor]:
         """For each layer the rows [S] that it is given."""
@@ -530,6 +551,9 @@ def run(
     )
 
 
+NONE: Mapping[int, Tensor] = MappingProxyType({})
+
+
 def _attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -542,6 +566,7 @@ def _attention(
     oracle_attention: dict[int, Tensor],
     oracle_bias: Tensor | None = None,
     oracle_factors: Tensor | None = None,
+    oracle_evens: Mapping[int, Tensor] = NONE,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Plain softmax attention, [1, H, S, D] in, under this layer's mask [H, S, S]."""
@@ -554,8 +579,11 @@ def _attention(
     scores = scores.masked_fill(~oracle_masks[module.layer_idx], float("-inf"))
     wide = torch.promote_types(query.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=wide).to(query.dtype)
-    if oracle_factors is not None:
-        raised = weights.double() * oracle_factors
+    evens = oracle_evens.get(module.layer_idx)
+    for factors in (oracle_factors, evens):
+        if factors is None:
+            continue
+        raised = weights.double() * factors
         weights = (raised / raised.sum(-1, keepdim=True)).to(query.dtype)
     oracle_attention[module.layer_idx] = weights[0]
     return (weights @ value).transpose(1, 2).contiguous(), None

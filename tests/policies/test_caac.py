@@ -11,7 +11,7 @@ import pytest
 
 from avl_export.options import Options, OptionsError
 from avl_plugins.errors import PolicyError
-from avl_plugins.policies import CAAC, Action, Policy, Rescale, When, parse
+from avl_plugins.policies import CAAC, Action, Calibrate, Policy, Rescale, When, parse
 from avl_runtime import LVLM
 from avl_runtime.generate.weighing import confidence_of, weights_of
 
@@ -100,3 +100,38 @@ def test_packages_that_take_no_bias_are_refused(tiny: LVLM) -> None:
         tiny.generate("Hello", policy="caac")
     with pytest.raises(OptionsError, match=r"--policy caac: expected --restore with it"):
         Options("avl-tiny", Path("x.avl"), policy="caac")
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7, 1.0])
+def test_counts_are_the_papers(beta: float) -> None:
+    rng = np.random.default_rng(1)
+    given = rng.random((3, 2, 5)).astype(np.float32) + 1e-3
+    counts = Calibrate(beta, 4).evened(given, 3)
+    assert counts is not None
+    for head in range(2):
+        for token in range(5):
+            rows = [given[row, head].astype(float) for row in range(3)]
+            each = [((1 - beta) * row[token] + beta * sum(row) / 5) / row[token] for row in rows]
+            assert counts[head, token] == pytest.approx(sum(each) / 3, rel=1e-12)
+    assert Calibrate(beta, 4).evened(given, 4) is None
+
+
+def test_attention_that_is_nearly_nothing_counts_for_so_many_and_no_more() -> None:
+    tiny = np.full((3, 1, 2), np.finfo(np.float32).tiny)
+    tiny[..., 0] = 0.5
+    counts = Calibrate(1.0, 1).evened(tiny, 0)
+    assert counts is not None and counts.tolist() == [[pytest.approx(0.5), 1000.0]]
+
+
+def test_calibration_is_asked_for_by_beta_and_refused_beside_parked_rows() -> None:
+    assert [type(one) for one in parse("caac").actions()] == [Rescale]
+    assert parse("caac:beta=0.7").actions() == (Calibrate(0.7, 10), Rescale(0.25, 1.5))
+    for text in ("fastv", "snapkv", "divprune:positions=restore,gamma=0.5"):
+        parse(f"{text}+caac:beta=0.7").check((2,))
+    for text in ("avl", "akvq"):
+        with pytest.raises(PolicyError, match=r"expected a policy that parks no rows beside Calib"):
+            parse(f"{text}+caac:beta=0.7").check((2,))
+    with pytest.raises(PolicyError, match="caac: expected beta from 0 to 1, found 2"):
+        parse("caac:beta=2")
+    with pytest.raises(PolicyError, match="caac: expected layers to be a whole number"):
+        parse("caac:beta=0.5,layers=0")

@@ -14,6 +14,7 @@ from avl_plugins.policies.cached.retain import Keeper, Retain, Retaining
 from avl_plugins.policies.cached.snapkv import SnapKV
 from avl_plugins.policies.cached.vlcache import VLCache
 from avl_plugins.policies.cached.zipvl import ZipVL
+from avl_plugins.policies.calibrate import Calibrate
 from avl_plugins.policies.chain import Chain
 from avl_plugins.policies.dense import Dense
 from avl_plugins.policies.drafting import Drafting
@@ -61,6 +62,7 @@ __all__ = [
     "AtRandom",
     "Attention",
     "CDPruner",
+    "Calibrate",
     "Chain",
     "Dense",
     "DivPrune",

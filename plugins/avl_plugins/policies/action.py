@@ -64,6 +64,7 @@ class Action(abc.ABC):
         rates: whether it is `raters` whose attention it ranks by, where it decides BETWEEN.
         weighs: whether a decode step in which it is due may be computed again, image tokens
             counting for more or less: by `weight`.
+        evens: whether image tokens always count for more or less in rows behind them: by `evened`.
     """
 
     __slots__ = ()
@@ -74,6 +75,7 @@ class Action(abc.ABC):
     moves: ClassVar[bool] = True
     rates: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
+    evens: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -153,6 +155,19 @@ class Action(abc.ABC):
             computed again.
         """
         return 1.0
+
+    def evened(self, attention: Scores, layer: int) -> Scores | None:
+        """How many tokens each of a picture's n tokens counts as in a layer, where it `evens`.
+
+        Args:
+            attention: [r, Hkv, n], above 0, what the last r rows of a prompt with a white picture
+                of that size give its tokens, the last row's first; of a KV head the mean of its
+                query heads.
+
+        Returns:
+            [Hkv, n], from 1 / MOST_WEIGHT to MOST_WEIGHT; None: as one each.
+        """
+        return None
 
     def merged(self, view: View) -> tuple[Fates, Indices | None]:
         """What `choose` says, and which rows that stay become means, where it decides EMBEDDED.

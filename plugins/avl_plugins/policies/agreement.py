@@ -149,6 +149,7 @@ def check_together(actions: Sequence[Action], where: str) -> None:
         decided.add(decision)
     check_alone(actions, where)
     check_raters(actions, where)
+    check_evened(actions, where)
     choosing = [action for action in actions if action.tokens is Tokens.IMAGE]
     left = 1.0
     for index, action in enumerate(choosing):
@@ -169,6 +170,22 @@ def check_together(actions: Sequence[Action], where: str) -> None:
                 f"{where}: expected an action that parks rows for {name} to read, as Divide does "
                 f"after a prompt, found none; add one, or leave {name} out"
             )
+
+
+def check_evened(actions: Sequence[Action], where: str) -> None:
+    """Refuse parked rows where heads count tokens differently: graphs bias those for all alike.
+
+    Raises:
+        PolicyError: there are both.
+    """
+    evening = next((one for one in actions if one.evens), None)
+    reading = next((one for one in actions if one.reads_parked), None)
+    if evening is not None and reading is not None:
+        raise PolicyError(
+            f"{where}: expected a policy that parks no rows beside {type(evening).__name__}, which "
+            f"has each head count them in its own way, found {type(reading).__name__}; leave one "
+            "of the two out"
+        )
 
 
 def check_raters(actions: Sequence[Action], where: str) -> None:

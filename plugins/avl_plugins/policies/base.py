@@ -77,7 +77,7 @@ class Policy(abc.ABC):
     @property
     def biases(self) -> bool:
         """Whether attention is biased, which not all packages can do."""
-        return any(action.restores or action.weighs for action in self.actions())
+        return any(one.restores or one.weighs or one.evens for one in self.actions())
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -1,10 +1,12 @@
 """CAAC: image tokens count for more where the model is unsure (arXiv 2505.21472, WACV 2026).
 
-The paper's confidence-aware half (attention re-scaling). Where the likeliest next token has at most
+Confidence-aware attention re-scaling is the one half. Where the likeliest next token has at most
 the probability `below`, the step is computed once more, with the scores of image tokens raised in
 all layers and heads. The paper's code multiplies scores, signs and all, so that image tokens with
 negative ones lose attention; meant is that all gain. Ours adds the factor's logarithm: before it is
 normalised, the attention to each image token is multiplied by the factor.
+
+The other half is `calibrate`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 from avl_plugins.errors import PolicyError, quoted
 from avl_plugins.policies.action import MOST_WEIGHT, Action, When
 from avl_plugins.policies.base import Policy
+from avl_plugins.policies.calibrate import Calibrate, check_calibration
 from avl_plugins.policies.checks import check_weight, is_number
 from avl_plugins.policies.ranking import ATTENTION, Ranking
 from avl_plugins.policies.view import Fates, View, fates
@@ -60,18 +63,25 @@ class Rescale(Action):
 
 @dataclass(frozen=True, slots=True)
 class CAAC(Policy):
-    """Compute steps with a confidence of at most `below` again, with images up to `most` times."""
+    """Compute steps with a confidence of at most `below` again, with images up to `most` times.
+
+    With `beta` above 0 attention is calibrated in the first `layers` layers.
+    """
 
     below: float = 0.25
     most: float = 1.5
+    beta: float = 0.0
+    layers: int = 10
 
     name: ClassVar[str] = "caac"
 
     def __post_init__(self) -> None:
         check_options(self.name, self.below, self.most)
+        check_calibration(self.name, self.beta, self.layers)
 
     def actions(self) -> tuple[Action, ...]:
-        return (Rescale(self.below, self.most),)
+        gate = Rescale(self.below, self.most)
+        return (Calibrate(self.beta, self.layers), gate) if self.beta else (gate,)
 
 
 def check_options(policy: str, below: object, most: object) -> None:

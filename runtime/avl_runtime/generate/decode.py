@@ -14,7 +14,7 @@ from avl_runtime.generate.check import Asked, Check, drafted
 from avl_runtime.generate.choices import after_step, text_after_step
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.generate.weighing import weights_of
-from avl_runtime.kv.standing import standing_of, weighed
+from avl_runtime.kv.standing import standing_of
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.embedding import Embedding
 
@@ -139,7 +139,7 @@ class Decoder:
         found = batch.run(step)
         if weighs and (weights := weights_of(due, found, [one.image_tokens for one in members])):
             # No row has been added yet, and rows that a kernel has moved are still read or not.
-            step.standing = weighed(members, weights, self._manifest.dims.position_axes)
+            step.standing = standing_of(members, weights)
             found = batch.run(step)
             for seq in weights:
                 members[seq].again += 1

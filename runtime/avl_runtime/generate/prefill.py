@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,12 +26,21 @@ from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.kv.by_layer import LAST, TEXT
 from avl_runtime.kv.cache import Floats, Ints, SegmentCache
 from avl_runtime.kv.sight import by_position
-from avl_runtime.kv.standing import standing_of
+from avl_runtime.kv.standing import Standing, standing_of
 from avl_runtime.package.manifest import Manifest
 from avl_runtime.prompts.rows import PromptRows
 
 T = TypeVar("T")
+Doubles = NDArray[np.float64]
 Reading = Generator[None, None, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Behind:
+    """Rows of a prompt from token number `first` of the conversation on, and what stands where."""
+
+    first: int
+    standing: Standing | None
 
 
 def prefill(
@@ -41,6 +50,7 @@ def prefill(
     logits: Logits = Logits.ALL,
     steps: int = 0,
     prefix: Prefix | None = None,
+    factors: Doubles | None = None,
 ) -> Reading:
     """Read a prompt, a chunk of a segment each time, and place its rows.
 
@@ -51,6 +61,8 @@ def prefill(
         steps: the most decode steps that may follow, for which there is to be room.
         prefix: what of it need not be read, and is left for others; of a new sequence. None:
             nothing.
+        factors: [L, Hkv, N], as how many tokens each of the prompt's counts to rows behind its last
+            picture, in the first L layers; None: as one.
 
     Returns:
         The last row's logits [V].
@@ -76,9 +88,14 @@ def prefill(
     ends = positions + 1 if rows.ends is None else start + rows.ends
     known = standing_of([sequence])
     chunk = Chunk(rows.hidden, positions, position_ids, rows.deepstack, ends, known)
+    behind = None
+    if factors is not None:
+        sequence.stands.even(start, factors)
+        last = start + int(np.flatnonzero(rows.image_mask)[-1])
+        behind = Behind(last + 1, standing_of([sequence]))
     try:
         steps = min(steps, sequence.room_left())
-        found = yield from _read(sequence, manifest, chunk, logits, steps, prefix)
+        found = yield from _read(sequence, manifest, chunk, logits, steps, prefix, behind)
     except AvlError as error:
         sequence.restore(before)
         caches = sequence.caches, sequence.seq
@@ -191,6 +208,7 @@ def _read(
     logits: Logits,
     steps: int,
     prefix: Prefix | None,
+    behind: Behind | None,
 ) -> Reading:
     """Run all segments over all rows of a prompt, `whole`, but those that are known."""
     count, mass = len(whole.positions), np.zeros((1, 0), np.float32)
@@ -220,7 +238,7 @@ def _read(
             probed.begin(cache, rows.positions)
         rated = rating(sequence, manifest, index, whole, rows.positions)
         hidden, mass = yield from _run_chunks(
-            sequence, index, cache, chunk, logits, steps, prefix, probed, rated
+            sequence, index, cache, chunk, logits, steps, prefix, probed, rated, behind
         )
         rows = replace(rows, hidden=hidden, deepstack=deepstack)
         for action in sequence.actions:
@@ -242,6 +260,7 @@ def _run_chunks(
     prefix: Prefix | None,
     probed: Probed | None,
     rated: Rated | None,
+    behind: Behind | None,
 ) -> Generator[None, None, tuple[NDArray[Any], Floats]]:
     """Run one segment over all rows, adding them to its cache; `logits` are read of the last.
 
@@ -260,8 +279,17 @@ def _run_chunks(
     cache.reserve(held + count, steps, executor.chunk)
     if prefix is not None and held:
         prefix.put(index, cache)
-    for begin, end in spans(count, executor.chunk, rows.row_ends):
+    # Rows that see a picture's tokens count otherwise are read when the cache holds these.
+    cut = count if behind is None else int(rows.positions.searchsorted(behind.first))
+    runs = [
+        (begin + first, begin + end)
+        for begin, part in ((0, rows.between(0, cut)), (cut, rows.between(cut, count)))
+        for first, end in spans(len(part.positions), executor.chunk, part.row_ends)
+    ]
+    for begin, end in runs:
         chunk = rows.between(begin, end)
+        if behind is not None and begin >= cut:
+            chunk = replace(chunk, standing=behind.standing)
         ends = end == count
         weights = _row_weights(sequence, chunk.positions, probed, last=ranked and ends)
         probes = probed if weights[0, TEXT].any() else None

@@ -58,6 +58,7 @@ class Sequence:
         drafting: how tokens may be drafted by active rows alone, if its policy says so.
         evicts: whether an action ranks text rows, so that text rows' attention is counted.
         restores: whether attention is biased, once there is a picture.
+        stands: where its tokens stand, and how much they count.
         caches: of each segment; shared with other sequences while it decodes in a batch.
         seq: its place in `caches`.
         token_ids: every token whose row has been computed, prompt and replies.
@@ -84,7 +85,7 @@ class Sequence:
         self.seq = 0
         self._modality, self._evictable = np.zeros(256, np.bool_), np.zeros(256, np.bool_)
         self._dropped = np.full(256, NEVER, np.int16)
-        self._standing = TokenStanding(manifest.dims.position_axes)
+        self.stands = TokenStanding(manifest.dims.position_axes)
         self._first_image: int | None = None
         self.text_after_image = 0
         self.next_position = 0
@@ -115,7 +116,7 @@ class Sequence:
     def standing(self) -> Ints | None:
         """[tokens so far, Z], where each stands (`kv.standing`); None: attention is not biased."""
         biased = self.restores and self._first_image is not None
-        return self._standing.first(self.length) if biased else None
+        return self.stands.first(self.length) if biased else None
 
     @property
     def evictable_mask(self) -> NDArray[np.bool_]:
@@ -213,7 +214,7 @@ class Sequence:
                 f"context), found {start + added}; shorten the prompt or use fewer images"
             )
         if self.restores:
-            self._standing.grow(start, added, self.next_position, given, standing)
+            self.stands.grow(start, added, self.next_position, given, standing)
         while start + added > len(self._modality):
             self._modality = np.concatenate([self._modality, np.zeros_like(self._modality)])
             self._dropped = np.concatenate([self._dropped, np.full_like(self._dropped, NEVER)])
@@ -321,7 +322,7 @@ class Sequence:
         other.__dict__.update(self.__dict__)
         with self.executor.turn:
             other.caches = [cache.fork() for cache in self.caches]
-        for name in ("_modality", "_evictable", "_dropped", "_standing", "visuals", "token_ids"):
+        for name in ("_modality", "_evictable", "_dropped", "stands", "visuals", "token_ids"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -338,6 +339,7 @@ class Sequence:
         )
 
     def _recount(self, counts: _Counts) -> None:
+        self.stands.cut(counts.length)
         self._modality[counts.length :] = False
         self._dropped[counts.length :] = NEVER
         self._evictable[counts.length :] = counts.first_image is not None

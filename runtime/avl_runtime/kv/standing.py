@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -16,16 +17,20 @@ from numpy.typing import NDArray
 from avl_plugins.policies import Action, Tokens
 from avl_runtime.kv.cache import Ints, SegmentCache
 
+Doubles = NDArray[np.float64]
+
 # What a token counts as where others count as fractions of one: to a row's attention ratios alone
 # matter, and sums with its logarithm, 14, cost no digit that counts.
 UNIT = 2**20
+NONE: Mapping[int, float] = MappingProxyType({})
 
 
 class TokenStanding:
-    """Of each token of one conversation, where it stands."""
+    """Of each token of one conversation, where it stands, and how much it counts beside that."""
 
     def __init__(self, axes: int) -> None:
         self._rows: Ints = np.zeros((256, axes + 1), np.int64)
+        self._factors: Doubles | None = None
 
     def grow(
         self, start: int, count: int, position: int, given: Ints | None, standing: Ints | None
@@ -48,10 +53,42 @@ class TokenStanding:
         """[count, Z], of the first tokens."""
         return self._rows[:count]
 
+    def together(self, count: int) -> Ints:
+        """[count, Z], of so many tokens that all stand in one place."""
+        found = np.zeros((count, self._rows.shape[1]), np.int64)
+        found[:, -1] = 1
+        return found
+
+    def even(self, start: int, factors: Doubles) -> None:
+        """Tokens from number `start` on count as so many, [L, Hkv, tokens], those behind as one.
+
+        Args:
+            factors: for the decoder's first L layers (`Action.evened`).
+        """
+        found = np.ones((*factors.shape[:2], start + factors.shape[2]))
+        if self._factors is not None:
+            known = self._factors[:, :, :start]
+            found[:, :, : known.shape[2]] = known
+        found[:, :, start:] = factors
+        self._factors = found
+
+    def factors(self, count: int) -> Doubles | None:
+        """[L, Hkv, count], as which the first tokens count in L layers; None: all as one."""
+        if self._factors is None:
+            return None
+        more = max(0, count - self._factors.shape[2])
+        known = self._factors[:, :, :count]
+        return np.pad(known, ((0, 0), (0, 0), (0, more)), constant_values=1)
+
+    def cut(self, length: int) -> None:
+        """Tokens from number `length` on count as one each."""
+        if self._factors is not None:
+            self._factors = self._factors[:, :, :length]
+
     def copy(self) -> TokenStanding:
         """One of the same tokens, which grows by itself."""
         other = TokenStanding.__new__(TokenStanding)
-        other._rows = self._rows.copy()
+        other._rows, other._factors = self._rows.copy(), self._factors
         return other
 
 
@@ -71,6 +108,9 @@ class Stood(Protocol):
         """[tokens so far, Z]; None: its attention is not biased."""
         ...
 
+    @property
+    def stands(self) -> TokenStanding: ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Standing:
@@ -78,11 +118,15 @@ class Standing:
 
     Attributes:
         tokens: of each sequence [tokens so far, Z]; None where no attention is biased.
-        unlike: whether the KV heads of a layer may hold other rows than one another.
+        unlike: whether KV heads of a layer may hold other rows than one another, or count them
+            differently.
+        factors: of each sequence [L, Hkv, tokens so far], as how many tokens each counts beside in
+            the decoder's first L layers, where no rows are parked; None: as one.
     """
 
     tokens: Sequence[Ints | None]
     unlike: bool
+    factors: Sequence[Doubles | None]
 
     @property
     def width(self) -> int:
@@ -129,12 +173,17 @@ class Standing:
             active, parked: [B, F, rows, Z] and [B, 1, rows, Z], at least as many as there are.
             first: of the cache's sequences, the one that is the first of these.
         """
-        for seq, tokens in enumerate(self.tokens):
+        number = cache.numbers[layer]
+        for seq, (tokens, factors) in enumerate(zip(self.tokens, self.factors, strict=True)):
             if tokens is not None:
                 held = cache.active_len[layer, first + seq], cache.parked_len[layer, first + seq]
                 at = cache.positions[layer, first + seq, : active.shape[1], : held[0]]
                 # By far faster than by an index, as rows are short.
                 active[seq, :, : held[0]] = tokens.take(at, 0)
+                if factors is not None and number < len(factors):
+                    counts = active[seq, :, : held[0], -1]
+                    each = np.take_along_axis(factors[number], at, 1)
+                    np.maximum(1, np.rint(counts * each), out=counts, casting="unsafe")
                 if parked is not None:
                     at = cache.parked_positions[layer, first + seq, : held[1]]
                     parked[seq, 0, : held[1]] = tokens.take(at, 0)
@@ -147,33 +196,29 @@ def of_new(standing: Standing | None, positions: Ints, position_ids: Ints, axes:
     return standing.of_new(positions, position_ids)
 
 
-def standing_of(sequences: Sequence[Stood]) -> Standing | None:
-    """Of sequences that run together; None where no attention is biased."""
-    tokens = [each.standing for each in sequences]
-    if all(one is None for one in tokens):
-        return None
-    return Standing(tokens, unlike(each.actions for each in sequences))
+def standing_of(sequences: Sequence[Stood], weights: Mapping[int, float] = NONE) -> Standing | None:
+    """Of sequences that run together; None where no attention is biased.
 
-
-def weighed(sequences: Sequence[Stood], weights: Mapping[int, float], axes: int) -> Standing:
-    """As `standing_of`, where each image token of some sequences counts as a number of tokens.
-
-    Where nothing else biases a sequence's attention, all its tokens stand in one place: there
-    RESTORE's bias is the logarithm of that number alone.
+    Where a sequence's tokens count as more or fewer than they stand for and nothing else biases its
+    attention, all of them stand in one place: there RESTORE's bias is the logarithm of that alone.
 
     Args:
-        weights: these numbers, above 0, by the sequences' own.
-        axes: of positions.
+        weights: as how many tokens, above 0, each image token of some sequences counts, by their
+            numbers.
     """
     tokens = [each.standing for each in sequences]
-    for seq, weight in weights.items():
-        image, stood = sequences[seq].image_mask, tokens[seq]
-        found = np.zeros((len(image), axes + 1), np.int64) if stood is None else stood.copy()
-        if stood is None:
-            found[:, -1] = 1
-        found[:, -1] *= np.where(image, round(weight * UNIT), UNIT)
+    factors = [each.stands.factors(len(each.image_mask)) for each in sequences]
+    for seq, (each, own) in enumerate(zip(sequences, factors, strict=True)):
+        if own is None and seq not in weights:
+            continue
+        image, stood = each.image_mask, tokens[seq]
+        found = each.stands.together(len(image)) if stood is None else stood.copy()
+        found[:, -1] *= np.where(image, round(weights.get(seq, 1) * UNIT), UNIT)
         tokens[seq] = found
-    return Standing(tokens, unlike(each.actions for each in sequences))
+    if all(one is None for one in tokens):
+        return None
+    apart = unlike(each.actions for each in sequences)
+    return Standing(tokens, apart or any(one is not None for one in factors), factors)
 
 
 def unlike(actions: Iterable[Sequence[Action]]) -> bool:

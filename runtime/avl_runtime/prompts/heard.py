@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -77,7 +77,10 @@ class Ears:
 
     def _prepared(self, pictures: Sequence[Image.Image], several: bool) -> list[Media]:
         layout = self._image.layout_among(2 if several else 1)
-        return [layout.prepare(picture, self._tokens["image"]) for picture in pictures]
+        return [
+            replace(layout.prepare(picture, self._tokens["image"]), shown=picture.size)
+            for picture in pictures
+        ]
 
     def _films(self, videos: Sequence[VideoLike]) -> list[Media]:
         layout = self._encoder(len(videos)).layout

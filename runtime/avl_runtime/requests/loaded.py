@@ -19,6 +19,7 @@ from avl_runtime.generate.grammars import Grammars
 from avl_runtime.generate.prefill import Reading, prefill
 from avl_runtime.generate.prefix import Prefix
 from avl_runtime.generate.sequence import Sequence
+from avl_runtime.generate.whites import Whites
 from avl_runtime.kv.prefixes import PrefixCache
 from avl_runtime.machine.resources import cores, usable_memory
 from avl_runtime.package.info import check_bias, check_vision
@@ -98,6 +99,7 @@ class Loaded:
         self.grammars = Grammars(
             self.processor.tokenizer, manifest.dims.vocab_size, manifest.tokens.eos
         )
+        self._whites = Whites(self.processor, self.sequence, self.prefill)
         self._closed = False
 
     def close(self) -> None:
@@ -139,12 +141,14 @@ class Loaded:
             asked = self.embedding.words(self.processor.asked_ids(prompt))
             before = len(sequence.visuals)
             rows = yield from choose(rows, prompt, choosing, asked, before, self._threads)
-        if self.prefixes is not None and not sequence.length:
+        factors = yield from self._whites.factors(sequence.actions, prompt)
+        # Rows that count tokens otherwise are no others' prefix.
+        if self.prefixes is not None and not sequence.length and factors is None:
             prefix = Prefix(self.prefixes, sequence, manifest, prompt, rows)
             yield from prefix.fetch()
         if rows is None:
             rows = yield from self.embed(prompt, 0 if prefix is None else prefix.unread)
-        return (yield from prefill(sequence, manifest, rows, logits, steps, prefix))
+        return (yield from prefill(sequence, manifest, rows, logits, steps, prefix, factors))
 
     def embed(self, prompt: Prompt, first: int = 0) -> Generator[None, None, PromptRows]:
         """What the decoder reads of a prompt; stops behind each run of an encoder.
@@ -193,10 +197,10 @@ class Loaded:
         policy.check(self.package.manifest.splits(), self.package.manifest.dims.num_layers)
         check_vision(policy, self.package.manifest)
         check_bias(policy, self.package.manifest)
-        if any(action.weighs for action in policy.actions()) and not self.executor.repeats:
+        if any(one.weighs or one.evens for one in policy.actions()) and not self.executor.repeats:
             raise PolicyError(
-                f"{policy}: expected steps that can be computed again, found those of "
-                f"{self.executor.name}, which add their rows by themselves; use ort-cpu"
+                f"{policy}: expected steps that can be computed again, and heads that count tokens "
+                f"differently, found {self.executor.name}, which does neither; use ort-cpu"
             )
         window = self.package.manifest.reach.window
         if window is not None and any(action.closes_up for action in policy.actions()):

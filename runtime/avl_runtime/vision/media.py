@@ -140,6 +140,7 @@ class Media:
         images_per_run: entries of pixel_values' first axis that one run of the graph takes at most.
         more: inputs of further runs, of tiles of another size, whose features come behind.
         blend: how the graph's features make the tokens, unless each is one, in order.
+        shown: width and height of the picture that it was made of; (0, 0) of a video.
         numbers: what the prompt holds before and behind its number, counted from 0 among all of its
             kind in the conversation, in front of `replacement`; None: no number.
     """
@@ -156,6 +157,7 @@ class Media:
     blend: Blend | None = None
     more: tuple[dict[str, NDArray[Any]], ...] = ()
     numbers: tuple[str, str] | None = None
+    shown: tuple[int, int] = (0, 0)
 
     def numbered(self, number: int) -> str:
         """The text that takes the place of the placeholder of the picture of that number."""
