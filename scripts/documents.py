@@ -25,6 +25,7 @@ import few_bits
 import kept_rows
 import layer_budgets
 import linear_part
+import lookup_speed
 import overhead
 import own_scores
 import prefix_speed
@@ -72,6 +73,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
     "overhead": lambda: overhead.sentence(record("overhead")),
     "layer-budgets": lambda: layer_budgets.sentence(record("layer-budgets")),
+    "lookup-speed": lambda: lookup_speed.sentence(record("lookup-speed")),
     "own-scores": lambda: own_scores.sentence(record("own-scores")),
     "restored": lambda: restored_scores.table(record("restore")),
     "merged": lambda: restored_scores.table(record("restore"), "merged"),

@@ -19,7 +19,10 @@ NO_TEXT = -1  # in the place of an image token, which nothing is like and no dra
 
 # What a run over drafts costs beyond a step, in steps, and each draft of it: measured on avl-tiny,
 # whose steps are short. Larger models pay less.
-RUN, EACH = 0.4, 0.1
+RUN, EACH = 0.2, 0.28
+# How many are drafted: a run of another number of rows binds buffers first, which takes avl-tiny
+# three steps and more, and those of four numbers are kept.
+LENGTHS = (1, 3, 7, MOST_DRAFTS)
 # How many tokens were the same, at least, and what is assumed of such a draft before any was said.
 CLASSES = ((2, 0.1), (3, 0.25), (5, 0.5), (8, 0.75))
 WEIGHT = 2.0  # tokens that the assumption counts as
@@ -53,6 +56,11 @@ class PromptLookup:
             self._note(token)
         self._find()
 
+    @property
+    def ready(self) -> bool:
+        """Whether enough of the newest tokens were there before for others to be drafted."""
+        return self._place is not None and self._same >= SHORTEST
+
     def say(self, token: int) -> None:
         """Know of the reply's next token, and whether it would have been drafted."""
         if self._place is not None and self._same >= SHORTEST:
@@ -83,11 +91,11 @@ class PromptLookup:
         """At most so many tokens of `follow`: as many as are worth a run, by what was right."""
         best, length = 0.0, 0
         gained, chance = -RUN, 1.0
-        for number in range(min(most, self.most) if self._same >= SHORTEST else 0):
+        for number in range(min(most, self.most) if self.ready else 0):
             kind = _class_of(self._same + number)
             chance *= self._right[kind] / self._tried[kind]
             gained += chance - EACH
-            if gained > best:
+            if gained > best and number + 1 in LENGTHS:
                 best, length = gained, number + 1
         return self.follow(length)
 

@@ -165,7 +165,7 @@ class Request:
             if checks:
                 sequence.roll_back(sequence.length - len(core.pending))
             return list(core.pending) if checks else []
-        if self._lookup is None:
+        if self._lookup is None or not self._lookup.ready:
             return []
         rows = min(self.steps_left, self._lookup.most + 1)
         if core is None:
