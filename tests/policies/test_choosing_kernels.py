@@ -14,6 +14,7 @@ from avl_plugins.cpu.choosing import Choosing, choosing
 from avl_plugins.policies.embedded import similar
 from avl_plugins.policies.embedded.cdpruner import SMALLEST, spanning
 from avl_plugins.policies.embedded.covering import covering
+from avl_plugins.policies.embedded.similar import directions
 from avl_plugins.policies.embedded.vispruner import AT_ONCE, without_repeats
 from policies import test_embedded, test_looking
 from support.compiled import library_for
@@ -134,13 +135,14 @@ def test_what_is_found_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatc
     rng, ours = np.random.default_rng(6), choosing()
     assert ours is not None
     rows = np.concatenate([rng.standard_normal((45, 40)).astype(np.float32)] * 3)
-    near = ours.panels(rows, np.float32).among()
+    panels = ours.panels(rows, np.float32)
+    near = panels.among()
     weights, relevance = np.tile(rng.random(45), 3), np.tile(rng.random(45), 3)
     found = []
     for threads in (1, 2, 5):
         with choices.on_threads(threads):
             covered = ours.cover(near, 100, weights, np.ones(135))
-            found.append((covered.tolist(), ours.span(near, 60, relevance, 0.5, 1e-6).tolist()))
+            found.append((covered.tolist(), ours.span(panels, 60, relevance, 0.5, 1e-6).tolist()))
     assert all(one == found[0] for one in found)
     assert len(set(found[0][0])) == 100 and max(found[0][1]) < 45
 
@@ -151,11 +153,12 @@ def test_determinants_are_numpys(dtype: type, monkeypatch: pytest.MonkeyPatch) -
     rng, ours = np.random.default_rng(7), choosing()
     assert ours is not None
     monkeypatch.setenv(cpu.SWITCH, "off")
-    for tokens, width, count in ((1, 4, 1), (20, 64, 20), (61, 12, 30)):
-        units = directed(rng.standard_normal((tokens, width)))
-        near, relevance = (units @ units.T).astype(dtype), rng.random(tokens)
-        want = spanning(near, count, relevance, 0.5)
-        assert ours.span(near, count, relevance, 0.5, SMALLEST).tolist() == want.tolist()
+    monkeypatch.setattr(similar, "dtype_of", lambda tokens: dtype)
+    for tokens, width, count in ((1, 4, 1), (20, 64, 20), (61, 12, 30), (150, 133, 50)):
+        rows, relevance = rng.standard_normal((tokens, width)), rng.random(tokens)
+        want = spanning(directions(rows), count, relevance, 0.5)
+        got = ours.span(ours.panels(rows, dtype), count, relevance, 0.5, SMALLEST)
+        assert got.tolist() == want.tolist()
 
 
 @pytest.mark.usefixtures("kernels")

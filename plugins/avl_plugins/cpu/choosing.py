@@ -29,10 +29,11 @@ Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PANEL: Final = 48  # AVL_PANEL of likeness.h
-GROUP: Final = 8  # AVL_GROUP of greedy.h
+GROUP: Final = 16  # AVL_GROUP
 LINE: Final = 8  # AVL_LINE_WORDS
 KNOWN: Final = 24  # neighbours of a token that are looked up before all are compared
 ROWS: Final = 64  # tokens of a task
+PANELS: Final = 4  # panels of one, where little is done with each
 ALONE: Final = 1 << 23  # products that are found sooner than other threads are awake
 _THREADS: ContextVar[int | None] = ContextVar("threads of choices", default=None)
 
@@ -71,12 +72,11 @@ class _Spanning(ctypes.Structure):
     """`avl_spanning` of greedy.h."""
 
     _fields_ = (
-        ("race", _Race),
-        *((name, ctypes.c_int64) for name in ("tokens", "count", "fine")),
-        *((name, ctypes.c_void_p) for name in ("near", "relevance")),
+        *(("race", _Race), ("of", _Likeness)),
+        *(("count", ctypes.c_int64), ("relevance", ctypes.c_void_p)),
         *((name, ctypes.c_double) for name in ("weight", "smallest")),
-        *((name, ctypes.c_void_p) for name in ("adds", "spanned", "known", "roots", "done")),
-        ("chosen", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("adds", "spanned", "known", "roots")),
+        *((name, ctypes.c_void_p) for name in ("units", "done", "chosen")),
     )
 
 
@@ -95,9 +95,8 @@ class Panels:
     """Rows [n, C] brought to length 1, in the order in which kernels read them."""
 
     functions: Choosing
-    array: Scores
-    tokens: int
-    width: int
+    rows: Scores
+    array: Scores  # [panels, PANEL / GROUP, C, GROUP]
 
     def among(self, temperature: float = 0, out: Scores | None = None) -> Scores:
         """Cosines [n, n] of rows with each other; those of zeros are 0.
@@ -106,49 +105,39 @@ class Panels:
             temperature: above 0, in float32: e ** ((cosine - 1) / temperature) in place of cosines.
             out: [n, n] to write to, rows of a wider array; None: a new one.
         """
-        tokens, dtype = self.tokens, self.array.dtype
+        (tokens, width), dtype = self.rows.shape, self.rows.dtype
         out = np.empty((tokens, tokens), dtype) if out is None else out
         if out.shape != (tokens, tokens) or out.dtype != dtype or out.strides[1] != dtype.itemsize:
             raise ValueError(
                 f"expected {tokens} rows of as many {dtype} side by side, found others"
             )
-        of = self.described(out=out, temperature=temperature)
-        tasks, work = range(len(self.array) - 1, -1, -1), tokens * tokens * self.width // 2
+        of = ctypes.byref(self.described(out=out, temperature=temperature))
+        tasks, work = range(len(self.array) - 1, -1, -1), tokens * tokens * width // 2
         _shared(self.functions.library.avl_compare_panels, of, tasks, 1, work)
         return out
 
     def to(self, others: Scores) -> Scores:
         """Cosines [n, m] with rows [m, C]."""
-        panels = self.functions.panels(others, self.array.dtype.type)
-        if panels.width != self.width:
-            raise ValueError(f"expected rows of {self.width} numbers, found {panels.width}")
-        out = np.empty((self.tokens, panels.tokens), self.array.dtype)
-        of = self.described(others=panels, out=out)
-        tasks, work = range(len(self.array)), self.tokens * panels.array.size
-        _shared(self.functions.library.avl_compare_panels, of, tasks, 1, work)
+        (tokens, width), beside = self.rows.shape, others.shape[1]
+        if beside != width:
+            raise ValueError(f"expected rows of {width} numbers, found {beside}")
+        panels = self.functions.panels(others, self.rows.dtype.type)
+        out = np.empty((tokens, len(others)), self.rows.dtype)
+        of = ctypes.byref(self.described(others=panels, out=out))
+        tasks, work = range(0, len(self.array), PANELS), tokens * panels.array.size
+        function = self.functions.library.avl_compare_panels
+        _shared(function, of, tasks, PANELS, work, len(self.array))
         return out
 
-    def described(  # for the library
-        self,
-        features: int | None = None,
-        others: Panels | None = None,
-        out: Scores | None = None,
-        temperature: float = 0,
-    ) -> Any:
-        array = self.array
-        return ctypes.byref(
-            _Likeness(
-                *(array.dtype == np.float64, self.tokens, self.width),
-                *(features, array.ctypes.data),
-                *((0, None) if others is None else (others.tokens, others.array.ctypes.data)),
-                *(
-                    (0, None)
-                    if out is None
-                    else (out.strides[0] // array.itemsize, out.ctypes.data)
-                ),
-                temperature,
-            )
-        )
+    def described(
+        self, others: Panels | None = None, out: Scores | None = None, temperature: float = 0
+    ) -> _Likeness:
+        """What the library is told."""
+        (tokens, width), dtype = self.rows.shape, self.rows.dtype
+        beside = (0, None) if others is None else (len(others.rows), others.array.ctypes.data)
+        to = (0, None) if out is None else (out.strides[0] // dtype.itemsize, out.ctypes.data)
+        data = self.rows.ctypes.data, self.array.ctypes.data
+        return _Likeness(dtype == np.float64, tokens, width, *data, *beside, *to, temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +151,10 @@ class Choosing:
         rows = np.ascontiguousarray(rows, dtype)
         tokens, width = rows.shape
         array = np.empty((-(-tokens // PANEL), width, PANEL), dtype)
-        found = Panels(self, array, tokens, width)
-        of = found.described(features=rows.ctypes.data)
-        _shared(self.library.avl_unit_panels, of, range(len(array)), 1, 8 * rows.size)
+        found = Panels(self, rows, array)
+        of = ctypes.byref(found.described())
+        tasks, work = range(0, len(array), PANELS), 8 * rows.size
+        _shared(self.library.avl_unit_panels, of, tasks, PANELS, work, len(array))
         return found
 
     def cover(self, covers: Scores, count: int, weights: Scores, shares: Scores) -> Ints:
@@ -189,31 +179,30 @@ class Choosing:
         return chosen
 
     def span(
-        self, near: Scores, count: int, relevance: Doubles, weight: float, smallest: float
+        self, of: Panels, count: int, relevance: Doubles, weight: float, smallest: float
     ) -> Ints:
         """Up to `count` of n tokens, each next one that which adds most to a determinant.
 
-        It is that of the kernel (1 - weight) S + weight r S r. There are fewer where none of the
-        others adds `smallest`.
+        It is that of the kernel (1 - weight) S + weight r S r, of cosines S of those chosen with
+        all. There are fewer where none of the others adds `smallest`.
 
         Args:
-            near: [n, n] float32 or float64, S.
             relevance: [n], r.
         """
-        tokens = len(near)
-        near = np.ascontiguousarray(near)
+        tokens, width = of.rows.shape
         groups = -(-tokens // GROUP)
         whole = np.zeros(groups * GROUP)
         whole[:tokens] = relevance
         adds = 1 - weight + weight * whole**2
-        race, kept = _race(adds[:tokens].copy(), _threads(tokens * count * count // 2))
+        race, kept = _race(adds[:tokens].copy(), _threads(tokens * count * width))
         spanned, known = np.empty((groups, count, GROUP)), np.empty(count * (count - 1) // 2)
-        roots, done, chosen = np.empty(count), np.zeros(groups, np.int64), np.empty(count, np.int64)
-        data = [array.ctypes.data for array in (near, whole)]
-        more = [array.ctypes.data for array in (adds, spanned, known, roots, done, chosen)]
-        sizes = tokens, count, near.dtype == np.float64
-        of = ctypes.byref(_Spanning(race, *sizes, *data, weight, smallest, *more))
-        found = _together(self.library.avl_span_most, race.threads, of)
+        roots, units = np.empty(count), np.empty((count, width), of.rows.dtype)
+        done, chosen = np.zeros(groups, np.int64), np.empty(count, np.int64)
+        scratch = adds, spanned, known, roots, units, done, chosen
+        data = [array.ctypes.data for array in scratch]
+        options = count, whole.ctypes.data, weight, smallest
+        asked = ctypes.byref(_Spanning(race, of.described(), *options, *data))
+        found = _together(self.library.avl_span_most, race.threads, asked)
         del kept
         return chosen[:found]
 

@@ -34,21 +34,22 @@ static void NAMED(unit)(const avl_likeness *of, int64_t panel)
         const int64_t end = least(width, begin + PIECE);
         for (int64_t token = 0; token < count; token++)
             for (int64_t i = begin; i < end; i++)
-                to[i * AVL_PANEL + token] = (NUMBER)(from[token * width + i] / lengths[token]);
+                to[place_of(width, i, token)] = (NUMBER)(from[token * width + i] / lengths[token]);
     }
 }
 
 // Adds what so many features give. Sums are taken one by one: so those of equal tokens are equal.
-HELPER void NAMED(multiply)(const NUMBER *a, const NUMBER *b, int64_t width, NUMBER to[][AVL_PANEL])
+HELPER void NAMED(multiply)(const NUMBER *a, const NUMBER *const b[BROAD], int64_t width,
+                            NUMBER to[][AVL_PANEL])
 {
     REGISTER sum[TALL][BROAD] = {0};
     for (int64_t i = 0; i < width; i++) {
         REGISTER own[BROAD];
         _Pragma("GCC unroll 3") for (int x = 0; x < BROAD; x++)
-            own[x] = *(const REGISTER *)(b + i * AVL_PANEL + x * ACROSS);
+            own[x] = *(const REGISTER *)(b[x] + i * AVL_GROUP);
         _Pragma("GCC unroll 8") for (int r = 0; r < TALL; r++)
             _Pragma("GCC unroll 3") for (int x = 0; x < BROAD; x++)
-                sum[r][x] += a[i * AVL_PANEL + r] * own[x];
+                sum[r][x] += a[i * AVL_GROUP + r] * own[x];
     }
     _Pragma("GCC unroll 8") for (int r = 0; r < TALL; r++)
         _Pragma("GCC unroll 3") for (int x = 0; x < BROAD; x++)
@@ -77,9 +78,13 @@ static void NAMED(compare)(const avl_likeness *of, int64_t panel)
         memset(found, 0, sizeof found);
         for (int64_t i = 0; i < of->width; i += DEEP)
             for (int64_t r = 0; r < rows; r += TALL)
-                for (int64_t c = 0; c < columns; c += BROAD * ACROSS)
-                    NAMED(multiply)(own + i * AVL_PANEL + r, others + i * AVL_PANEL + c,
-                                    least(DEEP, of->width - i), (NUMBER(*)[AVL_PANEL])&found[r][c]);
+                for (int64_t c = 0; c < columns; c += BROAD * ACROSS) {
+                    const NUMBER *b[BROAD];
+                    for (int x = 0; x < BROAD; x++)
+                        b[x] = others + place_of(of->width, i, c + x * ACROSS);
+                    NAMED(multiply)(own + place_of(of->width, i, r), b, least(DEEP, of->width - i),
+                                    (NUMBER(*)[AVL_PANEL])&found[r][c]);
+                }
         NAMED(finish)(found, of->temperature);
         NAMED(write)(to, of->stride, rows, columns, found);
         if (!of->beside && panel != other) {
@@ -89,4 +94,58 @@ static void NAMED(compare)(const avl_likeness *of, int64_t panel)
             NAMED(write)(back, of->stride, columns, rows, turned);
         }
     }
+}
+
+// Cosines of AVL_GROUP tokens with so many that are chosen, each of them summed in WAYS parts, so that
+// few are as fast as many.
+HELPER void NAMED(meet)(const avl_likeness *of, int64_t group, const NUMBER *units, int count,
+                        double found[][AVL_GROUP])
+{
+    enum { HELD = AVL_GROUP / ACROSS };
+    const int64_t begin = group * AVL_GROUP, panel = begin / AVL_PANEL * AVL_PANEL;
+    const NUMBER *own = (const NUMBER *)of->panels + panel * of->width;
+    own += place_of(of->width, 0, begin - panel);
+    memset(found, 0, (size_t)count * sizeof *found);
+    for (int64_t first = 0; first < of->width; first += DEEP) {
+        const int64_t end = least(of->width, first + DEEP);
+        REGISTER sums[MET][WAYS][HELD] = {0};
+        int64_t i = first;
+        for (; i + WAYS <= end; i += WAYS)
+            _Pragma("GCC unroll 4") for (int way = 0; way < WAYS; way++)
+                _Pragma("GCC unroll 4") for (int x = 0; x < HELD; x++) {
+                    const REGISTER at =
+                        *(const REGISTER *)(own + (i + way) * AVL_GROUP + x * ACROSS);
+                    _Pragma("GCC unroll 4") for (int r = 0; r < count; r++)
+                        sums[r][way][x] += units[r * of->width + i + way] * at;
+                }
+        for (; i < end; i++)
+            _Pragma("GCC unroll 4") for (int x = 0; x < HELD; x++)
+                _Pragma("GCC unroll 4") for (int r = 0; r < count; r++)
+                    sums[r][0][x] += units[r * of->width + i] *
+                                     *(const REGISTER *)(own + i * AVL_GROUP + x * ACROSS);
+        _Pragma("GCC unroll 4") for (int r = 0; r < count; r++)
+            _Pragma("GCC unroll 4") for (int x = 0; x < HELD; x++) {
+                const REGISTER sum = (sums[r][0][x] + sums[r][1][x]) + (sums[r][2][x] + sums[r][3][x]);
+                for (int lane = 0; lane < ACROSS; lane++)
+                    found[r][x * ACROSS + lane] += sum[lane];
+            }
+    }
+}
+
+static void NAMED(meet_all)(const avl_likeness *of, int64_t group, const void *given, int64_t count,
+                            double found[][AVL_GROUP])
+{
+    const NUMBER *units = given;
+    for (; count >= MET; count -= MET, units += MET * of->width, found += MET)
+        NAMED(meet)(of, group, units, MET, found);
+    for (; count; count--, units += of->width, found++)
+        NAMED(meet)(of, group, units, 1, found);
+}
+
+static void NAMED(take)(const avl_likeness *of, int64_t token, void *unit)
+{
+    const NUMBER *features = (const NUMBER *)of->features + token * of->width;
+    const double length = NAMED(length)(features, of->width);
+    for (int64_t i = 0; i < of->width; i++)
+        ((NUMBER *)unit)[i] = (NUMBER)(features[i] / length);
 }

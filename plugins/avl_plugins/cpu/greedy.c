@@ -3,7 +3,6 @@
 #include "ahead.h"
 #include "levels.h"
 
-#include <math.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -201,12 +200,8 @@ EXPORTED int64_t avl_span_most(const avl_spanning *of, int64_t thread)
         if (race->worth[token] < of->smallest)
             return place;
         if (begin_of(race, thread) <= token && token < begin_of(race, thread + 1)) {
-            const double *from = of->spanned + token / AVL_GROUP * of->count * AVL_GROUP;
-            double *known = of->known + place * (place - 1) / 2;
-            for (int64_t i = 0; i < place; i++)
-                known[i] = from[i * AVL_GROUP + token % AVL_GROUP];
-            of->roots[place] = sqrt(race->worth[token]);
             of->chosen[place] = token;
+            own.by->take(of, place);
         }
         meet(race);
     }

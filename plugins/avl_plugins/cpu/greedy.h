@@ -3,12 +3,9 @@
 #ifndef AVL_GREEDY_H
 #define AVL_GREEDY_H
 
-#include <stdint.h>
+#include "likeness.h"
 
-enum {
-    AVL_GROUP = 8,      // tokens that a thread has together
-    AVL_LINE_WORDS = 8, // of a processor's cache
-};
+enum { AVL_LINE_WORDS = 8 }; // of a processor's cache
 
 // What tokens are worth only shrinks as others are chosen, so an old number bounds the new one from
 // above: a token whose new one is in front of all others' bounds is the next one.
@@ -37,14 +34,15 @@ void avl_cover_most(const avl_cover *of, int64_t thread, int64_t count, int64_t 
 // (1 - weight) S + weight r S r of cosines S and relevance r.
 typedef struct avl_spanning {
     avl_race race;
-    int64_t tokens, count, fine;
-    const void *near;        // [tokens, tokens], S: float64 where `fine` says so, or else float32
+    avl_likeness of; // the tokens, whose panels are there
+    int64_t count;
     const double *relevance; // [groups, AVL_GROUP], r
     double weight, smallest; // the least that a token adds to be chosen
     double *adds;            // [groups, AVL_GROUP], what each adds to the determinant
     double *spanned;         // [groups, count, AVL_GROUP], its coordinates along those chosen
     double *known;           // [count * (count - 1) / 2], those of the chosen ones
     double *roots;           // [count], of what they added
+    void *units;             // [count, width], their features, brought to length 1
     int64_t *done;           // [groups], zeros: choices that `adds` and `spanned` know of
     int64_t *chosen;         // [count]
 } avl_spanning;

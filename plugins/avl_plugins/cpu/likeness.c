@@ -13,16 +13,17 @@
 #endif
 
 // A tile has TALL tokens of one panel and BROAD registers of another.
+// So many chosen tokens are compared with a group at once: MET.
 #if defined(__AVX512F__)
-enum { TALL = 8, BROAD = 3 };
+enum { TALL = 8, BROAD = 3, MET = 4 };
 #elif defined(__AVX2__)
-enum { TALL = 6, BROAD = 2 };
+enum { TALL = 4, BROAD = 3, MET = 1 };
 #elif defined(__aarch64__)
-enum { TALL = 8, BROAD = 3 };
+enum { TALL = 8, BROAD = 3, MET = 1 };
 #else
-enum { TALL = 4, BROAD = 2 };
+enum { TALL = 4, BROAD = 2, MET = 1 };
 #endif
-_Static_assert(AVL_PANEL % TALL == 0 && AVL_PANEL % (BROAD * LANES) == 0, "panels are whole tiles");
+_Static_assert(AVL_GROUP % TALL == 0 && AVL_PANEL % (BROAD * LANES) == 0, "panels are whole tiles");
 
 enum {
     PIECE = 16,  // features that are put in place at once
@@ -31,10 +32,18 @@ enum {
     SPAN = 512,  // numbers of one in float32
     PEAKS = 128, // parts of a row, of each of which the greatest number is found first
     TOGETHER = 16,
+    WAYS = 4,     // sums of a cosine with a chosen token
+    AT_ONCE = 16, // choices that a group is told of
 };
 
 typedef double doubles __attribute__((vector_size(LANES * sizeof(float)), aligned(8), may_alias));
 typedef double eight __attribute__((vector_size(64), aligned(8), may_alias));
+
+// Where a panel has a feature of one of its tokens.
+HELPER int64_t place_of(int64_t width, int64_t i, int64_t token)
+{
+    return (token / AVL_GROUP * width + i) * AVL_GROUP + token % AVL_GROUP;
+}
 
 HELPER int64_t tokens_of(int64_t tokens, int64_t panel)
 {
@@ -143,41 +152,53 @@ static void likest(const avl_repeats *of, int64_t token)
     }
 }
 
-HELPER eight near_of(const avl_spanning *of, int64_t token, int64_t group)
+HELPER void add_choice(const avl_spanning *of, int64_t group, int64_t place,
+                       const double near[AVL_GROUP])
 {
-    const int64_t first = group * AVL_GROUP, count = least(AVL_GROUP, of->tokens - first);
-    const int64_t at = token * of->tokens + first;
-    eight found = {0};
-    for (int64_t x = 0; x < count; x++)
-        found[x] = of->fine ? ((const double *)of->near)[at + x] : ((const float *)of->near)[at + x];
-    return found;
-}
-
-static void span(const avl_spanning *of, int64_t group, int64_t until)
-{
-    eight *own = (eight *)of->spanned + group * of->count, adds = ((eight *)of->adds)[group];
-    const eight relevance = ((const eight *)of->relevance)[group];
-    const int64_t size = of->fine ? sizeof(double) : sizeof(float);
-    for (int64_t place = of->done[group]; place < until; place++)
-        __builtin_prefetch((const char *)of->near +
-                           (of->chosen[place] * of->tokens + group * AVL_GROUP) * size);
-    for (int64_t place = of->done[group]; place < until; place++) {
-        const int64_t token = of->chosen[place];
-        const double *known = of->known + place * (place - 1) / 2;
+    const double *known = of->known + place * (place - 1) / 2;
+    double *adds = of->adds + group * AVL_GROUP;
+    double *own = of->spanned + group * of->count * AVL_GROUP;
+    const double *relevance = of->relevance + group * AVL_GROUP;
+    const double scale = of->weight * of->relevance[of->chosen[place]], root = of->roots[place];
+    for (int half = 0; half < AVL_GROUP; half += 8) {
         eight sums[SUMS] = {0};
         int64_t i = 0;
         for (; i + SUMS <= place; i += SUMS)
             _Pragma("GCC unroll 4") for (int x = 0; x < SUMS; x++)
-                sums[x] += known[i + x] * own[i + x];
+                sums[x] += known[i + x] * *(const eight *)(own + (i + x) * AVL_GROUP + half);
         for (; i < place; i++)
-            sums[0] += known[i] * own[i];
-        const eight scale = 1 - of->weight + of->weight * of->relevance[token] * relevance;
-        const eight rest = scale * near_of(of, token, group);
-        own[place] = (rest - ((sums[0] + sums[1]) + (sums[2] + sums[3]))) / of->roots[place];
-        adds -= own[place] * own[place];
+            sums[0] += known[i] * *(const eight *)(own + i * AVL_GROUP + half);
+        const eight kernel = (1 - of->weight + scale * *(const eight *)(relevance + half)) *
+                             *(const eight *)(near + half);
+        const eight new = (kernel - ((sums[0] + sums[1]) + (sums[2] + sums[3]))) / root;
+        *(eight *)(own + place * AVL_GROUP + half) = new;
+        *(eight *)(adds + half) -= new * new;
     }
-    ((eight *)of->adds)[group] = adds;
+}
+
+static void span(const avl_spanning *of, int64_t group, int64_t until)
+{
+    double near[AT_ONCE][AVL_GROUP];
+    const int64_t size = of->of.width * (of->of.fine ? sizeof(double) : sizeof(float));
+    for (int64_t begin = of->done[group]; begin < until; begin += AT_ONCE) {
+        const int64_t count = least(AT_ONCE, until - begin);
+        const void *units = (const char *)of->units + begin * size;
+        (of->of.fine ? meet_all_double : meet_all_single)(&of->of, group, units, count, near);
+        for (int64_t i = 0; i < count; i++)
+            add_choice(of, group, begin + i, near[i]);
+    }
     of->done[group] = until;
+}
+
+static void take(const avl_spanning *of, int64_t place)
+{
+    const int64_t token = of->chosen[place], group = token / AVL_GROUP;
+    const double *own = of->spanned + group * of->count * AVL_GROUP + token % AVL_GROUP;
+    const int64_t size = of->of.width * (of->of.fine ? sizeof(double) : sizeof(float));
+    for (int64_t i = 0; i < place; i++)
+        of->known[place * (place - 1) / 2 + i] = own[i * AVL_GROUP];
+    of->roots[place] = sqrt(of->adds[token]);
+    (of->of.fine ? take_double : take_single)(&of->of, token, (char *)of->units + place * size);
 }
 
 const avl_likeness_kernels AVL_LEVEL = {
@@ -186,4 +207,5 @@ const avl_likeness_kernels AVL_LEVEL = {
     gain,
     likest,
     span,
+    take,
 };

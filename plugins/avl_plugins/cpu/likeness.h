@@ -4,14 +4,16 @@
 
 #include <stdint.h>
 
-enum { AVL_PANEL = 48 }; // tokens that lie together; behind the last panel's there are zeros
+// Tokens that lie together, and those whose features do, one after the other; behind the last token
+// of the last panel there are zeros.
+enum { AVL_PANEL = 48, AVL_GROUP = 16 };
 
 // Cosines of tokens with each other, or with others.
 typedef struct avl_likeness {
     int64_t fine; // whether all numbers are float64, or else float32
     int64_t tokens, width;
     const void *features; // [tokens, width]
-    void *panels;         // [panels, width, AVL_PANEL], of features brought to length 1
+    void *panels;         // [panels, groups, width, AVL_GROUP], of features brought to length 1
     int64_t others;
     const void *beside;   // panels of so many others; NULL: none
     int64_t stride;       // of `out`, from token to token
@@ -37,7 +39,9 @@ typedef struct avl_likeness_kernels {
     // on `count` alone.
     double (*gain)(const float *row, const float *best, const float *shares, int64_t count);
     void (*likest)(const struct avl_repeats *of, int64_t token);                  // choosing.h
-    void (*span)(const struct avl_spanning *of, int64_t group, int64_t until); // greedy.h
+    // Has a group know of the first choices, and others of the choice at a place (greedy.h).
+    void (*span)(const struct avl_spanning *of, int64_t group, int64_t until);
+    void (*take)(const struct avl_spanning *of, int64_t place);
 } avl_likeness_kernels;
 
 extern const avl_likeness_kernels avl_likeness_base, avl_likeness_avx2, avl_likeness_avx512;

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from avl_plugins.cpu.choosing import choosing
+from avl_plugins.cpu.choosing import Panels
 from avl_plugins.policies.checks import check_weight
 from avl_plugins.policies.embedded.select import Selecting
 from avl_plugins.policies.embedded.similar import Directions, Doubles, check_tokens, directions
-from avl_plugins.policies.view import Indices, Picture, Scores
+from avl_plugins.policies.view import Indices, Picture
 
 SMALLEST = 1e-6  # what a further token adds to a determinant at least, to be chosen for that
 
@@ -38,7 +38,7 @@ class CDPruner(Selecting):
         check_tokens(self.name, len(picture.features))
         of = directions(picture.features)
         relevance = _relevance(of, picture)
-        chosen = spanning(of.among(), count, relevance, self.weight)
+        chosen = spanning(of, count, relevance, self.weight)
         if len(chosen) < count:  # all others lie in the span of those: by relevance
             left = 1 - self.weight + self.weight * relevance**2
             left[chosen] = -np.inf
@@ -47,15 +47,16 @@ class CDPruner(Selecting):
         return chosen
 
 
-def spanning(near: Scores, count: int, relevance: Doubles, weight: float) -> Indices:
+def spanning(of: Directions, count: int, relevance: Doubles, weight: float) -> Indices:
     """Up to `count` of n tokens, each next one that which adds most to the determinant.
 
     Args:
-        near: [n, n], cosines S.
+        of: the tokens, whose cosines are S.
         relevance: [n], r of the kernel (1 - weight) S + weight r S r.
     """
-    if kernels := choosing():
-        return kernels.span(near, count, relevance, weight, SMALLEST)
+    if isinstance(of, Panels):
+        return of.functions.span(of, count, relevance, weight, SMALLEST)
+    near = of.among()
     # Of each token: what it would add to the determinant, after those that are chosen.
     adds = 1 - weight + weight * relevance**2
     spanned = np.zeros((count, len(near)))

@@ -74,7 +74,7 @@ def cosines(name: str, rows: Scores) -> Scores:
 
 def closeness(of: Directions, temperature: float, out: Scores) -> None:
     """Writes e ** ((cosine - 1) / temperature) of n rows with each other to `out` [n, n]."""
-    if isinstance(of, Panels) and of.array.dtype == np.float32:
+    if isinstance(of, Panels) and of.rows.dtype == np.float32:
         of.among(temperature, out)
         return
     among = of.among()
