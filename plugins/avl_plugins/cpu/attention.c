@@ -101,22 +101,6 @@ HELPER void read_ahead(const float *row, int64_t count, int64_t group)
     fetch(row + step_ahead(group) / SIZE, count * SIZE);
 }
 
-// scores[g, j] = scale * q[g] . keys[j], rows of scores `stride` apart.
-HELPER void score(const avl_step *step, int64_t d, const float *restrict q,
-                  const float *restrict keys, int64_t rows, float *restrict scores, int64_t stride)
-{
-    int64_t group = group_of(step);
-    for (int64_t j = 0; j < rows; j++) {
-        read_ahead(keys + j * d, d, group);
-        for (int64_t g = 0; g < group; g++) {
-            float sum = 0.0f;
-            for (int64_t i = 0; i < d; i++)
-                sum += q[g * d + i] * keys[j * d + i];
-            scores[g * stride + j] = step->scale * sum;
-        }
-    }
-}
-
 HELPER void add_bias(int64_t group, const float *restrict bias, int64_t rows,
                      float *restrict scores, int64_t stride)
 {
@@ -203,7 +187,8 @@ HELPER void score_chunk(const avl_step *step, int64_t index, int bits, int64_t d
             fetch(rows_from(p->value_codes, at, d, bits),
                   least(step_ahead(group), rows * d * bits / 8));
         } else {
-            score(step, d, q, p->keys + at * d, rows, scores + from, stride);
+            score_codes(group, step->scale, d, q, p->keys + at * d, NULL, rows, scores + from, stride,
+                        32);
             fetch(p->values + at * d, least(step_ahead(group), rows * d * SIZE));
         }
         if (p->bias)

@@ -1,5 +1,6 @@
-// Scores and sums of values of rows of 8 or 16 bits (codes.h): what attention.c reads them with. How
-// many bits is known where these functions are called, so that each is compiled for either.
+// Scores of rows of 8, 16 (codes.h) or 32 bits, which are float32, and sums of values of the first
+// two: what attention.c reads them with. How many bits is known where these functions are called, so
+// that each is compiled for all.
 #ifndef AVL_STEP_CODES_H
 #define AVL_STEP_CODES_H
 
@@ -24,15 +25,17 @@ HELPER lanes of_halves(const void *halves)
 HELPER lanes lanes_at(const void *rows, int64_t at, int bits)
 {
     const char *from = (const char *)rows + at * bits / 8;
-    return bits == 16 ? of_halves(from) : of_bytes(from);
+    return bits == 32 ? *(const lanes *)from : bits == 16 ? of_halves(from) : of_bytes(from);
 }
 HELPER float number_at(const void *rows, int64_t at, int bits)
 {
-    return bits == 16 ? of_half(((const uint16_t *)rows)[at]) : ((const int8_t *)rows)[at];
+    return bits == 32   ? ((const float *)rows)[at]
+           : bits == 16 ? of_half(((const uint16_t *)rows)[at])
+                        : ((const int8_t *)rows)[at];
 }
 HELPER float scale_at(const float *scales, int64_t row, int bits)
 {
-    return bits == 16 ? 1.0f : scales[row];
+    return bits == 8 ? scales[row] : 1.0f;
 }
 HELPER const void *rows_from(const void *rows, int64_t row, int64_t d, int bits)
 {
@@ -40,19 +43,36 @@ HELPER const void *rows_from(const void *rows, int64_t row, int64_t d, int bits)
 }
 HELPER const float *scales_from(const float *scales, int64_t row, int bits)
 {
-    return bits == 16 ? NULL : scales + row;
+    return bits == 8 ? scales + row : NULL;
 }
 
-// scores[g, j] = scale * scales[j] * q[g] . keys[j], for so many heads and rows: LANES in all.
-HELPER void score_block(const float *q, int64_t d, const void *keys, const float *scales,
-                        float scale, float *scores, int64_t stride, int heads, int rows, int bits)
+// sum[g * rows + j] += q[g] . keys[j], of so many columns as fill registers, whose number is returned.
+// One head reads row after row, as they come from memory; several share registers of keys. As they go,
+// they fetch what lies so many bytes `ahead`; 0: nothing.
+HELPER int64_t add_scores(lanes *sum, const float *q, int64_t d, const void *keys, int64_t ahead,
+                          int heads, int rows, int bits)
 {
-    lanes sum[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= d; i += LANES) {
+    const int64_t end = d / LANES * LANES;
+    if (heads == 1) {
+        _Pragma("GCC unroll 16") for (int j = 0; j < rows; j++)
+        {
+            const char *row = rows_from(keys, j, d, bits);
+            if (ahead)
+                fetch(row + ahead, d * bits / 8);
+            for (int64_t i = 0; i < end; i += LANES)
+                sum[j] += *(const lanes *)(q + i) * lanes_at(row, i, bits);
+        }
+        return end;
+    }
+    for (int64_t i = 0; i < end; i += LANES) {
         lanes key[LANES];
-        _Pragma("GCC unroll 16") for (int j = 0; j < rows; j++) key[j] =
-            lanes_at(keys, j * d + i, bits);
+        _Pragma("GCC unroll 16") for (int j = 0; j < rows; j++)
+        {
+            const int64_t at = j * d + i;
+            if (ahead && at * bits / 8 % LINE == 0)
+                __builtin_prefetch((const char *)keys + at * bits / 8 + ahead, 0, 2);
+            key[j] = lanes_at(keys, at, bits);
+        }
         _Pragma("GCC unroll 16") for (int g = 0; g < heads; g++)
         {
             const lanes query = *(const lanes *)(q + g * d + i);
@@ -60,52 +80,75 @@ HELPER void score_block(const float *q, int64_t d, const void *keys, const float
                 sum[g * rows + j] += query * key[j];
         }
     }
-    float sums[LANES] __attribute__((aligned(64)));
-    *(lanes *)sums = sums_of(sum);
+    return end;
+}
+
+// scores[g, j] = scale * scales[j] * q[g] . keys[j], for so many heads and rows, LANES in all; those
+// of the first `count` rows are kept.
+HELPER void score_block(const float *q, int64_t d, const void *keys, const float *scales,
+                        float scale, float *scores, int64_t stride, int64_t count, int64_t ahead,
+                        int heads, int rows, int bits)
+{
+    lanes sum[LANES] = {0};
+    const int64_t i = add_scores(sum, q, d, keys, ahead, heads, rows, bits);
+    float sums[LANES] __attribute__((aligned(64))), factors[LANES] __attribute__((aligned(64)));
     for (int g = 0; g < heads; g++)
-        for (int j = 0; j < rows; j++) {
-            float one = sums[g * rows + j];
-            for (int64_t k = i; k < d; k++)
-                one += q[g * d + k] * number_at(keys, j * d + k, bits);
-            scores[g * stride + j] = scale * scale_at(scales, j, bits) * one;
-        }
+        for (int j = 0; j < rows; j++)
+            factors[g * rows + j] = scale * scale_at(scales, j, bits);
+    *(lanes *)sums = sums_of(sum);
+    if (i < d)
+        for (int g = 0; g < heads; g++)
+            for (int j = 0; j < rows; j++)
+                for (int64_t k = i; k < d; k++)
+                    sums[g * rows + j] += q[g * d + k] * number_at(keys, j * d + k, bits);
+    *(lanes *)sums *= *(const lanes *)factors;
+    for (int g = 0; g < heads; g++)
+        if (count >= rows)
+            memcpy(scores + g * stride, sums + g * rows, (size_t)rows * sizeof *sums);
+        else
+            for (int64_t j = 0; j < count; j++)
+                scores[g * stride + j] = sums[g * rows + j];
 }
 
 // The same for so many heads and LANES rows.
 HELPER void score_lanes(const float *q, int64_t d, const void *keys, const float *scales,
-                        float scale, float *scores, int64_t stride, int heads, int bits)
+                        float scale, float *scores, int64_t stride, int64_t count, int64_t ahead,
+                        int heads, int bits)
 {
     const int rows = LANES / heads;
     for (int j = 0; j < LANES; j += rows)
         score_block(q, d, rows_from(keys, j, d, bits), scales_from(scales, j, bits), scale,
-                    scores + j, stride, heads, rows, bits);
+                    scores + j, stride, count - j, ahead, heads, rows, bits);
 }
 
-// The same for a group of heads, of any number of rows.
+// The same for a group of heads, of any number of rows. Of equal keys scores are equal, wherever they
+// lie: the last rows are a block too, in memory where zeros follow.
 HELPER void score_codes(int64_t group, float scale, int64_t d, const float *q, const void *keys,
                         const float *scales, int64_t rows, float *scores, int64_t stride, int bits)
 {
-    int64_t j = 0;
-    for (; j + LANES <= rows; j += LANES) {
-        const char *from = rows_from(keys, j, d, bits);
+    const int64_t size = d * bits / 8;
+    float last[LANES * d * bits / 32], last_scales[LANES] = {0};
+    for (int64_t j = 0; j < rows; j += LANES) {
+        const void *from = rows_from(keys, j, d, bits);
         const float *by = scales_from(scales, j, bits);
         float *to = scores + j;
-        fetch(from + step_ahead(group), LANES * d * bits / 8);
-        int64_t g = 0;
-        for (; g + 4 <= group; g += 4)
-            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 4, bits);
-        for (; g + 2 <= group; g += 2)
-            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 2, bits);
-        for (; g < group; g++)
-            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, 1, bits);
-    }
-    for (; j < rows; j++)
-        for (int64_t g = 0; g < group; g++) {
-            float sum = 0.0f;
-            for (int64_t i = 0; i < d; i++)
-                sum += q[g * d + i] * number_at(keys, j * d + i, bits);
-            scores[g * stride + j] = scale * scale_at(scales, j, bits) * sum;
+        const int64_t count = least(LANES, rows - j);
+        if (count < LANES) {
+            memcpy(last, from, (size_t)(count * size));
+            memset((char *)last + count * size, 0, (size_t)((LANES - count) * size));
+            for (int64_t k = 0; by && k < count; k++)
+                last_scales[k] = by[k];
+            from = last, by = last_scales;
         }
+        // Farther than values: a row of keys is done sooner. The first heads ask for all.
+        int64_t g = 0, ahead = count < LANES ? 0 : step_ahead(group + 1);
+        for (; g + 4 <= group; g += 4, ahead = 0)
+            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, count, ahead, 4, bits);
+        for (; g + 2 <= group; g += 2, ahead = 0)
+            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, count, ahead, 2, bits);
+        for (; g < group; g++, ahead = 0)
+            score_lanes(q + g * d, d, from, by, scale, to + g * stride, stride, count, ahead, 1, bits);
+    }
 }
 
 // out[g] += the sum of weights[g, j] * scales[j] * values[j] over so many rows, for so many heads
