@@ -118,11 +118,13 @@ static void check_coded(const source *s, int64_t rows)
     const int64_t count = (rows + 1) / 2 + 1;
     float *x = numbers(rows * s->inputs), *y = results(count * s->outputs);
     int64_t which[MOST_INPUTS] = {0};
-    avl_rounded rounded = {rows, (int8_t *)results(rows * s->inputs / 4 + 1),
-                           results(rows * spans), (int32_t *)results(rows * spans)};
+    avl_coded_rows rounded = {(int8_t *)results(rows * s->inputs / 4 + 1), results(rows * spans),
+                              (int32_t *)results(rows * spans)};
     for (int64_t r = 0; r < rows; r++) {
-        rounding->round(&form, x, &rounded, r);
-        with->order(&w, &rounded, r);
+        avl_rounded one = {1, rounded.codes + r * s->inputs, rounded.scales + r * spans,
+                           rounded.sums + r * spans};
+        rounding->round(&form, x + r * s->inputs, &one, 0);
+        with->order(&w, one.codes);
     }
     for (int64_t r = 0; r + 1 < count; r++)
         which[r] = 2 * r;

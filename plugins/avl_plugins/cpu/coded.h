@@ -14,14 +14,21 @@ typedef struct avl_coded {
     const float *scales;  // [outputs, inputs / block]
 } avl_coded;
 
+// Rows of x, rounded as quantized.h's kernels round one by itself. A row lies in one piece, as those
+// that an expert has are anywhere among all.
+typedef struct avl_coded_rows {
+    int8_t *codes; // [rows, inputs]
+    float *scales; // [rows, inputs / span]
+    int32_t *sums; // the same
+} avl_coded_rows;
+
 // What coded.c is compiled to for one level of instructions.
 typedef struct avl_coded_kernels {
-    // Puts a row's codes, as quantized.h's kernels round it, in the order in which `multiply` reads
-    // them.
-    void (*order)(const avl_coded *weight, const avl_rounded *x, int64_t row);
+    // Puts a row's codes in the order in which `multiply` reads them.
+    void (*order)(const avl_coded *weight, int8_t *codes);
     // Fills columns `first` to before `end` of y [count, outputs]: the weight times `count` rows of x,
     // which are those at `rows`.
-    void (*multiply)(const avl_coded *weight, const avl_rounded *x, const int64_t *rows,
+    void (*multiply)(const avl_coded *weight, const avl_coded_rows *x, const int64_t *rows,
                      int64_t count, int64_t first, int64_t end, float *y);
 } avl_coded_kernels;
 

@@ -23,7 +23,8 @@ typedef struct {
 // A stack of weights, the first of them, and what it is multiplied with.
 typedef struct {
     avl_coded first;
-    avl_rounded x;
+    avl_coded_rows x;
+    int64_t rows; // of x
 } stack;
 
 typedef struct {
@@ -46,9 +47,13 @@ static void round_rows(void *of, size_t index)
     const avl_packed form = {.inputs = weight->inputs, .outputs = weight->outputs,
                              .span = weight->span, .bits = weight->bits};
     const int64_t first = (int64_t)index * ROWS_OF_A_TASK, end = first + ROWS_OF_A_TASK;
-    for (int64_t row = first; row < end && row < all->of->x.rows; row++) {
-        all->op->rounding->round(&form, all->from, &all->of->x, row);
-        all->op->with->order(weight, &all->of->x, row);
+    const int64_t spans = weight->inputs / weight->span;
+    const avl_coded_rows *x = &all->of->x;
+    for (int64_t row = first; row < end && row < all->of->rows; row++) {
+        int8_t *codes = x->codes + row * weight->inputs;
+        const avl_rounded one = {1, codes, x->scales + row * spans, x->sums + row * spans};
+        all->op->rounding->round(&form, all->from + row * weight->inputs, &one, 0);
+        all->op->with->order(weight, codes);
     }
 }
 
@@ -56,7 +61,7 @@ static OrtStatus *round_all(OrtKernelContext *context, const weights *w, const s
                             const float *from)
 {
     rows_of all = {w->op, of, from};
-    const int64_t tasks = (of->x.rows + ROWS_OF_A_TASK - 1) / ROWS_OF_A_TASK;
+    const int64_t tasks = (of->rows + ROWS_OF_A_TASK - 1) / ROWS_OF_A_TASK;
     if (tasks > 1)
         return avl_api->KernelContext_ParallelFor(context, round_rows, (size_t)tasks, 0, &all);
     round_rows(&all, 0); // so few rows that waking other threads would take longer
@@ -73,7 +78,7 @@ static size_t bytes_of(const stack *of, int64_t rows)
 static char *lay_out(stack *of, int64_t rows, char *at)
 {
     const int64_t spans = rows * of->first.inputs / of->first.span;
-    of->x.rows = rows;
+    of->rows = rows;
     of->x.scales = (float *)at;
     of->x.sums = (int32_t *)(of->x.scales + spans);
     of->x.codes = (int8_t *)(of->x.sums + spans);
@@ -191,6 +196,6 @@ static OrtStatus *create_int8(const OrtCustomOp *unused_op, const OrtApi *unused
 }
 
 const avl_op avl_coded_experts[AVL_CODED_EXPERTS] = {
-    {AVL_OP(create_int4, compute, free), "SparseExpertsInt4", INPUTS, 1, INT4_TYPES, NULL},
-    {AVL_OP(create_int8, compute, free), "SparseExpertsInt8", INPUTS, 1, INT8_TYPES, NULL},
+    {AVL_OP(create_int4, compute, free), "SparseExpertsInt4", INPUTS, 1, INT4_TYPES, NULL, 0},
+    {AVL_OP(create_int8, compute, free), "SparseExpertsInt8", INPUTS, 1, INT8_TYPES, NULL, 0},
 };
