@@ -101,7 +101,9 @@ def attention_session(
 def cache_of(candidate: Candidate, batch: int) -> SegmentCache:
     """Random rows as a policy leaves them in the middle of a reply."""
     numbers = np.random.default_rng(0)
-    cache = SegmentCache(LAYERS, batch, KV_HEADS, COMPUTED.planes(HEAD_DIM, np.dtype(np.float32)))
+    cache = SegmentCache(
+        batch, KV_HEADS, [COMPUTED.planes(HEAD_DIM, np.dtype(np.float32))] * LAYERS
+    )
 
     def rows(count: int) -> list[NDArray[np.float32]]:
         shape = (batch, KV_HEADS, count, HEAD_DIM)

@@ -104,9 +104,9 @@ class HostRunner(Runner):
             [feeds[named(DEEPSTACK, layer)] for layer in graph.deepstack],
             reach={name: feeds[name] for name in graph.reach},
         )
-        planes = COMPUTED.planes(dims.head_dim, self.dtype)
+        planes = [COMPUTED.planes(dims.head_size(layer), self.dtype) for layer in layers]
         states = [feeds[held.name] for held, _ in graph.states()]
-        cache = SegmentCache(len(layers), 1, dims.num_kv_heads, planes, states=states)
+        cache = SegmentCache(1, dims.num_kv_heads, planes, states=states)
         for index, layer in enumerate(layers):
             if graph.kind(layer) is SLIDING:
                 places = feeds[named(ACTIVE.positions, layer)]

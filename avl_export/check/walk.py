@@ -203,9 +203,12 @@ class Places:
         self._standing = dims.position_axes + 1 if manifest.restores else 0
         windows = (one for part in manifest.segments for one in manifest.windows(part))
         self._windows = dict(zip(manifest.row_layers, windows, strict=True))
-        self._empty = np.zeros((1, dims.num_kv_heads, 1, dims.head_dim), dtype)
-        self._nothing = (self._empty[:, :, :0], self._empty[:, :, :0])
-        self._active = dict.fromkeys(manifest.row_layers, self._nothing)
+        self._empty = {
+            layer: np.zeros((1, dims.num_kv_heads, 1, dims.head_size(layer)), dtype)
+            for layer in manifest.row_layers
+        }
+        self._nothing = {layer: (one[:, :, :0],) * 2 for layer, one in self._empty.items()}
+        self._active = dict(self._nothing)
         self._parked = dict(self._active)
         self._becomes = {made.name: held.name for one in graphs for held, made in one.states()}
         self._states = {
@@ -239,8 +242,9 @@ class Places:
         if layer not in self._active:
             return {name: array for name, array in self._states.items() if layer_of(name) == layer}
         found: dict[str, Array] = {}
-        apart = self._parked[layer] if parked else self._nothing
+        apart = self._parked[layer] if parked else self._nothing[layer]
         active, window = self._active[layer], self._windows[layer]
+        empty = self._empty[layer]
         if window is not None:
             first = max(0, position + 1 - window)
             active = active[0][:, :, first:], active[1][:, :, first:]
@@ -253,5 +257,5 @@ class Places:
                 nowhere = np.zeros((1, 1, max(1, rows), self._standing), np.int64)
                 found[named(place.standing, layer)] = nowhere
             for kind, array in ((place.keys, k), (place.values, v)):
-                found[named(kind, layer)] = np.ascontiguousarray(array) if rows else self._empty
+                found[named(kind, layer)] = np.ascontiguousarray(array) if rows else empty
         return found

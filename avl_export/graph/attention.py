@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from onnxscript.values import Opset
 from transformers import AttentionInterface
 
@@ -69,8 +68,7 @@ class LayerCaches:
     and row_positions; `results` collects (k_new, v_new, mass_active, mass_parked, mass_new), or a
     state each; `layer` is the one that runs. `blocks` says whether new rows see later ones.
     `sources` are the layers that read another's rows, with that one; transformers hands their new
-    rows on in `shared`. Heads of less than `head_dim` numbers are filled up with zeros, as all
-    rows of a package are of one size.
+    rows on in `shared`.
     """
 
     row_weights: torch.Tensor
@@ -81,7 +79,6 @@ class LayerCaches:
     blocks: bool = False
     sources: Mapping[int, int] = field(default_factory=dict)
     shared: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    head_dim: int = 0
 
     @property
     def held(self) -> tuple[torch.Tensor, ...]:
@@ -104,15 +101,11 @@ def split_cache_attention(
 
     With no entry in AttentionMaskInterface transformers builds no mask for it.
     """
-    held, size = layer_caches.held, query.shape[-1]
-    positions, computed = held[ROWS:], key
-    query, key, value = (_filled(x, layer_caches.head_dim) for x in (query, key, value))
+    held = layer_caches.held
+    positions = held[ROWS:]
     is_owner, weights = layer_caches.layer not in layer_caches.sources, layer_caches.row_weights
     if not is_owner:  # rows are ranked, and by kernels moved, where they are held
         weights = weights[:, :0]
-    for name, (handed, _value) in layer_caches.shared.items():
-        if handed is computed:  # whoever reads them is handed what is kept
-            layer_caches.shared[name] = (key, value)
     given = (query, key, value, *held[:ROWS], weights)
     if positions:
         if sliding_window is None:
@@ -128,13 +121,7 @@ def split_cache_attention(
         out, *masses = torch.ops.avl.split_cache_attention(*given, float(scaling))
     if is_owner:
         layer_caches.results.append((key, value, *masses))
-    return out[..., :size].transpose(1, 2), None
-
-
-def _filled(states: torch.Tensor, size: int) -> torch.Tensor:
-    """[B, H, S, D] with zeros behind each head's numbers, up to `size`."""
-    missing = size - states.shape[-1]
-    return F.pad(states, (0, missing)) if missing > 0 else states
+    return out.transpose(1, 2), None
 
 
 def translation() -> dict[Any, Any]:

@@ -56,7 +56,8 @@ def keep_rows(model: ir.Model, segment: Segment) -> None:
     others = {str(value.name): value for value in graph.outputs}
     graph.outputs[:] = [made.get(v.name) or others[v.name] for v in segment.outputs()]
     graph.inputs[:] = [*inputs, *defaulted]
-    of = segment.kept, segment.dims.head_dim, model.opset_imports[""]
+    sizes = sorted({segment.dims.head_size(layer) for layer in segment.row_layers})
+    of = segment.kept, sizes, model.opset_imports[""]
     functions = (
         kept_restored_functions(*of) if segment.restores else (kept_attention_function(*of),)
     )

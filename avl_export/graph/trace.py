@@ -81,7 +81,7 @@ class SegmentModule(nn.Module):
         self.embedding_scale = decoder.embedding_scale if first == 0 else 1.0
         self.logit_scale, self.softcap = decoder.logit_scale, decoder.softcap
         self.beside = decoder.inputs_of(first, last)
-        self.sources, self.head_dim = decoder.dims.sources, decoder.dims.head_dim
+        self.sources = decoder.dims.sources
         self.blocks = family.traits.reach.blocks is not None
         self.axes = decoder.rope.axes
         self.turns = decoder.turns[first:last]
@@ -107,7 +107,6 @@ class SegmentModule(nn.Module):
             tuple(reach),
             blocks=self.blocks,
             sources=self.sources,
-            head_dim=self.head_dim,
         )
         beside = None
         if self.beside is not None:

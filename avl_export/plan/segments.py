@@ -51,8 +51,9 @@ def cut(options: Options, family: Family, dtype: str) -> tuple[Segment, ...]:
     option = "--split" if options.split else "--policy"
     _check_shared(family.decoder.dims.sources, bounds, option)
     _check_rows(family.decoder.kinds, bounds, option)
-    width = family.decoder.dims.head_dim
-    others = [one.name for one in ROW_TYPES.values() if one != COMPUTED and one.fits(width)]
+    sizes = {family.decoder.dims.head_size(layer) for layer in range(layers)}
+    fitting = [one for one in ROW_TYPES.values() if all(map(one.fits, sizes))]
+    others = [one.name for one in fitting if one != COMPUTED]
     kept = others if dtype == "fp32" else []
     return tuple(
         Segment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,12 @@ def test_dense() -> None:
     prefill, steps = flops("dense", ASKED)
     assert prefill == 4 * layer(16, 256)
     assert steps == [4 * layer(1, 16 + g) for g in (1, 2, 3, 4)]
+
+
+def test_heads_of_layers_have_sizes_of_their_own() -> None:
+    dims = replace(DIMS, head_dim=8, head_dims=(4, 8, 4, 8))
+    wide = 2 * (4 * 8 * 16 + 2 * 4 * 16 + 3 * 80)  # of a row that reads three others and itself
+    assert decode_flops(dims, [3] * 4) == 2 * layer(1, 4) + wide
 
 
 def test_fastv() -> None:

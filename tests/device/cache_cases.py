@@ -46,7 +46,7 @@ class Pair:
     def __init__(self, place: Place, sequence: int = 0) -> None:
         self.place, self.sequence = place, sequence
         element = place.element
-        self.host = SegmentCache(LAYERS, 1, HEADS, COMPUTED.planes(DIM, element.stored))
+        self.host = SegmentCache(1, HEADS, [COMPUTED.planes(DIM, element.stored)] * LAYERS)
         self.device = DeviceCache(place, LAYERS)
 
     def add(self, positions: np.ndarray[Any, Any], mass: np.ndarray[Any, Any] | None) -> None:

@@ -145,7 +145,7 @@ class TestGemma3(FamilyTests, ChosenTests, WindowTests, TurnTests):
                     assert rows == (sequence.length if slides is None else window)
                     assert slides is None or cache.rooms[layer] <= window + chunk + 16
         held, dense = sequence.row_bytes()
-        assert held == dense < loaded.executor.row_bytes[0] * 5 * sequence.length
+        assert held == dense < loaded.executor.row_bytes[0][0] * 5 * sequence.length
         sequence.roll_back(sequence.length - 1)
         with pytest.raises(RollbackError, match=f"go back to token {count + steps - 1} or later"):
             sequence.roll_back(sequence.length - 1)

@@ -248,7 +248,7 @@ def as_kept(arrays: Arrays, kept: RowType) -> tuple[Arrays, Arrays]:
 @functools.cache
 def of_kept(kept: RowType, heads: int, kv_heads: int, library: Path | None) -> Any:
     functions = (
-        kept_attention_function(kept, HEAD_DIM, biased=True),
+        kept_attention_function(kept, [HEAD_DIM], biased=True),
         *biased_functions(heads=(heads, kv_heads)),
     )
     sizes = {"H": heads, "Hkv": kv_heads, "D": HEAD_DIM, "E": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from avl_plugins import graph_io
 from avl_plugins.graph_io import ACTIVE, FULL, MADE, PARKED, LayerKind, Segment, Value
+from avl_plugins.schema import INT8_INT4
 from avl_runtime.package.dims import Dims
 from ops.declared import check_graphs
 
@@ -94,6 +96,15 @@ def test_positions_have_axes_for_m_rope() -> None:
     assert shown(Segment(dims, 0, 4, (), True).inputs([]))[1] == "position_ids int64 3 batch seq"
     assert graph_io.positions(np.zeros((3, 5))).shape == (3, 1, 5)
     assert graph_io.positions(np.zeros((1, 5))).shape == (1, 5)
+
+
+def test_heads_of_layers_have_sizes_of_their_own() -> None:
+    dims = replace(DIMS, head_dim=8, head_dims=(4, 8, 4, 8))
+    segment = Segment(dims, 1, 3, (), False, kept=INT8_INT4)
+    found = {value.name: value.shape for value in (*segment.inputs(), *segment.outputs())}
+    assert [found[f"k_active.{layer}"][-1] for layer in (1, 2)] == [8, 4]
+    assert [found[f"v_parked.{layer}"][-1] for layer in (1, 2)] == [4, 2]
+    assert [found[f"k_new.{layer}"][-1] for layer in (1, 2)] == [8, 4]
 
 
 def test_sizes_come_from_the_inputs_and_shape_the_outputs() -> None:

@@ -30,7 +30,7 @@ def half_session(kernels: Path | None, tiles: bool, *key: int) -> ort.InferenceS
     heads, kv_heads, head_dim = key
     functions = (
         *split_cache_attention_functions(heads=(heads, kv_heads)),
-        kept_attention_function(FP16, head_dim),
+        kept_attention_function(FP16, [head_dim]),
     )
     model = op_model(
         HALF_CACHE_ATTENTION,

@@ -41,8 +41,8 @@ def loaded(
     reach = BLOCK_CACHE_ATTENTION if window is None else WINDOW_CACHE_ATTENTION
     op = (BLOCK_OPS if window is None else WINDOW_OPS)[kept.name]
     functions = (
-        *kept_reach_functions(kept, reach, HEAD_DIM),
-        kept_attention_function(kept, HEAD_DIM),
+        *kept_reach_functions(kept, reach, [HEAD_DIM]),
+        kept_attention_function(kept, [HEAD_DIM]),
         *reach_functions(reach, heads=(heads, kv_heads)),
         *split_cache_attention_functions(heads=(heads, kv_heads)),
     )

@@ -86,7 +86,7 @@ def assert_right(kept: RowType, arrays: Arrays) -> None:
     heads, kv_heads, width = arrays["q"].shape[1], arrays["k_new"].shape[1], arrays["q"].shape[3]
     functions = (
         *split_cache_attention_functions(heads=(heads, kv_heads)),
-        kept_attention_function(kept, width),
+        kept_attention_function(kept, [width]),
     )
     sizes = {"H": heads, "Hkv": kv_heads, "D": width, "E": 1, "W": width * kept.parked_bits // 8}
     model = op_model(ROW_OPS[kept.name], functions, sizes, {"scale": scale_of(width)})

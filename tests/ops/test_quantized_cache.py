@@ -35,7 +35,7 @@ LONG = 2600  # more rows than two of the kernel's chunks
 def quantized_model(heads: int, kv_heads: int, head_dim: int) -> onnx.ModelProto:
     functions = (
         *split_cache_attention_functions(heads=(heads, kv_heads)),
-        kept_attention_function(INT8, head_dim),
+        kept_attention_function(INT8, [head_dim]),
     )
     return op_model(
         QUANTIZED_CACHE_ATTENTION,
@@ -98,6 +98,22 @@ def assert_right(arrays: Arrays, outputs: list[np.ndarray[Any, Any]]) -> None:
     for found, wanted in zip(masses, wanted_masses, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     assert_masked_rows_have_no_mass(arrays, outputs)
+
+
+@pytest.mark.parametrize("head_dim", [4, 8, 96])
+def test_one_body_serves_heads_of_several_sizes(head_dim: int) -> None:
+    """Each node takes the rotation of its own size."""
+
+    @settings(max_examples=3, deadline=None, derandomize=True, database=None)
+    @given(attention_inputs(group=2, head_dim=head_dim))
+    def check(arrays: Arrays) -> None:
+        model = onnx.ModelProto.FromString(quantized_model(*key_of(arrays)).SerializeToString())
+        body = kept_attention_function(INT8, [4, 8, 96])
+        next(one for one in model.functions if one.name == body.name).CopyFrom(body)
+        coded = coded_inputs(arrays)
+        assert_right(coded, run(session(model), coded))
+
+    check()
 
 
 def key_of(arrays: Arrays) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ def filled(rng: np.random.Generator, lengths: list[int], dim: int, dtype: type) 
     """A cache of several sequences of so many rows each."""
     caches = []
     for length in lengths:
-        cache = SegmentCache(LAYERS, 1, HEADS, COMPUTED.planes(dim, np.dtype(dtype)))
+        cache = SegmentCache(1, HEADS, [COMPUTED.planes(dim, np.dtype(dtype))] * LAYERS)
         rows = rng.standard_normal((2, LAYERS, 1, HEADS, length, dim)).astype(dtype)
         cache.extend(rows, 0, np.arange(length), None)
         fates = np.zeros((LAYERS, length), np.int8)

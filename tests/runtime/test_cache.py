@@ -41,7 +41,7 @@ class Naive:
 
 
 def empty() -> SegmentCache:
-    return SegmentCache(LAYERS, 1, HEADS, PLANES)
+    return SegmentCache(1, HEADS, [PLANES] * LAYERS)
 
 
 def kv(cache: SegmentCache) -> list[np.ndarray]:

@@ -43,7 +43,7 @@ class Case:
         rows = stay + MOST + 3  # at most, of text
         caches = []
         for _ in range(batch):
-            one = SegmentCache(LAYERS, 1, HEADS, COMPUTED.planes(DIM, np.dtype(np.float32)))
+            one = SegmentCache(1, HEADS, [COMPUTED.planes(DIM, np.dtype(np.float32))] * LAYERS)
             drawn = rng.standard_normal((2, LAYERS, 1, HEADS, front + rows, DIM))
             one.extend(drawn.astype(np.float32), 0, np.arange(front + rows), None)
             caches.append((one, 0))

@@ -18,7 +18,7 @@ WINDOWS = st.lists(st.none() | st.integers(1, 9), min_size=1, max_size=4)
 def filled(windows: list[int | None], batch: int, kept: list[int]) -> SegmentCache:
     """A cache whose rows are their positions, `kept` in each layer and sequence."""
     planes = COMPUTED.planes(WIDTH, np.dtype(np.float32))
-    cache = SegmentCache(len(windows), batch, HEADS, planes, windows=windows)
+    cache = SegmentCache(batch, HEADS, [planes] * len(windows), windows=windows)
     rows = np.array(kept, np.float32)[None, None, None, :, None]
     new = [np.broadcast_to(rows, (len(windows), 1, HEADS, len(kept), WIDTH))] * 2
     for seq in range(batch):

@@ -144,7 +144,7 @@ def test_a_full_queue_is_shared() -> None:
 
 
 def need(rows: int, choices: int = 1, steps: int = 4, parked: int = 0) -> Need:
-    return Need(choices, steps, (rows, rows), (parked, parked), (10, 5))
+    return Need(choices, steps, (rows, rows), (parked, parked), ((10, 5),) * 2)
 
 
 def test_rows_are_given_in_the_order_of_coming() -> None:

@@ -249,6 +249,7 @@ def adapt(model: Any, where: str, *, slides: bool = False, both_ways: bool = Fal
             f"{sorted({call.query[-1] for call in calls.values()})}; this version of avl cannot "
             "export it"
         )
+    largest, several = max(of_types.values()), len(set(of_types.values())) > 1
     axes = next(iter(ropes.values())).axes
     token_scale = observe_embedding(text_model, text_model.embed_tokens, where)
     table_scale = observe_embedding(text_model, getattr(text_model, TABLE), where) if size else 1.0
@@ -261,7 +262,7 @@ def adapt(model: Any, where: str, *, slides: bool = False, both_ways: bool = Fal
         num_layers=len(layers),
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=max(of_types.values()),
+        head_dim=largest,
         vocab_size=text.vocab_size,
         max_positions=context,
         position_axes=axes,
@@ -269,6 +270,7 @@ def adapt(model: Any, where: str, *, slides: bool = False, both_ways: bool = Fal
         shared=_shared(layers, sources, text.intermediate_size),
         layer_inputs=size,
         experts=observe_experts(layers, text, where),
+        head_dims=tuple(of_types.get(kind, largest) for kind in named) if several else None,
     )
     made = {of: Turns(rope) for of, rope in ropes.items()}
     text_model.rotary_emb = made[""] if "" in made else nn.ModuleDict(made)

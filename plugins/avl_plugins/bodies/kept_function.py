@@ -6,6 +6,8 @@ it saves memory between steps and no time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -25,7 +27,7 @@ from avl_plugins.schema import (
     rotation,
 )
 
-_ROTATION = "rotation"
+_ROTATION, _ROTATIONS = "rotation", "rotations"
 
 _CODES = """
     {x}_axis = Constant <value_ints = [-1]> ()
@@ -85,10 +87,27 @@ _ATTENTION = """
 """
 
 
+# The rotation for a node's head size, of those for all sizes one behind the other.
+_CHOSEN = """
+    rotated_sizes = Constant <value_ints = [{sizes}]> ()
+    rotated_size = Shape <start = 3, end = 4> (q)
+    is_before = Less (rotated_sizes, rotated_size)
+    squares = Mul (rotated_sizes, rotated_sizes)
+    none_before = Constant <value_ints = [0]> ()
+    before = Where (is_before, squares, none_before)
+    rotation_from = ReduceSum <keepdims = 1> (before)
+    rotation_size = Mul (rotated_size, rotated_size)
+    rotation_to = Add (rotation_from, rotation_size)
+    rotation_numbers = Slice (rotations, rotation_from, rotation_to)
+    rotation_shape = Concat <axis = 0> (rotated_size, rotated_size)
+    rotation = Reshape (rotation_numbers, rotation_shape)
+"""
+
+
 def kept_attention_function(
-    kept: RowType, head_dim: int, opset: int = 23, *, biased: bool = False
+    kept: RowType, sizes: Sequence[int], opset: int = 23, *, biased: bool = False
 ) -> onnx.FunctionProto:
-    """The op of one way to keep rows, for heads of `head_dim`; or the same with a bias.
+    """The op of one way to keep rows, for heads of these sizes; or the same with a bias.
 
     A model needs `split_cache_attention_functions` too, or `biased_functions`.
 
@@ -96,13 +115,16 @@ def kept_attention_function(
         KeyError: rows are kept as computed, for which those are all.
     """
     ops = BIASED_OPS if biased else ROW_OPS
-    return kept_function(ops[kept.name], ops[COMPUTED.name], kept, head_dim, opset)
+    return kept_function(ops[kept.name], ops[COMPUTED.name], kept, sizes, opset)
 
 
 def kept_function(
-    op: Op, computed: Op, kept: RowType, head_dim: int, opset: int
+    op: Op, computed: Op, kept: RowType, sizes: Sequence[int], opset: int
 ) -> onnx.FunctionProto:
     """`op`, whose rows are kept so, by `computed`, the same of rows as computed.
+
+    Args:
+        sizes: of heads, ascending.
 
     Raises:
         KeyError: rows are kept as computed.
@@ -113,10 +135,12 @@ def kept_function(
         return function_proto(op, "".join((*made, *numbers, _attention(computed, "q"))), opset)
     if not kept.scaled:
         raise KeyError(kept.name)
-    return _codes(op, computed, kept, head_dim, opset)
+    return _codes(op, computed, kept, sizes, opset)
 
 
-def _codes(op: Op, computed: Op, kept: RowType, head_dim: int, opset: int) -> onnx.FunctionProto:
+def _codes(
+    op: Op, computed: Op, kept: RowType, sizes: Sequence[int], opset: int
+) -> onnx.FunctionProto:
     mixed = kept.parked_bits is not None
     values = "v_turned" if mixed else "v_new"
     turned = ["q_turned = MatMul (q, rotation)", "k_turned = MatMul (k_new, rotation)"]
@@ -133,10 +157,15 @@ def _codes(op: Op, computed: Op, kept: RowType, head_dim: int, opset: int) -> on
     ]
     attention = _attention(computed, "q_turned", "out_turned" if mixed else "out")
     back = "out = MatMul (out_turned, rotation)" if mixed else ""
-    body = "\n".join((*turned, *codes, *numbers, attention, back))
+    several = len(sizes) > 1
+    chosen = _CHOSEN.format(sizes=", ".join(map(str, sizes))) if several else ""
+    body = "\n".join((chosen, *turned, *codes, *numbers, attention, back))
     function = function_proto(op, body, opset)
-    matrix = numpy_helper.from_array(rotation(head_dim).astype(np.float32), _ROTATION)
-    constant = onnx.helper.make_node("Constant", [], [_ROTATION], value=matrix)
+    matrices = [rotation(size).astype(np.float32) for size in sizes]
+    held = np.concatenate([one.ravel() for one in matrices]) if several else matrices[0]
+    name = _ROTATIONS if several else _ROTATION
+    matrix = numpy_helper.from_array(held, name)
+    constant = onnx.helper.make_node("Constant", [], [name], value=matrix)
     function.node.insert(0, constant)
     return function
 

@@ -6,6 +6,8 @@ take over. Others see numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 
 from avl_plugins.bodies.attention_body import filled
@@ -51,7 +53,7 @@ _PARTS = {
 
 
 def kept_reach_functions(
-    kept: RowType, reach: Op, head_dim: int, opset: int = 23
+    kept: RowType, reach: Op, sizes: Sequence[int], opset: int = 23
 ) -> tuple[onnx.FunctionProto, onnx.FunctionProto]:
     """The op of one way to keep rows with another reach, and what it calls of its own.
 
@@ -59,6 +61,7 @@ def kept_reach_functions(
 
     Args:
         reach: BLOCK_CACHE_ATTENTION or WINDOW_CACHE_ATTENTION.
+        sizes: of heads, ascending.
 
     Raises:
         KeyError: it is none of the two, or rows are kept as computed.
@@ -84,5 +87,5 @@ def kept_reach_functions(
     )
     return (
         function_proto(op, body, opset),
-        kept_function(masked, computed, kept, head_dim, opset),
+        kept_function(masked, computed, kept, sizes, opset),
     )

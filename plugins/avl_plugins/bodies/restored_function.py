@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 
 from avl_plugins.bodies.attention_body import attention_body, filled, prompt_body, step_body
@@ -168,14 +170,14 @@ def restored_function(kept: RowType, opset: int = 23) -> onnx.FunctionProto:
 
 
 def kept_restored_functions(
-    kept: RowType, head_dim: int, opset: int = 23
+    kept: RowType, sizes: Sequence[int], opset: int = 23
 ) -> tuple[onnx.FunctionProto, ...]:
     """What a model needs of a way to keep rows, beside `restored_functions`.
 
     Raises:
         KeyError: rows are kept as computed, for which those are all.
     """
-    both = (kept_attention_function(kept, head_dim, opset, biased=one) for one in (False, True))
+    both = (kept_attention_function(kept, sizes, opset, biased=one) for one in (False, True))
     return (restored_function(kept, opset), *both)
 
 

@@ -95,8 +95,7 @@ class Dims(Protocol):
     @property
     def num_kv_heads(self) -> int: ...
 
-    @property
-    def head_dim(self) -> int: ...
+    def head_size(self, layer: int) -> int: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -269,14 +268,14 @@ class Segment:
             "S": NEW,
             "R": WEIGHTINGS,
             "Hkv": self.dims.num_kv_heads,
-            "D": self.dims.head_dim,
             "E": 1,
             "F": UNLIKE,
             "Z": self.dims.position_axes + 1,
-            "W": self.dims.head_dim * (self.kept.parked_bits or 8) // 8,
         }
         if layer is not None:
-            sizes |= {"A": ACTIVE.rows(layer), "P": PARKED.rows(layer)}
+            size = self.dims.head_size(layer)
+            sizes |= {"A": ACTIVE.rows(layer), "P": PARKED.rows(layer), "D": size}
+            sizes["W"] = size * (self.kept.parked_bits or 8) // 8
         value = _OF_OP[self.kept.name].get(kind) or _OF_STATES[kind]
         if kind in _OF_STATES:
             sizes |= _state_sizes(self.dims.states)

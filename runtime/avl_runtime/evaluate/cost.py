@@ -206,8 +206,9 @@ def decode_flops(dims: Dims, read: Sequence[float]) -> float:
 
 def _layer(dims: Dims, layer: int, rows: int, pairs: float) -> float:
     """A layer of attention, of its own rows or another's, and the inputs it has of its own."""
-    heads = dims.num_heads * dims.head_dim
-    grouped = 0 if layer in dims.sources else dims.num_kv_heads * dims.head_dim
+    size = dims.head_size(layer)
+    heads = dims.num_heads * size
+    grouped = 0 if layer in dims.sources else dims.num_kv_heads * size
     projections = rows * dims.hidden_size * (2 * heads + 2 * grouped)
     feed_forward = 3 * rows * dims.hidden_size * dims.width(layer)
     beside = 3 * rows * dims.hidden_size * dims.layer_inputs  # made, gated and projected back

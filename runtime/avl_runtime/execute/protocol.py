@@ -14,7 +14,7 @@ from avl_plugins.errors import AvlError
 from avl_plugins.logits import Logits
 from avl_plugins.policies import Action
 from avl_runtime.execute.check import Checked, Drafted
-from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.cache import Floats, Ints, NewRows, SegmentCache
 from avl_runtime.kv.sight import Masses
 from avl_runtime.kv.standing import Standing
 from avl_runtime.vision import Kind
@@ -105,8 +105,8 @@ class Pass(Protocol):
     def output(self) -> NDArray[Any]: ...
 
     @property
-    def rows(self) -> tuple[NDArray[Any], ...]:
-        """Planes [L, 1, Hkv, n, width] of the new rows, which stay as they are.
+    def rows(self) -> tuple[NewRows, ...]:
+        """Planes of the new rows, which stay as they are.
 
         Only where `Executor.shares`.
         """
@@ -332,8 +332,8 @@ class Executor(Protocol):
         ...
 
     @property
-    def row_bytes(self) -> tuple[int, int]:
-        """Bytes of an active row of a layer, in all KV heads, and of a parked one."""
+    def row_bytes(self) -> list[tuple[int, int]]:
+        """Bytes of an active row, in all KV heads, and of a parked one, of each layer with rows."""
         ...
 
     @property

@@ -103,7 +103,8 @@ class Prefix:
         self._shared = sequence.caches[: self.segments]
         # Of what the first segment that is not shared reads.
         self._width = graph_io.width(manifest.dims, later[0].first_layer) if later else 0
-        each = sequence.executor.row_bytes[0] * sum(one.layers for one in self._shared)
+        shared = sum(one.layers for one in self._shared)
+        each = sum(active for active, _ in sequence.executor.row_bytes[:shared])
         # What does not fit is not even collected. States are kept behind each run.
         states = sum(one.states.nbytes for one in self._shared)
         self._most = sum(
@@ -153,7 +154,7 @@ class Prefix:
         rows = tuple(
             tuple(
                 _empty(plane.dtype, one.layers, 1, head, count, plane.width)
-                for plane in one.planes[0]
+                for plane in one.planes[0][0]
             )
             for one, head in both
         )
@@ -185,7 +186,7 @@ class Prefix:
         """Collect what a run but the last has added to a segment's cache."""
         if index >= self.segments or len(self._taken) + len(self._rows[index]) >= self._most:
             return
-        self._rows[index].append(run.rows)
+        self._rows[index].append(tuple(map(np.asarray, run.rows)))
         self._states[index].append(tuple(run.states))
         if self._evicts:
             length = int(cache.active_len[0, 0])

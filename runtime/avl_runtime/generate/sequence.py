@@ -135,25 +135,24 @@ class Sequence:
 
     def row_bytes(self) -> tuple[int, int]:
         """Bytes of its live rows, room left out, and of those that dense attention would hold."""
-        active, parked = self.executor.row_bytes
-        held = sum(
-            int(cache.active_len[:, self.seq].sum()) * active
-            + int(cache.parked_len[:, self.seq].sum()) * parked
-            for cache in self.caches
-        )
-        whole = sum(
-            self.length if window is None else min(self.length, window)
-            for cache in self.caches
-            for window in cache.windows
-        )
-        return held, whole * active
+        of_layers = iter(self.executor.row_bytes)
+        held = dense = 0
+        for cache in self.caches:
+            lengths = (cache.active_len, cache.parked_len)
+            rows = (one[:, self.seq].tolist() for one in lengths)
+            for live, aside, window in zip(*rows, cache.windows, strict=True):
+                active, parked = next(of_layers)
+                held += live * active + aside * parked
+                dense += active * (self.length if window is None else min(self.length, window))
+        return held, dense
 
     def values_held(self) -> int:
         """Numbers in keys and values of all its rows."""
-        dims, rows = self._manifest.dims, 0
+        dims, numbers = self._manifest.dims, 0
         for cache in self.caches:
-            rows += int((cache.active_len + cache.parked_len)[:, self.seq].sum())
-        return 2 * dims.num_kv_heads * dims.head_dim * rows
+            rows = (cache.active_len + cache.parked_len)[:, self.seq].tolist()
+            numbers += sum(dims.head_size(n) * k for n, k in zip(cache.numbers, rows, strict=True))
+        return 2 * dims.num_kv_heads * numbers
 
     def due(self) -> tuple[Action, ...]:
         """What decides after the step that `step` now counts."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins.cpu.host import Budget, Host
-from avl_runtime.kv.cache import Array, Floats, Ints, SegmentCache
+from avl_runtime.kv.cache import Array, Floats, Ints, NewRows, SegmentCache
 from avl_runtime.kv.masses import Adder, add, address, fresh
 from avl_runtime.kv.sight import Masses
 
@@ -41,10 +41,10 @@ class Appender:
         "_version",
     )
 
-    def __init__(self, new: Sequence[Array], positions: Ints, host: Host | None) -> None:
+    def __init__(self, new: Sequence[NewRows], positions: Ints, host: Host | None) -> None:
         """
         Args:
-            new: planes [L, B, Hkv, 1, width], which stay where they are.
+            new: planes of one row, which stay where they are.
             positions: [B], of the new tokens; stays too.
             host: None where there is no library, and NumPy copies.
         """
@@ -139,13 +139,12 @@ class Appender:
         table = np.empty((len(self._new) + _BOOKS, layers, batch, 6), np.int64)
         seqs, rooms = np.arange(batch), np.array(cache.rooms)[:, None]
         for part, arrays, rows in zip(table, cache.active, self._new, strict=False):
-            for layer, array in enumerate(arrays):
+            for layer, (array, row) in enumerate(zip(arrays, rows, strict=True)):
                 part[layer, :, 0] = address(array) + seqs * array.strides[0]
-            each = np.arange(layers)[:, None] * rows.strides[0] + seqs * rows.strides[1]
-            part[..., 1] = address(rows) + each
+                part[layer, :, 1] = address(row) + seqs * row.strides[0]
+                part[layer, :, 4:] = row.strides[1], array.strides[2]
             part[..., 2] = heads
             part[..., 3] = rooms
-            part[..., 4:] = rows.strides[2], arrays[0].strides[2]
         for part, book, source, step in (
             (table[-2], cache.positions, self._positions, self._positions.itemsize),
             (table[-1], cache.mass, _NO_MASS, 0),
@@ -161,12 +160,12 @@ class Appender:
 
 
 def append_rows(
-    cache: SegmentCache, new: Sequence[Array], positions: Ints, mass: Floats | None, steps: int
+    cache: SegmentCache, new: Sequence[NewRows], positions: Ints, mass: Floats | None, steps: int
 ) -> None:
     """Add one row to every sequence, by NumPy.
 
     Args:
-        new: planes [L, B, Hkv, 1, width].
+        new: planes of one row.
         positions: [B], of the new tokens.
         mass: [L, B, Hkv] initial H2O mass, or None for zeros.
         steps: how many more rows may come, a bound on the room to allocate.
@@ -175,13 +174,13 @@ def append_rows(
     tops, alone = cache.tops, len(positions) == 1
     if alone:  # several times as fast as at slots of many sequences
         for plane, rows in zip(cache.active, new, strict=True):
-            for array, row, top in zip(plane, rows[:, :, :, 0], tops, strict=True):
-                array[:, :, top] = row
+            for array, row, top in zip(plane, rows, tops, strict=True):
+                array[:, :, top] = row[:, :, 0]
     else:
         seqs = np.arange(len(positions))
         for plane, rows in zip(cache.active, new, strict=True):
-            for array, row, slots in zip(plane, rows[:, :, :, 0], cache.active_len, strict=True):
-                array[seqs, :, slots] = row
+            for array, row, slots in zip(plane, rows, cache.active_len, strict=True):
+                array[seqs, :, slots] = row[:, :, 0]
     if alone and min(tops) == max(tops):
         cache.positions[..., tops[0]] = positions[0]
         cache.mass[..., tops[0]] = 0 if mass is None else mass

@@ -33,6 +33,8 @@ Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Planes = tuple[list[Array], ...]  # each an array [B, Hkv, room, width] a layer
+# A plane of new rows, [B, Hkv, S, width] a layer; one array where layers are of one width.
+NewRows = Array | Sequence[Array]
 
 LENGTHS = ("active_len", "parked_len", "image_rows")
 
@@ -86,29 +88,29 @@ class SegmentCache:
 
     def __init__(
         self,
-        layers: int,
         batch: int,
         kv_heads: int,
-        planes: Sequence[Plane],
-        parked: Sequence[Plane] | None = None,
+        planes: Sequence[Sequence[Plane]],
+        parked: Sequence[Sequence[Plane]] | None = None,
         parked_bits: int | None = None,
         windows: Sequence[int | None] | None = None,
         numbers: Sequence[int] | None = None,
         states: Sequence[Array] = (),
     ) -> None:
-        """An empty cache: one masked row; `parked` are planes of parked rows that have others.
+        """An empty cache: one masked row.
 
         Args:
+            planes: what a row of a head has, of each of the L layers; `parked`, where others.
             numbers: of decoder layers; from 0 on unless given.
             states: of layers without rows, before the first token.
         """
 
-        def masked_row(plane: Plane) -> list[Array]:
-            shape = (batch, kv_heads, 1, plane.width)
-            return [np.zeros(shape, plane.dtype) for _ in range(layers)]
+        def masked_rows(of: Sequence[Plane]) -> list[Array]:
+            return [np.zeros((batch, kv_heads, 1, one.width), one.dtype) for one in of]
 
-        self.active: Planes = tuple(map(masked_row, planes))
-        self.parked: Planes = tuple(map(masked_row, planes if parked is None else parked))
+        layers = len(planes)
+        self.active: Planes = tuple(map(masked_rows, zip(*planes, strict=True)))
+        self.parked: Planes = tuple(map(masked_rows, zip(*(parked or planes), strict=True)))
         self.parked_bits = parked_bits
         self.numbers = tuple(range(layers) if numbers is None else numbers)
         self.states = LayerStates(states)
@@ -133,10 +135,10 @@ class SegmentCache:
         return int(self.active_len.shape[1])
 
     @property
-    def planes(self) -> tuple[list[Plane], list[Plane]]:
-        """What a row of a head has that is active, and one that is parked."""
+    def planes(self) -> tuple[list[list[Plane]], list[list[Plane]]]:
+        """What a row of a head has in each layer that is active, and one that is parked."""
         active, parked = (
-            [Plane(plane[0].shape[3], plane[0].dtype) for plane in planes]
+            [[Plane(a.shape[3], a.dtype) for a in layer] for layer in zip(*planes, strict=True)]
             for planes in (self.active, self.parked)
         )
         return active, parked
@@ -268,11 +270,13 @@ class SegmentCache:
         ]
         self._renew({layer: max(1, top) + room(top, steps) for layer, top in enumerate(tops)})
 
-    def extend(self, new: Sequence[Array], seq: int, positions: Ints, mass: Floats | None) -> None:
+    def extend(
+        self, new: Sequence[NewRows], seq: int, positions: Ints, mass: Floats | None
+    ) -> None:
         """Add rows to one sequence, behind its rows where there is room.
 
         Args:
-            new: planes [L, 1, Hkv, S, width].
+            new: planes.
             positions: [S].
             mass: [L, 1, Hkv, S] initial H2O mass, or None for zeros.
         """
@@ -283,7 +287,7 @@ class SegmentCache:
         self.fit([max(held, length + count) for held, length in both])
         for plane, rows in zip(self.active, new, strict=True):
             for layer, length in enumerate(lengths):
-                plane[layer][seq, :, length : length + count] = rows[layer, 0]
+                plane[layer][seq, :, length : length + count] = rows[layer][0]
         for layer, length in enumerate(lengths):
             self.positions[layer, seq, :, length : length + count] = positions
             fresh = 0 if mass is None else mass[layer, 0]

@@ -25,7 +25,7 @@ def gathered(parts: Sequence[Part], steps: int) -> SegmentCache:
         return first
     kv_heads = first.k_active[0].shape[1]
     kinds = *first.planes, first.parked_bits, first.windows, first.numbers
-    batch = SegmentCache(first.layers, len(parts), kv_heads, *kinds)
+    batch = SegmentCache(len(parts), kv_heads, *kinds)
     batch.states = gathered_states([(cache.states, seq) for cache, seq in parts])
     rooms = gather_books(batch, parts, steps)
     sources = {id(cache): cache for cache, _ in parts}.values()

@@ -56,7 +56,8 @@ class Dims:
     `position_axes` is 1 for RoPE over `position_ids` [B, S], 3 for M-RoPE over [3, B, S]. `states`
     is None where no layer keeps a state, `shared` where none reads another's rows. `layer_inputs`
     are numbers that each layer reads of a token beside the hidden state. `experts` is None where
-    every token goes through all of each layer.
+    every token goes through all of each layer. `head_dims` are those of each layer where they
+    differ, `head_dim` the largest; None: they are all `head_dim`, as in packages of before.
     """
 
     hidden_size: int
@@ -72,6 +73,11 @@ class Dims:
     shared: SharedRows | None = None
     layer_inputs: int = 0
     experts: Experts | None = None
+    head_dims: tuple[int, ...] | None = None
+
+    def head_size(self, layer: int) -> int:
+        """Numbers in a head's key, and in its value, of a layer."""
+        return self.head_dim if self.head_dims is None else self.head_dims[layer]
 
     @property
     def row_layers(self) -> list[int]:
@@ -121,7 +127,23 @@ class Dims:
                 f"num_heads: expected a multiple of the {self.num_kv_heads} KV heads, found "
                 f"{self.num_heads}"
             )
+        if self.head_dims is not None and (mistake := self._mistake_of_heads(self.head_dims)):
+            return mistake
         return None if self.experts is None else self._mistake_of(self.experts)
+
+    def _mistake_of_heads(self, sizes: tuple[int, ...]) -> str | None:
+        if len(sizes) != self.num_layers or min(sizes) < 1 or max(sizes) != self.head_dim:
+            return (
+                f"head_dims: expected {self.num_layers} sizes of at least 1 and at most head_dim "
+                f"{self.head_dim}, which one of them has, found {quoted(sizes, 80)}"
+            )
+        for layer, source in self.sources.items():
+            if layer < len(sizes) and source < len(sizes) and sizes[layer] != sizes[source]:
+                return (
+                    f"head_dims: expected that of layer {layer} to be that of layer {source}, "
+                    f"whose rows it reads, found {sizes[layer]} and {sizes[source]}"
+                )
+        return None
 
     def _mistake_of(self, experts: Experts) -> str | None:
         if experts.chosen > experts.count:

@@ -245,10 +245,11 @@ def _limit(prefix_cache: int | str | None) -> int:
 def weights_read(manifest: Manifest) -> int:
     """About how many bytes of weights a step reads: of linears alone, by their bits."""
     dims, quantized = manifest.dims, manifest.quantization
-    attention = 2 * dims.head_dim * (dims.num_heads + dims.num_kv_heads)
+    sizes = sum(map(dims.head_size, range(dims.num_layers)))
+    attention = 2 * sizes * (dims.num_heads + dims.num_kv_heads)
     layers, mixed = range(dims.num_layers), dims.experts.layers if dims.experts else ()
     widths = sum(dims.width(layer) for layer in layers if layer not in mixed)
-    linears = dims.hidden_size * (dims.num_layers * attention + 3 * widths)
+    linears = dims.hidden_size * (attention + 3 * widths)
     experts = dims.hidden_size * 3 * sum(map(dims.width, mixed))
     bits = stored = STORED_BITS[manifest.embedding.dtype]
     if quantized is not None:  # whatever the table is

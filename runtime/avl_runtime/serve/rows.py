@@ -27,7 +27,7 @@ class Need:
         choices: that have as many each.
         steps: that may come behind a prompt.
         active, parked: rows of each layer [L].
-        row_bytes: of an active row of a layer, and of a parked one.
+        row_bytes: of an active row of each layer, and of a parked one.
         state_bytes: that each choice has beside rows.
     """
 
@@ -35,7 +35,7 @@ class Need:
     steps: int
     active: tuple[int, ...]
     parked: tuple[int, ...]
-    row_bytes: tuple[int, int]
+    row_bytes: tuple[tuple[int, int], ...]
     state_bytes: int = 0
 
     @classmethod
@@ -55,7 +55,8 @@ class Need:
         _, parked = cost.placed_rows(dims, actions, given.visual)
         active = [given.prompt - given.visual + images + steps for images in entering]
         shape = tuple(active), tuple(parked)
-        return cls(len(requests), steps, *shape, executor.row_bytes, 2 * executor.state_bytes)
+        each = tuple(executor.row_bytes)
+        return cls(len(requests), steps, *shape, each, 2 * executor.state_bytes)
 
 
 def most_bytes(needs: Sequence[Need]) -> int:
@@ -67,11 +68,11 @@ def most_bytes(needs: Sequence[Need]) -> int:
     if not needs:
         return 0
     choices, steps = sum(one.choices for one in needs), max(one.steps for one in needs)
-    active_bytes, parked_bytes = needs[0].row_bytes
     layers: list[int] = []
-    for held, apart in zip(
+    for held, apart, (active_bytes, parked_bytes) in zip(
         zip(*(one.active for one in needs), strict=True),
         zip(*(one.parked for one in needs), strict=True),
+        needs[0].row_bytes,
         strict=True,
     ):
         rows = max(1, *held)

@@ -61,7 +61,8 @@ class DeviceCache(SegmentCache):
     def __init__(self, place: Place, layers: int, first: int = 0) -> None:
         """An empty cache of a single sequence, of decoder layers from `first` on."""
         numbers = range(first, first + layers)
-        super().__init__(layers, 1, place.heads, COMPUTED.planes(1, LABEL), numbers=numbers)
+        planes = [COMPUTED.planes(1, LABEL)] * layers
+        super().__init__(1, place.heads, planes, numbers=numbers)
         self.place = place
         self.rows: list[Rows] = []
         self.on_host: list[Parked | None] = []

@@ -132,9 +132,9 @@ class DeviceExecutor:
         return DeviceBatch(self.backend, caches, members, steps, self._stepped)
 
     @property
-    def row_bytes(self) -> tuple[int, int]:
+    def row_bytes(self) -> list[tuple[int, int]]:
         each = 2 * self.backend.place.nbytes(1, 1)
-        return each, each
+        return [(each, each)] * len(self.backend.manifest.row_layers)
 
     @property
     def state_bytes(self) -> int:

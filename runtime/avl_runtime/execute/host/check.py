@@ -148,6 +148,7 @@ class HostChecked:
 
     def store(self, segment: int, index: int, count: int) -> None:
         bound, drafted = self._bound.segments[segment], self._drafted
-        new = [plane[:, index : index + 1, :, :count] for plane in bound.new]
+        part = slice(index, index + 1)
+        new = [[rows[part, :, :count] for rows in plane] for plane in bound.new]
         positions = drafted.positions[index, :count]
         self._caches[segment].extend(new, drafted.seqs[index], positions, None)

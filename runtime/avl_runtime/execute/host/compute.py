@@ -87,7 +87,8 @@ def told(
         elif part == "pictures" and rounded and VNNI in text:
             text += "; pictures: attention in whole numbers"
         elif part == "prompts" and rounded and kept == INT8 and VNNI in text:
-            text += "" if manifest.dims.head_dim % SIDE else "; prompts: attention in whole numbers"
+            fits = not any(manifest.dims.head_size(n) % SIDE for n in manifest.row_layers)
+            text += "; prompts: attention in whole numbers" if fits else ""
     if manifest.restores and "; prompts: attention" in text:
         text += "; prompts with positions=restore: attention in fp32"
     if kept.parked_bits is not None:  # the ops of such rows have a body alone

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from avl_plugins.errors import AvlError
 from avl_plugins.graph_io import ROW_ENDS, ROW_POSITIONS, ROW_STANDING
 from avl_plugins.logits import Logits
-from avl_plugins.schema import COMPUTED
+from avl_plugins.schema import COMPUTED, Plane
 from avl_runtime.execute.host.batch import HostBatch
 from avl_runtime.execute.host.segments import BoundSegment, HostBackend
 from avl_runtime.execute.protocol import Chunk, Member
-from avl_runtime.kv.cache import Floats, Ints, SegmentCache
+from avl_runtime.kv.cache import Floats, Ints, NewRows, SegmentCache
 from avl_runtime.kv.gather import gathered
 from avl_runtime.kv.growth import dense_bytes
 from avl_runtime.kv.sight import Masses
@@ -41,7 +41,8 @@ class HostExecutor:
         self.chunk = CHUNK
         # Rows that a window has left behind are not there for a prompt that begins alike. And a
         # state behind some of the drafted tokens is not known when all of them have been run.
-        if manifest.reach.window is not None:
+        # Nor is a block of several layers one array where their heads differ in size.
+        if manifest.reach.window is not None or manifest.dims.head_dims is not None:
             self.shares = False
         checks = backend.answers_rows and manifest.dims.states is None
         self.most_answers = ANSWERS if checks else 1
@@ -67,14 +68,20 @@ class HostExecutor:
 
     def new_caches(self) -> list[SegmentCache]:
         backend, heads = self.backend, self.manifest.dims.num_kv_heads
-        kinds = backend.planes, backend.parked, backend.kept.parked_bits
         caches = []
         for segment in self.manifest.segments:
             graph = self.manifest.graph_of(segment)
             layers = self.manifest.windows(segment), graph.row_layers
+            active, parked = zip(*map(self._planes, graph.row_layers), strict=True)
+            kinds = active, parked, backend.kept.parked_bits
             states = no_states(graph, backend.dtype)
-            caches.append(SegmentCache(len(layers[1]), 1, heads, *kinds, *layers, states))
+            caches.append(SegmentCache(1, heads, *kinds, *layers, states))
         return caches
+
+    def _planes(self, layer: int) -> tuple[tuple[Plane, ...], tuple[Plane, ...]]:
+        """What a row of a head has that is active, and one that is parked."""
+        kept, size = self.backend.kept, self.manifest.dims.head_size(layer)
+        return kept.planes(size, self.dtype), kept.parked(size, self.dtype)
 
     def read(
         self,
@@ -125,13 +132,16 @@ class HostExecutor:
         return HostBatch(self.backend, self.manifest, caches, members)
 
     @property
-    def row_bytes(self) -> tuple[int, int]:
-        active, parked = (
-            sum(plane.width * plane.dtype.itemsize for plane in kinds)
-            for kinds in (self.backend.planes, self.backend.parked)
-        )
+    def row_bytes(self) -> list[tuple[int, int]]:
         heads = self.manifest.dims.num_kv_heads
-        return active * heads, parked * heads
+        found = []
+        for layer in self.manifest.row_layers:
+            active, parked = (
+                heads * sum(plane.width * plane.dtype.itemsize for plane in kinds)
+                for kinds in self._planes(layer)
+            )
+            found.append((active, parked))
+        return found
 
     @property
     def state_bytes(self) -> int:
@@ -140,11 +150,14 @@ class HostExecutor:
         return sum(array.nbytes for graph in graphs for array in no_states(graph, dtype))
 
     def dense_bytes(self, rows: int, steps: int, limit: int) -> int:
-        heads, kinds = self.manifest.dims.num_kv_heads, (self.backend.planes, self.backend.parked)
+        heads = self.manifest.dims.num_kv_heads
         windows = [one for part in self.manifest.segments for one in self.manifest.windows(part)]
         held = sum(
-            dense_bytes(rows if window is None else min(rows, window), steps, limit, heads, *kinds)
-            for window in windows
+            dense_bytes(
+                *(rows if window is None else min(rows, window), steps, limit, heads),
+                *self._planes(layer),
+            )
+            for layer, window in zip(self.manifest.row_layers, windows, strict=True)
         )
         return held + self.state_bytes
 
@@ -164,7 +177,7 @@ class HostPass:
         return rows
 
     @property
-    def rows(self) -> tuple[NDArray[Any], ...]:
+    def rows(self) -> tuple[NewRows, ...]:
         return self._bound.new
 
     @property

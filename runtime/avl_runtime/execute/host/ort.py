@@ -62,8 +62,6 @@ class OrtBackend:
             )
         self.dtype = DTYPES[manifest.dtype]
         self.kept = kept
-        self.planes = kept.planes(manifest.dims.head_dim, self.dtype)
-        self.parked = kept.parked(manifest.dims.head_dim, self.dtype)
         self._graphs = [manifest.graph_of(segment, kept) for segment in manifest.segments]
         decoders = [segment.graph(kept) for segment in manifest.segments]
         self._threads = threads or cores()

@@ -34,10 +34,11 @@ from avl_plugins.graph_io import (
     named,
 )
 from avl_plugins.logits import Logits
+from avl_plugins.schema import Plane
 from avl_runtime.execute.host.ort_options import LARGE, WORTH_SHRINKING, shrinking
 from avl_runtime.execute.host.segments import no_standing
 from avl_runtime.kv.by_layer import ByLayer, unfilled
-from avl_runtime.kv.cache import Ints, SegmentCache
+from avl_runtime.kv.cache import Ints, NewRows, SegmentCache
 from avl_runtime.kv.standing import Standing
 from avl_runtime.machine.memory import give_back_surplus
 
@@ -59,10 +60,12 @@ class OrtBoundSegment:
         sizes = {BATCH: batch, NEW: rows, ANSWERED: answers, WEIGHTINGS: 0}
         sizes |= {ACTIVE.name: 0, PARKED.name: 0}
         self.output = np.empty(graph.outputs([])[0].sized(sizes), dtype)
-        planes = graph.kept.planes(dims.head_dim, dtype)
-        self.new = tuple(
-            np.empty((count, batch, heads, rows, plane.width), plane.dtype) for plane in planes
+        head_sizes = [dims.head_size(layer) for layer in graph.row_layers]
+        planes, parked = (
+            list(zip(*(kinds(size, dtype) for size in head_sizes), strict=True))
+            for kinds in (graph.kept.planes, graph.kept.parked)
         )
+        self.new = tuple(_new_rows(by_layer, (batch, heads, rows)) for by_layer in planes)
         self.mass_new = np.empty((count, batch, heads, 0, rows), np.float32)
         self.mass_active = self.mass_parked = ByLayer(())
         states, types = graph.states(), {"T": dtype}
@@ -85,8 +88,11 @@ class OrtBoundSegment:
         self._output_name = graph.result
         self._kept = graph.kept
         self._nothing, self._nothing_parked = (
-            [np.zeros((batch, heads, 1, plane.width), plane.dtype) for plane in kinds]
-            for kinds in (planes, graph.kept.parked(dims.head_dim, dtype))
+            [
+                [np.zeros((batch, heads, 1, plane.width), plane.dtype) for plane in by_layer]
+                for by_layer in kinds
+            ]
+            for kinds in (planes, parked)
         )
         self._no_length = np.zeros(batch, np.int64)
         self._parked_len = np.zeros((count, batch), np.int64)  # rows that a step reads
@@ -149,13 +155,13 @@ class OrtBoundSegment:
     def release(self) -> None:
         self._bound = self._refresh = None
         for binding in self._bindings.values():
-            for layer in self._layers:
-                for kind, nothing in zip(ACTIVE.planes(self._kept), self._nothing, strict=True):
+            for kind, arrays in zip(ACTIVE.planes(self._kept), self._nothing, strict=True):
+                for layer, nothing in zip(self._layers, arrays, strict=True):
                     binding.bind_input(named(kind, layer), nothing)
 
     def _make_binding(self, masses: bool) -> _Binding:
         weightings = self._inputs[WEIGHTS].shape[1] if masses else 0
-        count, batch, heads, rows, _ = self.new[0].shape
+        count, (batch, heads, rows, _) = len(self._layers), self.new[0][0].shape
         mass_new = np.empty((count, batch, heads, weightings, rows), np.float32)
         binding = _Binding(self._session.io_binding(), mass_new)
         for name, array in self._inputs.items():
@@ -173,8 +179,7 @@ class OrtBoundSegment:
         return binding
 
     def _bind_cache(self, binding: _Binding, cache: SegmentCache, parked: bool) -> None:
-        absent = [[nothing] * len(self._layers) for nothing in self._nothing_parked]
-        held = cache.parked if parked else absent
+        held = cache.parked if parked else self._nothing_parked
         for place, planes in ((ACTIVE, cache.active), (PARKED, held)):
             for kind, arrays in zip(place.planes(self._kept), planes, strict=True):
                 for layer, array in zip(self._layers, arrays, strict=True):
@@ -212,6 +217,13 @@ class OrtBoundSegment:
             for place, rows in zip((ACTIVE, PARKED), both, strict=True):
                 binding.bind_input(named(place.standing, layer), rows)
         binding.stands = standing is not None
+
+
+def _new_rows(planes: Sequence[Plane], shape: tuple[int, int, int]) -> NewRows:
+    """Arrays for a plane of new rows [*shape, width], one a layer."""
+    if len(set(planes)) == 1:
+        return np.empty((len(planes), *shape, planes[0].width), planes[0].dtype)
+    return [np.empty((*shape, plane.width), plane.dtype) for plane in planes]
 
 
 class _Binding:

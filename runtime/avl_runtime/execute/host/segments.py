@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from avl_plugins.graph_io import ROW_ENDS, ROW_POSITIONS, ROW_STANDING
 from avl_plugins.logits import Logits
-from avl_plugins.schema import Plane, RowType
+from avl_plugins.schema import RowType
 from avl_runtime.execute.protocol import Backend
 from avl_runtime.kv.by_layer import ByLayer, Floats
-from avl_runtime.kv.cache import Ints, SegmentCache
+from avl_runtime.kv.cache import Ints, NewRows, SegmentCache
 from avl_runtime.kv.standing import Standing
 
 NOTHING: Mapping[str, Ints] = MappingProxyType({})
@@ -42,14 +42,14 @@ class BoundSegment(Protocol):
 
     Attributes:
         output: [B, S, C] hidden states, or [B, answers, V] logits of the last rows.
-        new: planes [L, B, Hkv, S, width] of the new rows.
+        new: planes of the new rows.
         states: what layers with a state have made of theirs, in the order of `LayerStates`; who
             keeps these arrays puts others in their place.
         mass_active, mass_parked, mass_new: weighted by `row_weights`; see `kv.sight.Masses`.
     """
 
     output: NDArray[Any]
-    new: tuple[NDArray[Any], ...]
+    new: tuple[NewRows, ...]
     states: list[NDArray[Any]]
     mass_active: ByLayer
     mass_parked: ByLayer
@@ -94,8 +94,6 @@ class HostBackend(Backend, Protocol):
 
     Attributes:
         kept: how cached rows are kept.
-        planes: what an active row of a head has in a cache.
-        parked: what a parked row has.
         answers_rows: whether the last segment can give logits of several rows; graphs of older
             packages give the last row's alone.
         kernels: which kernels of avl's own run, for people; None: none.
@@ -106,12 +104,6 @@ class HostBackend(Backend, Protocol):
 
     @property
     def kept(self) -> RowType: ...
-
-    @property
-    def planes(self) -> tuple[Plane, ...]: ...
-
-    @property
-    def parked(self) -> tuple[Plane, ...]: ...
 
     @property
     def kernels(self) -> str | None: ...
