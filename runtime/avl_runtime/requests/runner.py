@@ -171,7 +171,7 @@ class Runner:
             return moved  # a first token is told before buffers are bound for the second
         try:
             if self._ready and self._may_start():
-                return [*moved, *(one for one in self._start() if one not in moved)]
+                return [*moved, *(one for one in self._start(moved) if one not in moved)]
             if self._running:
                 return [*moved, *self._decode()]
         except BaseException as error:  # some may have got a token whose row is not whole
@@ -226,8 +226,12 @@ class Runner:
             one in waiting for one in self._awaited
         )
 
-    def _start(self) -> list[Request]:
-        """Have those whose prompts are read join; returns those that this ended."""
+    def _start(self, moved: list[Request]) -> list[Request]:
+        """Have those whose prompts are read join; returns those that this ended.
+
+        Args:
+            moved: those whose first tokens have yet to be told.
+        """
         begun = time.perf_counter()
         joining = self._ready
         steps = max(one.steps_left for one in (*self._running, *joining))
@@ -238,7 +242,10 @@ class Runner:
         self._ready, self._running = [], [*self._running, *joining]
         spent = (time.perf_counter() - begun) / len(joining)
         for request in joining:
-            request.prefill_s += spent
+            if request in moved:
+                request.prefill_s += spent
+            else:  # what has been told of its prompt stays so
+                request.decode_s += spent
         self._let_go()
         return []
 
