@@ -214,11 +214,13 @@ def set_codes(package: Package, model: nn.Module) -> None:
     packaged = read_packaged(package)
     parameters = dict(model.named_parameters())
     embedding = cast(Any, model).get_input_embeddings()
+    table = next(name for name, value in parameters.items() if value is embedding.weight)
     embedding.weight = nn.Parameter(embedding.weight.detach().clone())  # no output matrix any more
     places = [(name, parameters[name], place) for name, place in packaged.linears.items()]
-    if packaged.embedding is not None:
-        name, place = packaged.embedding
-        places.append((name, embedding.weight, place))
+    places += [
+        (name, embedding.weight if name == table else parameters[name], place)
+        for name, place in packaged.rows.items()
+    ]
     with torch.no_grad():
         for name, parameter, place in places:
             found = torch.from_numpy(read_weight(package.folder, place))
@@ -290,9 +292,10 @@ def codes_loader(package: Package, family: Family, plain: Load) -> Load:
 
     def load(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         if name == embedding:  # codes of linears under its name are those of the output matrix
-            place = None if packaged.embedding is None else packaged.embedding[1]
+            place = packaged.rows.get(name)
         else:
-            place = packaged.linears.get(name) or packaged.linears.get(tied.get(name, name))
+            linear = packaged.linears.get(name) or packaged.linears.get(tied.get(name, name))
+            place = linear or packaged.rows.get(name)
         if place is None:
             return plain(name, shape)
         return torch.from_numpy(read_weight(package.folder, place))

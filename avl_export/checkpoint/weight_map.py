@@ -45,8 +45,8 @@ class WeightMap:
     """Where each parameter of a model lies, by the parameter's name in the model.
 
     `packed` holds weights that a quantized checkpoint stores as several tensors, by name and
-    suffix (qweight and so on); `linears` those that a package stores as codes, and `rows` the
-    token embedding if it is. `strays` are keys that belong to no parameter; `hints` say what may
+    suffix (qweight and so on); `linears` those that a package stores as codes, and `rows` tables
+    of tokens that it stores so. `strays` are keys that belong to no parameter; `hints` say what may
     be wrong where one is missing.
     """
 
@@ -54,7 +54,7 @@ class WeightMap:
     places: Mapping[str, Placed]
     packed: Mapping[str, Mapping[str, Placed]] = field(default_factory=dict)
     linears: Mapping[str, QuantizedPlace] = field(default_factory=dict)
-    rows: QuantizedPlace | None = None
+    rows: Mapping[str, QuantizedPlace] = field(default_factory=dict)
     strays: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
 
@@ -64,13 +64,13 @@ class WeightMap:
         return name if placed is None or name in self.linears else placed.told
 
     def table(self, name: str, shape: tuple[int, ...]) -> tuple[str, int]:
-        """Key and bytes of the token embedding `name`.
+        """Key and bytes of the table of tokens `name`.
 
         Raises:
             CheckpointError: as `place`.
         """
-        if self.rows is not None:
-            return f"{name}.rows", self.rows.nbytes
+        if name in self.rows:
+            return f"{name}.rows", self.rows[name].nbytes
         placed = self.place(name, shape)
         return placed.told, placed.record.nbytes
 

@@ -23,16 +23,17 @@ DATA_TYPES = {
 }
 
 
-def embedding(weights: WeightMap, model: nn.Module, table: nn.Module, *, codes: bool) -> Embedding:
-    """Where the runtime reads rows of a table; `codes`: they may be quantized."""
+def embedding(weights: WeightMap, model: nn.Module, table: nn.Module) -> Embedding:
+    """Where the runtime reads rows of a table."""
     weight = table.get_parameter("weight")
     name = next(n for n, p in model.named_parameters() if p is weight)
     rows, columns = weight.shape
-    if codes and weights.rows is not None:
+    if name in weights.rows:
+        codes = weights.rows[name]
         return Embedding(
-            file=weights.rows.location,
-            offset=weights.rows.codes.offset,
-            dtype="I4" if weights.rows.bits == 4 else "I8",
+            file=codes.location,
+            offset=codes.codes.offset,
+            dtype="I4" if codes.bits == 4 else "I8",
             shape=(rows, columns),
         )
     placed = weights.place(name, (rows, columns))

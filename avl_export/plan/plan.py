@@ -218,7 +218,7 @@ def make_plan(options: Options, checkpoint: Checkpoint | None = None) -> Plan:
     if store is not None:
         weights = stored_weights(store, weights)
         locations = {file.name: file.name for file in store.files}
-    matrix = embedding(weights, family.model, family.decoder.embed_tokens, codes=True)
+    matrix = embedding(weights, family.model, family.decoder.embed_tokens)
     layer_table = _layer_table(family, weights)
     components, nbytes = _components(family, weights, graphs, matrix, layer_table)
     # Layer by layer a check fits in any memory; the whole model still is one for small ones.
@@ -314,8 +314,8 @@ def _components(
     components.append(Component("embedding", matrix.file, 1, nbytes))
     if layer_table is not None:
         (other,) = others
-        name, shape = names[id(other)], tuple(other.shape)
-        seen[weights.key(name)] = nbytes = weights.nbytes(name, shape)
+        key, nbytes = weights.table(names[id(other)], tuple(other.shape))
+        seen[key] = nbytes
         components.append(Component("inputs of layers", layer_table.table.file, 1, nbytes))
     return tuple(components), sum(seen.values())
 
@@ -329,7 +329,7 @@ def _layer_table(family: Family, weights: WeightMap) -> LayerTable | None:
     if visual is None:
         raise RuntimeError("a family whose layers read a table of tokens, and none for visual ones")
     (table,) = tables
-    return LayerTable(embedding(weights, family.model, table, codes=False), visual)
+    return LayerTable(embedding(weights, family.model, table), visual)
 
 
 def _dtype(options: Options, checkpoint: Checkpoint) -> tuple[Literal["fp32", "fp16", "bf16"], str]:

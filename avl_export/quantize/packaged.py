@@ -22,12 +22,12 @@ class Packaged:
 
     Attributes:
         linears: places of codes by the parameter's name in the model.
-        embedding: the token embedding's name and place if it is quantized.
+        rows: places of codes of tables whose rows are looked up, by name.
         plain: the other weights, by name.
     """
 
     linears: Mapping[str, QuantizedPlace]
-    embedding: tuple[str, QuantizedPlace] | None
+    rows: Mapping[str, QuantizedPlace]
     plain: Mapping[str, Source]
 
 
@@ -42,7 +42,8 @@ def read_packaged(package: Package) -> Packaged:
             f"{package.folder}: expected a package with quantized weights, found none; export with "
             "--quantize"
         )
-    linears, plain, embedding = dict[str, QuantizedPlace](), dict[str, Source](), None
+    linears, rows = dict[str, QuantizedPlace](), dict[str, QuantizedPlace]()
+    plain = dict[str, Source]()
     for shard in package.manifest.weights.shards:
         path = package.folder / shard.path
         tensors = read_header(path)
@@ -54,10 +55,10 @@ def read_packaged(package: Package) -> Packaged:
             if kind in BITS:
                 place = _place(path, stem, tensors, BITS[kind])
                 if stem.endswith(ROWS):
-                    embedding = (stem.removesuffix(ROWS), place)
+                    rows[stem.removesuffix(ROWS)] = place
                 else:
                     linears[stem] = place
-    return Packaged(linears, embedding, plain)
+    return Packaged(linears, rows, plain)
 
 
 def _place(

@@ -143,7 +143,7 @@ def _taken_over(
         scale_dtype=dtype,
     )
     shapes = {name: source.shape for name, source in codes.items()}
-    return plan_store(spec, Selection(shapes, False, kept), wanted)
+    return plan_store(spec, Selection(shapes, (), kept), wanted)
 
 
 def stored_weights(store: Store, weights: WeightMap) -> WeightMap:

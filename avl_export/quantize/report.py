@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from avl_export.checkpoint.places import QuantizedPlace
 from avl_runtime.package.quantization import Quantization, RowScales
 
 if TYPE_CHECKING:  # the command line needs lines for people, and torch only once it has a plan
@@ -66,19 +67,25 @@ def manifest_entry(store: Store | None) -> Quantization | None:
     """The manifest's entry, None where no weight is quantized."""
     if store is None or store.spec is None:
         return None
-    spec, rows = store.spec, store.rows
-    scales = None
-    if rows is not None:
-        scales = RowScales(
-            offset=rows.scales.offset,
-            dtype=cast(Literal["F32", "F16", "BF16"], rows.scales.dtype),
-            block_size=rows.block or rows.shape[1],
-        )
+    spec, rows = store.spec, dict(store.rows)
+    embedding = rows.pop(store.embedding, None)
+    (other,) = rows.values() or (None,)
     return Quantization(
         method=spec.method,
         bits=spec.bits,
         block_size=spec.block,
         parts=store.parts,
         zero_points=store.has_zeros,
-        embedding=scales,
+        embedding=_row_scales(embedding),
+        layer_table=_row_scales(other),
+    )
+
+
+def _row_scales(place: QuantizedPlace | None) -> RowScales | None:
+    if place is None:
+        return None
+    return RowScales(
+        offset=place.scales.offset,
+        dtype=cast(Literal["F32", "F16", "BF16"], place.scales.dtype),
+        block_size=place.block or place.shape[1],
     )

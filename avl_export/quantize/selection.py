@@ -22,13 +22,14 @@ class Selection:
     Attributes:
         linears: shapes [outputs, inputs] of the linears' weights, by their names in the model.
         stacks: those [experts, outputs, inputs] of experts' weights.
-        embedding: whether the token embedding is.
+        tables: names of what is looked up row by row: the token embedding, and with it the table
+            of layers' inputs.
         kept: why a weight of a part asked for stays as it is, by name.
         fitting: inputs a block in which they would be quantized too, None if there is no such size.
     """
 
     linears: Mapping[str, tuple[int, int]]
-    embedding: bool
+    tables: tuple[str, ...]
     kept: Mapping[str, str]
     fitting: int | None = None
     stacks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -47,7 +48,7 @@ def select(family: Family, spec: Spec) -> Selection:
     kept: dict[str, str] = {}
     asked: dict[str, tuple[int, int]] = {}
     mixed: dict[str, tuple[int, ...]] = {}
-    embedding = False
+    tables: tuple[str, ...] = ()
     for part in spec.parts:
         weights = _weights(family, part, names)
         if part == "embedding":  # its rows are looked up one by one: their number does not matter
@@ -67,11 +68,11 @@ def select(family: Family, spec: Spec) -> Selection:
                     asked |= {name: (2, shape[-1]) for name, shape in pair.items()}
         asked |= {name: weights[name] for name in misfits}
         if part == "embedding":
-            embedding = not misfits
+            tables = tuple(name for name in weights if name not in misfits)
         else:
             linears |= {name: shape for name, shape in weights.items() if name not in misfits}
     fitting = _fitting(spec, asked) if asked else None
-    return Selection(linears, embedding, kept, fitting, mixed)
+    return Selection(linears, tables, kept, fitting, mixed)
 
 
 def linears_of(family: Family) -> Mapping[Part, Mapping[str, tuple[int, int]]]:
@@ -84,7 +85,7 @@ def _weights(family: Family, part: Part, names: Mapping[int, str]) -> dict[str, 
     """Shapes of the weights that belong to `part`."""
     modules: Sequence[nn.Module]
     if part == "embedding":
-        modules = [family.decoder.embed_tokens]
+        modules = family.decoder.tables
     elif part == "decoder":
         modules = family.decoder.layers
     elif part == "lm_head":

@@ -46,8 +46,9 @@ class Store:
         linears: places of quantized weights, by the parameter's name in the model; those of
             experts have three axes.
         plain: the other weights, by name.
-        sources: the tensors behind `linears` and `embedding`, by name.
-        embedding: the token embedding's name; `rows` its place if it is quantized.
+        sources: the tensors behind `linears`, `rows` and `embedding`, by name.
+        embedding: the token embedding's name.
+        rows: places of quantized tables, whose rows are looked up, by name.
         kept: why weights that were asked for are not quantized, by name.
         fitting: as in `Selection`.
         spec: None where no weight is quantized: one file of changed weights and the others.
@@ -59,7 +60,7 @@ class Store:
     plain: Mapping[str, Plain]
     sources: Mapping[str, Source | StoredCodes]
     embedding: str
-    rows: QuantizedPlace | None
+    rows: Mapping[str, QuantizedPlace]
     kept: Mapping[str, str]
     fitting: int | None = None
 
@@ -71,8 +72,7 @@ class Store:
     @property
     def quantized(self) -> list[tuple[str, QuantizedPlace]]:
         """Every quantized tensor and the name of its parameter."""
-        rows = [(self.embedding, self.rows)] if self.rows is not None else []
-        return [*self.linears.items(), *rows]
+        return [*self.linears.items(), *self.rows.items()]
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -132,18 +132,17 @@ def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
         else:
             shape = _plain_source(wanted.sources[name]).record.shape  # which may be swapped
             plain.add(name, _plain_dtype(name, spec, selection, wanted), shape)
-    table = _plain_source(wanted.sources[wanted.embedding])
-    rows = None
-    if selection.embedding:
-        # A tied matrix may be there as a linear's weight already.
-        rows = _Draft.rows(f"{wanted.embedding}{ROWS}", table.record.shape, spec)
-        rows.add_to(quantized)
-    elif wanted.embedding not in plain.wanted:
-        # Rows are looked up one by one, so they may stay in the checkpoint's own dtype.
-        plain.add(wanted.embedding, table.record.dtype, table.record.shape)
-    for name in wanted.tables:
+    tables = (wanted.embedding, *wanted.tables)
+    rows: dict[str, _Draft] = {}
+    for name in tables:
         record = _plain_source(wanted.sources[name]).record
-        plain.add(name, record.dtype, record.shape)
+        if name in selection.tables:
+            # A tied matrix may be there as a linear's weight already.
+            rows[name] = _Draft.rows(f"{name}{ROWS}", record.shape, spec)
+            rows[name].add_to(quantized)
+        elif name not in plain.wanted:
+            # Rows are looked up one by one, so they may stay in the checkpoint's own dtype.
+            plain.add(name, record.dtype, record.shape)
     files = tuple(layout.finish() for layout in (quantized, plain))
     return Store(
         spec=spec,
@@ -153,9 +152,9 @@ def plan_store(spec: Spec, selection: Selection, wanted: Wanted) -> Store:
             name: Plain(_plain_source(wanted.sources[name]), record)
             for name, record in files[1].tensors.items()
         },
-        sources={name: wanted.sources[name] for name in (*drafts, wanted.embedding)},
+        sources={name: wanted.sources[name] for name in (*drafts, *tables)},
         embedding=wanted.embedding,
-        rows=None if rows is None else rows.place(files[0]),
+        rows={name: draft.place(files[0]) for name, draft in rows.items()},
         kept=selection.kept,
         fitting=selection.fitting,
     )
@@ -183,7 +182,7 @@ def plan_plain(wanted: Wanted, kept: Mapping[str, str] | None = None) -> Store:
         plain={name: Plain(sources[name], record) for name, record in file.tensors.items()},
         sources=sources,
         embedding=wanted.embedding,
-        rows=None,
+        rows={},
         kept=kept or {},
     )
 
@@ -243,13 +242,12 @@ class _Draft:
     def add_to(self, file: FileLayout) -> None:
         codes, scales, zeros = self.names
         kind = "U8" if self.bits == 4 else "I8"
-        stacked = len(self.shape) == 3
-        if stacked:  # first, as they are written before the last expert's scales are known
+        if self.by_rows:  # first, as they are written before the last row's scales are known
             file.add(codes, kind, self.codes_shape)
         file.add(scales, OF_DTYPE[self.scale_dtype], self.scales_shape)
         if self.zeros:
             file.add(zeros, kind, (*self.scales_shape[:-1], self.codes_shape[1]))
-        if not stacked:
+        if not self.by_rows:
             file.add(codes, kind, self.codes_shape)
 
     def place(self, file: File) -> QuantizedPlace:

@@ -83,6 +83,8 @@ def _quantized(store: Store) -> Iterator[bytes]:
                 yield from source.pieces()
             elif len(place.shape) == 3:
                 yield from _stack(source, place, store, pool)
+            elif place.by_rows:
+                yield from _table(source, place, store, pool)
             else:
                 codes, scales = _quantize(source, place, store, pool)
                 yield stored_bytes(scales, place.scales.dtype)
@@ -136,6 +138,26 @@ def _stack(
     yield stored_bytes(scales, place.scales.dtype)
 
 
+def _table(
+    source: Source, place: QuantizedPlace, store: Store, pool: ThreadPoolExecutor
+) -> Iterator[bytes]:
+    """Codes of some rows after others, then all scales, as they are stored."""
+    rows, columns = place.shape
+    scales = np.empty(place.scales.shape, np.float32)
+
+    def some(first: int) -> npt.NDArray[Any]:
+        last = min(first + step, rows)
+        part, scales[first:last] = _codes(source, source.read_floats(first, last), place, store)
+        return pack_int4(part) if place.bits == 4 else part
+
+    step = _step(columns)
+    # No more than a few at a time, as codes wait in memory until they are written.
+    for first in range(0, rows, step * cores()):
+        for codes in pool.map(some, range(first, min(first + step * cores(), rows), step)):
+            yield codes.tobytes()
+    yield stored_bytes(scales, place.scales.dtype)
+
+
 def _step(inputs: int) -> int:
     """Rows that are quantized at a time: an even number, as two outputs may share a byte."""
     return max(1, PIECE // 16 // (2 * inputs)) * 2
@@ -173,7 +195,7 @@ def _place_rows(
     scales: Floats,
 ) -> None:
     """Store the rows `first` to `last` - 1, quantized, in the tensor's arrays."""
-    if place.by_rows:
+    if place.by_rows:  # of an expert
         codes[first:last] = pack_int4(part) if place.bits == 4 else part
         scales[first:last] = part_scales
         return

@@ -302,10 +302,9 @@ def _check_layer_table(manifest: Manifest, path: Path) -> None:
         return
     table, columns = said.table, dims.num_layers * dims.layer_inputs
     tokens = manifest.embedding.shape[0]
-    codes = table.dtype in ("I4", "I8")
     shards = {shard.path for shard in manifest.weights.shards}
     sizes = table.shape[0] >= tokens and table.shape[1] == columns
-    if not sizes or codes or table.file not in shards:
+    if not sizes or table.file not in shards:
         raise PackageError(
             f"{path}: expected a table of layers' inputs of {columns} numbers for each of {tokens} "
             f"tokens in one of the shards, found {quoted(said, 120)}; export again"

@@ -13,9 +13,9 @@ EXPERTS = "experts"  # of the decoder, among what is quantized
 
 @dataclass(frozen=True, slots=True)
 class RowScales:
-    """Scales of a quantized token embedding, in the file that holds its codes.
+    """Scales of a quantized table of tokens, in the file that holds its codes.
 
-    A row's codes stand for code * scale. `offset` is where scales [vocab, hidden / block_size]
+    A row's codes stand for code * scale. `offset` is where scales [rows, columns / block_size]
     begin; `block_size` columns share one.
     """
 
@@ -38,6 +38,7 @@ class Quantization:
             EXPERTS where those of the layers are too.
         zero_points: whether some codes that stand for 0 are not 0, which TensorRT refuses.
         embedding: set where the token embedding is quantized; its dtype then is I4 or I8.
+        layer_table: the same of the table of layers' inputs.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Quantization:
     parts: tuple[str, ...]
     zero_points: bool
     embedding: RowScales | None
+    layer_table: RowScales | None = None
 
 
 def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:

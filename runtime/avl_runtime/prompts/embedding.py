@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from avl_runtime.package import manifest
 from avl_runtime.package.package import Package, PackageError
-from avl_runtime.package.quantization import unpack_int4
+from avl_runtime.package.quantization import RowScales, unpack_int4
 
 _STORED: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -32,49 +32,63 @@ class Embedding:
         Raises:
             PackageError: the recorded place lies outside its file, or codes lack their scales.
         """
-        entry = package.manifest.embedding
+        said, of_layers = package.manifest.quantization, package.manifest.layer_table
+        scales = None if said is None else said.embedding
+        self._words = _Table(package, package.manifest.embedding, scales, "an embedding")
+        self._beside: _Table | None = None
+        if of_layers is not None:
+            scales = None if said is None else said.layer_table
+            self._beside = _Table(package, of_layers.table, scales, "a table of layers' inputs")
+            self._visual = of_layers.visual
+
+    def lookup(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """[N] token ids -> [N, C + W] float32, as the decoder reads them."""
+        return self._with_beside(self.words(ids), ids)
+
+    def shown(self, features: NDArray[Any]) -> NDArray[Any]:
+        """[N, C] features -> [N, C + W], as the decoder reads them."""
+        if self._beside is None:
+            return features
+        return self._with_beside(features, np.full(len(features), self._visual))
+
+    def _with_beside(self, rows: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[Any]:
+        if self._beside is None:
+            return rows
+        beside = self._beside.rows(ids)
+        return np.concatenate([rows, beside.astype(rows.dtype, copy=False)], 1)
+
+    def words(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """[N] token ids -> [N, C] float32, of the matrix alone."""
+        return self._words.rows(ids)
+
+
+class _Table:
+    """A matrix of which single rows are read, as numbers or as codes with scales."""
+
+    def __init__(
+        self, package: Package, entry: manifest.Embedding, scales: RowScales | None, what: str
+    ) -> None:
         rows, columns = entry.shape
         self._dtype = entry.dtype
         width = columns // 2 if entry.dtype == "I4" else columns
         self._matrix = _mapped(package, entry, entry.offset, entry.dtype, (rows, width))
-        self._table: NDArray[Any] | None = None
-        of_layers = package.manifest.layer_table
-        if of_layers is not None:
-            table = of_layers.table
-            self._table = _mapped(package, table, table.offset, table.dtype, table.shape)
-            self._table_dtype, self._visual = table.dtype, of_layers.visual
         self._scales: NDArray[Any] | None = None
         if entry.dtype not in ("I4", "I8"):
             return
-        quantization = package.manifest.quantization
-        scales = None if quantization is None else quantization.embedding
-        if scales is None:
+        if scales is None or scales.block_size < 1 or columns % scales.block_size:
+            found = (
+                "none" if scales is None else f"one for {scales.block_size} of {columns} columns"
+            )
             raise PackageError(
-                f"{package.folder}: expected scales of an embedding in {entry.dtype}, found none "
+                f"{package.folder}: expected scales of {what} in {entry.dtype}, found {found} "
                 "in the manifest; export again"
             )
         self._scales_dtype = scales.dtype
         shape = (rows, columns // scales.block_size)
         self._scales = _mapped(package, entry, scales.offset, scales.dtype, shape)
 
-    def lookup(self, ids: NDArray[np.int64]) -> NDArray[Any]:
-        """[N] token ids -> [N, C + W] float32, as the decoder reads them."""
-        return self._beside(self.words(ids), ids)
-
-    def shown(self, features: NDArray[Any]) -> NDArray[Any]:
-        """[N, C] features -> [N, C + W], as the decoder reads them."""
-        if self._table is None:
-            return features
-        return self._beside(features, np.full(len(features), self._visual))
-
-    def _beside(self, rows: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[Any]:
-        if self._table is None:
-            return rows
-        beside = _to_float32(self._table[ids], self._table_dtype)
-        return np.concatenate([rows, beside.astype(rows.dtype, copy=False)], 1)
-
-    def words(self, ids: NDArray[np.int64]) -> NDArray[Any]:
-        """[N] token ids -> [N, C] float32, of the matrix alone."""
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[N] numbers of rows -> [N, columns]."""
         rows = self._matrix[ids]
         if self._scales is None:
             return _to_float32(rows, self._dtype)
