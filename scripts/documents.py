@@ -80,6 +80,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "caac": lambda: restored_scores.sentence(record("restore")),
     "quantization": lambda: quantization.table(record("quantization")),
     "export-size": lambda: export_size.sentence(record("export-size")),
+    "export-size-layers": lambda: export_size.sentence(
+        record("export-size-layers"), "export-size-layers"
+    ),
     "check-layers": lambda: export_size.checked_sentence(record("check-layers")),
     "quantize-size": lambda: export_size.quantized_sentence(record("quantize-size")),
     "zoo": lambda: zoo_table.table(record("zoo")),

@@ -68,7 +68,7 @@ def write_shapes(folder: Path, files: Mapping[str, Any]) -> int:
     with torch.device("meta"):
         built = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         model = AutoModelForImageTextToText.from_config(built)
-    kind, width = KINDS[config["dtype"]]
+    kind, width = KINDS[config.get("dtype", "float32")]  # PaliGemma's names none
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     shapes = {k: list(t.shape) for k, t in model.state_dict().items() if k not in tied}
     shards: list[dict[str, Any]] = [{}]
@@ -131,8 +131,8 @@ def measure(checkpoint: Path, out: Path, arguments: list[str]) -> dict[str, floa
     }
 
 
-def sentence(report: dict[str, Any]) -> str:
-    """The figures as the documents quote them."""
+def sentence(report: dict[str, Any], name: str = "export-size") -> str:
+    """The figures as the documents quote them; `name` is the record's."""
 
     def told(alias: str) -> str:
         found = report["models"][alias]
@@ -143,11 +143,12 @@ def sentence(report: dict[str, Any]) -> str:
 
     first, *others = report["models"]
     runs = len(report["models"][first]["runs"])
+    of = f"medians of {runs}" if runs > 1 else "one run each"
     more = "".join(f", `{alias}` {told(alias)}" for alias in others)
     return (
         f"Exporting the full size of `{first}` takes {told(first)}{more} (two CPU cores, sparse "
-        f"checkpoints of these shapes, medians of {runs}; `scripts/export_size.py`, "
-        "[JSON](benchmarks/export-size.json))."
+        f"checkpoints of these shapes, {of}; `scripts/export_size.py`, "
+        f"[JSON](benchmarks/{name}.json))."
     )
 
 
@@ -226,8 +227,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             f"{found['peak_rss_bytes']['median'] / 1e9:.2f} GB, wrote "
             f"{found['package_bytes']['median'] / 1e6:.2f} MB"
         )
-    if parsed.json:
-        parsed.json.write_text(json.dumps(report, indent=2) + "\n")
+        if parsed.json:  # what has been measured is kept, whatever the next model does
+            parsed.json.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
