@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,26 @@ def test_what_is_found_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatc
             found.append((covered.tolist(), ours.span(panels, 60, relevance, 0.5, 1e-6).tolist()))
     assert all(one == found[0] for one in found)
     assert len(set(found[0][0])) == 100 and max(found[0][1]) < 45
+
+
+@pytest.mark.usefixtures("kernels")
+def test_where_a_thread_cannot_begin_no_other_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "ALONE", 1)
+    submit, begun = choices.ThreadPoolExecutor.submit, []
+
+    def few(pool: Any, function: Any, *given: Any) -> Any:
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begun.append(given)
+        return submit(pool, function, *given)
+
+    ours = choosing()
+    assert ours is not None
+    monkeypatch.setattr(choices.ThreadPoolExecutor, "submit", few)
+    near = np.eye(60, dtype=np.float32)
+    with choices.on_threads(3), pytest.raises(RuntimeError, match="can't start new thread"):
+        ours.cover(near, 4, np.ones(60), np.ones(60))
+    assert len(begun) == 2
 
 
 @pytest.mark.usefixtures("level")

@@ -2,8 +2,8 @@
 
 What they compute, `avl_plugins.policies.embedded` computes in NumPy where there is no library: with
 the same choices, as far as float64 tells tokens apart, or float32 where there are many of them.
-NumPy's products are not asked for where there is one, as threads of its library stay awake behind
-them for some milliseconds, in which the decoder's wait.
+NumPy's products are not asked for where there is one: they take threads of their own, as many as
+they like.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -297,10 +298,23 @@ def _shared(
 def _together(function: Callable[..., Any], threads: int, of: Any, *others: int) -> Any:
     """What all threads return, each of which is given its number behind `of`.
 
-    They wait for each other: so there is a thread for each.
+    They wait for each other: so there is a thread for each, and none begins before all are there.
+
+    Raises:
+        RuntimeError: there are not so many threads.
     """
     if threads == 1:
         return function(of, 0, *others)
+    there = threading.Barrier(threads)
+
+    def part(thread: int) -> Any:
+        there.wait()
+        return function(of, thread, *others)
+
     with ThreadPoolExecutor(threads) as pool:
-        found = [pool.submit(function, of, thread, *others) for thread in range(threads)]
+        try:
+            found = [pool.submit(part, thread) for thread in range(threads)]
+        except BaseException:
+            there.abort()
+            raise
         return found[0].result()
