@@ -241,6 +241,13 @@ def test_numbers_out_of_range(copy: Path, capsys) -> None:
     refused(copy, "a number", capsys=capsys)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_what_json_has_no_number_for(copy: Path, capsys, number: float) -> None:
+    edit(copy, lambda m: m["generation"].update(top_p=number))
+    says = f"generation: top_p: expected a number, found '{number}'"
+    refused(copy, says, capsys=capsys)
+
+
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -249,6 +256,7 @@ def _experts(**changed: object) -> Change:
     return lambda m: m["dims"].update(experts=whole | changed)
 
 
+ROWS = {"rows": "int8", "policy": "avl", "questions": 9, "tokens": 9, "apart": 0, "divergence": 0}
 CONTRADICTIONS: list[tuple[Change, str]] = [
     (lambda m: m["dims"].update(hidden_size=2), "an embedding of 2 columns"),
     (lambda m: m["dims"].update(num_heads=0), "dims: num_heads: expected at least 1, found 0"),
@@ -285,6 +293,10 @@ CONTRADICTIONS: list[tuple[Change, str]] = [
     (
         lambda m: m["segments"][1]["kept"].append(["int8", "decoder.1.onnx"]),
         "one graph for rows in int8 beside decoder.1.onnx, found 2",
+    ),
+    (
+        lambda m: m.update(checked_rows=ROWS) or m["segments"][1].update(kept=[]),
+        "checked_rows: expected rows that decoder.1.onnx has a graph for, found int8",
     ),
 ]
 

@@ -232,7 +232,7 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
         )
     for segment in manifest.segments:
         _check_kinds(segment, manifest, path)
-        _check_kept(segment, path)
+        _check_kept(segment, manifest, path)
     named = all(one.kinds is not None for one in manifest.segments)
     if (named or dims.shared is not None) and list(manifest.row_layers) != dims.row_layers:
         raise PackageError(
@@ -274,7 +274,7 @@ def _check_agreement(manifest: Manifest, path: Path) -> None:
         )
 
 
-def _check_kept(segment: Segment, path: Path) -> None:
+def _check_kept(segment: Segment, manifest: Manifest, path: Path) -> None:
     names = [name for name, _ in segment.kept]
     for name in names:
         if name not in ROW_TYPES or name == COMPUTED.name:
@@ -289,6 +289,11 @@ def _check_kept(segment: Segment, path: Path) -> None:
                 f"{path}: expected one graph for rows in {name} beside {segment.file}, found "
                 f"{names.count(name)}; export again"
             )
+    if manifest.checked_rows is not None and manifest.checked_rows.rows not in names:
+        raise PackageError(
+            f"{path}: checked_rows: expected rows that {segment.file} has a graph for, found "
+            f"{manifest.checked_rows.rows}; export again, or write null there"
+        )
 
 
 def _check_layer_table(manifest: Manifest, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -14,7 +15,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     """Build the annotated type `kind` from parsed JSON.
 
     Args:
-        kind: a dataclass, tuple, union, Literal, str, int (at least 0), float, bool or None.
+        kind: a dataclass, tuple, union, Literal, str, int from 0 on, finite float, bool, None.
         where: what is being read, for messages.
 
     Raises:
@@ -99,6 +100,8 @@ def _build_scalar(kind: Any, value: Any, where: str) -> Any:
         raise _mismatch(where, _name(kind), value)
     if kind is int and value < 0:
         raise _mismatch(where, "a number of at least 0", value)
+    if kind is float and not math.isfinite(value):
+        raise _mismatch(where, "a number", value)
     return value
 
 
