@@ -193,6 +193,21 @@ def test_a_first_token_is_told_before_those_that_wait_are_read(tiny: LVLM) -> No
     assert texts == expected
 
 
+def test_who_has_told_a_first_token_waits_for_no_more_than_the_last_prompt(tiny: LVLM) -> None:
+    """A request alone tells its first token before it joins; of several, the last one joins."""
+    scheduler = Scheduler(tiny)
+    lone = scheduler.add("How many?", max_new_tokens=2)
+    while not lone.reply.token_ids:
+        scheduler.step()
+    assert not scheduler.running
+    assert scheduler.step() == [] and scheduler.running == (lone,)
+    scheduler.cancel(lone)
+    first, last = (scheduler.add("How many?", max_new_tokens=2) for _ in range(2))
+    while not last.reply.token_ids:
+        scheduler.step()
+    assert scheduler.running == (first, last)
+
+
 def test_an_answer_of_one_token_waits_for_no_other_prompt(tiny: LVLM) -> None:
     scheduler = Scheduler(tiny)
     asked = [sample("caption", "held-out", 90 + number) for number in range(2)]

@@ -167,8 +167,8 @@ class Runner:
 
     def _step(self) -> list[Request]:
         moved = self._read_chunk()
-        if moved and self._ready and self._alone():
-            return moved  # a first token is told before buffers are bound for the second
+        if moved and moved == [*self.requests] and not moved[0].done:
+            return moved  # a lone first token is told before buffers are bound for the second
         try:
             if self._ready and self._may_start():
                 return [*moved, *(one for one in self._start(moved) if one not in moved)]
@@ -211,11 +211,6 @@ class Runner:
             self._awaited = self._readings.before(len(request.prompt.input_ids))
         self._ready.append(request)
         return [request]
-
-    def _alone(self) -> bool:
-        """Whether nobody waits for those that are ready, and none of them is done."""
-        busy = self._running or self._readings.waiting
-        return not busy and not any(one.done for one in self._ready)
 
     def _may_start(self) -> bool:
         """Whether those that are ready wait for nobody."""
