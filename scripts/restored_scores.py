@@ -15,7 +15,7 @@ Nothing here is timed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avl_runtime import LVLM
@@ -26,9 +26,11 @@ from held_out import Scores, apart, asked, changes, means, record, tiny
 
 METHODS = ("divprune", "mmtok", "scope", "vispruner", "visionzip", "uniform", "pool")
 SHARES = {"1/3": 0.3333, "1/9": 0.1111}
-POSITIONS = ("renumber", "restore")  # beside those that are kept
+POSITIONS = {how: f"positions={how}" for how in ("renumber", "restore")}  # beside kept ones
 MERGED = ("divprune", "mmtok", "scope", "vispruner", "visionzip:merge=False", "uniform")
-GAMMA = 0.5  # the paper's
+MERGINGS = {  # half of what stays, as in the paper
+    f"{how} merged": f"positions={how},gamma=0.5" for how in ("keep", *POSITIONS)
+}
 GATES = {"caac": "caac", "in every step": "caac:below=1"}
 UNDER = {"dense": "dense", "1/9": "divprune:keep=0.1111"}
 
@@ -58,31 +60,22 @@ def beside(scores: Scores, base: Scores) -> dict[str, Any]:
     return {"scores": means(scores), "gain": gains, "interval": halves}
 
 
-def positions_of(model: LVLM, count: int) -> list[dict[str, Any]]:
-    """Every method at every share, its positions kept, closed up and restored."""
-    rows = []
-    for method in METHODS:
-        for told, share in SHARES.items():
-            text = f"{method}:keep={share}"
-            kept, _ = scores_of(model, text, count)
-            row: dict[str, Any] = {"method": method, "share": told, "keep": means(kept)}
-            for how in POSITIONS:
-                row[how] = beside(scores_of(model, f"{text},positions={how}", count)[0], kept)
-            rows.append(row)
-    return rows
+def varied(
+    model: LVLM, count: int, methods: Sequence[str], ways: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Methods at every share, their positions kept, beside the same with further options.
 
-
-def merged(model: LVLM, count: int) -> list[dict[str, Any]]:
-    """Methods at every share, what they leave averaged into half of the tokens."""
+    Args:
+        ways: options by what a row calls them.
+    """
     rows = []
-    for method in MERGED:
+    for method in methods:
         for told, share in SHARES.items():
             text = f"{method}{',' if ':' in method else ':'}keep={share}"
             kept, _ = scores_of(model, text, count)
             row: dict[str, Any] = {"method": method, "share": told, "keep": means(kept)}
-            for how in ("keep", *POSITIONS):
-                spec = f"{text},positions={how},gamma={GAMMA}"
-                row[f"{how} merged"] = beside(scores_of(model, spec, count)[0], kept)
+            for way, options in ways.items():
+                row[way] = beside(scores_of(model, f"{text},{options}", count)[0], kept)
             rows.append(row)
     return rows
 
@@ -145,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tiny("--restore", "--vision-attention") as out:
         model = LVLM.load(out, backend="ort-cpu")
         found = {
-            "positions": positions_of(model, parsed.samples),
-            "merged": merged(model, parsed.samples),
+            "positions": varied(model, parsed.samples, METHODS, POSITIONS),
+            "merged": varied(model, parsed.samples, MERGED, MERGINGS),
             "caac": raised(model, parsed.samples),
         }
     print(json.dumps(record(parsed, found), indent=2))

@@ -175,16 +175,21 @@ def test_end_to_end(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert kept["auto"] < 0.5 * kept["fp32"]
 
 
+def one_question(folder: Path) -> str:
+    """The file's path."""
+    sample("vqa", "held-out", 0).image.save(folder / "0.png")
+    line = {"images": ["0.png"], "prompt": "What?", "answers": ["x"], "metric": "f1"}
+    (folder / "mine.jsonl").write_text(json.dumps(line))
+    return str(folder / "mine.jsonl")
+
+
 def test_rows_that_are_not_harmless_are_not_kept(
     package: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sample("vqa", "held-out", 0).image.save(tmp_path / "0.png")
-    line = {"images": ["0.png"], "prompt": "What?", "answers": ["x"], "metric": "f1"}
-    (tmp_path / "mine.jsonl").write_text(json.dumps(line))
-    words = [str(package), "--data", str(tmp_path / "mine.jsonl"), "--write"]
+    words = [str(package), "--data", one_question(tmp_path), "--write"]
     monkeypatch.setattr("avl_runtime.cli.tune.tune", lambda *_: [trial("dense", 1, 1, low=1)])
     with monkeypatch.context() as patched:
         patched.setattr("avl_runtime.evaluate.rows.DIVERGENCE", 0.0)
@@ -216,11 +221,9 @@ def test_a_package_that_cannot_be_written_is_refused_before_any_question(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sample("vqa", "held-out", 0).image.save(tmp_path / "0.png")
-    line = {"images": ["0.png"], "prompt": "What?", "answers": ["x"], "metric": "exact"}
-    (tmp_path / "mine.jsonl").write_text(json.dumps(line))
+    data = one_question(tmp_path)
     monkeypatch.setattr("avl_runtime.cli.output.os.access", lambda path, _: path != package)
-    assert main([str(package), "--data", str(tmp_path / "mine.jsonl"), "--write"]) == 1
+    assert main([str(package), "--data", data, "--write"]) == 1
     said = capsys.readouterr().err
     assert "avl.json: expected a file in a writable folder" in said
     assert "questions" not in said
