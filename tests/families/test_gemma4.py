@@ -21,6 +21,7 @@ from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
 
 from avl_export.cli import main as avl_export
 from avl_runtime import LVLM
+from avl_runtime.execute.protocol import BackendError
 from avl_runtime.package.package import PackageError, load_package
 from avl_runtime.vision.patches import filled_size
 from families.shared import PROMPT, FamilyTests
@@ -201,6 +202,24 @@ class TestGemma4(FamilyTests, WindowTests, TurnTests):
             found = kept.generate(PROMPT, images, **asked).logits
             assert found is not None
             assert 0 < np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
+
+    def test_rows_that_windows_let_go_of_are_kept_for_no_other_prompt(
+        self, made: Made, tmp_path: Path
+    ) -> None:
+        kept = [{"prefix_cache": 1 << 20}, {"prefix_cache": "auto", "cache_dir": tmp_path}]
+        for options in kept:
+            with pytest.raises(BackendError, match="that keep all of their rows, found a window"):
+                LVLM.load(made.package, backend="ort-cpu", threads=1, **options)
+
+
+def test_a_package_that_lacks_its_heads_sizes_is_refused(make: Any, tmp_path: Path) -> None:
+    """Those of packages of before, which have none, are filled up to the largest."""
+    folder = shutil.copytree(make(CASES[0]).package, tmp_path / "x.avl", symlinks=True)
+    manifest = json.loads((folder / "avl.json").read_text())
+    del manifest["dims"]["head_dims"]
+    (folder / "avl.json").write_text(json.dumps(manifest))
+    with pytest.raises(PackageError, match=r"expected k_active\.0 \[any, 2, any, 32\] as avl.json"):
+        LVLM.load(folder, backend="ort-cpu")
 
 
 def test_weights_of_four_bits(make: Any, tmp_path: Path, capsys: Any) -> None:

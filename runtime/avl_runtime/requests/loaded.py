@@ -82,16 +82,10 @@ class Loaded:
         self._threads = threads or cores()
         self.executor = executor_on(self.backend, package.manifest)
         self.features = FeatureCache(self.backend, package.manifest.encoded)
-        if not self.executor.shares and prefix_cache not in (None, AUTO):
-            raise BackendError(
-                f"prefix_cache: expected the backend ort-cpu, whose rows lie in the host's memory, "
-                f"found {self.executor.name}; leave it out"
-            )
-        if on_disk is not None and not self.executor.shares:
-            raise BackendError(
-                f"cache_dir: expected the backend ort-cpu, whose rows lie in the host's memory, "
-                f"found {self.executor.name}; leave it out"
-            )
+        if not self.executor.shares:
+            asked = {"prefix_cache": prefix_cache not in (None, AUTO), "cache_dir": on_disk}
+            if option := next((name for name, found in asked.items() if found), None):
+                raise BackendError(f"{option}: {self._unshared()}; leave it out")
         shares = limit and self.executor.shares
         disk = None if on_disk is None else on_disk.opened(package, self.executor, threads, compute)
         self.prefixes = PrefixCache(limit, disk) if shares else None
@@ -118,6 +112,16 @@ class Loaded:
         """
         if self._closed:
             raise ClosedError
+
+    def _unshared(self) -> str:
+        """Why no rows are kept for other prompts, as expected and found."""
+        reach = self.package.manifest.reach
+        if reach.window is not None:
+            return f"expected layers that keep all of their rows, found {reach}"
+        return (
+            "expected the backend ort-cpu, whose rows lie in the host's memory, found "
+            f"{self.executor.name}"
+        )
 
     def sequence(self, policy: Policy) -> Sequence:
         """A new conversation with nothing in its cache."""
