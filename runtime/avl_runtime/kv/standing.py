@@ -26,11 +26,16 @@ NONE: Mapping[int, float] = MappingProxyType({})
 
 
 class TokenStanding:
-    """Of each token of one conversation, where it stands, and how much it counts beside that."""
+    """Of each token of one conversation, where it stands, and how much it counts beside that.
+
+    Attributes:
+        factors: [L, Hkv, n], as how many the first n tokens count beside in L layers, and those
+            behind as one; None: all as one.
+    """
 
     def __init__(self, axes: int) -> None:
         self._rows: Ints = np.zeros((256, axes + 1), np.int64)
-        self._factors: Doubles | None = None
+        self.factors: Doubles | None = None
 
     def grow(
         self, start: int, count: int, position: int, given: Ints | None, standing: Ints | None
@@ -66,29 +71,21 @@ class TokenStanding:
             factors: for the decoder's first L layers (`Action.evened`).
         """
         found = np.ones((*factors.shape[:2], start + factors.shape[2]))
-        if self._factors is not None:
-            known = self._factors[:, :, :start]
+        if self.factors is not None:
+            known = self.factors[:, :, :start]
             found[:, :, : known.shape[2]] = known
         found[:, :, start:] = factors
-        self._factors = found
-
-    def factors(self, count: int) -> Doubles | None:
-        """[L, Hkv, count], as which the first tokens count in L layers; None: all as one."""
-        if self._factors is None:
-            return None
-        more = max(0, count - self._factors.shape[2])
-        known = self._factors[:, :, :count]
-        return np.pad(known, ((0, 0), (0, 0), (0, more)), constant_values=1)
+        self.factors = found
 
     def cut(self, length: int) -> None:
         """Tokens from number `length` on count as one each."""
-        if self._factors is not None:
-            self._factors = self._factors[:, :, :length]
+        if self.factors is not None:
+            self.factors = self.factors[:, :, :length]
 
     def copy(self) -> TokenStanding:
         """One of the same tokens, which grows by itself."""
         other = TokenStanding.__new__(TokenStanding)
-        other._rows, other._factors = self._rows.copy(), self._factors
+        other._rows, other.factors = self._rows.copy(), self.factors
         return other
 
 
@@ -118,15 +115,14 @@ class Standing:
 
     Attributes:
         tokens: of each sequence [tokens so far, Z]; None where no attention is biased.
-        unlike: whether KV heads of a layer may hold other rows than one another, or count them
-            differently.
-        factors: of each sequence [L, Hkv, tokens so far], as how many tokens each counts beside in
-            the decoder's first L layers, where no rows are parked; None: as one.
+        unlike: whether KV heads of a layer may hold other rows than one another.
+        counts: of each sequence [L, Hkv, tokens so far], how many tokens each stands for in the
+            decoder's first L layers, where no rows are parked; None: as `tokens` says.
     """
 
     tokens: Sequence[Ints | None]
     unlike: bool
-    factors: Sequence[Doubles | None]
+    counts: Sequence[Ints | None]
 
     @property
     def width(self) -> int:
@@ -156,10 +152,11 @@ class Standing:
             apart: whether parked rows are read; else P is 1, of a row that stands nowhere.
         """
         batch, heads = cache.positions.shape[1:3]
-        unlike, width = heads if self.unlike else 1, self.width
-        for layer in range(cache.layers):
+        width, counted = self.width, max(0 if one is None else len(one) for one in self.counts)
+        for layer, number in enumerate(cache.numbers):
+            differ = heads if self.unlike or number < counted else 1
             rooms = cache.k_active[layer].shape[2], cache.k_parked[layer].shape[2] if apart else 1
-            active = np.zeros((batch, unlike, rooms[0], width), np.int64)
+            active = np.zeros((batch, differ, rooms[0], width), np.int64)
             parked = np.zeros((batch, 1, rooms[1], width), np.int64)
             self.put(cache, layer, active, parked if apart else None)
             yield active, parked
@@ -174,16 +171,16 @@ class Standing:
             first: of the cache's sequences, the one that is the first of these.
         """
         number = cache.numbers[layer]
-        for seq, (tokens, factors) in enumerate(zip(self.tokens, self.factors, strict=True)):
+        for seq, (tokens, counts) in enumerate(zip(self.tokens, self.counts, strict=True)):
             if tokens is not None:
                 held = cache.active_len[layer, first + seq], cache.parked_len[layer, first + seq]
                 at = cache.positions[layer, first + seq, : active.shape[1], : held[0]]
                 # By far faster than by an index, as rows are short.
                 active[seq, :, : held[0]] = tokens.take(at, 0)
-                if factors is not None and number < len(factors):
-                    counts = active[seq, :, : held[0], -1]
-                    each = np.take_along_axis(factors[number], at, 1)
-                    np.maximum(1, np.rint(counts * each), out=counts, casting="unsafe")
+                if counts is not None and number < len(counts):
+                    heads, count = counts.shape[1:]
+                    places = at + np.arange(0, heads * count, count)[:, None]
+                    active[seq, :, : held[0], -1] = counts[number].take(places)
                 if parked is not None:
                     at = cache.parked_positions[layer, first + seq, : held[1]]
                     parked[seq, 0, : held[1]] = tokens.take(at, 0)
@@ -207,18 +204,29 @@ def standing_of(sequences: Sequence[Stood], weights: Mapping[int, float] = NONE)
             numbers.
     """
     tokens = [each.standing for each in sequences]
-    factors = [each.stands.factors(len(each.image_mask)) for each in sequences]
-    for seq, (each, own) in enumerate(zip(sequences, factors, strict=True)):
-        if own is None and seq not in weights:
+    counts: list[Ints | None] = [None] * len(tokens)
+    for seq, each in enumerate(sequences):
+        factors = each.stands.factors
+        if factors is None and seq not in weights:
             continue
         image, stood = each.image_mask, tokens[seq]
         found = each.stands.together(len(image)) if stood is None else stood.copy()
         found[:, -1] *= np.where(image, round(weights.get(seq, 1) * UNIT), UNIT)
         tokens[seq] = found
+        if factors is not None:
+            counts[seq] = _multiplied(found[:, -1], factors)
     if all(one is None for one in tokens):
         return None
-    apart = unlike(each.actions for each in sequences)
-    return Standing(tokens, apart or any(one is not None for one in factors), factors)
+    return Standing(tokens, unlike(each.actions for each in sequences), counts)
+
+
+def _multiplied(counts: Ints, factors: Doubles) -> Ints:
+    """[L, Hkv, n], at least 1, of counts [n] and factors [L, Hkv, m], which are 1 from m on."""
+    found = np.empty((*factors.shape[:2], len(counts)), np.int64)
+    known = min(len(counts), factors.shape[2])
+    found[:, :, known:] = counts[known:]
+    found[:, :, :known] = np.maximum(1, np.rint(counts[:known] * factors[:, :, :known]))
+    return found
 
 
 def unlike(actions: Iterable[Sequence[Action]]) -> bool:
