@@ -136,10 +136,8 @@ static OrtStatus *read_stack(const avl_tensor *codes, const avl_tensor *scales, 
     if (codes->dims[0] != experts || scales->dims[0] != experts || scales->dims[1] != outputs)
         return avl_failed("expected shapes that agree (schema/experts.py)");
     const int64_t block = blocks && inputs % blocks == 0 ? inputs / blocks : 0;
-    int64_t span = 128;
-    while (span > 32 && block % span)
-        span /= 2;
-    if (!block || block % span)
+    const int64_t span = avl_span_of(block);
+    if (!span)
         return avl_failed("expected blocks of a multiple of 32 inputs");
     to->first = (avl_coded){inputs, outputs, block, span, bits, codes->data, scales->data};
     return NULL;

@@ -169,15 +169,6 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     return multiply(context, &p, rows);
 }
 
-// The most inputs that may share a rounding, of those that share a scale; 0: not for this op.
-static int64_t span_of(int64_t block)
-{
-    for (int64_t span = 128; span >= 32; span /= 2)
-        if (block > 0 && block % span == 0)
-            return span;
-    return 0;
-}
-
 // What a weight is made from.
 typedef struct {
     avl_tensor codes, scales, zeros; // no zeros: rank 0
@@ -213,7 +204,7 @@ static OrtStatus *measure(const source *from, avl_packed *weight)
     weight->bits = from->codes.type == ORT_INT4 ? 4 : 8;
     weight->has_zeros = from->zeros.rank != 0;
     int64_t block = from->block ? from->block : weight->inputs;
-    weight->span = span_of(block);
+    weight->span = avl_span_of(block);
     if (!weight->span || weight->inputs % block || (weight->bits == 4 && weight->outputs % 2))
         return avl_failed("expected blocks of a multiple of 32 inputs and, of INT4, even outputs");
     if (!is_table(&from->scales, from, weight) ||

@@ -24,6 +24,15 @@ typedef struct avl_packed {
     uint8_t *pieces; // [tiles, spans, piece]; as many as kernels say
 } avl_packed;
 
+// The most inputs that may share a rounding, of those that share a scale; 0: no kernel takes these.
+static inline int64_t avl_span_of(int64_t block)
+{
+    for (int64_t span = 128; span >= 32; span /= 2)
+        if (block > 0 && block % span == 0)
+            return span;
+    return 0;
+}
+
 // Rows of x, rounded. A span of all rows lies together: rows of many inputs, far apart, would displace
 // each other from the first two caches.
 typedef struct avl_rounded {
