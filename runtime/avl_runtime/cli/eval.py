@@ -14,7 +14,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from avl_plugins.errors import shown
+from avl_plugins.errors import PolicyError, shown
 from avl_plugins.policies import parse
 from avl_runtime.bench.idle import QUIET, busy_share
 from avl_runtime.bench.surroundings import machine
@@ -198,11 +198,28 @@ def _measure(arguments: argparse.Namespace, chosen: list[str]) -> list[Measured]
         if arguments.data is None
         else iter(read_cases(arguments.data))
     )
+    if arguments.zoo:
+        chosen = _served(model, chosen)
+        if not chosen:
+            return []
     if arguments.jobs == 1:
         cases = _told(cases, len(chosen))
     found = measure(model, chosen, cases, times=_timed(arguments))
     if arguments.jobs > 1:
         print(f"avl-eval: {', '.join(chosen)} done", file=sys.stderr)
+    return found
+
+
+def _served(model: LVLM, chosen: Sequence[str]) -> list[str]:
+    """Those policies of the zoo that the backend serves too; says of the others why not."""
+    found = []
+    for policy in chosen:
+        try:
+            model.loaded.check(parse(policy))
+        except PolicyError as error:
+            print(f"avl-eval: left out: {error}", file=sys.stderr)
+        else:
+            found.append(policy)
     return found
 
 
