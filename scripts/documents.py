@@ -26,6 +26,7 @@ import kept_rows
 import layer_budgets
 import linear_part
 import lookup_speed
+import merged_rows
 import overhead
 import own_scores
 import prefix_speed
@@ -73,6 +74,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
     "overhead": lambda: overhead.sentence(record("overhead")),
     "layer-budgets": lambda: layer_budgets.sentence(record("layer-budgets")),
+    "merged-rows": lambda: merged_rows.sentence(record("merged-rows")),
     "lookup-speed": lambda: lookup_speed.sentence(record("lookup-speed")),
     "own-scores": lambda: own_scores.sentence(record("own-scores")),
     "restored": lambda: restored_scores.table(record("restore")),

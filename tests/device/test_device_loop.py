@@ -14,6 +14,7 @@ import pytest
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
+from avl_runtime.cli import eval as eval_command
 from avl_runtime.cli.output import as_json
 from avl_runtime.execute.device import growth
 from avl_runtime.execute.device.batch import DeviceBatch
@@ -279,6 +280,15 @@ def test_drafts_that_engines_could_not_check_are_refused(make: Make) -> None:
     model, _ = make()
     with pytest.raises(AvlError, match="prompt_lookup: expected graphs that give logits of sev"):
         ask(model, "dense", 4, prompt_lookup=4)
+
+
+def test_merging_needs_rows_on_the_host(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = make()
+    with pytest.raises(AvlError, match="rows that the host can write, as some are merged into"):
+        ask(model, "lookm", 4)
+    asked = ["dense", "lookm:keep=0.5", "lookm:keep=0.5,merge=none"]
+    assert eval_command._served(model, asked) == asked[::2]  # avl-eval --zoo goes on
+    assert "avl-eval: left out: lookm:keep=0.5: expected rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("foreign", ["host", "device"])

@@ -27,6 +27,7 @@ class RetainedTests:
         "pyramidkv:keep=0.4,window=5,beta=3",
         "vlcache:keep=0.3,window=6",
         "zipvl:tau=0.8,recent=6,drawn=4",
+        "lookm:keep=0.4,recent=0.3",
     )
 
     def test_rows_kept_of_a_prompt_are_those_that_its_end_looks_at(self, made: Made) -> None:

@@ -208,6 +208,10 @@ class Oracle:
         # Rows from the first number on give keys of these numbers [n] so many times the attention
         # before it is normalised, [H, n] in each layer that is named.
         self.evens: list[tuple[int, Tensor, dict[int, Tensor]]] = []
+        # Of each layer: keys and values [S, D] that rows from the first number on see, of each KV
+        # head, are a product [Hkv, S, S] with what they were before.
+        self.merges: dict[int, list[tuple[int, Tensor]]] = {}
+        self.keys: dict[int, Tensor] = {}  # [Hkv, S, D] that the newest row has seen
         self.rules = rules
         self.ranking = ByAttention() if ranking is None else ranking
         text = decoder_of(model).config
@@ -383,6 +387,8 @@ class Oracle:
                 use_cache=False,
                 oracle_masks=masks,
                 oracle_attention=attention,
+                oracle_merges=self.merges,
+                oracle_keys=self.keys,
                 **more,
             ).last_hidden_state[0, -1]
         divisor = getattr(decoder_of(self.model).config, "logits_scaling", 1.0)
@@ -567,26 +573,51 @@ def _attention(
     oracle_bias: Tensor | None = None,
     oracle_factors: Tensor | None = None,
     oracle_evens: Mapping[int, Tensor] = NONE,
+    oracle_merges: Mapping[int, list[tuple[int, Tensor]]] = MappingProxyType({}),
+    oracle_keys: dict[int, Tensor] | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Plain softmax attention, [1, H, S, D] in, under this layer's mask [H, S, S]."""
+    """As `_plain`, whose keys and values are others for later rows."""
+    index = module.layer_idx
+    mask, rest = oracle_masks[index], (oracle_bias, oracle_factors, oracle_evens.get(index))
+    out, weights = _plain(query, key, value, scaling, mask, *rest)
+    for first, table in oracle_merges.get(index, ()):
+        for rows in (key, value):
+            before = rows[0, :, : table.shape[1]].double()
+            rows[0, :, : table.shape[1]] = (table @ before).to(rows.dtype)
+        later, given = _plain(query, key, value, scaling, mask, *rest)
+        out[:, first:], weights[:, first:] = later[:, first:], given[:, first:]
+    oracle_attention[index] = weights
+    if oracle_keys is not None:
+        oracle_keys[index] = key[0]
+    return out, None
+
+
+def _plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    mask: Tensor,
+    bias: Tensor | None,
+    *factors: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention, [1, H, S, D] in, under a mask [H, S, S]; what comes out, and weights."""
     group = query.shape[1] // key.shape[1]
     key = key.repeat_interleave(group, dim=1)
     value = value.repeat_interleave(group, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
-    if oracle_bias is not None:
-        scores = scores + oracle_bias
-    scores = scores.masked_fill(~oracle_masks[module.layer_idx], float("-inf"))
+    if bias is not None:
+        scores = scores + bias
+    scores = scores.masked_fill(~mask, float("-inf"))
     wide = torch.promote_types(query.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=wide).to(query.dtype)
-    evens = oracle_evens.get(module.layer_idx)
-    for factors in (oracle_factors, evens):
-        if factors is None:
+    for each in factors:
+        if each is None:
             continue
-        raised = weights.double() * factors
+        raised = weights.double() * each
         weights = (raised / raised.sum(-1, keepdim=True)).to(query.dtype)
-    oracle_attention[module.layer_idx] = weights[0]
-    return (weights @ value).transpose(1, 2).contiguous(), None
+    return (weights @ value).transpose(1, 2).contiguous(), weights[0]
 
 
 def _spread(attention: Tensor, rows: Tensor) -> Tensor:

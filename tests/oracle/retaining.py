@@ -30,11 +30,13 @@ class Seen:
 
     tokens: of each head, ascending positions; weights: [Hkv, probes, S], mean over query heads.
     probes: positions of the probes that this layer read.
+    images: positions of image tokens.
     """
 
     tokens: list[list[int]]
     weights: Rows
     probes: list[int]
+    images: set[int]
 
     def column(self, head: int, token: int) -> float:
         """What all probes together give a token."""
@@ -53,7 +55,7 @@ class Order:
         if 0 < count < len(order):
             last, other = values[order[count - 1]], values[order[count]]
             if last != other:
-                self.gap = min(self.gap, (last - other) / abs(last))
+                self.gap = min(self.gap, (last - other) / max(abs(last), 1e-30))
         return order[:count]
 
 
@@ -170,11 +172,61 @@ def zipvl(layers: list[Seen], total: int, options: Options, order: Order) -> Kep
     return kept
 
 
+def lookm(layers: list[Seen], total: int, options: Options, order: Order) -> Kept:
+    kept = []
+    for seen in layers:
+        budget = min(len(seen.tokens[0]), asked_for(options, total))
+        newest = max(1, math.ceil(options.get("recent", 0.5) * budget - 1e-9))
+        kept.append([])
+        for head, tokens in enumerate(seen.tokens):
+            older, left = tokens[:-newest], budget - newest
+            text = {t: seen.column(head, t) for t in older if t not in seen.images}
+            shown = {t: seen.column(head, t) for t in older if t in seen.images}
+            chosen = order.first(text, min(left, len(text)))
+            chosen += order.first(shown, left - len(chosen))
+            kept[-1].append(chosen + tokens[-newest:])
+    return kept
+
+
+def sums_of(keys: Rows, tokens: list[int], kept: list[int], options: Options, order: Order) -> Rows:
+    """[S, S]: of which rows, and how many times, each row of a KV head is the sum afterwards.
+
+    By LOOK-M's equations, one evicted row after the other.
+
+    Args:
+        keys: [S, D].
+        tokens, kept: that the head held and holds.
+    """
+    table, joins = np.eye(len(keys)), {to: {} for to in kept}
+    for token in set(tokens) - set(kept):
+        like = {}
+        for to in kept:
+            lengths = np.linalg.norm(keys[token]) * np.linalg.norm(keys[to])
+            like[to] = float(keys[token] @ keys[to] / lengths) if lengths else 0.0
+        (nearest,) = order.first(like, 1)
+        joins[nearest][token] = like[nearest]
+    for to, rows in joins.items():
+        parts = [np.eye(len(keys))[to]]
+        for token, cosine in rows.items():
+            one = np.eye(len(keys))[token]
+            way = options.get("merge", "pivotal")
+            parts.append(
+                {
+                    "pivotal": (one + parts[0]) / 2,
+                    "averaged": one,
+                    "weighted": cosine * one,
+                }[way]
+            )
+        table[to] = np.mean(parts, 0)
+    return table
+
+
 METHODS: dict[str, Callable[[list[Seen], int, Options, Order], Kept]] = {
     "snapkv": snapkv,
     "pyramidkv": pyramidkv,
     "vlcache": vlcache,
     "zipvl": zipvl,
+    "lookm": lookm,
 }
 
 
@@ -185,8 +237,10 @@ def probes_of(name: str, image: list[bool], options: Options) -> list[int]:
         older, recent = rows[: -options.get("recent", 64)], rows[-options.get("recent", 64) :]
         drawn = np.random.default_rng([0, len(rows)]).permutation(len(older))
         return sorted(drawn[: options.get("drawn", 64)].tolist()) + recent
+    if name == "lookm" and "window" not in options:
+        return rows
     behind = max((i + 1 for i, one in enumerate(image) if one), default=0)
-    most = {"snapkv": 32, "pyramidkv": 8, "vlcache": len(rows)}[name]
+    most = {"snapkv": 32, "pyramidkv": 8}.get(name, len(rows))
     return rows[min(behind, len(rows) - 1) :][-options.get("window", most) :]
 
 
@@ -219,7 +273,8 @@ class Retained(Oracle):
             tokens = [torch.nonzero(one)[:, 0].tolist() for one in alive]
             read = [row for row in probes if row in tokens[0]]
             by_head = self.attention[index][:, read].double().unflatten(0, (-1, group)).mean(1)
-            layers.append(Seen(tokens, by_head.numpy(), read))
+            images = set(torch.nonzero(self.is_image)[:, 0].tolist())
+            layers.append(Seen(tokens, by_head.numpy(), read, images))
         kept = METHODS[self.name](layers, len(self.is_image), self.options, self.order)
         for index, heads in zip(numbers, kept, strict=True):
             layer = self.layers[index]
@@ -227,6 +282,13 @@ class Retained(Oracle):
                 alive[:] = False
                 alive[tokens] = True
             layer.core = torch.ones_like(self.is_image)
+        if self.name == "lookm" and self.options.get("merge") != "none":
+            for index, seen, heads in zip(numbers, layers, kept, strict=True):
+                keys = self.keys[index].double().numpy()
+                each = zip(keys, seen.tokens, heads, strict=True)
+                tables = [sums_of(*head, self.options, self.order) for head in each]
+                table = torch.tensor(np.stack(tables))
+                self.merges.setdefault(index, []).append((len(self.is_image), table))
         return logits
 
     def step(self, token: int) -> Tensor:
@@ -298,7 +360,13 @@ def method_of(spec: str) -> tuple[str, Options]:
     """The method and its options that a policy's text names."""
     name, _, rest = spec.partition(":")
     pairs = [part.split("=") for part in rest.split(",") if part]
-    return name, {key: float(value) if "." in value else int(value) for key, value in pairs}
+    return name, {key: _number(value) for key, value in pairs}
+
+
+def _number(text: str) -> float | str:
+    if text.isalpha():
+        return text
+    return float(text) if "." in text else int(text)
 
 
 def stages_of(spec: str) -> list[tuple[int, float]]:

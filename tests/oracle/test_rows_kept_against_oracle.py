@@ -35,6 +35,9 @@ POLICIES = (
     "vlcache:keep=0.5,window=4,recent=0.3",
     "zipvl:tau=0.9,recent=9,drawn=7",
     "zipvl:tau=0.6,recent=4,drawn=0",
+    "lookm",
+    "lookm:keep=0.5,recent=0.2,merge=averaged",
+    "lookm:keep=0.4,window=6,merge=weighted",
 )
 
 Made = Callable[[int], tuple[LVLM, Path]]
@@ -95,7 +98,9 @@ def compare(model: LVLM, checkpoint: Path, spec: str, count: int, size: int) -> 
     pytest.fail(f"{spec}: no draw with clear choices")
 
 
-@pytest.mark.parametrize("spec", [*POLICIES, "fastv+snapkv:keep=0.4,window=6"])
+@pytest.mark.parametrize(
+    "spec", [*POLICIES, "fastv+snapkv:keep=0.4,window=6", "fastv+lookm:keep=0.4"]
+)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_heads_keep_what_the_oracle_says(made: Made, seed: int, spec: str) -> None:
     model, checkpoint = made(seed)
@@ -271,17 +276,22 @@ def test_a_prompt_that_begins_as_another_did(made: Made) -> None:
     alone, _ = made(0)
     images = draw_images(3, 1, draw_shape(0).image_size)
     model = in_runs(alone.package.folder, prefix_cache=1 << 24)
+    left = ask(model, PROMPT, images, "lookm:keep=0.3")  # of which nothing merged is left
     first = ask(model, PROMPT, images, "dense")
+    assert left.stats.prefix_tokens == 0 < first.stats.prefix_tokens
+    np.testing.assert_array_equal(first.logits, ask(alone, PROMPT, images, "dense").logits)
     for spec in POLICIES:
         again = ask(model, PROMPT, images, spec)
         assert again.stats.prefix_tokens < first.stats.prompt_tokens
-        assert again.stats.prefix_tokens > 0 or "drawn=7" in spec  # a probe of the first run
+        probes = "drawn=7" in spec or ("lookm" in spec and "window" not in spec)  # of the first run
+        assert again.stats.prefix_tokens > 0 or probes
         np.testing.assert_array_equal(again.logits, ask(alone, PROMPT, images, spec).logits)
 
 
-def test_a_second_turn_chooses_among_what_the_first_left(made: Made, monkeypatch) -> None:
+@pytest.mark.parametrize("spec", ["snapkv:keep=0.5,window=6,pool=3", "lookm:keep=0.5"])
+def test_a_second_turn_chooses_among_what_the_first_left(made: Made, monkeypatch, spec) -> None:
     model, checkpoint = made(4)
-    spec, size = "snapkv:keep=0.5,window=6,pool=3", draw_shape(4).image_size
+    size = draw_shape(4).image_size
     appended = appended_prompts(monkeypatch)
     for draw in range(DRAWS):
         images = [[image] for image in draw_images(draw, 2, size)]

@@ -99,7 +99,7 @@ def test_spellings(text: str, policy: Policy, canonical: str) -> None:
     ("text", "words"),
     [
         ("", "use dense, avl, avl:exact, akvq, fastv, pyramiddrop, sparsevlm, divprune, mmtok"),
-        ("", "holov, snapkv, pyramidkv, vlcache, zipvl, caac, random, or several joined by +"),
+        ("", "snapkv, pyramidkv, vlcache, zipvl, lookm, caac, random, or several joined by +"),
         ("fastvee", "found 'fastvee'"),
         ("avl:kept=0.5", "use keep, core, refresh, text, text_min, heavy, prefill, prefill_layer"),
         ("dense:keep=0.5", "has none"),

@@ -9,6 +9,7 @@ from avl_plugins.policies.akvq import AKVQ
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.caac import CAAC, Rescale
+from avl_plugins.policies.cached.lookm import LookM
 from avl_plugins.policies.cached.pyramidkv import PyramidKV
 from avl_plugins.policies.cached.retain import Keeper, Retain, Retaining
 from avl_plugins.policies.cached.snapkv import SnapKV
@@ -74,6 +75,7 @@ __all__ = [
     "HiPrune",
     "HoloV",
     "Keeper",
+    "LookM",
     "MMTok",
     "Picker",
     "Picture",

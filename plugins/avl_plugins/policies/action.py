@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from avl_plugins.policies.checks import check_count
 from avl_plugins.policies.ranking import Ranking
 from avl_plugins.policies.view import Fates, Indices, Mask, Scores, View
@@ -102,6 +104,11 @@ class Action(abc.ABC):
         return False
 
     @property
+    def merges(self) -> bool:
+        """Whether ANY rows that it drops go into rows that stay: by `merging`."""
+        return False
+
+    @property
     def closes_up(self) -> bool:
         """Whether RoPE positions close up where it drops tokens EMBEDDED; else they stay."""
         return False
@@ -177,6 +184,22 @@ class Action(abc.ABC):
             none; None: all rows are as they were.
         """
         return self.choose(view), None
+
+    def merging(self, view: View, chosen: Fates) -> tuple[Indices, Scores]:
+        """Which ANY rows become sums of rows before others are dropped, where it `merges`.
+
+        Args:
+            view: a layer's rows, with `keys`.
+            chosen: what `choose_layers` has said of them.
+
+        Returns:
+            [1, Hkv, n] int64, for each row the row of its KV head into which it goes, by its place
+            along the last axis of `view`: a row that is dropped into one that stays, one that stays
+            into itself; -1: into none, and a row that stays as it was. And [1, Hkv, n], how many
+            times: keys and values of a row into which rows go become the sums of so many times
+            theirs.
+        """
+        return np.full(chosen.shape, -1), np.ones(chosen.shape)
 
     @property
     def at_medians(self) -> bool:

@@ -14,6 +14,7 @@ from avl_plugins.policies.akvq import AKVQ
 from avl_plugins.policies.avl import AVL
 from avl_plugins.policies.base import Policy
 from avl_plugins.policies.caac import CAAC
+from avl_plugins.policies.cached.lookm import LookM
 from avl_plugins.policies.cached.pyramidkv import PyramidKV
 from avl_plugins.policies.cached.snapkv import SnapKV
 from avl_plugins.policies.cached.vlcache import VLCache
@@ -44,7 +45,7 @@ USUAL = ("dense", "avl", "avl:exact", "akvq", "fastv", "avl+fastv", "random")
 
 _EMBEDDED = (DivPrune, MMTok, CDPruner, DART, EVS, Pool, Uniform)
 _LOOKING = (VisionZip, VisPruner, HiPrune, SCOPE, HoloV)  # they read `Picture.attention`
-_CACHED = (SnapKV, PyramidKV, VLCache, ZipVL)
+_CACHED = (SnapKV, PyramidKV, VLCache, ZipVL, LookM)
 _KINDS: dict[str, type[Policy]] = {
     kind.name: kind
     for kind in (

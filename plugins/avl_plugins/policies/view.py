@@ -77,6 +77,10 @@ class View:
             own; before them, the picture's.
         picture: before the first layer, what its tokens are; they are [n] then, of one picture.
         probes: of ANY rows, positions of the layer's rows that have given attention, ascending.
+        image: of ANY rows, which are image tokens, bool, shaped like `positions`.
+        keys: [Hkv, n, D] float32, keys of ANY rows as they are cached, where the action merges rows
+            and is asked how, empty elsewhere. After RoPE, and of rows of 8 bits turned by an
+            orthonormal matrix, which leaves their products as they are.
     """
 
     positions: Indices
@@ -86,6 +90,8 @@ class View:
     total: int
     picture: Picture | None = None
     probes: Indices = field(default_factory=lambda: np.empty(0, np.int64))
+    image: Mask = field(default_factory=lambda: np.empty(0, np.bool_))
+    keys: Scores = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __post_init__(self) -> None:
         for name in ("positions", "attention"):

@@ -106,10 +106,7 @@ class Pass(Protocol):
 
     @property
     def rows(self) -> tuple[NewRows, ...]:
-        """Planes of the new rows, which stay as they are.
-
-        Only where `Executor.shares`.
-        """
+        """Planes of the new rows, which stay as they are; only where `Executor.shares`."""
         ...
 
     @property
@@ -251,10 +248,12 @@ class Executor(Protocol):
         kv: how cached rows are kept, of `KV`, or the type that the package computes in.
         shares: whether rows of a run can be kept for other sequences.
         repeats: whether a step can be run again, as its rows are not added by itself.
+        at_hand: whether the host can write the rows of a cache.
     """
 
     shares: bool
     repeats: bool
+    at_hand: bool
     chunk: int
     most_rows: int | None
     most_sequences: int
@@ -292,8 +291,7 @@ class Executor(Protocol):
         """Run a segment over a chunk of one sequence of a cache.
 
         Args:
-            weights: [1, 2, n]: what makes a mass of the last row's attention, and of text rows' or
-                probes'.
+            weights: [1, 2, n]: what makes a mass of the last row, and one of text rows or probes.
             logits: which of them somebody reads.
             last: whether it is the last chunk, after which only steps may come.
             parked: whether parked rows are read, as prompts do, or left out.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,7 @@ from avl_runtime.generate.choices import checked
 from avl_runtime.generate.sequence import Sequence
 from avl_runtime.kv import sight
 from avl_runtime.kv.cache import Ints, SegmentCache
-from avl_runtime.kv.moves import evict
+from avl_runtime.kv.moves import evict, merge
 
 
 def probing(sequence: Sequence, positions: Ints) -> Probed | None:
@@ -50,6 +52,34 @@ def some_of(positions: Ints, found: object, action: Action, method: str, fewest:
             f"{method}(), an ascending array, found {quoted(found)}; mend the action"
         )
     return found.astype(np.int64)
+
+
+def merging_of(
+    action: Action, view: View, chosen: NDArray[np.int8]
+) -> tuple[Ints, NDArray[np.floating]]:
+    """Which rows an action, which somebody else may have written, merges: [Hkv, n] each.
+
+    Raises:
+        PolicyError: it says of a row what cannot be done.
+    """
+    name, shape = type(action).__name__, view.positions.shape
+    into, times = action.merging(view, chosen)
+    for found, kind, of in ((into, "i", "int64"), (times, "f", "float")):
+        if getattr(found, "shape", None) != shape or found.dtype.kind != kind:
+            raise PolicyError(
+                f"{name}: expected {of} {shape} from merging(), a number for each row, found "
+                f"{quoted(found)}; mend the action"
+            )
+    ends, stays = into[0], chosen[0] == ACTIVE
+    known = (ends >= 0) & (ends < shape[-1])
+    may = known & np.take_along_axis(stays, np.where(known, ends, 0), 1)
+    may &= ~stays | (ends == np.arange(shape[-1]))
+    if not (may | (ends == -1)).all() or not np.isfinite(times).all():
+        raise PolicyError(
+            f"{name}: expected each row to be merged into one that stays, or if it stays itself, "
+            "or into none, a finite number of times, found otherwise; mend the action"
+        )
+    return ends, times[0]
 
 
 class Probed:
@@ -93,7 +123,8 @@ class Probed:
                 attention = np.take_along_axis(found[layer], positions, 1)
                 number = cache.numbers[layer]
                 both = positions[None], attention[None]
-                views.append(View(*both, number, 0, total, probes=ran))
+                image = sequence.image_mask[positions][None]
+                views.append(View(*both, number, 0, total, probes=ran, image=image))
                 places.append((cache, layer, slots))
         if not views:
             return
@@ -107,6 +138,10 @@ class Probed:
                     "rows as one another, found otherwise; mend the action"
                 )
             if counts[0]:
+                if action.merges:
+                    shown = replace(view, keys=sight.keys(cache, sequence.seq, layer, slots))
+                    into, times = merging_of(action, shown, fates)
+                    merge(cache, sequence.seq, layer, slots, into, times)
                 dropped = np.sort(slots[gone].reshape(len(slots), -1), 1)
                 evict(cache, sequence.seq, dropped[None], layer)
         for cache in sequence.caches:

@@ -1,4 +1,4 @@
-"""Rows of one sequence change places: put where fates say, a core exchanged, text evicted."""
+"""Rows of one sequence change: put where fates say, a core exchanged, merged, evicted."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from avl_plugins.policies import ACTIVE, PARKED
 from avl_runtime.kv.cache import Array, Ints, SegmentCache
 from avl_runtime.kv.growth import resized
 from avl_runtime.kv.masses import address
-from avl_runtime.kv.parking import narrow, widen
+from avl_runtime.kv.parking import coded, narrow, widen
+from avl_runtime.kv.sight import is_scaled, stored
 
 Mask = NDArray[np.bool_]
 Fates = NDArray[np.int8]
+Scores = NDArray[np.floating]
 
 WORTH_THREADS = 1 << 20  # bytes of K to move; below, handing the work over costs more than it saves
 
@@ -198,6 +200,34 @@ def evict(cache: SegmentCache, seq: int, dropped: Ints, first: int = 0) -> None:
     targets = layer * cache.positions[0].size + lines * capacity + holes
     for numbers in (cache.positions, cache.mass):
         numbers.put(targets, numbers.take(targets + shifts))
+
+
+def merge(
+    cache: SegmentCache, seq: int, layer: int, slots: Ints, into: Ints, times: Scores
+) -> None:
+    """Have keys and values of some active rows of a layer become sums of rows of their KV head.
+
+    All other rows stay as they are, those that go into another too. Sums are float32, and kept as
+    the cache keeps rows: codes of 8 bits are found anew, with a scale of their own.
+
+    Args:
+        slots: [Hkv, n], of the rows that are spoken about.
+        into: [Hkv, n], for each its end, a row by its place in `slots`; -1: none.
+        times: [Hkv, n], how many times each goes into its end.
+    """
+    cache.own()
+    for head, (to, where, each) in enumerate(zip(into, slots, times, strict=True)):
+        order = to.argsort(kind="stable")[np.count_nonzero(to < 0) :]  # by end, then as they come
+        if not len(order):
+            continue
+        ends, starts = np.unique(to[order], return_index=True)
+        factors = each[order, None].astype(np.float32)
+        for plane in range(2):
+            rows = stored(cache, plane, layer, seq, head, where[order])
+            sums = np.add.reduceat(rows * factors, starts, 0)
+            made = coded(sums) if is_scaled(cache) else (sums,)
+            for part, of in zip(made, cache.active[plane::2], strict=True):
+                of[layer][seq, head, where[ends]] = part
 
 
 def roll_back(cache: SegmentCache, seq: int, length: int) -> None:

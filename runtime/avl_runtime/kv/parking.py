@@ -38,7 +38,7 @@ def narrow(planes: Sequence[Array], bits: int) -> list[Array]:
 def widen(planes: Sequence[Array], bits: int) -> list[Array]:
     """Active rows of parked ones; see `narrow`."""
     keys, values, key_scales, value_scales = planes
-    made = [_coded(_numbers(keys, key_scales, bits)), _coded(_numbers(values, value_scales, bits))]
+    made = [coded(_numbers(keys, key_scales, bits)), coded(_numbers(values, value_scales, bits))]
     return [made[0][0], made[1][0], made[0][1], made[1][1]]
 
 
@@ -62,7 +62,8 @@ def _numbers(packed: NDArray[np.uint8], scale: Floats, bits: int) -> Floats:
     return (np.concatenate(codes, -1).astype(np.float32) - middle) * scale
 
 
-def _coded(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
+def coded(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Rows [..., D] as codes of 8 bits, and scales of each [..., 1] (`schema.ATTENTION`)."""
     scale = np.abs(rows).max(-1, keepdims=True) / np.float32(MOST_CODE)
     codes = np.rint(rows / np.where(scale > 0, scale, 1)).astype(np.int8)
     return codes, scale

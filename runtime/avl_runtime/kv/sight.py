@@ -178,6 +178,29 @@ def any_rows(cache: SegmentCache, seq: int) -> Iterator[tuple[int, Ints, Ints]]:
             yield layer, slots, np.take_along_axis(positions, slots, 1)
 
 
+def keys(cache: SegmentCache, seq: int, layer: int, slots: Ints) -> Floats:
+    """Keys of active rows of a layer, [Hkv, n, D], at `slots` [Hkv, n]."""
+    heads = enumerate(slots)
+    return np.stack([stored(cache, 0, layer, seq, head, where) for head, where in heads])
+
+
+def stored(cache: SegmentCache, plane: int, layer: int, seq: int, head: int, slots: Ints) -> Floats:
+    """What a KV head's active rows at `slots` [n] hold, [n, D], whether as numbers or as codes.
+
+    Args:
+        plane: 0, keys; 1, values.
+    """
+    found: Floats = cache.active[plane][layer][seq, head, slots].astype(np.float32)
+    if is_scaled(cache):
+        found *= cache.active[plane + 2][layer][seq, head, slots]
+    return found
+
+
+def is_scaled(cache: SegmentCache) -> bool:
+    """Whether active rows are codes, with their scales in two more planes."""
+    return len(cache.active) > 2
+
+
 def add_by_position(
     found: Floats, cache: SegmentCache, seq: int, masses: Masses, new: Ints
 ) -> None:

@@ -193,8 +193,8 @@ class Loaded:
 
         Raises:
             PolicyError: it drops tokens after a layer at which the decoder is not split, chooses by
-                what the encoder does not tell, has steps computed again where they cannot be, or
-                drafts some that could not be checked.
+                what the encoder does not tell, has steps computed again where they cannot be,
+                merges rows that are not at hand, or drafts some that could not be checked.
             ClosedError: the model was closed.
         """
         self.check_open()
@@ -205,6 +205,11 @@ class Loaded:
             raise PolicyError(
                 f"{policy}: expected steps that can be computed again, and heads that count tokens "
                 f"differently, found {self.executor.name}, which does neither; use ort-cpu"
+            )
+        if any(one.merges for one in policy.actions()) and not self.executor.at_hand:
+            raise PolicyError(
+                f"{policy}: expected rows that the host can write, as some are merged into others, "
+                f"found {self.executor.name}, whose rows stay on the device; use ort-cpu"
             )
         window = self.package.manifest.reach.window
         if window is not None and any(action.closes_up for action in policy.actions()):

@@ -41,6 +41,15 @@ class Keeper(abc.ABC):
     def scores(self, view: View, count: int) -> Scores:
         """A number for each row of a layer, [1, Hkv, n]: `count` stay, infinite ones always."""
 
+    @property
+    def merges(self) -> bool:
+        """As `Action.merges`."""
+        return False
+
+    def merging(self, view: View, chosen: Fates) -> tuple[Indices, Scores]:
+        """As `Action.merging`, which is asked where it `merges`."""
+        return np.full(chosen.shape, -1), np.ones(chosen.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Retain(Action):
@@ -69,6 +78,13 @@ class Retain(Action):
     @property
     def decides(self) -> str:
         return "which rows of a prompt stay"
+
+    @property
+    def merges(self) -> bool:
+        return self.keeper.merges
+
+    def merging(self, view: View, chosen: Fates) -> tuple[Indices, Scores]:
+        return self.keeper.merging(view, chosen)
 
     def probes(self, positions: Indices, image: Mask) -> Indices:
         return self.keeper.probes(positions, image)

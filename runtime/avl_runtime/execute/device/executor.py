@@ -38,7 +38,7 @@ from avl_runtime.kv.standing import of_new
 class DeviceExecutor:
     """See `protocol.Executor`."""
 
-    shares = repeats = False
+    shares = repeats = at_hand = False
 
     def __init__(self, backend: DeviceBackend) -> None:
         self.backend = backend

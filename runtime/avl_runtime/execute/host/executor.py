@@ -32,7 +32,7 @@ ANSWERS = 16  # rows of which the largest logits are found by codes of 8 bits (c
 class HostExecutor:
     """See `protocol.Executor`."""
 
-    shares = repeats = True
+    shares = repeats = at_hand = True
     most_rows: int | None = None
     most_sequences = sys.maxsize
 
