@@ -163,7 +163,7 @@ def test_where_a_thread_cannot_begin_no_other_waits_for_it(monkeypatch: pytest.M
     assert ours is not None
     monkeypatch.setattr(choices.ThreadPoolExecutor, "submit", few)
     near = np.eye(60, dtype=np.float32)
-    with choices.on_threads(3), pytest.raises(RuntimeError, match="can't start new thread"):
+    with choices.on_threads(4), pytest.raises(RuntimeError, match="can't start new thread"):
         ours.cover(near, 4, np.ones(60), np.ones(60))
     assert len(begun) == 2
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ Ints = NDArray[np.int64]
 PANEL: Final = 48  # AVL_PANEL of likeness.h
 GROUP: Final = 16  # AVL_GROUP
 LINE: Final = 8  # AVL_LINE_WORDS
+TURN: Final = 1, 0  # in the state of a race
 KNOWN: Final = 24  # neighbours of a token that are looked up before all are compared
 ROWS: Final = 64  # tokens of a task
 PANELS: Final = 4  # panels of one, where little is done with each
@@ -52,12 +52,19 @@ class _Likeness(ctypes.Structure):
 
 
 class _Race(ctypes.Structure):
-    """`avl_race` of greedy.h."""
+    """`avl_race` of greedy.h: of tokens that are worth so much at first."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("tokens", "threads")),
         *((name, ctypes.c_void_p) for name in ("worth", "order", "looked", "state")),
     )
+
+    def __init__(self, worth: Doubles, threads: int) -> None:
+        order, looked = np.empty((2, len(worth)), np.int64)
+        self.lines = np.zeros((3 + 2 * threads, LINE), np.int64)
+        self.held = worth, order, looked, self.lines  # as long as it is run
+        data = (array.ctypes.data for array in self.held)
+        super().__init__(len(worth), threads, *data)
 
 
 class _Cover(ctypes.Structure):
@@ -171,12 +178,11 @@ class Choosing:
             raise ValueError("expected covers in float32, side by side, found others")
         weights = np.ascontiguousarray(weights, np.float64)
         shares = np.ascontiguousarray(shares, np.float32)
-        race, kept = _race(np.empty(tokens), _threads(8 * covers.size))
+        race = _Race(np.empty(tokens), _threads(8 * covers.size))
         best, chosen = np.zeros((race.threads, things), np.float32), np.empty(count, np.int64)
         data = [array.ctypes.data for array in (covers, shares, weights, best)]
         of = ctypes.byref(_Cover(race, things, *data))
-        _together(self.library.avl_cover_most, race.threads, of, count, chosen.ctypes.data)
-        del kept
+        _together(self.library.avl_cover_most, race, of, count, chosen.ctypes.data)
         return chosen
 
     def span(
@@ -195,7 +201,7 @@ class Choosing:
         whole = np.zeros(groups * GROUP)
         whole[:tokens] = relevance
         adds = 1 - weight + weight * whole**2
-        race, kept = _race(adds[:tokens].copy(), _threads(tokens * count * width))
+        race = _Race(adds[:tokens].copy(), _threads(tokens * count * width))
         spanned, known = np.empty((groups, count, GROUP)), np.empty(count * (count - 1) // 2)
         roots, units = np.empty(count), np.empty((count, width), of.rows.dtype)
         done, chosen = np.zeros(groups, np.int64), np.empty(count, np.int64)
@@ -203,9 +209,7 @@ class Choosing:
         data = [array.ctypes.data for array in scratch]
         options = count, whole.ctypes.data, weight, smallest
         asked = ctypes.byref(_Spanning(race, of.described(), *options, *data))
-        found = _together(self.library.avl_span_most, race.threads, asked)
-        del kept
-        return chosen[:found]
+        return chosen[: _together(self.library.avl_span_most, race, asked)]
 
     def without_repeats(self, near: Scores, left: Ints, most: int, drop: int) -> Ints:
         """`most` of n tokens that repeat each other least, by rounds as VisPruner's.
@@ -261,13 +265,6 @@ def _functions(library: Path) -> Choosing:
     return Choosing(loaded)
 
 
-def _race(worth: Doubles, threads: int) -> tuple[_Race, tuple[NDArray[Any], ...]]:
-    """Of tokens that are worth so much at first, and what has to be held while it is run."""
-    order, looked = np.empty((2, len(worth)), np.int64)
-    kept = worth, order, looked, np.zeros((3 + 2 * threads, LINE), np.int64)
-    return _Race(len(worth), threads, *(array.ctypes.data for array in kept)), kept
-
-
 def _threads(work: int) -> int:
     """How many threads so many products are for."""
     return max(1, min(_THREADS.get() or os.cpu_count() or 1, work // ALONE))
@@ -295,26 +292,21 @@ def _shared(
             pass
 
 
-def _together(function: Callable[..., Any], threads: int, of: Any, *others: int) -> Any:
+def _together(function: Callable[..., Any], race: _Race, of: Any, *others: int) -> Any:
     """What all threads return, each of which is given its number behind `of`.
 
     They wait for each other: so there is a thread for each, and none begins before all are there.
+    The one that calls is the first of them: a scheduler gives a thread that is made beside one that
+    runs a processor of its own, but wakes two that slept on the same one, where they take turns.
 
     Raises:
         RuntimeError: there are not so many threads.
     """
-    if threads == 1:
-        return function(of, 0, *others)
-    there = threading.Barrier(threads)
-
-    def part(thread: int) -> Any:
-        there.wait()
-        return function(of, thread, *others)
-
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(race.threads) as pool:
         try:
-            found = [pool.submit(part, thread) for thread in range(threads)]
+            for thread in range(1, race.threads):
+                pool.submit(function, of, thread, *others)
+            return function(of, 0, *others)
         except BaseException:
-            there.abort()
+            race.lines[TURN] = -1  # those that wait for the others go
             raise
-        return found[0].result()

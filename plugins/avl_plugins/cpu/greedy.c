@@ -19,19 +19,25 @@ static _Atomic int64_t *line(const avl_race *of, int64_t number)
     return (_Atomic int64_t *)(of->state + number * AVL_LINE_WORDS);
 }
 
-// Waits for all threads.
-static void meet(const avl_race *of)
+// Waits for all threads. Returns whether they came: `turn` is below 0 where one of them will not.
+static int meet(const avl_race *of)
 {
     _Atomic int64_t *arrived = line(of, ARRIVED), *turn = line(of, TURN);
     const int64_t before = atomic_load(turn);
+    if (before < 0)
+        return 0;
     if (atomic_fetch_add(arrived, 1) + 1 == of->threads) {
         atomic_store(arrived, 0);
         atomic_store(turn, before + 1);
-        return;
+        return 1;
     }
-    for (int64_t looks = 0; atomic_load_explicit(turn, memory_order_acquire) == before; looks++)
+    int64_t now = before;
+    for (int64_t looks = 0; now == before; looks++) {
         if (looks > PATIENCE)
             sched_yield();
+        now = atomic_load_explicit(turn, memory_order_acquire);
+    }
+    return now > before;
 }
 
 // Of numbers from 0 on the bits are in the same order.
@@ -170,6 +176,8 @@ EXPORTED void avl_cover_most(const avl_cover *of, int64_t thread, int64_t count,
     const avl_likeness_kernels *by = avl_best_likeness();
     float *best = of->best + thread * of->things;
     const int64_t end = begin_of(&of->race, thread + 1);
+    if (!meet(&of->race))
+        return;
     for (int64_t token = begin_of(&of->race, thread); token < end; token++)
         of->race.worth[token] = gain_of(of, by, thread, token);
     runner own = runner_of(&of->race, by, thread);
@@ -194,6 +202,8 @@ static double span_of(const void *given, const runner *own, int64_t token, int64
 EXPORTED int64_t avl_span_most(const avl_spanning *of, int64_t thread)
 {
     const avl_race *race = &of->race;
+    if (!meet(race))
+        return 0;
     runner own = runner_of(race, avl_best_likeness(), thread);
     for (int64_t place = 0; place < of->count; place++) {
         const int64_t token = next(&own, place, span_of, of);

@@ -13,7 +13,9 @@ typedef struct avl_race {
     int64_t tokens, threads;
     double *worth;           // [tokens]
     int64_t *order, *looked; // [tokens] each, scratch
-    int64_t *state;          // [3 + 2 * threads, AVL_LINE_WORDS], zeros
+    // [3 + 2 * threads, AVL_LINE_WORDS], zeros. Threads that have begun return where line 1 becomes -1
+    // before all have, and do nothing.
+    int64_t *state;
 } avl_race;
 
 // Tokens that together cover most of some things (policies/embedded/covering.py).
