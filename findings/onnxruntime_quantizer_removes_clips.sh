@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # quantize_static, ONNX Runtime's quantizer of whole models, takes out the Clip behind a layer that it
-# quantizes: the eight bits hold its bounds, as the calibration has seen them. But the eight bits always hold
-# 0 too, so that a lower bound above 0 (torch's clamp(min=...), by which models guard a division, a root
-# or a logarithm) is gone with its Clip, in both formats: values that the model held at 1 come out as 0,
-# and their reciprocal is infinite. Nothing is said of it.
+# quantizes: the eight bits hold its bounds, as the calibration has seen them. But they always hold 0 too,
+# so that a lower bound above 0 (torch's clamp(min=...), by which models guard a division, a root or a
+# logarithm) is gone with its Clip, in both formats: values that the model held at 1 come out as 0, and
+# their reciprocal is infinite. Nothing is said of it.
 #
 # Guess before running: a quantized model differs by about a step of its eight bits; a Clip that the
 # quantized range does not make up for stays.
