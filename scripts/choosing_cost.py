@@ -7,7 +7,9 @@
 A package of S1, five pictures of 576 tokens in front of a question, whose features are known. In
 each round the prompt is read under dense attention and under every policy, each keeping the same
 share of the tokens. Beside that the choice alone is timed, and that among the 2,880 tokens as if
-they were one picture's, which is more work: each token is compared with all others.
+they were one picture's, which is more work: each token is compared with all others. So it is among
+all frames of a video, but for what goes by frames (FRAMES): of these the choice is timed once more,
+with the pictures as frames of one video. S1 reads none, so the prompt is that of the pictures.
 """
 
 from __future__ import annotations
@@ -43,11 +45,12 @@ LOOKING = (
     "scope",
     "holov",
 )  # where the package tells attention
+FRAMES = ("evs", "pool")
 SIDE = 336  # pixels of a picture
 
 
 def measure(
-    model: LVLM, policies: Sequence[str], pictures: int, rounds: int, idle_wait: float
+    model: LVLM, policies: Sequence[str], keep: str, pictures: int, rounds: int, idle_wait: float
 ) -> list[dict[str, Any]]:
     """Rounds, after one that does not count: seconds of prompts and choices, by policy.
 
@@ -63,24 +66,38 @@ def measure(
     attention = np.concatenate([one.attention for one in features])
     grid = prompt.media[0].cells.places
     tall = np.concatenate([grid] * pictures, 1)
-    tall[1] += np.repeat(np.arange(pictures), grid.shape[1]) * (grid[1].max() + 1)
+    numbers = np.repeat(np.arange(pictures), grid.shape[1])
+    tall[1] += numbers * (grid[1].max() + 1)
+    frames = np.concatenate([grid] * pictures, 1)
+    frames[0] += numbers
+    whole = Picture(rows, asked, tall, 0, False, attention)
+    video = Picture(rows, asked, frames, 0, True, attention)
     found = []
     for _ in range(1 + rounds):
         wait_idle(idle_wait)
-        one: dict[str, Any] = {"prompt": {}, "chosen": {}}
+        one: dict[str, Any] = {"prompt": {}, "chosen": {}, "video": {}}
         for policy in ("dense", *policies):
             begun = time.perf_counter()
             finished(loaded.prefill(loaded.sequence(parse(policy)), prompt))
             one["prompt"][policy] = time.perf_counter() - begun
-        for policy in policies:
-            (action,) = parse(policy).actions()
-            whole = Picture(rows, asked, tall, 0, False, attention)
-            begun = time.perf_counter()
-            view = View(np.arange(len(rows)), np.zeros(len(rows), np.float32), 0, None, 1, whole)
-            action.merged(view)
-            one["chosen"][policy] = time.perf_counter() - begun
+        one["chosen"] = {policy: chosen(policy, whole) for policy in policies}
+        one["video"] = {policy: chosen(policy, video) for policy in of_frames(keep)}
         found.append(one)
     return found[1:]
+
+
+def of_frames(keep: str) -> list[str]:
+    return [f"{name}:keep={keep}" for name in FRAMES]
+
+
+def chosen(policy: str, picture: Picture) -> float:
+    """Seconds that a policy takes to choose among a picture's tokens."""
+    (action,) = parse(policy).actions()
+    tokens = len(picture.features)
+    begun = time.perf_counter()
+    view = View(np.arange(tokens), np.zeros(tokens, np.float32), 0, None, 1, picture)
+    action.merged(view)
+    return time.perf_counter() - begun
 
 
 def figures(rounds: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
@@ -90,6 +107,15 @@ def figures(rounds: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
         "choice_ms": round(1e3 * statistics.median(one["chosen"][policy] for one in rounds), 1),
         "prompt": ratios([(one["prompt"]["dense"], one["prompt"][policy]) for one in rounds]),
         "choice": ratios([(one["prompt"]["dense"], one["chosen"][policy]) for one in rounds]),
+    }
+
+
+def of_video(rounds: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
+    """Of all rounds: the choice among a video's tokens, and that over the dense prompt."""
+    times = [one["video"][policy] for one in rounds]
+    return {
+        "choice_ms": round(1e3 * statistics.median(times), 1),
+        "choice": ratios([(one["prompt"]["dense"], one["video"][policy]) for one in rounds]),
     }
 
 
@@ -122,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = POLICIES + (LOOKING if model.package.manifest.vision_attention else ())
         policies = [f"{name}{',' if ':' in name else ':'}keep={parsed.keep}" for name in names]
         with on_threads(parsed.threads):
-            rounds = measure(model, policies, parsed.pictures, parsed.repeats, parsed.idle_wait)
+            rounds = measure(
+                model, policies, parsed.keep, parsed.pictures, parsed.repeats, parsed.idle_wait
+            )
     except AvlError as error:
         sys.exit(f"choosing_cost: {error}")
     dense = statistics.median(one["prompt"]["dense"] for one in rounds)
@@ -133,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "keep": parsed.keep,
         "dense_ms": round(1e3 * dense, 1),
         "policies": {policy: figures(rounds, policy) for policy in policies},
+        "video": {policy: of_video(rounds, policy) for policy in of_frames(parsed.keep)},
     }
     print(f"dense: {report['dense_ms']} ms")
     for policy, one in report["policies"].items():
@@ -140,6 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{policy}: the prompt takes {one['prompt']['median']:.3f} of dense attention's time, "
             f"choosing from all as one picture {one['choice']['median']:.4f}"
         )
+    for policy, one in report["video"].items():
+        print(f"{policy}: choosing from all as one video {one['choice']['median']:.4f}")
     if parsed.json:
         parsed.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
