@@ -38,21 +38,22 @@ static void NAMED(unit)(const avl_likeness *of, int64_t panel)
     }
 }
 
-// Adds what so many features give. Sums are taken one by one: so those of equal tokens are equal.
+// Adds what so many features give to `broad` registers of a tile, at most BROAD. Sums are taken one by
+// one: so those of equal tokens are equal.
 HELPER void NAMED(multiply)(const NUMBER *a, const NUMBER *const b[BROAD], int64_t width,
-                            NUMBER to[][AVL_PANEL])
+                            NUMBER to[][AVL_PANEL], const int broad)
 {
     REGISTER sum[TALL][BROAD] = {0};
     for (int64_t i = 0; i < width; i++) {
         REGISTER own[BROAD];
-        _Pragma("GCC unroll 3") for (int x = 0; x < BROAD; x++)
+        _Pragma("GCC unroll 3") for (int x = 0; x < broad; x++)
             own[x] = *(const REGISTER *)(b[x] + i * AVL_GROUP);
         _Pragma("GCC unroll 8") for (int r = 0; r < TALL; r++)
-            _Pragma("GCC unroll 3") for (int x = 0; x < BROAD; x++)
+            _Pragma("GCC unroll 3") for (int x = 0; x < broad; x++)
                 sum[r][x] += a[i * AVL_GROUP + r] * own[x];
     }
     _Pragma("GCC unroll 8") for (int r = 0; r < TALL; r++)
-        _Pragma("GCC unroll 3") for (int x = 0; x < BROAD; x++)
+        _Pragma("GCC unroll 3") for (int x = 0; x < broad; x++)
             *(REGISTER *)(to[r] + x * ACROSS) += sum[r][x];
 }
 
@@ -78,12 +79,18 @@ static void NAMED(compare)(const avl_likeness *of, int64_t panel)
         memset(found, 0, sizeof found);
         for (int64_t i = 0; i < of->width; i += DEEP)
             for (int64_t r = 0; r < rows; r += TALL)
-                for (int64_t c = 0; c < columns; c += BROAD * ACROSS) {
+                for (int64_t c = 0, count; c < columns; c += count * ACROSS) {
                     const NUMBER *b[BROAD];
-                    for (int x = 0; x < BROAD; x++)
+                    count = columns - c > (BROAD - 1) * ACROSS ? BROAD : 1;
+                    for (int x = 0; x < count; x++)
                         b[x] = others + place_of(of->width, i, c + x * ACROSS);
-                    NAMED(multiply)(own + place_of(of->width, i, r), b, least(DEEP, of->width - i),
-                                    (NUMBER(*)[AVL_PANEL])&found[r][c]);
+                    const NUMBER *a = own + place_of(of->width, i, r);
+                    NUMBER(*sums)[AVL_PANEL] = (NUMBER(*)[AVL_PANEL])&found[r][c];
+                    const int64_t deep = least(DEEP, of->width - i);
+                    if (count == BROAD)
+                        NAMED(multiply)(a, b, deep, sums, BROAD);
+                    else
+                        NAMED(multiply)(a, b, deep, sums, 1);
                 }
         NAMED(finish)(found, of->temperature);
         NAMED(write)(to, of->stride, rows, columns, found);
