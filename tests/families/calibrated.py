@@ -173,6 +173,19 @@ class CalibratedTests:
         with pytest.raises(OptionError, match=r"expected a policy whose steps are computed once"):
             made.model.generate(PROMPT, policy="caac", prompt_lookup=4)
 
+    def test_drafts_are_checked_with_what_is_evened_out(self, made: Made) -> None:
+        """The gate is shut, so that steps are computed once."""
+        told: dict[str, Any] = {
+            "policy": CAAC(0.0, 1.0, 1.0, EVENED),
+            "max_new_tokens": 64,
+            "return_logits": True,
+        }
+        shown = [picture((97, 61), 1)]
+        plain = made.model.generate(PROMPT, shown, **told)
+        got = made.model.generate(PROMPT, shown, **told, prompt_lookup=3)
+        assert got.token_ids == plain.token_ids and got.stats.drafted > 0
+        np.testing.assert_allclose(got.logits, plain.logits, atol=TOLERANCE, rtol=0)
+
 
 def asked(model: LVLM, images: Sequence[Image.Image], policy: Policy | str) -> Any:
     return model.generate(

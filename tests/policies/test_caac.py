@@ -126,6 +126,8 @@ def test_attention_that_is_nearly_nothing_counts_for_so_many_and_no_more() -> No
 def test_calibration_is_asked_for_by_beta_and_refused_beside_parked_rows() -> None:
     assert [type(one) for one in parse("caac").actions()] == [Rescale]
     assert parse("caac:beta=0.7").actions() == (Calibrate(0.7, 10), Rescale(0.25, 1.5))
+    assert parse("caac:beta=0.7,below=0").actions() == (Calibrate(0.7, 10),)
+    assert parse("caac:below=0").actions() == ()
     for text in ("fastv", "snapkv", "divprune:positions=restore,gamma=0.5"):
         parse(f"{text}+caac:beta=0.7").check((2,))
     for text in ("avl", "akvq"):

@@ -80,8 +80,9 @@ class CAAC(Policy):
         check_calibration(self.name, self.beta, self.layers)
 
     def actions(self) -> tuple[Action, ...]:
-        gate = Rescale(self.below, self.most)
-        return (Calibrate(self.beta, self.layers), gate) if self.beta else (gate,)
+        evening = (Calibrate(self.beta, self.layers),) if self.beta else ()
+        # A gate that is shut would have every step compute all logits.
+        return (*evening, Rescale(self.below, self.most)) if self.below else evening
 
 
 def check_options(policy: str, below: object, most: object) -> None:

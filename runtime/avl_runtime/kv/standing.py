@@ -118,11 +118,15 @@ class Standing:
         unlike: whether KV heads of a layer may hold other rows than one another.
         counts: of each sequence [L, Hkv, tokens so far], how many tokens each stands for in the
             decoder's first L layers, where no rows are parked; None: as `tokens` says.
+        together: of each sequence, whether its tokens all stand in one place.
+        units: of each sequence, how many tokens one of text stands for.
     """
 
     tokens: Sequence[Ints | None]
     unlike: bool
     counts: Sequence[Ints | None]
+    together: Sequence[bool]
+    units: Sequence[int]
 
     @property
     def width(self) -> int:
@@ -138,9 +142,10 @@ class Standing:
             position_ids: [B, S], of text on each axis of RoPE.
         """
         found = np.zeros((*positions.shape, self.width), np.int64)
-        for to, tokens, at, text in zip(found, self.tokens, positions, position_ids, strict=True):
+        for seq, (to, tokens, at) in enumerate(zip(found, self.tokens, positions, strict=True)):
             if tokens is not None:
-                to[:, :-1], to[:, -1] = text[:, None], 1
+                to[:, :-1] = 0 if self.together[seq] else position_ids[seq][:, None]
+                to[:, -1] = self.units[seq]
                 known = at < len(tokens)
                 to[known] = tokens[at[known]]
         return found
@@ -204,6 +209,7 @@ def standing_of(sequences: Sequence[Stood], weights: Mapping[int, float] = NONE)
             numbers.
     """
     tokens = [each.standing for each in sequences]
+    together, units = [one is None for one in tokens], [1] * len(tokens)
     counts: list[Ints | None] = [None] * len(tokens)
     for seq, each in enumerate(sequences):
         factors = each.stands.factors
@@ -212,12 +218,13 @@ def standing_of(sequences: Sequence[Stood], weights: Mapping[int, float] = NONE)
         image, stood = each.image_mask, tokens[seq]
         found = each.stands.together(len(image)) if stood is None else stood.copy()
         found[:, -1] *= np.where(image, round(weights.get(seq, 1) * UNIT), UNIT)
-        tokens[seq] = found
+        tokens[seq], units[seq] = found, UNIT
         if factors is not None:
             counts[seq] = _multiplied(found[:, -1], factors)
     if all(one is None for one in tokens):
         return None
-    return Standing(tokens, unlike(each.actions for each in sequences), counts)
+    differ = unlike(each.actions for each in sequences)
+    return Standing(tokens, differ, counts, together, units)
 
 
 def _multiplied(counts: Ints, factors: Doubles) -> Ints:
