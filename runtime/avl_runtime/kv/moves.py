@@ -224,7 +224,8 @@ def merge(
         factors = each[order, None].astype(np.float32)
         for plane in range(2):
             rows = stored(cache, plane, layer, seq, head, where[order])
-            sums = np.add.reduceat(rows * factors, starts, 0)
+            rows *= factors
+            sums = np.add.reduceat(rows, starts, 0)
             made = coded(sums) if is_scaled(cache) else (sums,)
             for part, of in zip(made, cache.active[plane::2], strict=True):
                 of[layer][seq, head, where[ends]] = part

@@ -180,8 +180,10 @@ def any_rows(cache: SegmentCache, seq: int) -> Iterator[tuple[int, Ints, Ints]]:
 
 def keys(cache: SegmentCache, seq: int, layer: int, slots: Ints) -> Floats:
     """Keys of active rows of a layer, [Hkv, n, D], at `slots` [Hkv, n]."""
-    heads = enumerate(slots)
-    return np.stack([stored(cache, 0, layer, seq, head, where) for head, where in heads])
+    found = np.empty((*slots.shape, cache.active[0][layer].shape[3]), np.float32)
+    for head, where in enumerate(slots):
+        found[head] = stored(cache, 0, layer, seq, head, where)
+    return found
 
 
 def stored(cache: SegmentCache, plane: int, layer: int, seq: int, head: int, slots: Ints) -> Floats:
@@ -190,9 +192,10 @@ def stored(cache: SegmentCache, plane: int, layer: int, seq: int, head: int, slo
     Args:
         plane: 0, keys; 1, values.
     """
-    found: Floats = cache.active[plane][layer][seq, head, slots].astype(np.float32)
+    found: Floats = cache.active[plane][layer][seq, head].take(slots, 0)
+    found = found.astype(np.float32, copy=False)
     if is_scaled(cache):
-        found *= cache.active[plane + 2][layer][seq, head, slots]
+        found *= cache.active[plane + 2][layer][seq, head].take(slots, 0)
     return found
 
 

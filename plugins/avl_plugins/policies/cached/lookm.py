@@ -22,7 +22,7 @@ AVERAGED: Final = "averaged"
 PIVOTAL: Final = "pivotal"
 WEIGHTED: Final = "weighted"
 NONE: Final = "none"
-ROWS: Final = 1 << 10  # that go and are compared together with all that stay
+ROWS: Final = 1 << 9  # that go and are compared together with all that stay
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,9 @@ def _nearest(stays: Scores, goes: Scores) -> tuple[Indices, Scores]:
     Of rows that are as like it the first.
     """
     found, cosines = np.empty(len(goes), np.int64), np.empty(len(goes))
-    of = directions(stays)
     for first in range(0, len(goes), ROWS):
-        near = of.to(goes[first : first + ROWS])
-        best = near.argmax(0)
-        found[first : first + ROWS] = best
-        cosines[first : first + ROWS] = near[best, np.arange(len(best))]
+        some = slice(first, first + ROWS)
+        near = directions(goes[some], len(stays) + len(goes)).to(stays)
+        found[some] = near.argmax(1)
+        cosines[some] = near.max(1)
     return found, cosines

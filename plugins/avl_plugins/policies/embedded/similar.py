@@ -54,9 +54,13 @@ class _Units:
         return self.rows @ unit(others).astype(self.rows.dtype, copy=False).T
 
 
-def directions(rows: Scores) -> Directions:
-    """Of rows [n, C]; cosines are float64, of more than FINE rows float32."""
-    dtype = dtype_of(len(rows))
+def directions(rows: Scores, tokens: int | None = None) -> Directions:
+    """Of rows [n, C]; cosines are float64, of more than FINE rows float32.
+
+    Args:
+        tokens: that count for rows, where others will be compared with them too.
+    """
+    dtype = dtype_of(len(rows) if tokens is None else tokens)
     if kernels := choosing():
         return kernels.panels(rows, dtype)
     return _Units(unit(rows).astype(dtype, copy=False))
