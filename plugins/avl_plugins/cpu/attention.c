@@ -109,12 +109,27 @@ HELPER void add_bias(int64_t group, const float *restrict bias, int64_t rows,
             scores[g * stride + j] += bias[j];
 }
 
+// The greatest of some scores. NaN is none, so that compilers would compare one after the other.
+HELPER float greatest_of(const float *scores, int64_t rows)
+{
+    float greatest = -FLT_MAX, each[LANES];
+    int64_t j = 0;
+    lanes top = (lanes){0} - FLT_MAX;
+    for (; j + LANES <= rows; j += LANES)
+        top = greater(*(const lanes *)(scores + j), top);
+    memcpy(each, &top, sizeof each);
+    for (int i = 0; i < LANES; i++)
+        greatest = each[i] > greatest ? each[i] : greatest;
+    for (; j < rows; j++)
+        greatest = scores[j] > greatest ? scores[j] : greatest;
+    return greatest;
+}
+
 // scores become their weights, e ** (score - top); top and the weights' sum are returned.
 HELPER void weigh(float *restrict scores, int64_t rows, float *top, float *sum)
 {
-    float greatest = -FLT_MAX, total = 0.0f;
-    for (int64_t j = 0; j < rows; j++)
-        greatest = scores[j] > greatest ? scores[j] : greatest;
+    const float greatest = greatest_of(scores, rows);
+    float total = 0.0f;
     for (int64_t j = 0; j < rows; j++) {
         scores[j] = avl_exp(scores[j] - greatest);
         total += scores[j];
