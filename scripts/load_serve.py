@@ -52,7 +52,8 @@ PARTS = 5  # of the time; the first is the warm-up
 GROWTH = 0.02
 ANSWER_S = 600.0  # what takes longer is a fault
 SAMPLE_S = 0.5
-REST_S = 10.0  # behind the last answer; after two seconds avl-serve gives back what it has freed
+REST_S = 10.0  # behind the last answer; after GIVES_BACK_S avl-serve gives back what it has freed
+GIVES_BACK_S = 2
 TOLD = 20  # faults that the record holds
 
 
@@ -228,7 +229,8 @@ def put_under(process: Process, load: Load, clients: int, name: str, until: floa
 
 def loaded(package: Path, kinds: list[Kind], parsed: argparse.Namespace) -> dict[str, Any]:
     """Load a server; what was found."""
-    words = f"--backend ort-cpu --quiet --running {parsed.running} --queue {parsed.queue}".split()
+    words = f"--backend ort-cpu --quiet --rest {GIVES_BACK_S} --running {parsed.running}".split()
+    words += ["--queue", str(parsed.queue)]
     for option, value in (("--threads", parsed.threads), ("--kv-bytes", parsed.kv_bytes)):
         words += [] if value is None else [option, str(value)]
     with served([f"loaded={package}"], words) as process:

@@ -29,7 +29,7 @@ def decoders() -> Iterator[Decoders]:
 
 @pytest.fixture(scope="session")
 def server(tiny_package: Path, key_file: Path) -> Iterator[Running]:
-    options = "--backend ort-cpu --running 2 --queue 1 --choices 2 --max-body 1000000"
+    options = "--backend ort-cpu --running 2 --queue 1 --choices 2 --max-body 1000000 --rest 0.5"
     with started(tiny_package, *options.split(), "--api-key", str(key_file)) as running:
         yield running
     text = "".join(running.lines)

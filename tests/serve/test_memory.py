@@ -39,7 +39,7 @@ def test_large_pictures_leave_nothing_behind(server: Running) -> None:
 
     pid = server.process.pid
     ask((64, 64), 0)  # the process that decodes is there
-    time.sleep(3)  # and what earlier tests left has gone back
+    time.sleep(1)  # and what earlier tests left has gone back
     before = held(pid, "VmRSS")
     for colour in (1, 2):
         ask(LARGE, colour)

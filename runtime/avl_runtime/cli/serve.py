@@ -55,7 +55,7 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
             f"{VARIABLE if parsed.api_key is None else '--api-key'}; leave one of them out"
         )
     spans = Spans() if parsed.telemetry or wanted() else None
-    limits = limits_of(parsed, queue=parsed.queue)
+    limits = limits_of(parsed, queue=parsed.queue, rest=parsed.rest)
     packages = names(parsed.packages)
     listener = listening(parsed.host, parsed.port)
     with listener:
@@ -100,6 +100,13 @@ def make_parser() -> CommandParser:
         default=USUAL.queue,
         type=none_or_more,
         help="requests that wait for a place",
+    )
+    add(
+        "--rest",
+        metavar="S",
+        default=USUAL.rest,
+        type=seconds,
+        help="without a request, after which freed memory goes back to the system",
     )
     add("--grace", metavar="S", default=30.0, type=seconds, help="for answers when it is stopped")
     add(

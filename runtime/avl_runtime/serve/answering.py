@@ -29,7 +29,6 @@ from avl_runtime.serve.served import Event, Run, Served, stats_of
 from avl_runtime.serve.shelf import Shelf
 
 PREPARING = 2  # bodies and pictures that are taken apart at one time, for the sake of memory
-RESTING = 2.0  # seconds without a question after which freed memory goes back to the system
 SENDING = 10.0  # seconds after the deadline in which a client may still read its answer
 FETCHING = 8  # pictures that are fetched at one time
 Found = TypeVar("Found")
@@ -238,7 +237,7 @@ class Answering:
             if not (self._runs or self._stopped):
                 self._workers.submit(give_back)
 
-        self._rest = asyncio.get_running_loop().call_later(RESTING, rest)
+        self._rest = asyncio.get_running_loop().call_later(self._limits.rest, rest)
 
     def _over(self, exchange: Exchange, run: Run, asked: ChatRequest) -> None:
         """Note what became of a request; whatever still runs of it is ended."""

@@ -29,6 +29,7 @@ class Limits:
         seconds: for a request, from its last byte to the answer's last one.
         body_seconds: for a body to come.
         connections: at one time.
+        rest: seconds without a question after which freed memory goes back to the system.
     """
 
     body: int = 32 << 20
@@ -49,3 +50,4 @@ class Limits:
     seconds: float = 600.0
     body_seconds: float = 60.0
     connections: int = 512
+    rest: float = 300.0
