@@ -21,6 +21,7 @@ from avl_export.graph import attention, experts, states
 from avl_export.graph import compact as compacting
 from avl_export.graph.attention import LayerCaches
 from avl_export.graph.holes import fill
+from avl_export.graph.lower import lower_in_place
 from avl_plugins import graph_io
 from avl_plugins.graph_io import (
     ACTIVE,
@@ -272,6 +273,7 @@ def _to_onnx(
     }
     with _quiet(), torch.no_grad(), replicate.tracing() as calls:
         program = torch.export.export(module, (), example, dynamic_shapes=dynamic, strict=False)
+        lower_in_place(program)
         exported = torch.onnx.export(
             program,
             input_names=inputs,
