@@ -10,6 +10,9 @@ share of the tokens. Beside that the choice alone is timed, and that among the 2
 they were one picture's, which is more work: each token is compared with all others. So it is among
 all frames of a video, but for what goes by frames (FRAMES): of these the choice is timed once more,
 with the pictures as frames of one video. S1 reads none, so the prompt is that of the pictures.
+
+CAAC's calibration, which reads a prompt with white pictures three times, is timed by the prompt's
+first reading with pictures of sizes that have not been there, and by the next one.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from avl_runtime import LVLM
 from avl_runtime.bench.idle import wait_idle
 from avl_runtime.bench.surroundings import machine
 from avl_runtime.generate.prefill import finished
+from avl_runtime.prompts.processor import Prompt
+from avl_runtime.requests.loaded import Loaded
 from bench_all import ROOT, Record, package
 from ratios import ratios
 from speed_worker import noise, words
@@ -46,6 +51,7 @@ LOOKING = (
     "holov",
 )  # where the package tells attention
 FRAMES = ("evs", "pool")
+CALIBRATED = "caac:below=0,beta=0.7"
 SIDE = 336  # pixels of a picture
 
 
@@ -73,17 +79,24 @@ def measure(
     whole = Picture(rows, asked, tall, 0, False, attention)
     video = Picture(rows, asked, frames, 0, True, attention)
     found = []
-    for _ in range(1 + rounds):
+    for number in range(1 + rounds):
         wait_idle(idle_wait)
         one: dict[str, Any] = {"prompt": {}, "chosen": {}, "video": {}}
         for policy in ("dense", *policies):
-            begun = time.perf_counter()
-            finished(loaded.prefill(loaded.sequence(parse(policy)), prompt))
-            one["prompt"][policy] = time.perf_counter() - begun
+            one["prompt"][policy] = read(loaded, policy, prompt)
+        new = loaded.processor.encode(question, [noise(SIDE + 1 + number, 0)] * pictures)
+        one["calibrated"] = [read(loaded, CALIBRATED, new) for _ in ("first", "next")]
         one["chosen"] = {policy: chosen(policy, whole) for policy in policies}
         one["video"] = {policy: chosen(policy, video) for policy in of_frames(keep)}
         found.append(one)
     return found[1:]
+
+
+def read(loaded: Loaded, policy: str, prompt: Prompt) -> float:
+    """Seconds in which a prompt is read."""
+    begun = time.perf_counter()
+    finished(loaded.prefill(loaded.sequence(parse(policy)), prompt))
+    return time.perf_counter() - begun
 
 
 def of_frames(keep: str) -> list[str]:
@@ -116,6 +129,14 @@ def of_video(rounds: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]
     return {
         "choice_ms": round(1e3 * statistics.median(times), 1),
         "choice": ratios([(one["prompt"]["dense"], one["video"][policy]) for one in rounds]),
+    }
+
+
+def of_calibration(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of all rounds: a calibrated prompt's first reading and the next, over the dense prompt."""
+    return {
+        name: ratios([(one["prompt"]["dense"], one["calibrated"][place]) for one in rounds])
+        for place, name in enumerate(("first", "next"))
     }
 
 
@@ -161,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "keep": parsed.keep,
         "dense_ms": round(1e3 * dense, 1),
         "policies": {policy: figures(rounds, policy) for policy in policies},
+        "calibrated": {"policy": CALIBRATED, **of_calibration(rounds)},
         "video": {policy: of_video(rounds, policy) for policy in of_frames(parsed.keep)},
     }
     print(f"dense: {report['dense_ms']} ms")
@@ -171,6 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     for policy, one in report["video"].items():
         print(f"{policy}: choosing from all as one video {one['choice']['median']:.4f}")
+    calibrated = report["calibrated"]
+    print(
+        f"{CALIBRATED}: the first prompt takes {calibrated['first']['median']:.3f} of dense "
+        f"attention's time, the next {calibrated['next']['median']:.3f}"
+    )
     if parsed.json:
         parsed.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
