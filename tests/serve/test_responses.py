@@ -89,6 +89,7 @@ def test_tokens_are_counted(server: Running, tiny: LVLM) -> None:
          "input[0].call_id"),
         ({"input": [{"type": "function_call", "call_id": "x", "name": "f", "arguments": "y"}]},
          "input[0].arguments"),
+        ({"input": [{"type": "reasoning", "id": "x", "summary": []}]}, "input[0].type"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].function"),
         ({"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function"}},

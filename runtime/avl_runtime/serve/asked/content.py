@@ -109,7 +109,11 @@ def messages(value: object, limits: Limits, dialect: Dialect = CHAT) -> tuple[Sa
 
 
 def _item(value: object, name: str, limits: Limits) -> Said | None:
-    """A call or an answer to one, which /v1/responses has beside messages; None of a message."""
+    """A call or an answer to one, which /v1/responses has beside messages; None of a message.
+
+    Raises:
+        ApiError: it is another item, or not as these are.
+    """
     sort = value.get("type") if isinstance(value, dict) else None
     if sort == "function_call":
         empty = ("namespace", "caller", "async", "async_")  # in what openai's client sends back
@@ -124,6 +128,9 @@ def _item(value: object, name: str, limits: Limits) -> Said | None:
         number = values.text(given.get("call_id"), f"{name}.call_id", LONGEST_ID)
         output = values.text(given.get("output"), f"{name}.output", limits.text)
         return Said("tool", (output,), (), number)
+    if sort not in (None, "message"):
+        expected = "one of message, function_call, function_call_output"
+        raise values.wrong(f"{name}.type", expected, sort)
     return None
 
 
@@ -182,8 +189,6 @@ def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said
     if told == "tool":
         known = ("role", "content", "tool_call_id", "name")
     given = values.an_object(value, name, known)
-    if given.get("type", "message") != "message":
-        raise values.wrong(f"{name}.type", "message", given["type"])
     role = roles[given["role"]]
     calls: tuple[ToolCall, ...] = ()
     if role == "assistant" and "tool" in roles and "tool_calls" in given:
