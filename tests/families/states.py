@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from families.drafts import drafts_change_no_token
 from families.shared import PROMPT, FamilyTests
 from families.support import Made, picture
 
@@ -28,3 +29,7 @@ class StateTests(FamilyTests):
         assert list(got.token_ids) == tokens
         assert got.logits is not None
         np.testing.assert_allclose(got.logits, logits, atol=self.tolerance, rtol=0)
+
+    def test_drafts_change_no_token(self, made: Made) -> None:
+        """A state that has read a wrong draft is as it was before."""
+        drafts_change_no_token(made.model, PROMPT, self.tolerance)

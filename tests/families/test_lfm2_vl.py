@@ -16,7 +16,6 @@ from PIL import Image
 from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration, Lfm2VlProcessor
 
 from avl_export.cli import main as avl_export
-from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.vision.load.images import ImageError
 from avl_runtime.vision.patched_tiles import PatchedTiles
@@ -136,10 +135,6 @@ class TestLfm2Vl(StateTests):
             assert avl_export(command) == 0
         model = LVLM.load(out, backend="ort-cpu", threads=1)
         assert len(model.generate(PROMPT, [picture((97, 61))], max_new_tokens=4).token_ids) == 4
-
-    def test_what_states_cannot_do_is_refused(self, made: Made) -> None:
-        with pytest.raises(AvlError, match="prompt_lookup: expected layers that keep rows"):
-            made.model.generate(PROMPT, max_new_tokens=2, prompt_lookup=4)
 
     @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(width=st.integers(1, 150), height=st.integers(1, 150))

@@ -220,10 +220,6 @@ class TestQwen35(PatchTests, StateTests):
         assert len(model.generate(PROMPT, max_new_tokens=4).token_ids) == 4
 
     def test_what_states_cannot_do_is_refused(self, made: Made, tmp_path: Path) -> None:
-        with pytest.raises(AvlError, match="prompt_lookup: expected layers that keep rows"):
-            made.model.generate(PROMPT, max_new_tokens=2, prompt_lookup=4)
-        with pytest.raises(AvlError, match="keep a state; choose dense or avl"):
-            made.model.generate(PROMPT, policy="avl:exact", max_new_tokens=2)
         with pytest.raises(AvlError, match="keep a state; use ort-cpu"):
             LVLM.load(made.package, backend="tensorrt-rtx")
         with pytest.raises(AvlError, match="which engines are built for"):

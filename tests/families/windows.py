@@ -12,11 +12,11 @@ import torch
 from avl_plugins.policies import parse
 from avl_runtime import LVLM
 from avl_runtime.generate.prefill import finished
+from families.drafts import EXACT, drafts_change_no_token
 from families.shared import PROMPT, TOLERANCE
 from families.support import Made, picture
 from support.appended import appended_prompts
 
-EXACT = "avl:exact,core=0.1,n=7"
 LONG = PROMPT * 12  # beyond every window, and in pieces of 256 more than one
 ROUNDING = 2e-5  # of logits in float32; transformers' own are as far from float64
 
@@ -107,21 +107,7 @@ class WindowTests:
         """By the core and by what was said before, right and wrong, also where windows have left
         rows behind.
         """
-        model, images, drafted, accepted = made.model, [picture((30, 20))], 0, 0
-        prompts, long = (PROMPT, PROMPT * 3), {"max_new_tokens": 40, "return_logits": True}
-        for options in (long, long | {"temperature": 1.5, "seed": 3}):
-            dense = [model.generate(one, images, policy="dense", **options) for one in prompts]
-            asked = dict(policy=EXACT, prompt_lookup=7, **options)
-            batch = model.generate_batch(prompts, [images, images], **asked)
-            for policy, lookup in ((EXACT, None), ("dense", 7)):
-                asked = dict(policy=policy, prompt_lookup=lookup, **options)
-                batch.append(model.generate(prompts[1], images, **asked))
-            for one, found in zip([*dense, dense[1], dense[1]], batch, strict=True):
-                assert found.token_ids == one.token_ids
-                np.testing.assert_allclose(found.logits, one.logits, atol=TOLERANCE, rtol=0)
-                for source in found.stats.drafts:
-                    drafted, accepted = drafted + source.drafted, accepted + source.accepted
-        assert 0 < accepted < drafted
+        drafts_change_no_token(made.model, PROMPT, TOLERANCE)
 
     @pytest.mark.parametrize(("kind", "share"), [("fp16", 1e-3), ("int8", 0.02)])
     def test_rows_in_fewer_bits(

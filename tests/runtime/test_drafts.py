@@ -87,6 +87,19 @@ def test_what_was_wrong_is_not_drafted_again() -> None:
     assert (lookup.drafted, lookup.accepted) == (9, 5)
 
 
+def test_where_a_wrong_draft_is_run_again_fewer_are_tried() -> None:
+    lengths = []
+    for repeats in (False, True):
+        lookup = PromptLookup(8, repeats)
+        lookup.add([7, 1, 2, 9, 7, 3, 4, 8])
+        lengths.append([])
+        for token in (7, 1, 2, 9, 7, 3, 4, 8) * 4:
+            lookup.say(token)
+            lengths[-1].append(len(lookup.draft(15)))
+    assert all(fewer <= more for more, fewer in zip(*lengths, strict=True))
+    assert sum(lengths[1]) < sum(lengths[0]) and lengths[1][-1] == 7
+
+
 ROUNDS = ("Describe the image.", "Read the text.", "Describe the image.")
 
 

@@ -213,11 +213,14 @@ def test_random_models_in_batches(seed: int, tmp_path: Path, package_of: Any) ->
 # How many are drafted.
 
 
-def costs(drafts: int, chance: float, sparse: int, parked: int, values: int) -> float:
-    """Of a token, in bytes, if each draft is right by chance."""
+def costs(
+    drafts: int, chance: float, sparse: int, parked: int, values: int, repeats: bool
+) -> float:
+    """Of a token, in bytes, if each draft is right by chance; `repeats`: else once more."""
     tokens = 1 + sum(chance**count for count in range(1, drafts + 1))
-    beyond = drafts * sparse + (PASS + EACH * drafts) * values if drafts else 0
-    return (sparse + parked + beyond) / tokens
+    once = sparse + parked + ((PASS + EACH * drafts) * values if drafts else 0)
+    wrong = 1 - chance**drafts if repeats else 0
+    return (once + wrong * once + drafts * sparse) / tokens
 
 
 @settings(max_examples=100, deadline=None)
@@ -227,11 +230,17 @@ def costs(drafts: int, chance: float, sparse: int, parked: int, values: int) -> 
     st.integers(1, 1 << 30),
     st.integers(0, 1 << 29),
     st.integers(0, 15),
+    st.booleans(),
 )
 def test_as_many_are_drafted_as_make_tokens_cheapest(
-    passes: list[tuple[int, int]], weights: int, parked: int, values: int, most: int
+    passes: list[tuple[int, int]],
+    weights: int,
+    parked: int,
+    values: int,
+    most: int,
+    repeats: bool,
 ) -> None:
-    drafts = CoreDrafts(Drafting(15, adapts=True))
+    drafts = CoreDrafts(Drafting(15, adapts=True), repeats)
     drafts.begin(0, parked, values)
     right, wrong = 0.85 * 4, 0.15 * 4
     for drafted, accepted in passes:
@@ -239,7 +248,7 @@ def test_as_many_are_drafted_as_make_tokens_cheapest(
         right = 0.9 * right + min(drafted, accepted)
         wrong = 0.9 * wrong + (accepted < drafted)
     chance, sparse = right / (right + wrong), AT_LEAST + weights
-    each = [costs(count, chance, sparse, parked, values) for count in range(most + 1)]
+    each = [costs(count, chance, sparse, parked, values, repeats) for count in range(most + 1)]
     best = min(range(most + 1), key=each.__getitem__)
     assert drafts.starts(most, weights) == (best > 0)
     for count in range(best):

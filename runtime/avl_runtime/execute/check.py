@@ -47,15 +47,23 @@ class Checked(Protocol):
 
     Attributes:
         logits: [b, S, V], behind each row.
+        rows: S.
     """
 
     @property
     def logits(self) -> NDArray[np.float32]: ...
+
+    @property
+    def rows(self) -> int: ...
 
     def masses(self, segment: int) -> Masses:
         """Attention that keys received, of the b sequences; of padding weighted as it was told."""
         ...
 
     def store(self, segment: int, index: int, count: int) -> None:
-        """Add the first `count` rows of the run's sequence number `index` to a segment's cache."""
+        """Add the first `count` rows of the run's sequence number `index` to a segment's cache.
+
+        Raises:
+            ValueError: there are layers with a state, which have read more rows.
+        """
         ...

@@ -33,6 +33,7 @@ class Check:
     _manifest: Manifest
     _run: Checked
     _index: int
+    _again: abc.Callable[[abc.Sequence[int]], Checked]
 
     def keep(self, count: int) -> None:
         """Add the first `count` of the tokens to the sequence; the others never were.
@@ -41,17 +42,20 @@ class Check:
         avl-tiny one drawn after every check gives hardly more right ones, and moving rows costs
         as much as a step.
         """
-        sequence = self._sequence
+        sequence, run, index = self._sequence, self._run, self._index
+        if count < run.rows and any(len(cache.states) for cache in sequence.caches):
+            # A state that has read a wrong draft, or padding, cannot give it back.
+            run, index = self._again(self._tokens[:count]), 0
         sequence.grow(self._tokens[:count])
         sequence.step += count
         draws = sequence.drafting is not None and count < len(self._tokens)
         due = sequence.due() if draws else ()
-        for index in range(len(self._manifest.segments)):
-            cache = sequence.caches[index]
+        for segment in range(len(self._manifest.segments)):
+            cache = sequence.caches[segment]
             for action in due:
-                masses = self._run.masses(index) if action.ranking.reads_attention else None
+                masses = self._run.masses(segment) if action.ranking.reads_attention else None
                 after_step(sequence, cache, action, masses, self._index)
-            self._run.store(index, self._index, count)
+            run.store(segment, index, count)
 
 
 def drafted(asked: abc.Sequence[Asked], embedding: Embedding, logits: Logits) -> Drafted:

@@ -29,8 +29,10 @@ class CoreDrafts:
 
     source = "core"
 
-    def __init__(self, drafting: Drafting) -> None:
+    def __init__(self, drafting: Drafting, repeats: bool = False) -> None:
+        """Begin a reply; `repeats`: whether a pass of which a draft was wrong is repeated."""
         self.drafted = self.accepted = 0
+        self._repeats = repeats
         self.pending: list[int] = []
         self._drafting = drafting
         self._wanted = 0
@@ -103,6 +105,7 @@ class CoreDrafts:
             reached *= chance
             tokens += reached
             pass_ = whole + (PASS + drafts * EACH) * self._values
+            pass_ += pass_ * (1 - reached) * self._repeats
             cost = (pass_ + drafts * sparse) / tokens
             if cost < best:
                 best, found = cost, drafts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import abc
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from avl_plugins.logits import Logits
 from avl_plugins.policies import Action, Tokens
+from avl_runtime.execute.check import Checked
 from avl_runtime.execute.protocol import Batch, Executor, Step
 from avl_runtime.generate.check import Asked, Check, drafted
 from avl_runtime.generate.choices import after_step, text_after_step
@@ -184,8 +186,16 @@ class Decoder:
             run = batch.check(drafted(part, self._embedding, logits), self._steps_left)
             for index, (sequence, tokens) in enumerate(part):
                 rows = run.logits[index, : len(tokens)]
-                found[sequence.seq] = Check(rows, sequence, tokens, self._manifest, run, index)
+                again = functools.partial(self._again, batch, sequence)
+                found[sequence.seq] = Check(
+                    rows, sequence, tokens, self._manifest, run, index, again
+                )
         return [found[sequence.seq] for sequence, _ in asked]
+
+    def _again(self, batch: Batch, sequence: Sequence, tokens: abc.Sequence[int]) -> Checked:
+        """A run over some of a member's checked tokens alone, whose logits nobody reads."""
+        asked = drafted([(sequence, tokens)], self._embedding, Logits.NONE)
+        return batch.check(asked, self._steps_left)
 
     def placement(self, sequence: Sequence) -> Lying:
         """Which image tokens of a member are active, and which parked, in layers that keep rows.

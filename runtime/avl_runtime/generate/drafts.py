@@ -20,6 +20,8 @@ NO_TEXT = -1  # in the place of an image token, which nothing is like and no dra
 # What a run over drafts costs beyond a step, in steps, and each draft of it: measured on avl-tiny,
 # whose steps are short. Larger models pay less.
 RUN, EACH = 0.2, 0.28
+# What a run takes that is repeated without what was wrong, as states are for that have read it.
+AGAIN = 1 + RUN
 # How many are drafted: a run of another number of rows binds buffers first, which takes avl-tiny
 # three steps and more, and those of four numbers are kept.
 LENGTHS = (1, 3, 7, MOST_DRAFTS)
@@ -33,15 +35,16 @@ class PromptLookup:
 
     Attributes:
         most: tokens of a draft at most.
+        repeats: whether a run over drafts of which one is wrong is repeated.
         drafted: tokens drafted so far.
         accepted: those of them that became part of the reply.
     """
 
     source = "prompt lookup"
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, repeats: bool = False) -> None:
         self.drafted = self.accepted = 0
-        self.most = most
+        self.most, self.repeats = most, repeats
         self._tokens: list[int] = []
         self._next: dict[tuple[int, ...], int] = {}  # behind the newest of equal tokens in a row
         self._place: int | None = None  # of what followed the newest tokens the last time
@@ -95,8 +98,9 @@ class PromptLookup:
             kind = _class_of(self._same + number)
             chance *= self._right[kind] / self._tried[kind]
             gained += chance - EACH
-            if gained > best and number + 1 in LENGTHS:
-                best, length = gained, number + 1
+            worth = gained - AGAIN * (1 - chance) * self.repeats
+            if worth > best and number + 1 in LENGTHS:
+                best, length = worth, number + 1
         return self.follow(length)
 
     def count(self, drafted: int, accepted: int) -> None:

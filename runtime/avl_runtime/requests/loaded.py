@@ -219,11 +219,6 @@ class Loaded:
             )
         if policy.drafting() is None:
             return
-        if self.package.manifest.dims.states is not None:
-            raise PolicyError(
-                f"{policy}: expected layers that keep rows, as drafted tokens may be taken back, "
-                "found some that keep a state; choose dense or avl"
-            )
         if self.executor.most_answers <= 1:
             raise PolicyError(
                 f"{policy}: expected graphs that give logits of several tokens, found "

@@ -17,6 +17,7 @@ from avl_runtime.generate.options import MAX_NEW_TOKENS, Options
 from avl_runtime.generate.reply import Reply
 from avl_runtime.generate.results import DeviceBytes, Drafts, Placement, Result, Stats
 from avl_runtime.generate.sequence import Sequence
+from avl_runtime.kv.states import LayerStates
 from avl_runtime.machine.memory import peak_rss_bytes
 from avl_runtime.prompts.option_values import OptionError, flag
 from avl_runtime.prompts.processor import Prompt
@@ -78,7 +79,9 @@ class Request:
         self._most = options.max_new_tokens or MAX_NEW_TOKENS
         self._lookup = self._drafts(options.prompt_lookup or 0)
         drafting = policy.drafting()
-        self._core = None if drafting is None else CoreDrafts(drafting)
+        keeps_states = manifest.dims.states is not None
+        self._core = None if drafting is None else CoreDrafts(drafting, keeps_states)
+        self._before: list[LayerStates] = []  # the first draft that is pending
         self._weights = weights_read(manifest)
         self._limit = 0
         self._read = 0
@@ -163,7 +166,7 @@ class Request:
         sequence, core = self.sequence, self._core
         if core is not None and core.pending:
             if checks:
-                sequence.roll_back(sequence.length - len(core.pending))
+                sequence.roll_back(sequence.length - len(core.pending), self._before)
             return list(core.pending) if checks else []
         if self._lookup is None or not self._lookup.ready:
             return []
@@ -183,7 +186,10 @@ class Request:
             return core is not None
         together = MOST_TOGETHER // members if members < MOST_TOGETHER else MOST_TOGETHER
         rows = min(self.steps_left, self.loaded.executor.most_answers, together)
-        return core.starts(rows - 1, self._weights // members)
+        if not core.starts(rows - 1, self._weights // members):
+            return False
+        self._before = self.sequence.states()
+        return True
 
     def draft(self, logits: NDArray[np.float32]) -> None:
         """Draft the next token from logits [V] of a step that has read core rows alone."""
@@ -228,7 +234,7 @@ class Request:
     def drop_drafts(self) -> None:
         """Take drafts back that nobody will check."""
         if self._core is not None and self._core.pending:
-            self.sequence.roll_back(self.sequence.length - len(self._core.pending))
+            self.sequence.roll_back(self.sequence.length - len(self._core.pending), self._before)
             self._core.pending.clear()
 
     def _take(self, logits: NDArray[np.float32], history: list[int]) -> None:
@@ -255,18 +261,14 @@ class Request:
                 f"checked many at a time, found {self.policy}; leave one of the two out"
             )
         executor = self.loaded.executor
-        if self.loaded.package.manifest.dims.states is not None:
-            raise OptionError(
-                "prompt_lookup: expected layers that keep rows, which drafts that are refused can "
-                "be taken out of, found some that keep a state; leave it out"
-            )
         if executor.most_answers <= 1:
             raise OptionError(
                 "prompt_lookup: expected graphs that give logits of several tokens, found "
                 f"{executor.name} and a package that give the last one's alone; leave it out, or "
                 "export again and run on ort-cpu"
             )
-        return PromptLookup(min(most, executor.most_answers - 1))
+        keeps_states = self.loaded.package.manifest.dims.states is not None
+        return PromptLookup(min(most, executor.most_answers - 1), keeps_states)
 
     def note(self, placement: Lying) -> None:
         """Keep where image tokens are, for the result."""

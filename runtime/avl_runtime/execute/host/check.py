@@ -113,6 +113,7 @@ class _Bound:
         held = self._windows[index]
         if held is None or not held.shows(cache):
             held = self._windows[index] = _Window(cache, drafted.seqs[0])
+        held.view.states = cache.states.window(drafted.seqs[0])  # other arrays after each step
         return held.view
 
 
@@ -142,6 +143,7 @@ class HostChecked:
     def __init__(self, bound: _Bound, caches: Sequence[SegmentCache], drafted: Drafted) -> None:
         self._bound, self._caches, self._drafted = bound, caches, drafted
         self.logits = np.asarray(bound.logits, np.float32)
+        self.rows = drafted.hidden.shape[1]
 
     def masses(self, segment: int) -> Masses:
         return self._bound.segments[segment]
@@ -151,4 +153,10 @@ class HostChecked:
         part = slice(index, index + 1)
         new = [[rows[part, :, :count] for rows in plane] for plane in bound.new]
         positions = drafted.positions[index, :count]
-        self._caches[segment].extend(new, drafted.seqs[index], positions, None)
+        cache, seq = self._caches[segment], drafted.seqs[index]
+        cache.extend(new, seq, positions, None)
+        if bound.states and count != self.rows:
+            raise ValueError(
+                f"expected all {self.rows} rows, which states have read, found {count}"
+            )
+        cache.states.replace(seq, [made[part].copy() for made in bound.states])

@@ -39,13 +39,11 @@ class HostExecutor:
     def __init__(self, backend: HostBackend, manifest: Manifest) -> None:
         self.backend, self.manifest = backend, manifest
         self.chunk = CHUNK
-        # Rows that a window has left behind are not there for a prompt that begins alike. And a
-        # state behind some of the drafted tokens is not known when all of them have been run.
-        # Nor is a block of several layers one array where their heads differ in size.
+        # Rows that a window has left behind are not there for a prompt that begins alike. Nor is a
+        # block of several layers one array where their heads differ in size.
         if manifest.reach.window is not None or manifest.dims.head_dims is not None:
             self.shares = False
-        checks = backend.answers_rows and manifest.dims.states is None
-        self.most_answers = ANSWERS if checks else 1
+        self.most_answers = ANSWERS if backend.answers_rows else 1
         # Each thread has buffers and caches of its own, and sessions may be run by several.
         self.turn: AbstractContextManager[Any] = nullcontext()
 
