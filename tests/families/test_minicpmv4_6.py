@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration
@@ -207,12 +207,17 @@ class TestMiniCpmV46(SlicesTests, StateTests):
 
     @settings(max_examples=60, suppress_health_check=list(HealthCheck))
     @given(count=st.integers(1, 3000), fps=st.floats(0.2, 120), most=st.integers(1, 40))
+    @example(3, 1.9999999999999858, 2)
     def test_frames_that_are_taken(self, count: int, fps: float, most: int) -> None:
         duration = count / fps
         metadata = VideoMetadata(count, fps, duration=duration)
         theirs = video_processor("minicpmv4_6", max_num_frames=most).sample_frames(metadata, most)
         layout = SlicedVideo("sliced_video", SLICED, most)
         assert list(layout._taken(Video([b""] * count, fps))) == theirs
+        # A frame that is on screen a rounding after a time is taken for it where times are given.
+        places = np.arange(int(duration * 10) + 2) / 10 * fps
+        beside = np.abs(places - np.rint(places))
+        assume(not ((beside > 0) & (beside < 1e-6)).any())
         evenly = [n / fps for n in range(count)]
         assert list(layout._taken(Video([b""] * count, fps, evenly))) == theirs
 
