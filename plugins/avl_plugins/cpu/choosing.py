@@ -296,8 +296,8 @@ def _together(function: Callable[..., Any], race: _Race, of: Any, *others: int) 
     """What all threads return, each of which is given its number behind `of`.
 
     They wait for each other: so there is a thread for each, and none begins before all are there.
-    The one that calls is the first of them: a scheduler gives a thread that is made beside one that
-    runs a processor of its own, but wakes two that slept on the same one, where they take turns.
+    The one that calls is the first of them: two that slept at a barrier were often seen to wake on
+    one processor, where they take turns.
 
     Raises:
         RuntimeError: there are not so many threads.

@@ -77,10 +77,10 @@ class Request:
         self.prefill_s = self.decode_s = 0.0
         self.steps = 0
         self._most = options.max_new_tokens or MAX_NEW_TOKENS
-        self._lookup = self._drafts(options.prompt_lookup or 0)
+        repeats = manifest.dims.states is not None  # checks, where a draft was wrong
+        self._lookup = self._drafts(options.prompt_lookup or 0, repeats)
         drafting = policy.drafting()
-        keeps_states = manifest.dims.states is not None
-        self._core = None if drafting is None else CoreDrafts(drafting, keeps_states)
+        self._core = None if drafting is None else CoreDrafts(drafting, repeats)
         self._before: list[LayerStates] = []  # the first draft that is pending
         self._weights = weights_read(manifest)
         self._limit = 0
@@ -165,9 +165,10 @@ class Request:
         """
         sequence, core = self.sequence, self._core
         if core is not None and core.pending:
-            if checks:
-                sequence.roll_back(sequence.length - len(core.pending), self._before)
-            return list(core.pending) if checks else []
+            if not checks:
+                return []
+            self._take_back(len(core.pending))
+            return list(core.pending)
         if self._lookup is None or not self._lookup.ready:
             return []
         rows = min(self.steps_left, self._lookup.most + 1)
@@ -234,15 +235,19 @@ class Request:
     def drop_drafts(self) -> None:
         """Take drafts back that nobody will check."""
         if self._core is not None and self._core.pending:
-            self.sequence.roll_back(self.sequence.length - len(self._core.pending), self._before)
+            self._take_back(len(self._core.pending))
             self._core.pending.clear()
+
+    def _take_back(self, drafts: int) -> None:
+        self.sequence.roll_back(self.sequence.length - drafts, self._before)
+        self._before = []
 
     def _take(self, logits: NDArray[np.float32], history: list[int]) -> None:
         self.fresh += self.reply.take(logits, history, self._limit)
         if self._lookup is not None:
             self._lookup.say(self.reply.token_ids[-1])
 
-    def _drafts(self, most: int) -> PromptLookup | None:
+    def _drafts(self, most: int, repeats: bool) -> PromptLookup | None:
         """What drafts tokens, if a caller wants at most so many.
 
         Raises:
@@ -267,8 +272,7 @@ class Request:
                 f"{executor.name} and a package that give the last one's alone; leave it out, or "
                 "export again and run on ort-cpu"
             )
-        keeps_states = self.loaded.package.manifest.dims.states is not None
-        return PromptLookup(min(most, executor.most_answers - 1), keeps_states)
+        return PromptLookup(min(most, executor.most_answers - 1), repeats)
 
     def note(self, placement: Lying) -> None:
         """Keep where image tokens are, for the result."""

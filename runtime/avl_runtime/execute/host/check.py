@@ -154,9 +154,9 @@ class HostChecked:
         new = [[rows[part, :, :count] for rows in plane] for plane in bound.new]
         positions = drafted.positions[index, :count]
         cache, seq = self._caches[segment], drafted.seqs[index]
-        cache.extend(new, seq, positions, None)
         if bound.states and count != self.rows:
             raise ValueError(
                 f"expected all {self.rows} rows, which states have read, found {count}"
             )
+        cache.extend(new, seq, positions, None)
         cache.states.replace(seq, [made[part].copy() for made in bound.states])
