@@ -30,10 +30,11 @@ class LookM(Retaining):
     """The newest rows, then text, then image tokens, each by what the prompt gives them.
 
     The newest are the fraction `recent` of what stays. Attention is that of all the prompt's rows,
-    or of the last `window` ones. A row that goes is merged into the one that stays, of its KV head,
-    whose key has the largest cosine with its own; of m rows that go into one the key k becomes
-    `merge`: pivotal, the mean of k and of the m means of k and a row; averaged, of k and the rows;
-    weighted, of k and the rows times their cosines; none. Values likewise.
+    or of the last `window` ones behind the last picture. A row that goes is merged into the one
+    that stays, of its KV head, whose key has the largest cosine with its own; of m rows that go
+    into one the key k becomes `merge`: pivotal, the mean of k and of the m means of k and a row;
+    averaged, of k and the rows; weighted, of k and the rows times their cosines; none. Values
+    likewise.
     """
 
     window: int | None = None
