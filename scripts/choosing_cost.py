@@ -38,7 +38,8 @@ from avl_runtime.bench.surroundings import machine
 from avl_runtime.generate.prefill import finished
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.requests.loaded import Loaded
-from bench_all import ROOT, Record, package
+from bench_all import ROOT, Record, at_least_one, package
+from held_out import in_folder
 from ratios import ratios
 from speed_worker import noise, words
 
@@ -204,22 +205,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    found = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = found.add_argument
     add("--package", type=Path, help="in place of S1's: one of a make_random.py's")
     add("--folder", type=Path, default=ROOT / "build/bench", help="where S1 is kept")
     add("--kind", default="fp32", help="how S1 computes, or int4 (default: fp32)")
-    add("--pictures", type=int, default=5, help="of 336 pixels each (default: 5)")
+    add("--pictures", type=at_least_one, default=5, help="of 336 pixels each (default: 5)")
     add("--keep", default="0.1111", help="share of the tokens that stays (default: 0.1111)")
-    add("--threads", type=int, default=os.cpu_count(), help="default: all processors")
-    add("--repeats", type=int, default=5, help="rounds that count (default: 5)")
+    add("--threads", type=at_least_one, default=os.cpu_count(), help="default: all processors")
+    add("--repeats", type=at_least_one, default=5, help="rounds that count (default: 5)")
     add(
         "--idle-wait",
         type=float,
         default=60,
         help="seconds to wait for an idle machine, 0 to measure on a busy one (default: 60)",
     )
-    add("--json", type=Path)
+    add("--json", type=in_folder)
     return found
 
 

@@ -32,9 +32,24 @@ def asked(about: str | None, count: int, arguments: Sequence[str] | None) -> arg
         description=(about or "").partition("\n")[0], allow_abbrev=False
     )
     told = f"of each task (default: {count})"
-    parser.add_argument("--samples", type=int, default=count, help=told)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--samples", type=at_least_two, default=count, help=told)
+    parser.add_argument("--json", type=in_folder)
     return parser.parse_args(arguments)
+
+
+def at_least_two(text: str) -> int:
+    """A whole number above 1, as one sample has no interval."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 2, found {text!r}")
+    return int(text)
+
+
+def in_folder(text: str) -> Path:
+    """A file to write, in a folder that is there: looked at before anything is measured."""
+    found = Path(text)
+    if not found.parent.is_dir() or found.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in a folder, found {text!r}")
+    return found
 
 
 @contextmanager

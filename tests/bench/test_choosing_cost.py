@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
 from avl_runtime import LVLM
 from choosing_cost import POLICIES, figures, measure, of_calibration, of_frames, of_video
+from choosing_cost import main as choosing_cost
+from merged_rows import main as merged_rows
 
 
 def test_every_policy_is_timed_beside_dense_attention(tiny: LVLM) -> None:
@@ -31,3 +38,25 @@ def test_ratios_are_of_the_same_round() -> None:
     assert found["choice_ms"] == 200 and found["choice"]["median"] == 0.1
     found = of_calibration(rounds)
     assert found["first"]["median"] == 2 and found["next"]["median"] == 1
+
+
+@pytest.mark.parametrize("option", ["--repeats", "--pictures", "--threads"])
+def test_counts_of_nothing_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        choosing_cost([option, "0"])
+    assert f"{option}: expected a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_samples_without_an_interval_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        merged_rows(["--samples", "1"])
+    assert "--samples: expected a whole number of at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [choosing_cost, merged_rows])
+def test_a_record_that_cannot_be_written_is_refused_at_first(
+    main: Callable[[Sequence[str]], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--json", str(tmp_path / "gone" / "found.json")])
+    assert "--json: expected a file in a folder" in capsys.readouterr().err
