@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from avl_plugins.policies import Action, Divide, Policy, parse, register, registered, spec
+from avl_plugins.policies import Action, Divide, Policy, When, parse, register, registered, spec
 from avl_runtime import LVLM
 from avl_runtime.cli import eval as command
 from avl_runtime.evaluate import Measured, measure, task_cases
@@ -23,9 +23,11 @@ from avl_runtime.evaluate.zoo import SHARES, STAGES, Entry, Zoo, zoo
 TOKENS = 144  # of a picture of avl-tiny
 
 
-def asked(splits: tuple[int, ...], telling: bool = True, biased: bool = True) -> Zoo:
+def asked(
+    splits: tuple[int, ...], telling: bool = True, biased: bool = True, layers: int = 32
+) -> Zoo:
     """Of a package cut after `splits`, whose encoder tells attention, and takes a bias, or not."""
-    dims = SimpleNamespace(num_layers=32)
+    dims = SimpleNamespace(num_layers=layers)
     told = {"vision_attention": telling, "restores": biased}
     manifest = SimpleNamespace(splits=lambda: splits, dims=dims, **told)
     return zoo(manifest)  # type: ignore[arg-type]
@@ -54,6 +56,15 @@ def test_every_policy_that_drops_is_asked_at_every_share() -> None:
     assert list(dict.fromkeys(stages)) == list(STAGES.values())
     for stage in list(STAGES.values())[:-1]:  # each has a control
         assert any(e.name.startswith("random") for e in found.entries if e.stage == stage)
+
+
+@pytest.mark.parametrize("layers", [1, 32])
+def test_a_package_without_cuts_is_asked_all_that_needs_none(layers: int) -> None:
+    found = asked((), layers=layers)
+    assert STAGES[When.BETWEEN] not in {entry.stage for entry in found.entries}
+    assert {entry.name for entry in found.entries} > {"dense", "lookm", "random:of=cached"}
+    named = [told.partition(":")[0] for told in found.left_out]
+    assert named == ["fastv", "pyramiddrop", "sparsevlm", "random"]
 
 
 @pytest.mark.parametrize("splits", [(2, 3, 4), (2, 4), (8, 16, 24), (1, 5, 7, 9)])

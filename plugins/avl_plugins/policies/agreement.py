@@ -116,11 +116,15 @@ def check_splits(
     """
     wanted = {one.before for one in actions if When.BETWEEN in one.when and one.before is not None}
     beyond = sorted(layer for layer in wanted if layers is not None and layer >= layers)
-    if layers is not None and beyond:
-        allowed = f"a layer from 1 to {layers - 1}" if layers > 1 else "no layer"
+    if layers == 1 and wanted:
         raise PolicyError(
-            f"{where}: expected to drop tokens after {allowed} of this decoder's {layers}, found "
-            f"{', '.join(map(str, beyond))}; choose another"
+            f"{where}: expected a decoder of two layers at least, as tokens are dropped between "
+            "them, found one; use a policy that drops none there, as avl"
+        )
+    if layers is not None and beyond:
+        raise PolicyError(
+            f"{where}: expected to drop tokens after a layer from 1 to {layers - 1} of this "
+            f"decoder's {layers}, found {', '.join(map(str, beyond))}; choose another"
         )
     if missing := sorted(wanted.difference(splits)):
         named = f"layer{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"

@@ -73,7 +73,10 @@ def zoo(manifest: Manifest) -> Zoo:
         except PolicyError as error:
             left_out.append(str(error))
     for control in CONTROLS:
-        entries += _entries("random", _control(control), manifest)
+        try:
+            entries += _entries("random", _control(control), manifest)
+        except PolicyError as error:
+            left_out.append(str(error))
     order = list(STAGES.values())
     entries.sort(key=lambda entry: order.index(entry.stage))  # stable
     dense = Entry("dense", "dense", "", 1.0)
