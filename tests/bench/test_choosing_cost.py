@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from avl_plugins.errors import PolicyError
 from avl_runtime import LVLM
-from choosing_cost import POLICIES, figures, measure, of_calibration, of_frames, of_video
+from choosing_cost import POLICIES, calibrate, figures, measure, of_calibration, of_frames, of_video
 from choosing_cost import main as choosing_cost
 from merged_rows import main as merged_rows
 
@@ -18,7 +19,11 @@ def test_every_policy_is_timed_beside_dense_attention(tiny: LVLM) -> None:
     (one,) = measure(tiny, policies, "0.5", 2, 1, 0)
     assert [*one["prompt"]] == ["dense", *policies] and [*one["chosen"]] == policies
     assert [*one["video"]] == of_frames("0.5") and all(one["video"].values())
-    assert len(one["calibrated"]) == 2 and all(one["calibrated"])
+
+
+def test_calibration_is_timed_where_attention_is_biased(tiny: LVLM) -> None:
+    with pytest.raises(PolicyError, match="--restore"):
+        calibrate(tiny, 1, 1, 0)
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -27,7 +32,6 @@ def test_ratios_are_of_the_same_round() -> None:
             "prompt": {"dense": dense, "pool": pool},
             "chosen": {"pool": 0.1},
             "video": {"pool": 0.2},
-            "calibrated": [4, 2],
         }
         for dense, pool in ((1, 0.5), (2, 0.5), (4, 2))
     ]
@@ -36,7 +40,7 @@ def test_ratios_are_of_the_same_round() -> None:
     assert found["choice"]["median"] == 0.05
     found = of_video(rounds, "pool")
     assert found["choice_ms"] == 200 and found["choice"]["median"] == 0.1
-    found = of_calibration(rounds)
+    found = of_calibration([{"dense": dense, "first": 4, "next": 2} for dense in (1, 2, 4)])
     assert found["first"]["median"] == 2 and found["next"]["median"] == 1
 
 
