@@ -97,6 +97,12 @@ def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
     assert refused.value.body["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("fields", [{"stop": 5}, {"messages": [{"role": "user", "content": 5}]}])
+def test_where_a_text_would_do_too_this_is_said(fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match="expected a text or a list, found 5"):
+        read(**fields)
+
+
 @pytest.mark.parametrize(
     ("message", "at"),
     [

@@ -94,7 +94,8 @@ def messages(value: object, limits: Limits, dialect: Dialect = CHAT) -> tuple[Sa
     """
     name = dialect.field
     found: list[Said] = []
-    for at, one in enumerate(values.items(value, name, 1, limits.parts)):
+    expected = "a list" if dialect.nested else "a text or a list"
+    for at, one in enumerate(values.items(value, name, 1, limits.parts, expected)):
         where = f"{name}[{at}]"
         said = None if dialect.nested else _item(one, where, limits)
         if said is None:
@@ -210,7 +211,7 @@ def _message(value: object, name: str, limits: Limits, dialect: Dialect) -> Said
         return Said(role, (text,), calls, answers, named)
     if content is None and calls:
         return Said(role, (), calls)
-    listed = values.items(content, f"{name}.content", 1, limits.parts)
+    listed = values.items(content, f"{name}.content", 1, limits.parts, "a text or a list")
     parts = tuple(
         _part(one, f"{name}.content[{at}]", role, limits, dialect) for at, one in enumerate(listed)
     )

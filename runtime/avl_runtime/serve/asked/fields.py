@@ -235,7 +235,9 @@ def _most_tokens(given: Mapping[str, Any], limits: Limits) -> int:
 
 
 def _stops(value: object) -> tuple[str, ...]:
-    listed = [value] if isinstance(value, str) else values.items(value, "stop", 0, MOST_STOPS)
+    if isinstance(value, str):
+        value = [value]
+    listed = values.items(value, "stop", 0, MOST_STOPS, "a text or a list")
     return tuple(values.text(one, "stop", LONGEST_STOP) for one in listed)
 
 

@@ -92,14 +92,14 @@ def described(given: Object, name: str) -> tuple[str, bool]:
     return called, flag(given.get("strict", False), f"{name}.strict")
 
 
-def items(value: object, name: str, least: int, most: int) -> list[Any]:
-    """A list.
+def items(value: object, name: str, least: int, most: int, expected: str = "a list") -> list[Any]:
+    """A list; `expected` says what else might have stood there.
 
     Raises:
         ApiError: it is none, or holds fewer than `least` or more than `most`.
     """
     if not isinstance(value, list):
-        raise wrong(name, "a list", value)
+        raise wrong(name, expected, value)
     if not least <= len(value) <= most:
         raise refused(f"{name}: expected {least} to {most} entries, found {len(value)}", name)
     return value
