@@ -21,6 +21,7 @@ from avl_runtime.generate.prefill import finished, prefill
 from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.machine.probe import probe
 from families.chosen import ChosenTests
+from families.engines import EngineTests
 from families.gemma import SIDE, TEXT, VISION
 from families.shared import PROMPT, FamilyTests
 from families.support import Case, Made, picture, refused, without_checks
@@ -160,8 +161,12 @@ class TestGemma3(FamilyTests, ChosenTests, WindowTests, TurnTests):
             BackendError, match="attend to all before them, as ort-cuda runs, found"
         ):
             load_backend("ort-cuda", made.model.package, 1)
-        with pytest.raises(BuildError, match="which no engine does; run it on ort-cpu"):
+        with pytest.raises(BuildError, match="whose engines nothing drives; run it on ort-cpu"):
             make_plan(Options(made.package, "tensorrt-rtx"), probe())
+
+
+class TestGemma3Engines(EngineTests):
+    cases = CASES[:1]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from avl_runtime import LVLM
 from avl_runtime.execute.protocol import BackendError
 from avl_runtime.package.package import PackageError, load_package
 from avl_runtime.vision.patches import filled_size
+from families.engines import EngineTests
 from families.shared import PROMPT, FamilyTests
 from families.support import Case, Made, picture, refused, without_checks
 from families.windows import TurnTests, WindowTests
@@ -157,7 +158,7 @@ SHALLOW = case(
 )
 
 
-class TestGemma4(FamilyTests, WindowTests, TurnTests):
+class TestGemma4(FamilyTests, WindowTests, TurnTests, EngineTests):
     cases = CASES
     divided = WIDTH**0.5
     chunks = (7, 1000)

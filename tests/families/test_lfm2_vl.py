@@ -19,6 +19,7 @@ from avl_export.cli import main as avl_export
 from avl_runtime import LVLM
 from avl_runtime.vision.load.images import ImageError
 from avl_runtime.vision.patched_tiles import PatchedTiles
+from families.engines import EngineTests
 from families.shared import PROMPT
 from families.states import StateTests
 from families.support import Case, Made, picture, refused, without_checks
@@ -104,7 +105,7 @@ CASES = (
 )
 
 
-class TestLfm2Vl(StateTests):
+class TestLfm2Vl(StateTests, EngineTests):
     cases = CASES
     steps: ClassVar[dict[int, int]] = dict.fromkeys((1, 7, 256), 40)
     turns = ((), ((20, 30),), ((97, 61),), ((3, 90), (64, 64)))

@@ -12,6 +12,7 @@ from transformers.models.paligemma.processing_paligemma import PaliGemmaProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from avl_runtime.prompts.chat_template import TemplateError
+from families.engines import EngineTests
 from families.gemma import PATCH, SIDE, TEXT, VISION
 from families.shared import PROMPT, FamilyTests
 from families.support import (
@@ -68,7 +69,7 @@ CASE = Case(
 )
 
 
-class TestPaliGemma(FamilyTests, WindowTests):
+class TestPaliGemma(FamilyTests, WindowTests, EngineTests):
     cases = (CASE,)
     divided = TEXT["hidden_size"] ** 0.5
     turns_follow, kind = False, 1

@@ -29,6 +29,7 @@ from avl_runtime.evaluate.measure import flops_share
 from avl_runtime.generate.prefill import finished
 from avl_runtime.generate.sequence import RollbackError, Sequence
 from avl_runtime.machine.probe import probe
+from families.engines import EngineTests
 from families.qwen import TEXT, TOKENS, PatchTests
 from families.shared import PROMPT
 from families.states import StateTests
@@ -79,7 +80,7 @@ def config(**changes: Any) -> Qwen3_5Config:
 CASES = (case("qwen3_5", Qwen3_5ForConditionalGeneration, config()),)
 
 
-class TestQwen35(PatchTests, StateTests):
+class TestQwen35(PatchTests, StateTests, EngineTests):
     cases = CASES
     steps: ClassVar[dict[int, int]] = {1: 20, 7: 20, 256: STEPS}
     tolerance = 1e-3  # transformers' two ways to compute the rule differ by 4e-4 in logits
@@ -222,7 +223,7 @@ class TestQwen35(PatchTests, StateTests):
     def test_what_states_cannot_do_is_refused(self, made: Made, tmp_path: Path) -> None:
         with pytest.raises(AvlError, match="keep a state; use ort-cpu"):
             LVLM.load(made.package, backend="tensorrt-rtx")
-        with pytest.raises(AvlError, match="which engines are built for"):
+        with pytest.raises(AvlError, match="whose engines nothing drives"):
             build_plan(BuildOptions(made.package, "tensorrt-rtx", dry_run=True), probe())
         with pytest.raises(AvlError, match="none in layers 0 to 0; cut after others"):
             make_plan(Options(str(made.folder), tmp_path / "x.avl", split=(1,)))

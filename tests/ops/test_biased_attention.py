@@ -115,7 +115,7 @@ def by_pairs(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def for_compilers(heads: int, kv_heads: int) -> Any:
-    body = compiled_attention_function(23, (heads, kv_heads), biased=True)
+    body = compiled_attention_function(23, (heads, kv_heads), BIASED_CACHE_ATTENTION)
     sizes = {"H": heads, "Hkv": kv_heads, "D": HEAD_DIM, "E": 1}
     return session(op_model(BIASED_CACHE_ATTENTION, [body], sizes, {"scale": SCALE}))
 

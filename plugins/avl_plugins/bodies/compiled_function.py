@@ -1,8 +1,9 @@
-"""`avl::SplitCacheAttention` as a function for compilers that have no plugin: keys come first.
+"""Attention over a cache as functions for compilers that have no plugin: keys come first.
 
-TensorRT-RTX (and TensorRT without the plugin) compiles this body, which computes what
-`function.split_cache_attention_functions` do. Found by reading the kernels in engines of
-TensorRT-RTX 1.7, which spells a product that is not in its favourite layout out as copies:
+TensorRT-RTX (and TensorRT without the plugin) compiles these bodies, which compute what those of
+`function` and `restored_function` do, without a choice and without `NonZero`, which it does not
+know. Found by reading the kernels in engines of TensorRT-RTX 1.7, which spells a product that is
+not in its favourite layout out as copies:
 
 - Scores are [keys, G * S]. A product with transposed keys would copy every cached key at every
   step; here only the queries are transposed.
@@ -21,13 +22,17 @@ from avl_plugins.bodies.function import function_proto
 from avl_plugins.bodies.restored_function import bias_body
 from avl_plugins.schema import (
     BIASED_CACHE_ATTENTION,
+    BLOCK_CACHE_ATTENTION,
     RESTORED_CACHE_ATTENTION,
     SPLIT_CACHE_ATTENTION,
     STANDING_BIAS,
+    WINDOW_CACHE_ATTENTION,
+    Op,
 )
 
 _BODY = """
-    # Sizes of the new rows, their causal mask and their weights, [..., G * S] with g outermost.
+    # Sizes of the new rows, which of them see which, and their weights, [..., G * S] with g
+    # outermost.
     heads = {heads}
     kv_heads = {kv_heads}
     group = Div (heads, kv_heads)
@@ -43,7 +48,7 @@ _BODY = """
     new_index = Range (zero, new_size, one)
     row_index = Tile (new_index, group)
     new_column = Unsqueeze (new_index, axis_1)
-    causal = LessOrEqual (new_column, row_index)
+    {reach}
     group_float = Cast <to = 1> (group)
     row_share = Div (row_weights, group_float)
     group_share = Gather <axis = 2> (row_share, row_index)
@@ -69,8 +74,9 @@ _BODY = """
     active_index = Range (zero, active_size, one)
     active_column = Unsqueeze (active_index, axis_1)
     active_end = Unsqueeze (active_len, axes_1_to_3)
-    active_seen = Less (active_column, active_end)
-    active_scores = Where (active_seen, active_all, masked)
+    active_held = Less (active_column, active_end)
+    {active_near}
+    active_scores = Where ({active_seen}, active_all, masked)
 
     parked_dot = MatMul (k_parked, q_t)
     {parked_all}
@@ -84,7 +90,7 @@ _BODY = """
 
     new_dot = MatMul (k_new, q_t)
     {new_all}
-    new_scores = Where (causal, new_all, masked)
+    new_scores = Where ({new_seen}, new_all, masked)
 
     scores = Concat <axis = 2> (active_scores, parked_scores, new_scores)
     probability = Softmax <axis = 2> (scores)
@@ -119,19 +125,58 @@ _BIASED = """
     {x}_all = Add ({x}_product, {x}_bias)"""
 
 
+# What new rows see of one another, [..., S, G * S], and of active rows, [..., A, G * S].
+_CAUSAL = {
+    "reach": "causal = LessOrEqual (new_column, row_index)",
+    "new_seen": "causal",
+    "active_near": "",
+    "active_seen": "active_held",
+}
+_ENDS = """
+    axes_1_2 = Constant <value_ints = [1, 2]> ()
+    ends_of_rows = Gather <axis = 1> (row_ends, row_index)
+    ends = Unsqueeze (ends_of_rows, axes_1_2)
+    in_block = Less (new_column, ends)"""
+_BLOCK = _CAUSAL | {"reach": _ENDS, "new_seen": "in_block"}
+_WINDOW = {
+    "reach": f"""{_ENDS}
+    of_rows = Gather <axis = 1> (row_positions, row_index)
+    positions = Unsqueeze (of_rows, axes_1_2)
+    window = Constant <value_int: int = @window> ()
+    least = Sub (positions, window)
+    new_positions = Unsqueeze (row_positions, axes_1_3)
+    new_near = Greater (new_positions, least)
+    in_window = And (in_block, new_near)""",
+    "new_seen": "in_window",
+    "active_near": """
+    held_positions = Unsqueeze (active_positions, axes_1_3)
+    is_near = Greater (held_positions, least)
+    active_in_window = And (active_held, is_near)""",
+    "active_seen": "active_in_window",
+}
+_BODIES = {
+    SPLIT_CACHE_ATTENTION.name: (_CAUSAL, _PLAIN),
+    BIASED_CACHE_ATTENTION.name: (_CAUSAL, _BIASED),
+    BLOCK_CACHE_ATTENTION.name: (_BLOCK, _PLAIN),
+    WINDOW_CACHE_ATTENTION.name: (_WINDOW, _PLAIN),
+}
+
+
 def compiled_attention_function(
-    opset: int, heads: tuple[int, int], *, biased: bool = False
+    opset: int, heads: tuple[int, int], op: Op = SPLIT_CACHE_ATTENTION
 ) -> onnx.FunctionProto:
     """The body for `heads` (H, Hkv); a model needs the same default `opset`.
 
     Args:
-        biased: of BiasedCacheAttention.
+        op: this one, or BIASED_, BLOCK_ or WINDOW_CACHE_ATTENTION.
+
+    Raises:
+        KeyError: `op` is none of these.
     """
-    each = ("active", "parked", "new")
-    scores = {f"{x}_all": filled(_BIASED if biased else _PLAIN, x=x) for x in each}
+    reach, scores = _BODIES[op.name]
+    places = {f"{x}_all": filled(scores, x=x) for x in ("active", "parked", "new")}
     sizes = {"heads": constant_ints(heads[0]), "kv_heads": constant_ints(heads[1])}
-    op = BIASED_CACHE_ATTENTION if biased else SPLIT_CACHE_ATTENTION
-    return function_proto(op, filled(_BODY, **scores, **sizes), opset)
+    return function_proto(op, filled(_BODY, **places, **reach, **sizes), opset)
 
 
 # The bias of rows that stand for no token is 0, so that no engine needs an If, which cannot be
@@ -166,5 +211,16 @@ def compiled_restored_functions(
     return (
         function_proto(op, body, opset),
         function_proto(STANDING_BIAS, bias_body(axes), opset),
-        compiled_attention_function(opset, heads, biased=True),
+        compiled_attention_function(opset, heads, biased),
+    )
+
+
+def compiled_functions(
+    opset: int, heads: tuple[int, int], axes: int
+) -> tuple[onnx.FunctionProto, ...]:
+    """All attention over a cache that graphs have, and what it calls; arguments as above."""
+    plain = (SPLIT_CACHE_ATTENTION, BLOCK_CACHE_ATTENTION, WINDOW_CACHE_ATTENTION)
+    return (
+        *(compiled_attention_function(opset, heads, op) for op in plain),
+        *compiled_restored_functions(opset, heads, axes),
     )

@@ -35,6 +35,7 @@ from avl_plugins.graph_io.kinds import (
     named,
     positions,
     shared,
+    windowed,
 )
 from avl_plugins.graph_io.names import (
     ANSWERED,
@@ -125,4 +126,5 @@ __all__ = [
     "positions",
     "shared",
     "width",
+    "windowed",
 ]

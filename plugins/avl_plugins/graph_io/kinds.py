@@ -151,6 +151,11 @@ def shared(size: str) -> str:
     return size
 
 
+def windowed(rows: str) -> str:
+    """The name of how many rows all layers with a window have, where `rows` is of the others."""
+    return f"windowed_{rows}"
+
+
 def blocks(rows: str) -> str:
     """The name of how many blocks there are of rows, where cached rows come in blocks."""
     return f"{rows}_blocks"

@@ -14,6 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from avl_plugins.schema import RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION
+
+# The ops that are TensorRT plugins, by what their kernels' names begin with.
+PLUGINS = {"fused": SPLIT_CACHE_ATTENTION, "restored": RESTORED_CACHE_ATTENTION}
 HEAD_DIMS = (64, 80, 96, 128)
 DTYPES = ("float16", "bfloat16")
 DECODE_ROWS = 16  # packed query rows, new rows times group, that decode steps are tiled for

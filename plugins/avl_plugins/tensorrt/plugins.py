@@ -17,8 +17,15 @@ import tensorrt.plugin as trtp
 from avl_plugins.cuda.packaged import kernel
 from avl_plugins.errors import TensorRTError
 from avl_plugins.graph_io import WEIGHTS
-from avl_plugins.kernels.catalog import DECODE_ROWS, HEAD_DIMS, MOST_AXES, scale_bits, variant_of
-from avl_plugins.schema import RESTORED_CACHE_ATTENTION, SPLIT_CACHE_ATTENTION, Op
+from avl_plugins.kernels.catalog import (
+    DECODE_ROWS,
+    HEAD_DIMS,
+    MOST_AXES,
+    PLUGINS,
+    scale_bits,
+    variant_of,
+)
+from avl_plugins.schema import Op
 
 # Any of them is right for any number of new rows; TensorRT times those a profile may use. Sliced
 # decode spreads one KV head over several programs, for small batches on large GPUs.
@@ -186,5 +193,5 @@ def _kernel(form: str, op: str, q: trtp.TensorDesc, values: Mapping[str, Any]) -
     return packaged.entry, packaged.ptx(), launch, extra
 
 
-_Plugin(SPLIT_CACHE_ATTENTION, "fused").register()
-_Plugin(RESTORED_CACHE_ATTENTION, "restored").register()
+for _form, _op in PLUGINS.items():
+    _Plugin(_op, _form).register()

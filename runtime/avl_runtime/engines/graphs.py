@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,27 +13,23 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from avl_plugins.bodies.compiled_function import (
-    compiled_attention_function,
-    compiled_restored_functions,
-)
-from avl_plugins.bodies.linear_ops import LINEARS
+from avl_plugins.bodies.compiled_function import compiled_functions
 from avl_plugins.graph_io import (
+    ACTIVE,
     ANSWERED,
     LOGITS_FROM,
+    MASSES,
     MOST_WEIGHTINGS,
     WEIGHTINGS,
     blocks,
     is_cached_rows,
+    kind_of,
+    layer_of,
     shared,
+    windowed,
 )
-from avl_plugins.schema import (
-    DOMAIN,
-    MASKED_MUTUAL_ATTENTION,
-    MUTUAL_ATTENTION,
-    RESTORED_CACHE_ATTENTION,
-    SPLIT_CACHE_ATTENTION,
-)
+from avl_plugins.kernels.catalog import PLUGINS
+from avl_plugins.schema import DOMAIN
 from avl_runtime.package.dims import Dims
 from avl_runtime.package.engine_sets import ROW_BLOCK
 
@@ -73,28 +69,24 @@ class Prepared:
 def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
     """Make the graph in `data` ready; weights stay where they are.
 
-    Without plugins the attention's body for compilers takes the place of its nodes, and cached rows
-    come in blocks.
+    Bodies, those for compilers where an op has one, take the place of all nodes of avl's ops that
+    are no plugins. Without plugins cached rows come in blocks.
     """
     model = onnx.load_model_from_string(data)
-    found = {node.op_type for node in model.graph.node}
-    restores = RESTORED_CACHE_ATTENTION.name in found
-    decoder = restores or SPLIT_CACHE_ATTENTION.name in found
+    decoder = any(kind_of(value.name) in MASSES for value in model.graph.output)
+    # Builders know no kernel of ours.
+    kept = {op.name for op in PLUGINS.values()} if plugins else set()
+    called = {node.op_type for node in model.graph.node if node.domain == DOMAIN} - kept
     row_block = 1
-    # Builders know the body of these, and no kernel of ours.
-    with_bodies = (*LINEARS, MUTUAL_ATTENTION, MASKED_MUTUAL_ATTENTION)
-    bodies = [(op.domain, op.name) for op in with_bodies]
-    model = onnx.inliner.inline_selected_functions(model, bodies)
     if decoder:
         _share_sizes(model.graph)
-    if decoder and not plugins:
         opset = next(one.version for one in model.opset_import if one.domain == "")
         heads = (dims.num_heads, dims.num_kv_heads)
-        del model.functions[:]
-        if restores:
-            model.functions.extend(compiled_restored_functions(opset, heads, dims.position_axes))
-        else:
-            model.functions.append(compiled_attention_function(opset, heads))
+        made = compiled_functions(opset, heads, dims.position_axes)
+        _replace(model, [one for one in made if not plugins or one.name in called])
+    bodies = [(DOMAIN, name) for name in sorted(called)]
+    model = onnx.inliner.inline_selected_functions(model, bodies)
+    if decoder and not plugins:
         model = onnx.inliner.inline_local_functions(model)
         row_block = ROW_BLOCK
         _block_rows(model.graph)
@@ -117,12 +109,22 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
     )
 
 
+def _replace(model: onnx.ModelProto, functions: Sequence[onnx.FunctionProto]) -> None:
+    """Put `functions` in the place of those of their names."""
+    names = {(one.domain, one.name) for one in functions}
+    others = [one for one in model.functions if (one.domain, one.name) not in names]
+    del model.functions[:]
+    model.functions.extend((*others, *functions))
+
+
 def _share_sizes(graph: onnx.GraphProto) -> None:
     """One name for the rows of all layers' caches, which are equal in a segment.
 
-    A compiler then works sizes and masks out once, and not for every layer anew. Engines are always
-    given both weightings of rows, and give logits of the last one.
+    Layers with a window have other numbers of them, and one name for these. A compiler then works
+    sizes and masks out once, and not for every layer anew. Engines are always given both weightings
+    of rows, and give logits of the last one.
     """
+    sliding = {layer_of(v.name) for v in graph.input if kind_of(v.name) == ACTIVE.positions}
     taken = [value for value in graph.input if value.name != LOGITS_FROM]
     del graph.input[:]
     graph.input.extend(taken)
@@ -132,30 +134,36 @@ def _share_sizes(graph: onnx.GraphProto) -> None:
                 dim.dim_value = MOST_WEIGHTINGS
             elif dim.dim_param == ANSWERED:
                 dim.dim_value = 1
-            elif dim.dim_param:
-                dim.dim_param = shared(dim.dim_param)
+            elif (common := shared(dim.dim_param)) != dim.dim_param:
+                slides = layer_of(value.name) in sliding
+                dim.dim_param = windowed(common) if slides else common
 
 
 def _block_rows(graph: onnx.GraphProto) -> None:
     """Let cached rows come as [B, heads, rows / ROW_BLOCK, ROW_BLOCK, width].
 
-    A compiler sees that their number is a multiple, and copies none to make it one.
+    Positions of them come as [B, rows / ROW_BLOCK, ROW_BLOCK]. A compiler sees that their number is
+    a multiple, and copies none to make it one.
     """
-    names = {v.name: f"{v.name}.rows" for v in graph.input if is_cached_rows(v.name)}
+    rows_at = {v.name: 2 for v in graph.input if is_cached_rows(v.name)}
+    rows_at |= {v.name: 1 for v in graph.input if kind_of(v.name) == ACTIVE.positions}
+    names = {name: f"{name}.rows" for name in rows_at}
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = names.get(name, name)
-    nodes, widths = [], set()
+    nodes, shapes = [], {}
     for value in graph.input:
         if value.name in names:
-            batch, heads, rows, width = _shape(value)
-            shape = [batch, heads, blocks(str(rows)), ROW_BLOCK, width]
-            kind, flat = value.type.tensor_type.elem_type, f"avl.rows.{width}"
-            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shape))
+            axis, shape = rows_at[value.name], _shape(value)
+            before, rows, behind = shape[:axis], shape[axis], shape[axis + 1 :]
+            kind = value.type.tensor_type.elem_type
+            flat = ".".join(("avl.rows", *map(str, behind)))
+            blocked = [*before, blocks(str(rows)), ROW_BLOCK, *behind]
+            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, blocked))
             nodes.append(helper.make_node("Reshape", [value.name, flat], [names[value.name]]))
-            widths.add((flat, int(width)))
-    for flat, width in sorted(widths):
-        graph.initializer.append(numpy_helper.from_array(_int64(0, 0, -1, width), flat))
+            shapes[flat] = _int64(*(0 for _ in before), -1, *map(int, behind))
+    for flat, made in sorted(shapes.items()):
+        graph.initializer.append(numpy_helper.from_array(made, flat))
     nodes.extend(graph.node)
     del graph.node[:]
     graph.node.extend(nodes)

@@ -77,13 +77,13 @@ def make_plan(options: Options, machine: Machine) -> Plan:
     if package.manifest.reach != CAUSAL:
         raise BuildError(
             f"{options.package}: expected tokens that attend to all before them, found "
-            f"{package.manifest.reach}, which no engine does; run it on ort-cpu"
+            f"{package.manifest.reach}, whose engines nothing drives; run it on ort-cpu"
         )
     package.check_shards()
     if package.manifest.dims.states is not None:
         raise BuildError(
-            f"{package.folder}: expected layers that all keep rows, which engines are built for, "
-            "found some that keep a state; run the package on ort-cpu"
+            f"{package.folder}: expected layers that all keep rows, as devices' caches hold them, "
+            "found some that keep a state, whose engines nothing drives; run the package on ort-cpu"
         )
     if package.manifest.dims.experts is not None:
         raise BuildError(

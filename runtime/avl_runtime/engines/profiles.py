@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from avl_plugins.graph_io import ACTIVE, BATCH, NEW, PARKED, UNLIKE, blocks
+from avl_plugins.graph_io import ACTIVE, BATCH, CACHED, NEW, PARKED, UNLIKE, blocks, windowed
 from avl_runtime.engines.options import BuildError
 from avl_runtime.package.engine_sets import Limits
 
@@ -59,6 +59,9 @@ def segment_profiles(
         ACTIVE.name: few_rows,  # a first prompt finds an empty cache
         blocks(ACTIVE.name): few_blocks,
     }
+    for sizes in (decode, prompt):
+        for name in (place.name for place in CACHED):
+            sizes |= {windowed(rows): sizes[rows] for rows in (name, blocks(name))}
     return _profile(DECODE, inputs, decode), _profile(PROMPT, inputs, prompt)
 
 
