@@ -39,13 +39,15 @@ static void NAMED(unit)(const avl_likeness *of, int64_t panel)
 }
 
 // Adds what so many features give to `broad` registers of a tile, at most BROAD. Sums are taken one by
-// one: so those of equal tokens are equal.
+// one: so those of equal tokens are equal. With each feature TALL numbers more from `next` on are on
+// their way, which are read later: all at once, they would hold up what is read now.
 HELPER void NAMED(multiply)(const NUMBER *a, const NUMBER *const b[BROAD], int64_t width,
-                            NUMBER to[][AVL_PANEL], const int broad)
+                            NUMBER to[][AVL_PANEL], const int broad, const NUMBER *next)
 {
     REGISTER sum[TALL][BROAD] = {0};
     for (int64_t i = 0; i < width; i++) {
         REGISTER own[BROAD];
+        __builtin_prefetch(next + i * TALL);
         _Pragma("GCC unroll 3") for (int x = 0; x < broad; x++)
             own[x] = *(const REGISTER *)(b[x] + i * AVL_GROUP);
         _Pragma("GCC unroll 8") for (int r = 0; r < TALL; r++)
@@ -77,8 +79,17 @@ static void NAMED(compare)(const avl_likeness *of, int64_t panel)
         NUMBER *to = (NUMBER *)of->out + panel * AVL_PANEL * of->stride + other * AVL_PANEL;
         NUMBER *back = (NUMBER *)of->out + other * AVL_PANEL * of->stride + panel * AVL_PANEL;
         memset(found, 0, sizeof found);
-        for (int64_t i = 0; i < of->width; i += DEEP)
-            for (int64_t r = 0; r < rows; r += TALL)
+        int64_t row = 0; // whose results' places are asked for next
+        for (int64_t i = 0; i < of->width; i += DEEP) {
+            const int64_t deep = least(DEEP, of->width - i);
+            // The other panel's next features, or the next panel's first ones.
+            const NUMBER *next = others + (i + deep < of->width ? (i + deep) * AVL_GROUP : size);
+            for (int64_t r = 0; r < rows; r += TALL, row++) {
+                const int64_t part = place_of(of->width, 0, r) - r % AVL_GROUP * (1 - DEEP);
+                if (row < rows)
+                    fetch_to_write((char *)(to + row * of->stride), sizeof *found + 1);
+                if (row < columns && !of->beside)
+                    fetch_to_write((char *)(back + row * of->stride), sizeof *found + 1);
                 for (int64_t c = 0, count; c < columns; c += count * ACROSS) {
                     const NUMBER *b[BROAD];
                     count = columns - c > (BROAD - 1) * ACROSS ? BROAD : 1;
@@ -86,12 +97,13 @@ static void NAMED(compare)(const avl_likeness *of, int64_t panel)
                         b[x] = others + place_of(of->width, i, c + x * ACROSS);
                     const NUMBER *a = own + place_of(of->width, i, r);
                     NUMBER(*sums)[AVL_PANEL] = (NUMBER(*)[AVL_PANEL])&found[r][c];
-                    const int64_t deep = least(DEEP, of->width - i);
                     if (count == BROAD)
-                        NAMED(multiply)(a, b, deep, sums, BROAD);
+                        NAMED(multiply)(a, b, deep, sums, BROAD, next + part);
                     else
-                        NAMED(multiply)(a, b, deep, sums, 1);
+                        NAMED(multiply)(a, b, deep, sums, 1, next + part);
                 }
+            }
+        }
         NAMED(finish)(found, of->temperature);
         NAMED(write)(to, of->stride, rows, columns, found);
         if (!of->beside && panel != other) {
