@@ -56,13 +56,13 @@ class _Race(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("tokens", "threads")),
-        *((name, ctypes.c_void_p) for name in ("worth", "order", "looked", "state")),
+        *((name, ctypes.c_void_p) for name in ("worth", "runners", "looked", "state")),
     )
 
     def __init__(self, worth: Doubles, threads: int) -> None:
-        order, looked = np.empty((2, len(worth)), np.int64)
+        runners, looked = np.empty((len(worth), 2), np.int64), np.empty(len(worth), np.int64)
         self.lines = np.zeros((3 + 2 * threads, LINE), np.int64)
-        self.held = worth, order, looked, self.lines  # as long as it is run
+        self.held = worth, runners, looked, self.lines  # as long as it is run
         data = (array.ctypes.data for array in self.held)
         super().__init__(len(worth), threads, *data)
 

@@ -9,7 +9,10 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
-enum { PATIENCE = 1 << 12 }; // times that a thread looks for others before it lets them run
+enum {
+    BRANCHES = 4,       // of a heap
+    PATIENCE = 1 << 12, // times that a thread looks for others before it lets them run
+};
 
 // Lines of `state`.
 enum { ARRIVED, TURN, FLOORS, ENTRIES };
@@ -62,30 +65,41 @@ static void raise_floor(_Atomic int64_t *floor, double to)
         ;
 }
 
-// A thread's tokens with what each is worth: the first is worth most, of equal ones the lowest.
+// A thread's tokens with what each is worth: the first is worth most, of equal ones the lowest. Those at
+// BRANCHES places from BRANCHES * i + 1 on are none of them before that at i.
 typedef struct {
     const avl_race *race;
     const avl_likeness_kernels *by;
-    int64_t thread, *tokens, count;
-} runner;
+    int64_t thread;
+    avl_runner *runners;
+    int64_t count;
+} heap;
 
-static int is_before(const runner *of, int64_t a, int64_t b)
+static int is_before(avl_runner a, avl_runner b)
 {
-    const double *worth = of->race->worth;
-    return worth[a] > worth[b] || (worth[a] == worth[b] && a < b);
+    return (a.worth > b.worth) | ((a.worth == b.worth) & (a.token < b.token));
+}
+
+// The place of the first of those below a place, or `count` if there is none.
+static int64_t first_below(const heap *of, int64_t at)
+{
+    const int64_t begin = BRANCHES * at + 1, end = least(begin + BRANCHES, of->count);
+    int64_t first = least(begin, of->count);
+    for (int64_t i = begin + 1; i < end; i++)
+        first = is_before(of->runners[i], of->runners[first]) ? i : first;
+    return first;
 }
 
 // Moves the token at `at` to where it belongs below.
-static void sink(const runner *of, int64_t at)
+static void sink(const heap *of, int64_t at)
 {
-    int64_t *tokens = of->tokens, token = tokens[at];
-    for (int64_t child; (child = 2 * at + 1) < of->count; at = child) {
-        child += child + 1 < of->count && is_before(of, tokens[child + 1], tokens[child]);
-        if (!is_before(of, tokens[child], token))
+    const avl_runner runner = of->runners[at];
+    for (int64_t below; (below = first_below(of, at)) < of->count; at = below) {
+        if (!is_before(of->runners[below], runner))
             break;
-        tokens[at] = tokens[child];
+        of->runners[at] = of->runners[below];
     }
-    tokens[at] = token;
+    of->runners[at] = runner;
 }
 
 static int64_t begin_of(const avl_race *of, int64_t thread)
@@ -94,34 +108,34 @@ static int64_t begin_of(const avl_race *of, int64_t thread)
     return least(of->tokens, groups * thread / of->threads * AVL_GROUP);
 }
 
-static runner runner_of(const avl_race *of, const avl_likeness_kernels *by, int64_t thread)
+static heap heap_of(const avl_race *of, const avl_likeness_kernels *by, int64_t thread)
 {
     const int64_t begin = begin_of(of, thread);
-    runner made = {of, by, thread, of->order + begin, begin_of(of, thread + 1) - begin};
+    heap made = {of, by, thread, of->runners + begin, begin_of(of, thread + 1) - begin};
     for (int64_t i = 0; i < made.count; i++) {
-        made.tokens[i] = begin + i;
+        made.runners[i] = (avl_runner){of->worth[begin + i], begin + i};
         of->looked[begin + i] = 0; // after so many choices
     }
-    for (int64_t at = made.count / 2; at--;)
+    for (int64_t at = (made.count + BRANCHES - 2) / BRANCHES; at--;)
         sink(&made, at);
     return made;
 }
 
-typedef double worth_of(const void *of, const runner *own, int64_t token, int64_t place);
+typedef double worth_of(const void *of, const heap *own, int64_t token, int64_t place);
 
 // The next token, the same in all threads. A thread does not look at those of its own that others'
 // are already in front of.
-static int64_t next(runner *own, int64_t place, worth_of *look, const void *of)
+static int64_t next(heap *own, int64_t place, worth_of *look, const void *of)
 {
     const avl_race *race = own->race;
     _Atomic int64_t *floors = line(race, FLOORS), *entries = line(race, ENTRIES);
     _Atomic int64_t *floor = floors + place % 2;
     entries += place % 2 * race->threads * AVL_LINE_WORDS;
     int64_t token = -1;
-    while (own->count && race->looked[token = own->tokens[0]] != place) {
+    while (own->count && race->looked[token = own->runners[0].token] != place) {
         if (race->worth[token] < number_of(atomic_load_explicit(floor, memory_order_relaxed)))
             break;
-        race->worth[token] = look(of, own, token, place);
+        race->worth[token] = own->runners[0].worth = look(of, own, token, place);
         race->looked[token] = place;
         raise_floor(floor, race->worth[token]);
         sink(own, 0);
@@ -142,7 +156,7 @@ static int64_t next(runner *own, int64_t place, worth_of *look, const void *of)
         }
     }
     if (runs && first == token) {
-        own->tokens[0] = own->tokens[--own->count];
+        own->runners[0] = own->runners[--own->count];
         if (own->count)
             sink(own, 0);
     }
@@ -156,18 +170,19 @@ static double gain_of(const avl_cover *of, const avl_likeness_kernels *by, int64
     return of->weights[token] * by->gain(covers, best, of->shares, of->things);
 }
 
-static void fetch_row(const avl_cover *of, const runner *own, int64_t at)
+static void fetch_row(const avl_cover *of, const heap *own, int64_t at)
 {
     if (at < own->count)
-        fetch(of->covers + own->tokens[at] * of->things, of->things * (int64_t)sizeof *of->covers);
+        fetch(of->covers + own->runners[at].token * of->things,
+              of->things * (int64_t)sizeof *of->covers);
 }
 
-static double look_at(const void *given, const runner *own, int64_t token, int64_t place)
+static double look_at(const void *given, const heap *own, int64_t token, int64_t place)
 {
     const avl_cover *of = given;
     (void)place;
-    fetch_row(of, own, 1); // those that may well be looked at next
-    fetch_row(of, own, 2);
+    for (int64_t i = 1; i <= BRANCHES; i++) // one of which may well be looked at next
+        fetch_row(of, own, i);
     return gain_of(of, own->by, own->thread, token);
 }
 
@@ -180,7 +195,7 @@ EXPORTED void avl_cover_most(const avl_cover *of, int64_t thread, int64_t count,
         return;
     for (int64_t token = begin_of(&of->race, thread); token < end; token++)
         of->race.worth[token] = gain_of(of, by, thread, token);
-    runner own = runner_of(&of->race, by, thread);
+    heap own = heap_of(&of->race, by, thread);
     for (int64_t place = 0; place < count; place++) {
         const int64_t token = next(&own, place, look_at, of);
         if (!thread)
@@ -191,7 +206,7 @@ EXPORTED void avl_cover_most(const avl_cover *of, int64_t thread, int64_t count,
     }
 }
 
-static double span_of(const void *given, const runner *own, int64_t token, int64_t place)
+static double span_of(const void *given, const heap *own, int64_t token, int64_t place)
 {
     const avl_spanning *of = given;
     if (of->done[token / AVL_GROUP] < place)
@@ -204,7 +219,7 @@ EXPORTED int64_t avl_span_most(const avl_spanning *of, int64_t thread)
     const avl_race *race = &of->race;
     if (!meet(race))
         return 0;
-    runner own = runner_of(race, avl_best_likeness(), thread);
+    heap own = heap_of(race, avl_best_likeness(), thread);
     for (int64_t place = 0; place < of->count; place++) {
         const int64_t token = next(&own, place, span_of, of);
         if (race->worth[token] < of->smallest)

@@ -7,12 +7,19 @@
 
 enum { AVL_LINE_WORDS = 8 }; // of a processor's cache
 
+// A token, and what it was worth when that was found.
+typedef struct avl_runner {
+    double worth;
+    int64_t token;
+} avl_runner;
+
 // What tokens are worth only shrinks as others are chosen, so an old number bounds the new one from
 // above: a token whose new one is in front of all others' bounds is the next one.
 typedef struct avl_race {
     int64_t tokens, threads;
-    double *worth;           // [tokens]
-    int64_t *order, *looked; // [tokens] each, scratch
+    double *worth;       // [tokens]
+    avl_runner *runners; // [tokens], scratch, as what follows
+    int64_t *looked;     // [tokens]
     // [3 + 2 * threads, AVL_LINE_WORDS], zeros. Threads that have begun return where line 1 becomes -1
     // before all have, and do nothing.
     int64_t *state;

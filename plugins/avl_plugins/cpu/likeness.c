@@ -81,7 +81,7 @@ HELPER void finish_double(double found[AVL_PANEL][AVL_PANEL], double temperature
 static double gain(const float *row, const float *best, const float *shares, int64_t count)
 {
     const lanes zero = {0};
-    double total = 0;
+    double totals[LANES] = {0}, total = 0;
     int64_t i = 0;
     while (i + SUMS * LANES <= count) {
         const int64_t end = least(count, i + SPAN);
@@ -94,8 +94,10 @@ static double gain(const float *row, const float *best, const float *shares, int
             }
         const lanes sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         for (int x = 0; x < LANES; x++)
-            total += sum[x];
+            totals[x] += sum[x];
     }
+    for (int x = 0; x < LANES; x++)
+        total += totals[x];
     for (; i < count; i++)
         total += row[i] > best[i] ? (row[i] - best[i]) * shares[i] : 0;
     return total;
