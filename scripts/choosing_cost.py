@@ -55,6 +55,7 @@ LOOKING = (
 FRAMES = ("evs", "pool")
 CALIBRATED = "caac:below=0,beta=0.7"
 SIDE = 336  # pixels of a picture
+FEW = 0.01  # of a prompt: choices that take less are told together
 
 
 def measure(
@@ -158,19 +159,36 @@ def of_calibration(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def sentence(record: Mapping[str, Any]) -> str:
-    """The costliest choice, and the least and greatest share of a dense prompt's time."""
-    policies, pictures = record["policies"], record["pictures"]
-    tokens = 576 * pictures
-    name = max(policies, key=lambda one: policies[one]["choice"]["median"])
-    prompts = [one["prompt"]["median"] for one in policies.values()]
-    share = max(one["choice"]["median"] for one in policies.values())
-    return (
-        f"On S1, of {tokens:,} image tokens in {record['pictures']} pictures, a prompt of which "
-        f"{float(record['keep']):.0%} of the tokens stay takes {min(prompts):.2f} to "
-        f"{max(prompts):.2f} of the time of dense attention's {record['dense_ms'] / 1e3:.1f} s, "
-        f"the choice included; choosing among all of them as one picture's takes {share:.1%} of it "
-        f"at most (`{name.partition(':')[0]}`, [JSON](benchmarks/choosing-cost.json))."
+    """The figures as the documents quote them."""
+    policies, video, tokens = record["policies"], record["video"], 576 * record["pictures"]
+    shares = {_name(policy): one["choice"]["median"] for policy, one in policies.items()}
+    told = sorted((name for name in shares if shares[name] >= FEW), key=lambda name: shares[name])
+    rest = max((share for name, share in shares.items() if name not in told), default=0)
+    frames = {_name(policy): one["choice"]["median"] for policy, one in video.items()}
+    most = max(one["prompt"]["median"] for one in policies.values())
+    found = (
+        f"S1 in INT4, {record['pictures']} pictures of 576 tokens, {record['machine']['cpu']} "
+        f"([JSON](benchmarks/choosing-cost.json)): where {float(record['keep']):.0%} of the tokens "
+        f"stay, no prompt takes more than {most:.2f} of the time of dense attention's "
+        f"{record['dense_ms'] / 1e3:.1f} s, the choice included. Of that time choosing among "
+        f"{tokens:,} tokens as one picture's takes {_listed(shares, told)}, and at most {rest:.1%} "
+        f"with the others; among as many of a video's frames {_listed(frames, sorted(frames))}."
     )
+    if calibrated := record.get("calibrated"):
+        found += (
+            f" The first prompt of `{calibrated['policy']}` with pictures of new sizes takes "
+            f"{calibrated['first']['median']:.2f} of dense attention's time, the next "
+            f"{calibrated['next']['median']:.2f}."
+        )
+    return found
+
+
+def _name(policy: str) -> str:
+    return policy.partition(":")[0]
+
+
+def _listed(shares: Mapping[str, float], names: Sequence[str]) -> str:
+    return ", ".join(f"{shares[name]:.1%} with `{name}`" for name in names)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

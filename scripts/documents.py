@@ -17,6 +17,7 @@ from typing import Any
 import attention_part
 import bench_targets
 import build_7b
+import choosing_cost
 import cli_reference
 import exact_speed
 import export_size
@@ -72,6 +73,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "prefix-speed": lambda: prefix_speed.sentences(record("prefix-speed")),
     "prefix-speed-no-amx": lambda: prefix_speed.sentences(record("prefix-speed-no-amx")),
     "kept-rows": lambda: kept_rows.sentence(record("kept-rows")),
+    "choosing-cost": lambda: choosing_cost.sentence(record("choosing-cost")),
     "overhead": lambda: overhead.sentence(record("overhead")),
     "layer-budgets": lambda: layer_budgets.sentence(record("layer-budgets")),
     "merged-rows": lambda: merged_rows.sentence(record("merged-rows")),

@@ -9,7 +9,16 @@ import pytest
 
 from avl_plugins.errors import PolicyError
 from avl_runtime import LVLM
-from choosing_cost import POLICIES, calibrate, figures, measure, of_calibration, of_frames, of_video
+from choosing_cost import (
+    POLICIES,
+    calibrate,
+    figures,
+    measure,
+    of_calibration,
+    of_frames,
+    of_video,
+    sentence,
+)
 from choosing_cost import main as choosing_cost
 from merged_rows import main as merged_rows
 
@@ -42,6 +51,27 @@ def test_ratios_are_of_the_same_round() -> None:
     assert found["choice_ms"] == 200 and found["choice"]["median"] == 0.1
     found = of_calibration([{"dense": dense, "first": 4, "next": 2} for dense in (1, 2, 4)])
     assert found["first"]["median"] == 2 and found["next"]["median"] == 1
+
+
+def test_documents_tell_the_costliest_choices_and_calibration_where_it_was_timed() -> None:
+    def cost(choice: float) -> dict[str, dict[str, float]]:
+        return {"prompt": {"median": 0.1 + choice}, "choice": {"median": choice}}
+
+    record = {
+        "machine": {"cpu": "a processor"},
+        "pictures": 2,
+        "keep": "0.25",
+        "dense_ms": 1500.0,
+        "policies": {"pool:keep=0.25": cost(0.002), "mmtok:keep=0.25": cost(0.03)},
+        "video": {"evs:keep=0.25": cost(0.004)},
+    }
+    found = sentence(record)
+    assert "more than 0.13 of the time of dense attention's 1.5 s" in found
+    assert "1,152 tokens as one picture's takes 3.0% with `mmtok`, and at most 0.2%" in found
+    assert found.endswith("frames 0.4% with `evs`.")
+    evened = {"policy": "caac:beta=1", "first": {"median": 4}, "next": {"median": 1.25}}
+    found = sentence(record | {"calibrated": evened})
+    assert found.endswith("takes 4.00 of dense attention's time, the next 1.25.")
 
 
 @pytest.mark.parametrize("option", ["--repeats", "--pictures", "--threads"])
