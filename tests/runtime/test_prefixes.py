@@ -201,8 +201,12 @@ def test_a_prompt_that_is_given_up_leaves_nothing(models: dict[str, LVLM]) -> No
     request = scheduler.add(TEXTS[0], PICTURES[:2], policy="dense")
     for _ in range(5):
         scheduler.step()
+    cache = model.loaded.prefixes
+    assert not cache.expect(cache.limit)  # some was expected of it
     scheduler.cancel(request)
-    assert model.loaded.prefixes.nbytes == 0 and not scheduler.requests
+    assert cache.nbytes == 0 and not scheduler.requests
+    assert cache.expect(cache.limit)
+    cache.unexpect(cache.limit)
     assert model.generate(TEXTS[0], PICTURES[:2], max_new_tokens=2).stats.prefix_tokens == 0
 
 
@@ -233,6 +237,18 @@ def test_blocks_that_go_first_are_those_nobody_goes_on_from(
         assert cache.nbytes == sum(3 + key[-1] for key in used) <= limit
         assert len(cache.find(keys)) == sum(key in used for key in keys)
         used |= {key: clock for key in keys if key in used}
+
+
+def test_blocks_make_way_for_those_that_are_still_made() -> None:
+    cache = PrefixCache(10)
+    cache.add([b"a", b"b"], [_block(4), _block(5)])
+    assert cache.expect(3) and cache.nbytes == 4
+    assert not cache.expect(8) and cache.nbytes == 4
+    assert cache.expect(7) and not cache.find([b"a"])
+    for size in (3, 7):
+        cache.unexpect(size)
+    cache.add([b"c"], [_block(10)])
+    assert cache.nbytes == 10
 
 
 @pytest.mark.parametrize("value", [0, -1, "much", 1.5, True])

@@ -106,11 +106,14 @@ def prefill(
     except BaseException:  # Ctrl-C too: half a prompt must not stay in the cache
         sequence.restore(before)
         raise
+    else:
+        if prefix is not None:
+            prefix.keep()
     finally:
+        if prefix is not None:
+            prefix.forget()
         for cache in sequence.caches:
             cache.let_go()
-    if prefix is not None:
-        prefix.keep()
     if sequence.actions:
         sequence.settled = sequence.length
     return found

@@ -111,6 +111,9 @@ class Prefix:
             end * each + number * states <= cache.limit
             for number, (_, end) in enumerate(self._runs, start=1)
         )
+        each += self._width * sequence.executor.dtype.itemsize
+        self._sizes = [(end - begin) * each + states for begin, end in self._runs]
+        self._expected = 0
         self._rows: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in self._shared]
         self._mass: list[list[NDArray[np.float32]]] = [[] for _ in self._shared]
         self._keeps = any(len(one.states) for one in self._shared)
@@ -184,8 +187,16 @@ class Prefix:
 
     def note(self, index: int, cache: SegmentCache, run: Pass) -> None:
         """Collect what a run but the last has added to a segment's cache."""
-        if index >= self.segments or len(self._taken) + len(self._rows[index]) >= self._most:
+        if index >= self.segments:
             return
+        number = len(self._taken) + len(self._rows[index])
+        if number >= self._most:
+            return
+        if index == 0:  # memory for all segments, which has to be there before it is filled
+            if not self._cache.expect(self._sizes[number]):
+                self._most = number
+                return
+            self._expected += self._sizes[number]
         self._rows[index].append(tuple(map(np.asarray, run.rows)))
         self._states[index].append(tuple(run.states))
         if self._evicts:
@@ -205,7 +216,13 @@ class Prefix:
             )
             for number, rows in enumerate(zip(*self._rows, strict=True))
         ]
+        self.forget()
         self._cache.add(self._keys, [*self._taken, *fresh])
+
+    def forget(self) -> None:
+        """Collect nothing more: nobody need make way for it."""
+        self._cache.unexpect(self._expected)
+        self._expected, self._most = 0, 0
 
 
 def _empty(dtype: np.dtype[Any], *shape: int) -> NDArray[Any]:

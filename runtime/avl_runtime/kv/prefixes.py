@@ -73,13 +73,30 @@ class PrefixCache:
         # In the order of last use, a block always before the one that it goes on: what is dropped
         # first is then never needed by another.
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
-        self._held = 0
+        self._held = self._expected = 0
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all blocks."""
         return self._held
+
+    def expect(self, nbytes: int) -> bool:
+        """Make way for a block before its rows are made, if the limit allows; whether it does.
+
+        Whoever was told so calls `unexpect`, before the block is added or where it is not.
+        """
+        with self._lock:
+            if self._expected + nbytes > self.limit:
+                return False
+            self._expected += nbytes
+            self._drop()
+        return True
+
+    def unexpect(self, nbytes: int) -> None:
+        """Expect so many bytes less."""
+        with self._lock:
+            self._expected -= nbytes
 
     def find(self, keys: Sequence[bytes]) -> list[Block]:
         """The blocks of a chain's first keys, as many as there are."""
@@ -107,9 +124,7 @@ class PrefixCache:
                     self._blocks[key] = block
                     self._held += block.nbytes
             self._use(keys[:count])
-            while self._held > self.limit:
-                _, gone = self._blocks.popitem(last=False)
-                self._held -= gone.nbytes
+            self._drop()
         if self.disk is not None:
             self.disk.leave(keys, blocks)
 
@@ -126,6 +141,11 @@ class PrefixCache:
         with self._lock:
             self._blocks.clear()
             self._held = 0
+
+    def _drop(self) -> None:
+        while self._blocks and self._held + self._expected > self.limit:
+            _, gone = self._blocks.popitem(last=False)
+            self._held -= gone.nbytes
 
     def _use(self, keys: Sequence[bytes]) -> None:
         for key in reversed(keys):
