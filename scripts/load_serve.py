@@ -11,12 +11,11 @@ random order, each over connections of its own; a tenth go away in the middle of
 does not count as a fault is 429, behind which a client waits as long as it is told.
 
 The memory of the server's processes must not grow by more than 2 % once the first fifth of the
-time is over. While it has work the server keeps what it frees, so under load that is the most that
-it has needed so far: a batch has room for its longest answer in each place, and the largest one
-comes the sooner, the lower --kv-bytes is. What would be lost is told apart from that: before this
-time there is a fifth more of it as a warm-up, and behind both the server rests, and gives back what
-it has freed. What it then holds beside rows that prompts have left, whose bytes it tells itself,
-must not have grown by more either. Exits with 1 where one of this fails.
+time is over. With --kv-bytes a server holds the memory of rows from its start on; without, it takes
+as much as its largest batch so far has needed. What would be lost is told apart from that: before
+this time there is a fifth more of it as a warm-up, and behind both the server rests, and gives back
+what it has freed. What it then holds beside rows that prompts have left, whose bytes it tells
+itself, must not have grown by more either. Exits with 1 where one of this fails.
 """
 
 from __future__ import annotations

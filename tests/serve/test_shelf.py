@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from typing import Any
 import pytest
 
 from avl_plugins.errors import AvlError
+from avl_runtime.machine.pages import Pages
 from avl_runtime.package.package import load_package
 from avl_runtime.prompts.messages import PromptError
+from avl_runtime.serve import shelf as shelves
+from avl_runtime.serve.app import App
 from avl_runtime.serve.errors import ApiError, told
+from avl_runtime.serve.http.guard import Guard
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.shelf import Shelf, ShelfError, _whole
 from support.server import ONE
@@ -41,6 +46,24 @@ async def cancelled(shelf: Shelf, name: str) -> None:
     await asyncio.wait([task])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are moved as Linux can")
+def test_rows_that_a_server_is_told_of_are_there_before_anybody_asks(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Pages()
+    held.use()
+    monkeypatch.setattr(shelves, "ROWS", held)
+    limits = Limits(kv_bytes=3 << 20)
+
+    async def begun() -> None:
+        shelf = Shelf({"a": tiny_package}, limits, backend="ort-cpu")
+        app = App(shelf, limits, Guard((), None), None)
+        assert app.answering.rows.limit == held.held == 3 << 20
+        await app.close()
+
+    asyncio.run(begun())
+
+
 def test_the_one_not_asked_for_the_longest_makes_room(tiny_package: Path) -> None:
     """Two of three fit. Nothing leaves while it is used, nor is anything half loaded."""
     folders = dict.fromkeys("abc", tiny_package)
@@ -50,6 +73,8 @@ def test_the_one_not_asked_for_the_longest_makes_room(tiny_package: Path) -> Non
 
     async def asked() -> None:
         shelf = Shelf(folders, Limits(), 2 * weights, backend="ort-cpu")
+        with pytest.raises(ShelfError, match=f"--kv-bytes .* beside {2 * weights} of weights"):
+            shelf.keep_rows(1 << 60)
         assert loaded(shelf) == ["a", "b"] and [one["id"] for one in shelf.listed()] == [*"abc"]
         with pytest.raises(ApiError):
             await shelf.using("d").__aenter__()

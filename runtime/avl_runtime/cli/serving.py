@@ -92,8 +92,9 @@ def add_answering(add: Add, timeout: float | None) -> None:
         "--kv-bytes",
         metavar="BYTES",
         type=count,
-        help="of cached rows that answers at one time may need, prompts included; others wait "
-        "(default: half of the memory that weights leave, and no limit on a GPU)",
+        help="of cached rows that answers at one time may need, prompts included; others wait. "
+        "avl-serve holds that memory from its start on (default: half of the memory that weights "
+        "leave, taken as it is needed, and no limit on a GPU)",
     )
     add(
         "--choices",

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from avl_runtime.machine.pages import ROWS
+
 Floats = NDArray[np.float32]
 Layers = tuple[int, int]  # the first, and one past the last
 
@@ -69,5 +71,5 @@ class ByLayer:
 def unfilled(shapes: Sequence[tuple[int, ...]]) -> ByLayer:
     """Arrays of these shapes [B, Hkv, R, rows], one a layer, that are still to be written."""
     return ByLayer(
-        np.empty((last - first, *shapes[first]), np.float32) for first, last in alike(shapes)
+        ROWS.empty((last - first, *shapes[first]), np.float32) for first, last in alike(shapes)
     )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from avl_plugins.schema import Plane
 from avl_runtime.kv.by_layer import TEXT, ByLayer, alike
-from avl_runtime.kv.growth import resized, room
+from avl_runtime.kv.growth import copied, resized, room
 from avl_runtime.kv.states import LayerStates
 
 Array = NDArray[Any]
@@ -250,7 +250,7 @@ class SegmentCache:
     def own(self) -> None:
         """Have arrays that no fork has."""
         if self.forked:
-            self.parked = tuple([array.copy() for array in plane] for plane in self.parked)
+            self.parked = tuple(list(map(copied, plane)) for plane in self.parked)
             self._renew(dict(enumerate(self.rooms)))
             self.forked = False
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from avl_runtime.kv.cache import LENGTHS, Array, SegmentCache
-from avl_runtime.kv.growth import room
+from avl_runtime.kv.growth import room, zeros
 from avl_runtime.kv.states import gathered_states
+from avl_runtime.machine.pages import ROWS
 
 Part = tuple[SegmentCache, int]  # a sequence of a cache
 
@@ -53,8 +54,8 @@ def gather_books(
     parked = [max(1, *held) for held in batch.parked_len.tolist()]
     capacity, apart = max(active), max(parked)
     layers, _, heads, _ = parts[0][0].positions.shape
-    batch.positions = np.zeros((layers, len(parts), heads, capacity), np.int64)
-    batch.mass = np.zeros((layers, len(parts), heads, capacity), np.float32)
+    batch.positions = zeros((layers, len(parts), heads, capacity), np.int64)
+    batch.mass = zeros((layers, len(parts), heads, capacity), np.float32)
     batch.parked_positions = np.zeros((layers, len(parts), apart), np.int64)
     for index, (cache, seq) in enumerate(parts):
         for name in ("positions", "mass", "parked_positions"):
@@ -68,7 +69,7 @@ def gather_books(
 def _beside(origin: Sequence[Array], lengths: Sequence[int], capacity: int) -> Array:
     """Rows [Hkv, n, width] of each sequence as [B, Hkv, capacity, width], zeros behind them."""
     heads, _, width = origin[0].shape
-    rows = np.empty((len(origin), heads, capacity, width), origin[0].dtype)
+    rows = ROWS.empty((len(origin), heads, capacity, width), origin[0].dtype)
     for to, part, length in zip(rows, origin, lengths, strict=True):
         to[:, :length] = part[:, :length]
         to[:, length:] = 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from avl_plugins.schema import Plane
+from avl_runtime.machine.pages import ROWS
 
 
 def room(rows: int, steps: int) -> int:
@@ -49,7 +49,21 @@ def dense_bytes(
 def resized(array: NDArray[Any], axis: int, length: int, capacity: int) -> NDArray[Any]:
     """The first `length` rows of `array` along `axis`, zeros up to `capacity`."""
     before = (slice(None),) * axis
-    new = np.empty((*array.shape[:axis], capacity, *array.shape[axis + 1 :]), array.dtype)
+    new = ROWS.empty((*array.shape[:axis], capacity, *array.shape[axis + 1 :]), array.dtype)
     new[(*before, slice(length))] = array[(*before, slice(length))]
     new[(*before, slice(length, None))] = 0
+    return new
+
+
+def copied(array: NDArray[Any]) -> NDArray[Any]:
+    """The same rows in an array of their own."""
+    new = ROWS.empty(array.shape, array.dtype)
+    new[...] = array
+    return new
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Book-keeping of rows, which lies where they do."""
+    new = ROWS.empty(shape, dtype)
+    new[...] = 0
     return new

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from avl_plugins.cpu.host import Host, host
 from avl_plugins.policies import ACTIVE, PARKED
 from avl_runtime.kv.cache import Array, Ints, SegmentCache
-from avl_runtime.kv.growth import resized
+from avl_runtime.kv.growth import resized, zeros
 from avl_runtime.kv.masses import address
 from avl_runtime.kv.parking import coded, narrow, widen
 from avl_runtime.kv.sight import is_scaled, stored
+from avl_runtime.machine.pages import ROWS
 
 Mask = NDArray[np.bool_]
 Fates = NDArray[np.int8]
@@ -67,7 +68,7 @@ def place(cache: SegmentCache, seq: int, fates: Fates, image_mask: Mask) -> None
     positions, mass, parked_positions = cache.positions, cache.mass, cache.parked_positions
     if alone:
         shape = (*positions.shape[:3], max(rooms))
-        positions, mass = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        positions, mass = zeros(shape, np.int64), zeros(shape, np.float32)
         parked_positions = np.zeros((cache.layers, 1, max(apart)), np.int64)
     for layer, (rows, stay, aside) in enumerate(plans):
         length = int(cache.active_len[layer, seq])
@@ -288,11 +289,12 @@ def _rows_at(rows: Array, slots: Ints, capacity: int) -> Array:
     """Rows [Hkv, m, D] of `rows` [Hkv, n, D] at `slots` [Hkv, m], zeros up to `capacity`."""
     heads, count, width = rows.shape
     whole = slots + count * np.arange(heads)[:, None]
-    found = np.zeros((heads, capacity, width), rows.dtype)
+    found = ROWS.empty((heads, capacity, width), rows.dtype)
     if slots.shape[1] == capacity:
         _elements(rows).take(whole, out=_elements(found)[..., 0], mode="clip")
     else:
         _elements(found)[:, : slots.shape[1], 0] = _elements(rows).take(whole)
+        found[:, slots.shape[1] :] = 0
     return found
 
 

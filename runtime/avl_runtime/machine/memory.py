@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from avl_runtime.machine.pages import LEFT, ROWS
 from avl_runtime.machine.resources import usable_memory
 
 STATUS = Path("/proc/self/status")
@@ -65,6 +66,8 @@ def keep_freed() -> None:
         tune(M_TRIM_THRESHOLD, TRIMMED_NEVER)
         tune(M_MMAP_MAX, 0)
         _keeping.set()
+    for pages in (ROWS, LEFT):
+        pages.use()
 
 
 def keeps_freed() -> bool:
@@ -77,6 +80,8 @@ def give_back() -> None:
     trim = getattr(libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)
+    for pages in (ROWS, LEFT):
+        pages.give_back()
 
 
 def give_back_surplus() -> None:
@@ -87,10 +92,10 @@ def give_back_surplus() -> None:
 
 
 def _freed() -> int:
-    """Bytes that are free on glibc's heaps."""
+    """Bytes that are free on glibc's heaps, and pages that no array has."""
     tell = ctypes.CDLL(None).mallinfo2
     tell.restype = _Mallinfo2
-    return int(tell().fordblks)
+    return int(tell().fordblks) + ROWS.surplus + LEFT.surplus
 
 
 def _status(field: str) -> int | None:

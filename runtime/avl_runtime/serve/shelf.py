@@ -13,6 +13,7 @@ from typing import Any
 
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.async_model import AsyncLVLM
+from avl_runtime.machine.pages import ROWS
 from avl_runtime.machine.resources import usable_memory
 from avl_runtime.package.package import Package, load_package
 from avl_runtime.serve.errors import ApiError
@@ -110,11 +111,34 @@ class Shelf:
     @property
     def rows_limit(self) -> int | None:
         """Bytes for cached rows where nobody says how many; None on a GPU, which looks itself."""
-        if any(one.model.model.loaded.executor.device_bytes() is not None for one in self.loaded):
-            return None
+        return None if self._on_device else usual_limit(self._most_weights, usable_memory())
+
+    def keep_rows(self, nbytes: int) -> None:
+        """Hold memory for so many bytes of cached rows; nothing where they lie on a GPU.
+
+        Raises:
+            ShelfError: there is not as much beside the weights.
+        """
+        if self._on_device:
+            return
+        memory, weights = usable_memory(), self._most_weights
+        if memory is not None and nbytes > memory - weights:
+            raise ShelfError(
+                f"--kv-bytes {nbytes}: expected room for as many bytes beside {weights} of weights "
+                f"in {memory} bytes of memory, found none; ask for fewer"
+            )
+        ROWS.keep(nbytes)
+
+    @property
+    def _on_device(self) -> bool:
+        executors = [one.model.model.loaded.executor for one in self.loaded]
+        return any(one.device_bytes() is not None for one in executors)
+
+    @property
+    def _most_weights(self) -> int:
+        """Bytes of weights that may be loaded at one time."""
         weights = sum(one.weights for one in self._places.values())
-        loaded = weights if self._memory is None else min(weights, self._memory)
-        return usual_limit(loaded, usable_memory())
+        return weights if self._memory is None else min(weights, self._memory)
 
     @property
     def alive(self) -> bool:

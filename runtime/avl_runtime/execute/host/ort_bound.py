@@ -41,6 +41,7 @@ from avl_runtime.kv.by_layer import ByLayer, unfilled
 from avl_runtime.kv.cache import Ints, NewRows, SegmentCache
 from avl_runtime.kv.standing import Standing
 from avl_runtime.machine.memory import give_back_surplus
+from avl_runtime.machine.pages import LEFT
 
 
 class OrtBoundSegment:
@@ -222,8 +223,8 @@ class OrtBoundSegment:
 def _new_rows(planes: Sequence[Plane], shape: tuple[int, int, int]) -> NewRows:
     """Arrays for a plane of new rows [*shape, width], one a layer."""
     if len(set(planes)) == 1:
-        return np.empty((len(planes), *shape, planes[0].width), planes[0].dtype)
-    return [np.empty((*shape, plane.width), plane.dtype) for plane in planes]
+        return LEFT.empty((len(planes), *shape, planes[0].width), planes[0].dtype)
+    return [LEFT.empty((*shape, plane.width), plane.dtype) for plane in planes]
 
 
 class _Binding:
