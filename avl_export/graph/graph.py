@@ -10,6 +10,7 @@ from avl_export.graph.answers import open_answers
 from avl_export.graph.experts import attach_experts
 from avl_export.graph.flatten import flatten_rows
 from avl_export.graph.frames import open_frames
+from avl_export.graph.heads import join_heads
 from avl_export.graph.linears import join_linears
 from avl_export.graph.mutual import name_attention
 from avl_export.graph.states import attach_states
@@ -61,6 +62,7 @@ def finish(traced: Traced) -> ir.Model:
     else:
         name_attention(model)
     join_linears(model)
+    join_heads(model)
     open_answers(model.graph)
     return model
 

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 # Compiled once for every level of instructions:
 KERNELS, FEW, PROMPT, CODES = "attention.c", "few.c", "prompt.c", "codes.c"
 EPILOGUE, DELTA, CONVOLVE = "epilogue.c", "delta.c", "convolve.c"
-LIKENESS = "likeness.c"
+HEADS, LIKENESS = "heads.c", "likeness.c"
 # For the levels above the compiler's own:
 LINEAR, SCREEN, QUANTIZED, STACKED = "linear.c", "screen.c", "quantized.c", "stacked.c"
 CODED = "coded.c"
@@ -30,10 +30,12 @@ WORDS = ("prompt_codes.c", "prompt_words.c")
 SOURCES = (
     *(KERNELS, FEW, "few_run.c", "append.c", "evict.c", "exchange.c", "mass.c", "refresh.c"),
     *("step.c", "unmap.c", "choosing.c", "greedy.c"),
-    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, DELTA, CONVOLVE, LIKENESS),
+    *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, HEADS, DELTA, CONVOLVE),
+    LIKENESS,
     *("processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
-    *("ort_quantized.c", "ort_state.c", "experts.c", "ort_experts.c", "ort_coded_experts.c"),
+    *("ort_quantized.c", "ort_state.c", "ort_heads.c", "experts.c", "ort_experts.c"),
+    "ort_coded_experts.c",
     "ort_ops.c",
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
@@ -65,6 +67,7 @@ _NUMBERS = {"avx2": _AVX2, "avx512": _AVX512}
 LEVELS = {f"avl_step_{level}": (*options, "-mf16c") for level, options in _NUMBERS.items()}
 CODES_LEVELS = {f"avl_codes_{level}": options for level, options in _NUMBERS.items()}
 EPILOGUE_LEVELS = {f"avl_finish_{level}": options for level, options in _NUMBERS.items()}
+HEADS_LEVELS = {f"avl_heads_{level}": options for level, options in _NUMBERS.items()}
 DELTA_LEVELS = {f"avl_delta_{level}": options for level, options in _NUMBERS.items()}
 CONVOLVE_LEVELS = {f"avl_convolve_{level}": options for level, options in _NUMBERS.items()}
 LIKENESS_LEVELS = {f"avl_likeness_{level}": options for level, options in _NUMBERS.items()}
@@ -101,6 +104,7 @@ X86_LEVELS = {
     PROMPT: PROMPT_LEVELS,
     CODES: CODES_LEVELS,
     EPILOGUE: EPILOGUE_LEVELS,
+    HEADS: HEADS_LEVELS,
     DELTA: DELTA_LEVELS,
     CONVOLVE: CONVOLVE_LEVELS,
     LIKENESS: LIKENESS_LEVELS,

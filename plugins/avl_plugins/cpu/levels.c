@@ -58,6 +58,11 @@ avl_convolve *avl_best_convolve(void)
                             : avl_convolve_base;
 }
 
+avl_split_heads *avl_best_heads(void)
+{
+    return avl_has_avx512() ? avl_heads_avx512 : avl_has_avx2() ? avl_heads_avx2 : avl_heads_base;
+}
+
 const avl_delta_kernels *avl_best_delta(void)
 {
     return avl_has_avx512() ? &avl_delta_avx512 : avl_has_avx2() ? &avl_delta_avx2 : &avl_delta_base;
@@ -106,6 +111,7 @@ const avl_prompt_kernels *avl_best_prompt(void) { return &avl_prompt_base; }
 const avl_code_kernels *avl_best_codes(void) { return &avl_codes_base; }
 avl_finish *avl_best_finish(void) { return avl_finish_base; }
 avl_convolve *avl_best_convolve(void) { return avl_convolve_base; }
+avl_split_heads *avl_best_heads(void) { return avl_heads_base; }
 const avl_delta_kernels *avl_best_delta(void) { return &avl_delta_base; }
 const avl_likeness_kernels *avl_best_likeness(void) { return &avl_likeness_base; }
 

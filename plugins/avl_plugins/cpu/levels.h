@@ -7,6 +7,7 @@
 #include "delta.h"
 #include "epilogue.h"
 #include "few.h"
+#include "heads.h"
 #include "likeness.h"
 #include "prompt_amx.h"
 #include "prompt_codes.h"
@@ -35,6 +36,9 @@ const avl_coded_kernels *avl_best_coded(void);
 // Of layers with a state.
 avl_convolve *avl_best_convolve(void);
 const avl_delta_kernels *avl_best_delta(void);
+
+// Between linears and attention.
+avl_split_heads *avl_best_heads(void);
 
 // Of choices before the decoder.
 const avl_likeness_kernels *avl_best_likeness(void);

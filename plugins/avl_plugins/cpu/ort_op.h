@@ -27,13 +27,14 @@ typedef struct avl_linear_op {
 #define AVL_KEPT 4 // two ways to keep rows beside float32, without biases and with them
 #define AVL_MUTUAL 2
 #define AVL_STATES 3
+#define AVL_HEADS 3
 #define AVL_PLAIN_LINEARS 9
 #define AVL_QUANTIZED_LINEARS 18
 #define AVL_CODED_EXPERTS 2 // of 4 and 8 bits
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
     avl_biased[AVL_BIASED], avl_kept_attention[AVL_KEPT], avl_kept_attention_on_tiles[AVL_KEPT],
     avl_mutual_attention[AVL_MUTUAL], avl_mutual_attention_on_tiles[AVL_MUTUAL],
-    avl_state_ops[AVL_STATES], avl_logits_linear, avl_sparse_experts,
+    avl_state_ops[AVL_STATES], avl_head_ops[AVL_HEADS], avl_logits_linear, avl_sparse_experts,
     avl_coded_experts[AVL_CODED_EXPERTS];
 extern const avl_linear_op avl_plain_linears[AVL_PLAIN_LINEARS],
     avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS], avl_quantized_linears[AVL_QUANTIZED_LINEARS];

@@ -1,4 +1,4 @@
-"""The ops of avl, said once: `ops`, `states`, `experts`, attention of other `reach` or `bias`."""
+"""The ops of avl, said once: `ops`, `reach`, `bias`, `heads`, `states`, `experts`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from avl_plugins.schema.bias import (
     STANDING_BIAS,
 )
 from avl_plugins.schema.experts import QUANTIZED_EXPERTS, SPARSE_EXPERTS
+from avl_plugins.schema.heads import (
+    HEAD_OPS,
+    JOINED_HEADS,
+    NORMED_ROTARY_HEADS,
+    ROTARY_HEADS,
+)
 from avl_plugins.schema.ops import (
     COMPUTED,
     DOMAIN,
@@ -76,19 +82,23 @@ __all__ = [
     "FP16",
     "GATED_DELTA_RULE",
     "HALF_CACHE_ATTENTION",
+    "HEAD_OPS",
     "INT8",
     "INT8_INT2",
     "INT8_INT4",
+    "JOINED_HEADS",
     "MASKED_MUTUAL_ATTENTION",
     "MOST_CODE",
     "MOST_HALF",
     "MUTUAL_ATTENTION",
+    "NORMED_ROTARY_HEADS",
     "PLUGIN_ATTRIBUTES",
     "QUANTIZED_CACHE_ATTENTION",
     "QUANTIZED_EXPERTS",
     "REACH",
     "RESTORED_CACHE_ATTENTION",
     "RESTORED_OPS",
+    "ROTARY_HEADS",
     "ROW_OPS",
     "ROW_TYPES",
     "SHORT_CONVOLUTION",
