@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -280,24 +279,17 @@ def _shared(
     end: int = 1 << 62,
 ) -> None:
     """Does tasks of `size` numbers up to `end`; ctypes lets go of Python's lock meanwhile."""
-    left = deque(tasks)
 
-    def some() -> None:
-        while True:
-            try:
-                begin = left.popleft()  # no two threads get the same
-            except IndexError:
-                return
-            function(of, begin, min(begin + size, end))
+    def task(begin: int) -> None:
+        function(of, begin, min(begin + size, end))
 
     if (threads := _threads(work)) == 1:
-        some()
+        for begin in tasks:
+            task(begin)
         return
     with ThreadPoolExecutor(threads) as pool:
-        others = [pool.submit(some) for _ in range(1, threads)]
-        some()
-        for other in others:
-            other.result()
+        for _ in pool.map(task, tasks):
+            pass
 
 
 def _together(function: Callable[..., Any], race: _Race, of: Any, *others: int) -> Any:
