@@ -73,8 +73,10 @@ class EngineTests:
             found = listing(toolkit, parsed.network)
             lint(segment.file, found, list(prepared.inputs))
             kinds = Counter(layer.kind for layer in found.layers)
-            assert kinds["SOFTMAX"] == sum(nodes[name] for name in ATTENTIONS) > 0
-            assert kinds["TRIP_LIMIT"] == nodes["GatedDeltaRule"]
+            attentions, experts = sum(nodes[name] for name in ATTENTIONS), nodes["SparseExperts"]
+            assert kinds["SOFTMAX"] == attentions + nodes["Softmax"] > 0
+            # A loop over a prompt's chunks, and one over experts.
+            assert kinds["TRIP_LIMIT"] == nodes["GatedDeltaRule"] + experts
             _, prompt = segment_profiles(prepared.inputs, LIMITS, ROW_BLOCK, 1)
             least, _, most = prompt.shapes["hidden"]
             assert (least[1], most[1]) == (1, LIMITS.prompt_rows)

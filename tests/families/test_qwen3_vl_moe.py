@@ -38,6 +38,7 @@ from avl_runtime.package.info import describe, info_text
 from avl_runtime.package.package import Package, load_package
 from avl_runtime.package.quantization import Quantization
 from avl_runtime.requests.loaded import weights_read
+from families.engines import EngineTests
 from families.qwen import PatchTests, merged
 from families.shared import PROMPT
 from families.support import Case, Made, picture, refused
@@ -87,7 +88,7 @@ SEGMENTS = ("decoder.0.onnx", "decoder.1.onnx")
 CASES = (case("qwen3_vl_moe", Published, config()),)
 
 
-class TestQwen3VLMoe(PatchTests):
+class TestQwen3VLMoe(PatchTests, EngineTests):
     cases = CASES
 
     def test_experts_are_one_node_a_layer_and_read_in_place(self, made: Made) -> None:

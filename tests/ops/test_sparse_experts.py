@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.inliner
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
+from avl_plugins.bodies.compiled_experts import compiled_experts_function
 from avl_plugins.bodies.experts_body import experts_function
 from avl_plugins.cpu.build import STACKED_LEVELS
 from avl_plugins.schema import SPARSE_EXPERTS
@@ -77,6 +80,32 @@ def test_rows_in_half_precision() -> None:
     found = run(session(model), arrays)
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, expected(arrays), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("trans", [(0, 1), (1, 0)], ids=str)
+def test_the_form_for_compilers_computes_the_same(trans: tuple[int, int]) -> None:
+    """A step reads its experts alone; an infinity of another one counts for nothing."""
+    attributes = {"gate_up_trans": trans[0], "down_trans": trans[1]}
+    body = compiled_experts_function()
+    model = onnx.inliner.inline_local_functions(op_model(SPARSE_EXPERTS, [body], {}, attributes))
+    assert not {"Unique", "NonZero"} & {node.op_type for node in model.graph.node}
+    computed = session(model)
+    for sizes in SIZES:
+        arrays = drawn(sizes)
+        arrays["chosen"][:, 1] = arrays["chosen"][:, 0]
+        arrays["chosen"][arrays["chosen"] == 2] = 3
+        arrays["gate_up"][2] = np.inf
+        want = expected(arrays)
+        for name, straight in zip(("gate_up", "down"), trans, strict=True):
+            if not straight:
+                arrays[name] = np.ascontiguousarray(arrays[name].swapaxes(1, 2))
+        np.testing.assert_allclose(run(computed, arrays), want, atol=2e-6, rtol=0)
+    arrays = drawn((1, 32, 8, 2, 32))
+    want = expected(arrays)
+    for name, straight in zip(("gate_up", "down"), trans, strict=True):
+        weights = arrays[name] if straight else arrays[name].swapaxes(1, 2)
+        arrays[name] = guarded(weights, set(arrays["chosen"].flat))
+    np.testing.assert_allclose(run(computed, arrays), want, atol=2e-6, rtol=0)
 
 
 def test_an_expert_that_a_row_chose_twice_counts_twice(form: Form) -> None:

@@ -97,12 +97,16 @@ _SCALED = """
 
 def experts_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
     """SPARSE_EXPERTS or one of QUANTIZED_EXPERTS; a model needs the same default `opset`."""
+    return function_proto(op, with_weights(op, _BODY), opset)
+
+
+def with_weights(op: Op, body: str) -> str:
+    """`body` with the nodes that take an expert's weights out of the stacks of `op`."""
     weight, gemm = _STORED, "Gemm <transB: int = @{w}_trans>"
     for bits, quantized in QUANTIZED_EXPERTS.items():
         if op.name == quantized.name:
             weight, gemm = _CODES[bits] + _SCALED, "Gemm <transB = 1>"
-    body = _BODY
     for name in ("gate_up", "down"):
         body = body.replace(f"WEIGHT({name})", weight.format(w=name))
         body = body.replace(f"GEMM({name})", gemm.format(w=name))
-    return function_proto(op, body, opset)
+    return body

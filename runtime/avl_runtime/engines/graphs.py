@@ -13,6 +13,7 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from avl_plugins.bodies.compiled_experts import compiled_experts_function
 from avl_plugins.bodies.compiled_function import compiled_functions
 from avl_plugins.graph_io import (
     ACTIVE,
@@ -82,7 +83,8 @@ def prepare(data: bytes, dims: Dims, plugins: bool) -> Prepared:
         _share_sizes(model.graph)
         opset = next(one.version for one in model.opset_import if one.domain == "")
         heads = (dims.num_heads, dims.num_kv_heads)
-        made = compiled_functions(opset, heads, dims.position_axes)
+        attention = compiled_functions(opset, heads, dims.position_axes)
+        made = (*attention, compiled_experts_function(opset))
         _replace(model, [one for one in made if not plugins or one.name in called])
     bodies = [(DOMAIN, name) for name in sorted(called)]
     model = onnx.inliner.inline_selected_functions(model, bodies)

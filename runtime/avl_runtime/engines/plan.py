@@ -87,8 +87,8 @@ def make_plan(options: Options, machine: Machine) -> Plan:
         )
     if package.manifest.dims.experts is not None:
         raise BuildError(
-            f"{package.folder}: expected layers that read all of their weights, which engines are "
-            "built for, found a mixture of experts; run the package on ort-cpu"
+            f"{package.folder}: expected layers that read all of their weights, which devices are "
+            "tried with, found a mixture of experts; run the package on ort-cpu"
         )
     library = installed(options.backend)
     missing = [name for name in ("onnx", "polygraphy") if installed(name) is None]
