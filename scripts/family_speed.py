@@ -1,15 +1,18 @@
 #!/usr/bin/env python
-"""Whole requests with a picture to models of full size with random weights, beside transformers.
+"""Whole requests with a picture to models of full size with random weights, beside other libraries.
 
     .venv/bin/python scripts/family_speed.py --prepare
-    .venv/bin/python scripts/family_speed.py
+    .venv/bin/python scripts/family_speed.py --peer-python build/peers/bin/python
 
 Counted from the opened picture of 448 x 448 pixels and a short question: resizing, tokens, the
 vision tower, the prompt and the first token; then the other ones, greedily, up to a fixed number.
 avl runs packages in INT4, the matrix of logits and the vision tower too, with rows of the cache in
 8 bits; transformers the checkpoint in bf16 as it is stored, with its own image processor and the
-same token ids. Answers of random weights have near ties, so that texts are not compared. In every
-round all are asked about the same picture, which is new to them.
+same token ids. llama.cpp, where `--peer-python` names an environment that has it, runs the GGUF
+files of its own converter: the decoder in Q4_0, the output matrix in Q6_K, the vision tower in
+Q8_0, rows of the cache in fp16, with flash attention and without. Answers of random weights have
+near ties, so that texts are not compared. In every round all are asked about the same picture,
+which is new to them.
 
 `--prepare` only makes checkpoints and packages, some 8 GB in --folder; without it they are made
 where they are missing, measured, and removed unless `--keep`. Writes benchmarks/family-speed.json.
@@ -27,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from avl_plugins.errors import AvlError
+from avl_runtime.bench.against import interpreter
+from avl_runtime.bench.boot import foreign_command
 from avl_runtime.machine.resources import cores
 from avl_runtime.package.package import load_package
 from avl_runtime.prompts.processor import Processor
@@ -38,7 +43,9 @@ MODELS = ("qwen3-vl-2b", "smolvlm-256m", "internvl3.5-1b")
 POLICIES = ("dense", "fastv", "avl", CHAIN)
 PEER = "transformers bf16"
 PEER_WORKER = "avl_runtime.bench.peers.transformers_vlm_peer"
-# At most, of the peer's time, under dense.
+LLAMA = {"llama.cpp Q4_0": False, "llama.cpp Q4_0 flash": True}
+LLAMA_WORKER = "avl_runtime.bench.peers.llama_vlm_peer"
+# At most, of a peer's time, under dense.
 FIRST, TOKEN = 0.7, 0.8
 SPACE = 2  # bytes on disk for each of a checkpoint, its package included
 SIZE = (448, 448)
@@ -86,9 +93,13 @@ def prepare(alias: str, folder: Path, case: Case) -> tuple[Path, Path]:
 
 
 def candidates(
-    source: Path, package: Path, case: Case, dtype: str = "bf16"
+    source: Path, package: Path, case: Case, dtype: str = "bf16", python: str | None = None
 ) -> dict[str, tuple[list[str], dict[str, Any]]]:
-    """How each is started, and what it is told beside what all are told."""
+    """How each is started, and what it is told beside what all are told.
+
+    Args:
+        python: the interpreter that has llama.cpp, which is left out without one.
+    """
     job = {"package": str(package), "kv": case.kv, "compute": "auto"}
     own = [sys.executable, "-m", WORKER]
     found: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -96,6 +107,10 @@ def candidates(
     }
     peer = [sys.executable, "-m", PEER_WORKER]
     found[PEER] = (peer, {"checkpoint": str(source), "dtype": dtype})
+    if python is not None:
+        for name, flash in LLAMA.items():
+            told = {"checkpoint": str(source), "weights": "q4_0", "flash": flash}
+            found[name] = (foreign_command(python, LLAMA_WORKER), told)
     return found
 
 
@@ -114,38 +129,47 @@ def asked(package: Path) -> Any:
 
 
 def ratios(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Of each of avl's policies: its medians over the peer's, and its first token over dense's."""
-    rows = {row["name"]: row for row in report["candidates"]}
+    """Of each of avl's policies: its medians over those of peers, and over dense's.
 
-    def over(name: str, other: str, what: str) -> float:
-        return round(float(rows[name][what]["median"] / rows[other][what]["median"]), 3)
+    `peer` is transformers, `llama` the faster one of llama.cpp's two, each time by itself.
+    """
+    rows = {row["name"]: row for row in report["candidates"]}
+    others = {"peer": [PEER], "llama": [name for name in LLAMA if name in rows], "dense": ["dense"]}
+
+    def over(name: str, others: Sequence[str], what: str) -> float:
+        best = min(rows[other][what]["median"] for other in others)
+        return round(float(rows[name][what]["median"] / best), 3)
 
     return {
         name: {
-            "first_over_peer": over(name, PEER, "first_ms"),
-            "token_over_peer": over(name, PEER, "token_ms"),
-            "first_over_dense": over(name, "dense", "first_ms"),
-            "token_over_dense": over(name, "dense", "token_ms"),
+            f"{part}_over_{word}": over(name, names, f"{part}_ms")
+            for word, names in others.items()
+            if names
+            for part in ("first", "token")
         }
         for name in rows
-        if name != PEER
+        if name != PEER and name not in LLAMA
     }
 
 
 def table(alias: str, report: Mapping[str, Any]) -> str:
     """A model as Markdown."""
+    peers = {"peer": "transformers'", "llama": "llama.cpp's"}
+    told = [word for word in peers if f"first_over_{word}" in report["ratios"]["dense"]]
+    of = "".join(f"of {peers[word]} | " for word in told)
     lines = [
-        f"| {alias}: {report['prompt_tokens']} tokens of prompt | first token ms | of peer's | "
-        "a token ms | of peer's | peak MiB |",
-        "|---|---|---|---|---|---|",
+        f"| {alias}: {report['prompt_tokens']} tokens of prompt | first token ms | {of}"
+        f"a token ms | {of}peak MiB |",
+        "|---|---|---|---|" + "---|---|" * len(told),
     ]
     for row in report["candidates"]:
         found = report["ratios"].get(row["name"], {})
-        first, token = (found.get(f"{what}_over_peer", "") for what in ("first", "token"))
-        lines.append(
-            f"| {row['name']} | {row['first_ms']['median']:.0f} | {first} | "
-            f"{row['token_ms']['median']:.1f} | {token} | {row['peak_rss_bytes'] / 2**20:.0f} |"
-        )
+        cells = [row["name"]]
+        for part, places in (("first", 0), ("token", 1)):
+            cells.append(f"{row[f'{part}_ms']['median']:.{places}f}")
+            cells += [str(found.get(f"{part}_over_{word}", "")) for word in told]
+        cells.append(f"{row['peak_rss_bytes'] / 2**20:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -157,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--folder", type=Path, default=ROOT / "build/family")
     add("--prepare", action="store_true", help="make checkpoints and packages, and measure nothing")
     add("--keep", action="store_true", help="do not remove them")
+    add("--peer-python", help="that scripts/peers.sh prints; without it llama.cpp is left out")
     add("--threads", type=at_least_one, default=cores(), help="default: all processors")
     add("--starts", type=at_least_one, default=2, help="of every process (default: 2)")
     add("--repeats", type=at_least_one, default=3, help="rounds of a start (default: 3)")
@@ -168,6 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     case = case_of(parsed.starts, parsed.repeats, parsed.new_tokens)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     report: dict[str, Any] = json.loads(parsed.json.read_text()) if parsed.json.is_file() else {}
+    try:
+        python = parsed.peer_python and interpreter("llama.cpp", parsed.peer_python)
+    except AvlError as error:
+        sys.exit(f"family_speed: {error}")
 
     def tell(line: str) -> None:
         print(f"family_speed: {line}", file=sys.stderr, flush=True)
@@ -177,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if parsed.prepare:
             continue
         try:
-            started = candidates(source, package, case)
+            started = candidates(source, package, case, python=python)
             found = measure(case, started, parsed.threads, parsed.idle_wait, tell, asked(package))
         except AvlError as error:
             sys.exit(f"family_speed: {alias}: {error}")

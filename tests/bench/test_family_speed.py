@@ -51,6 +51,29 @@ def test_ratios_are_of_medians() -> None:
     assert list(found) == ["dense", "avl"]
     assert found["dense"]["first_over_peer"] == 0.5 and found["dense"]["token_over_peer"] == 0.8
     assert found["avl"]["first_over_dense"] == 0.5 and found["avl"]["token_over_dense"] == 0.5
+    assert "first_over_llama" not in found["avl"]
+
+
+def test_llama_cpp_counts_by_its_faster_kind() -> None:
+    plain, flash = family_speed.LLAMA
+    rows = [
+        {"name": name, "first_ms": {"median": first}, "token_ms": {"median": token}}
+        for name, first, token in [
+            ("dense", 60, 8),
+            (family_speed.PEER, 120, 10),
+            (plain, 200, 16),
+            (flash, 100, 32),
+        ]
+    ]
+    rows = [{**row, "peak_rss_bytes": 2**20} for row in rows]
+    found = family_speed.ratios({"candidates": rows})
+    assert list(found) == ["dense"]
+    assert found["dense"]["first_over_llama"] == 0.6 and found["dense"]["token_over_llama"] == 0.5
+    lines = family_speed.table(
+        "tiny", {"prompt_tokens": 7, "candidates": rows, "ratios": found}
+    ).splitlines()
+    assert lines[2] == "| dense | 60 | 0.5 | 0.6 | 8.0 | 0.8 | 0.5 | 1 |"
+    assert {line.count("|") for line in lines} == {9}
 
 
 @pytest.fixture
