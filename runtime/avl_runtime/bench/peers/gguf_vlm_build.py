@@ -26,6 +26,7 @@ PARTS = {
 }
 # Of llama.cpp's tokens.
 ORDINARY, CONTROL, BYTE = 1, 3, 6
+LINES = ("\n", "\n\n")
 
 
 def main(checkpoint: Path, folder: Path, kind: str) -> None:
@@ -81,8 +82,8 @@ def take_words() -> None:
 def write_words(model: Any) -> None:
     """A vocabulary of the model's size in which tokens with names of their own keep them.
 
-    Text is given to llama.cpp as numbers; what it puts around pictures itself are those tokens, and
-    bytes, for which the first other tokens stand.
+    Text is given to llama.cpp as numbers; what it puts around pictures itself are those tokens, the
+    ends of lines, which it looks for by name, and bytes: the first other tokens stand for these.
 
     Args:
         model: the converter's.
@@ -95,6 +96,8 @@ def write_words(model: Any) -> None:
     free = (number for number in range(size) if number not in special)
     for byte, number in zip(range(256), free, strict=False):
         words[number], kinds[number] = f"<0x{byte:02X}>", BYTE
+    for line, number in zip(LINES, free, strict=False):
+        words[number] = line
     writer = model.gguf_writer
     writer.add_tokenizer_model("llama")
     writer.add_token_list(words)
