@@ -65,9 +65,10 @@ def test_special_tokens_keep_their_names_and_others_stand_for_bytes(tmp_path: Pa
     build.write_words(model)
     words, kinds = written["token_list"], written["token_types"]
     assert len(words) == len(set(words)) == len(kinds) == len(written["token_scores"]) == 300
-    assert words[:3] == ["<0x00>", "<image>", "<0x01>"] and words[257] == "token 257"
+    assert words[:3] == ["<0x00>", "<image>", "<0x01>"] and words[257:259] == ["\n", "\n\n"]
     assert [words[1], words[299]] == ["<image>", "</s>"] and kinds[1] == kinds[299] == build.CONTROL
     assert kinds.count(build.BYTE) == 256 and words[256] == "<0xFF>"
+    assert kinds.count(build.CONTROL) == 2 + 36 and "<row_6_col_6>" in words
 
 
 @pytest.mark.parametrize("extra", [0, 2, 50])

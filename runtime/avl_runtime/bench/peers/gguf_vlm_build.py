@@ -11,6 +11,7 @@ import json
 import runpy
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ PARTS = {
 # Of llama.cpp's tokens.
 ORDINARY, CONTROL, BYTE = 1, 3, 6
 LINES = ("\n", "\n\n")
+TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]  # Idefics3's
 
 
 def main(checkpoint: Path, folder: Path, kind: str) -> None:
@@ -66,8 +68,7 @@ def write_named(checkpoint: Path, named: Path) -> None:
 
 def take_words() -> None:
     """Have the converter take any tokenizer.json: it knows those of published models by a hash."""
-    import conversion
-
+    conversion: Any = import_module("conversion")
     found = conversion.get_model_class
 
     def get_model_class(name: str, mmproj: bool = False) -> Any:
@@ -82,8 +83,8 @@ def take_words() -> None:
 def write_words(model: Any) -> None:
     """A vocabulary of the model's size in which tokens with names of their own keep them.
 
-    Text is given to llama.cpp as numbers; what it puts around pictures itself are those tokens, the
-    ends of lines, which it looks for by name, and bytes: the first other tokens stand for these.
+    Text is given to llama.cpp as numbers. What it puts around pictures itself it looks for by name:
+    those tokens, ends of lines and numbers of tiles, and bytes. Other tokens stand for these.
 
     Args:
         model: the converter's.
@@ -98,6 +99,8 @@ def write_words(model: Any) -> None:
         words[number], kinds[number] = f"<0x{byte:02X}>", BYTE
     for line, number in zip(LINES, free, strict=False):
         words[number] = line
+    for tile, number in zip(TILES, free, strict=False):
+        words[number], kinds[number] = tile, CONTROL
     writer = model.gguf_writer
     writer.add_tokenizer_model("llama")
     writer.add_token_list(words)
