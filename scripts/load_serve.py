@@ -145,7 +145,12 @@ class Load:
             assert answer.status == 200, f"{answer.status} {answer.read()[:200]!r}"
             text = streamed(answer, chunks) if streams else whole(answer)
             told = kind.text[: len(text)] if chunks else kind.text
-            assert text == told, f"expected {told!r}, found {text!r}"
+            pairs = enumerate(zip(text, told, strict=False))
+            same = next((at for at, (mine, theirs) in pairs if mine != theirs), len(text))
+            assert text == told, (
+                f"{streams=}: of {len(told)} characters expected the first {same} are there, then "
+                f"{text[same : same + 60]!r} in place of {told[same : same + 60]!r}"
+            )
             with self._turn:
                 self.compared += 1
                 self.cancelled += bool(chunks)

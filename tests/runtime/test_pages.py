@@ -108,10 +108,15 @@ def test_pages_that_lie_apart_are_one_array_later(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_be_moved_stays_and_new_pages_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux refuses: what lay at the new place is gone by then."""
     pages = used()
     arrays = [pages.empty((MIB,), np.int8) for _ in range(3)]
     del arrays[::2]
-    monkeypatch.setattr(module, "_move", lambda *where: False)
+
+    def refused(at: int, size: int, to: int) -> bool:
+        return module._libc().munmap(to, size) != 0
+
+    monkeypatch.setattr(module, "_move", refused)
     whole = pages.empty((2 * MIB,), np.int8)
     whole[...] = 1
     assert pages.held == 5 * MIB and (whole == 1).all()

@@ -27,6 +27,7 @@ GRANULE: Final = 64 << 10  # bytes that lie together at least
 LEAST: Final = 1 << 20  # bytes of an array; the system's allocator does well with smaller ones
 MOST_PARTS: Final = 256  # of an array: each is a mapping, and Linux lets a process have 65530
 _MOVE_TO_PLACE: Final = 1 | 2  # MREMAP_MAYMOVE, MREMAP_FIXED
+_MAP_FIXED: Final = 0x10  # which the module mmap lacks
 _FAILED: Final = ctypes.c_void_p(-1).value
 
 
@@ -155,6 +156,9 @@ class Pages:
             while free.parts and at < end and len(parts) < MOST_PARTS:
                 part = _Part(min(free.parts[0].size, end - at), next(self._mappings))
                 if not _move(free.at, part.size, at):
+                    # The system may have taken away what lay there before it refused.
+                    if self._mapped(end - at, _MAP_FIXED, at) is None:
+                        raise MemoryError(f"expected room for {end - at} bytes, found none")
                     break
                 rest = free.cut(part.size)
                 free.at, free.parts = rest.at, rest.parts
@@ -185,11 +189,11 @@ class Pages:
         if run.parts:
             self._free.append(run)
 
-    def _mapped(self, size: int, how: int = 0) -> _Run | None:
+    def _mapped(self, size: int, how: int = 0, at: int | None = None) -> _Run | None:
         """New pages of zeros, which the system finds when they are first written."""
         anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         rights = mmap.PROT_READ | mmap.PROT_WRITE
-        at = _libc().mmap(None, size, rights, anonymous | how, -1, 0)
+        at = _libc().mmap(at, size, rights, anonymous | how, -1, 0)
         return None if at in (None, _FAILED) else _Run(at, [_Part(size, next(self._mappings))])
 
     def _unmap(self, run: _Run, most: int) -> int:
