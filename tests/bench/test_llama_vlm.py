@@ -71,7 +71,7 @@ def test_special_tokens_keep_their_names_and_others_stand_for_bytes(tmp_path: Pa
     assert kinds.count(build.CONTROL) == 2 + 36 and "<row_6_col_6>" in words
 
 
-@pytest.mark.parametrize("extra", [0, 2, 50])
+@pytest.mark.parametrize("extra", [0, 2, 5, 50])
 def test_prompts_are_as_long_as_avls(extra: int) -> None:
     """`extra` tokens are put around the picture by llama.cpp, which the text leaves out."""
     counts = [extra, 4]
@@ -82,6 +82,6 @@ def test_prompts_are_as_long_as_avls(extra: int) -> None:
     )
     ids = [1, 2, *[IMAGE] * 4, 3, 4, 5, 6]
     before, after, count = around(pictures, counts, ids, IMAGE)
-    assert before == [1, 2]
-    assert after == {0: [3, 4, 5, 6], 2: [5, 6], 50: [6]}[extra]
-    assert count == (len(ids) if extra < 50 else 2 + 54 + 1)
+    assert before == {0: [1, 2], 2: [1, 2], 5: [1], 50: []}[extra]
+    assert after == {0: [3, 4, 5, 6], 2: [5, 6], 5: [], 50: []}[extra]
+    assert count == (len(ids) if extra < 50 else 54)

@@ -103,8 +103,6 @@ class Slots:
         Raises:
             RuntimeError: llama.cpp cannot run them.
         """
-        import numpy as np
-
         batch, wanted = self._batch, set(answered)
         batch.n_tokens = len(tokens)
         for index, (token, position, sequence) in enumerate(tokens):
@@ -114,12 +112,14 @@ class Slots:
         status = self._library.llama_decode(self._context, batch)
         if status:
             raise RuntimeError(f"llama_decode failed with status {status}")
-        found = []
-        for index, one in enumerate(tokens):
-            if one in wanted:
-                logits = self._library.llama_get_logits_ith(self._context, index)
-                found.append(int(np.ctypeslib.as_array(logits, (self._words,)).argmax()))
-        return found
+        return [self.likeliest(index) for index, one in enumerate(tokens) if one in wanted]
+
+    def likeliest(self, index: int) -> int:
+        """The likeliest token behind one of the last call's; -1 is its last one."""
+        import numpy as np
+
+        logits = self._library.llama_get_logits_ith(self._context, index)
+        return int(np.ctypeslib.as_array(logits, (self._words,)).argmax())
 
 
 if __name__ == "__main__":

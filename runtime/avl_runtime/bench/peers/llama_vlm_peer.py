@@ -65,12 +65,12 @@ def load(job: Job) -> tuple[Run, dict[str, Any]]:
             slots.decode([(token, at, 0) for at, token in enumerate(before)], [])
         at = ctypes.c_int32(len(before))
         status = pictures.mtmd_helper_eval_chunks(
-            tower, context, chunks, at.value, 0, BATCH, False, ctypes.byref(at)
+            tower, context, chunks, at.value, 0, BATCH, not after, ctypes.byref(at)
         )
         if status:
             raise RuntimeError(f"mtmd_helper_eval_chunks failed with status {status}")
         tokens = [(token, at.value + number, 0) for number, token in enumerate(after)]
-        (last,) = slots.decode(tokens, tokens[-1:])
+        last = slots.decode(tokens, tokens[-1:])[0] if tokens else slots.likeliest(-1)
         times, place = [time.perf_counter()], at.value + len(after)
         for number in range(job["new_tokens"] - 1):
             step = (last, place + number, 0)
@@ -117,8 +117,8 @@ def around(
 ) -> tuple[list[int], list[int], int]:
     """Text before and after a picture, and how many tokens the prompt has with it.
 
-    avl's prompt, cut by those tokens that llama.cpp puts around a picture itself: by as many from
-    the text behind it, so that prompts are as long where pictures have as many tokens.
+    avl's prompt without as many tokens as llama.cpp puts around a picture itself: text behind it
+    is cut first, then that before it, so that prompts are as long where pictures are.
     """
     count = sum(
         pictures.mtmd_input_chunk_get_n_tokens(pictures.mtmd_input_chunks_get(chunks, number))
@@ -126,8 +126,9 @@ def around(
     )
     places = [number for number, token in enumerate(input_ids) if token == visual]
     before, after = input_ids[: places[0]], input_ids[places[-1] + 1 :]
-    more = max(1, len(input_ids) - count - len(before))
-    after = after[-more:]
+    room = max(0, len(input_ids) - count)
+    before = before[:room]
+    after = after[len(after) - min(len(after), room - len(before)) :]
     return before, after, len(before) + count + len(after)
 
 
