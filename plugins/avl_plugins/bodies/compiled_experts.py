@@ -61,14 +61,7 @@ _BODY = """
     total = Scan <
         num_scan_inputs = 3,
         body = expert (sums, which, share, counted) => (sums_new) {
-            WEIGHT(gate_up)
-            both = GEMM(gate_up) (x, gate_up_own)
-            gate, up = Split <axis = 1, num_outputs = 2> (both)
-            sigmoid = Sigmoid (gate)
-            silu = Mul (gate, sigmoid)
-            inner = Mul (silu, up)
-            WEIGHT(down)
-            found = GEMM(down) (inner, down_own)
+            EXPERT(x)
             part_all = Mul (found, share)
             part = Where (counted, part_all, zero)
             part_float = Cast <to = 1> (part)

@@ -7,6 +7,8 @@ in float32, as ONNX Runtime's CPU adds in nothing else.
 
 from __future__ import annotations
 
+import re
+
 import onnx
 
 from avl_plugins.bodies.function import function_proto
@@ -40,14 +42,7 @@ _BODY = """
             at_row = NonZero (has_any)
             rows = Reshape (at_row, last)
             own = Gather <axis = 0> (x, rows)
-            WEIGHT(gate_up)
-            both = GEMM(gate_up) (own, gate_up_own)
-            gate, up = Split <axis = 1, num_outputs = 2> (both)
-            sigmoid = Sigmoid (gate)
-            silu = Mul (gate, sigmoid)
-            inner = Mul (silu, up)
-            WEIGHT(down)
-            found = GEMM(down) (inner, down_own)
+            EXPERT(own)
             share_of_row = Gather <axis = 0> (share, rows)
             part = Mul (found, share_of_row)
             part_float = Cast <to = 1> (part)
@@ -56,6 +51,17 @@ _BODY = """
         }
     > (count, always, zeros)
     y = CastLike (total, x)
+"""
+# What one expert makes of ROWS.
+_EXPERT = """
+            WEIGHT(gate_up)
+            both = GEMM(gate_up) (ROWS, gate_up_own)
+            gate, up = Split <axis = 1, num_outputs = 2> (both)
+            sigmoid = Sigmoid (gate)
+            silu = Mul (gate, sigmoid)
+            inner = Mul (silu, up)
+            WEIGHT(down)
+            found = GEMM(down) (inner, down_own)
 """
 _STORED = """
             {w}_stored = Gather <axis = 0> ({w}, which)
@@ -101,11 +107,12 @@ def experts_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
 
 
 def with_weights(op: Op, body: str) -> str:
-    """`body` with the nodes that take an expert's weights out of the stacks of `op`."""
+    """`body` with an expert's nodes for EXPERT(rows), its weights taken out of the stacks of `op`."""
     weight, gemm = _STORED, "Gemm <transB: int = @{w}_trans>"
     for bits, quantized in QUANTIZED_EXPERTS.items():
         if op.name == quantized.name:
             weight, gemm = _CODES[bits] + _SCALED, "Gemm <transB = 1>"
+    body = re.sub(r"EXPERT\((\w+)\)", lambda found: _EXPERT.replace("ROWS", found[1]), body)
     for name in ("gate_up", "down"):
         body = body.replace(f"WEIGHT({name})", weight.format(w=name))
         body = body.replace(f"GEMM({name})", gemm.format(w=name))
