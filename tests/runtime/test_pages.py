@@ -128,3 +128,13 @@ def test_small_arrays_and_those_of_pages_that_are_not_used_are_numpys() -> None:
     assert pages.empty((LEAST - 1,), np.int8).flags.owndata
     assert not pages.empty((LEAST,), np.int8).flags.owndata
     Pages().keep(1 << 60)  # nothing, as it is not used
+
+
+def test_memory_that_the_system_does_not_give_is_told() -> None:
+    pages = used()
+    with pytest.raises(MemoryError, match="expected 1152921504606846976 bytes of memory, found"):
+        pages.keep(1 << 60)
+    assert pages.held == 0 and not pages.surplus
+    pages.empty((LEAST,), np.int8)[...] = 1
+    pages.give_back()
+    assert pages.held == 0

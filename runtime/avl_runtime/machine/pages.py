@@ -114,15 +114,23 @@ class Pages:
         return np.asarray(_Taken(run, nbytes, self._back)).view(kind).reshape(shape)
 
     def keep(self, nbytes: int) -> None:
-        """Hold so many bytes, from now on and whether arrays need them or not."""
+        """Hold so many bytes, from now on and whether arrays need them or not.
+
+        Raises:
+            MemoryError: the system does not give them.
+        """
         if not self._used:
             return
         with self._lock:
-            self._kept = _rounded(nbytes)
-            missing = self._kept - self._held
-            if missing > 0 and (run := self._mapped(missing, mmap.MAP_POPULATE)) is not None:
+            kept = _rounded(nbytes)
+            missing = kept - self._held
+            if missing > 0:
+                run = self._mapped(missing, mmap.MAP_POPULATE)
+                if run is None:
+                    raise MemoryError(f"expected {missing} bytes of memory, found fewer")
                 self._held += missing
                 self._free.append(run)
+            self._kept = kept
 
     def give_back(self) -> None:
         """Give the system the pages that no array has, but for what is kept."""

@@ -127,7 +127,10 @@ class Shelf:
                 f"--kv-bytes {nbytes}: expected room for as many bytes beside {weights} of weights "
                 f"in {memory} bytes of memory, found none; ask for fewer"
             )
-        ROWS.keep(nbytes)
+        try:
+            ROWS.keep(nbytes)
+        except MemoryError as error:
+            raise ShelfError(f"--kv-bytes {nbytes}: {error}; ask for fewer") from None
 
     @property
     def _on_device(self) -> bool:
