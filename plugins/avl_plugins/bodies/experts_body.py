@@ -107,7 +107,7 @@ def experts_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
 
 
 def with_weights(op: Op, body: str) -> str:
-    """`body` with an expert's nodes for EXPERT(rows), its weights taken out of the stacks of `op`."""
+    """`body` with the nodes of one expert, its weights taken out of the stacks of `op`."""
     weight, gemm = _STORED, "Gemm <transB: int = @{w}_trans>"
     for bits, quantized in QUANTIZED_EXPERTS.items():
         if op.name == quantized.name:
