@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from avl_runtime.machine import resources
-from avl_runtime.machine.resources import cores, physical_memory, usable_memory
+from avl_runtime.machine.resources import (
+    available_memory,
+    cores,
+    physical_memory,
+    usable_memory,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="compares with Linux's /proc")
 BLOCK = 64 << 20  # bytes
@@ -68,6 +73,18 @@ def test_cores_are_those_this_process_may_use() -> None:
     assert done.stdout.strip() == "1"
     nproc = subprocess.run(["nproc", "--all"], capture_output=True, text=True, check=True)
     assert 1 <= cores() <= int(nproc.stdout)
+
+
+def test_available_memory_is_what_linux_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, most = available_memory(), physical_memory()
+    assert found is not None and most is not None and 0 < found <= most
+    told = tmp_path / "meminfo"
+    monkeypatch.setattr(resources, "MEMORY", told)
+    assert available_memory() is None
+    told.write_text("MemTotal:  9 kB\nMemFree:  1 kB\nMemAvailable:    3 kB\n")
+    assert available_memory() == 3072
 
 
 def test_memory_is_the_machines() -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from avl_plugins.errors import AvlError
+from avl_runtime.cli import serve
 from avl_runtime.machine.pages import Pages
 from avl_runtime.package.package import load_package
 from avl_runtime.prompts.messages import PromptError
 from avl_runtime.serve import shelf as shelves
 from avl_runtime.serve.app import App
 from avl_runtime.serve.errors import ApiError, told
-from avl_runtime.serve.http.guard import Guard
 from avl_runtime.serve.limits import Limits
 from avl_runtime.serve.shelf import Shelf, ShelfError, _whole
 from support.server import ONE
@@ -53,18 +53,23 @@ def test_rows_that_a_server_is_told_of_are_there_before_anybody_asks(
     held = Pages()
     held.use()
     monkeypatch.setattr(shelves, "ROWS", held)
-    limits = Limits(kv_bytes=3 << 20)
+    # Of this process, whose memory is not the server's.
+    monkeypatch.setattr(serve, "keep_freed", lambda: None)
+    begun = []
 
-    async def begun() -> None:
-        shelf = Shelf({"a": tiny_package}, limits, backend="ort-cpu")
-        app = App(shelf, limits, Guard((), None), None)
-        assert app.answering.rows.limit == held.held == 3 << 20
-        await app.close()
+    def run(app: App, *others: object) -> None:
+        begun.append((app.answering.rows.limit, held.held))
+        asyncio.run(app.close())
 
-    asyncio.run(begun())
+    monkeypatch.setattr("avl_runtime.serve.run.serve", run)
+    told = [str(tiny_package), "--port", "0", "--backend", "ort-cpu", "--kv-bytes", str(3 << 20)]
+    assert serve.main(told) == 0
+    assert begun == [(3 << 20, 3 << 20)]
 
 
-def test_the_one_not_asked_for_the_longest_makes_room(tiny_package: Path) -> None:
+def test_the_one_not_asked_for_the_longest_makes_room(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two of three fit. Nothing leaves while it is used, nor is anything half loaded."""
     folders = dict.fromkeys("abc", tiny_package)
     weights = weights_of(tiny_package)
@@ -75,6 +80,10 @@ def test_the_one_not_asked_for_the_longest_makes_room(tiny_package: Path) -> Non
         shelf = Shelf(folders, Limits(), 2 * weights, backend="ort-cpu")
         with pytest.raises(ShelfError, match=f"--kv-bytes .* beside {2 * weights} of weights"):
             shelf.keep_rows(1 << 60)
+        monkeypatch.setattr(shelves, "available_memory", lambda: 1 << 20)
+        with pytest.raises(ShelfError, match="what else is in memory, found 1048576; ask for"):
+            shelf.keep_rows((1 << 20) + 1)
+        monkeypatch.undo()
         assert loaded(shelf) == ["a", "b"] and [one["id"] for one in shelf.listed()] == [*"abc"]
         with pytest.raises(ApiError):
             await shelf.using("d").__aenter__()

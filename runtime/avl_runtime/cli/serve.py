@@ -60,6 +60,8 @@ def _run(parser: CommandParser, parsed: argparse.Namespace) -> int:
     listener = listening(parsed.host, parsed.port)
     with listener:
         shelf = Shelf(packages, limits, parsed.memory, **loading_of(parsed))
+        if limits.kv_bytes is not None:
+            shelf.keep_rows(limits.kv_bytes)
         guard = Guard(known, local_names(parsed.host) if local and not parsed.open else None)
         app = App(shelf, limits, guard, None if parsed.quiet else sys.stderr, hosts, spans)
         serve(app, shelf.names, listener, limits, parsed.grace)

@@ -13,6 +13,7 @@ MOST_THREADS: Final = 1024  # of a session; more are a slip of the finger, which
 # is in, and where each of the two versions tells of limits.
 MINE = Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
+MEMORY = Path("/proc/meminfo")
 
 
 def cores() -> int:
@@ -47,6 +48,16 @@ def usable_memory() -> int | None:
     """
     found = [physical_memory(), *_group_limits()]
     return min((limit for limit in found if limit is not None), default=None)
+
+
+def available_memory() -> int | None:
+    """Bytes that nobody needs now, by what Linux says; None on other systems."""
+    try:
+        lines = MEMORY.read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.split() for line in lines)
+    return next((int(one[1]) << 10 for one in found if one[:1] == ["MemAvailable:"]), None)
 
 
 def _group_limits() -> Iterator[int]:

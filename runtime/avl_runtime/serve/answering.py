@@ -73,16 +73,11 @@ class Answering:
         """
         Args:
             hosts: that pictures may be fetched from.
-
-        Raises:
-            ShelfError: there is no memory for as many rows as `limits` say.
         """
         self._fetcher = Fetcher(hosts, limits.body) if hosts else None
         self._fetchers = ThreadPoolExecutor(FETCHING, "avl-fetch")
         self._shelf, self._limits, self._metrics = shelf, limits, metrics
         self.admission = Admission(limits.running, limits.queue)
-        if limits.kv_bytes is not None:
-            shelf.keep_rows(limits.kv_bytes)
         self.rows = Rows(shelf.rows_limit if limits.kv_bytes is None else limits.kv_bytes)
         self._held = Held(limits)
         self._workers = ThreadPoolExecutor(PREPARING, "avl-prepare")

@@ -14,7 +14,7 @@ from typing import Any
 from avl_plugins.errors import AvlError, quoted
 from avl_runtime.async_model import AsyncLVLM
 from avl_runtime.machine.pages import ROWS
-from avl_runtime.machine.resources import usable_memory
+from avl_runtime.machine.resources import available_memory, usable_memory
 from avl_runtime.package.package import Package, load_package
 from avl_runtime.serve.errors import ApiError
 from avl_runtime.serve.limits import Limits
@@ -121,11 +121,13 @@ class Shelf:
         """
         if self._on_device:
             return
-        memory, weights = usable_memory(), self._most_weights
-        if memory is not None and nbytes > memory - weights:
+        weights, memory = self._most_weights, usable_memory()
+        known = (available_memory(), None if memory is None else max(0, memory - weights))
+        room = min((one for one in known if one is not None), default=nbytes)
+        if nbytes > room:
             raise ShelfError(
                 f"--kv-bytes {nbytes}: expected room for as many bytes beside {weights} of weights "
-                f"in {memory} bytes of memory, found none; ask for fewer"
+                f"and what else is in memory, found {room}; ask for fewer"
             )
         try:
             ROWS.keep(nbytes)
