@@ -7,7 +7,7 @@ import gc
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from avl_plugins.cpu.build import (
     knows,
 )
 from avl_plugins.cpu.host import host
+from avl_plugins.policies import spec
 from avl_runtime import LVLM
 from avl_runtime.requests import Scheduler
 from support.compiled import require
@@ -47,6 +48,14 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_policies() -> Iterator[None]:
+    """A module's policies are known to it alone: others list all that are known."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spec, "_KINDS", dict(spec._KINDS))
+        yield
 
 
 def pytest_sessionstart() -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avl_plugins.errors import PolicyError
-from avl_plugins.policies import AVL, Action, Chain, Policy, Prune, parse, register, spec
+from avl_plugins.policies import AVL, Action, Chain, Policy, Prune, parse, register
 
 
 class Whole(Policy):
@@ -36,12 +35,9 @@ class Labelled(Whole):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def known() -> Iterator[None]:
-    """`Labelled` by its name, here alone: refusals elsewhere list all that are known."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spec, "_KINDS", dict(spec._KINDS))
-        register(Labelled)
-        yield
+def known(own_policies: None) -> None:
+    """`Labelled` by its name."""
+    register(Labelled)
 
 
 texts = st.text(max_size=6) | st.sampled_from(["a+b", "a,b", "a:b", "a=b", " a", "None", "", "ä"])
