@@ -40,7 +40,7 @@ from avl_runtime.generate.prefill import finished
 from avl_runtime.prompts.processor import Prompt
 from avl_runtime.requests.loaded import Loaded
 from bench_all import ROOT, Record, at_least_one, package
-from held_out import in_folder
+from places import in_folder, some_folder
 from ratios import ratios
 from speed_worker import noise, words
 
@@ -248,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = found.add_argument
     add("--package", type=Path, help="in place of S1's: of a make_random.py's, with --restore")
-    add("--folder", type=Path, default=ROOT / "build/bench", help="where S1 is kept")
+    add("--folder", type=some_folder, default=ROOT / "build/bench", help="where S1 is kept")
     add("--kind", default="fp32", help="how S1 computes, or int4 (default: fp32)")
     add("--pictures", type=at_least_one, default=5, help="of 336 pixels each (default: 5)")
     add("--keep", default="0.1111", help="share of the tokens that stays (default: 0.1111)")

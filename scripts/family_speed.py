@@ -32,11 +32,13 @@ from typing import Any
 from avl_plugins.errors import AvlError
 from avl_runtime.bench.against import interpreter
 from avl_runtime.bench.boot import foreign_command
+from avl_runtime.cli.lists import some_name
 from avl_runtime.machine.resources import cores
 from avl_runtime.package.package import load_package
 from avl_runtime.prompts.processor import Processor
 from bench_all import ROOT, at_least_one
 from make_random import write_known
+from places import in_folder, records, some_folder
 from whole_requests import CHAIN, INT4, WORKER, Case, export, measure, requests
 
 MODELS = ("qwen3-vl-2b", "smolvlm-256m", "internvl3.5-1b")
@@ -178,21 +180,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
-    add("--folder", type=Path, default=ROOT / "build/family")
+    add("--folder", type=some_folder, default=ROOT / "build/family")
     add("--prepare", action="store_true", help="make checkpoints and packages, and measure nothing")
     add("--keep", action="store_true", help="do not remove them")
-    add("--peer-python", help="that scripts/peers.sh prints; without it llama.cpp is left out")
+    add(
+        "--peer-python",
+        type=some_name,
+        help="that scripts/peers.sh prints; without it llama.cpp is left out",
+    )
     add("--threads", type=at_least_one, default=cores(), help="default: all processors")
     add("--starts", type=at_least_one, default=2, help="of every process (default: 2)")
     add("--repeats", type=at_least_one, default=3, help="rounds of a start (default: 3)")
     add("--new-tokens", type=at_least_one, default=32)
     add("--idle-wait", type=float, default=60, help="seconds; 0 measures on a busy machine")
-    add("--json", type=Path, default=ROOT / "benchmarks/family-speed.json")
+    add("--json", type=in_folder, default=ROOT / "benchmarks/family-speed.json")
     parsed = parser.parse_args(arguments)
-    parsed.folder.mkdir(parents=True, exist_ok=True)
     case = case_of(parsed.starts, parsed.repeats, parsed.new_tokens)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    report: dict[str, Any] = json.loads(parsed.json.read_text()) if parsed.json.is_file() else {}
+    parsed.folder.mkdir(parents=True, exist_ok=True)
+    report = records(parsed.json)
     try:
         python = parsed.peer_python and interpreter("llama.cpp", parsed.peer_python)
     except AvlError as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from avl_export.cli import main as avl_export
 from avl_runtime.bench.surroundings import machine
+from places import in_folder
 
 SURE = 1.96  # standard errors to either side: 95 %
 Scores = Mapping[str, Sequence[float]]  # of samples, by task
@@ -42,14 +43,6 @@ def at_least_two(text: str) -> int:
     if not text.isdecimal() or int(text) < 2:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 2, found {text!r}")
     return int(text)
-
-
-def in_folder(text: str) -> Path:
-    """A file to write, in a folder that is there: looked at before anything is measured."""
-    found = Path(text)
-    if not found.parent.is_dir() or found.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a file in a folder, found {text!r}")
-    return found
 
 
 @contextmanager

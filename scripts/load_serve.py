@@ -38,9 +38,12 @@ from typing import Any
 
 from PIL import Image
 
+from avl_plugins.errors import AvlError
 from avl_runtime import LVLM
 from avl_runtime.bench.surroundings import machine
+from avl_runtime.cli import lists
 from avl_runtime.tasks import TASKS, samples
+from places import in_folder
 from started import Process, served
 
 CHAT = "/v1/chat/completions"
@@ -51,6 +54,7 @@ PARTS = 5  # of the time; the first is the warm-up
 GROWTH = 0.02
 ANSWER_S = 600.0  # what takes longer is a fault
 SAMPLE_S = 0.5
+LEAST_MINUTES = 0.2  # four samples or so for each part
 REST_S = 10.0  # behind the last answer; after GIVES_BACK_S avl-serve gives back what it has freed
 GIVES_BACK_S = 2
 TOLD = 20  # faults that the record holds
@@ -271,23 +275,37 @@ def loaded(package: Path, kinds: list[Kind], parsed: argparse.Namespace) -> dict
     }
 
 
+def some_minutes(text: str) -> float:
+    """A time in which memory is looked at often enough."""
+    found = lists.number(text)
+    if found < LEAST_MINUTES:
+        raise argparse.ArgumentTypeError(
+            f"expected at least {LEAST_MINUTES} minutes, found {text!r}"
+        )
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("package", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--kinds", type=int, default=40)
-    parser.add_argument("--running", type=int, default=8, help="of avl-serve")
-    parser.add_argument("--queue", type=int, default=48, help="of avl-serve; the rest is told 429")
-    parser.add_argument("--kv-bytes", type=int, help="of avl-serve")
-    parser.add_argument("--threads", type=int, help="of avl-serve")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write what was found there")
+    add = parser.add_argument
+    add("package", type=Path)
+    add("--minutes", type=some_minutes, default=10.0)
+    add("--clients", type=lists.count, default=64)
+    add("--kinds", type=lists.count, default=40)
+    add("--running", type=lists.count, default=8, help="of avl-serve")
+    add("--queue", type=lists.none_or_more, default=48, help="of avl-serve; the rest is told 429")
+    add("--kv-bytes", type=lists.count, help="of avl-serve")
+    add("--threads", type=lists.threads, help="of avl-serve")
+    add("--seed", type=int, default=0)
+    add("--json", type=in_folder, help="write what was found there")
     parsed = parser.parse_args(arguments)
-    with LVLM.load(parsed.package, backend="ort-cpu", threads=parsed.threads) as model:
-        kinds = draw_kinds(model, parsed.kinds, parsed.seed)
-        name = model.package.manifest.model
+    try:
+        with LVLM.load(parsed.package, backend="ort-cpu", threads=parsed.threads) as model:
+            kinds = draw_kinds(model, parsed.kinds, parsed.seed)
+            name = model.package.manifest.model
+    except AvlError as error:
+        sys.exit(f"load_serve: {error}")
     report = {
         "model": name,
         **loaded(parsed.package, kinds, parsed),

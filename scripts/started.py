@@ -22,6 +22,11 @@ class Process:
     """
 
     def __init__(self, packages: Sequence[str], options: Sequence[str]) -> None:
+        """Start it.
+
+        Raises:
+            SystemExit: it ended at once; what it said of that.
+        """
         self._process = subprocess.Popen(
             [sys.executable, "-c", START, *packages, "--port", "0", *options],
             stderr=subprocess.PIPE,
@@ -34,7 +39,9 @@ class Process:
         self._reader.start()
         self._ready.wait()
         port = re.search(r":(\d+)/v1 serves ", "".join(self._lines))
-        assert port is not None, "".join(self._lines)
+        if port is None:
+            self._process.wait(STOPPING_S)
+            sys.exit(f"expected a server, found none: {''.join(self._lines[-1:]).strip()}")
         self.port = int(port[1])
 
     def stop(self) -> None:

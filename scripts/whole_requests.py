@@ -41,8 +41,10 @@ from avl_runtime.bench.summary import DISTURBED, Spread
 from avl_runtime.bench.surroundings import machine
 from avl_runtime.bench.workers import Worker
 from avl_runtime.bench.workload import noise
+from avl_runtime.cli.lists import some_name
 from avl_runtime.tasks import samples
 from bench_all import ROOT, at_least_one, checkpoint, run
+from places import in_folder, records, some_folder
 from speed_worker import words
 
 CHAIN = "avl+fastv"
@@ -299,16 +301,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--only", choices=CASES, nargs="+", default=["tiny", "s1"], help="default: tiny s1")
-    add("--folder", type=Path, default=ROOT / "build/bench", help="where packages are kept")
-    add("--peer-python", help="that scripts/peers.sh prints; without it avl is measured alone")
+    add("--folder", type=some_folder, default=ROOT / "build/bench", help="where packages are kept")
+    add(
+        "--peer-python",
+        type=some_name,
+        help="that scripts/peers.sh prints; without it avl is measured alone",
+    )
     add("--threads", type=at_least_one, default=os.cpu_count(), help="default: all processors")
     add("--starts", type=at_least_one, help="of every process (default: the case's own)")
     add("--repeats", type=at_least_one, help="rounds of a start (default: the case's own)")
     add("--idle-wait", type=float, default=60, help="seconds; 0 measures on a busy machine")
-    add("--json", type=Path, default=ROOT / "benchmarks/whole-requests.json")
+    add("--json", type=in_folder, default=ROOT / "benchmarks/whole-requests.json")
     parsed = parser.parse_args(arguments)
     parsed.folder.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = json.loads(parsed.json.read_text()) if parsed.json.is_file() else {}
+    report = records(parsed.json)
 
     def tell(line: str) -> None:
         print(f"whole_requests: {line}", file=sys.stderr, flush=True)

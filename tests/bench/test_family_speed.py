@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import family_speed
 import make_random
 import whole_requests
+from choosing_cost import main as choosing_cost
 from make_random import PRESETS
 from random_config import files_of
 from whole_requests import measure
@@ -116,3 +118,40 @@ def test_a_disk_without_room_is_refused(
     with pytest.raises(SystemExit, match=r"expected room for 0\.0 GB in .* name another --folder"):
         family_speed.main(["--folder", str(tmp_path), "--prepare"])
     assert not list(tmp_path.iterdir()) and not small_models
+
+
+@pytest.mark.parametrize("main", [family_speed.main, whole_requests.main, choosing_cost])
+def test_a_folder_that_is_a_file_is_refused_at_first(
+    main: Callable[[Sequence[str]], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "within"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["--folder", str(folder)])
+        assert "--folder: expected a folder to write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [family_speed.main, whole_requests.main])
+@pytest.mark.parametrize("text", ["none of JSON", "[1]"])
+def test_records_of_something_else_are_left_alone(
+    main: Callable[[Sequence[str]], object], text: str, tmp_path: Path
+) -> None:
+    record = tmp_path / "found.json"
+    record.write_text(text)
+    with pytest.raises(SystemExit, match="expected records of this script, found something else"):
+        main(["--folder", str(tmp_path), "--json", str(record)])
+    assert record.read_text() == text
+
+
+@pytest.mark.parametrize("main", [family_speed.main, whole_requests.main])
+def test_a_peers_python_that_is_none_is_refused(
+    main: Callable[[Sequence[str]], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--folder", str(tmp_path), "--json", str(tmp_path / "found.json"), "--peer-python"]
+    told = "found .*/gone: No such file or directory; name the one that scripts/peers.sh prints"
+    with pytest.raises(SystemExit, match=told):
+        main([*options, str(tmp_path / "gone")])
+    with pytest.raises(SystemExit, match="2"):
+        main([*options, ""])
+    assert "--peer-python: expected a name" in capsys.readouterr().err

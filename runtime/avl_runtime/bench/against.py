@@ -191,8 +191,10 @@ def interpreter(peer: str, python: str | None) -> str:
                 command, capture_output=True, text=True, check=False, timeout=LOOK_S
             )
         except (OSError, subprocess.TimeoutExpired) as error:
+            why = getattr(error, "strerror", None) or f"no answer in {LOOK_S} s"
             raise BenchError(
-                f"--peer-python: expected a Python interpreter, found {tried}: {error}"
+                f"--peer-python: expected a Python interpreter, found {tried}: {why}; name the one "
+                "that scripts/peers.sh prints"
             ) from None
         told, *missing = done.stdout.split() or [""]
         if done.returncode or told != "lacks":
