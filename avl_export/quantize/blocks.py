@@ -37,7 +37,8 @@ def quantize(
 
     Args:
         weights: [outputs, inputs]; `block` divides `inputs`.
-        scale_dtype: what the scales are rounded to (fp32, fp16 or bf16) before codes are chosen.
+        scale_dtype: what the scales are rounded to (fp32, fp16 or bf16) before codes are chosen;
+            float32 ones to what 16 bits hold too, where that is near.
 
     Returns:
         codes [outputs, inputs] and scales [outputs, inputs / block], all above zero.
@@ -47,6 +48,8 @@ def quantize(
     scales = _SCALES[method](blocks, bits)
     # A block of zeros, or of weights that the scale's dtype cannot tell from zero.
     scales = np.maximum(round_to(scales, scale_dtype), _TINY[scale_dtype])
+    if scale_dtype == "fp32":
+        scales = _in_16_bits(np.where(blocks.any(-1, keepdims=True), scales, _ANY))
     codes = _round(blocks, scales, bits, np.empty_like(blocks))
     return codes.astype(np.int8).reshape(outputs, inputs), scales[..., 0]
 
@@ -68,6 +71,21 @@ _TINY = {
     "fp16": np.float32(2.0**-24),
     "bf16": np.float32(2.0**-126),
 }
+
+
+_ANY = np.float32(2.0**-14)  # the scale of nothing but zeros: the least normal number of 16 bits
+
+
+def _in_16_bits(scales: Floats) -> Floats:
+    """The nearest numbers that 16 bits hold, where that changes no more than their last bit.
+
+    Kernels read such scales in half the bytes, which is a twentieth of a weight's in blocks of 64.
+    Codes are chosen for what scales are then, so that next to nothing is lost.
+    """
+    with np.errstate(over="ignore"):  # which is then not near
+        near = round_to(scales, "fp16")
+    found: Floats = np.where(np.abs(near - scales) <= scales * np.float32(2.0**-11), near, scales)
+    return found
 
 
 def _round(blocks: Floats, scales: Floats, bits: int, out: Floats) -> Floats:

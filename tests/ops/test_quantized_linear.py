@@ -127,8 +127,20 @@ def linears(draw: st.DrawFn) -> Linear:
     x *= np.exp(numbers.uniform(-9, 9, (rows, 1))).astype(np.float32)
     x[numbers.random(x.shape) < draw(st.sampled_from((0, 0.5, 1)))] = 0
     zeros = codes(*shape) if draw(st.booleans()) else None
-    scales = numbers.uniform(0.001, 0.1, shape).astype(np.float32)
-    return Linear(x, codes(inputs, outputs), scales, zeros, bits)
+    return Linear(x, codes(inputs, outputs), draw(scales(numbers, shape)), zeros, bits)
+
+
+@st.composite
+def scales(draw: st.DrawFn, numbers: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """Of float32, or numbers that 16 bits hold, of any size, all of them or all but one."""
+    found = numbers.uniform(0.001, 0.1, shape).astype(np.float32)
+    if draw(st.booleans()):
+        return found
+    found = np.exp(numbers.uniform(*draw(st.sampled_from(((-17, -9), (-7, 0), (0, 11)))), shape))
+    halves = found.astype(np.float16).astype(np.float32)
+    if draw(st.booleans()):
+        halves.flat[draw(st.integers(0, halves.size - 1))] *= np.float32(1 + 2**-12)
+    return halves
 
 
 @pytest.fixture(scope="module", params=LEVELS)
@@ -139,7 +151,7 @@ def level(request: pytest.FixtureRequest, quantized_kernel: Path) -> Iterator[Pa
         yield quantized_kernel
 
 
-@settings(max_examples=70, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(linear=linears())
 def test_the_kernel_agrees_with_whole_numbers_summed_in_float64(
     level: Path, linear: Linear

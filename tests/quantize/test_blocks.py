@@ -76,8 +76,27 @@ def test_rtn_gives_the_largest_weight_the_highest_code() -> None:
     codes, scales = quantize(weights, 4, 32, "rtn")
     blocks = np.abs(weights.astype(np.float64)).reshape(8, 3, 32)
     filled = blocks.max(-1) > 0
-    np.testing.assert_allclose(scales[filled], blocks.max(-1)[filled] / 7, rtol=1e-6)
+    np.testing.assert_allclose(scales[filled], blocks.max(-1)[filled] / 7, rtol=2**-11)
     assert (np.abs(codes.reshape(8, 3, 32)).max(-1)[filled] == 7).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_16_bits_hold_scales_of_usual_weights(method: Method) -> None:
+    weights = draw(5, 16, 256)
+    weights[:4] *= 2**-10  # of blocks that have few digits in 16 bits
+    _, scales = quantize(weights, 4, 32, method)
+    np.testing.assert_array_equal(scales[4:], scales[4:].astype(np.float16))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("factor", [2.0**-20, 2.0**22])
+def test_scales_keep_digits_that_16_bits_have_no_room_for(method: Method, factor: float) -> None:
+    weights = draw(6, 4, 64)
+    codes, scales = quantize(weights, 4, 32, method)
+    other_codes, others = quantize(weights * np.float32(factor), 4, 32, method)
+    filled = codes.reshape(4, 2, 32).any(-1)
+    np.testing.assert_allclose(others[filled] / factor, scales[filled], rtol=2**-11)
+    assert (np.abs(codes - other_codes) <= 1).all()
 
 
 @pytest.mark.parametrize("block", [32, 64])

@@ -56,7 +56,7 @@ FLAGS = (
 )
 # But in these, which say themselves in which order they take sums: a row's result must not depend
 # on how many rows there are, and equal tokens must be as like to each other.
-IN_ORDER = dict.fromkeys((FEW, LIKENESS), ("-fno-associative-math",))
+IN_ORDER = dict.fromkeys((FEW, LIKENESS, QUANTIZED), ("-fno-associative-math",))
 # What is missing is found here, and not when a program loads the library.
 LINKING = ("-Wl,-z,defs", "-lm") if sys.platform == "linux" else ()
 _AVX2 = ("-mavx2", "-mfma")
@@ -89,8 +89,8 @@ FEW_LEVELS = {
     for level, options in {**_NUMBERS, "vnni": _VNNI, "amx": (*_AMX, "-mamx-int8")}.items()
 }
 QUANTIZED_LEVELS = {
-    "avl_quantized_avx2": _AVX2,
-    "avl_quantized_avx_vnni": (*_AVX2, "-mavxvnni"),
+    "avl_quantized_avx2": (*_AVX2, "-mf16c"),
+    "avl_quantized_avx_vnni": (*_AVX2, "-mf16c", "-mavxvnni"),
     "avl_quantized_avx512": _VNNI,
 }
 CODED_LEVELS = {

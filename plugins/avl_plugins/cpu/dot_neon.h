@@ -11,6 +11,12 @@ typedef int32_t whole __attribute__((vector_size(4 * LANES), aligned(4), may_ali
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
 
+// Numbers of binary16 as float32.
+HELPER floats of_halves(const void *from)
+{
+    return (floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+}
+
 // Whole numbers, of two that are as near the even one.
 HELPER whole nearest(floats v) { return (whole)vcvtnq_s32_f32((float32x4_t)v); }
 

@@ -15,6 +15,16 @@ typedef int32_t whole __attribute__((vector_size(4 * LANES), aligned(4), may_ali
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
 
+// Numbers of binary16 as float32.
+HELPER floats of_halves(const void *from)
+{
+#if defined(__AVX512VNNI__)
+    return (floats)_mm512_cvtph_ps(_mm256_loadu_si256(from));
+#else
+    return (floats)_mm256_cvtph_ps(_mm_loadu_si128(from));
+#endif
+}
+
 // Whole numbers, of two that are as near the even one.
 HELPER whole nearest(floats v)
 {

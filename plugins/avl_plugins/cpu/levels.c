@@ -91,7 +91,7 @@ const avl_quantized_kernels *avl_best_quantized(void)
         return avl_quantized_avx512;
     if (avl_has_avx_vnni() && avl_quantized_avx_vnni)
         return avl_quantized_avx_vnni;
-    return avl_has_avx2() ? avl_quantized_avx2 : NULL;
+    return avl_has_f16c() ? avl_quantized_avx2 : NULL;
 }
 
 const avl_coded_kernels *avl_best_coded(void)
@@ -100,7 +100,7 @@ const avl_coded_kernels *avl_best_coded(void)
         return avl_coded_avx512;
     if (avl_has_avx_vnni() && avl_coded_avx_vnni)
         return avl_coded_avx_vnni;
-    return avl_has_avx2() ? avl_coded_avx2 : NULL;
+    return avl_has_f16c() ? avl_coded_avx2 : NULL;
 }
 
 #else

@@ -2,6 +2,7 @@
 #ifndef AVL_PACKING_H
 #define AVL_PACKING_H
 
+#include "halves.h"
 #include "pieces.h"
 
 #include <float.h>
@@ -60,6 +61,16 @@ HELPER void pack_codes(const avl_packed *w, const uint8_t *from, int64_t outputs
     }
 }
 
+// A piece's scales, 0 for outputs that there are none of.
+HELPER void pack_scales(const avl_packed *w, const float *scales, int64_t outputs, uint8_t *to)
+{
+    memset(to, 0, (size_t)scales_bytes(w));
+    if (!w->has_halves)
+        memcpy(to, scales, (size_t)outputs * sizeof *scales);
+    for (int64_t i = 0; w->has_halves && i < outputs; i++)
+        ((uint16_t *)to)[i] = to_half(scales[i]);
+}
+
 static void pack_tile(const avl_packed *w, int64_t tile, const uint8_t *codes, const float *scales,
                       const uint8_t *zeros, int64_t block)
 {
@@ -73,15 +84,14 @@ static void pack_tile(const avl_packed *w, int64_t tile, const uint8_t *codes, c
         else
             pack_codes(w, from, outputs, piece, 8);
         int64_t of = s * w->span / block;
-        memset((float *)scales_of(w, piece), 0, TILE * sizeof(float));
-        memcpy((float *)scales_of(w, piece), scales + of * w->outputs + first,
-               (size_t)outputs * sizeof(float));
+        uint8_t *behind = piece + codes_bytes(w);
+        pack_scales(w, scales + of * w->outputs + first, outputs, behind);
         if (w->has_zeros) {
             uint8_t all[TILE];
             read_codes(zeros + of * stride + column, w->bits, outputs, all);
             for (int i = 0; i < TILE; i++)
-                ((int32_t *)zeros_of(w, piece))[i] = w->bits == 8 && !FLIPPED ? (int8_t)all[i]
-                                                                              : all[i];
+                ((int16_t *)(behind + scales_bytes(w)))[i] =
+                    w->bits == 8 && !FLIPPED ? (int8_t)all[i] : all[i];
         }
     }
 }

@@ -26,22 +26,30 @@ enum {
 
 HELPER int64_t spans_of(const avl_packed *w) { return w->inputs / w->span; }
 HELPER int64_t codes_bytes(const avl_packed *w) { return w->span * TILE * w->bits / 8; }
+HELPER int64_t scales_bytes(const avl_packed *w)
+{
+    return TILE * (int64_t)(w->has_halves ? sizeof(uint16_t) : sizeof(float));
+}
 HELPER int64_t piece_bytes(const avl_packed *w)
 {
-    return codes_bytes(w) + TILE * (int64_t)sizeof(float) * (w->has_zeros ? 2 : 1);
+    return codes_bytes(w) + scales_bytes(w) + (w->has_zeros ? TILE * (int64_t)sizeof(int16_t) : 0);
 }
 HELPER uint8_t *piece_of(const avl_packed *w, int64_t tile, int64_t span)
 {
     return w->pieces + (tile * spans_of(w) + span) * piece_bytes(w);
 }
-HELPER const float *scales_of(const avl_packed *w, const uint8_t *piece)
-{
-    return (const float *)(piece + codes_bytes(w));
-}
 
-HELPER const int32_t *zeros_of(const avl_packed *w, const uint8_t *piece)
+// A register's scales of a piece, and its zero points.
+HELPER floats scales_of(const avl_packed *w, const uint8_t *piece, int quarter)
 {
-    return (const int32_t *)(scales_of(w, piece) + TILE);
+    const uint8_t *at = piece + codes_bytes(w) + quarter * (scales_bytes(w) / QUARTERS);
+    return w->has_halves ? of_halves(at) : *(const floats *)at;
+}
+HELPER whole zeros_of(const avl_packed *w, const uint8_t *piece, int quarter)
+{
+    typedef int16_t shorts __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+    const shorts *at = (const shorts *)(piece + codes_bytes(w) + scales_bytes(w));
+    return __builtin_convertvector(at[quarter], whole);
 }
 
 // How many of a tile's outputs there are.

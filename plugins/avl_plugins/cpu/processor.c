@@ -42,7 +42,7 @@ int avl_has_f16c(void)
 int avl_has_avx_vnni(void)
 {
     unsigned eax, ebx, ecx, edx;
-    return avl_has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4) &&
+    return avl_has_f16c() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4) &&
            is_allowed(AVX_VNNI);
 }
 

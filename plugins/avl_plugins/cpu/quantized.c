@@ -84,9 +84,8 @@ HELPER whole4 start_of(const avl_packed *w, int32_t x_sum, int64_t bits)
 // A span's sum without what its zero points add.
 HELPER whole4 end_of(const avl_packed *w, whole4 sum, const uint8_t *piece, int32_t x_sum)
 {
-    const int32_t *zeros = zeros_of(w, piece);
     if (w->has_zeros)
-        EACH_QUARTER(f) sum.of[f] -= *(const whole *)(zeros + f * LANES) * x_sum;
+        EACH_QUARTER(f) sum.of[f] -= zeros_of(w, piece, f) * x_sum;
     return sum;
 }
 
@@ -97,6 +96,13 @@ HELPER whole4 add_products(whole4 sum, codes4 codes, const int8_t *x, int64_t bi
     memcpy(&four, x, sizeof four);
     EACH_QUARTER(f) sum.of[f] = add_dots(sum.of[f], codes.of[f], four, bits);
     return sum;
+}
+
+HELPER floats4 load_scales(const avl_packed *w, const uint8_t *piece)
+{
+    floats4 loaded;
+    EACH_QUARTER(f) loaded.of[f] = scales_of(w, piece, f);
+    return loaded;
 }
 
 // to + a span's sum in units of its scales.
@@ -134,7 +140,7 @@ HELPER void multiply_few(const avl_packed *w, const avl_rounded *x, int64_t tile
             const codes4 codes = load_codes(piece + k * TILE * bits / 8, bits);
             EACH_HELD(r) sums[r] = add_products(sums[r], codes, from + r * w->span + k, bits);
         }
-        const floats4 scales = load_floats(scales_of(w, piece));
+        const floats4 scales = load_scales(w, piece);
         EACH_HELD(r) {
             const whole4 sum = end_of(w, sums[r], piece, x->sums[at + r]);
             totals[r] = add_span(totals[r], sum, scales, x->scales[at + r]);
@@ -183,8 +189,7 @@ HELPER void add_piece(const avl_packed *w, const avl_rounded *x, int64_t row, in
     _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {
         whole4 sum = end_of(w, sums[r], piece, x->sums[at + r]);
         float *own = to + r * TILE;
-        store_floats(own, add_span(load_floats(own), sum, load_floats(scales_of(w, piece)),
-                                   x->scales[at + r]));
+        store_floats(own, add_span(load_floats(own), sum, load_scales(w, piece), x->scales[at + r]));
     }
 }
 

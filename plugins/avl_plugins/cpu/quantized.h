@@ -12,15 +12,16 @@
 // A weight [inputs, outputs], its codes and scales in the order in which they are read.
 //
 // The outputs of four registers, 64 for AVX-512, are a tile, and a span of a tile is a piece: codes,
-// for every four inputs those of output 0, of output 1 and so on; then the scales of the outputs;
-// then, if codes have zero points, what the outputs' codes are for 0, as 32 bits. Codes of 4 bits
+// for every four inputs those of output 0, of output 1 and so on; then the scales of the outputs, in
+// 16 bits where those of all pieces are numbers of binary16; then, if codes have zero points, what the
+// outputs' codes are for 0, as 16 bits. Codes of 4 bits
 // have no sign, of 8 bits it depends on the level (pieces.h). Those of 4 bits share bytes: the outputs
 // of the first register (and the third) have the low half, of the second (and fourth) the high one.
 typedef struct avl_packed {
     int64_t inputs, outputs;
     int64_t span; // inputs of an output that share a scale: 32, 64 or 128, and a divisor of inputs
     int64_t bits; // 4, with an even number of outputs, or 8
-    int64_t has_zeros;
+    int64_t has_zeros, has_halves;
     uint8_t *pieces; // [tiles, spans, piece]; as many as kernels say
 } avl_packed;
 

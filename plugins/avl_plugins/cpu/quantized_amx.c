@@ -53,8 +53,8 @@ HELPER void widen_span(const avl_packed *w, const uint8_t *piece, panel to, int6
 {
     __m512 scales[FIELDS], zeros[FIELDS];
     for (int f = 0; f < FIELDS; f++) {
-        scales[f] = _mm512_loadu_ps(scales_of(w, piece) + f * SIDE);
-        zeros[f] = has_zeros ? _mm512_cvtepi32_ps(_mm512_loadu_si512(zeros_of(w, piece) + f * SIDE))
+        scales[f] = (__m512)scales_of(w, piece, f);
+        zeros[f] = has_zeros ? _mm512_cvtepi32_ps((__m512i)zeros_of(w, piece, f))
                              : _mm512_set1_ps(128);
     }
     for (int64_t k = 0; k < w->span; k += 4, at += 4)
