@@ -88,6 +88,31 @@ def test_rounds_with_equal_likenesses_are_numpys() -> None:
         assert ours.without_repeats(near, left, most, AT_ONCE).tolist() == want.tolist()
 
 
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("alike", ["apart", "in crowds", "all the same", "zeros of both signs"])
+def test_rounds_go_on_where_no_neighbour_that_was_known_is_left(alike: str) -> None:
+    """From more tokens than a list of likest ones holds down to fewer, and beside brute force."""
+    rng, ours = np.random.default_rng(9), choosing()
+    assert ours is not None
+    for tokens, most in ((130, 2), (700, 9)):
+        near = rng.standard_normal((tokens, tokens)).astype(np.float32)
+        if alike == "in crowds":
+            crowd = rng.integers(0, 5, tokens)
+            near[crowd[:, None] == crowd] += 9
+        elif alike == "all the same":
+            near[:] = 0.5
+        elif alike == "zeros of both signs":
+            near = np.copysign(np.float32(0), near)
+        left = rng.permutation(tokens)
+        want = left
+        while len(want) > most:
+            even, odd = want[::2], want[1::2]
+            order = np.lexsort((even, -near[np.ix_(even, odd)].max(1)))
+            drop = min(AT_ONCE, len(want) - most, len(even))
+            want = np.concatenate([even[order[drop:]], odd])
+        assert ours.without_repeats(near, left, most, AT_ONCE).tolist() == want.tolist()
+
+
 def directed(rows: np.ndarray) -> np.ndarray:
     wide = rows.astype(np.float64)
     lengths = np.sqrt((wide**2).sum(1, keepdims=True))

@@ -1,7 +1,9 @@
 #include "choosing.h"
 
+#include "ahead.h"
 #include "levels.h"
 
+#include <math.h>
 #include <string.h>
 
 #define EXPORTED __attribute__((visibility("default")))
@@ -26,35 +28,79 @@ EXPORTED void avl_compare_panels(const avl_likeness *of, int64_t first, int64_t 
 
 enum { GONE, EVEN, ODD };
 
+enum {
+    LOOKED = AVL_LEAST_KNOWN,
+    SOON = 8,     // tokens later a list is looked at
+    RENEWED = 16, // and so many of one that is made anew
+};
+
 EXPORTED void avl_find_likest(const avl_repeats *of, int64_t first, int64_t end)
 {
     for (; first < end; first++)
         avl_best_likeness()->likest(of, first);
 }
 
-// The greatest likeness of a token to one of `count` that are odd.
-static float likeness_to(const avl_repeats *of, int64_t token, const int64_t *odd, int64_t count)
+// Puts a token where it belongs into a list of `held` ones, the likest first and of equally alike ones
+// the first, which has room for `known`. Returns how many there are then.
+static int64_t keep_likest(int32_t *likest, float *alike, int64_t held, int64_t known,
+                           int32_t token, float own)
+{
+    if (held == known && !(own > alike[held - 1]))
+        return held;
+    int64_t at = held < known ? held++ : held - 1;
+    for (; at && own > alike[at - 1]; at--) {
+        likest[at] = likest[at - 1];
+        alike[at] = alike[at - 1];
+    }
+    likest[at] = token;
+    alike[at] = own;
+    return held;
+}
+
+// Where its list has no odd one among the first: the greatest likeness of a token to one of `count`
+// tokens that is odd. The list goes on without those that are gone, and is made anew where none of
+// it is odd.
+static float look_again(const avl_repeats *of, int64_t token, const int64_t *left, int64_t count)
 {
     const float *near = of->near + token * of->tokens;
-    const int32_t *likest = of->likest + token * of->known;
+    int32_t *likest = of->likest + token * of->known;
+    float *alike = of->alike + token * of->known;
+    int64_t held = 0;
     for (int64_t i = 0; i < of->known; i++)
+        if (of->states[likest[i]] != GONE) {
+            likest[held] = likest[i];
+            alike[held++] = alike[i];
+        }
+    for (int64_t i = held; i < of->known; i++)
+        likest[i] = (int32_t)of->tokens;
+    for (int64_t i = 0; i < held; i++)
         if (of->states[likest[i]] == ODD)
-            return of->alike[token * of->known + i];
-    float found = near[odd[0]];
-    for (int64_t i = 1; i < count; i++)
-        found = near[odd[i]] > found ? near[odd[i]] : found;
+            return alike[i];
+    const int64_t room = least(RENEWED, of->known);
+    held = 0;
+    fetch(near, of->tokens * (int64_t)sizeof *near);
+    for (int64_t i = 0; i < count; i++)
+        if (left[i] != token)
+            held = keep_likest(likest, alike, held, room, (int32_t)left[i], near[left[i]]);
+    for (int64_t i = 0; i < held; i++)
+        if (of->states[likest[i]] == ODD)
+            return alike[i];
+    float found = -INFINITY;
+    for (int64_t i = 0; i < count; i++)
+        if (of->states[left[i]] == ODD && near[left[i]] > found)
+            found = near[left[i]];
     return found;
 }
 
-// What is the lower, the more alike: and of equally alike tokens the lower for the first.
-static uint64_t key_of(float alike, int64_t token)
+// The greatest likeness of a token to one of `count` that is odd.
+static float likeness_to(const avl_repeats *of, int64_t token, const int64_t *left, int64_t count)
 {
-    uint32_t bits;
-    memcpy(&bits, &alike, sizeof bits);
-    if (bits == 1u << 31) // the zero below zero, which is equal to the other
-        bits = 0;
-    bits ^= bits >> 31 ? 0 : ~(1u << 31);
-    return (uint64_t)bits << 32 | (uint64_t)token;
+    const int32_t *likest = of->likest + token * of->known;
+    uint32_t odd = 0; // whatever they are, without a branch, which none foresees
+    for (int i = 0; i < LOOKED; i++)
+        odd |= (uint32_t)(of->states[likest[i]] == ODD) << i;
+    return odd ? of->alike[token * of->known + __builtin_ctz(odd)]
+               : look_again(of, token, left, count);
 }
 
 // Sorts numbers by one byte after another; those in which all agree cost nothing. Returns where they
@@ -86,7 +132,7 @@ static uint64_t *sorted(uint64_t *keys, uint64_t *room, int64_t count)
 EXPORTED void avl_drop_repeats(const avl_repeats *of, int64_t *left, int64_t count, int64_t most,
                                int64_t drop)
 {
-    memset(of->states, GONE, (size_t)of->tokens);
+    memset(of->states, GONE, (size_t)of->tokens + 1);
     while (count > most) {
         const int64_t evens = (count + 1) / 2, odds = count / 2;
         int64_t *even = of->order, *odd = of->order + evens;
@@ -94,8 +140,12 @@ EXPORTED void avl_drop_repeats(const avl_repeats *of, int64_t *left, int64_t cou
             (i % 2 ? odd : even)[i / 2] = left[i];
             of->states[left[i]] = i % 2 ? ODD : EVEN;
         }
-        for (int64_t i = 0; i < evens; i++)
-            of->keys[i] = key_of(likeness_to(of, even[i], odd, odds), even[i]);
+        for (int64_t i = 0; i < evens; i++) {
+            const int64_t next = even[least(i + SOON, evens - 1)] * of->known;
+            __builtin_prefetch(of->likest + next);
+            __builtin_prefetch(of->alike + next);
+            of->keys[i] = avl_key_of(likeness_to(of, even[i], left, count), even[i]);
+        }
         const uint64_t *keys = sorted(of->keys, of->keys + of->tokens, evens);
         int64_t gone = count - most < drop ? count - most : drop;
         gone = gone < evens ? gone : evens;

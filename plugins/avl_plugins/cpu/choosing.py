@@ -32,8 +32,8 @@ PANEL: Final = 48  # AVL_PANEL of likeness.h
 GROUP: Final = 16  # AVL_GROUP
 LINE: Final = 8  # AVL_LINE_WORDS
 TURN: Final = 1, 0  # in the state of a race
-KNOWN: Final = 24  # neighbours of a token that are looked up before all are compared
-ROWS: Final = 64  # tokens of a task
+KNOWN: Final = 32  # neighbours of a token that are looked up before all are compared
+ROWS: Final = 128  # tokens of a task
 PANELS: Final = 4  # panels of one, where little is done with each
 ALONE: Final = 1 << 23  # products that are found sooner than other threads are awake
 _THREADS: ContextVar[int | None] = ContextVar("threads of choices", default=None)
@@ -220,12 +220,11 @@ class Choosing:
             drop: how many a round drops at most.
         """
         tokens = len(near)
-        known = min(KNOWN, tokens - 1)
         near, left = np.ascontiguousarray(near, np.float32), left.astype(np.int64)
-        likest, alike = np.empty((tokens, known), np.int32), np.empty((tokens, known), np.float32)
+        likest, alike = np.empty((tokens, KNOWN), np.int32), np.empty((tokens, KNOWN), np.float32)
         keys, order = np.empty((2, tokens), np.uint64), np.empty(tokens, np.int64)
-        arrays = near, likest, alike, keys, order, np.empty(tokens, np.uint8)
-        of = ctypes.byref(_Repeats(tokens, known, *(array.ctypes.data for array in arrays)))
+        arrays = near, likest, alike, keys, order, np.empty(tokens + 1, np.uint8)
+        of = ctypes.byref(_Repeats(tokens, KNOWN, *(array.ctypes.data for array in arrays)))
         tasks = range(0, tokens, ROWS)
         _shared(self.library.avl_find_likest, of, tasks, ROWS, KNOWN * near.size, tokens)
         self.library.avl_drop_repeats(of, left.ctypes.data, len(left), most, drop)

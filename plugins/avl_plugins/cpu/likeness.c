@@ -31,6 +31,8 @@ enum {
     SUMS = 4,    // registers of a gain's sum
     SPAN = 512,  // numbers of one in float32
     PEAKS = 128, // parts of a row, of each of which the greatest number is found first
+    FINEST = 1 << 12, // bits below this one are not asked for in looking for what many reach
+    SOME = 256,       // that are among the first, or so it seems
     TOGETHER = 16,
     WAYS = 4,     // sums of a cosine with a chosen token
     AT_ONCE = 16, // choices that a group is told of
@@ -103,55 +105,75 @@ static double gain(const float *row, const float *best, const float *shares, int
     return total;
 }
 
-// What at least `known` numbers of a row reach, or -inf.
-static float reached(const float *row, int64_t count, int64_t known)
+// What at least `known` numbers of a row reach, and not many more; or -inf.
+static float reached(const float *row, int64_t count, int32_t known)
 {
-    float peaks[PEAKS], sorted[PEAKS];
+    float peaks[PEAKS];
+    uint32_t order[PEAKS], found = 0;
     if (known > PEAKS || count < PEAKS)
         return -INFINITY;
     memcpy(peaks, row, sizeof peaks);
     for (int64_t begin = PEAKS; begin + PEAKS <= count; begin += PEAKS)
         for (int64_t i = 0; i < PEAKS; i += LANES)
             *(lanes *)(peaks + i) = greater(*(lanes *)(peaks + i), *(const lanes *)(row + begin + i));
-    int64_t held = 0;
-    for (int64_t i = 0; i < PEAKS; i++) {
-        if (held == known && !(peaks[i] > sorted[held - 1]))
-            continue;
-        int64_t at = held < known ? held++ : held - 1;
-        for (; at && peaks[i] > sorted[at - 1]; at--)
-            sorted[at] = sorted[at - 1];
-        sorted[at] = peaks[i];
+    for (int64_t i = 0; i < PEAKS; i++)
+        order[i] = avl_ordered(peaks[i]);
+    for (uint32_t bit = 1u << 31; bit > FINEST; bit >>= 1) {
+        int32_t those = 0;
+        for (int64_t i = 0; i < PEAKS; i++)
+            those += order[i] >= (found | bit);
+        found |= those >= known ? bit : 0;
     }
-    return sorted[known - 1];
+    const float floor = avl_in_order(found);
+    return floor == floor ? floor : -INFINITY;
+}
+
+// Writes the `known` of `count` others that a token is most like, in that order.
+static void first_of(const float *near, const int32_t *others, int64_t count, int32_t *to,
+                     int64_t known)
+{
+    uint64_t keys[SOME];
+    for (int64_t i = 0; i < count; i++)
+        keys[i] = avl_key_of(near[others[i]], others[i]);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t before = 0; // without a branch, which none foresees
+        for (int64_t j = 0; j < count; j++)
+            before += keys[j] < keys[i];
+        if (before < known)
+            to[before] = others[i];
+    }
 }
 
 static void likest(const avl_repeats *of, int64_t token)
 {
     const float *near = of->near + token * of->tokens;
+    int32_t others[SOME] = {0};
     int32_t *found = of->likest + token * of->known;
-    float *alike = of->alike + token * of->known;
     // One more, as the token itself may be among those that reach it.
-    float least_of = reached(near, of->tokens, of->known + 1);
+    float floor = reached(near, of->tokens, (int32_t)of->known + 1);
     int64_t held = 0;
+    fetch(near + of->tokens, of->tokens * (int64_t)sizeof *near);
     for (int64_t begin = 0; begin < of->tokens; begin += TOGETHER) {
         const int64_t end = least(of->tokens, begin + TOGETHER);
         int some = 0;
         for (int64_t i = begin; i < end; i++)
-            some |= near[i] >= least_of;
+            some |= near[i] >= floor;
         for (int64_t i = begin; some && i < end; i++) {
-            if (i == token || near[i] < least_of || (held == of->known && near[i] <= alike[held - 1]))
-                continue;
-            int64_t at = held < of->known ? held++ : held - 1;
-            for (; at && near[i] > alike[at - 1]; at--) {
-                found[at] = found[at - 1];
-                alike[at] = alike[at - 1];
-            }
-            found[at] = (int32_t)i;
-            alike[at] = near[i];
+            others[held] = (int32_t)i;
+            held += (near[i] >= floor) & (i != token);
         }
-        if (held && held == of->known)
-            least_of = alike[held - 1];
+        if (held > SOME - TOGETHER) { // what is not above the last of them comes behind it
+            first_of(near, others, held, found, of->known);
+            memcpy(others, found, (size_t)of->known * sizeof *others);
+            held = of->known;
+            floor = nextafterf(near[others[held - 1]], INFINITY);
+        }
     }
+    first_of(near, others, held, found, of->known);
+    for (int64_t i = held; i < of->known; i++)
+        found[i] = (int32_t)of->tokens;
+    for (int64_t i = 0; i < least(held, of->known); i++)
+        of->alike[token * of->known + i] = near[found[i]];
 }
 
 HELPER void add_choice(const avl_spanning *of, int64_t group, int64_t place,
