@@ -4,9 +4,10 @@
 
 #include <immintrin.h>
 
-// Rows that fill the registers with their sums: of a span and of all of them, or of a span alone.
+// Rows that fill the registers with a span's sums. Those of all spans are registers' too as far as
+// these last, and memory that stays in the first cache.
 #if defined(__AVX512VNNI__)
-enum { LANES = 16, HELD = 3, TOGETHER = 4 };
+enum { LANES = 16, HELD = 4, TOGETHER = 4 };
 #else
 enum { LANES = 8, HELD = 2, TOGETHER = 2 };
 #endif

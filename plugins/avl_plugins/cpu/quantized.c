@@ -8,10 +8,11 @@ const avl_quantized_kernels *const AVL_LEVEL = NULL;
 
 #include "packing.h"
 
-#define EACH_HELD(r) _Pragma("GCC unroll 3") for (int r = 0; r < rows; r++)
+#define EACH_HELD(r) _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)
 
 enum {
-    FEW = 4,    // rows up to which sums stay in registers, where those hold no more than two
+    FEW = 4,    // rows up to which sums stay in registers, where those hold two alone
+    MOST_FOURS = 16, // rows of which INT4 multiplies four at a time, where registers hold those
     MANY = 128, // rows whose sums are kept at a time: they fill the first cache
 };
 
@@ -123,7 +124,7 @@ HELPER void fetch_part(const avl_packed *w, const uint8_t *piece, int64_t row, i
         __builtin_prefetch(piece + i, 0, 2);
 }
 
-// Up to HELD rows, with sums in registers: a tile streams through once.
+// Up to HELD rows, with a span's sums in registers: a tile streams through once.
 HELPER void multiply_few(const avl_packed *w, const avl_rounded *x, int64_t tile, int64_t row,
                          int rows, float *y, int64_t bits)
 {
@@ -213,13 +214,24 @@ HELPER void multiply_many(const avl_packed *w, const avl_rounded *x, int64_t til
                       outputs_of(w, tile));
 }
 
+// How many of more than two rows come next: 4, or 3 where no row is left alone then, and for many rows
+// and codes of 4 bits, which are as fast with all sums in registers.
+HELPER int64_t next_of(int64_t left, int64_t bits)
+{
+    const int odd = left == 3 || left == 5 || left == 6 || left == 9;
+    return odd || (bits == 4 && left > MOST_FOURS) ? 3 : 4;
+}
+
 HELPER void multiply(const avl_packed *w, const avl_rounded *x, int64_t tile, float *y, int64_t bits)
 {
     int64_t row = 0;
     for (; HELD < 3 && x->rows > FEW && row < x->rows; row += MANY)
         multiply_many(w, x, tile, row, x->rows - row < MANY ? x->rows : row + MANY, y, bits);
-    for (; HELD == 3 && (x->rows - row > 4 || x->rows - row == 3); row += 3) // and 4 are 2 and 2
-        multiply_few(w, x, tile, row, 3, y, bits);
+    for (int64_t left; HELD == 4 && (left = x->rows - row) > 2; row += next_of(left, bits))
+        if (next_of(left, bits) == 4)
+            multiply_few(w, x, tile, row, 4, y, bits);
+        else
+            multiply_few(w, x, tile, row, 3, y, bits);
     for (; row + 2 <= x->rows; row += 2)
         multiply_few(w, x, tile, row, 2, y, bits);
     if (row < x->rows)
