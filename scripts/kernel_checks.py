@@ -26,6 +26,7 @@ from avl_plugins.cpu import build
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 CHECKS = Path(__file__).with_suffix("")
+STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{build.FOLDER}")
 # With i8mm and dotprod, with dotprod alone, with neither.
 PROCESSORS = ("max", "neoverse-n1", "cortex-a72")
 
@@ -48,11 +49,8 @@ def program(folder: Path, compiler: str, machine: str, *options: str) -> Path:
     ]
     objects = [build.compiled(compiler, unit, folder) for unit in units]
     made = folder / "check"
-    command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static"]
-    sources = sorted(CHECKS.glob("*.c"))
-    subprocess.run(
-        [*command, f"-I{build.FOLDER}", *sources, *objects, "-lm", "-o", made], check=True
-    )
+    command = [compiler, *STRICT, "-O2", "-static", *sorted(CHECKS.glob("*.c")), *objects]
+    subprocess.run([*command, "-lm", "-o", made], check=True)
     return made
 
 

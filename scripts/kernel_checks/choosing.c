@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include "choosing.h"
+#include "greedy.h"
 
 #include <float.h>
 #include <math.h>
@@ -27,41 +28,44 @@ static void check_likeness(int64_t tokens, int64_t width, float temperature)
     for (int64_t token = 0; token + ALIKE < tokens; token += ALIKE)
         memcpy(rows + (token + ALIKE) * width, rows, (size_t)width * sizeof *rows);
     const int64_t panels = (tokens + AVL_PANEL - 1) / AVL_PANEL, stride = tokens + 3;
+    const float *out = results(tokens * stride);
     avl_likeness of = {.tokens = tokens, .width = width, .stride = stride, .features = rows,
                        .panels = results(panels * AVL_PANEL * width),
-                       .out = results(tokens * stride), .temperature = temperature};
+                       .out = (void *)out, .temperature = temperature};
     avl_unit_panels(&of, 0, panels);
     avl_compare_panels(&of, 0, panels);
     for (int64_t a = 0; a < tokens; a++)
         for (int64_t b = 0; b < tokens; b++) {
             const double wanted = cosine(rows + a * width, rows + b * width, width);
-            const double found = of.out[a * stride + b];
+            const double found = out[a * stride + b];
             if (temperature > 0)
-                expect("closeness", found, exp((wanted - 1) / temperature), 8 * FLT_EPSILON / temperature);
+                expect("closeness", found, exp((wanted - 1) / temperature),
+                       8 * FLT_EPSILON / temperature);
             else
                 expect("cosine", found, wanted, 8 * FLT_EPSILON);
             if (a % ALIKE == 0)
-                expect("equal tokens", found, of.out[b], 0);
-            expect("the other way round", found, of.out[b * stride + a], 0);
+                expect("equal tokens", found, out[b], 0);
+            expect("the other way round", found, out[b * stride + a], 0);
         }
     forget();
 }
 
 // Whole numbers, so that sums are exact and some are equal.
-static float *whole_numbers(int64_t count)
+static float *whole_numbers(int64_t least, int64_t count)
 {
     float *made = results(count);
     for (int64_t i = 0; i < count; i++)
-        made[i] = (float)any_whole(-2, 4);
+        made[i] = (float)any_whole(least, 4);
     return made;
 }
 
 static void check_cover(int64_t tokens, int64_t things, int64_t count)
 {
-    float *covers = whole_numbers(tokens * things), *best = results(things);
-    float *given = results(tokens * things), *shares = whole_numbers(things);
-    double weights[MOST], gains[MOST];
-    int64_t order[MOST], looked[MOST], chosen[MOST];
+    float *covers = whole_numbers(-2, tokens * things), *best = results(things);
+    float *given = results(tokens * things), *shares = whole_numbers(0, things);
+    double weights[MOST], worth[MOST];
+    avl_runner runners[MOST];
+    int64_t looked[MOST], state[(3 + 2) * AVL_LINE_WORDS] = {0}, chosen[MOST];
     for (int64_t token = 0; token < tokens; token++)
         weights[token] = (double)any_whole(0, 3);
     memset(best, 0, (size_t)things * sizeof *best);
@@ -69,9 +73,9 @@ static void check_cover(int64_t tokens, int64_t things, int64_t count)
         given[i] = covers[i];
         covers[i] *= shares[i % things];
     }
-    avl_cover of = {tokens, things, given, shares, weights, gains, best, order, looked};
-    avl_add_gains(&of, 0, tokens);
-    avl_cover_most(&of, count, chosen);
+    const avl_race race = {tokens, 1, worth, runners, looked, state};
+    const avl_cover of = {race, things, given, shares, weights, best};
+    avl_cover_most(&of, 0, count, chosen);
     float *known = results(things);
     memset(known, 0, (size_t)things * sizeof *known);
     for (int64_t place = 0; place < count; place++) {
@@ -119,11 +123,11 @@ static int64_t drop_some(const float *near, int64_t tokens, int64_t *left, int64
 
 static void check_repeats(int64_t tokens, int64_t known, int64_t count, int64_t most)
 {
-    float *near = whole_numbers(tokens * tokens);
+    float *near = whole_numbers(-2, tokens * tokens), *alike = results(tokens * known);
     int32_t likest[MOST * MOST];
     uint64_t keys[2 * MOST];
     int64_t order[MOST], left[MOST], wanted[MOST];
-    uint8_t states[MOST];
+    uint8_t states[MOST + 1];
     for (int64_t i = 0; i < tokens; i++)
         wanted[i] = i;
     for (int64_t i = 0; i < tokens; i++) {
@@ -132,7 +136,7 @@ static void check_repeats(int64_t tokens, int64_t known, int64_t count, int64_t 
         wanted[i] = token;
     }
     memcpy(left, wanted, sizeof left);
-    const avl_repeats of = {tokens, known, near, likest, keys, order, states};
+    const avl_repeats of = {tokens, known, near, likest, alike, keys, order, states};
     avl_find_likest(&of, 0, tokens);
     avl_drop_repeats(&of, left, count, most, 8);
     while (count > most) {
@@ -154,7 +158,9 @@ void check_choosing(void)
     static const int64_t covers[][3] = {{1, 1, 1}, {7, 200, 7}, {60, 13, 40}, {MOST, 700, 30}};
     for (size_t i = 0; i < sizeof covers / sizeof *covers; i++)
         check_cover(covers[i][0], covers[i][1], covers[i][2]);
-    static const int64_t repeats[][4] = {{2, 1, 2, 1}, {30, 4, 30, 3}, {100, 99, 81, 10}, {MOST, 24, MOST, 1}};
+    static const int64_t repeats[][4] = {
+        {2, 8, 2, 1}, {30, 8, 30, 3}, {100, 99, 81, 10}, {MOST, 24, MOST, 1},
+    };
     for (size_t i = 0; i < sizeof repeats / sizeof *repeats; i++)
         check_repeats(repeats[i][0], repeats[i][1], repeats[i][2], repeats[i][3]);
 }

@@ -2,6 +2,7 @@
 // rounded here.
 #include "check.h"
 
+#include "halves.h"
 #include "levels.h"
 
 #include <math.h>
@@ -14,6 +15,7 @@ typedef struct {
     int64_t inputs, outputs, bits, block;
     const uint8_t *codes, *zeros; // no zero points: NULL
     const float *scales;
+    int halves; // whether 16 bits hold the scales
 } source;
 
 static const uint8_t *any_bytes(int64_t count)
@@ -24,9 +26,13 @@ static const uint8_t *any_bytes(int64_t count)
     return made;
 }
 
-static source any_source(int64_t inputs, int64_t outputs, int64_t bits, int64_t block, int zeros)
+static source any_source(int64_t inputs, int64_t outputs, int64_t bits, int64_t block, int zeros,
+                         int halves)
 {
-    source s = {inputs, outputs, bits, block, NULL, NULL, numbers(inputs / block * outputs)};
+    float *scales = numbers(inputs / block * outputs);
+    for (int64_t i = 0; halves && i < inputs / block * outputs; i++)
+        scales[i] = of_half(to_half(scales[i]));
+    source s = {inputs, outputs, bits, block, NULL, NULL, scales, halves};
     s.codes = any_bytes(inputs * outputs * bits / 8);
     if (zeros)
         s.zeros = any_bytes(inputs / block * outputs * bits / 8);
@@ -68,7 +74,8 @@ static void round_here(const float *x, int64_t inputs, int64_t span, double *to)
 static void check(const source *s, int64_t rows)
 {
     const avl_quantized_kernels *with = avl_best_quantized();
-    avl_packed w = {s->inputs, s->outputs, 128, s->bits, s->zeros != NULL, NULL};
+    avl_packed w = {.inputs = s->inputs, .outputs = s->outputs, .span = 128, .bits = s->bits,
+                    .has_zeros = s->zeros != NULL, .has_halves = s->halves};
     while (s->block % w.span)
         w.span /= 2;
     int64_t spans = s->inputs / w.span;
@@ -101,7 +108,7 @@ static void check(const source *s, int64_t rows)
 // A code of a table [outputs, inputs].
 static int straight_code(const source *s, int64_t output, int64_t input)
 {
-    const source rows = {s->outputs, s->inputs, s->bits, s->block, NULL, NULL, NULL};
+    const source rows = {s->outputs, s->inputs, s->bits, s->block, NULL, NULL, NULL, 0};
     return code_at(&rows, s->codes, output, input);
 }
 
@@ -154,15 +161,17 @@ void check_quantized(void)
     for (size_t b = 0; b < sizeof blocks / sizeof *blocks; b++)
         for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
             for (int64_t bits = 4; bits <= 8; bits += 4)
-                for (int zeros = 0; zeros < 2; zeros++) {
+                for (int form = 0; form < 4; form++) {
+                    int zeros = form & 1, halves = form >> 1;
                     int64_t inputs = blocks[b] == 640 ? 640 : blocks[b] * any_whole(1, 3);
-                    source s = any_source(inputs, 2 * any_whole(1, 40), bits, blocks[b], zeros);
+                    int64_t outputs = 2 * any_whole(1, 40);
+                    source s = any_source(inputs, outputs, bits, blocks[b], zeros, halves);
                     check(&s, rows[r]);
-                    if (!zeros)
+                    if (!form)
                         check_coded(&s, rows[r]);
                     forget();
                 }
-    source many = any_source(32, 6, 8, 32, 0); // more rows than are summed at a time
+    source many = any_source(32, 6, 8, 32, 0, 1); // more rows than are summed at a time
     check(&many, 259);
     forget();
 }

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import platform
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import kernel_checks
+from avl_plugins.cpu import build
 from avl_plugins.cpu.host import host
+
+
+def test_the_checks_fit_the_kernels(kernels: Path) -> None:
+    """They stand outside the library: where nothing else compiles them, no one would see it."""
+    compiler = build.compiler()
+    for source in sorted(kernel_checks.CHECKS.glob("*.c")):
+        command = [compiler, *kernel_checks.STRICT, "-fsyntax-only", source]
+        done = subprocess.run(command, capture_output=True, check=False, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
