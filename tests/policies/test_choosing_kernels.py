@@ -173,6 +173,15 @@ def test_what_is_found_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatc
     assert len(set(found[0][0])) == 100 and max(found[0][1]) < 45
 
 
+@pytest.mark.parametrize("rows", [1, 129, 1500])
+def test_what_threads_make_of_rows_is_numpys(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "ALONE", 1)
+    wide = np.random.default_rng(8).random((rows, 333), np.float32)[:, 33:]
+    with choices.on_threads(3):
+        found = choices.of_rows(lambda some: some.sum(1), wide)
+    np.testing.assert_array_equal(found, wide.sum(1))
+
+
 @pytest.mark.usefixtures("kernels")
 def test_where_a_thread_cannot_begin_no_other_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "ALONE", 1)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from avl_plugins.cpu.choosing import of_rows
 from avl_plugins.policies.checks import check_fraction
 from avl_plugins.policies.embedded.covering import covering
 from avl_plugins.policies.embedded.select import Selecting
@@ -48,7 +49,8 @@ def _covers(name: str, picture: Picture, alpha: float) -> tuple[Scores, Scores]:
     of = directions(picture.features)
     closeness(of, PICTURE_TEMPERATURE, among)
     shares = np.ones(things + tokens)
-    shares[things:] = alpha / (tokens * among.sum(1))  # of a column as of a row
+    sums = of_rows(lambda rows: rows.sum(1), among)  # of a column as of a row
+    shares[things:] = alpha / (tokens * sums)
     if things:
         asked = of.to(picture.question)
         found[:, :things] = _shares(asked, TEXT_TEMPERATURE) / things
