@@ -186,10 +186,13 @@ def _places(action: Action, groups: Indices, count: int, left: Indices) -> Indic
 
 def _means(rows: Values, into: Indices, count: int) -> Values:
     """[count, C]: the mean of those of the rows [n, C] that go `into` each."""
-    sums = np.zeros((count, rows.shape[1]), np.float64)
-    np.add.at(sums, into[into >= 0], rows[into >= 0])
-    counts = np.bincount(into[into >= 0], minlength=count)
-    means: Values = (sums / counts[:, None]).astype(rows.dtype)
+    order = into.argsort(kind="stable")[np.count_nonzero(into < 0) :]
+    counts = np.bincount(into[order], minlength=count)
+    begins = np.cumsum(counts) - counts
+    means: Values = rows[order[begins]]
+    for place in np.flatnonzero(counts > 1):
+        some = order[begins[place] : begins[place] + counts[place]]
+        means[place] = rows[some].mean(0, dtype=np.float64)
     return means
 
 
