@@ -16,12 +16,16 @@ NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
 
 
 class _Flattener:
-    """`rows` maps a [batch, seq, N] value to the same numbers as [batch * seq, N], and N."""
+    """`rows` maps a [batch, seq, N] value to the same numbers as [batch * seq, N], and N.
+
+    `given` are those of them that the graph is given, and so has as [batch, seq, N] too.
+    """
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.hidden = graph.inputs[0]
         self.rows: dict[ir.Value, tuple[ir.Value, int]] = {}
+        self.given = {self.hidden}
         self.linear: set[ir.Value] = set()
         self.lead: ir.Value | None = None
 
@@ -30,24 +34,41 @@ class _Flattener:
         if not isinstance(width, int):
             raise RuntimeError("a decoder graph whose hidden size is not static")
         nodes = list(self.graph)
-        target = self._constant("rows.hidden.shape", [-1, width])
-        start = ir.node("Reshape", [self.hidden, target])
         lead = ir.node("Shape", [self.hidden], {"start": 0, "end": -1})
-        self.graph.insert_before(nodes[0], [start, lead])
-        self._type_like(start.outputs[0], self.hidden)
+        self.graph.insert_before(nodes[0], lead)
         self.lead = lead.outputs[0]
-        self.rows[self.hidden] = (start.outputs[0], width)
+        self._flatten(self.hidden, width, nodes[0])
         for node in nodes:
             self._visit(node)
         self._outputs()
+
+    def _flatten(self, value: ir.Value, width: int, before: ir.Node) -> None:
+        """Have the rows of a graph's input, from a node on."""
+        target = self._constant("rows.hidden.shape", [-1, width])
+        start = ir.node("Reshape", [value, target])
+        self.graph.insert_before(before, start)
+        self._type_like(start.outputs[0], value)
+        self.rows[value] = (start.outputs[0], width)
+
+    def _flatten_added(self, node: ir.Node) -> None:
+        """Have the rows of what is added to known ones and given as hidden states are: features."""
+        if node.op_type != "Add" or not any(value in self.rows for value in node.inputs):
+            return
+        for value in node.inputs:
+            if value is None or value in self.rows or value not in self.graph.inputs:
+                continue
+            if value.shape == self.hidden.shape:
+                self._flatten(value, self.rows[self.hidden][1], node)
+                self.given.add(value)
 
     def _visit(self, node: ir.Node) -> None:
         source = node.inputs[0] if node.inputs else None
         if node.domain != "" or source is None:
             return
+        self._flatten_added(node)
         if node.op_type == "Reshape":
             self._reshape(node)
-        elif node.op_type == "Shape" and source in self.rows and source is not self.hidden:
+        elif node.op_type == "Shape" and source in self.rows and source not in self.given:
             end = node.attributes.get("end")
             if end is not None and end.as_int() == -1:
                 node.replace_input_with(0, self.hidden)
@@ -55,7 +76,7 @@ class _Flattener:
             self._copy(node)
         else:
             for index, value in enumerate(node.inputs):
-                if value in self.rows and value not in self.linear and value is not self.hidden:
+                if value in self.rows and value not in self.linear and value not in self.given:
                     node.replace_input_with(index, self._restore(value, node))
 
     def _reshape(self, node: ir.Node) -> None:
@@ -130,7 +151,7 @@ class _Flattener:
     def _outputs(self) -> None:
         """The segment's output keeps its shape; tapped states are given out as rows."""
         for index, value in enumerate(self.graph.outputs):
-            if value not in self.rows or value is self.hidden:
+            if value not in self.rows or value in self.given:
                 continue
             if index == 0:
                 found = self._restore(value, None)
