@@ -49,8 +49,9 @@ def program(folder: Path, compiler: str, machine: str, *options: str) -> Path:
     ]
     objects = [build.compiled(compiler, unit, folder) for unit in units]
     made = folder / "check"
-    command = [compiler, *STRICT, "-O2", "-static", *sorted(CHECKS.glob("*.c")), *objects]
-    subprocess.run([*command, "-lm", "-o", made], check=True)
+    sources = map(str, sorted(CHECKS.glob("*.c")))
+    command = [compiler, *STRICT, "-O2", "-static", *sources, *objects, "-lm", "-o", str(made)]
+    subprocess.run(command, check=True)
     return made
 
 
