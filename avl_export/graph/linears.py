@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from avl_export.graph.endings import Ending, bias_of, ending_of
+from avl_export.graph.gates import Gate, gate_of
 from avl_export.quantize.blocks import SPAN
 from avl_plugins.bodies.function import linear_function
 from avl_plugins.bodies.linear_ops import (
     ADD_BIAS,
     FINISHED_LINEARS,
+    GATED_LINEARS,
     LINEARS,
     LOGITS_LINEAR,
     PLAIN_LINEARS,
@@ -55,8 +57,9 @@ def join_linears(model: ir.Model) -> None:
     """Let one node take the place of Gemms in float32 and of the nodes that make their weights.
 
     A DequantizeLinear becomes part of a QuantizedLinear, a Cast from 16 bits of a Linear, and so
-    does a weight stored in float32; what ends in logits, of a LogitsLinear. Up to three that
-    multiply the same rows become one node, as q, k and v do. Biases become part of it where each
+    does a weight stored in float32; what ends in logits, of a LogitsLinear. Two of which one gates
+    the other become one node with what they are read by; up to three others that multiply the same
+    rows another, as q, k and v do. Biases become part of it where each
     has one, and what is taken of the sum of one alone (`endings`); else a bias becomes an Add of
     its own. Sizes that kernels do not take stay as they are.
     """
@@ -67,6 +70,8 @@ def join_linears(model: ir.Model) -> None:
             groups.setdefault(linear.kind, []).append(linear)
     used = set()
     for group in groups.values():
+        for pair, gate in _gated_pairs(group):
+            used.add(_replace_gated(model.graph, pair, gate))
         for first in range(0, len(group), MOST_WEIGHTS):
             used.add(_replace(model.graph, group[first : first + MOST_WEIGHTS]))
     for op in LINEARS:
@@ -75,6 +80,28 @@ def join_linears(model: ir.Model) -> None:
             function = ir.serde.deserialize_function(body)
             model.functions[function.identifier()] = function
             model.opset_imports[DOMAIN] = VERSION
+
+
+def _gated_pairs(group: list[_Linear]) -> list[tuple[tuple[_Linear, _Linear], Gate]]:
+    """Linears of a group of which one gates another, which are taken out of the group."""
+    found = []
+    by_gemm = {one.gemm: one for one in group}
+    for gemm, one in list(by_gemm.items()):
+        gate = gate_of(gemm) if len(gemm.inputs) == 2 else None
+        other = None if gate is None else by_gemm.get(gate.gated)
+        if gate is None or other is None or other is one or len(gate.gated.inputs) > 2:
+            continue
+        if _sizes(one) != _sizes(other):
+            continue
+        found.append(((one, other), gate))
+        group.remove(one)
+        group.remove(other)
+    return found
+
+
+def _sizes(linear: _Linear) -> ir.Shape | None:
+    weight = linear.tensors[0]
+    return None if weight is None else weight.shape
 
 
 def _linear(gemm: ir.Node) -> _Linear | None:
@@ -177,4 +204,20 @@ def _replace(graph: ir.Graph, linears: list[_Linear]) -> str:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove([one.gemm, *filter(None, [one.maker])], safe=True)
     ending.take(graph)
+    return op.name
+
+
+def _replace_gated(graph: ir.Graph, pair: tuple[_Linear, _Linear], gate: Gate) -> str:
+    """The same of two linears, of whose products one is made."""
+    first = pair[0]
+    op = GATED_LINEARS[first.ops[2].name, gate.name]
+    tensors = [value for one in pair for value in one.tensors]
+    node = ir.node(op.name, [first.gemm.inputs[0], *tensors], dict(first.attributes), domain=DOMAIN)
+    last = gate.nodes[0]
+    old, new = last.outputs[0], node.outputs[0]
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    graph.insert_before(last, node)
+    old.replace_all_uses_with(new)
+    makers = [one.maker for one in pair if one.maker is not None]
+    graph.remove([*gate.nodes, *(one.gemm for one in pair), *makers], safe=True)
     return op.name

@@ -105,7 +105,7 @@ def test_graphs_have_the_contract_names(master_package: Path) -> None:
     assert attributes["aot"] == 1
     assert attributes["scale"] == pytest.approx(12**-0.5)
     names = [function.name for function in model.functions]
-    linears = ["Linear", "Linear2", "Linear3", "LogitsLinear"]
+    linears = ["Linear", "Linear3", "LogitsLinear", "Linear2SiluGate"]
     heads = ["RotaryHeads", "JoinedHeads"]
     assert names == ["SplitCacheAttention", "SplitCacheStep", "SplitCachePrompt", *linears, *heads]
     weights = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]

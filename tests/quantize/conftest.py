@@ -17,6 +17,7 @@ from avl_export.export import Result, export
 from avl_export.options import Options
 from avl_export.plan.plan import Plan, make_plan
 from avl_plugins.bodies.linear_ops import LINEARS
+from avl_plugins.schema import Op
 from export.checkpoints import make_config, write_random
 from support.torchlib import always_one_table
 
@@ -39,12 +40,16 @@ Exports = Callable[..., Exported]
 
 def quantized_linears_of(nodes: Counter[str]) -> int:
     """How many linears the QuantizedLinears among the types of a graph's nodes are."""
-    return sum(len(op.outputs) * nodes[op.name] for op in LINEARS if "Quantized" in op.name)
+    return sum(_weights(op) * nodes[op.name] for op in LINEARS if "Quantized" in op.name)
 
 
 def linears_of(nodes: Counter[str]) -> int:
     """How many linears there are in all."""
-    return nodes["Gemm"] + sum(len(op.outputs) * nodes[op.name] for op in LINEARS)
+    return nodes["Gemm"] + sum(_weights(op) * nodes[op.name] for op in LINEARS)
+
+
+def _weights(op: Op) -> int:
+    return sum(value.name.startswith(("weight", "codes")) for value in op.inputs)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,7 +6,12 @@ import onnx
 from onnx import parser
 
 from avl_plugins.bodies.attention_body import attention_body, prompt_body, step_body
-from avl_plugins.bodies.linear_ops import ADD_BIAS, FINISHED_LINEARS, QUANTIZED_LINEARS
+from avl_plugins.bodies.linear_ops import (
+    ADD_BIAS,
+    FINISHED_LINEARS,
+    GATED_LINEARS,
+    QUANTIZED_LINEARS,
+)
 from avl_plugins.bodies.mutual_body import WHOLE, Cut, cut_body
 from avl_plugins.bodies.reach_body import (
     block_body,
@@ -55,6 +60,22 @@ _ENDINGS = {
     {y} = Mul (sum, share)
 """,
 }
+# From products y_0 and y_1 to y.
+_GATES = {
+    "SiluGate": """
+    share = Sigmoid (y_0)
+    gate = Mul (y_0, share)
+    y = Mul (gate, y_1)
+""",
+    "GeluGate": """
+    gate = Gelu (y_0)
+    y = Mul (gate, y_1)
+""",
+    "TanhGeluGate": """
+    gate = Gelu <approximate = "tanh"> (y_0)
+    y = Mul (gate, y_1)
+""",
+}
 
 _QUANTIZED_LINEAR = """
     {w} = DequantizeLinear <axis: int = @axis, block_size: int = @block_size> ({tensors})
@@ -62,7 +83,8 @@ _QUANTIZED_LINEAR = """
 """
 
 _QUANTIZED_NAMES = {op.name for op in QUANTIZED_LINEARS.values()}
-_WITHOUT = {op.name: parts for parts, op in FINISHED_LINEARS.items()}  # the linear, and its ending
+# The linear, and its ending or gate:
+_WITHOUT = {op.name: parts for parts, op in (*FINISHED_LINEARS.items(), *GATED_LINEARS.items())}
 
 
 def split_cache_attention_functions(
@@ -121,17 +143,19 @@ def linear_function(op: Op, opset: int = 23) -> onnx.FunctionProto:
     """
     base, ending = _WITHOUT.get(op.name, (op.name, ""))
     template = _QUANTIZED_LINEAR if base in _QUANTIZED_NAMES else _PLAIN_LINEAR
-    products = [value.name for value in op.outputs]
+    gate = _GATES.get(ending, "")
+    products = ["y_0", "y_1"] if gate else [value.name for value in op.outputs]
     tensors = [value.name for value in op.inputs[1:]]
     each = len(tensors) // len(products)
+    has_bias = ending in _ENDINGS
     body = ""
     for y, at in zip(products, range(0, len(tensors), each), strict=True):
-        product = f"product_of_{y}" if ending else y
-        weight = tensors[at : at + each - bool(ending)]
+        product = f"product_of_{y}" if has_bias else y
+        weight = tensors[at : at + each - has_bias]
         body += template.format(y=product, w=f"weight_of_{y}", tensors=", ".join(weight))
-        if ending:
+        if has_bias:
             body += _ENDINGS[ending].format(y=y, product=product, bias=tensors[at + each - 1])
-    return function_proto(op, body, opset)
+    return function_proto(op, body + gate, opset)
 
 
 def attention_node_attributes(scale: float) -> dict[str, float | int | str]:

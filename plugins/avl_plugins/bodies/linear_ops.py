@@ -99,6 +99,12 @@ ENDINGS: Mapping[str, str] = {
     "AddBiasTanhGelu": "tanh_gelu(y + bias)",
     "AddBiasQuickGelu": "quick_gelu(y + bias)",
 }
+# By which function of the first product the second may be gated, as names of ops end with it.
+GATES: Mapping[str, str] = {
+    "SiluGate": "silu(y_0) * y_1",
+    "GeluGate": "gelu(y_0) * y_1",
+    "TanhGeluGate": "tanh_gelu(y_0) * y_1",
+}
 
 
 def _finished(op: Op, ending: str) -> Op:
@@ -123,7 +129,22 @@ FINISHED_LINEARS: Mapping[tuple[str, str], Op] = {
     for ending in ENDINGS
     if ending == ADD_BIAS or len(op.outputs) == 1
 }
+
+
+def _gated(op: Op, gate: str) -> Op:
+    """`op` with two weights of as many outputs, whose products become one."""
+    doc = f"{op.doc} What comes out is {GATES[gate]}."
+    made = Value("y", "T", ("rows", "outputs_0"), "the second product, gated by the first")
+    return dataclasses.replace(op, name=op.name + gate, doc=doc, outputs=(made,))
+
+
+# By the name of the op without, and the gate.
+GATED_LINEARS: Mapping[tuple[str, str], Op] = {
+    (op.name, gate): _gated(op, gate)
+    for op in (PLAIN_LINEARS[2], QUANTIZED_LINEARS[2, False], QUANTIZED_LINEARS[2, True])
+    for gate in GATES
+}
 LINEARS = (
     *(*PLAIN_LINEARS.values(), LOGITS_LINEAR, *QUANTIZED_LINEARS.values()),
-    *FINISHED_LINEARS.values(),
+    *(*FINISHED_LINEARS.values(), *GATED_LINEARS.values()),
 )

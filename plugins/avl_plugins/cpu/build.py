@@ -34,8 +34,8 @@ SOURCES = (
     LIKENESS,
     *("processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
-    *("ort_quantized.c", "ort_state.c", "ort_heads.c", "experts.c", "ort_experts.c"),
-    "ort_coded_experts.c",
+    *("ort_quantized.c", "ort_pack.c", "ort_state.c", "ort_heads.c", "experts.c"),
+    *("ort_experts.c", "ort_coded_experts.c"),
     "ort_ops.c",
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
@@ -66,7 +66,7 @@ _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")))
 _NUMBERS = {"avx2": _AVX2, "avx512": _AVX512}
 LEVELS = {f"avl_step_{level}": (*options, "-mf16c") for level, options in _NUMBERS.items()}
 CODES_LEVELS = {f"avl_codes_{level}": options for level, options in _NUMBERS.items()}
-EPILOGUE_LEVELS = {f"avl_finish_{level}": options for level, options in _NUMBERS.items()}
+EPILOGUE_LEVELS = {f"avl_epilogues_{level}": options for level, options in _NUMBERS.items()}
 HEADS_LEVELS = {f"avl_heads_{level}": options for level, options in _NUMBERS.items()}
 DELTA_LEVELS = {f"avl_delta_{level}": options for level, options in _NUMBERS.items()}
 CONVOLVE_LEVELS = {f"avl_convolve_{level}": options for level, options in _NUMBERS.items()}

@@ -7,8 +7,12 @@
 #define HELPER static inline __attribute__((always_inline))
 
 #ifndef AVL_LEVEL
-#define AVL_LEVEL avl_finish_base
+#define AVL_LEVEL avl_epilogues_base
 #endif
+
+HELPER float identity(float x) { return x; }
+
+HELPER float silu(float x) { return avl_gated(x, x); }
 
 HELPER float quick_gelu(float x) { return avl_gated(x, 1.702f * x); }
 
@@ -37,6 +41,15 @@ HELPER float gelu(float x)
     return x < 0.0f ? x * tail : x - x * tail;
 }
 
+#define FOR_ACTIVATION(ACTIVATION, FUNCTION)                                                       \
+    switch (ACTIVATION) {                                                                          \
+    case AVL_IDENTITY: FUNCTION(identity); break;                                                  \
+    case AVL_GELU: FUNCTION(gelu); break;                                                          \
+    case AVL_TANH_GELU: FUNCTION(tanh_gelu); break;                                                \
+    case AVL_QUICK_GELU: FUNCTION(quick_gelu); break;                                              \
+    case AVL_SILU: FUNCTION(silu); break;                                                          \
+    }
+
 #define FINISH(FUNCTION)                                                                           \
     for (int64_t row = 0; row < rows; row++) {                                                     \
         float *restrict to = y + row * outputs;                                                    \
@@ -44,14 +57,25 @@ HELPER float gelu(float x)
             to[i] = FUNCTION(to[i] + bias[i]);                                                     \
     }
 
-void AVL_LEVEL(const avl_epilogue *epilogue, float *y, int64_t rows, int64_t outputs, int64_t first,
-               int64_t end)
+static void finish(const avl_epilogue *epilogue, float *y, int64_t rows, int64_t outputs,
+                   int64_t first, int64_t end)
 {
     const float *restrict bias = epilogue->bias;
-    switch (epilogue->activation) {
-    case AVL_IDENTITY: FINISH(); break;
-    case AVL_GELU: FINISH(gelu); break;
-    case AVL_TANH_GELU: FINISH(tanh_gelu); break;
-    case AVL_QUICK_GELU: FINISH(quick_gelu); break;
-    }
+    FOR_ACTIVATION(epilogue->activation, FINISH)
 }
+
+#define GATE(FUNCTION)                                                                             \
+    for (int64_t row = 0; row < rows; row++) {                                                     \
+        float *restrict to = y + row * outputs + first;                                            \
+        const float *restrict from = by + row * (end - first);                                     \
+        for (int64_t i = 0; i < end - first; i++)                                                  \
+            to[i] = FUNCTION(to[i]) * from[i];                                                     \
+    }
+
+static void gate(avl_activation activation, float *y, int64_t rows, int64_t outputs, int64_t first,
+                 int64_t end, const float *by)
+{
+    FOR_ACTIVATION(activation, GATE)
+}
+
+const avl_epilogues AVL_LEVEL = {finish, gate};

@@ -46,9 +46,11 @@ const avl_code_kernels *avl_best_codes(void)
     return avl_has_avx512() ? &avl_codes_avx512 : avl_has_avx2() ? &avl_codes_avx2 : &avl_codes_base;
 }
 
-avl_finish *avl_best_finish(void)
+const avl_epilogues *avl_best_epilogues(void)
 {
-    return avl_has_avx512() ? avl_finish_avx512 : avl_has_avx2() ? avl_finish_avx2 : avl_finish_base;
+    return avl_has_avx512() ? &avl_epilogues_avx512
+           : avl_has_avx2() ? &avl_epilogues_avx2
+                            : &avl_epilogues_base;
 }
 
 avl_convolve *avl_best_convolve(void)
@@ -109,7 +111,7 @@ const avl_step_kernels *avl_best_step(void) { return &avl_step_base; }
 const avl_few_kernels *avl_best_few(void) { return &avl_few_base; }
 const avl_prompt_kernels *avl_best_prompt(void) { return &avl_prompt_base; }
 const avl_code_kernels *avl_best_codes(void) { return &avl_codes_base; }
-avl_finish *avl_best_finish(void) { return avl_finish_base; }
+const avl_epilogues *avl_best_epilogues(void) { return &avl_epilogues_base; }
 avl_convolve *avl_best_convolve(void) { return avl_convolve_base; }
 avl_split_heads *avl_best_heads(void) { return avl_heads_base; }
 const avl_delta_kernels *avl_best_delta(void) { return &avl_delta_base; }

@@ -44,6 +44,6 @@ avl_split_heads *avl_best_heads(void);
 const avl_likeness_kernels *avl_best_likeness(void);
 
 // What follows a linear.
-avl_finish *avl_best_finish(void);
+const avl_epilogues *avl_best_epilogues(void);
 
 #endif

@@ -56,7 +56,7 @@ OrtStatus *avl_bias(const OrtKernelContext *context, const avl_linear_op *op, si
                     int64_t outputs, avl_epilogue *to)
 {
     avl_tensor bias;
-    const size_t tensors = (op->op.inputs - 1) / op->op.outputs; // of a weight, the bias being the last
+    const size_t tensors = (op->op.inputs - 1) / avl_weights_of(op); // of a weight, the bias being the last
     OrtStatus *status = avl_input(context, (weight + 1) * tensors, &bias);
     if (!status && (bias.rank != 1 || bias.dims[0] != outputs))
         status = avl_failed("expected a bias with one number for each output of its weight");

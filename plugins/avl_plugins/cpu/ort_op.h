@@ -19,8 +19,11 @@ typedef struct avl_op {
 typedef struct avl_linear_op {
     avl_op op;
     int has_bias; // behind each weight's tensors
-    avl_activation activation; // of the sums
+    avl_activation activation; // of the sums; of the first product, if it gates the second
+    int is_gated;              // two weights, of whose products one output is made
 } avl_linear_op;
+
+static inline size_t avl_weights_of(const avl_linear_op *op) { return op->is_gated ? 2 : op->op.outputs; }
 
 // The ops. Those on tiles take the places of their like where a session asks for bf16.
 #define AVL_BIASED 2
@@ -28,8 +31,8 @@ typedef struct avl_linear_op {
 #define AVL_MUTUAL 2
 #define AVL_STATES 3
 #define AVL_HEADS 3
-#define AVL_PLAIN_LINEARS 9
-#define AVL_QUANTIZED_LINEARS 18
+#define AVL_PLAIN_LINEARS 12
+#define AVL_QUANTIZED_LINEARS 24
 #define AVL_CODED_EXPERTS 2 // of 4 and 8 bits
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
     avl_biased[AVL_BIASED], avl_kept_attention[AVL_KEPT], avl_kept_attention_on_tiles[AVL_KEPT],
@@ -78,7 +81,7 @@ OrtStatus *avl_input_element(const OrtKernelContext *context, size_t index, int 
 // All inputs of a node, each of its rank.
 OrtStatus *avl_inputs(const OrtKernelContext *context, const size_t *ranks, size_t count,
                       avl_tensor *to);
-// A linear's bias, one number for each output; the op says what is taken of the sums.
+// The bias of one of a linear's weights, one number for each output; the op says what is taken of the sums.
 OrtStatus *avl_bias(const OrtKernelContext *context, const avl_linear_op *op, size_t weight,
                     int64_t outputs, avl_epilogue *to);
 OrtStatus *avl_constant(const OrtKernelInfo *info, size_t index, avl_tensor *to);

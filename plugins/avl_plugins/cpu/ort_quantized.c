@@ -1,11 +1,10 @@
 // QuantizedLinear and its like as custom ops of ONNX Runtime's CPU provider: for one to three weights
 // that are multiplied with the same x, with and without zero points and what follows the products.
-#include "halves.h"
 #include "levels.h"
 #include "linear_amx.h"
+#include "ort_linear.h"
 #include "ort_op.h"
 #include "processor.h"
-#include "unmap.h"
 
 #include <stdlib.h>
 
@@ -17,7 +16,7 @@ enum { TASKS = 16, ROWS_OF_A_TASK = 16, ALIGNMENT = 64 };
 typedef struct {
     const avl_linear_op *op;
     const avl_quantized_kernels *with;
-    avl_finish *finish;
+    const avl_epilogues *epilogues;
     size_t count;
     avl_packed weights[MOST_WEIGHTS];
     int64_t amx_rows; // from how many rows of x on AMX multiplies; 0: never
@@ -31,7 +30,10 @@ typedef struct {
     const float *from;
     float *y[MOST_WEIGHTS];
     avl_epilogue after[MOST_WEIGHTS];
+    _Atomic int lacks_memory; // some task found none
 } product;
+
+static OrtStatus *no_memory(void) { return avl_failed("expected memory for rows, found none"); }
 
 static void round_rows(void *of, size_t index)
 {
@@ -47,44 +49,100 @@ static void round_group(void *of, size_t index)
     avl_amx->round(p->from, &p->amx_x, (int64_t)index);
 }
 
+// Of a weight that another gates, tiles at a time: of few rows all that a task may have, as memory is
+// fastest in its own order, of more as many as stay in a cache.
+static int64_t gated_tiles(const product *p)
+{
+    const packed_weights *packed = p->packed;
+    return p->amx || p->x.rows > ROWS_OF_A_TASK ? 1 : packed->with->tiles(packed->weights) / TASKS + 1;
+}
+
+// Memory for the products of a weight that another gates.
+static float *place_of_gated(const product *p)
+{
+    const int64_t rows = p->amx ? avl_amx_block(p->amx_x.rows) : p->x.rows;
+    const int64_t columns = gated_tiles(p) * p->packed->with->tile_outputs;
+    return malloc((size_t)(rows * columns) * sizeof(float));
+}
+
+static void multiply_tile(const product *p, const avl_packed *weight, const avl_amx_rows *x,
+                          int64_t tile, float *y)
+{
+    if (p->amx)
+        avl_amx->multiply_packed(weight, x, tile, y);
+    else
+        p->packed->with->multiply(weight, &p->x, tile, y);
+}
+
+static int64_t columns_of(const packed_weights *packed, const avl_packed *weight, int64_t tile)
+{
+    const int64_t column = tile * packed->with->tile_outputs;
+    return column < weight->outputs ? column : weight->outputs;
+}
+
+// Gates tiles [first, end) of y by products of the second weight, which are put into `by`.
+static void gate_tiles(const product *p, const avl_amx_rows *x, int64_t first, int64_t end, float *y,
+                       float *by)
+{
+    const packed_weights *packed = p->packed;
+    const avl_packed *weight = &packed->weights[1];
+    const int64_t column = columns_of(packed, weight, first), last = columns_of(packed, weight, end);
+    avl_packed part = *weight; // whose products lie side by side
+    part.outputs = last - column;
+    part.pieces += packed->with->bytes(weight) / packed->with->tiles(weight) * first;
+    for (int64_t tile = first; tile < end; tile++)
+        multiply_tile(p, &part, x, tile - first, by);
+    packed->epilogues->gate(packed->op->activation, y, p->amx ? x->rows : p->x.rows, weight->outputs,
+                            column, last, by);
+}
+
 // Tiles [first, end) of a weight, and what follows, while a tile is in a cache; on AMX for the block of
-// rows that starts with `row`.
-static void multiply_tiles(const product *p, size_t i, int64_t first, int64_t end, int64_t row)
+// rows that starts with `row`. `gated`: where products of a weight that the first gates may lie.
+static void multiply_tiles(const product *p, size_t i, int64_t first, int64_t end, int64_t row,
+                           float *gated)
 {
     const packed_weights *packed = p->packed;
     const avl_packed *weight = &packed->weights[i];
     const avl_amx_rows x = p->amx ? avl_amx_part(&p->amx_x, row) : (avl_amx_rows){0};
-    const int64_t width = packed->with->tile_outputs;
     float *y = p->y[i] + row * weight->outputs;
-    for (int64_t tile = first; tile < end; tile++) {
-        if (p->amx)
-            avl_amx->multiply_packed(weight, &x, tile, y);
-        else
-            packed->with->multiply(weight, &p->x, tile, y);
-        const int64_t left = weight->outputs - tile * width;
-        if (p->after[i].bias)
-            packed->finish(&p->after[i], y, p->amx ? x.rows : p->x.rows, weight->outputs,
-                           tile * width, tile * width + (left < width ? left : width));
+    const int64_t step = gated ? gated_tiles(p) : 1;
+    for (int64_t tile = first; tile < end; tile += step) {
+        const int64_t last = tile + step < end ? tile + step : end;
+        for (int64_t one = tile; one < last; one++)
+            multiply_tile(p, weight, &x, one, y);
+        if (gated)
+            gate_tiles(p, &x, tile, last, y, gated);
+        else if (p->after[i].bias)
+            packed->epilogues->finish(&p->after[i], y, p->amx ? x.rows : p->x.rows, weight->outputs,
+                                      columns_of(packed, weight, tile),
+                                      columns_of(packed, weight, last));
     }
 }
 
-// A part of all weights' tiles, those of the first weight first; of a block of rows on AMX.
+// A part of all weights' tiles, those of the first weight first; of a block of rows on AMX. A weight
+// that is gated goes with the first.
 static void multiply_share(void *of, size_t index)
 {
-    const product *p = of;
+    product *p = of;
+    const packed_weights *packed = p->packed;
     const int64_t row = p->amx ? (int64_t)(index / TASKS) * avl_amx_block(p->amx_x.rows) : 0;
     index %= TASKS;
-    const avl_packed *weight = p->packed->weights;
+    const avl_packed *weight = packed->weights;
+    float *gated = packed->op->is_gated ? place_of_gated(p) : NULL;
+    if (packed->op->is_gated && !gated) {
+        p->lacks_memory = 1;
+        return;
+    }
     int64_t tiles = 0;
-    for (size_t i = 0; i < p->packed->count; i++)
-        tiles += p->packed->with->tiles(&weight[i]);
+    for (size_t i = 0; i < (gated ? 1 : packed->count); i++)
+        tiles += packed->with->tiles(&weight[i]);
     int64_t tile = tiles * (int64_t)index / TASKS, end = tiles * ((int64_t)index + 1) / TASKS;
     if (p->amx)
         avl_amx->begin();
     for (size_t i = 0; tile < end; i++) {
-        int64_t own = p->packed->with->tiles(&weight[i]), last = end < own ? end : own;
+        int64_t own = packed->with->tiles(&weight[i]), last = end < own ? end : own;
         if (tile < last) {
-            multiply_tiles(p, i, tile, last, row);
+            multiply_tiles(p, i, tile, last, row, gated);
             tile = last;
         }
         tile -= own;
@@ -92,6 +150,7 @@ static void multiply_share(void *of, size_t index)
     }
     if (p->amx)
         avl_amx->end();
+    free(gated);
 }
 
 // Rounds in `tasks` of `round`, which is given `p` and an index, then multiplies.
@@ -106,10 +165,9 @@ static OrtStatus *run(OrtKernelContext *context, product *p, void (*round)(void 
     if (status)
         return status;
     const int64_t blocks = p->amx ? avl_amx_blocks(p->amx_x.rows) : 1;
-    return avl_api->KernelContext_ParallelFor(context, multiply_share, (size_t)blocks * TASKS, 0, p);
+    status = avl_api->KernelContext_ParallelFor(context, multiply_share, (size_t)blocks * TASKS, 0, p);
+    return status || !p->lacks_memory ? status : no_memory();
 }
-
-static OrtStatus *no_memory(void) { return avl_failed("expected memory for rounded rows, found none"); }
 
 static OrtStatus *multiply(OrtKernelContext *context, product *p, int64_t rows)
 {
@@ -155,7 +213,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
         return avl_failed("expected x [rows, inputs] with the weight's inputs");
     product p = {.packed = packed, .from = x.data};
     int64_t rows = x.dims[0];
-    for (size_t i = 0; i < packed->count; i++) {
+    for (size_t i = 0; i < packed->op->op.outputs; i++) {
         const int64_t dims[2] = {rows, first[i].outputs};
         if ((status = avl_output(context, i, dims, 2, &p.y[i])))
             return status;
@@ -170,83 +228,6 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     return multiply(context, &p, rows);
 }
 
-// What a weight is made from.
-typedef struct {
-    avl_tensor codes, scales, zeros; // no zeros: rank 0
-    int64_t block; // inputs that share a scale; 0: all of an output's
-} source;
-
-// `tensors` of them are inputs of the op, from the one at `index` on.
-static OrtStatus *read_source(const OrtKernelInfo *info, size_t index, size_t tensors, source *from)
-{
-    OrtStatus *status;
-    if ((status = avl_api->KernelInfoGetAttribute_int64(info, "block_size", &from->block)) ||
-        (status = avl_constant(info, index, &from->codes)) ||
-        (status = avl_constant(info, index + 1, &from->scales)))
-        return status;
-    return tensors == 3 ? avl_constant(info, index + 2, &from->zeros) : NULL;
-}
-
-// Whether a tensor is [blocks, outputs], or [outputs] with one block an output.
-static int is_table(const avl_tensor *table, const source *from, const avl_packed *weight)
-{
-    if (!from->block)
-        return table->rank == 1 && table->dims[0] == weight->outputs;
-    return table->rank == 2 && table->dims[0] == weight->inputs / from->block &&
-           table->dims[1] == weight->outputs;
-}
-
-// Whether 16 bits hold the scales as they are: those of exporters that round them, and of checkpoints
-// that store them so. In blocks of 64 codes of 4 bits a step reads a twentieth less then.
-static int are_halves(const float *scales, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++)
-        if (of_half(to_half(scales[i])) != scales[i])
-            return 0;
-    return 1;
-}
-
-static OrtStatus *measure(const source *from, avl_packed *weight)
-{
-    if (from->codes.rank != 2 || (from->codes.type != ORT_INT4 && from->codes.type != ORT_INT8))
-        return avl_failed("expected INT4 or INT8 codes [inputs, outputs]");
-    weight->inputs = from->codes.dims[0];
-    weight->outputs = from->codes.dims[1];
-    weight->bits = from->codes.type == ORT_INT4 ? 4 : 8;
-    weight->has_zeros = from->zeros.rank != 0;
-    int64_t block = from->block ? from->block : weight->inputs;
-    weight->span = avl_span_of(block);
-    if (!weight->span || weight->inputs % block || (weight->bits == 4 && weight->outputs % 2))
-        return avl_failed("expected blocks of a multiple of 32 inputs and, of INT4, even outputs");
-    if (!is_table(&from->scales, from, weight) ||
-        (weight->has_zeros &&
-         (!is_table(&from->zeros, from, weight) || from->zeros.type != from->codes.type)))
-        return avl_failed("expected scales and zero points [inputs / block, outputs], or [outputs] "
-                          "without blocks, and zero points of the codes' type");
-    return NULL;
-}
-
-static OrtStatus *pack(const avl_quantized_kernels *with, const source *from, avl_packed *weight)
-{
-    OrtStatus *status = measure(from, weight);
-    if (status)
-        return status;
-    const int64_t block = from->block ? from->block : weight->inputs;
-    const int64_t scales = weight->inputs / block * weight->outputs;
-    weight->has_halves = are_halves(from->scales.data, scales);
-    const int64_t bytes = with->bytes(weight);
-    weight->pieces = aligned_alloc(ALIGNMENT, (size_t)bytes);
-    if (bytes && !weight->pieces)
-        return avl_failed("expected memory for weights, found none");
-    for (int64_t tile = 0; tile < with->tiles(weight); tile++)
-        with->pack(weight, tile, from->codes.data, from->scales.data, from->zeros.data, block);
-    avl_unmap(from->codes.data, (size_t)(weight->inputs * weight->outputs * weight->bits / 8));
-    avl_unmap(from->scales.data, (size_t)scales * sizeof(float));
-    if (weight->has_zeros)
-        avl_unmap(from->zeros.data, (size_t)(scales * weight->bits / 8));
-    return NULL;
-}
-
 static void destroy(void *kernel)
 {
     packed_weights *packed = kernel;
@@ -255,20 +236,21 @@ static void destroy(void *kernel)
     free(packed);
 }
 
-// The inputs of an op after x are as many tensors for each of its outputs, a bias the last of them.
+// The inputs of an op after x are as many tensors for each of its weights, a bias the last of them.
 static OrtStatus *pack_all(const OrtKernelInfo *info, packed_weights *packed)
 {
-    const avl_op *op = &packed->op->op;
-    size_t tensors = (op->inputs - 1) / op->outputs, own = tensors - (size_t)packed->op->has_bias;
-    for (; packed->count < op->outputs; packed->count++) {
+    const size_t weights = avl_weights_of(packed->op);
+    size_t tensors = (packed->op->op.inputs - 1) / weights;
+    size_t own = tensors - (size_t)packed->op->has_bias;
+    for (; packed->count < weights; packed->count++) {
         avl_packed *weight = &packed->weights[packed->count];
-        source from = {0};
-        OrtStatus *status = read_source(info, 1 + packed->count * tensors, own, &from);
-        if (!status)
-            status = pack(packed->with, &from, weight);
-        if (!status && weight->inputs != packed->weights->inputs) {
+        OrtStatus *status =
+            avl_pack_weight(info, 1 + packed->count * tensors, own, packed->with, weight);
+        if (!status && (weight->inputs != packed->weights->inputs ||
+                        (packed->op->is_gated && weight->outputs != packed->weights->outputs))) {
             free(weight->pieces);
-            status = avl_failed("expected weights with the same inputs");
+            status = avl_failed("expected weights with the same inputs, and as many outputs if one "
+                                "gates another");
         }
         if (status)
             return status;
@@ -287,7 +269,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused_api, const 
         return avl_failed("expected memory, found none");
     packed->op = (const avl_linear_op *)op;
     packed->with = avl_best_quantized();
-    packed->finish = avl_best_finish();
+    packed->epilogues = avl_best_epilogues();
     OrtStatus *status = pack_all(info, packed);
     if (status)
         destroy(packed);
@@ -309,8 +291,11 @@ static const int TYPES_WITH_BOTH[MOST_INPUTS] = {F,       ORT_ANY, F,       ORT_
 #define OP(NAME, WEIGHTS, TENSORS, TYPES_OF, BIAS, ACTIVATION)                                     \
     {{AVL_OP(create, compute, destroy), NAME, 1 + (TENSORS) * (WEIGHTS), WEIGHTS, TYPES_OF, NULL}, \
      BIAS,                                                                                         \
-     ACTIVATION}
-// An op for each ending of `linear_ops.py`; several weights have a bias alone.
+     ACTIVATION,                                                                                   \
+     0}
+#define GATED(NAME, TENSORS, TYPES_OF, ACTIVATION)                                                 \
+    {{AVL_OP(create, compute, destroy), NAME, 1 + (TENSORS) * 2, 1, TYPES_OF, NULL}, 0, ACTIVATION, 1}
+// An op for each ending and gate of `linear_ops.py`; several weights have a bias alone.
 #define FINISHED(KIND, TENSORS, TYPES_OF)                                                          \
     OP("QuantizedLinear" KIND "AddBias", 1, TENSORS, TYPES_OF, 1, AVL_IDENTITY),                   \
         OP("QuantizedLinear2" KIND "AddBias", 2, TENSORS, TYPES_OF, 1, AVL_IDENTITY),              \
@@ -321,7 +306,10 @@ static const int TYPES_WITH_BOTH[MOST_INPUTS] = {F,       ORT_ANY, F,       ORT_
 #define LINEARS(KIND, TENSORS, TYPES_OF)                                                           \
     OP("QuantizedLinear" KIND, 1, TENSORS, TYPES_OF, 0, AVL_IDENTITY),                             \
         OP("QuantizedLinear2" KIND, 2, TENSORS, TYPES_OF, 0, AVL_IDENTITY),                        \
-        OP("QuantizedLinear3" KIND, 3, TENSORS, TYPES_OF, 0, AVL_IDENTITY)
+        OP("QuantizedLinear3" KIND, 3, TENSORS, TYPES_OF, 0, AVL_IDENTITY),                        \
+        GATED("QuantizedLinear2" KIND "SiluGate", TENSORS, TYPES_OF, AVL_SILU),                    \
+        GATED("QuantizedLinear2" KIND "GeluGate", TENSORS, TYPES_OF, AVL_GELU),                    \
+        GATED("QuantizedLinear2" KIND "TanhGeluGate", TENSORS, TYPES_OF, AVL_TANH_GELU)
 
 const avl_linear_op avl_quantized_linears[AVL_QUANTIZED_LINEARS] = {
     LINEARS("", 2, TYPES),
