@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.inliner
 import onnxruntime as ort
 
 from avl_export.check.runners import Runner
 from avl_plugins import graph_io
+from avl_plugins.schema import ADD_RMS_NORM, DOMAIN
 from avl_runtime.package.package import Package
 from avl_runtime.vision import Kind
 
@@ -122,8 +124,13 @@ class Graph:
 
 
 def read_graph(package: Package, file: str) -> Graph:
-    """The graph in `file` of `package`."""
+    """The graph in `file` of `package`.
+
+    A sum and its norm are nodes of their own: layers begin between them.
+    """
     model = onnx.load(package.file(file), load_external_data=False)
+    if any(node.op_type == ADD_RMS_NORM.name for node in model.graph.node):
+        model = onnx.inliner.inline_selected_functions(model, [(DOMAIN, ADD_RMS_NORM.name)])
     weights = {weight.name for weight in model.graph.initializer}
     made_by = {}
     for node in model.graph.node:

@@ -13,6 +13,7 @@ from avl_export.graph.frames import open_frames
 from avl_export.graph.heads import join_heads
 from avl_export.graph.linears import join_linears
 from avl_export.graph.mutual import name_attention
+from avl_export.graph.norms import join_norms
 from avl_export.graph.states import attach_states
 from avl_export.graph.trace import Traced
 from avl_plugins.bodies.function import (
@@ -63,6 +64,8 @@ def finish(traced: Traced) -> ir.Model:
         name_attention(model)
     join_linears(model)
     join_heads(model)
+    if traced.heads:
+        join_norms(model)
     open_answers(model.graph)
     return model
 

@@ -106,8 +106,8 @@ def test_graphs_have_the_contract_names(master_package: Path) -> None:
     assert attributes["scale"] == pytest.approx(12**-0.5)
     names = [function.name for function in model.functions]
     linears = ["Linear", "Linear3", "LogitsLinear", "Linear2SiluGate"]
-    heads = ["RotaryHeads", "JoinedHeads"]
-    assert names == ["SplitCacheAttention", "SplitCacheStep", "SplitCachePrompt", *linears, *heads]
+    others = ["RotaryHeads", "JoinedHeads", "AddRMSNorm"]
+    assert names == ["SplitCacheAttention", "SplitCacheStep", "SplitCachePrompt", *linears, *others]
     weights = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     assert len(weights) == 11
     assert not any("/" in e.value for t in weights for e in t.external_data)

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 # Compiled once for every level of instructions:
 KERNELS, FEW, PROMPT, CODES = "attention.c", "few.c", "prompt.c", "codes.c"
 EPILOGUE, DELTA, CONVOLVE = "epilogue.c", "delta.c", "convolve.c"
-HEADS, LIKENESS = "heads.c", "likeness.c"
+HEADS, LIKENESS, NORM = "heads.c", "likeness.c", "norm.c"
 # For the levels above the compiler's own:
 LINEAR, SCREEN, QUANTIZED, STACKED = "linear.c", "screen.c", "quantized.c", "stacked.c"
 CODED = "coded.c"
@@ -31,11 +31,11 @@ SOURCES = (
     *(KERNELS, FEW, "few_run.c", "append.c", "evict.c", "exchange.c", "mass.c", "refresh.c"),
     *("step.c", "unmap.c", "choosing.c", "greedy.c"),
     *(PROMPT, "prompt_plan.c", "prompt_run.c", CODES, EPILOGUE, HEADS, DELTA, CONVOLVE),
-    LIKENESS,
+    *(LIKENESS, NORM),
     *("processor.c", "levels.c"),
     *("ort_op.c", "ort_step.c", "ort_codes.c", "ort_mutual.c", "ort_linear.c", "ort_logits.c"),
-    *("ort_quantized.c", "ort_pack.c", "ort_state.c", "ort_heads.c", "experts.c"),
-    *("ort_experts.c", "ort_coded_experts.c"),
+    *("ort_quantized.c", "ort_pack.c", "ort_state.c", "ort_heads.c", "ort_norm.c"),
+    *("experts.c", "ort_experts.c", "ort_coded_experts.c"),
     "ort_ops.c",
 )
 LIBRARY = FOLDER / ("avl_cpu.dylib" if sys.platform == "darwin" else "avl_cpu.so")
@@ -68,6 +68,7 @@ LEVELS = {f"avl_step_{level}": (*options, "-mf16c") for level, options in _NUMBE
 CODES_LEVELS = {f"avl_codes_{level}": options for level, options in _NUMBERS.items()}
 EPILOGUE_LEVELS = {f"avl_epilogues_{level}": options for level, options in _NUMBERS.items()}
 HEADS_LEVELS = {f"avl_heads_{level}": options for level, options in _NUMBERS.items()}
+NORM_LEVELS = {f"avl_norm_{level}": options for level, options in _NUMBERS.items()}
 DELTA_LEVELS = {f"avl_delta_{level}": options for level, options in _NUMBERS.items()}
 CONVOLVE_LEVELS = {f"avl_convolve_{level}": options for level, options in _NUMBERS.items()}
 LIKENESS_LEVELS = {f"avl_likeness_{level}": options for level, options in _NUMBERS.items()}
@@ -108,6 +109,7 @@ X86_LEVELS = {
     DELTA: DELTA_LEVELS,
     CONVOLVE: CONVOLVE_LEVELS,
     LIKENESS: LIKENESS_LEVELS,
+    NORM: NORM_LEVELS,
     LINEAR: LINEAR_LEVELS,
     SCREEN: SCREEN_LEVELS,
     STACKED: STACKED_LEVELS,

@@ -65,6 +65,11 @@ avl_split_heads *avl_best_heads(void)
     return avl_has_avx512() ? avl_heads_avx512 : avl_has_avx2() ? avl_heads_avx2 : avl_heads_base;
 }
 
+avl_add_norm *avl_best_add_norm(void)
+{
+    return avl_has_avx512() ? avl_norm_avx512 : avl_has_avx2() ? avl_norm_avx2 : avl_norm_base;
+}
+
 const avl_delta_kernels *avl_best_delta(void)
 {
     return avl_has_avx512() ? &avl_delta_avx512 : avl_has_avx2() ? &avl_delta_avx2 : &avl_delta_base;
@@ -114,6 +119,7 @@ const avl_code_kernels *avl_best_codes(void) { return &avl_codes_base; }
 const avl_epilogues *avl_best_epilogues(void) { return &avl_epilogues_base; }
 avl_convolve *avl_best_convolve(void) { return avl_convolve_base; }
 avl_split_heads *avl_best_heads(void) { return avl_heads_base; }
+avl_add_norm *avl_best_add_norm(void) { return avl_norm_base; }
 const avl_delta_kernels *avl_best_delta(void) { return &avl_delta_base; }
 const avl_likeness_kernels *avl_best_likeness(void) { return &avl_likeness_base; }
 

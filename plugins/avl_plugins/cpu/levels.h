@@ -9,6 +9,7 @@
 #include "few.h"
 #include "heads.h"
 #include "likeness.h"
+#include "norm.h"
 #include "prompt_amx.h"
 #include "prompt_codes.h"
 #include "prompt_words.h"
@@ -39,6 +40,9 @@ const avl_delta_kernels *avl_best_delta(void);
 
 // Between linears and attention.
 avl_split_heads *avl_best_heads(void);
+
+// Between a decoder's parts.
+avl_add_norm *avl_best_add_norm(void);
 
 // Of choices before the decoder.
 const avl_likeness_kernels *avl_best_likeness(void);

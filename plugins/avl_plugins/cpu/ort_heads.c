@@ -6,8 +6,6 @@
 #include <string.h>
 
 enum { Q, K, V, COS, SIN, PLAIN_INPUTS, Q_NORM = PLAIN_INPUTS, K_NORM, MOST_INPUTS };
-// Rows of a task; so few that waking other threads would take longer are not divided.
-enum { TASK = 16 };
 
 static const int TYPES[MOST_INPUTS] = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT,
                                        ORT_FLOAT, ORT_FLOAT, ORT_FLOAT};
@@ -25,25 +23,10 @@ typedef struct {
     avl_heads all;
 } split_work;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static void split_task(void *of, size_t task)
+static void split_rows(void *of, int64_t first, int64_t end)
 {
     const split_work *work = of;
-    const int64_t first = (int64_t)task * TASK, rows = work->all.batch * work->all.rows;
-    work->split(&work->all, first, least(first + TASK, rows));
-}
-
-// Runs a task for every TASK of `rows`.
-static OrtStatus *for_rows(OrtKernelContext *context, void (*task)(void *, size_t), int64_t rows,
-                           void *work)
-{
-    const size_t tasks = (size_t)((rows + TASK - 1) / TASK);
-    if (tasks > 1)
-        return avl_api->KernelContext_ParallelFor(context, task, tasks, 0, work);
-    if (tasks)
-        task(work, 0);
-    return NULL;
+    work->split(&work->all, first, end);
 }
 
 static int fits(const rotary_kernel *op, const avl_tensor *given)
@@ -83,7 +66,7 @@ static OrtStatus *rotate(void *kernel, OrtKernelContext *context)
         const int64_t dims[] = {cos[0], of->heads, cos[1], op->head_dim};
         status = avl_output(context, (size_t)i, dims, 4, &of->to);
     }
-    return status ? status : for_rows(context, split_task, cos[0] * cos[1], &work);
+    return status ? status : avl_for_rows(context, split_rows, cos[0] * cos[1], &work);
 }
 
 static OrtStatus *create_rotary(const OrtCustomOp *op, const OrtApi *unused_api,
@@ -111,15 +94,14 @@ static OrtStatus *create_rotary(const OrtCustomOp *op, const OrtApi *unused_api,
 }
 
 typedef struct {
-    int64_t heads, rows, head_dim, all_rows;
+    int64_t heads, rows, head_dim;
     const float *from;
     float *to;
 } join_work;
 
-static void join_task(void *of, size_t task)
+static void join_rows(void *of, int64_t first, int64_t end)
 {
     const join_work *work = of;
-    const int64_t first = (int64_t)task * TASK, end = least(first + TASK, work->all_rows);
     for (int64_t row = first; row < end; row++) {
         const int64_t b = row / work->rows, s = row % work->rows;
         for (int64_t h = 0; h < work->heads; h++)
@@ -138,10 +120,10 @@ static OrtStatus *join(void *unused_kernel, OrtKernelContext *context)
     if (status)
         return status;
     join_work work = {.heads = heads.dims[1], .rows = heads.dims[2], .head_dim = heads.dims[3],
-                      .all_rows = heads.dims[0] * heads.dims[2], .from = heads.data};
-    const int64_t dims[] = {work.all_rows, work.heads * work.head_dim};
+                      .from = heads.data};
+    const int64_t dims[] = {heads.dims[0] * work.rows, work.heads * work.head_dim};
     status = avl_output(context, 0, dims, 2, &work.to);
-    return status ? status : for_rows(context, join_task, work.all_rows, &work);
+    return status ? status : avl_for_rows(context, join_rows, dims[0], &work);
 }
 
 static OrtStatus *create_join(const OrtCustomOp *unused_op, const OrtApi *unused_api,

@@ -104,3 +104,29 @@ OrtStatus *avl_output(OrtKernelContext *context, size_t index, const int64_t *di
     OrtStatus *status = avl_api->KernelContext_GetOutput(context, index, dims, rank, &value);
     return status ? status : avl_api->GetTensorMutableData(value, data);
 }
+
+enum { ROWS = 16 }; // of a task
+
+typedef struct {
+    avl_rows_task *task;
+    int64_t rows;
+    void *work;
+} rows_work;
+
+static void run_rows(void *of, size_t index)
+{
+    const rows_work *all = of;
+    const int64_t first = (int64_t)index * ROWS, left = all->rows - first;
+    all->task(all->work, first, first + (left < ROWS ? left : ROWS));
+}
+
+OrtStatus *avl_for_rows(OrtKernelContext *context, avl_rows_task *task, int64_t rows, void *work)
+{
+    if (rows <= ROWS) {
+        task(work, 0, rows);
+        return NULL;
+    }
+    rows_work all = {task, rows, work};
+    return avl_api->KernelContext_ParallelFor(context, run_rows, (size_t)((rows + ROWS - 1) / ROWS), 0,
+                                              &all);
+}

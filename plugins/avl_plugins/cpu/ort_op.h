@@ -37,7 +37,7 @@ static inline size_t avl_weights_of(const avl_linear_op *op) { return op->is_gat
 extern const avl_op avl_split_cache_step, avl_split_cache_prompt, avl_split_cache_prompt_on_tiles,
     avl_biased[AVL_BIASED], avl_kept_attention[AVL_KEPT], avl_kept_attention_on_tiles[AVL_KEPT],
     avl_mutual_attention[AVL_MUTUAL], avl_mutual_attention_on_tiles[AVL_MUTUAL],
-    avl_state_ops[AVL_STATES], avl_head_ops[AVL_HEADS], avl_logits_linear, avl_sparse_experts,
+    avl_state_ops[AVL_STATES], avl_head_ops[AVL_HEADS], avl_add_rms_norm, avl_logits_linear, avl_sparse_experts,
     avl_coded_experts[AVL_CODED_EXPERTS];
 extern const avl_linear_op avl_plain_linears[AVL_PLAIN_LINEARS],
     avl_plain_linears_on_tiles[AVL_PLAIN_LINEARS], avl_quantized_linears[AVL_QUANTIZED_LINEARS];
@@ -74,6 +74,8 @@ typedef struct avl_tensor {
     int type; // of constants alone: the schema says an input's
 } avl_tensor;
 
+typedef void avl_rows_task(void *work, int64_t first, int64_t end);
+
 // ONNX Runtime names the op itself.
 OrtStatus *avl_failed(const char *expected);
 OrtStatus *avl_input(const OrtKernelContext *context, size_t index, avl_tensor *to);
@@ -81,6 +83,9 @@ OrtStatus *avl_input_element(const OrtKernelContext *context, size_t index, int 
 // All inputs of a node, each of its rank.
 OrtStatus *avl_inputs(const OrtKernelContext *context, const size_t *ranks, size_t count,
                       avl_tensor *to);
+// Runs a task for every 16 of `rows`: fewer are not divided, as waking other threads would take longer.
+// It is given `work`, the first row and the one behind the last.
+OrtStatus *avl_for_rows(OrtKernelContext *context, avl_rows_task *task, int64_t rows, void *work);
 // The bias of one of a linear's weights, one number for each output; the op says what is taken of the sums.
 OrtStatus *avl_bias(const OrtKernelContext *context, const avl_linear_op *op, size_t weight,
                     int64_t outputs, avl_epilogue *to);

@@ -81,6 +81,8 @@ static OrtStatus *make_domain(OrtCustomOpDomain **domain, int chosen)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_state_ops[i].op);
     for (size_t i = 0; !status && i < AVL_HEADS; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &avl_head_ops[i].op);
+    if (!status)
+        status = avl_api->CustomOpDomain_Add(*domain, &avl_add_rms_norm.op);
     for (size_t i = 0; !status && chosen & MUTUAL && i < AVL_MUTUAL; i++)
         status = avl_api->CustomOpDomain_Add(*domain, &mutual[i].op);
     for (size_t i = 0; !status && chosen & PLAIN && i < AVL_PLAIN_LINEARS; i++)

@@ -1,4 +1,4 @@
-"""The ops of avl, said once: `ops`, `reach`, `bias`, `heads`, `states`, `experts`."""
+"""The ops of avl, said once: `ops`, `reach`, `bias`, `heads`, `norms`, `states`, `experts`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from avl_plugins.schema.heads import (
     NORMED_ROTARY_HEADS,
     ROTARY_HEADS,
 )
+from avl_plugins.schema.norms import ADD_RMS_NORM
 from avl_plugins.schema.ops import (
     COMPUTED,
     DOMAIN,
@@ -68,6 +69,7 @@ from avl_plugins.schema.states import (
 )
 
 __all__ = [
+    "ADD_RMS_NORM",
     "BIASED_CACHE_ATTENTION",
     "BIASED_CACHE_PROMPT",
     "BIASED_CACHE_STEP",
