@@ -48,7 +48,7 @@ class _Likeness(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("features", "panels")),
         *(("others", ctypes.c_int64), ("beside", ctypes.c_void_p)),
         *(("stride", ctypes.c_int64), ("out", ctypes.c_void_p)),
-        ("temperature", ctypes.c_double),
+        *(("temperature", ctypes.c_double), ("greatest", ctypes.c_void_p)),
     )
 
 
@@ -114,16 +114,30 @@ class Panels:
             temperature: above 0, in float32: e ** ((cosine - 1) / temperature) in place of cosines.
             out: [n, n] to write to, rows of a wider array; None: a new one.
         """
-        (tokens, width), dtype = self.rows.shape, self.rows.dtype
+        tokens, dtype = len(self.rows), self.rows.dtype
         out = np.empty((tokens, tokens), dtype) if out is None else out
         if out.shape != (tokens, tokens) or out.dtype != dtype or out.strides[1] != dtype.itemsize:
             raise ValueError(
                 f"expected {tokens} rows of as many {dtype} side by side, found others"
             )
-        of = ctypes.byref(self.described(out=out, temperature=temperature))
-        tasks, work = range(len(self.array) - 1, -1, -1), tokens * tokens * width // 2
-        _shared(self.functions.library.avl_compare_panels, of, tasks, 1, work)
+        self._compare(self.described(out=out, temperature=temperature))
         return out
+
+    def _compare(self, described: _Likeness) -> None:
+        tokens, width = self.rows.shape
+        of, tasks = ctypes.byref(described), range(len(self.array) - 1, -1, -1)
+        function = self.functions.library.avl_compare_panels
+        _shared(function, of, tasks, 1, tokens * tokens * width // 2)
+
+    def among_with_nearest(self) -> tuple[Scores, Scores]:
+        """`among`, and [n]: of each row the greatest cosine to another; -inf of one alone."""
+        tokens, dtype = len(self.rows), self.rows.dtype
+        out = np.empty((tokens, tokens), dtype)
+        greatest = np.empty((len(self.array), tokens), dtype)
+        described = self.described(out=out)
+        described.greatest = greatest.ctypes.data
+        self._compare(described)
+        return out, greatest.max(0)
 
     def to(self, others: Scores) -> Scores:
         """Cosines [n, m] with rows [m, C]."""
@@ -146,7 +160,7 @@ class Panels:
         beside = (0, None) if others is None else (len(others.rows), others.array.ctypes.data)
         to = (0, None) if out is None else (out.strides[0] // dtype.itemsize, out.ctypes.data)
         data = self.rows.ctypes.data, self.array.ctypes.data
-        return _Likeness(dtype == np.float64, tokens, width, *data, *beside, *to, temperature)
+        return _Likeness(dtype == np.float64, tokens, width, *data, *beside, *to, temperature, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,18 @@ HELPER void NAMED(write)(NUMBER *to, int64_t stride, int64_t rows, int64_t colum
         memcpy(to + r * stride, found[r], (size_t)columns * sizeof *to);
 }
 
+// The greatest number of each of so many columns.
+HELPER void NAMED(peaks)(const NUMBER found[AVL_PANEL][AVL_PANEL], int64_t rows, int64_t columns,
+                         NUMBER *to)
+{
+    NUMBER best[AVL_PANEL];
+    memcpy(best, found[0], sizeof best);
+    for (int64_t r = 1; r < rows; r++)
+        for (int64_t c = 0; c < AVL_PANEL; c++)
+            best[c] = found[r][c] > best[c] ? found[r][c] : best[c];
+    memcpy(to, best, (size_t)columns * sizeof *to);
+}
+
 static void NAMED(compare)(const avl_likeness *of, int64_t panel)
 {
     NUMBER found[AVL_PANEL][AVL_PANEL] __attribute__((aligned(64)));
@@ -112,6 +124,14 @@ static void NAMED(compare)(const avl_likeness *of, int64_t panel)
                     turned[c][r] = found[r][c];
             NAMED(write)(back, of->stride, columns, rows, turned);
         }
+        if (!of->greatest)
+            continue;
+        NUMBER *greatest = (NUMBER *)of->greatest;
+        for (int64_t r = 0; panel == other && r < rows; r++)
+            found[r][r] = -INFINITY;
+        NAMED(peaks)(found, rows, columns, greatest + panel * of->tokens + other * AVL_PANEL);
+        if (panel != other)
+            NAMED(peaks)(turned, columns, rows, greatest + other * of->tokens + panel * AVL_PANEL);
     }
 }
 

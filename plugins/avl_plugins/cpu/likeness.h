@@ -19,6 +19,9 @@ typedef struct avl_likeness {
     int64_t stride;       // of `out`, from token to token
     void *out;            // [tokens, stride], of which the first `others` are written, or `tokens`
     double temperature;   // above 0, in float32: e ** ((cosine - 1) / temperature) in their place
+    // [panels, tokens] without `beside`: of each token the greatest of those with a panel's others, or
+    // NULL.
+    void *greatest;
 } avl_likeness;
 
 // Panels go in any order and in any threads at once, all of them through one function and then

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from avl_plugins.policies.embedded.select import Selecting
-from avl_plugins.policies.embedded.similar import cosines
+from avl_plugins.policies.embedded.similar import check_tokens, directions
 from avl_plugins.policies.view import Indices, Picture
 
 
@@ -23,10 +23,10 @@ class DivPrune(Selecting):
     name: ClassVar[str] = "divprune"
 
     def pick(self, picture: Picture, count: int) -> Indices:
-        near = cosines(self.name, picture.features)
-        np.fill_diagonal(near, -np.inf)
+        check_tokens(self.name, len(picture.features))
+        near, nearest = directions(picture.features).among_with_nearest()
         chosen = np.zeros(count, np.int64)
-        chosen[0] = near.max(1).argmin()
+        chosen[0] = nearest.argmin()
         closest = near[chosen[0]].copy()  # to any chosen one
         for place in range(1, count):
             closest[chosen[place - 1]] = np.inf

@@ -37,6 +37,9 @@ class Directions(Protocol):
     def among(self) -> Scores:
         """[n, n]: cosines of all with each other."""
 
+    def among_with_nearest(self) -> tuple[Scores, Scores]:
+        """That, and [n]: of each row the greatest cosine to another; -inf of one alone."""
+
     def to(self, others: Scores) -> Scores:
         """[n, m]: cosines with rows [m, C]."""
 
@@ -49,6 +52,12 @@ class _Units:
 
     def among(self) -> Scores:
         return self.rows @ self.rows.T
+
+    def among_with_nearest(self) -> tuple[Scores, Scores]:
+        near = self.among()
+        others = near.copy()
+        np.fill_diagonal(others, -np.inf)
+        return near, others.max(1)
 
     def to(self, others: Scores) -> Scores:
         return self.rows @ unit(others).astype(self.rows.dtype, copy=False).T
