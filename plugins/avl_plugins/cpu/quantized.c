@@ -13,6 +13,7 @@ const avl_quantized_kernels *const AVL_LEVEL = NULL;
 enum {
     FEW = 4,    // rows up to which sums stay in registers, where those hold two alone
     MOST_FOURS = 16, // rows of which INT4 multiplies four at a time, where registers hold those
+    AHEAD = 4096, // bytes of codes of 4 bits that are on their way from memory
     MANY = 128, // rows whose sums are kept at a time: they fill the first cache
 };
 
@@ -115,6 +116,14 @@ HELPER floats4 add_span(floats4 to, whole4 sum, floats4 scales, float x_scale)
 
 static int64_t tiles(const avl_packed *w) { return (w->outputs + TILE - 1) / TILE; }
 
+// Begins to read what follows a piece, AHEAD bytes on: a thread with AVX-512 then reads half as much
+// again. Codes of 8 bits come as fast by themselves.
+HELPER void fetch_ahead(const avl_packed *w, const uint8_t *piece, int64_t bits)
+{
+    for (int64_t i = 0; bits == 4 && i < piece_bytes(w); i += 64)
+        __builtin_prefetch(piece + AHEAD + i, 0, 2);
+}
+
 // Some rows' part of what all rows ask for of a piece that is read next.
 HELPER void fetch_part(const avl_packed *w, const uint8_t *piece, int64_t row, int64_t rows,
                        int64_t all)
@@ -133,7 +142,9 @@ HELPER void multiply_few(const avl_packed *w, const avl_rounded *x, int64_t tile
         const int64_t at = s * x->rows + row;
         const int8_t *from = x->codes + at * w->span;
         const uint8_t *piece = piece_of(w, tile, s);
-        if (rows < x->rows && tile + 1 < tiles(w)) // the first rows wait for memory, the rest do not
+        if (rows == x->rows)
+            fetch_ahead(w, piece, bits);
+        else if (tile + 1 < tiles(w)) // the first rows wait for memory, the rest do not
             fetch_part(w, piece_of(w, tile + 1, s), row, rows, x->rows);
         whole4 sums[HELD];
         EACH_HELD(r) sums[r] = start_of(w, x->sums[at + r], bits);
