@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from avl_plugins.cpu.choosing import on_threads
+from avl_plugins.cpu.sharing import on_threads
 from avl_plugins.errors import AvlError
 from avl_plugins.policies import Picture, View, parse
 from avl_runtime import LVLM

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from avl_plugins import cpu
-from avl_plugins.cpu import build
+from avl_plugins.cpu import build, sharing
 from avl_plugins.cpu import choosing as choices
 from avl_plugins.cpu.choosing import Choosing, choosing
 from avl_plugins.policies.embedded import similar
@@ -161,7 +161,7 @@ def test_cosines_are_numpys_and_as_equal_as_rows() -> None:
 @pytest.mark.usefixtures("kernels")
 def test_what_is_found_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows come several times, so that many are worth the same."""
-    monkeypatch.setattr(choices, "ALONE", 1)
+    monkeypatch.setattr(sharing, "ALONE", 1)
     rng, ours = np.random.default_rng(6), choosing()
     assert ours is not None
     rows = np.concatenate([rng.standard_normal((45, 40)).astype(np.float32)] * 3)
@@ -170,7 +170,7 @@ def test_what_is_found_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatc
     weights, relevance = np.tile(rng.random(45), 3), np.tile(rng.random(45), 3)
     found = []
     for threads in (1, 2, 5):
-        with choices.on_threads(threads):
+        with sharing.on_threads(threads):
             covered = ours.cover(near, 100, weights, np.ones(135))
             found.append((covered.tolist(), ours.span(panels, 60, relevance, 0.5, 1e-6).tolist()))
     assert all(one == found[0] for one in found)
@@ -179,16 +179,16 @@ def test_what_is_found_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("rows", [1, 129, 1500])
 def test_what_threads_make_of_rows_is_numpys(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "ALONE", 1)
+    monkeypatch.setattr(sharing, "ALONE", 1)
     wide = np.random.default_rng(8).random((rows, 333), np.float32)[:, 33:]
-    with choices.on_threads(3):
-        found = choices.of_rows(lambda some: some.sum(1), wide)
+    with sharing.on_threads(3):
+        found = sharing.of_rows(lambda some: some.sum(1), wide)
     np.testing.assert_array_equal(found, wide.sum(1))
 
 
 @pytest.mark.usefixtures("kernels")
 def test_where_a_thread_cannot_begin_no_other_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "ALONE", 1)
+    monkeypatch.setattr(sharing, "ALONE", 1)
     submit, begun = choices.ThreadPoolExecutor.submit, []
 
     def few(pool: Any, function: Any, *given: Any) -> Any:
@@ -201,7 +201,7 @@ def test_where_a_thread_cannot_begin_no_other_waits_for_it(monkeypatch: pytest.M
     assert ours is not None
     monkeypatch.setattr(choices.ThreadPoolExecutor, "submit", few)
     near = np.eye(60, dtype=np.float32)
-    with choices.on_threads(4), pytest.raises(RuntimeError, match="can't start new thread"):
+    with sharing.on_threads(4), pytest.raises(RuntimeError, match="can't start new thread"):
         ours.cover(near, 4, np.ones(60), np.ones(60))
     assert len(begun) == 2
 

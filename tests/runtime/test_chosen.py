@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from avl_plugins.cpu import choosing
+from avl_plugins.cpu import choosing, sharing
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import (
     ATTENTION,
@@ -260,8 +260,9 @@ def test_choices_take_as_many_threads_as_the_model(
             taken.append(workers)
             super().__init__(workers)
 
-    monkeypatch.setattr(choosing, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(choosing, "ALONE", 1)
+    for module in (choosing, sharing):
+        monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(sharing, "ALONE", 1)
     for threads in (1, 3, None):
         taken.clear()
         model = LVLM.load(tiny_package, "ort-cpu", threads=threads)

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avl_plugins import cpu
+from avl_plugins.cpu.sharing import shared, threads_for
 
 Scores = NDArray[np.floating]
 Doubles = NDArray[np.float64]
@@ -35,9 +33,6 @@ TURN: Final = 1, 0  # in the state of a race
 KNOWN: Final = 32  # neighbours of a token that are looked up before all are compared
 ROWS: Final = 128  # tokens of a task
 PANELS: Final = 4  # panels of one, where little is done with each
-LOTS: Final = 8  # tasks that NumPy does at most
-ALONE: Final = 1 << 23  # products that are found sooner than other threads are awake
-_THREADS: ContextVar[int | None] = ContextVar("threads of choices", default=None)
 
 
 class _Likeness(ctypes.Structure):
@@ -126,8 +121,8 @@ class Panels:
     def _compare(self, described: _Likeness) -> None:
         tokens, width = self.rows.shape
         of, tasks = ctypes.byref(described), range(len(self.array) - 1, -1, -1)
-        function = self.functions.library.avl_compare_panels
-        _shared(function, of, tasks, 1, tokens * tokens * width // 2)
+        compare = functools.partial(self.functions.library.avl_compare_panels, of)
+        shared(compare, tasks, 1, tokens * tokens * width // 2)
 
     def among_with_nearest(self) -> tuple[Scores, Scores]:
         """`among`, and [n]: of each row the greatest cosine to another; -inf of one alone."""
@@ -148,8 +143,8 @@ class Panels:
         out = np.empty((tokens, len(others)), self.rows.dtype)
         of = ctypes.byref(self.described(others=panels, out=out))
         tasks, work = range(0, len(self.array), PANELS), tokens * panels.array.size
-        function = self.functions.library.avl_compare_panels
-        _shared(function, of, tasks, PANELS, work, len(self.array))
+        compare = functools.partial(self.functions.library.avl_compare_panels, of)
+        shared(compare, tasks, PANELS, work, len(self.array))
         return out
 
     def described(
@@ -177,7 +172,8 @@ class Choosing:
         found = Panels(self, rows, array)
         of = ctypes.byref(found.described())
         tasks, work = range(0, len(array), PANELS), 8 * rows.size
-        _shared(self.library.avl_unit_panels, of, tasks, PANELS, work, len(array))
+        unit = functools.partial(self.library.avl_unit_panels, of)
+        shared(unit, tasks, PANELS, work, len(array))
         return found
 
     def cover(self, covers: Scores, count: int, weights: Scores, shares: Scores) -> Ints:
@@ -193,7 +189,7 @@ class Choosing:
             raise ValueError("expected covers in float32, side by side, found others")
         weights = np.ascontiguousarray(weights, np.float64)
         shares = np.ascontiguousarray(shares, np.float32)
-        race = _Race(np.empty(tokens), _threads(8 * covers.size))
+        race = _Race(np.empty(tokens), threads_for(8 * covers.size))
         best, chosen = np.zeros((race.threads, things), np.float32), np.empty(count, np.int64)
         data = [array.ctypes.data for array in (covers, shares, weights, best)]
         of = ctypes.byref(_Cover(race, things, *data))
@@ -216,7 +212,7 @@ class Choosing:
         whole = np.zeros(groups * GROUP)
         whole[:tokens] = relevance
         adds = 1 - weight + weight * whole**2
-        race = _Race(adds[:tokens].copy(), _threads(tokens * count * width))
+        race = _Race(adds[:tokens].copy(), threads_for(tokens * count * width))
         spanned, known = np.empty((groups, count, GROUP)), np.empty(count * (count - 1) // 2)
         roots, units = np.empty(count), np.empty((count, width), of.rows.dtype)
         done, chosen = np.zeros(groups, np.int64), np.empty(count, np.int64)
@@ -240,20 +236,10 @@ class Choosing:
         keys, order = np.empty((2, tokens), np.uint64), np.empty(tokens, np.int64)
         arrays = near, likest, alike, keys, order, np.empty(tokens + 1, np.uint8)
         of = ctypes.byref(_Repeats(tokens, KNOWN, *(array.ctypes.data for array in arrays)))
-        tasks = range(0, tokens, ROWS)
-        _shared(self.library.avl_find_likest, of, tasks, ROWS, KNOWN * near.size, tokens)
+        find = functools.partial(self.library.avl_find_likest, of)
+        shared(find, range(0, tokens, ROWS), ROWS, KNOWN * near.size, tokens)
         self.library.avl_drop_repeats(of, left.ctypes.data, len(left), most, drop)
         return left[:most]
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """Have choices inside take so many threads; elsewhere there is one for each processor."""
-    before = _THREADS.set(count)
-    try:
-        yield
-    finally:
-        _THREADS.reset(before)
 
 
 def choosing() -> Choosing | None:
@@ -277,45 +263,6 @@ def _functions(library: Path) -> Choosing:
     span.restype, span.argtypes = size, (address, size)
     drop.restype, drop.argtypes = None, (address, address, size, size, size)
     return Choosing(loaded)
-
-
-def of_rows(reduced: Callable[[Scores], Scores], rows: Scores) -> Scores:
-    """What NumPy makes of each row [n, m] by itself, an [n], by several threads."""
-    found = np.empty(len(rows), rows.dtype)
-
-    def some(_: None, begin: int, end: int) -> None:
-        found[begin:end] = reduced(rows[begin:end])
-
-    size = max(ROWS, -(-len(rows) // LOTS))
-    _shared(some, None, range(0, len(rows), size), size, 8 * rows.size, len(rows))
-    return found
-
-
-def _threads(work: int) -> int:
-    """How many threads so many products are for."""
-    return max(1, min(_THREADS.get() or os.cpu_count() or 1, work // ALONE))
-
-
-def _shared(
-    function: Callable[[Any, int, int], object],
-    of: Any,
-    tasks: range,
-    size: int,
-    work: int,
-    end: int = 1 << 62,
-) -> None:
-    """Does tasks of `size` numbers up to `end`; ctypes lets go of Python's lock meanwhile."""
-
-    def task(begin: int) -> None:
-        function(of, begin, min(begin + size, end))
-
-    if (threads := _threads(work)) == 1:
-        for begin in tasks:
-            task(begin)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(task, tasks):
-            pass
 
 
 def _together(function: Callable[..., Any], race: _Race, of: Any, *others: int) -> Any:

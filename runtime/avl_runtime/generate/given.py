@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from avl_plugins.cpu.choosing import on_threads
+from avl_plugins.cpu.sharing import on_threads
 from avl_plugins.errors import PolicyError
 from avl_plugins.policies import DROPPED, PARKED, Action, Picture, View
 from avl_runtime.generate.choices import checked

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from avl_plugins.cpu.choosing import of_rows
+from avl_plugins.cpu.sharing import of_rows
 from avl_plugins.policies.checks import check_fraction
 from avl_plugins.policies.embedded.covering import covering
 from avl_plugins.policies.embedded.select import Selecting
