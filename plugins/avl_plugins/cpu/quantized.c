@@ -116,8 +116,8 @@ HELPER floats4 add_span(floats4 to, whole4 sum, floats4 scales, float x_scale)
 
 static int64_t tiles(const avl_packed *w) { return (w->outputs + TILE - 1) / TILE; }
 
-// Begins to read what follows a piece, AHEAD bytes on: a thread with AVX-512 then reads half as much
-// again. Codes of 8 bits come as fast by themselves.
+// Begins to read what follows a piece, AHEAD bytes on: a thread waits less. Codes of 8 bits come as fast
+// by themselves.
 HELPER void fetch_ahead(const avl_packed *w, const uint8_t *piece, int64_t bits)
 {
     for (int64_t i = 0; bits == 4 && i < piece_bytes(w); i += 64)
