@@ -28,10 +28,10 @@ static void check_likeness(int64_t tokens, int64_t width, float temperature)
     for (int64_t token = 0; token + ALIKE < tokens; token += ALIKE)
         memcpy(rows + (token + ALIKE) * width, rows, (size_t)width * sizeof *rows);
     const int64_t panels = (tokens + AVL_PANEL - 1) / AVL_PANEL, stride = tokens + 3;
-    const float *out = results(tokens * stride);
+    float *out = results(tokens * stride);
     avl_likeness of = {.tokens = tokens, .width = width, .stride = stride, .features = rows,
                        .panels = results(panels * AVL_PANEL * width),
-                       .out = (void *)out, .temperature = temperature};
+                       .out = out, .temperature = temperature};
     avl_unit_panels(&of, 0, panels);
     avl_compare_panels(&of, 0, panels);
     for (int64_t a = 0; a < tokens; a++)
